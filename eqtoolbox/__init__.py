@@ -1,0 +1,31 @@
+"""eqtoolbox: see how a network learns through its symmetries, while it trains."""
+
+from eqtoolbox import linalg, symmetry
+from eqtoolbox.attach import attach
+from eqtoolbox.monitor import Monitor
+from eqtoolbox.probe import Measurement, Probe, Scheduled
+from eqtoolbox.record import Record
+from eqtoolbox.report.run import Run
+from eqtoolbox.schedule import at, every, log_spaced
+from eqtoolbox.sink import Sink
+from eqtoolbox.snapshot import NotApplicable, Snapshot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Measurement",
+    "Monitor",
+    "NotApplicable",
+    "Probe",
+    "Record",
+    "Run",
+    "Scheduled",
+    "Sink",
+    "Snapshot",
+    "at",
+    "attach",
+    "every",
+    "linalg",
+    "log_spaced",
+    "symmetry",
+]

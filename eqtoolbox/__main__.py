@@ -1,0 +1,7 @@
+"""`python -m eqtoolbox` does what `eqtoolbox` does."""
+
+import sys
+
+from eqtoolbox.cli import main
+
+sys.exit(main())

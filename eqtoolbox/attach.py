@@ -1,0 +1,217 @@
+"""Attach: from what a user writes to a monitor at work."""
+
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from eqtoolbox.capture import check_batch
+from eqtoolbox.config import Probes, describe, resolve
+from eqtoolbox.monitor import Monitor, OnError, monitors_of
+from eqtoolbox.probe import Scheduled
+from eqtoolbox.schedule import Schedule
+from eqtoolbox.sink import Sink
+from eqtoolbox.sinks.jsonl import RunDirectory
+from eqtoolbox.snapshot import parameter_groups, trainable
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    loss_fn: Callable[[nn.Module, Any], Any] | None = None,
+    criterion: nn.Module | None = None,
+    probes: Probes = "standard",
+    probe_batch: Any = None,
+    schedule: int | Schedule | Mapping[str, int | Schedule] | None = None,
+    budget: float | None = 0.05,
+    run_dir: str | PathLike[str] | None = None,
+    sinks: Sequence[Sink] = (),
+    seed: int = 0,
+    on_error: OnError = "warn",
+    resume: bool = False,
+) -> Monitor:
+    """Watch `model` as `optimizer` trains it; training itself stays bit-identical.
+
+    Probes that evaluate the loss need to know it. In order of precedence: decorate it with
+    `monitor.loss`; give `loss_fn` and call `monitor.observe(batch)` each step (or give
+    `probe_batch`); give the `criterion` module that the loop calls on the model's output; or have
+    a model that returns its own loss.
+
+    Args:
+        model: any module with trainable parameters.
+        optimizer: the one whose `step()` counts; a wrapper's own `.optimizer` is found.
+        loss_fn: `loss_fn(model, batch) -> scalar`.
+        criterion: module called as `criterion(model(x), target)` in the loop.
+        probes: "light", "standard", "full", a TOML file, or a list of probes.
+        probe_batch: a fixed batch to measure on, instead of each step's own.
+        schedule: when to measure, overriding the probes' own: every n-th step, a callable
+            `step -> bool`, or a dict of these by probe name.
+        budget: largest share of training time that probes may take; None for no limit, so that
+            exactly the scheduled steps are measured. Skips are recorded.
+        run_dir: directory for the records; None to keep none.
+        sinks: further places for records.
+        seed: of the probes' own random streams.
+        on_error: "warn" records a failing probe and goes on, "raise" is for tests.
+        resume: append to the run in `run_dir` (see `Monitor.state_dict`).
+
+    Returns:
+        The attached monitor; `close()` it at the end, or use it as a context manager.
+
+    Raises:
+        TypeError, ValueError, FileExistsError, OSError: what was expected, what came, what to do.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> monitor = attach(model, optimizer, criterion=nn.MSELoss())
+        >>> monitor.close()
+    """
+    optimizer = _with_hooks(optimizer)
+    _check(model, optimizer, criterion, loss_fn, budget, on_error)
+    if probe_batch is not None:
+        check_batch(probe_batch, model)
+    scheduled = resolve(probes, schedule)
+    where = _caller()
+    store = None if run_dir is None else _open(run_dir, resume)
+    if store is not None:
+        store.describe(**_facts(model, optimizer, scheduled, budget, seed))
+    return Monitor(
+        model,
+        optimizer,
+        probes=scheduled,
+        loss_fn=loss_fn,
+        criterion=criterion,
+        probe_batch=probe_batch,
+        budget=budget,
+        sinks=[*([store] if store else []), *sinks],
+        seed=seed,
+        segment=store.segment if store else 0,
+        on_error=on_error,
+        attached_at=where,
+    )
+
+
+def _with_hooks(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer itself, or the one inside a wrapper, that has working step hooks."""
+    seen = optimizer
+    while seen is not None:
+        if isinstance(seen, torch.optim.Optimizer) and hasattr(seen, "_optimizer_step_post_hooks"):
+            return seen
+        seen = getattr(seen, "optimizer", None)
+    raise TypeError(
+        f"expected a torch.optim.Optimizer with step hooks, or a wrapper that holds one as "
+        f".optimizer, got {type(optimizer).__name__}; pass the inner torch optimizer"
+    )
+
+
+def _check(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    criterion: Any,
+    loss_fn: Any,
+    budget: Any,
+    on_error: Any,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
+    lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]} is a lazy parameter without a shape; run one forward pass before attach()"
+        )
+    if not trainable(model):
+        raise ValueError(
+            f"expected a model with trainable parameters, got {type(model).__name__} with "
+            f"{sum(1 for _ in model.parameters())} parameters, none of which requires gradients"
+        )
+    if not any(group.names for group in parameter_groups(optimizer, model)):
+        raise ValueError(
+            "the optimizer holds none of the model's parameters; make it from model.parameters()"
+        )
+    for other in monitors_of(optimizer):
+        raise ValueError(
+            f"this optimizer has a monitor already, attached at {other.attached_at}; close() that "
+            "one first, or give all probes to one attach()"
+        )
+    if criterion is not None and not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"criterion must be an nn.Module, whose calls can be seen, got {criterion!r}; use "
+            "e.g. nn.CrossEntropyLoss(), or decorate your loss function with @monitor.loss"
+        )
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function (model, batch) -> loss, got {loss_fn!r}")
+    if budget is not None and not (isinstance(budget, (int, float)) and budget > 0):
+        raise ValueError(
+            f"budget is a share of training time such as 0.05, or None for no limit, got {budget!r}"
+        )
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
+
+
+def _open(run_dir: str | PathLike[str], resume: bool) -> RunDirectory:
+    try:
+        return RunDirectory(run_dir, resume=resume)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cannot write run_dir {str(run_dir)!r} ({error.strerror}); give a writable directory",
+        ) from error
+
+
+def _facts(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduled: Sequence[Scheduled],
+    budget: float | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What run.json says about the run."""
+    some = next(iter(trainable(model).values()))
+    parameters = [p.numel() for p in model.parameters()]
+    groups = [
+        {
+            key: value if value == value else None
+            for key, value in (
+                ("lr", g.lr),
+                ("weight_decay", g.weight_decay),
+                ("momentum", g.momentum),
+            )
+        }
+        for g in parameter_groups(optimizer, model)
+    ]
+    return {
+        "eqtoolbox": version("eqtoolbox"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "model": {
+            "class": type(model).__name__,
+            "parameters": sum(parameters),
+            "trainable": sum(p.numel() for p in trainable(model).values()),
+        },
+        "optimizer": {"class": type(optimizer).__name__, "groups": groups},
+        "budget": budget,
+        "seed": seed,
+        "device": str(some.device),
+        "dtype": str(some.dtype).removeprefix("torch."),
+        "probes": {s.probe.name: describe(s) for s in scheduled},
+    }
+
+
+def _caller() -> str:
+    """File and line of the user's own call."""
+    ours = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_stack(sys._getframe(1))):
+        if not frame.filename.startswith(ours):
+            return f"{frame.filename}:{frame.lineno}"
+    return "an unknown place"

@@ -1,0 +1,138 @@
+"""The command line: `eqtoolbox demo | summary RUN | report RUN | check CONFIG`."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eqtoolbox import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError, OSError, LookupError, ImportError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"eqtoolbox: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eqtoolbox: interrupted; what was measured is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="eqtoolbox", description="See how a network learns through its symmetries."
+    )
+    parser.add_argument("--version", action="version", version=f"eqtoolbox {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train a small network on real digits and explain it")
+    demo.add_argument("--run-dir", type=Path, help="directory for the run (default: a new one)")
+    demo.add_argument("--steps", type=int, default=400, help="optimizer steps (default 400)")
+    demo.add_argument("--json", action="store_true", help="print findings as JSON")
+    demo.set_defaults(run=_demo)
+
+    summary = commands.add_parser("summary", help="findings and numbers of a run, in the terminal")
+    summary.add_argument("path", metavar="RUN", type=Path)
+    summary.add_argument("--json", action="store_true", help="print as JSON")
+    summary.set_defaults(run=_summary)
+
+    report = commands.add_parser("report", help="the run as one self-contained HTML page")
+    report.add_argument("path", metavar="RUN", type=Path)
+    report.add_argument("-o", "--output", type=Path, help="file (default: RUN/report.html)")
+    report.set_defaults(run=_report)
+
+    check = commands.add_parser("check", help="check a configuration and print it resolved")
+    check.add_argument("config", metavar="CONFIG", help="a TOML file or a preset's name")
+    check.add_argument("--json", action="store_true", help="print as JSON")
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from eqtoolbox.demos import digits
+    from eqtoolbox.report import Run, summary_data, write_page
+    from eqtoolbox.sinks.live import LiveLine
+
+    if arguments.steps < 1:
+        raise ValueError(f"--steps must be >= 1, got {arguments.steps}")
+    run_dir = arguments.run_dir or _fresh_directory()
+    quiet = arguments.json
+    if not quiet:
+        print(f"Training a small convolutional network on 1,437 handwritten digits -> {run_dir}\n")
+    with tqdm(total=arguments.steps, unit="step", leave=False, disable=quiet) as bar:
+        accuracy = digits.train(
+            steps=arguments.steps,
+            run_dir=str(run_dir),
+            sinks=() if quiet else (LiveLine(),),
+            after_step=lambda *_: bar.update(),
+        )
+    run = Run(run_dir)
+    page = write_page(run, run_dir / "report.html")
+    if quiet:
+        data = {"accuracy": accuracy, "run": str(run_dir), "report": str(page)}
+        _print_json({**data, **summary_data(run)})
+        return
+    print(f"\nTest accuracy {accuracy:.1%}. What the monitor found:\n")
+    print(findings_text(run))
+    print(f"\nNumbers:  eqtoolbox summary {run_dir}\nReport:   {page.resolve()}")
+
+
+def findings_text(run: Any) -> str:
+    """Findings, one a line, marked by level."""
+    marks = {"alarm": "!!", "warning": "! ", "note": "- ", "good": "ok"}
+    return "\n".join(f"  {marks[f.level]} {f.text}" for f in run.findings())
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.report import Run, summary_data, summary_text
+
+    run = Run(arguments.path)
+    if arguments.json:
+        _print_json(summary_data(run))
+    else:
+        print(summary_text(run))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.report import Run, write_page
+
+    run = Run(arguments.path)
+    print(write_page(run, arguments.output or arguments.path / "report.html").resolve())
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.config import describe, resolve
+
+    resolved = {s.probe.name: describe(s) for s in resolve(arguments.config)}
+    if arguments.json:
+        _print_json(resolved)
+        return
+    for name, options in resolved.items():
+        print(f"[{name}]")
+        for key, value in options.items():
+            print(f"  {key} = {value}")
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, allow_nan=False))
+
+
+def _fresh_directory() -> Path:
+    """A directory below the current one that is not there yet."""
+    name = f"eqtoolbox-demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = [Path(name), *(Path(f"{name}-{i}") for i in range(2, 100))]
+    return next(path for path in candidates if not path.exists())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

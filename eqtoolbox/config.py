@@ -1,0 +1,198 @@
+"""Configuration: probe presets and TOML files, checked against the probes' own fields.
+
+A file holds one table per probe; `schedule` says when, the rest are the probe's options:
+
+    [probes.curvature]
+    schedule = 50            # every 50th step; or {every = 50, offset = 10}, {at = [0, 100]},
+    k = 5                    # {log_spaced = 100, until = 10000}
+"""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from eqtoolbox.probe import Probe, Scheduled
+from eqtoolbox.probes.conservation import Conservation
+from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.noether import Noether
+from eqtoolbox.probes.symmetries import FoundSymmetries
+from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
+
+PROBES: dict[str, type[Probe]] = {
+    probe.name: probe for probe in (EquivarianceError, Conservation, Noether, Curvature)
+}
+PRESETS = ("light", "standard", "full")
+Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be read; the message names file, key and remedy."""
+
+
+def preset_path(name: str) -> Path:
+    """Where the preset of this name lies: inside the wheel, or beside a source checkout."""
+    here = Path(__file__).parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / f"{name}.toml").exists():
+            return folder / f"{name}.toml"
+    raise FileNotFoundError(f"the preset {name!r} is missing from this installation")
+
+
+def resolve(probes: Probes, schedule: Any = None) -> list[Scheduled]:
+    """Probes with their schedules, from whatever `attach(probes=...)` accepts.
+
+    Args:
+        probes: a preset's name, a TOML file, probes, scheduled probes, or what such a file holds.
+        schedule: overrides every probe's own; an int, a callable, or a dict by probe name.
+
+    Raises:
+        ConfigError: unknown key, wrong type or value; names file, key and nearest match.
+        TypeError: `probes` is none of these.
+    """
+    if isinstance(probes, (str, Path)):
+        scheduled = load(_path_of(probes))
+    elif isinstance(probes, Mapping):
+        scheduled = from_tables(probes, "probes=")
+    else:
+        scheduled = [_with_schedule(p) for p in probes]
+    names = [s.probe.name for s in scheduled]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"each probe can be given once, got {names}")
+    return [Scheduled(probe=s.probe, schedule=_override(s, schedule, names)) for s in scheduled]
+
+
+def load(path: Path) -> list[Scheduled]:
+    """Probes of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, malformed, or holds an unknown key.
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    _known(data, ("probes", "description"), str(path), "")
+    return from_tables(data.get("probes", {}), str(path))
+
+
+def from_tables(tables: Mapping[str, Any], source: str) -> list[Scheduled]:
+    """Probes from tables of options by probe name; parameter probes share their symmetries."""
+    if not isinstance(tables, Mapping) or not tables:
+        raise ConfigError(f"{source}: expected tables [probes.NAME] of {', '.join(PROBES)}")
+    _known(tables, tuple(PROBES), source, "probes.")
+    shared = FoundSymmetries()
+    scheduled = []
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{source}: probes.{name} must be a table, got {table!r}")
+        kind = PROBES[name]
+        options = {f.name: f.type for f in fields(kind) if f.name != "symmetries"}  # type: ignore[arg-type]
+        if kind is EquivarianceError:
+            options["symmetries"] = tuple[str, ...]
+        _known(table, ("schedule", *options), source, f"probes.{name}.")
+        for key, value in table.items():
+            if key != "schedule":
+                _check_type(value, options[key], f"{source}: probes.{name}.{key}")
+        given: dict[str, Any] = {k: v for k, v in table.items() if k != "schedule"}
+        if kind in (Conservation, Noether):
+            given["symmetries"] = shared
+        where = f"{source}: probes.{name}"
+        try:
+            probe = kind(**given)
+            when = schedule_from(table.get("schedule", 1))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+        scheduled.append(Scheduled(probe=probe, schedule=when))
+    return scheduled
+
+
+def schedule_from(value: Any) -> Schedule:
+    """A schedule from a TOML value: an int, or a table with `every`, `at` or `log_spaced`."""
+    if not isinstance(value, Mapping):
+        return as_schedule(value)
+    kinds: dict[str, tuple[Callable[..., Schedule], str]] = {
+        "every": (every, "offset"),
+        "log_spaced": (log_spaced, "until"),
+        "at": (at, ""),
+    }
+    for name, (make, extra) in kinds.items():
+        if name in value and set(value) <= {name, extra}:
+            return make(value[name], **({extra: value[extra]} if extra in value else {}))
+    raise ValueError(
+        "schedule must be an int, {every = n, offset = m}, {at = [steps]} or "
+        f"{{log_spaced = n, until = m}}, got {dict(value)}"
+    )
+
+
+def describe(scheduled: Scheduled) -> dict[str, Any]:
+    """A probe's schedule and options as JSON values."""
+    probe = scheduled.probe
+    described: dict[str, Any] = {"schedule": repr(scheduled.schedule)}
+    names = [f.name for f in fields(probe)] if is_dataclass(probe) else []
+    for name in names:
+        value = getattr(probe, name)
+        if isinstance(value, FoundSymmetries):
+            continue
+        if isinstance(value, tuple):
+            value = [v if isinstance(v, str) else getattr(v, "name", repr(v)) for v in value]
+        described[name] = value
+    return described
+
+
+def _path_of(probes: str | Path) -> Path:
+    if str(probes) in PRESETS:
+        return preset_path(str(probes))
+    if Path(probes).suffix != ".toml":
+        near = difflib.get_close_matches(str(probes), PRESETS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"expected one of {PRESETS} or a .toml file, got {str(probes)!r}{hint}")
+    return Path(probes)
+
+
+def _with_schedule(probe: Any) -> Scheduled:
+    if isinstance(probe, Scheduled):
+        return probe
+    if isinstance(probe, Probe):
+        return Scheduled(probe=probe, schedule=every(1))
+    raise TypeError(f"expected a Probe or Scheduled, got {probe!r}")
+
+
+def _override(scheduled: Scheduled, schedule: Any, names: list[str]) -> Schedule:
+    if isinstance(schedule, Mapping):
+        _known(schedule, names, "schedule=", "")
+        schedule = schedule.get(scheduled.probe.name)
+    return scheduled.schedule if schedule is None else as_schedule(schedule)
+
+
+def _known(table: Mapping[str, Any], allowed: Sequence[str], source: str, prefix: str) -> None:
+    for key in table:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, 1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(
+                f"{source}: unknown key {prefix}{key}; expected {', '.join(allowed)}{hint}"
+            )
+
+
+def _check_type(value: Any, kind: Any, where: str) -> None:
+    """Refuse a value that does not fit the field's annotation; ints pass for floats."""
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        if not isinstance(value, list) or not all(isinstance(v, item) for v in value):
+            raise ConfigError(f"{where}: expected a list of {item.__name__}, got {value!r}")
+        return
+    choices = get_args(kind)
+    if choices and all(isinstance(c, str) for c in choices):
+        if value not in choices:
+            raise ConfigError(f"{where}: expected one of {choices}, got {value!r}")
+        return
+    accepted = (int, float) if kind is float else kind
+    wrong_bool = isinstance(value, bool) and kind is not bool
+    if wrong_bool or not isinstance(value, accepted):
+        raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")

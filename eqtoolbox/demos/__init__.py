@@ -1,0 +1,1 @@
+"""Small real problems that run offline."""

@@ -1,0 +1,146 @@
+"""An orthonormal set of vectors, stored as the rows of one matrix per dtype and device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.linalg.vectors import Space, Vector, dot, norm, pieces, wide
+
+Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype and device
+
+
+class Basis:
+    """Up to `capacity` orthonormal rows q_1 … q_m with Qw and Qᵀc in float64 coefficients.
+
+    One flat row per vector keeps the cost of m inner products at one pass over memory, however
+    many tensors a model has; only elementwise float32 and float64 products are used, because
+    autocast and TF32 would silently round a float32 matrix product to three digits.
+
+    Example:
+        >>> x = {"x": torch.tensor([3.0, 4.0])}
+        >>> basis = Basis.spanning([x, x])
+        >>> len(basis), basis.coefficients(basis.pack(x)).tolist()
+        (1, [5.0])
+    """
+
+    def __init__(self, space: Space, capacity: int) -> None:
+        self.space = space
+        self.capacity = capacity
+        self._size = 0
+        self._groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+        for name, x in space.like.items():
+            self._groups.setdefault((x.dtype, x.device), []).append(name)
+        self._rows = [
+            torch.empty(capacity, sum(space.shapes[n].numel() for n in names), dtype=d, device=v)
+            for (d, v), names in self._groups.items()
+        ]
+
+    @classmethod
+    def spanning(cls, vectors: Sequence[Vector]) -> "Basis":
+        """An orthonormal basis of span(vectors); dependent vectors are left out.
+
+        Raises:
+            ValueError: no vectors, or all of them zero.
+        """
+        if not vectors:
+            raise ValueError("a basis needs at least one vector, got none")
+        space = Space.of(vectors[0])
+        basis = cls(space, min(len(vectors), space.size))
+        for v in vectors:
+            space.check(v)
+            w = basis.pack(v)
+            before = flat_norm(w)
+            basis.orthogonalise(w)
+            after = flat_norm(w)
+            if len(basis) < basis.capacity and after > 100 * space.eps * before:
+                basis.append([x.div_(after) for x in w])
+        if not len(basis):
+            raise ValueError("a basis needs a vector that is not zero")
+        return basis
+
+    def __len__(self) -> int:
+        return self._size
+
+    def pack(self, v: Vector) -> Flat:
+        """A flat copy of `v`."""
+        return [torch.cat([v[n].reshape(-1) for n in g]) for g in self._groups.values()]
+
+    def unpack(self, flat: Flat) -> dict[str, Tensor]:
+        """Views of `flat` under their names, in the order of the space."""
+        shapes, views = self.space.shapes, {}
+        for x, names in zip(flat, self._groups.values(), strict=True):
+            parts = torch.split(x, [shapes[n].numel() for n in names])
+            views.update({n: p.view(shapes[n]) for n, p in zip(names, parts, strict=True)})
+        return {name: views[name] for name in self.space.like}
+
+    def vector(self, i: int) -> dict[str, Tensor]:
+        """Views of row i under their names."""
+        return self.unpack([rows[i] for rows in self._rows])
+
+    def append(self, q: Flat) -> None:
+        """Add `q`, of norm 1 and orthogonal to the others, as the next row."""
+        for rows, x in zip(self._rows, q, strict=True):
+            rows[self._size] = x
+        self._size += 1
+
+    def coefficients(self, w: Flat, first: int = 0) -> Tensor:
+        """⟨q_i, w⟩ for the rows from `first` on, shape (m - first,), float64 on the CPU."""
+        total = torch.zeros(self._size - first, dtype=torch.float64)
+        for rows, x in zip(self._rows, w, strict=True):
+            blocks = zip(pieces(rows[first : self._size]), pieces(x), strict=True)
+            total += torch.stack([wide(a) @ wide(b) for a, b in blocks]).sum(0).cpu()
+        return total
+
+    def subtract(self, w: Flat, coefficients: Tensor) -> None:
+        """w ← w − Σ c_i q_i, in place."""
+        for rows, x in zip(self._rows, w, strict=True):
+            for i, c in enumerate(coefficients.tolist()):
+                if c:
+                    x.sub_(rows[i], alpha=c)
+
+    def orthogonalise(self, w: Flat) -> Tensor:
+        """Subtract the projection on all rows from `w`, twice; returns the coefficients (m,)."""
+        first = self.coefficients(w)
+        self.subtract(w, first)
+        second = self.coefficients(w)
+        self.subtract(w, second)
+        return first + second
+
+    def project(self, v: Vector) -> dict[str, Tensor]:
+        """Πv, the orthogonal projection of `v` on the span."""
+        w = self.pack(v)
+        return self.combine(self.coefficients(w)[:, None])[0]
+
+    def combine(self, coefficients: Tensor) -> list[dict[str, Tensor]]:
+        """The vectors Σ_i c_ij q_i, one per column of `coefficients` (m, p)."""
+        flat = [self._mixed(rows, coefficients) for rows in self._rows]
+        return [self.unpack([x[j] for x in flat]) for j in range(coefficients.shape[1])]
+
+    def rotate(self, coefficients: Tensor) -> None:
+        """Replace the m rows by p <= m orthonormal combinations; `coefficients` is (m, p)."""
+        count = coefficients.shape[1]
+        for rows in self._rows:
+            rows[:count] = self._mixed(rows, coefficients)
+        self._size = count
+
+    def _mixed(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        mix = wide(coefficients.to(rows.device)).T
+        out = rows.new_empty(mix.shape[0], rows.shape[1])
+        for target, source in zip(pieces(out), pieces(rows[: self._size]), strict=True):
+            target.copy_(mix @ wide(source))
+        return out
+
+
+def flat_dot(a: Flat, b: Flat) -> float:
+    """Inner product of flat vectors, in float64."""
+    return dot(_named(a), _named(b))
+
+
+def flat_norm(w: Flat) -> float:
+    """Euclidean norm of a flat vector, in float64."""
+    return norm(_named(w))
+
+
+def _named(w: Flat) -> Vector:
+    return {str(i): x for i, x in enumerate(w)}

@@ -1,0 +1,174 @@
+"""The Lanczos iteration with full reorthogonalisation, thick restarts and fresh starts.
+
+Basis rows Q, T = QHQᵀ, and orthonormal rows R beyond them obey HQᵀ = QᵀT + RᵀSᵀ, so that a Ritz
+pair (θ, z) of T has the residual ‖HQᵀz − θQᵀz‖ = ‖Sᵀz‖ without a further product. R holds one row,
+the vector that the chain goes on with, and one more for each fresh start.
+Reference: Wu & Simon 2000, Thick-restart Lanczos method for large symmetric eigenvalue problems;
+Ruhe 1979, Implementation aspects of band Lanczos algorithms.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.linalg.basis import Basis, Flat, flat_dot, flat_norm
+from eqtoolbox.linalg.operator import LinearOperator
+from eqtoolbox.linalg.vectors import Vector, random_like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ritz:
+    """The eigenpairs of the projected operator T, ascending."""
+
+    values: Tensor  # (m,) float64
+    weights: Tensor  # (m, m) float64, column i the coordinates of Ritz vector i
+    residuals: Tensor  # (m,) float64, ‖Hv − θv‖
+    couplings: Tensor  # (b, m) float64, |⟨r_j, Hv_i⟩| with each row beyond the space
+
+
+class Krylov:
+    """A growing space of a symmetric operator, spanned by chains of products.
+
+    Raises:
+        FloatingPointError: a product is not finite.
+        ValueError: the operator is not symmetric, or the start vector is zero or not finite.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        capacity: int,
+        generator: torch.Generator,
+        start: Vector | None = None,
+    ) -> None:
+        self.operator = operator
+        self.basis = Basis(operator.space, min(capacity, operator.size))
+        self.matvecs = 0
+        self.scale = 0.0  # largest ‖Hq‖ seen
+        self.asymmetry = 0.0  # largest departure of QHQᵀ from its transpose seen
+        self._generator = generator
+        self._projected = torch.zeros(0, 0, dtype=torch.float64)  # T (m, m)
+        self._beyond: list[Flat] = []  # R, b rows
+        self._couplings = torch.zeros(0, 0, dtype=torch.float64)  # S (m, b)
+        self._lost = torch.zeros(0, dtype=torch.float64)  # (m,) remainders dropped as rounding
+        if start is None:
+            self.refresh()
+        else:
+            operator.space.check(start, "start")
+            w = self.basis.pack(start)
+            length = flat_norm(w)
+            if not 0 < length < math.inf:
+                raise ValueError(f"start must be finite and not zero, got norm {length}")
+            self._push(w, length)
+
+    @property
+    def size(self) -> int:
+        """Dimension m of the space that H has been applied to."""
+        return len(self.basis)
+
+    @property
+    def full(self) -> bool:
+        """No room for another vector."""
+        return self.size == self.basis.capacity
+
+    def step(self, row: int = -1) -> bool:
+        """Take row `row` of R into the basis and apply H to it: one product.
+
+        Returns:
+            Whether the chain goes on; False when its space is invariant to rounding.
+        """
+        if not self._beyond:
+            self.refresh()
+        w, predicted = self._product_of_next(row)
+        # first pass: what symmetry predicts; second pass: what is left, rounding if H is symmetric
+        known = torch.cat([predicted, self.basis.coefficients(w, first=self.size - 1)])
+        self.basis.subtract(w, known)
+        rest = self.basis.coefficients(w)
+        self.basis.subtract(w, rest)
+        aside = self._subtract_beyond(w)
+        beta = flat_norm(w)
+        self._check(rest[:-1], math.hypot(*(known + rest).tolist(), *aside.tolist(), beta))
+        self._projected = _bordered(self._projected, known + rest)
+        self._couplings = torch.cat([self._couplings, aside[None]])
+        goes_on = beta > 100 * self.operator.space.eps * self.scale
+        self._lost = torch.cat([self._lost, torch.tensor([0.0 if goes_on else beta]).double()])
+        if goes_on:
+            self._push(w, beta)
+            self._couplings[-1, -1] = beta
+        return goes_on
+
+    def ritz(self) -> Ritz:
+        """Eigenpairs of T with their residuals."""
+        values, weights = torch.linalg.eigh(self._projected)
+        couplings = (self._couplings.T @ weights).abs()
+        floor = self.asymmetry + self.operator.space.eps * self.scale + self._lost @ weights.abs()
+        residuals = couplings.square().sum(dim=0).sqrt() + floor
+        return Ritz(values=values, weights=weights, residuals=residuals, couplings=couplings)
+
+    def restart(self, ritz: Ritz, keep: Tensor) -> None:
+        """Keep the Ritz vectors with indices `keep` (p,) as the basis, and all of R."""
+        mix = ritz.weights[:, keep]
+        self.basis.rotate(mix)
+        self._projected = torch.diag(ritz.values[keep])
+        self._couplings = mix.T @ self._couplings
+        self._lost = self._lost @ mix.abs()
+
+    def refresh(self) -> None:
+        """Begin a fresh chain: a random last row of R, which sees what the others cannot."""
+        w = self.basis.pack(random_like(self.operator.space.like, self._generator))
+        for _ in range(2):
+            self.basis.orthogonalise(w)
+            self._subtract_beyond(w)
+        self._push(w, flat_norm(w))
+
+    def _product_of_next(self, row: int) -> tuple[Flat, Tensor]:
+        q = self._beyond.pop(row)
+        predicted = self._couplings[:, row]
+        rows = [j for j in range(len(self._beyond) + 1) if j != row % (len(self._beyond) + 1)]
+        self._couplings = self._couplings[:, rows]
+        if rows:  # the basis may have grown since q was orthogonalised
+            self.basis.orthogonalise(q)
+        self.basis.append(q)
+        w = self.basis.pack(self.operator(self.basis.vector(self.size - 1)))
+        self.matvecs += 1
+        return w, predicted
+
+    def _push(self, w: Flat, length: float) -> None:
+        self._beyond.append([x.div_(length) for x in w])
+        self._couplings = torch.cat([self._couplings, torch.zeros(self.size, 1).double()], dim=1)
+
+    def _subtract_beyond(self, w: Flat) -> Tensor:
+        """Make `w` orthogonal to R; returns its coefficients (b,)."""
+        coefficients = torch.zeros(len(self._beyond), dtype=torch.float64)
+        for j, r in enumerate(self._beyond):
+            coefficients[j] = flat_dot(r, w)
+            for x, y in zip(w, r, strict=True):
+                x.sub_(y, alpha=float(coefficients[j]))
+        return coefficients
+
+    def _check(self, rest: Tensor, length: float) -> None:
+        if not math.isfinite(length):
+            raise FloatingPointError(
+                f"the operator's product must be finite, got norm {length} in product "
+                f"{self.matvecs}; the loss may overflow"
+            )
+        self.scale = max(self.scale, length)
+        self.asymmetry = max(self.asymmetry, float(rest.norm()))
+        if self.asymmetry > self.operator.accuracy * self.scale:
+            raise ValueError(
+                f"the operator must be symmetric, got |⟨u,Hv⟩ − ⟨v,Hu⟩| = "
+                f"{self.asymmetry / self.scale:.1e}·‖H‖ in product {self.matvecs}; the loss may be "
+                "random (dropout, shuffling) or have a wrong second derivative"
+            )
+
+
+def _bordered(T: Tensor, column: Tensor) -> Tensor:
+    """T with one more row and column."""
+    m = len(column)
+    larger = T.new_zeros(m, m)
+    larger[: m - 1, : m - 1] = T
+    larger[:, -1] = column
+    larger[-1, :] = column
+    return larger

@@ -1,0 +1,462 @@
+"""The monitor: a due step is caught, measured in isolation, and its records go to the sinks."""
+
+import hashlib
+import logging
+import math
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from eqtoolbox.capture import LossCapture, check_batch
+from eqtoolbox.isolation import RandomState, isolated
+from eqtoolbox.objective import LossFunction, Objective, Parameters
+from eqtoolbox.probe import Measurement, Probe, Scheduled, record
+from eqtoolbox.record import Record, Status
+from eqtoolbox.sink import Sink
+from eqtoolbox.snapshot import (
+    NotApplicable,
+    Snapshot,
+    gradients,
+    parameter_groups,
+    trainable,
+)
+
+logger = logging.getLogger("eqtoolbox")
+F = TypeVar("F", bound=Callable[..., Any])
+OnError = Literal["warn", "raise"]
+
+MAX_FAILURES = 3  # in a row, after which a probe is disabled
+MIN_GRADIENT_COSINE = 0.99  # replayed against training gradient; below it the loss is another
+
+
+class Monitor:
+    """Watches one model and one optimizer; made by `eqtoolbox.attach`.
+
+    Each call of `optimizer.step()` is one step. On a due step the parameters before and after,
+    the gradient and the batch are frozen into a `Snapshot`, the due probes measure it, and their
+    records are written. Training is bit-identical with and without.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        probes: Sequence[Scheduled],
+        loss_fn: LossFunction | None = None,
+        criterion: nn.Module | None = None,
+        probe_batch: Any = None,
+        budget: float | None = 0.05,
+        sinks: Sequence[Sink] = (),
+        seed: int = 0,
+        segment: int = 0,
+        on_error: OnError = "warn",
+        attached_at: str = "",
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.probes = tuple(probes)
+        self.budget = budget
+        self.step = 0
+        self.attached_at = attached_at
+        self._capture = LossCapture(model, loss_fn, criterion)
+        self._probe_batch = probe_batch
+        self._probe_random = RandomState.seeded(seed)
+        self._seed = seed
+        self._segment = segment
+        self._on_error = on_error
+        self._sinks = list(sinks)
+        self._references: dict[str, Any] = {}
+        self._failures: dict[str, int] = {}
+        self._last_run: dict[str, int] = {}
+        self._disabled: set[str] = set()
+        self._balance = 0.0  # seconds of probing that training has paid for so far
+        self._spent = {"training": 0.0, "probing": 0.0}
+        self._left_at: float | None = None  # clock when training was last left alone
+        self._costs: dict[str, float] = {}  # seconds of each probe's last run
+        self._todo: list[Probe] = []
+        self._before: Parameters | None = None
+        self._checked = False
+        self._handles: list[Any] = []
+        self._install()
+
+    # -- what a user calls ----------------------------------------------------------------------
+
+    def loss(self, function: F) -> F:
+        """Decorate `loss_fn(model, batch, ...) -> loss`, so that probes can evaluate it.
+
+        Returns a function that does exactly the same. The loss may also be the first of a tuple,
+        an attribute `.loss` or a key `"loss"` of what the function returns.
+        """
+        return self._capture.wrap(function)
+
+    def observe(self, batch: Any) -> None:
+        """Tell the batch of the coming step, where `loss_fn=` was given to `attach`."""
+        self._capture.observe(batch)
+
+    def probe_now(self) -> list[Record]:
+        """Measure all probes at the present parameters, whatever is due, and return the records.
+
+        Raises:
+            ValueError: no batch is known; give `probe_batch` or call `observe(batch)` first.
+        """
+        if self._probe_batch is None and self._capture.training() is None:
+            raise ValueError(
+                "probe_now() needs a batch: give probe_batch= to attach, or call "
+                "monitor.observe(batch) with loss_fn= first"
+            )
+        started = time.perf_counter()
+        before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+        written = self._measure([p.probe for p in self.probes], before, None)
+        if self._left_at is not None:
+            self._left_at += time.perf_counter() - started
+        return written
+
+    def detach(self) -> None:
+        """Take every hook off; the model and the optimizer are as they were."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._capture.remove()
+        self._capture.drop()
+        self._capture.armed = False
+        self._before = None
+
+    def close(self) -> None:
+        """Detach and finish the sinks. Calling it again does nothing."""
+        self.detach()
+        for sink in self._sinks:
+            self._guarded(sink, sink.close)
+        self._sinks.clear()
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._event("error", "training", f"{type(error).__name__}: {error}")
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same records: step, references, budget."""
+        return {
+            "step": self.step,
+            "references": self._references,
+            "last_run": dict(self._last_run),
+            "disabled": sorted(self._disabled),
+            "balance": self._balance,
+            "spent": dict(self._spent),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            KeyError: `state` is no monitor state.
+        """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
+        self.step = state["step"]
+        self._references = dict(state["references"])
+        self._last_run = dict(state["last_run"])
+        self._disabled = set(state["disabled"])
+        self._balance = state["balance"]
+        self._spent = dict(state["spent"])
+        self._arm()
+
+    # -- one optimizer step ---------------------------------------------------------------------
+
+    def _install(self) -> None:
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._step_starts),
+            self.optimizer.register_step_post_hook(self._step_ends),
+        ]
+        self._capture.install()
+        self._arm()
+
+    def _due(self) -> list[Probe]:
+        return [
+            s.probe
+            for s in self.probes
+            if s.probe.name not in self._disabled and s.schedule(self.step)
+        ]
+
+    def _arm(self) -> None:
+        self._capture.armed = bool(self._due())
+
+    def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        now = time.perf_counter()
+        if self._left_at is not None:
+            self._pay(now - self._left_at)
+        self._left_at = now
+        try:
+            self._capture.stepping, self._capture.evaluations = True, 0
+            self._todo = self._affordable(self._due())
+            if self._todo:
+                self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+        except Exception as error:
+            self._failed("monitor", error)
+
+    def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._before is not None:
+            _synchronize(self.model)
+        now = time.perf_counter()
+        self._pay(now - (self._left_at if self._left_at is not None else now))
+        try:
+            before, self._before = self._before, None
+            if before is not None:
+                after = {n: p.detach() for n, p in trainable(self.model).items()}
+                self._measure(self._todo, before, after)
+        except Exception as error:
+            self._failed("monitor", error)
+        finally:
+            self._capture.stepping = False
+            self._capture.drop()
+            self.step += 1
+            self._arm()
+            self._left_at = time.perf_counter()
+
+    def _pay(self, seconds: float) -> None:
+        self._spent["training"] += seconds
+        self._balance += (self.budget or 0.0) * seconds
+
+    def _affordable(self, due: list[Probe]) -> list[Probe]:
+        """Due probes that the budget allows, the longest waiting first; the rest is recorded.
+
+        A token bucket that may go into debt: a probe runs while the balance, less what the probes
+        before it cost last time, is not negative; training then pays the debt off. None starves,
+        and the first run of each probe needs no credit.
+        """
+        if self.budget is None:
+            return due
+        run: list[Probe] = []
+        for probe in sorted(due, key=lambda p: self._last_run.get(p.name, -1)):
+            planned = sum(self._costs.get(p.name, 0.0) for p in run)
+            if probe.name not in self._last_run or self._balance - planned >= 0:
+                run.append(probe)
+            else:
+                overhead = self._spent["probing"] / max(self._spent["training"], 1e-9)
+                note = f"overhead {overhead:.1%} so far, budget {self.budget:.1%}"
+                self._write(_headline(probe, "skipped_budget", note), probe)
+        return run
+
+    # -- measuring ------------------------------------------------------------------------------
+
+    def _measure(
+        self, probes: list[Probe], before: Parameters, after: Parameters | None
+    ) -> list[Record]:
+        written: list[Record] = []
+        started = time.perf_counter()
+        snapshot = self._snapshot(before, after)
+        if after is not None:
+            written += self._context(snapshot)
+        for probe in probes:
+            written += self._run(probe, snapshot)
+        self._account(time.perf_counter() - started)
+        if after is not None and probes:
+            overhead = self._spent["probing"] / max(self._spent["training"], 1e-9)
+            written.append(self._emit("cost/overhead", overhead))
+        return written
+
+    def _account(self, seconds: float) -> None:
+        self._spent["probing"] += seconds
+        self._balance -= seconds
+
+    def _snapshot(self, before: Parameters, after: Parameters | None) -> Snapshot:
+        training = self._capture.training()
+        measured: Objective | None = training
+        if self._probe_batch is not None:
+            measured = self._capture.on(self._probe_batch, self._probe_random)
+        return Snapshot(
+            step=self.step,
+            before=before,
+            after=after,
+            gradient=gradients(self.model) if self._capture.evaluations <= 1 else None,
+            groups=parameter_groups(self.optimizer, self.model),
+            optimizer=type(self.optimizer).__name__,
+            training=training,
+            measured=measured,
+            why_no_loss="" if measured else self._capture.why_none(),
+        )
+
+    def _context(self, snapshot: Snapshot) -> list[Record]:
+        """Loss and learning rate of the step, and once whether the replayed loss is the real."""
+        written = []
+        if self._capture.value is not None:
+            written.append(self._emit("training/loss", float(self._capture.value)))
+        rates = {g.lr for g in snapshot.groups if g.names and math.isfinite(g.lr)}
+        if len(rates) == 1:
+            written.append(self._emit("training/learning_rate", rates.pop()))
+        if not self._checked and snapshot.training and snapshot.gradient:
+            self._checked = True
+            try:
+                written.append(self._check_replay(snapshot, snapshot.training))
+            except Exception as error:
+                self._failed("monitor", error)
+        return written
+
+    def _check_replay(self, snapshot: Snapshot, objective: Objective) -> Record:
+        leaves = {n: p.clone().requires_grad_() for n, p in snapshot.before.items()}
+        with objective.isolated():
+            check_batch(objective.batch, self.model)
+            replayed = torch.autograd.grad(
+                objective.loss(leaves), list(leaves.values()), allow_unused=True
+            )
+        pairs = [
+            (a.double(), snapshot.gradient[n].double())
+            for n, a in zip(leaves, replayed, strict=True)
+            if a is not None and snapshot.gradient is not None
+        ]
+        inner, one, two = (
+            sum(float((x.conj() * y).real.sum()) for x, y in rows)
+            for rows in (pairs, [(a, a) for a, _ in pairs], [(b, b) for _, b in pairs])
+        )
+        cosine = inner / math.sqrt(one * two) if one * two > 0 else math.nan
+        if cosine < MIN_GRADIENT_COSINE:
+            self._warn(
+                "monitor",
+                f"the replayed loss has another gradient than the training step (cosine "
+                f"{cosine:.3f}): probes measure a different loss. Likely causes: a regulariser "
+                "outside the loss function, gradient accumulation or clipping by value, a random "
+                "loss, a loss other than the one given",
+            )
+        return self._emit("monitor/closure_grad_cos", cosine)
+
+    def _run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
+        started = time.perf_counter()
+        measurements: list[Measurement] = []
+        rng = self._generator(probe)
+        problem: Measurement | None = None
+        try:
+            with self._isolated(snapshot):
+                if snapshot.measured is not None:
+                    check_batch(snapshot.measured.batch, self.model)
+                if probe.name not in self._references:
+                    self._references[probe.name] = probe.reference(snapshot, rng)
+                measurements.extend(probe.measure(snapshot, self._references[probe.name], rng))
+        except NotApplicable as reason:
+            problem = _headline(probe, "not_applicable", str(reason))
+        except FloatingPointError as reason:
+            problem = _headline(probe, "non_finite", str(reason))
+        except Exception as error:
+            problem = _headline(probe, "failed", f"{type(error).__name__}: {error}")
+            self._failed(probe.name, error)
+        else:
+            self._failures.pop(probe.name, None)
+        _synchronize(self.model)
+        seconds = time.perf_counter() - started
+        self._last_run[probe.name] = self.step
+        self._costs[probe.name] = seconds
+        rows = [*measurements, *([problem] if problem else [])]
+        written = [self._write(row, probe, seconds) for row in rows]
+        matvecs = sum(row.matvecs or 0 for row in measurements)
+        written.append(self._emit(f"cost/seconds/{probe.name}", seconds, unit="s"))
+        if matvecs:
+            written.append(self._emit(f"cost/matvecs/{probe.name}", float(matvecs)))
+        return written
+
+    def _isolated(self, snapshot: Snapshot) -> Any:
+        objective = snapshot.measured or snapshot.training
+        return objective.isolated() if objective is not None else isolated(self.model)
+
+    def _generator(self, probe: Probe) -> torch.Generator:
+        """Own stream per (seed, step, probe): results do not depend on what else is measured."""
+        digest = hashlib.sha256(f"{self._seed}/{self.step}/{probe.name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def _write(
+        self, measurement: Measurement, probe: Probe, seconds: float | None = None
+    ) -> Record:
+        row = record(measurement, probe, self.step, self._segment)
+        status: Status = row.status
+        if status == "ok" and not math.isfinite(row.value):
+            status = "non_finite"
+        return self._put(replace(row, status=status, seconds=seconds))
+
+    def _emit(self, name: str, value: float, unit: str = "1") -> Record:
+        status: Status = "ok" if math.isfinite(value) else "non_finite"
+        return self._put(
+            Record(
+                step=self.step, name=name, value=value, unit=unit, status=status,
+                segment=self._segment,
+            )
+        )  # fmt: skip
+
+    def _put(self, row: Record) -> Record:
+        self._to_sinks(lambda sink: sink.write(row))
+        return row
+
+    def _event(self, kind: str, probe: str, message: str) -> None:
+        self._to_sinks(lambda sink: sink.event(self.step, kind, probe, message))
+
+    def _to_sinks(self, action: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            self._guarded(sink, lambda sink=sink: action(sink))  # type: ignore[misc]
+
+    def _guarded(self, sink: Sink, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            if sink in self._sinks:
+                self._sinks.remove(sink)
+            self._warn(
+                "monitor",
+                f"{type(sink).__name__} is disabled, it raised {type(error).__name__}: {error}",
+            )
+
+    def _warn(self, probe: str, message: str) -> None:
+        self._event("warning", probe, message)
+        try:
+            warnings.warn(f"eqtoolbox: {message}", RuntimeWarning, stacklevel=2)
+        except RuntimeWarning:  # warnings are errors here: still no reason to stop training
+            if self._on_error == "raise":
+                raise
+            logger.warning("%s", message)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        """A raising probe never stops training: recorded, warned of once, disabled after three."""
+        if self._on_error == "raise":
+            raise error
+        self._failures[name] = self._failures.get(name, 0) + 1
+        self._event("error", name, "".join(traceback.format_exception(error)).strip())
+        if self._failures[name] == 1:
+            self._warn(name, f"{name} failed with {type(error).__name__}: {error}")
+        if self._failures[name] == MAX_FAILURES:
+            self._disabled.add(name)
+            self._event("warning", name, f"{name} is disabled after {MAX_FAILURES} failures")
+            logger.warning("%s is disabled after %d failures", name, MAX_FAILURES)
+
+
+def _headline(probe: Probe, status: Status, note: str) -> Measurement:
+    return Measurement(probe.headline, math.nan, status=status, note=note)
+
+
+def _synchronize(model: nn.Module) -> None:
+    """Wait for the accelerator, so that clocks tell what was really spent."""
+    device = next((p.device for p in model.parameters()), None)
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def monitors_of(optimizer: torch.optim.Optimizer) -> Iterable[Monitor]:
+    """Monitors attached to this optimizer."""
+    hooks = getattr(optimizer, "_optimizer_step_post_hooks", {}).values()
+    owners = (getattr(hook, "__self__", None) for hook in hooks)
+    return [owner for owner in owners if isinstance(owner, Monitor)]

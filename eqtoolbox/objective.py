@@ -1,0 +1,198 @@
+"""The objective: a model and its training loss as pure functions of a dict of parameters."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from eqtoolbox.isolation import RandomState, evaluation, isolated, random_streams
+
+Parameters = dict[str, Tensor]
+LossFunction = Callable[[nn.Module, Any], Any]
+
+
+class _Scope(nn.Module):
+    """Runs `body(model)`; `functional_call` on it keeps parameters swapped for the whole body."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, body: Callable[[nn.Module], Any]) -> Any:
+        return body(self.model)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the model inside the loss: its arguments and its output."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """`loss_fn(model, batch)` at any parameters, with the buffers and random state of one step.
+
+    Evaluations are repeatable (dropout masks frozen at the step's own) and leave no trace: the
+    parameters given are swapped in for the call, buffers are fresh clones each time.
+    """
+
+    model: nn.Module
+    loss_fn: LossFunction
+    batch: Any
+    random: RandomState
+    buffers: Parameters
+    modules: tuple[nn.Module, ...] = field(default=())  # further modules the loss calls
+    dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
+
+    def loss(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Training loss at `params` (scalar), in the modes the training step ran in."""
+        return self._scalar(params, train=True)
+
+    def evaluated(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The same loss with the model in evaluation mode."""
+        return self._scalar(params, train=False)
+
+    def predict(self, params: Mapping[str, Tensor], inputs: Tensor) -> Any:
+        """Model output on `inputs` in evaluation mode, other arguments as in the training step.
+
+        Given fewer samples than the step had, other arguments are cut to as many.
+        """
+        samples, given = len(self.inputs), len(inputs)
+
+        def cut(x: Any) -> Any:
+            batched = isinstance(x, Tensor) and x.dim() > 0 and len(x) == samples
+            return x[:given] if batched else x
+
+        args, kwargs = tree_map(cut, self._cast((self.call.args, self.call.kwargs)))
+        if args:
+            args = (inputs, *args[1:])
+        else:
+            kwargs = {**kwargs, next(iter(kwargs)): inputs}
+        return self._run(params, lambda model: model(*args, **kwargs), train=False)
+
+    @cached_property
+    def call(self) -> Call:
+        """How the loss calls the model: the first call, with its evaluation-mode output.
+
+        Raises:
+            LookupError: the loss never calls the model itself.
+        """
+        calls: list[Call] = []
+
+        def body(model: nn.Module) -> None:
+            def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                calls.append(Call(args, kwargs, output))
+
+            handle = model.register_forward_hook(note, with_kwargs=True)
+            try:
+                self.loss_fn(model, self._batch())
+            finally:
+                handle.remove()
+
+        with torch.no_grad():
+            self._run({}, body, train=False)
+        if not calls or not (calls[0].args or calls[0].kwargs):
+            raise LookupError(
+                "the loss never calls the model as model(inputs): data symmetries need that call"
+            )
+        return calls[0]
+
+    @property
+    def inputs(self) -> Any:
+        """First argument of the model's call, cast to the objective's dtype."""
+        call = self.call
+        return self._cast(call.args[0] if call.args else next(iter(call.kwargs.values())))
+
+    def loss_of_output(self, params: Mapping[str, Tensor], output: Any) -> Tensor:
+        """Training loss if the model answered `output` whatever its input (scalar)."""
+
+        def body(model: nn.Module) -> Tensor:
+            model.__dict__["forward"] = lambda *_, **__: output
+            try:
+                return scalar_loss(self.loss_fn(model, self._batch()))
+            finally:
+                model.__dict__.pop("forward")
+                model.__dict__.update(own)
+
+        own = {k: v for k, v in self.model.__dict__.items() if k == "forward"}
+        loss: Tensor = self._run(params, body, train=False)
+        return loss
+
+    def parameters(self) -> Parameters:
+        """Detached clones of the model's trainable parameters, cast to the objective's dtype."""
+        return {
+            name: self._cast(p.detach().clone())
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
+        }
+
+    def to(self, dtype: torch.dtype) -> "Objective":
+        """The same objective evaluated in another floating-point type."""
+        return replace(self, dtype=dtype)
+
+    def _scalar(self, params: Mapping[str, Tensor], train: bool) -> Tensor:
+        body = lambda model: scalar_loss(self.loss_fn(model, self._batch()))
+        loss: Tensor = self._run(params, body, train)
+        return loss
+
+    def _run(
+        self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
+    ) -> Any:
+        frozen = {n: p.detach() for n, p in self.model.named_parameters() if n not in params}
+        state = {**self._cast(frozen), **self._cast(_clones(self.buffers)), **params}
+        scope = _Scope(self.model)
+        named = {f"model.{name}": tensor for name, tensor in state.items()}
+        with random_streams(self.random), nullcontext() if train else evaluation(self.model):
+            return functional_call(scope, named, (body,))
+
+    def _batch(self) -> Any:
+        return self._cast(tree_map(lambda leaf: leaf, self.batch))  # fresh containers: losses pop
+
+    def _cast(self, tree: Any) -> Any:
+        if self.dtype is None:
+            return tree
+
+        def leaf(x: Any) -> Any:
+            floating = isinstance(x, Tensor) and x.is_floating_point()
+            return x.to(self.dtype) if floating else x
+
+        return tree_map(leaf, tree)
+
+    def isolated(self) -> Any:
+        """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
+        return isolated(self.model, *self.modules)
+
+
+def scalar_loss(result: Any) -> Tensor:
+    """The scalar a loss function returned: a tensor, `(loss, ...)`, `.loss` or `["loss"]`.
+
+    Raises:
+        TypeError: there is none.
+    """
+    loss = result
+    if isinstance(result, Mapping):
+        loss = result.get("loss")
+    elif hasattr(result, "loss"):
+        loss = result.loss
+    elif isinstance(result, (tuple, list)) and result:
+        loss = result[0]
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
+        raise TypeError(
+            "expected the loss as a scalar tensor, (loss, ...), an object with .loss or a mapping "
+            f"with 'loss', got {got}; reduce it, e.g. loss.mean()"
+        )
+    return loss.reshape(())
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> Parameters:
+    return {name: t.detach().clone() for name, t in tensors.items()}

@@ -1,0 +1,80 @@
+"""A probe: something that measures a snapshot and yields numbers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from eqtoolbox.record import Mode, Record, Status, Verdict
+from eqtoolbox.schedule import Schedule
+from eqtoolbox.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of a probe; becomes a `Record` with the step and the cost filled in."""
+
+    quantity: str
+    value: float
+    target: str = ""  # what it is about: a symmetry, a family, a rank
+    stderr: float | None = None
+    floor: float | None = None
+    unit: str = "1"
+    status: Status = "ok"
+    verdict: Verdict | None = None
+    matvecs: int | None = None
+    note: str = ""
+
+
+class Probe(ABC):
+    """Measures one aspect of a step. Options are the fields of a frozen dataclass.
+
+    Probes are pure: they see a snapshot, never the live model, and draw only from `rng`.
+    """
+
+    name: ClassVar[str]  # first word of its records
+    headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
+    mode: ClassVar[Mode]
+
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Any:
+        """What later measurements compare with, made at the first due step and checkpointed.
+
+        Tensors and plain containers only; `measure` may update them in place.
+        """
+        return None
+
+    @abstractmethod
+    def measure(
+        self, snapshot: Snapshot, reference: Any, rng: torch.Generator
+    ) -> Iterable[Measurement]:
+        """Yield the numbers of one step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """A probe and the steps it is due at."""
+
+    probe: Probe
+    schedule: Schedule
+
+
+def record(measurement: Measurement, probe: Probe, step: int, segment: int) -> Record:
+    """The record of a measurement, cost left open."""
+    m = measurement
+    name = "/".join(part for part in (probe.name, m.quantity, m.target) if part)
+    return Record(
+        step=step,
+        name=name,
+        value=m.value,
+        stderr=m.stderr,
+        floor=m.floor,
+        unit=m.unit,
+        status=m.status,
+        verdict=m.verdict,
+        mode=probe.mode,
+        matvecs=m.matvecs,
+        note=m.note,
+        segment=segment,
+    )

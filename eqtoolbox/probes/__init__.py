@@ -1,0 +1,1 @@
+"""Probes: what is measured of a step."""

@@ -1,0 +1,149 @@
+"""The laws of parameter symmetries: first and second order, and the curvature they predict."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.linalg import hessian
+from eqtoolbox.linalg.vectors import add, dot, norm, random_like, zeros_like
+from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.symmetries import FoundSymmetries
+from eqtoolbox.record import Mode, verdict
+from eqtoolbox.snapshot import Snapshot
+from eqtoolbox.symmetry.parameter import ParameterSymmetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noether(Probe):
+    """Residuals of g.K = 0 and H K + (DK)^T g = 0 along a random element of each family.
+
+    The laws are linear in the generator, so that one Hessian product with a random element checks
+    a whole family: a broken member escapes with probability zero. Normalised by |g||K| and by
+    |HK| + |(DK)^T g| + sqrt(eps) |H| |K|, where the last term keeps rounding noise over rounding
+    noise from reading as a violation (translations: every term of their law vanishes).
+
+    `rayleigh` is the measured curvature K^T H K / K^T K along the symmetry, and
+    `predicted_rayleigh` = -g^T (DK) K / K^T K what the gradient alone says it is.
+
+    The floor repeats the measurement at parameters moved by one unit in the last place; for
+    approximate symmetries (epsilon of a normalisation) it is at least their residual when found.
+    """
+
+    name: ClassVar[str] = "noether"
+    headline: ClassVar[str] = "second_order"
+    mode: ClassVar[Mode] = "train"
+
+    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
+
+    def measure(
+        self, snapshot: Snapshot, reference: None, rng: torch.Generator
+    ) -> Iterator[Measurement]:
+        families = self.symmetries.by_family(snapshot)
+        elements = {
+            family: [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
+            for family, members in families.items()
+        }
+        here = _Laws(snapshot.objective, snapshot.before)
+        there = _Laws(snapshot.objective, _nudged(snapshot.before, rng))
+        laws = {f: here.of(members, elements[f]) for f, members in families.items()}
+        scale = here.curvature_scale()
+        noise = _noise(there, families, elements, laws)
+        gradient_noise = norm(add(there.gradient, here.gradient, -1.0)) / here.size
+        small = math.sqrt(torch.finfo(next(iter(snapshot.before.values())).dtype).eps)
+        for family, members in families.items():
+            law = laws[family]
+            length = norm(law.tangent)
+            known = max((m.residual for m in members if m.status == "approximate"), default=0.0)
+            yield from _dimension(family, members)
+            first = abs(dot(here.gradient, law.tangent)) / (here.size * length)
+            floor = max(gradient_noise, known)
+            yield _residual("first_order", family, first, floor, matvecs=0)
+            total = norm(law.product) + norm(law.pulled) + small * scale * length
+            bound = known * (total + scale * length)  # what the epsilon leaves of the law
+            floor = max(noise * length, bound) / total
+            yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
+            measured = dot(law.tangent, law.product) / length**2
+            predicted = -dot(law.tangent, law.pulled) / length**2
+            yield Measurement("rayleigh", measured, family, floor=noise / length)
+            yield Measurement("predicted_rayleigh", predicted, family)
+        here.release()
+        there.release()
+
+
+@dataclass(frozen=True)
+class _Law:
+    """The terms of the second-order law along one element of an algebra."""
+
+    tangent: Parameters  # K
+    product: Parameters  # H K
+    pulled: Parameters  # (DK)^T g
+
+    @property
+    def defect(self) -> Parameters:
+        return add(self.product, self.pulled)
+
+
+class _Laws:
+    """Gradient and Hessian of an objective at one point, and the laws there."""
+
+    def __init__(self, objective: Objective, params: Parameters) -> None:
+        self.params = params
+        self.operator = hessian(objective.loss, params)
+        self.gradient = self.operator.gradient
+        self.size = max(norm(self.gradient), 1e-300)
+
+    def of(self, members: list[ParameterSymmetry], elements: list[Tensor]) -> _Law:
+        tangent = zeros_like(self.params)
+        pulled = zeros_like(self.params)
+        for member, element in zip(members, elements, strict=True):
+            coefficients = element.to(self.params[member.names[0]])
+            for name, part in member.tangent(self.params, coefficients).items():
+                tangent[name] = tangent[name] + part
+            for name, part in member.pullback(coefficients, self.gradient).items():
+                pulled[name] = pulled[name] + part
+        return _Law(tangent, self.operator(tangent), pulled)
+
+    def curvature_scale(self) -> float:
+        """|H g| / |g|: near the largest curvature once the gradient has aligned with it."""
+        return norm(self.operator(self.gradient)) / self.size
+
+    def release(self) -> None:
+        self.operator.release()
+
+
+def _noise(
+    there: _Laws,
+    families: dict[str, list[ParameterSymmetry]],
+    elements: dict[str, list[Tensor]],
+    laws: dict[str, _Law],
+) -> float:
+    """Change of the defect per length of tangent between two points an ulp apart."""
+    everything = [m for members in families.values() for m in members]
+    law = there.of(everything, [e for f in families for e in elements[f]])
+    defect = law.defect
+    for one in laws.values():
+        defect = add(defect, one.defect, -1.0)
+    return norm(defect) / max(norm(law.tangent), 1e-300)
+
+
+def _nudged(params: Parameters, rng: torch.Generator) -> Parameters:
+    """Every parameter moved by about one unit in its last place."""
+    draw = random_like(params, rng)
+    return {n: p * (1 + torch.finfo(p.dtype).eps * draw[n]) for n, p in params.items()}
+
+
+def _residual(quantity: str, family: str, value: float, floor: float, matvecs: int) -> Measurement:
+    return Measurement(
+        quantity, value, family, floor=floor, verdict=verdict(value, floor), matvecs=matvecs
+    )
+
+
+def _dimension(family: str, members: list[ParameterSymmetry]) -> Iterator[Measurement]:
+    note = "; ".join(f"{m.name}: {m.dimension} {m.status} {m.residual:.1e}" for m in members)
+    total = sum(m.dimension for m in members)
+    yield Measurement("dimension", float(total), family, note=note)

@@ -1,0 +1,203 @@
+"""Figures: traces over steps as plotly figures in plain JSON values, with a legend of their own."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqtoolbox.record import Record, Verdict
+from eqtoolbox.report.drawing import GREY, arrays, faded, plain, thinned, ticks
+from eqtoolbox.report.run import Run, certified
+from eqtoolbox.report.trace import Trace
+from eqtoolbox.report.words import number
+
+ALIKE = 1.5  # ratio up to which floors are drawn as one
+FEW = 60  # points up to which each is marked
+
+Figure = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One entry of a legend: what it names, and the traces that it shows and hides."""
+
+    label: str
+    colour: str
+    traces: tuple[int, ...]  # indices into the data of the figure
+    dash: str = "solid"
+    value: str = ""  # present level
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One figure with its title and a sentence that says how to read it."""
+
+    slug: str
+    title: str
+    reading: str
+    figure: Figure
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Plot:
+    """A figure over optimizer steps in the making."""
+
+    last_step: int
+    log: bool = False
+    scale: float = 1.0  # values are multiplied by it: 100 for per cent
+    suffix: str = ""
+    data: list[Figure] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    shapes: list[Figure] = field(default_factory=list)
+    zeros: bool = False
+
+    def line(
+        self, trace: Trace, label: str, colour: str, *, judge: bool = False, **style: Any
+    ) -> None:
+        """Add a trace with the band of its errors.
+
+        Args:
+            trace: what to draw.
+            label: its name in the legend.
+            colour: hexadecimal.
+            judge: show the verdict in the legend.
+            style: mode and width.
+        """
+        first = len(self.data)
+        steps, values = arrays(trace)
+        errors = np.array([r.stderr or 0.0 for r in trace.records])
+        kept = thinned(values)
+        steps, values, errors = steps[kept], values[kept] * self.scale, errors[kept] * self.scale
+        if errors.any():
+            self._band(steps, values - errors, values + errors, colour)
+        mode = "lines+markers" if len(steps) <= FEW else "lines"
+        self.data.append({
+            "type": "scatter", "name": label, "x": plain(steps), "y": self._heights(values),
+            "mode": style.get("mode", mode), "hovertemplate": self._hover(values),
+            "text": [number(v) for v in values] if self._has_zeros(values) else None,
+            "line": {"color": colour, "width": style.get("width", 1.8)},
+            "marker": {"color": colour, "size": 4},
+        })  # fmt: skip
+        self.keys.append(
+            Key(
+                label=label,
+                colour=colour,
+                traces=tuple(range(first, len(self.data))),
+                value=_short(trace.now * self.scale) + self.suffix,
+                verdict=trace.verdict if judge else None,
+            )
+        )
+
+    def floors(self, traces: Sequence[Trace], colours: Sequence[str]) -> None:
+        """Add noise floors as dotted lines that share one legend entry; equal ones as one."""
+        first = len(self.data)
+        drawn = [(t, c) for t, c in zip(traces, colours, strict=True) if t.floor]
+        heights = [t.floor or 0.0 for t, _ in drawn]
+        if len(drawn) > 1 and max(heights) < ALIKE * min(heights):
+            drawn = [(drawn[0][0], GREY)]
+        for trace, colour in drawn:
+            rows = [r for r in trace.records if r.floor]
+            floor = np.array([r.floor for r in rows], dtype=np.float64)
+            kept = thinned(floor)
+            self.data.append({
+                "type": "scatter", "mode": "lines", "hoverinfo": "skip", "opacity": 0.8,
+                "x": plain(np.array([r.step for r in rows])[kept]),
+                "y": plain(floor[kept] * self.scale),
+                "line": {"color": colour, "width": 1.3, "dash": "dot"},
+            })  # fmt: skip
+        if len(self.data) > first:
+            indices = tuple(range(first, len(self.data)))
+            self.keys.append(Key(label="noise floor", colour=GREY, traces=indices, dash="dot"))
+
+    def missing(self, run: Run, names: Sequence[str]) -> None:
+        """Mark on the lower edge where a probe ran and could not say."""
+        rows: dict[int, Record] = {}
+        for name in names:
+            for r in run.records(name) if name in run else []:
+                if not certified(r) and r.status not in ("skipped_budget", "not_applicable"):
+                    rows.setdefault(r.step, r)
+        if not rows:
+            return
+        self.keys.append(
+            Key(label="no number", colour=GREY, traces=(len(self.data),), dash="cross")
+        )
+        notes = [f"{r.status.replace('_', ' ')}: {r.note}".rstrip(": ")[:90] for r in rows.values()]
+        self.data.append({
+            "type": "scatter", "mode": "markers", "x": list(rows), "y": [0.02] * len(rows),
+            "yaxis": "y2", "text": notes, "hovertemplate": "%{text}<extra></extra>",
+            "marker": {"symbol": "x-thin", "size": 7, "line": {"width": 1.6, "color": GREY}},
+        })  # fmt: skip
+
+    def level(self, height: float, text: str) -> None:
+        """Draw a horizontal reference line with a few words on it."""
+        label = {"text": text, "textposition": "start", "yanchor": "bottom", "font": {"size": 11}}
+        self.shapes.append({
+            "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": height, "y1": height,
+            "line": {"color": GREY, "width": 1.2, "dash": "dash"}, "label": label,
+        })  # fmt: skip
+
+    def panel(self, slug: str, title: str, reading: str, **yaxis: Any) -> Panel:
+        """The finished panel; `yaxis` adds to plotly's description of the axis."""
+        room = 0.02 * max(self.last_step, 1)
+        axis: Figure = {"ticksuffix": self.suffix, "automargin": True, "nticks": 6}
+        layout: Figure = {
+            "xaxis": {"range": [-room, self.last_step + room], "title": {"text": "step"}},
+            "yaxis": axis | yaxis,
+            "yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
+            "shapes": self.shapes,
+            "hovermode": "x unified",
+        }
+        if self.zeros:
+            reading += " Exact zeros sit on the lower edge."
+            self._place_zeros()
+        layout["yaxis"] |= self._log_axis() if self.log else {"rangemode": "tozero"}
+        figure = {"data": self.data, "layout": layout}
+        return Panel(slug=slug, title=title, reading=reading, figure=figure, keys=tuple(self.keys))
+
+    def _band(
+        self, steps: NDArray[Any], low: NDArray[Any], high: NDArray[Any], colour: str
+    ) -> None:
+        for heights, fill in ((high, None), (low, "tonexty")):
+            self.data.append({
+                "type": "scatter", "mode": "lines", "x": plain(steps), "line": {"width": 0},
+                "y": self._heights(heights), "fill": fill, "fillcolor": faded(colour, 0.2),
+                "hoverinfo": "skip",
+            })  # fmt: skip
+
+    def _has_zeros(self, values: NDArray[Any]) -> bool:
+        return self.log and bool((values <= 0).any())
+
+    def _hover(self, values: NDArray[Any]) -> str:
+        shown = "%{text}" if self._has_zeros(values) else "%{y:.3~g}"
+        return shown + self.suffix if self.log else shown
+
+    def _heights(self, values: NDArray[Any]) -> list[float | None]:
+        if self._has_zeros(values):
+            self.zeros = True
+        return plain(values)
+
+    def _positive(self) -> list[float]:
+        return [y for t in self.data if t.get("yaxis") != "y2" for y in t["y"] if y and y > 0]
+
+    def _log_axis(self) -> Figure:
+        heights = self._positive() or [1.0]
+        marks = ticks(min(heights), max(heights))
+        labels = [label + self.suffix for _, label in marks]
+        return {"type": "log", "tickvals": [height for height, _ in marks], "ticktext": labels}
+
+    def _place_zeros(self) -> None:
+        """Lift what a log axis cannot show to a decade below everything else."""
+        heights = self._positive()
+        edge = 10.0 ** (math.floor(math.log10(min(heights))) - 1) if heights else 1e-16
+        for t in self.data:
+            t["y"] = [edge if y is not None and y <= 0 else y for y in t["y"]]
+
+
+def _short(value: float) -> str:
+    text = number(value)
+    return number(value, 2) if "e" in text else text

@@ -1,0 +1,41 @@
+"""A finding: one sentence about a run, with the numbers that it rests on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from eqtoolbox.report.words import number
+
+Level = Literal["good", "note", "warning", "alarm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One number behind a finding.
+
+    Example:
+        >>> str(Evidence(name="curvature/stability", step=90, value=1.02, points=5))
+        'curvature/stability 1.02 (median of 5 to step 90)'
+    """
+
+    name: str  # record name
+    step: int  # optimizer step of the newest record used
+    value: float
+    points: int = 1  # records behind the value: their median
+
+    def __str__(self) -> str:
+        when = f"median of {self.points} to" if self.points > 1 else "at"
+        return f"{self.name} {number(self.value)} ({when} step {self.step})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One sentence with its level and evidence.
+
+    Example:
+        >>> Finding(level="note", text="The loss fell from 2.3 to 0.1.").level
+        'note'
+    """
+
+    level: Level
+    text: str
+    evidence: tuple[Evidence, ...] = ()

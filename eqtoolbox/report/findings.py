@@ -1,0 +1,37 @@
+"""Findings: every rule applied to a run, the gravest sentence first."""
+
+from collections.abc import Callable, Iterable
+from typing import get_args
+
+from eqtoolbox.report import rules_conservation, rules_curvature, rules_run, rules_symmetry
+from eqtoolbox.report.finding import Evidence, Finding, Level
+from eqtoolbox.report.run import Run
+
+__all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
+
+RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
+    rules_run.closure,
+    rules_run.finite_loss,
+    rules_symmetry.equivariance,
+    rules_symmetry.found,
+    rules_symmetry.laws,
+    rules_conservation.conservation,
+    rules_conservation.budget_closure,
+    rules_symmetry.predicted_curvature,
+    rules_curvature.stability,
+    rules_curvature.overshoot,
+    rules_curvature.sharpening,
+    rules_curvature.alignment,
+    rules_curvature.negative_curvature,
+    rules_run.loss_trend,
+    rules_run.unanswered,
+    rules_run.cost,
+    rules_run.incidents,
+)
+
+
+def find(run: Run) -> list[Finding]:
+    """All findings of a run: alarms, warnings, notes, then what is good; rule order within."""
+    gravity = {level: -i for i, level in enumerate(get_args(Level))}
+    found = [finding for rule in RULES for finding in rule(run)]
+    return sorted(found, key=lambda f: gravity[f.level])

@@ -1,0 +1,89 @@
+"""Panels on curvature: eigenvalues, stability, alignment, predicted against measured."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from eqtoolbox.report.drawing import PALETTE, faded
+from eqtoolbox.report.figures import Panel, Plot
+from eqtoolbox.report.run import Run
+from eqtoolbox.report.trace import trace, traces
+
+TOP = "curvature/sharpness"
+
+
+def curvature_panels(run: Run) -> Iterator[Panel]:
+    """Every panel on the Hessian that has data."""
+    for build in (_eigenvalues, _stability, _overlaps, _rayleigh):
+        yield from build(run)
+
+
+def _eigenvalues(run: Run) -> Iterator[Panel]:
+    plot = Plot(last_step=run.last_step)
+    top, bottom = trace(run, TOP), trace(run, "curvature/smallest")
+    eigenvalues = traces(run, "curvature/eigenvalue")
+    for i, (rank, t) in enumerate(eigenvalues.items()):
+        plot.line(t, f"λ{rank}", PALETTE[0], width=2 if i == 0 else 1.4)
+        shade = faded(PALETTE[0], max(0.45, 1 - 0.14 * i))
+        plot.data[-1]["line"]["color"] = shade
+        plot.keys[-1] = replace(plot.keys[-1], colour=shade)
+    if top is not None and not eigenvalues:
+        plot.line(top, "sharpness", PALETTE[0])
+    if bottom is not None:
+        plot.line(bottom, "smallest", PALETTE[1])
+    plot.missing(run, [TOP, "curvature/eigenvalue/1", "curvature/smallest"])
+    if plot.data:
+        reading = (
+            "Curvature of the loss along its principal directions, with error bands; a negative "
+            "eigenvalue is a direction in which the loss bends downwards."
+        )
+        yield plot.panel("eigenvalues", "Eigenvalues of the Hessian", reading)
+
+
+def _stability(run: Run) -> Iterator[Panel]:
+    level = trace(run, "curvature/stability")
+    if level is None:
+        return
+    plot = Plot(last_step=run.last_step)
+    plot.line(level, "stability", PALETTE[0])
+    plot.missing(run, ["curvature/stability"])
+    plot.level(1.0, "edge of stability")
+    reading = (
+        "Sharpness relative to what the optimizer tolerates at this learning rate: beyond 1, "
+        "steps along the sharpest direction overshoot."
+    )
+    yield plot.panel("stability", "Stability", reading)
+
+
+def _overlaps(run: Run) -> Iterator[Panel]:
+    plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
+    for subject, colour in (("gradient", PALETTE[0]), ("update", PALETTE[1])):
+        share = trace(run, f"curvature/{subject}_overlap")
+        if share is not None:
+            plot.line(share, subject, colour)
+    if plot.data:
+        reading = (
+            "Share of the energy that lies in the sharpest directions; a random vector has "
+            "almost none there."
+        )
+        title = "Alignment with the sharpest directions"
+        yield plot.panel("overlaps", title, reading, range=[0, 103])
+
+
+def _rayleigh(run: Run) -> Iterator[Panel]:
+    plot = Plot(last_step=run.last_step)
+    for i, (family, measured) in enumerate(traces(run, "noether/rayleigh").items()):
+        colour = PALETTE[i % len(PALETTE)]
+        plot.line(measured, f"{family}, measured", colour, mode="lines", width=6)
+        plot.data[-1]["opacity"] = 0.35
+        key = replace(plot.keys.pop(), label=family)
+        predicted = trace(run, f"noether/predicted_rayleigh/{family}")
+        if predicted is not None:
+            plot.line(predicted, f"{family}, predicted", colour, width=1.4)
+            key = replace(key, traces=key.traces + plot.keys.pop().traces)
+        plot.keys.append(key)
+    if plot.data:
+        reading = (
+            "Rayleigh quotients of the Hessian: broad pale lines are measured, thin lines "
+            "predicted from the gradient alone; they agree while the symmetry is exact."
+        )
+        yield plot.panel("rayleigh", "Curvature along symmetry directions", reading)

@@ -1,0 +1,97 @@
+"""Rules about conservation: how far the charges drifted, and what made them drift."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from eqtoolbox.report.finding import Evidence, Finding
+from eqtoolbox.report.rules_symmetry import floor_words
+from eqtoolbox.report.run import Run
+from eqtoolbox.report.trace import Trace, judged, trace, traces
+from eqtoolbox.report.words import CAUSES, number, percent
+
+OUTLIER = 5.0  # times the mean: the worst unit is then named
+MENTIONED = 0.01  # share of a drift below which a cause is left out of the sentence
+UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
+ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
+
+
+def conservation(run: Run) -> Iterator[Finding]:
+    """One finding a family: how far its charges drifted, and through what."""
+    for family, drift in drifts(run).items():
+        size, evidence = abs(drift.last.value), [drift.latest()]
+        charges = f"{family.capitalize()} charges"
+        if judged(drift.last) == "holds" or size == 0:
+            text = f"{charges} are conserved: relative drift {number(size, 2)}{floor_words(drift)}."
+            yield Finding(level="good", text=text, evidence=tuple(evidence))
+            continue
+        shares = _shares(run, family, drift.last.step)
+        evidence += [e for e, share in shares.values() if abs(share) >= MENTIONED]
+        worst = trace(run, f"conservation/worst_drift/{family}")
+        far = ""
+        if worst is not None and abs(worst.last.value) > OUTLIER * size > 0:
+            unit = f" in {worst.last.note}" if worst.last.note else ""
+            far = f"; the worst one by {percent(abs(worst.last.value))}{unit}"
+            evidence.append(worst.latest())
+        term = trace(run, f"conservation/symmetry/{family}")
+        broken = abs(shares.get("symmetry", (None, 0.0))[1]) > UNMEASURED
+        broken = broken and (term is None or term.verdict != "holds")
+        text = f"{charges} drifted {percent(size)} since the start{_causes(shares)}{far}."
+        yield Finding(level="warning" if broken else "note", text=text, evidence=tuple(evidence))
+
+
+def drifts(run: Run) -> dict[str, Trace]:
+    """Drifts by family; without a floor of their own they get that of rounding.
+
+    Every update rounds the parameters by up to one unit in their last place; over n steps these
+    errors add up like a random walk, to sqrt(n) units.
+    """
+    unit = ROUNDING.get(str(run.info.get("dtype")))
+    found = traces(run, "conservation/drift")
+    if unit is None:
+        return found
+    return {
+        family: replace(
+            t,
+            records=tuple(
+                r if r.floor else replace(r, floor=unit * math.sqrt(r.step + 1)) for r in t.records
+            ),
+        )
+        for family, t in found.items()
+    }
+
+
+def budget_closure(run: Run) -> Iterator[Finding]:
+    """Budgets of charges that do not close: something else moved the parameters."""
+    for family, gap in traces(run, "conservation/closure").items():
+        if gap.verdict == "violated":
+            text = (
+                f"The budget of the {family} charges does not close ({number(gap.now, 2)}"
+                f"{floor_words(gap)}): something beside the optimizer step moves the parameters."
+            )
+            yield Finding(level="warning", text=text, evidence=(gap.evidence(),))
+
+
+def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float]]:
+    """Shares of the drift by cause at one step, largest first."""
+    found = {}
+    for cause in CAUSES:
+        share = trace(run, f"conservation/share_{cause}/{family}")
+        if share is not None and share.last.step == step:
+            found[cause] = (share.latest(), share.last.value)
+    return dict(sorted(found.items(), key=lambda item: -abs(item[1][1])))
+
+
+def _causes(shares: dict[str, tuple[Evidence, float]]) -> str:
+    parts = []
+    for cause, (_, share) in shares.items():
+        if abs(share) > (UNMEASURED if cause == "unmeasured" else MENTIONED):
+            parts.append(f"{percent(share)} {CAUSES[cause]}")
+    if not parts:
+        return ""
+    unknown = shares.get("unmeasured", (None, 0.0))[1]
+    known = [share for cause, (_, share) in shares.items() if cause != "unmeasured"]
+    remark = " (negative: against the drift)" if min(known, default=0.0) < -MENTIONED else ""
+    if abs(unknown) > 0.5:
+        remark += " (the measured steps do not explain it: measure more often)"
+    return f": {', '.join(parts)}{remark}"

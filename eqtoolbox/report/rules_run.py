@@ -1,0 +1,183 @@
+"""Rules about the run as a whole: is the loss ours, is it finite, does it fall, what was missed."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from eqtoolbox.record import Record
+from eqtoolbox.report.finding import Evidence, Finding, Level
+from eqtoolbox.report.run import Run
+from eqtoolbox.report.trace import trace
+from eqtoolbox.report.words import listing, number, percent, plural
+
+FAITHFUL = 0.99  # gradient cosine below which the monitor itself warns about the replayed loss
+FIFTH = 5  # the loss is compared between fifths of the run
+STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of the batches
+_NO_PROBES = ("training", "monitor", "cost")
+LIGHT = 0.1  # overhead that needs no remark when no budget was set
+OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
+
+
+def closure(run: Run) -> Iterator[Finding]:
+    """Whether the loss that the probes replay is the loss that is trained."""
+    cosine = trace(run, "monitor/closure_grad_cos")
+    if cosine is None:
+        return
+    low = min(cosine.records, key=lambda r: r.value)
+    below = [r.value < FAITHFUL for r in cosine.records]
+    if cosine.now < FAITHFUL:
+        yield Finding(
+            level="alarm",
+            text=f"The replayed loss is not the training loss (gradient cosine "
+            f"{number(cosine.now)}, expected 1, {cosine.since(below)}): curvature, Noether and "
+            "conservation numbers speak about another function. Usual causes: a regulariser or "
+            "scaling outside the replayed loss, gradient accumulation, fresh dropout or "
+            "augmentation, gradients averaged over processes or changed before the step.",
+            evidence=(cosine.evidence(),),
+        )
+    elif any(below):
+        yield Finding(
+            level="warning",
+            text=f"The replayed loss left the training loss at {sum(below)} of "
+            f"{plural(len(below), 'check')} (lowest gradient cosine {number(low.value)}).",
+            evidence=(Evidence(name=low.name, step=low.step, value=low.value),),
+        )
+    else:
+        yield Finding(
+            level="good",
+            text=f"The replayed loss is the training loss (gradient cosine {cosine.now:.4f}).",
+            evidence=(cosine.evidence(),),
+        )
+
+
+def finite_loss(run: Run) -> Iterator[Finding]:
+    """NaN and infinite training losses."""
+    rows = run.records("training/loss") if "training/loss" in run else []
+    bad = [r for r in rows if r.status in ("ok", "non_finite") and not math.isfinite(r.value)]
+    if not bad:
+        return
+    good = [r for r in rows if r.status == "ok" and math.isfinite(r.value)]
+    lasting = not good or good[-1].step < bad[-1].step
+    begin = bad[0]
+    if lasting and good:
+        begin = next(r for r in bad if r.step > good[-1].step)
+    kind = "NaN" if math.isnan(begin.value) else "infinite"
+    before = [r for r in good if r.step < begin.step]
+    last = f"; the last finite one was {number(before[-1].value)}" if before else ""
+    once = f"The training loss was not finite at {plural(len(bad), 'recorded step')}, first at step"
+    yield Finding(
+        level="alarm" if lasting else "warning",
+        text=f"The training loss is {kind} since step {begin.step}{last}."
+        if lasting
+        else f"{once} {begin.step}{last}; it recovered.",
+        evidence=tuple(
+            Evidence(name=r.name, step=r.step, value=r.value) for r in [*before[-1:], begin]
+        ),
+    )
+
+
+def loss_trend(run: Run) -> Iterator[Finding]:
+    """How the training loss moved between fifths of the run."""
+    loss = trace(run, "training/loss")
+    if loss is None or len(loss.records) < 3 * FIFTH:
+        return
+    values = np.array([r.value for r in loss.records])
+    fifths = np.array_split(values, FIFTH)
+    first, previous, last = (float(np.median(fifths[i])) for i in (0, -2, -1))
+    steps = [loss.records[len(fifths[0]) - 1].step, loss.last.step]
+    evidence = tuple(
+        Evidence(name=loss.name, step=step, value=value, points=len(part))
+        for step, value, part in zip(steps, (first, last), (fifths[0], fifths[-1]), strict=True)
+    )
+    moved = f"from {number(first)} in the first fifth of the run to {number(last)} in the last"
+    if last - previous > _uncertainty(fifths[-2], fifths[-1]):
+        rising = f"from {number(previous)} to {number(last)} between the last two fifths"
+        text = f"The training loss is rising: {rising} of the run."
+        yield Finding(level="warning", text=text, evidence=evidence)
+    elif first - last > _uncertainty(fifths[0], fifths[-1]):
+        falls = previous - last > _uncertainty(fifths[-2], fifths[-1])
+        tail = ", and is still falling" if falls else "; no further fall shows in the last fifth"
+        text = f"The training loss fell {moved}{tail}."
+        yield Finding(level="good", text=text, evidence=evidence)
+    else:
+        text = f"The training loss shows no fall beyond its own scatter ({moved})."
+        yield Finding(level="note", text=text, evidence=evidence)
+
+
+def _uncertainty(*parts: np.ndarray) -> float:
+    """Three standard errors of a difference of medians, from the scatter inside each part."""
+    squares = 0.0
+    for part in parts:
+        scatter = 1.4826 * float(np.median(np.abs(part - np.median(part))))  # normal: MAD to sd
+        squares += (1.2533 * scatter) ** 2 / len(part)
+    return STANDARD_ERRORS * math.sqrt(squares)
+
+
+def unanswered(run: Run) -> Iterator[Finding]:
+    """Measurements that gave no number, by reason."""
+    groups: dict[str, dict[tuple[int, str], Record]] = defaultdict(dict)
+    for record in run.records():
+        if record.name != "training/loss" and record.status != "ok":
+            groups[record.status].setdefault((record.step, record.probe), record)
+    words = {"failed": "failed", "non_finite": "met NaN or infinite numbers"}
+    words["not_converged"] = "did not converge and count as unmeasured"
+    for status, happened in words.items():
+        rows = list(groups[status].values())
+        if not rows:
+            continue
+        probes = Counter(r.probe for r in rows)
+        note = next((f": {r.note}" for r in rows if r.note), "")
+        what = listing([f"{count} {probe}" for probe, count in probes.most_common()])
+        what += " measurement" if len(rows) == 1 else " measurements"
+        text = f"{what} {happened}, first at step"
+        yield Finding(
+            level="note" if status == "not_converged" else "warning",
+            text=f"{text} {rows[0].step}{note}.".replace("..", "."),
+            evidence=(Evidence(name=rows[0].name, step=rows[0].step, value=rows[0].value),),
+        )
+
+
+def cost(run: Run) -> Iterator[Finding]:
+    """What share of the training time the probes took, and what the budget left out."""
+    overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
+    skipped = {(r.step, r.probe) for r in run.records() if r.status == "skipped_budget"}
+    due = {(r.step, r.probe) for r in run.records() if r.probe not in _NO_PROBES}
+    took = f"overhead {_share(overhead.last.value)}" if overhead else "overhead not recorded"
+    if overhead and budget is not None:
+        took += f", budget {percent(budget)}"
+    evidence = (overhead.latest(),) if overhead else ()
+    if overhead and budget is not None and overhead.last.value > OVERDRAWN * budget:
+        yield Finding(
+            level="warning", text=f"Probes overdrew their budget ({took}).", evidence=evidence
+        )
+    elif overhead and not skipped:
+        share = _share(overhead.last.value)
+        limit = "no budget was set" if budget is None else f"budget {percent(budget)}"
+        text = f"Probes cost {share} of the training time ({limit}); no measurement was skipped."
+        level: Level = "good" if budget is not None or overhead.last.value <= LIGHT else "note"
+        yield Finding(level=level, text=text, evidence=evidence)
+    if skipped:
+        text = f"{len(skipped)} of {plural(len(due), 'due measurement')} were skipped by the budget"
+        yield Finding(level="note", text=f"{text} ({took}).", evidence=evidence)
+
+
+def incidents(run: Run) -> Iterator[Finding]:
+    """Errors in the event log and lines that a kill tore."""
+    errors = [e for e in run.events if e.get("kind") == "error"]
+    if errors:
+        first = errors[0]
+        where = f"step {first.get('step')}, {first.get('probe') or 'monitor'}"
+        text = f"{plural(len(errors), 'error')} in the event log; first ({where}): "
+        yield Finding(level="warning", text=text + str(first.get("message", "")).split("\n")[0])
+    if run.torn:
+        text = f"{plural(run.torn, 'line')} of the log could not be read and"
+        was = "was" if run.torn == 1 else "were"
+        yield Finding(
+            level="note", text=f"{text} {was} left out (torn by a kill, or being written)."
+        )
+
+
+def _share(overhead: float) -> str:
+    return percent(overhead) if overhead < 2 else f"{number(overhead, 2)} times"

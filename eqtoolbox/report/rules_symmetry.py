@@ -1,0 +1,145 @@
+"""Rules about symmetry: data equivariance, parameter symmetries and the laws they imply."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from eqtoolbox.report.finding import Finding, Level
+from eqtoolbox.report.run import Run
+from eqtoolbox.report.trace import Trace, judged, trace, traces
+from eqtoolbox.report.words import listing, number, percent, plural, symmetry
+
+GREW = 1.5  # ratio worth a word; below it, levels count as unchanged
+CHEAP = 0.01  # of the loss: a violation below this hardly matters to the task
+AGREES = 0.02  # relative: both Rayleigh quotients come from float32 products
+FLAT = 1e-6  # of the sharpness: rounding of a float32 Hessian-vector product
+
+
+def equivariance(run: Run) -> Iterator[Finding]:
+    """One finding a symmetry: does it hold, how did it move, what does its violation cost."""
+    for name, error in traces(run, "equivariance/relative_error").items():
+        evidence = [error.evidence()]
+        law = f"Symmetry under {symmetry(name)}"
+        size = f"relative error {number(error.now, 2)}{floor_words(error)}"
+        if error.verdict == "holds":
+            text = f"{law} holds as far as can be seen: {size}."
+            yield Finding(level="good", text=text, evidence=tuple(evidence))
+        elif error.verdict == "violated":
+            price = trace(run, f"equivariance/percent_of_loss/{name}")
+            part = None if price is None else fraction(price, price.now)
+            evidence += [] if price is None else [price.evidence()]
+            shrinks = error.start > GREW * error.now
+            paid = "" if part is None else f"; it costs {percent(part)} of the loss"
+            yield Finding(
+                level="note" if (part is not None and part < CHEAP) or shrinks else "warning",
+                text=f"{law} is violated: {size}{_history(error)}{paid}.",
+                evidence=tuple(evidence),
+            )
+        else:
+            why = "no noise floor was measured"
+            if error.verdict == "unresolved":
+                why = "too near to rounding to tell"
+                why += "" if run.info.get("dtype") == "float64" else "; rerun the probe in float64"
+            text = f"{law} is undecided: {size}, {why}."
+            yield Finding(level="note", text=text, evidence=tuple(evidence))
+
+
+def fraction(price: Trace, value: float) -> float:
+    """A part of the loss as a fraction, whether it was recorded in per cent or not."""
+    return value / 100 if price.last.unit in ("%", "percent") else value
+
+
+def _history(error: Trace) -> str:
+    """How a violation came about, in words."""
+    first = judged(error.records[0])
+    violated = [judged(r) == "violated" for r in error.records]
+    if first == "holds":
+        return f", {error.since(violated)} (it held at the start)"
+    ratio = error.now / error.start if error.start > 0 else 1.0
+    if len(error.records) < 2 or 1 / GREW < ratio < GREW:
+        return ""
+    grown = f"grew {ratio:.2g}x" if ratio > 1 else f"shrank {1 / ratio:.2g}x"
+    return f", it {grown} since the start"
+
+
+def found(run: Run) -> Iterator[Finding]:
+    """Parameter symmetries that the monitor verified, and proposals that failed."""
+    dimensions: Counter[str] = Counter()
+    symmetries = run.info.get("symmetries") or []
+    for row in symmetries:
+        if row.get("status") in ("verified", "approximate"):
+            dimensions[str(row.get("family"))] += int(row.get("dimension") or 1)
+    if not symmetries:
+        for family, t in traces(run, "noether/dimension").items():
+            dimensions[family] = round(t.last.value)
+    if dimensions:
+        kinds = [f"{family} ({count})" for family, count in dimensions.most_common()]
+        total = plural(sum(dimensions.values()), "direction")
+        text = f"{total} of parameter symmetry verified before use: {listing(kinds)}."
+        yield Finding(level="note", text=text)
+    for row in symmetries:
+        if row.get("status") == "broken":
+            residual = (
+                f" (residual {number(float(row['residual']))})" if row.get("residual") else ""
+            )
+            text = f"The proposed symmetry {row.get('name')} failed its check{residual}; not used."
+            yield Finding(level="note", text=text)
+
+
+def laws(run: Run) -> Iterator[Finding]:
+    """First- and second-order identities of every parameter symmetry family."""
+    first, second = traces(run, "noether/first_order"), traces(run, "noether/second_order")
+    for family in dict.fromkeys([*first, *second]):
+        orders = {"first": first.get(family), "second": second.get(family)}
+        present = {order: t for order, t in orders.items() if t is not None}
+        evidence = tuple(t.evidence() for t in present.values())
+        said = {
+            order: f"{order}-order residual {number(t.now, 2)}{floor_words(t)}"
+            for order, t in present.items()
+        }
+        verdicts = {order: t.verdict for order, t in present.items()}
+        broken = [order for order, verdict in verdicts.items() if verdict == "violated"]
+        law = f"The {family} law"
+        if broken:
+            worst = present[broken[0]]
+            when = worst.since([judged(r) == "violated" for r in worst.records])
+            what = listing([said[order] for order in broken])
+            text = f"{law} is broken {when}: {what}; the loss as trained lacks this symmetry."
+            yield Finding(level="warning", text=text, evidence=evidence)
+        elif set(verdicts.values()) == {"holds"}:
+            text = f"{law} holds down to its floor: {listing(list(said.values()))}."
+            yield Finding(level="good", text=text, evidence=evidence)
+        else:
+            text = f"{law} is undecided: {listing(list(said.values()))}."
+            yield Finding(level="note", text=text, evidence=evidence)
+
+
+def predicted_curvature(run: Run) -> Iterator[Finding]:
+    """Whether the gradient alone predicts the curvature along symmetry directions."""
+    sharpness = trace(run, "curvature/sharpness")
+    flat = FLAT * abs(sharpness.now) if sharpness else 0.0
+    for family, measured in traces(run, "noether/rayleigh").items():
+        predicted = trace(run, f"noether/predicted_rayleigh/{family}")
+        if predicted is None or predicted.last.step != measured.last.step:
+            continue
+        m, p = measured.last.value, predicted.last.value
+        noise = max(measured.error, predicted.error, flat)
+        where = f"curvature along {family} directions"
+        said = f"predicted {number(p)}, measured {number(m)}"
+        level: Level = "good"
+        if max(abs(m), abs(p)) <= noise:
+            text = f"The {where} is zero within its error ({said}, error {number(noise, 2)})."
+        elif abs(m - p) <= AGREES * max(abs(m), abs(p)):
+            text = f"The {where} is predicted by the gradient alone: {said}."
+        elif abs(m - p) <= noise:
+            level = "note"
+            text = f"The {where} agrees with the gradient's prediction within its error: {said}, "
+            text += f"error {number(noise, 2)}."
+        else:
+            level = "warning"
+            text = f"The {where} is not what the gradient predicts: {said}."
+        yield Finding(level=level, text=text, evidence=(measured.latest(), predicted.latest()))
+
+
+def floor_words(t: Trace) -> str:
+    """The floor of a trace in parentheses, or nothing."""
+    return "" if t.floor is None else f" (floor {number(t.floor, 2)})"

@@ -1,0 +1,159 @@
+"""A trace: the certified measurements of one name, and what can be said of them robustly."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eqtoolbox.record import Record, Verdict, verdict
+from eqtoolbox.report.finding import Evidence
+from eqtoolbox.report.run import Run, certified
+
+RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
+LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
+    "equivariance/relative_error/",
+    "noether/first_order/",
+    "noether/second_order/",
+    "conservation/drift/",
+    "conservation/closure/",
+    "conservation/symmetry/",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Certified records of one name (status ok, a finite number), by step; never empty."""
+
+    records: tuple[Record, ...]
+    unanswered: int = 0  # attempts after the last certified one
+
+    @property
+    def name(self) -> str:
+        return self.records[0].name
+
+    @property
+    def last(self) -> Record:
+        return self.records[-1]
+
+    @property
+    def recent(self) -> tuple[Record, ...]:
+        return self.records[-RECENT:]
+
+    @property
+    def now(self) -> float:
+        """Median of the last measurements."""
+        return _median(r.value for r in self.recent)
+
+    @property
+    def start(self) -> float:
+        """Median of the first measurements, as many as leave the last ones out."""
+        count = max(1, min(RECENT, len(self.records) - RECENT))
+        return _median(r.value for r in self.records[:count])
+
+    @property
+    def floor(self) -> float | None:
+        """Median floor of the last measurements, None when none was recorded."""
+        floors = [r.floor for r in self.recent if r.floor is not None and math.isfinite(r.floor)]
+        return _median(floors) if floors else None
+
+    @property
+    def error(self) -> float:
+        """Largest recent error of a value: its stderr or its floor; 0 when none was recorded."""
+        return max(max(abs(r.stderr or 0.0), r.floor or 0.0) for r in self.recent)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What most of the last measurements say; unresolved when they disagree."""
+        votes = Counter(v for r in self.recent if (v := judged(r)) is not None)
+        if not votes:
+            return None
+        winner, count = votes.most_common(1)[0]
+        agreed = 2 * count > len(self.recent)
+        below = self.floor is not None and abs(self.now) <= self.floor
+        return "unresolved" if not agreed or (below and winner == "violated") else winner
+
+    def evidence(self) -> Evidence:
+        """The present level as evidence."""
+        points = len(self.recent)
+        return Evidence(name=self.name, step=self.last.step, value=self.now, points=points)
+
+    def latest(self) -> Evidence:
+        """The newest record as evidence, for quantities that add up instead of scattering."""
+        return Evidence(name=self.name, step=self.last.step, value=self.last.value)
+
+    def since(self, flags: Sequence[bool]) -> str:
+        """When a condition began to hold for good, in words; `flags` has one entry a record."""
+        begin = onset(flags)
+        if begin is None:
+            return "not at present"
+        return "since the start" if begin == 0 else f"since step {self.records[begin].step}"
+
+
+def trace(run: Run, name: str) -> Trace | None:
+    """The certified measurements of a name; None when there are none."""
+    rows = run.records(name) if name in run else []
+    held = [i for i, r in enumerate(rows) if certified(r) and math.isfinite(r.value)]
+    if not held:
+        return None
+    return Trace(records=tuple(rows[i] for i in held), unanswered=len(rows) - 1 - held[-1])
+
+
+def traces(run: Run, quantity: str) -> dict[str, Trace]:
+    """Traces of a quantity by target: symmetry, family or rank."""
+    found = {target: trace(run, f"{quantity}/{target}") for target in run.targets(quantity)}
+    return {target: t for target, t in found.items() if t is not None}
+
+
+def judged(record: Record) -> Verdict | None:
+    """The verdict of a record; a law whose value is below its floor holds, whatever was said.
+
+    Without a verdict the floor of a law decides (see `eqtoolbox.record.verdict`).
+    """
+    floor, size = record.floor, abs(record.value)
+    if floor is None or not (record.verdict or record.name.startswith(LAWS)):
+        return record.verdict
+    if size <= floor:
+        return "holds"
+    return record.verdict or verdict(size, floor)
+
+
+def onset(flags: Sequence[bool], window: int = RECENT) -> int | None:
+    """Index where a condition began that half of every later window of `window` fulfils.
+
+    Example:
+        >>> onset([False, True, False, False, True, True, True, False, True])
+        4
+        >>> onset([True, False, False, False]) is None
+        True
+    """
+    held = [np.mean(flags[max(0, i - window + 1) : i + 1]) >= 0.5 for i in range(len(flags))]
+    if not held or not held[-1]:
+        return None
+    begin = len(held) - 1
+    while begin > 0 and held[begin - 1]:
+        begin -= 1
+    while begin > 0 and flags[begin - 1]:
+        begin -= 1
+    return begin
+
+
+def drift(values: Sequence[float]) -> int:
+    """Direction of a series by the Mann-Kendall test: 1 up, -1 down, 0 neither (|z| < 2).
+
+    Reference:
+        Mann (1945), Econometrica 13(3).
+    """
+    x = np.asarray(values, dtype=np.float64)
+    x = x[np.linspace(0, len(x) - 1, min(len(x), 200)).astype(int)]  # quadratic cost
+    n = len(x)
+    if n < 4:
+        return 0
+    concordance = np.sign(x[None, :] - x[:, None])[np.triu_indices(n, 1)].sum()
+    z = concordance / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    return int(np.sign(z)) if abs(z) >= 2 else 0
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(np.median(list(values)))

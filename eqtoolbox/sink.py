@@ -1,0 +1,25 @@
+"""A sink: where records go."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from eqtoolbox.record import Record
+
+
+class Sink(ABC):
+    """Takes records one by one; a sink that raises is disabled after one warning."""
+
+    @abstractmethod
+    def write(self, record: Record) -> None:
+        """Store or show one record at once: a killed run loses nothing already written."""
+
+    def event(  # noqa: B027 - optional
+        self, step: int, kind: str, probe: str, message: str
+    ) -> None:
+        """Take note of something that happened: kind is info, warning or error."""
+
+    def describe(self, **facts: Any) -> None:  # noqa: B027
+        """Take note of facts about the run (model, probes, symmetries found)."""
+
+    def close(self) -> None:  # noqa: B027
+        """Finish; nothing is written afterwards."""

@@ -1,0 +1,79 @@
+"""The run directory: append-only `records.jsonl` and `events.jsonl`, and `run.json`."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from eqtoolbox.record import Record
+from eqtoolbox.sink import Sink
+
+FORMAT = 1
+
+
+class RunDirectory(Sink):
+    """Writes one JSON line per record, flushed at once, so that a killed run keeps every row.
+
+    Args:
+        path: directory, created if missing.
+        resume: append a new segment to the run that is there already.
+
+    Raises:
+        FileExistsError: the directory holds a run and `resume` is False.
+        PermissionError, OSError: the directory cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.info: dict[str, Any] = {"format": FORMAT, "segments": 0}
+        if (self.path / "run.json").exists():
+            self.info = json.loads((self.path / "run.json").read_text())
+            if not resume:
+                state = "a finished run" if self.info.get("finished") else "an unfinished run"
+                raise FileExistsError(
+                    f"run_dir {str(path)!r} holds {state}; give a new directory, or pass "
+                    "resume=True to append to it"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.segment = int(self.info["segments"])
+        started = self.info.get("started", time.time())
+        self.describe(started=started, finished=None, segments=self.segment + 1)
+        self._records = _append(self.path / "records.jsonl")
+        self._events = _append(self.path / "events.jsonl")
+
+    def write(self, record: Record) -> None:
+        _line(self._records, record.to_json())
+
+    def event(self, step: int, kind: str, probe: str, message: str) -> None:
+        row = {"time": time.time(), "step": step, "kind": kind, "probe": probe, "message": message}
+        _line(self._events, row)
+
+    def describe(self, **facts: Any) -> None:
+        """Merge facts into run.json, replaced whole so that it is never half written."""
+        self.info.update(facts)
+        draft = self.path / "run.json.new"
+        draft.write_text(json.dumps(self.info, indent=1, allow_nan=False, default=str))
+        draft.replace(self.path / "run.json")
+
+    def close(self) -> None:
+        if self._records.closed:
+            return
+        self._records.close()
+        self._events.close()
+        self.describe(finished=time.time())
+
+
+def _append(path: Path) -> Any:
+    """Open for appending, on a fresh line even if the last one was torn by a crash."""
+    file = path.open("a+b")
+    if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file
+
+
+def _line(file: Any, row: dict[str, Any]) -> None:
+    file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+    file.flush()

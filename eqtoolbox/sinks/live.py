@@ -1,0 +1,46 @@
+"""One live line per measured step, in the terminal."""
+
+import math
+from typing import Any
+
+from eqtoolbox.record import Record
+from eqtoolbox.sink import Sink
+
+SHOWN = {
+    "training/loss": "loss",
+    "equivariance/relative_error/cyclic4": "turn error",
+    "equivariance/relative_error/translation": "shift error",
+    "conservation/drift/rescale": "rescale drift",
+    "curvature/sharpness": "sharpness",
+    "curvature/stability": "sharpness*lr/2",
+    "noether/second_order/rescale": "law residual",
+}
+
+
+class LiveLine(Sink):
+    """Prints the main numbers of each measured step through tqdm, above its progress bar."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
+        self._step = -1
+        self._shown: dict[str, str] = {}
+
+    def write(self, record: Record) -> None:
+        if record.step != self._step:
+            self._flush()
+            self._step = record.step
+        label = SHOWN.get(record.name)
+        if label and math.isfinite(record.value):
+            mark = "" if record.status == "ok" else "?"
+            self._shown[label] = f"{record.value:.3g}{mark}"
+
+    def close(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        from tqdm import tqdm
+
+        if len(self._shown) > 1:
+            numbers = "  ".join(f"{label} {value}" for label, value in self._shown.items())
+            tqdm.write(f"step {self._step:5d}  {numbers}")
+        self._shown = {}

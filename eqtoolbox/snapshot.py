@@ -1,0 +1,118 @@
+"""A snapshot: one optimizer step, frozen for measuring.
+
+Everything about step t refers to the parameters before it, theta_t, and to the step that led to
+theta_{t+1} = theta_t + update.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.objective import Objective, Parameters
+
+
+class NotApplicable(Exception):
+    """A probe has nothing to measure here; the message says why and what would change that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """What the optimizer did with one parameter group in this step; NaN where it has no such."""
+
+    names: tuple[str, ...]
+    lr: float
+    weight_decay: float
+    momentum: float
+    nesterov: bool = False
+    maximize: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One optimizer step: parameters around it, gradient, batch and the loss as a pure function."""
+
+    step: int
+    before: Parameters  # theta_t, trainable parameters by name
+    after: Parameters | None  # theta_{t+1}; None outside an optimizer step
+    gradient: Parameters | None  # at theta_t, as the optimizer was given; None if it has none
+    groups: tuple[ParameterGroup, ...]
+    optimizer: str  # class name
+    training: Objective | None  # loss of the step's own batch
+    measured: Objective | None  # loss of the probe batch where there is one, else the training's
+    why_no_loss: str = ""
+
+    @cached_property
+    def update(self) -> Parameters:
+        """theta_{t+1} - theta_t, exact: in the next wider floating-point type.
+
+        Raises:
+            NotApplicable: measured outside an optimizer step.
+        """
+        if self.after is None:
+            raise NotApplicable("no optimizer step here: updates are measured in step()")
+        return {n: _wide(self.after[n]) - _wide(self.before[n]) for n in self.before}
+
+    @property
+    def objective(self) -> Objective:
+        """The loss to measure on.
+
+        Raises:
+            NotApplicable: no loss is known; the message says how to give one.
+        """
+        if self.measured is None:
+            raise NotApplicable(self.why_no_loss)
+        return self.measured
+
+    def group_of(self, name: str) -> ParameterGroup | None:
+        """The parameter group that holds `name`; None for a parameter the optimizer has not."""
+        return self._group_by_name.get(name)
+
+    @cached_property
+    def _group_by_name(self) -> dict[str, ParameterGroup]:
+        return {name: group for group in self.groups for name in group.names}
+
+
+def parameter_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> tuple[ParameterGroup, ...]:
+    """The optimizer's groups with the model's names; parameters of other modules are left out."""
+    names = {id(p): n for n, p in model.named_parameters()}
+
+    def number(group: dict[str, Any], key: str, default: float) -> float:
+        value = group.get(key, default)
+        return float(value) if isinstance(value, (int, float, Tensor)) else default
+
+    return tuple(
+        ParameterGroup(
+            names=tuple(names[id(p)] for p in group["params"] if id(p) in names),
+            lr=number(group, "lr", float("nan")),
+            weight_decay=number(group, "weight_decay", 0.0),
+            momentum=number(group, "momentum", 0.0),
+            nesterov=bool(group.get("nesterov", False)),
+            maximize=bool(group.get("maximize", False)),
+        )
+        for group in optimizer.param_groups
+    )
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `model` that require gradients, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(model: nn.Module) -> Parameters | None:
+    """Detached `.grad` of every trainable parameter, zero where unset; None if none is set."""
+    parameters = trainable(model)
+    if all(p.grad is None for p in parameters.values()):
+        return None
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense()
+        for name, p in parameters.items()
+    }
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float64))

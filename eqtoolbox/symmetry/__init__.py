@@ -1,0 +1,27 @@
+"""Symmetries: groups acting on data and on parameters, and how far a claim about them fails."""
+
+from eqtoolbox.symmetry import actions
+from eqtoolbox.symmetry.equivariance import (
+    Equivariance,
+    EquivarianceResult,
+    equivariance_error,
+    percent_of_loss,
+    pulled_back,
+)
+from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.parameter import ParameterSymmetry
+
+__all__ = [
+    "Cyclic",
+    "CyclicTranslation",
+    "Dihedral",
+    "Equivariance",
+    "EquivarianceResult",
+    "Flip",
+    "Group",
+    "ParameterSymmetry",
+    "actions",
+    "equivariance_error",
+    "percent_of_loss",
+    "pulled_back",
+]

@@ -1,0 +1,33 @@
+"""Small networks and data that many tests share."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small problems run fastest on one thread, and sums keep one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True) -> nn.Sequential:
+    """Linear layers of these widths with the activation between them."""
+    layers: list[nn.Module] = []
+    for n, m in pairwise(widths):
+        layers += [nn.Linear(n, m, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def blobs(samples: int = 64, features: int = 6, classes: int = 3) -> tuple[Tensor, Tensor]:
+    """Inputs and labels that a network can learn."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, features, generator=generator)
+    w = torch.randn(features, classes, generator=generator)
+    return x, (x @ w).argmax(1)

@@ -1,0 +1,240 @@
+"""Hessian products against dense torch.func Hessians and closed forms."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from eqtoolbox.linalg import hessian
+from eqtoolbox.linalg.vectors import norm
+
+
+def test_hessian_equals_the_dense_one(network, dense):
+    loss, params = network
+    H = hessian(loss, params).dense()
+    exact = dense(loss, params)
+    assert (H - exact).abs().max() < 1e-13 * exact.abs().max()
+
+
+def test_gradient_and_loss_come_with_it(network):
+    loss, params = network
+    H = hessian(loss, params)
+    gradient = torch.func.grad(loss)(params)
+    assert H.loss_value == loss(params).item()
+    for name, g in H.gradient.items():
+        torch.testing.assert_close(g, gradient[name])
+        assert not g.requires_grad
+
+
+def test_a_block_is_the_block_of_the_whole(network, dense):
+    loss, params = network
+    first = next(iter(params))
+    n = params[first].numel()
+    block = hessian(loss, params).restrict(first).dense()
+    torch.testing.assert_close(block, dense(loss, params)[:n, :n])
+
+
+def test_a_block_off_the_first_names_is_right_too(mlp, dense):
+    loss, params = mlp
+    torch.testing.assert_close(
+        hessian(loss, params).restrict("last.*").dense(), dense(loss, params)[-21:, -21:]
+    )
+
+
+def test_products_repeat_bitwise_on_the_retained_graph(mlp):
+    loss, params = mlp
+    H = hessian(loss, params)
+    once, again = H(params), H(params)
+    assert all(torch.equal(once[n], again[n]) for n in params)
+
+
+def test_a_released_graph_is_built_again(mlp):
+    loss, params = mlp
+    with hessian(loss, params) as H:
+        before = H(params)
+    after = H(params)
+    assert all(torch.equal(before[n], after[n]) for n in params)
+
+
+def test_the_graph_survives_an_optimizer_step_on_the_live_parameters(mlp):
+    loss, params = mlp
+    H = hessian(loss, params)
+    before = H(params)
+    v = {n: p.clone() for n, p in params.items()}
+    for p in params.values():
+        p.mul_(2)
+    after = H(v)
+    assert all(torch.equal(before[n], after[n]) for n in params)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_gradient_mode_does_not_matter(mlp, mode):
+    loss, params = mlp
+    with mode():
+        H = hessian(loss, params)
+        product = H(params)
+    torch.testing.assert_close(product, hessian(loss, params)(params))
+
+
+def test_live_parameters_keep_their_gradients_and_hooks(mlp):
+    loss, params = mlp
+    live = {n: p.requires_grad_() for n, p in params.items()}
+    fired = []
+    for p in live.values():
+        p.register_hook(fired.append)
+    hessian(loss, live)({n: p.detach() for n, p in live.items()})
+    assert not fired
+    assert all(p.grad is None for p in live.values())
+
+
+def test_uneven_batches_count_by_their_weight(mlp, dense):
+    _, params = mlp
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(33, 5, generator=rng, dtype=torch.float64)
+    y = torch.arange(33) % 3
+
+    def on(rows):
+        def loss(p):
+            h = torch.tanh(x[rows] @ p["first.weight"].T + p["first.bias"])
+            return F.cross_entropy(h @ p["last.weight"].T + p["last.bias"], y[rows])
+
+        return loss
+
+    exact = dense(on(slice(0, 33)), params)
+    batches = [on(slice(0, 32)), on(slice(32, 33))]
+    for retain in (None, True):
+        H = hessian(batches, params, weights=[32, 1], retain=retain)
+        assert (H.dense() - exact).abs().max() < 1e-13 * exact.abs().max()
+    assert H.loss_value == pytest.approx(on(slice(0, 33))(params).item(), rel=1e-14)
+    equal = hessian(batches, params, weights=[1, 1]).dense()
+    assert (equal - exact).norm() > 0.3 * exact.norm()  # what equal weights would return
+
+
+def test_several_losses_without_weights_are_refused(mlp):
+    loss, params = mlp
+    with pytest.raises(ValueError, match="weights must be given for 2 losses"):
+        hessian([loss, loss], params)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, float("nan")]])
+def test_weights_must_be_positive_and_as_many_as_losses(mlp, weights):
+    loss, params = mlp
+    with pytest.raises(ValueError, match="weights must be 2 positive finite numbers"):
+        hessian([loss, loss], params, weights=weights)
+
+
+def test_streamed_losses_hold_one_graph_at_a_time(mlp):
+    loss, params = mlp
+    alive = []
+
+    def counted(p):
+        value = loss(p)
+        alive.append(value)
+        return value
+
+    H = hessian([counted] * 3, params, weights=[1, 1, 1])
+    H(params)
+    assert len(alive) == 3
+    assert all(graph._built is None for graph in H._graphs)
+
+
+def test_unused_parameters_get_zeros():
+    params = {"used": torch.ones(2), "unused": torch.ones(3)}
+    H = hessian(lambda p: (p["used"] ** 3).sum(), params)
+    product = H(params)
+    assert product["used"].tolist() == [6, 6]
+    assert product["unused"].tolist() == [0, 0, 0]
+    assert H.restrict("unused")({"unused": torch.ones(3)})["unused"].tolist() == [0, 0, 0]
+
+
+def test_a_linear_loss_has_zero_hessian():
+    product = hessian(lambda p: p["x"].sum(), {"x": torch.ones(2)})({"x": torch.ones(2)})
+    assert product["x"].tolist() == [0, 0]
+
+
+def test_a_parameter_may_be_linear_beside_one_that_is_not():
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    product = hessian(lambda p: (p["a"] ** 2).sum() + p["b"].sum(), params)(params)
+    assert (product["a"].tolist(), product["b"].tolist()) == ([2, 2], [0, 0])
+
+
+def test_half_precision_parameters_have_float32_vectors():
+    def loss(p):
+        assert p["x"].dtype == torch.bfloat16
+        return (p["x"] ** 4).sum()
+
+    product = hessian(loss, {"x": torch.ones(2, dtype=torch.bfloat16)})({"x": torch.ones(2)})
+    assert product["x"].dtype == torch.float32
+    assert product["x"].tolist() == [12, 12]
+
+
+def test_the_scope_of_a_loss_covers_forward_and_every_backward():
+    class Attention:
+        depth = entries = 0
+
+        @contextlib.contextmanager
+        def scope(self, params):
+            assert "x" in params
+            self.entries += 1
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+
+        def __call__(self, p):
+            return F.scaled_dot_product_attention(p["x"], p["x"], p["x"]).square().sum()
+
+    params = {"x": torch.linspace(-1, 1, 12).reshape(1, 1, 3, 4)}
+    loss = Attention()
+    H = hessian(loss, params)
+    for _ in range(2):
+        assert norm(H(params)) > 0
+    assert loss.entries == 3
+    with pytest.raises(RuntimeError, match="not implemented"):
+        hessian(loss.__call__, params)(params)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda p: torch.tensor(1.0), "must depend on the parameters"),
+        (lambda p: torch.ones((), requires_grad=True), "must depend on the parameters"),
+        (lambda p: p["x"], "must be a real scalar tensor, got torch.float32 of shape"),
+        (lambda p: p["x"].sum().to(torch.cfloat), "must be a real scalar tensor"),
+        (lambda p: (p["x"] > 0).sum(), "must be a real scalar tensor, got torch.int64"),
+        (lambda p: 1.0, "got float"),
+    ],
+)
+def test_a_loss_that_is_no_loss_is_refused(loss, message):
+    with pytest.raises(ValueError, match=message):
+        hessian(loss, {"x": torch.ones(2)})({"x": torch.ones(2)})
+
+
+def test_non_finite_losses_and_parameters_are_refused():
+    with pytest.raises(FloatingPointError, match="the loss must be finite, got inf"):
+        _ = hessian(lambda p: p["x"].sum() / 0, {"x": torch.ones(2)}).loss_value
+    with pytest.raises(FloatingPointError, match=r"infinity in \['x'\]"):
+        hessian(lambda p: p["x"].sum(), {"x": torch.tensor([float("nan")])})
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.cfloat])
+def test_integer_and_complex_parameters_are_refused(dtype):
+    with pytest.raises(ValueError, match="real floating point"):
+        hessian(lambda p: p["x"].sum(), {"x": torch.ones(2, dtype=dtype)})
+
+
+def test_a_once_differentiable_function_is_refused_instead_of_read_as_flat():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+    with pytest.raises(ValueError, match="once_differentiable"):
+        hessian(lambda p: Square.apply(p["x"]).sum(), {"x": torch.ones(2)})({"x": torch.ones(2)})

@@ -1,0 +1,109 @@
+"""Configurations are read strictly: every mistake names file, key and remedy."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eqtoolbox.config import PRESETS, ConfigError, describe, load, preset_path, resolve
+from eqtoolbox.probes.conservation import Conservation
+from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.noether import Noether
+from eqtoolbox.schedule import at, every, log_spaced
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "probes.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "experiments/digits"])
+def test_every_shipped_file_resolves(name: str) -> None:
+    assert load(preset_path(name))
+
+
+def test_values_reach_the_probe_and_parameter_probes_share_their_symmetries(
+    tmp_path: Path,
+) -> None:
+    path = written(
+        tmp_path,
+        "[probes.curvature]\nk = 7\nschedule = {every = 5, offset = 2}\n"
+        "[probes.noether]\nschedule = {at = [1, 4]}\n"
+        "[probes.conservation]\nschedule = {log_spaced = 10, until = 100}\n",
+    )
+    curvature, noether, conservation = resolve(path)
+    assert isinstance(curvature.probe, Curvature)
+    assert curvature.probe.k == 7
+    assert curvature.schedule == every(5, offset=2)
+    assert noether.schedule == at([1, 4])
+    assert conservation.schedule == log_spaced(10, until=100)
+    assert isinstance(noether.probe, Noether)
+    assert isinstance(conservation.probe, Conservation)
+    assert noether.probe.symmetries is conservation.probe.symmetries
+    assert describe(curvature)["k"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[probes.curvature]\nkk = 3",
+            r"unknown key probes\.curvature\.kk.*mean probes\.curv.*\.k",
+        ),
+        (
+            "[probes.curvatur]\nk = 3",
+            r"unknown key probes\.curvatur;.*did you mean probes\.curvatu",
+        ),
+        ("[prober]\nk = 3", "unknown key prober.*did you mean probes"),
+        ("[probes.curvature]\nk = 'a'", r"probes\.curvature\.k: expected int, got 'a'"),
+        ("[probes.curvature]\nk = true", "expected int, got True"),
+        ("[probes.curvature]\nk = 0", r"probes\.curvature: curvature needs k >= 1"),
+        ("[probes.curvature]\nschedule = -1", "needs n >= 0"),
+        ("[probes.curvature]\nschedule = {often = 1}", "schedule must be an int"),
+        ("[probes.equivariance]\nsymmetries = ['cyclic5']", "expected symmetries among"),
+        ("[probes.equivariance]\nsymmetries = 'flip'", "expected a list of str"),
+        ("[probes.equivariance]\noutput = 'sideways'", "expected one of"),
+        ("[probes", "not valid TOML"),
+        ("", r"expected tables \[probes.NAME\]"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_an_unknown_preset_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        resolve(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match="did you mean 'standard'"):
+        resolve("standart")
+    with pytest.raises(ConfigError, match="given once"):
+        resolve([Curvature(), Curvature()])
+    with pytest.raises(TypeError, match="expected a Probe or Scheduled"):
+        resolve([3])  # type: ignore[list-item]
+
+
+def test_a_schedule_overrides_all_or_one() -> None:
+    assert {s.schedule for s in resolve("standard", 7)} == {every(7)}
+    some = {s.probe.name: s.schedule for s in resolve("standard", {"curvature": 3})}
+    assert some["curvature"] == every(3)
+    assert some["noether"] == every(100)
+    with pytest.raises(ConfigError, match="unknown key curvatur"):
+        resolve("standard", {"curvatur": 3})
+
+
+@given(st.text(max_size=80))
+def test_no_text_crashes_the_reader(text: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.toml"
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            resolve(path)
+        except ConfigError as error:
+            assert str(path) in str(error)

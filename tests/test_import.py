@@ -1,0 +1,21 @@
+"""Importing eqtoolbox is cheap: torch and numpy, nothing else."""
+
+import subprocess
+import sys
+
+HEAVY = ["scipy", "pandas", "plotly", "jinja2", "sklearn", "tqdm", "lightning", "transformers"]
+
+
+def test_import_loads_only_torch_and_numpy() -> None:
+    code = (
+        "import sys, torch, numpy; before = set(sys.modules); import eqtoolbox;"
+        f"new = {{m.split('.')[0] for m in set(sys.modules) - before}};"
+        "third = {m for m in new if m not in sys.stdlib_module_names} - {'eqtoolbox'};"
+        f"assert not third & set({HEAVY!r}), third; print(sorted(third))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    allowed = {"torch", "numpy", "functorch", "typing_extensions"}
+    assert set(eval(done.stdout)) <= allowed, done.stdout
