@@ -1,6 +1,8 @@
 """Matrix-free linear algebra on dicts of tensors: curvature operators and their spectra."""
 
 from eqtoolbox.linalg.curvature import hessian
+from eqtoolbox.linalg.finite_difference import finite_difference
+from eqtoolbox.linalg.gauss_newton import gauss_newton
 from eqtoolbox.linalg.lanczos import EigenResult, top_eigenpairs
 from eqtoolbox.linalg.operator import FunctionOperator, LinearOperator, MatrixOperator
 from eqtoolbox.linalg.preconditioned import preconditioned
@@ -12,6 +14,8 @@ __all__ = [
     "LinearOperator",
     "MatrixOperator",
     "energy_share",
+    "finite_difference",
+    "gauss_newton",
     "hessian",
     "preconditioned",
     "principal_angles",

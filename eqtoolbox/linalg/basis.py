@@ -114,22 +114,21 @@ class Basis:
 
     def combine(self, coefficients: Tensor) -> list[dict[str, Tensor]]:
         """The vectors Σ_i c_ij q_i, one per column of `coefficients` (m, p)."""
-        flat = [self._mixed(rows, coefficients) for rows in self._rows]
-        return [self.unpack([x[j] for x in flat]) for j in range(coefficients.shape[1])]
+        mixed = [rows.new_empty(coefficients.shape[1], rows.shape[1]) for rows in self._rows]
+        self._mix(coefficients, mixed)
+        return [self.unpack([x[j] for x in mixed]) for j in range(coefficients.shape[1])]
 
     def rotate(self, coefficients: Tensor) -> None:
         """Replace the m rows by p <= m orthonormal combinations; `coefficients` is (m, p)."""
-        count = coefficients.shape[1]
-        for rows in self._rows:
-            rows[:count] = self._mixed(rows, coefficients)
-        self._size = count
+        self._mix(coefficients, self._rows)
+        self._size = coefficients.shape[1]
 
-    def _mixed(self, rows: Tensor, coefficients: Tensor) -> Tensor:
-        mix = wide(coefficients.to(rows.device)).T
-        out = rows.new_empty(mix.shape[0], rows.shape[1])
-        for target, source in zip(pieces(out), pieces(rows[: self._size]), strict=True):
-            target.copy_(mix @ wide(source))
-        return out
+    def _mix(self, coefficients: Tensor, targets: list[Tensor]) -> None:
+        # block by block, so that a target may be the rows themselves
+        for rows, target in zip(self._rows, targets, strict=True):
+            mix = wide(coefficients.to(rows.device)).T
+            for old, new in zip(pieces(rows[: self._size]), pieces(target), strict=True):
+                new[: len(mix)] = mix @ wide(old)
 
 
 def flat_dot(a: Flat, b: Flat) -> float:

@@ -15,7 +15,7 @@ from eqtoolbox.report.trace import Trace
 from eqtoolbox.report.words import number
 
 ALIKE = 1.5  # ratio up to which floors are drawn as one
-FEW = 60  # points up to which each is marked
+FEW = 40  # points up to which each is marked
 
 Figure = dict[str, Any]
 
@@ -124,13 +124,13 @@ class Plot:
         if not rows:
             return
         self.keys.append(
-            Key(label="no number", colour=GREY, traces=(len(self.data),), dash="cross")
+            Key(label="no number", colour=GREY, traces=(len(self.data),), dash="tick")
         )
         notes = [f"{r.status.replace('_', ' ')}: {r.note}".rstrip(": ")[:90] for r in rows.values()]
         self.data.append({
             "type": "scatter", "mode": "markers", "x": list(rows), "y": [0.02] * len(rows),
             "yaxis": "y2", "text": notes, "hovertemplate": "%{text}<extra></extra>",
-            "marker": {"symbol": "x-thin", "size": 7, "line": {"width": 1.6, "color": GREY}},
+            "marker": {"symbol": "line-ns", "size": 5, "line": {"width": 1.2, "color": GREY}},
         })  # fmt: skip
 
     def level(self, height: float, text: str) -> None:

@@ -14,7 +14,7 @@ from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
 from eqtoolbox.report.words import listing, number
 
-WIDE = 20.0  # ratio of the largest to the smallest loss from which the axis is logarithmic
+WIDE = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 NOISY = 100  # records from which a running median is drawn over the loss
 
 
@@ -69,7 +69,9 @@ def cost_panels(run: Run) -> Iterator[Panel]:
         yield _seconds(dict(sorted(seconds.items(), key=lambda item: item[1])))
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
     if overhead is not None:
-        plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
+        shares = arrays(overhead)[1]
+        log = bool(shares.min() > 0 and shares.max() > WIDE * shares.min())
+        plot = Plot(last_step=run.last_step, log=log, scale=100.0, suffix=" %")
         plot.line(overhead, "overhead", PALETTE[0])
         if budget is not None:
             plot.level(100 * budget, "budget")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from eqtoolbox.report.drawing import PALETTE, faded
-from eqtoolbox.report.figures import Panel, Plot
+from eqtoolbox.report.figures import Key, Panel, Plot
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
 
@@ -23,9 +23,9 @@ def _eigenvalues(run: Run) -> Iterator[Panel]:
     eigenvalues = traces(run, "curvature/eigenvalue")
     for i, (rank, t) in enumerate(eigenvalues.items()):
         plot.line(t, f"λ{rank}", PALETTE[0], width=2 if i == 0 else 1.4)
-        shade = faded(PALETTE[0], max(0.45, 1 - 0.14 * i))
-        plot.data[-1]["line"]["color"] = shade
-        plot.keys[-1] = replace(plot.keys[-1], colour=shade)
+        plot.data[-1]["line"]["color"] = faded(PALETTE[0], max(0.45, 1 - 0.14 * i))
+    if len(plot.keys) > 2:
+        plot.keys[1:] = [_together(plot.keys[1:])]
     if top is not None and not eigenvalues:
         plot.line(top, "sharpness", PALETTE[0])
     if bottom is not None:
@@ -37,6 +37,18 @@ def _eigenvalues(run: Run) -> Iterator[Panel]:
             "eigenvalue is a direction in which the loss bends downwards."
         )
         yield plot.panel("eigenvalues", "Eigenvalues of the Hessian", reading)
+
+
+def _together(keys: list[Key]) -> Key:
+    """One legend entry for the eigenvalues below the largest."""
+    first, last = keys[0], keys[-1]
+    return replace(
+        first,
+        label=f"{first.label} to {last.label}",
+        colour=faded(PALETTE[0], 0.6),
+        value=f"{first.value} … {last.value}",
+        traces=tuple(index for key in keys for index in key.traces),
+    )
 
 
 def _stability(run: Run) -> Iterator[Panel]:
@@ -60,6 +72,9 @@ def _overlaps(run: Run) -> Iterator[Panel]:
         share = trace(run, f"curvature/{subject}_overlap")
         if share is not None:
             plot.line(share, subject, colour)
+            if subject == "update":  # under plain SGD it lies on the gradient's line
+                plot.data[-1]["line"]["dash"] = "dot"
+                plot.keys[-1] = replace(plot.keys[-1], dash="dot")
     if plot.data:
         reading = (
             "Share of the energy that lies in the sharpest directions; a random vector has "

@@ -101,11 +101,11 @@ def _causes(run: Run, family: str) -> Iterator[Panel]:
         plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
         stacked = all(arrays(t)[1].min() > -VISIBLE for t in shown.values())
         reading = (
-            "Causes of the drift since the start, each measured step standing for those before "
-            "it; together they make 100 %."
+            "Causes of the drift since the start, each measured step standing for those just "
+            "before it; together 100 %."
         )
         if not stacked:
-            reading = f"{reading[:-1]}, and a negative one acted against the drift."
+            reading = f"{reading[:-1]}, negative against the drift."
     else:
         shown = {c: t for c, t in terms.items() if t and _size(t) > 0}
         plot, stacked = Plot(last_step=run.last_step), False

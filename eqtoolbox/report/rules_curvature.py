@@ -35,6 +35,11 @@ def stability(run: Run) -> Iterator[Finding]:
         rose = len(values) > 1 and certain.start > 0 and now / certain.start >= CHANGED
         place = "below the edge of stability"
         place += f", up from {number(certain.start)} at the start" if rose else ""
+        crossed = sum(v > 1 for v in values)
+        if crossed:
+            level, peak = "note", max(certain.records, key=lambda r: r.value)
+            place += f"; it was above 1 at {crossed} of {len(values)} measurements, at most "
+            place += f"{number(peak.value)} at step {peak.step}"
     old = ""
     if certain.unanswered >= STALE:
         old = f" (last certified at step {certain.last.step}; {certain.unanswered} later "

@@ -81,7 +81,7 @@ def finite_loss(run: Run) -> Iterator[Finding]:
 def loss_trend(run: Run) -> Iterator[Finding]:
     """How the training loss moved between fifths of the run."""
     loss = trace(run, "training/loss")
-    if loss is None or len(loss.records) < 3 * FIFTH:
+    if loss is None or loss.unanswered or len(loss.records) < 3 * FIFTH:
         return
     values = np.array([r.value for r in loss.records])
     fifths = np.array_split(values, FIFTH)
@@ -153,9 +153,9 @@ def cost(run: Run) -> Iterator[Finding]:
             level="warning", text=f"Probes overdrew their budget ({took}).", evidence=evidence
         )
     elif overhead and not skipped:
-        share = _share(overhead.last.value)
+        share = _share(overhead.last.value) + (" of" if overhead.last.value < 2 else "")
         limit = "no budget was set" if budget is None else f"budget {percent(budget)}"
-        text = f"Probes cost {share} of the training time ({limit}); no measurement was skipped."
+        text = f"Probes cost {share} the training time ({limit}); no measurement was skipped."
         level: Level = "good" if budget is not None or overhead.last.value <= LIGHT else "note"
         yield Finding(level=level, text=text, evidence=evidence)
     if skipped:
@@ -180,4 +180,4 @@ def incidents(run: Run) -> Iterator[Finding]:
 
 
 def _share(overhead: float) -> str:
-    return percent(overhead) if overhead < 2 else f"{number(overhead, 2)} times"
+    return percent(overhead) if overhead < 2 else f"{number(overhead, 2)}x"

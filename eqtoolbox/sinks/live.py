@@ -40,7 +40,7 @@ class LiveLine(Sink):
     def _flush(self) -> None:
         from tqdm import tqdm
 
-        if len(self._shown) > 1:
+        if len(self._shown) > 2:  # more than the charges, which may be measured at every step
             numbers = "  ".join(f"{label} {value}" for label, value in self._shown.items())
             tqdm.write(f"step {self._step:5d}  {numbers}")
         self._shown = {}

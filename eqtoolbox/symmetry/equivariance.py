@@ -388,15 +388,18 @@ def _noise(
     function: Function, inputs: Tensor, outputs: Tensor, generator: torch.Generator
 ) -> tuple[float, str]:
     """Relative answer of f to rounding and to repetition on a few samples, and a note on it."""
-    few = min(len(inputs), max(2, min(8, len(inputs) // 16)))
-    part = inputs[:few]
-    with _Precision() as precision:
-        base = _respond(function, part).clone()
-    repeat = _distance(base, outputs) if few == len(inputs) else None  # else a batch norm differs
+    part = inputs[: max(2, min(8, len(inputs) // 16))]
+    try:
+        base, coarsest = _observe(function, part)
+    except (RuntimeError, ValueError, IndexError):  # f holds something as long as the batch
+        part = inputs
+        base, coarsest = _observe(function, part)
+    whole = len(part) == len(inputs)  # only then is f(x) comparable: f may be a batch norm
+    repeat = _distance(base, outputs) if whole else None
     own = torch.finfo(outputs.dtype).eps
-    eps = max(own, precision.eps)
+    eps = max(own, coarsest)
     device = generator.device
-    noise = torch.randn(part.shape, generator=generator, device=device, dtype=torch.float32)
+    noise = torch.randn(part.shape, generator=generator, device=device).to(torch.float64)
     nudged = part.to(device, torch.float64) * (1.0 + torch.finfo(part.dtype).eps * noise)
     answer = _distance(_respond(function, nudged.to(part)), base)
     random_from = min(_RANDOM * eps, 0.05)  # 100 roundings of bfloat16 would be 78 %
@@ -407,6 +410,12 @@ def _noise(
     if repeat > random_from:
         return max(answer, repeat), _RANDOM_NOTE
     return max(answer, repeat, eps), _COARSE_NOTE if eps > own else ""
+
+
+def _observe(function: Function, inputs: Tensor) -> tuple[Tensor, float]:
+    with _Precision() as precision:
+        outputs = _respond(function, inputs).clone()
+    return outputs, precision.eps
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -235,7 +234,7 @@ class CyclicTranslation(Group):
         return (-g[0] % self.shape[0], -g[1] % self.shape[1])
 
     def elements(self) -> Iterator[tuple[int, int]]:
-        return product(range(self.shape[0]), range(self.shape[1]))
+        return ((dy, dx) for dy in range(self.shape[0]) for dx in range(self.shape[1]))
 
     def sample(self, count: int, generator: torch.Generator) -> list[tuple[int, int]]:
         return [divmod(i, self.shape[1]) for i in _uniform(self.order, count, generator)]

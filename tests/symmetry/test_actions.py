@@ -90,15 +90,18 @@ def test_turns_refuse_what_is_not_square() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "g"), [(quarter_turn, 1), (dihedral, (1, False)), (flip, True), (roll, (1, 1))]
+    ("group", "action", "g"),
+    [
+        (Cyclic(4), quarter_turn, 1),
+        (Dihedral(4), dihedral, (1, False)),
+        (Flip(), flip, True),
+        (CyclicTranslation(10), roll, (1, 1)),
+    ],
 )
-def test_spatial_actions_refuse_what_is_no_image(action: Action, g: Element) -> None:
+def test_spatial_actions_refuse_what_is_no_image(group: Group, action: Action, g: Element) -> None:
     with pytest.raises(ValueError, match=r"expected at least 2 dimensions, got shape \(3,\)"):
         action(g, image(3))
     with pytest.raises(ValueError, match=r"a sample has shape \(10,\); use trivial"):
-        group = {quarter_turn: Cyclic(4), dihedral: Dihedral(4), flip: Flip()}.get(
-            action, CyclicTranslation(10)
-        )
         check_action(group, action, image(10, 10))
 
 

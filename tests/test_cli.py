@@ -1,0 +1,93 @@
+"""The command line does what its help says, and says what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eqtoolbox.cli import main
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sklearn")
+    run = tmp_path_factory.mktemp("demo") / "run"
+    assert main(["demo", "--run-dir", str(run), "--steps", "25"]) == 0
+    return run
+
+
+def test_the_demo_ends_with_findings_and_the_path_of_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["demo", "--run-dir", str(run), "--steps", "3"]) == 0
+    out = capsys.readouterr().out.rstrip()
+    assert "What the monitor found" in out
+    assert out.endswith(str(run / "report.html"))
+    assert "https://" not in (run / "report.html").read_text().replace("https://plotly", "")[:2000]
+
+
+def test_the_demo_gives_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--run-dir", str(tmp_path / "run"), "--steps", "2", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert Path(data["report"]).exists()
+    assert data["findings"]
+
+
+def test_summary_and_report_read_the_run(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", str(demo)]) == 0
+    assert "curvature/sharpness" in capsys.readouterr().out
+    assert main(["summary", str(demo), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    page = demo.parent / "page.html"
+    assert main(["report", str(demo), "-o", str(page)]) == 0
+    assert capsys.readouterr().out.strip() == str(page.resolve())
+    assert page.stat().st_size > 100_000
+
+
+def test_all_four_questions_are_answered_on_the_digits(demo: Path) -> None:
+    from eqtoolbox import Run
+
+    run = Run(demo)
+    families = {n.split("/")[2] for n in run.names() if n.startswith("noether/second_order/")}
+    assert families == {"rescale", "scale", "translation"}
+    assert run.series("curvature/sharpness")[1].min() > 0
+    assert run.records("equivariance/relative_error/cyclic4")[-1].verdict == "violated"
+    assert run.records("noether/second_order/rescale")[-1].verdict == "holds"
+    assert abs(run.series("conservation/share_unmeasured/rescale")[1]).max() < 1e-6
+    assert run.series("monitor/closure_grad_cos")[1][0] > 0.9999
+
+
+def test_check_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "standard", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curvature"]["k"] == 3
+    assert main(["check", "standard"]) == 0
+    assert "[curvature]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["check", "standrd"], "did you mean 'standard'"),
+        (["summary", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["demo", "--steps", "0"], "--steps must be >= 1"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_used_run_directory_is_refused(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--run-dir", str(demo), "--steps", "1"]) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_no_command_prints_help() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
