@@ -6,7 +6,6 @@ buffers are never swapped here: probes evaluate the model at clones (`eqtoolbox.
 """
 
 import random
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from eqtoolbox.derivatives import twice_differentiable
 
 _HOOKS = (
     "_forward_hooks",
@@ -75,9 +75,8 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
 
     Hooks that belong to torch itself stay (old-style weight and spectral normalisation and
     pruning compute their weight in one). Gradients are enabled whatever the caller's mode;
-    autocast is off, so that probes measure in the parameters' own precision; attention runs on
-    the mathematical kernel and compiled modules run eagerly, since neither has a second
-    derivative otherwise.
+    autocast is off, so that probes measure in the parameters' own precision; operations without a
+    second derivative are exchanged (`eqtoolbox.derivatives`).
     """
     everything = {id(m): m for module in modules for m in module.modules()}.values()
     before = [(m, dict(m.__dict__)) for m in everything]
@@ -92,9 +91,7 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
         scope.enter_context(torch.enable_grad())
         for device in {"cpu"} | ({"cuda"} if _cuda() else set()):
             scope.enter_context(torch.autocast(device, enabled=False))
-        scope.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import is slow
-            scope.enter_context(torch.compiler.set_stance("force_eager"))
+        scope.enter_context(twice_differentiable(modules))
         yield
 
 

@@ -1,7 +1,7 @@
 """The objective: a model and its training loss as pure functions of a dict of parameters."""
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._pytree import tree_map
 
 from eqtoolbox.isolation import RandomState, evaluation, isolated, random_streams
@@ -56,6 +57,15 @@ class Objective:
     def loss(self, params: Mapping[str, Tensor]) -> Tensor:
         """Training loss at `params` (scalar), in the modes the training step ran in."""
         return self._scalar(params, train=True)
+
+    __call__ = loss
+
+    @contextmanager
+    def scope(self, params: Mapping[str, Tensor]) -> Iterator[None]:
+        """Keeps `params` swapped in; checkpointed layers run forward again in the backward."""
+        swapped = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
+        with _reparametrize_module(_Scope(self.model), swapped, tie_weights=True):
+            yield
 
     def evaluated(self, params: Mapping[str, Tensor]) -> Tensor:
         """The same loss with the model in evaluation mode."""
@@ -147,12 +157,14 @@ class Objective:
     def _run(
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
-        frozen = {n: p.detach() for n, p in self.model.named_parameters() if n not in params}
-        state = {**self._cast(frozen), **self._cast(_clones(self.buffers)), **params}
-        scope = _Scope(self.model)
-        named = {f"model.{name}": tensor for name, tensor in state.items()}
+        named = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
         with random_streams(self.random), nullcontext() if train else evaluation(self.model):
-            return functional_call(scope, named, (body,))
+            return functional_call(_Scope(self.model), named, (body,))
+
+    def _state(self, params: Mapping[str, Tensor]) -> Parameters:
+        """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
+        frozen = {n: p.detach() for n, p in self.model.named_parameters() if n not in params}
+        return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **params}
 
     def _batch(self) -> Any:
         return self._cast(tree_map(lambda leaf: leaf, self.batch))  # fresh containers: losses pop

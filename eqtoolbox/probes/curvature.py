@@ -53,7 +53,7 @@ class Curvature(Probe):
         if any(p.is_complex() for p in params.values()):
             raise NotApplicable("complex parameters: their Hessian is not supported")
         size = sum(p.numel() for p in params.values())
-        with hessian(snapshot.objective.loss, params) as operator:
+        with hessian(snapshot.objective, params) as operator:
             found = top_eigenpairs(
                 operator,
                 min(self.k, size),

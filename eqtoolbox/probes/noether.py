@@ -93,7 +93,7 @@ class _Laws:
 
     def __init__(self, objective: Objective, params: Parameters) -> None:
         self.params = params
-        self.operator = hessian(objective.loss, params)
+        self.operator = hessian(objective, params)
         self.gradient = self.operator.gradient
         self.size = max(norm(self.gradient), 1e-300)
 
