@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.symmetries import FoundSymmetries
@@ -86,13 +87,13 @@ def from_tables(tables: Mapping[str, Any], source: str) -> list[Scheduled]:
     if not isinstance(tables, Mapping) or not tables:
         raise ConfigError(f"{source}: expected tables [probes.NAME] of {', '.join(PROBES)}")
     _known(tables, tuple(PROBES), source, "probes.")
-    shared = FoundSymmetries()
+    shared: dict[str, Any] = {"symmetries": FoundSymmetries(), "engine": Engine()}
     scheduled = []
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{source}: probes.{name} must be a table, got {table!r}")
         kind = PROBES[name]
-        options = {f.name: f.type for f in fields(kind) if f.name != "symmetries"}  # type: ignore[arg-type]
+        options = {f.name: f.type for f in fields(kind) if f.name not in _shared(kind)}  # type: ignore[arg-type]
         if kind is EquivarianceError:
             options["symmetries"] = tuple[str, ...]
         _known(table, ("schedule", *options), source, f"probes.{name}.")
@@ -100,8 +101,8 @@ def from_tables(tables: Mapping[str, Any], source: str) -> list[Scheduled]:
             if key != "schedule":
                 _check_type(value, options[key], f"{source}: probes.{name}.{key}")
         given: dict[str, Any] = {k: v for k, v in table.items() if k != "schedule"}
-        if kind in (Conservation, Noether):
-            given["symmetries"] = shared
+        own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+        given |= {name: shared[name] for name in own & _shared(kind)}
         where = f"{source}: probes.{name}"
         try:
             probe = kind(**given)
@@ -110,6 +111,11 @@ def from_tables(tables: Mapping[str, Any], source: str) -> list[Scheduled]:
             raise ConfigError(f"{where}: {error}") from error
         scheduled.append(Scheduled(probe=probe, schedule=when))
     return scheduled
+
+
+def _shared(kind: type[Probe]) -> set[str]:
+    """Fields that probes of one run have in common; no options of a file."""
+    return {"engine"} | ({"symmetries"} if kind is not EquivarianceError else set())
 
 
 def schedule_from(value: Any) -> Schedule:
@@ -134,10 +140,10 @@ def describe(scheduled: Scheduled) -> dict[str, Any]:
     """A probe's schedule and options as JSON values."""
     probe = scheduled.probe
     described: dict[str, Any] = {"schedule": repr(scheduled.schedule)}
-    names = [f.name for f in fields(probe)] if is_dataclass(probe) else []
+    names: list[str] = [f.name for f in fields(probe)] if is_dataclass(probe) else []
     for name in names:
         value = getattr(probe, name)
-        if isinstance(value, FoundSymmetries):
+        if isinstance(value, (FoundSymmetries, Engine)):
             continue
         if isinstance(value, tuple):
             value = [v if isinstance(v, str) else getattr(v, "name", repr(v)) for v in value]

@@ -9,6 +9,8 @@ Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed"
 Verdict = Literal["holds", "violated", "unresolved"]
 Mode = Literal["train", "eval"]
 
+HOLDS, VIOLATED = 3.0, 10.0  # verdict thresholds, in floors
+
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -63,9 +65,9 @@ def verdict(error: float, floor: float) -> Verdict:
         >>> verdict(2e-7, 1e-7), verdict(5e-7, 1e-7), verdict(1e-3, 1e-7)
         ('holds', 'unresolved', 'violated')
     """
-    if error <= 3 * floor:
+    if error <= HOLDS * floor:
         return "holds"
-    return "violated" if error > 10 * floor else "unresolved"  # NaN is unresolved too
+    return "violated" if error > VIOLATED * floor else "unresolved"  # NaN is unresolved too
 
 
 def _encode(value: Any) -> Any:

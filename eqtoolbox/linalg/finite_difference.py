@@ -25,7 +25,7 @@ def finite_difference(
     *,
     scheme: Scheme = "central",
     rho: float | None = None,
-) -> LinearOperator:
+) -> "FiniteDifference":
     """Hv ≈ (g(θ+hv) − g(θ−hv)) / 2h or (g(θ+hv) − g(θ)) / h, with h = ρ‖g‖/‖Hv‖ for ‖v‖ = 1.
 
     That step changes the gradient by the fraction ρ of itself in every direction, however flat or

@@ -1,5 +1,6 @@
 """Conserved quantities: how far they drifted, and what made them drift."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.symmetries import FoundSymmetries
-from eqtoolbox.record import Mode
+from eqtoolbox.record import Mode, verdict
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.parameter import ParameterSymmetry
 
@@ -75,7 +76,9 @@ class Conservation(Probe):
         scale = float(scales.norm())
         drift = after - start
         worst, where = _worst(members, drift, scales)
-        yield Measurement("drift", float(drift.norm()) / scale, family)
+        eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
+        rounding = eps * math.sqrt(snapshot.step + 1)  # a random walk of roundings
+        yield Measurement("drift", float(drift.norm()) / scale, family, floor=rounding)
         yield Measurement("worst_drift", worst, family, note=where)
         terms = budget(snapshot, members)
         if terms is None:
@@ -85,7 +88,8 @@ class Conservation(Probe):
         step_drift = after - _charges(members, snapshot.before)
         closure = step_drift - torch.stack([*terms.values()]).sum(0)
         yield Measurement("step_drift", float(step_drift.norm()) / scale, family)
-        yield Measurement("closure", float(closure.abs().max() / scales.max()), family)
+        error = float(closure.abs().max() / scales.max())
+        yield Measurement("closure", error, family, floor=1e-12, verdict=verdict(error, 1e-12))
         for cause, term in terms.items():
             along = float(term @ step_drift) / max(float(step_drift.norm()), 1e-300)
             yield Measurement(cause, along / scale, family)

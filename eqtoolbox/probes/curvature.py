@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 
-from eqtoolbox.linalg import hessian, top_eigenpairs
+from eqtoolbox.linalg import top_eigenpairs
 from eqtoolbox.linalg.subspace import energy_share
 from eqtoolbox.linalg.vectors import dot, norm
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.engine import Engine
 from eqtoolbox.record import Mode, Status
-from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Curvature(Probe):
     smallest: bool = True  # also the most negative curvature
     tol: float = 1e-2  # residual over the largest |eigenvalue|
     max_matvecs: int = 100
+    engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.max_matvecs < 1 or self.tol <= 0:
@@ -46,43 +48,42 @@ class Curvature(Probe):
                 f"max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
 
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
+        return self.engine.state(snapshot)
+
     def measure(
-        self, snapshot: Snapshot, reference: None, rng: torch.Generator
+        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        params = snapshot.before
-        if any(p.is_complex() for p in params.values()):
-            raise NotApplicable("complex parameters: their Hessian is not supported")
-        size = sum(p.numel() for p in params.values())
-        with hessian(snapshot.objective, params) as operator:
-            found = top_eigenpairs(
-                operator,
-                min(self.k, size),
-                which="both" if self.smallest else "largest",
-                tol=self.tol,
-                max_matvecs=self.max_matvecs,
-                generator=rng,
-            )
-            k = min(self.k, size)
-            values = found.values.tolist()
-            for i, value in enumerate(values):
-                quantity, target = ("eigenvalue", str(i + 1)) if i < k else ("smallest", "")
-                yield from self._eigenvalue(
-                    quantity, target, value, float(found.residuals[i]), bool(found.converged[i])
-                )
-            status: Status = "ok" if bool(found.converged[0]) else "not_converged"
-            residual = float(found.residuals[0])
-            yield Measurement(
-                "sharpness", values[0], stderr=residual, status=status, matvecs=found.matvecs
-            )
-            yield _stability(snapshot, values[0], residual, status)
-            gradient = snapshot.gradient or operator.gradient
-            yield from self._overlaps(
-                snapshot, gradient, found.vectors[:k], bool(found.converged[:k].all())
-            )
-            if norm(gradient) > 0:
-                product = operator(gradient)
-                rayleigh = dot(gradient, product) / dot(gradient, gradient)
-                yield Measurement("gradient_rayleigh", rayleigh, matvecs=1)
+        self.engine.resume(snapshot, reference)
+        k = min(self.k, sum(p.numel() for p in snapshot.before.values()))
+        operator = self.engine.operator(snapshot)
+        yield from self.engine.report()
+        found = top_eigenpairs(
+            operator,
+            k,
+            which="both" if self.smallest else "largest",
+            tol=self.tol,
+            max_matvecs=self.max_matvecs,
+            generator=rng,
+            confirm=0,
+        )
+        for i, value in enumerate(found.values.tolist()):
+            quantity, target = ("eigenvalue", str(i + 1)) if i < k else ("smallest", "")
+            residual, converged = float(found.residuals[i]), bool(found.converged[i])
+            yield from self._eigenvalue(quantity, target, value, residual, converged)
+        sharpness, residual = float(found.values[0]), float(found.residuals[0])
+        status: Status = "ok" if bool(found.converged[0]) else "not_converged"
+        yield Measurement(
+            "sharpness", sharpness, stderr=residual, status=status, matvecs=found.matvecs
+        )
+        yield _stability(snapshot, sharpness, residual, status)
+        gradient = snapshot.gradient or operator.gradient
+        converged = bool(found.converged[:k].all())
+        yield from self._overlaps(snapshot, gradient, found.vectors[:k], converged)
+        if norm(gradient) > 0:
+            product = operator(gradient)
+            rayleigh = dot(gradient, product) / dot(gradient, gradient)
+            yield Measurement("gradient_rayleigh", rayleigh, matvecs=1)
 
     def _eigenvalue(
         self, quantity: str, target: str, value: float, residual: float, converged: bool

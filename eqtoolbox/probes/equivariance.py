@@ -13,7 +13,8 @@ from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry import actions
 from eqtoolbox.symmetry.actions import Action
-from eqtoolbox.symmetry.equivariance import Equivariance, EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 
 OutputAction = Literal["auto", "invariant", "same"]
@@ -75,12 +76,14 @@ class EquivarianceError(Probe):
                     result = equivariance_error(
                         function, inputs, symmetry, samples=self.samples, generator=rng, loss=loss
                     )
-                except (NotApplicable, ValueError, TypeError) as reason:
+                except (NotApplicable, ValueError, TypeError, FloatingPointError) as reason:
                     yield Measurement(
                         "relative_error",
                         math.nan,
                         name,
-                        status="not_applicable",
+                        status="non_finite"
+                        if isinstance(reason, FloatingPointError)
+                        else "not_applicable",
                         note=str(reason),
                     )
                     continue
@@ -125,7 +128,8 @@ def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
         note = "a single sample, or outputs that do not vary"
         yield Measurement("orbit_variance", math.nan, name, status="not_applicable", note=note)
     else:
-        yield Measurement("orbit_variance", result.orbit_variance, name)
+        floor = result.orbit_variance_floor
+        yield Measurement("orbit_variance", result.orbit_variance, name, floor=floor)
     if result.percent_of_loss is not None:
         yield Measurement("percent_of_loss", result.percent_of_loss, name, unit="%")
 

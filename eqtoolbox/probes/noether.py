@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg import hessian
 from eqtoolbox.linalg.vectors import add, dot, norm, random_like, zeros_like
-from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, verdict
 from eqtoolbox.snapshot import Snapshot
@@ -39,17 +39,24 @@ class Noether(Probe):
     mode: ClassVar[Mode] = "train"
 
     symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
+    engine: Engine = field(default_factory=Engine, repr=False)
+
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
+        return self.engine.state(snapshot)
 
     def measure(
-        self, snapshot: Snapshot, reference: None, rng: torch.Generator
+        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
+        self.engine.resume(snapshot, reference)
+        yield from self.engine.report()
         families = self.symmetries.by_family(snapshot)
         elements = {
             family: [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
             for family, members in families.items()
         }
-        here = _Laws(snapshot.objective, snapshot.before)
-        there = _Laws(snapshot.objective, _nudged(snapshot.before, rng))
+        nudged = replace(snapshot, before=_nudged(snapshot.before, rng))
+        here = _Laws(snapshot.before, self.engine.operator(snapshot))
+        there = _Laws(nudged.before, self.engine.operator(nudged))
         laws = {f: here.of(members, elements[f]) for f, members in families.items()}
         scale = here.curvature_scale()
         noise = _noise(there, families, elements, laws)
@@ -71,8 +78,6 @@ class Noether(Probe):
             predicted = -dot(law.tangent, law.pulled) / length**2
             yield Measurement("rayleigh", measured, family, floor=noise / length)
             yield Measurement("predicted_rayleigh", predicted, family)
-        here.release()
-        there.release()
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,10 @@ class _Law:
 class _Laws:
     """Gradient and Hessian of an objective at one point, and the laws there."""
 
-    def __init__(self, objective: Objective, params: Parameters) -> None:
+    def __init__(self, params: Parameters, operator: DifferentiatedOperator) -> None:
         self.params = params
-        self.operator = hessian(objective, params)
-        self.gradient = self.operator.gradient
+        self.operator = operator
+        self.gradient = operator.gradient
         self.size = max(norm(self.gradient), 1e-300)
 
     def of(self, members: list[ParameterSymmetry], elements: list[Tensor]) -> _Law:
@@ -111,9 +116,6 @@ class _Laws:
     def curvature_scale(self) -> float:
         """|H g| / |g|: near the largest curvature once the gradient has aligned with it."""
         return norm(self.operator(self.gradient)) / self.size
-
-    def release(self) -> None:
-        self.operator.release()
 
 
 def _noise(

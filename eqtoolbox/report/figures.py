@@ -123,9 +123,7 @@ class Plot:
                     rows.setdefault(r.step, r)
         if not rows:
             return
-        self.keys.append(
-            Key(label="no number", colour=GREY, traces=(len(self.data),), dash="tick")
-        )
+        self.keys.append(Key(label="no number", colour=GREY, traces=(len(self.data),), dash="tick"))
         notes = [f"{r.status.replace('_', ' ')}: {r.note}".rstrip(": ")[:90] for r in rows.values()]
         self.data.append({
             "type": "scatter", "mode": "markers", "x": list(rows), "y": [0.02] * len(rows),

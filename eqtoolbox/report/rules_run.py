@@ -135,7 +135,7 @@ def unanswered(run: Run) -> Iterator[Finding]:
         yield Finding(
             level="note" if status == "not_converged" else "warning",
             text=f"{text} {rows[0].step}{note}.".replace("..", "."),
-            evidence=(Evidence(name=rows[0].name, step=rows[0].step, value=rows[0].value),),
+            evidence=(Evidence(name=rows[0].name, step=rows[0].step, value=math.nan),),
         )
 
 

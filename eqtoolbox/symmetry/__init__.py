@@ -1,14 +1,11 @@
 """Symmetries: groups acting on data and on parameters, and how far a claim about them fails."""
 
 from eqtoolbox.symmetry import actions
-from eqtoolbox.symmetry.equivariance import (
-    Equivariance,
-    EquivarianceResult,
-    equivariance_error,
-    percent_of_loss,
-    pulled_back,
-)
+from eqtoolbox.symmetry.actions import check_action
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.orbit import percent_of_loss, pulled_back
 from eqtoolbox.symmetry.parameter import ParameterSymmetry
 
 __all__ = [
@@ -21,6 +18,7 @@ __all__ = [
     "Group",
     "ParameterSymmetry",
     "actions",
+    "check_action",
     "equivariance_error",
     "percent_of_loss",
     "pulled_back",

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eqtoolbox.record import Record
 from eqtoolbox.report import Run
-from tests.report.runs import EVENTS, TAIL, rich_records, write_run
+from tests.report.runs import EVENTS, SYMMETRIES, TAIL, rich_records, write_run
 
 
 @pytest.fixture
@@ -26,4 +27,6 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 def rich_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1000 steps of SGD reaching the edge of stability, resumed at 600, killed in a line."""
     home = tmp_path_factory.mktemp("rich") / "run"
-    return write_run(home, rich_records(), events=EVENTS, tail=TAIL, segments=2)
+    return write_run(
+        home, rich_records(), events=EVENTS, tail=TAIL, segments=2, symmetries=SYMMETRIES
+    )

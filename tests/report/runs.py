@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eqtoolbox.record import Record
+from eqtoolbox.record import Record, Verdict
 
 INFO: dict[str, Any] = {
     "format": 1,
@@ -28,21 +28,22 @@ INFO: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "probes": {"equivariance": {"schedule": "every(10)"}, "curvature": {"schedule": "every(10)"}},
-    "symmetries": [
-        {"name": "conv1-conv2", "family": "rescale", "dimension": 16, "status": "verified",
-         "residual": 3e-8},
-        {"name": "conv1-norm1", "family": "scale", "dimension": 8, "status": "approximate",
-         "residual": 2e-5},
-        {"name": "head", "family": "translation", "dimension": 64, "status": "verified",
-         "residual": 1e-8},
-        {"name": "conv2-gelu", "family": "rescale", "dimension": 16, "status": "broken",
-         "residual": 0.41},
-    ],
-}  # fmt: skip
+}
+
+SYMMETRIES = [
+    {"name": "conv1-conv2", "family": "rescale", "dimension": 16, "status": "verified",
+     "residual": 3e-8},
+    {"name": "conv1-norm1", "family": "scale", "dimension": 8, "status": "approximate",
+     "residual": 2e-5},
+    {"name": "head", "family": "translation", "dimension": 64, "status": "verified",
+     "residual": 1e-8},
+    {"name": "conv2-gelu", "family": "rescale", "dimension": 16, "status": "broken",
+     "residual": 0.41},
+]  # fmt: skip
 
 
 UNCERTAIN = 987.5  # what records that did not converge carry; it must never be shown
-STALE = 77.0  # what the killed segment wrote for steps that the resumed one repeats
+STALE = 765.25  # what the killed segment wrote for steps that the resumed one repeats
 TAIL = '{"step": 1000, "na'  # what the kill left of the last line
 
 
@@ -111,7 +112,10 @@ def _training(step: int, rng: np.random.Generator) -> list[Record]:
 
 def _equivariance(step: int, rng: np.random.Generator) -> list[Record]:
     name, t = "equivariance", step / 1000
-    wobble = lambda s=0.06: float(np.exp(s * rng.standard_normal()))
+
+    def wobble() -> float:
+        return float(np.exp(0.06 * rng.standard_normal()))
+
     floor = 2.1e-7 * wobble()
     c4 = (0.07 + 0.36 * (1 - np.exp(-4 * t))) * wobble()
     rows = [
@@ -170,7 +174,7 @@ def _conservation(step: int) -> list[Record]:
     }  # fmt: skip
     for family, (reach, mix) in mixes.items():
         drift, floor = reach * (1 - np.exp(-2 * t)), 1e-7
-        verdict = "holds" if drift < 3 * floor else "violated"
+        verdict: Verdict = "holds" if drift < 3 * floor else "violated"
         shares = {c: mix.get(c, 0.0) for c in ("symmetry", "decay", "optimizer", "finite_step")}
         pace = reach * 2e-3 * np.exp(-2 * t)
         rows += [

@@ -150,6 +150,16 @@ def test_check_lets_rounding_pass_and_takes_a_tolerance() -> None:
     check_action(Cyclic(8), rotated_by_a_single_precision_matrix, image(2, 2), tolerance=1e-5)
 
 
+def test_only_groups_that_round_may_be_off_by_the_root_of_a_rounding() -> None:
+    class Angles(Cyclic):
+        exact = False
+
+    drifting = lambda g, x: (1 + 1e-10 * g) * x
+    check_action(Angles(4), drifting, image(2, 3))
+    with pytest.raises(ValueError, match=r"tolerance 2\.2e-14"):
+        check_action(Cyclic(4), drifting, image(2, 3))
+
+
 def test_check_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="cyclic2 does not belong to it: take the group"):
         check_action(Cyclic(2), quarter_turn, image(2, 4, 4))

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.symmetry.actions import Action, dihedral, flip, quarter_turn, roll, trivial
-from eqtoolbox.symmetry.equivariance import (
+from eqtoolbox.symmetry import (
     Equivariance,
     EquivarianceResult,
     equivariance_error,
     percent_of_loss,
     pulled_back,
 )
+from eqtoolbox.symmetry.actions import Action, dihedral, flip, quarter_turn, roll, trivial
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 
 TURN_FIELD = Equivariance(Cyclic(4), quarter_turn, quarter_turn)
@@ -40,12 +40,14 @@ def turn_averaged(kernel: Tensor) -> Tensor:
 class TurnNet(nn.Module):
     """Three convolutions whose kernels equal their quarter turns, plus `broken` times noise."""
 
-    def __init__(self, broken: float = 0.0, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, broken: float = 0.0, dtype: torch.dtype = torch.float64, width: int = 6
+    ) -> None:
         super().__init__()
         self.kernels = []
-        for layer, channels in enumerate((1, 6, 6)):
-            kernel = normal(6, channels, 3, 3, seed=layer) / (9 * channels) ** 0.5
-            noise = normal(6, channels, 3, 3, seed=9 + layer) / (9 * channels) ** 0.5
+        for layer, channels in enumerate((1, width, width)):
+            kernel = normal(width, channels, 3, 3, seed=layer) / (9 * channels) ** 0.5
+            noise = normal(width, channels, 3, 3, seed=9 + layer) / (9 * channels) ** 0.5
             self.kernels.append(2 * turn_averaged(kernel.to(dtype)) + broken * noise.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,9 +72,6 @@ def exactly_white(size: int) -> Tensor:
     """A batch with mean zero and identity covariance: both signs of every pixel."""
     basis = size * torch.eye(size * size, dtype=torch.float64).reshape(-1, 1, size, size)
     return torch.cat([basis, -basis])
-
-
-# the verdict -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -147,7 +146,7 @@ def test_scaling_the_outputs_changes_no_verdict(factor: float, dtype, broken: fl
 
 
 def test_autocast_inside_the_function_raises_the_floor_to_its_dtype() -> None:
-    model, x = TurnNet(dtype=torch.float32), normal(16, 1, 17, 17, dtype=torch.float32)
+    model, x = TurnNet(dtype=torch.float32, width=16), normal(16, 1, 17, 17, dtype=torch.float32)
 
     def autocast(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -182,12 +181,6 @@ def test_random_function_raises_its_floor_and_says_so() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         trained = equivariance_error(lambda x: dropout(x).flatten(1).exp().sum(1), x, TURN)
-        tiny = (
-            equivariance_error(lambda x: dropout(x)[:2].sum().expand(32, 1), x[:2], TURN)
-            if 0
-            else None
-        )
-    assert tiny is None
     assert trained.note == "function is random: put the model in eval mode"
     assert trained.floor > 0.01
     assert trained.verdict == "unresolved"
@@ -197,14 +190,24 @@ def test_random_function_raises_its_floor_and_says_so() -> None:
     assert calm.verdict == "holds"
 
 
+@pytest.mark.parametrize("batch", [2, 32])
+def test_dropout_is_seen_in_bfloat16_and_at_every_batch_size(batch: int) -> None:
+    dropout, calls = nn.Dropout(0.5), []
+    x = normal(batch, 1, 8, 8, dtype=torch.bfloat16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        result = equivariance_error(
+            lambda x: calls.append(len(x)) or dropout(x).square().sum((2, 3)), x, TURN
+        )
+    assert result.note == "function is random: put the model in eval mode"
+    assert sum(calls) <= (result.samples + 3) * batch
+
+
 def test_ill_conditioned_function_is_not_called_random() -> None:
     x = normal(32, 1, 8, 8)
     result = equivariance_error(lambda x: (1e9 * x.square().sum((-2, -1))).sin(), x, TURN)
     assert result.note == ""
     assert result.floor > 1e3 * torch.finfo(torch.float64).eps
-
-
-# closed forms ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -310,9 +313,6 @@ def test_numbers_equal_the_naive_sums_over_the_group(symmetry: Equivariance, out
     assert result.worst_element == worst
 
 
-# sampling --------------------------------------------------------------------------------------
-
-
 def lit(x: Tensor) -> Tensor:
     """Breaks translations by light that comes from a corner: long shifts more than short ones."""
     wave = torch.cos(torch.arange(8, dtype=x.dtype) * torch.pi / 4)
@@ -325,9 +325,7 @@ SEEDS = range(200)
 @pytest.fixture(scope="module")
 def sampled() -> list[EquivarianceResult]:
     x = normal(6, 1, 8, 8)
-    return [
-        equivariance_error(lit, x, ROLL_FIELD, generator=seeded(i), check=False) for i in SEEDS
-    ]
+    return [equivariance_error(lit, x, ROLL_FIELD, generator=seeded(i), check=False) for i in SEEDS]
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +377,17 @@ def test_sampled_orbit_variance_is_one_for_noise_of_g() -> None:
     assert result.orbit_variance == pytest.approx(1.0, rel=1e-12)
 
 
+def test_the_identity_is_never_drawn() -> None:
+    """It costs a forward and says nothing: its error is 0 by definition."""
+    x = normal(2, 1, 3, 3)
+    for seed in range(20):
+        result = equivariance_error(
+            lambda x: x.flatten(1), x, TURN, samples=2, generator=seeded(seed)
+        )
+        assert not result.enumerated
+        assert result.relative_error > 0.75 * result.worst  # a zero among two gives 0.71
+
+
 def test_one_sample_has_no_stderr_and_no_variance() -> None:
     result = equivariance_error(lit, normal(4, 1, 8, 8), ROLL_FIELD, samples=1)
     assert result.relative_error > 0
@@ -394,12 +403,7 @@ def test_result_depends_on_the_generator_alone_and_the_global_one_is_untouched()
     assert torch.equal(torch.get_rng_state(), before)
     assert first == again
     assert first != other
-    assert equivariance_error(lit, x, ROLL_FIELD) == equivariance_error(
-        lit, x, ROLL_FIELD
-    )
-
-
-# percent of loss -------------------------------------------------------------------------------
+    assert equivariance_error(lit, x, ROLL_FIELD) == equivariance_error(lit, x, ROLL_FIELD)
 
 
 def test_percent_of_squared_loss_is_the_exact_split() -> None:
@@ -470,9 +474,6 @@ def test_gradients_flow_through_pulled_back_predictions_and_not_through_the_erro
     assert set(seen) == {False}
 
 
-# cannot say ------------------------------------------------------------------------------------
-
-
 def test_single_sample_and_constant_outputs_have_no_orbit_variance() -> None:
     single = equivariance_error(lambda x: x.flatten(1), normal(1, 1, 3, 3), TURN)
     constant = equivariance_error(lambda x: 0 * x.flatten(1) + 7, normal(4, 1, 3, 3), TURN)
@@ -482,6 +483,11 @@ def test_single_sample_and_constant_outputs_have_no_orbit_variance() -> None:
     assert constant.verdict == "holds"
     assert math.isnan(constant.orbit_variance)
     assert math.isnan(constant.orbit_variance_floor)
+    rounded = equivariance_error(
+        lambda x: 4 + 4e-7 * x.flatten(1), normal(4, 1, 3, 3, dtype=torch.float32), TURN
+    )
+    assert rounded.relative_error > 0
+    assert math.isnan(rounded.orbit_variance)
 
 
 def test_zero_outputs_are_unresolved() -> None:
@@ -499,9 +505,6 @@ def test_outputs_that_vanish_only_without_the_transformation_are_violated() -> N
     result = equivariance_error(lambda x: x[:, :, 2, 2], x, TURN)
     assert result.relative_error == math.inf
     assert result.verdict == "violated"
-
-
-# conduct ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("batch", "samples"), [(2, 8), (8, 3), (64, 8)])
@@ -543,15 +546,20 @@ def test_function_may_spoil_its_input_and_reuse_its_output() -> None:
         )
 
 
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_function_may_hold_something_as_long_as_the_batch(batch: int) -> None:
+    mask, x = normal(batch, 9, seed=3).exp(), normal(batch, 1, 3, 3)
+    held = equivariance_error(lambda x: x.flatten(1).square().sum(1)[:, None] * mask, x, TURN)
+    assert held.verdict == "holds"
+    assert held.note == ""
+
+
 def test_batch_statistics_do_not_enter_the_floor() -> None:
     norm = nn.BatchNorm1d(9, track_running_stats=False, dtype=torch.float64)
     x = normal(64, 1, 3, 3)
     result = equivariance_error(lambda x: norm(x.flatten(1)), x, TURN)
     assert result.floor < 1e-14
     assert result.note == ""
-
-
-# refusals --------------------------------------------------------------------------------------
 
 
 def on_images(function: Callable[[Tensor], object]) -> Callable[[], object]:
@@ -571,7 +579,9 @@ def on_images(function: Callable[[Tensor], object]) -> Callable[[], object]:
         (on_images(lambda x: x[:3]), ValueError, r"batch size 4 .* got shape \(3, 1, 6, 6\)"),
         (on_images(lambda x: x / 0), FloatingPointError, r"got NaN or infinity from f\(x\)"),
         (
-            on_images(lambda x: x.clamp(min=-9) / (x[:, :, :1, :1] != normal(4, 1, 6, 6)[0, 0, 0, 5])),
+            on_images(
+                lambda x: x.clamp(min=-9) / (x[:, :, :1, :1] != normal(4, 1, 6, 6)[0, 0, 0, 5])
+            ),
             FloatingPointError,
             r"got NaN or infinity from f\(S_g x\)",
         ),

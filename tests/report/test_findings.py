@@ -1,0 +1,449 @@
+"""Findings: true sentences with their evidence, and silence where nothing is certified."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eqtoolbox.record import Record, Status, Verdict
+from eqtoolbox.report import Finding, Run
+from tests.report.runs import STALE, UNCERTAIN, missing, series
+
+MakeRun = Callable[..., Run]
+ERROR = "equivariance/relative_error/cyclic4"
+STABILITY, SHARPNESS = "curvature/stability", "curvature/sharpness"
+MOMENTUM = {"class": "SGD", "groups": [{"lr": 0.05, "weight_decay": 0.0, "momentum": 0.9}]}
+
+
+def about(run: Run, words: str) -> list[Finding]:
+    """Findings whose sentence contains these words, whatever the case."""
+    return [f for f in run.findings() if words.lower() in f.text.lower()]
+
+
+def the(run: Run, words: str) -> Finding:
+    found = about(run, words)
+    assert len(found) == 1, [f.text for f in run.findings()]
+    return found[0]
+
+
+def test_the_gravest_finding_comes_first(make_run: MakeRun) -> None:
+    run = make_run(
+        series("monitor/closure_grad_cos", [0.87]),
+        series(ERROR, [0.4], floor=1e-7, verdict="violated"),
+        series(STABILITY, [0.3]),
+        series("curvature/smallest", [-1.0]),
+    )
+    levels = [f.level for f in run.findings()]
+    gravity = ["alarm", "warning", "note", "good"]
+    assert levels == sorted(levels, key=gravity.index)
+    assert set(levels) == set(gravity)
+    assert "not the training loss" in run.findings()[0].text
+
+
+def test_every_number_in_the_evidence_is_in_the_records(rich_run: Path) -> None:
+    run = Run(rich_run)
+    evidence = [e for f in run.findings() for e in f.evidence]
+    assert len(evidence) > 20
+    for e in evidence:
+        steps, values = run.series(e.name, include_missing=math.isnan(e.value))
+        assert e.step in steps
+        if not math.isnan(e.value):
+            assert e.value == pytest.approx(np.median(values[steps <= e.step][-e.points :]))
+
+
+def test_uncertified_and_stale_values_are_in_no_finding(rich_run: Path) -> None:
+    for finding in Run(rich_run).findings():
+        assert not {UNCERTAIN, STALE} & {e.value for e in finding.evidence}
+        assert "987" not in finding.text
+
+
+# equivariance
+
+
+def test_a_violation_is_told_with_its_growth_and_price(make_run: MakeRun) -> None:
+    values = np.linspace(0.05, 0.41, 30)
+    price = series("equivariance/percent_of_loss/cyclic4", [12.0] * 30, unit="%")
+    run = make_run(series(ERROR, values, floor=2.1e-7, verdict="violated"), price)
+    finding = the(run, "quarter turns is violated")
+    assert finding.level == "warning"
+    for part in ("relative error 0.39", "floor 2.1e-7", "grew 5.1x", "costs 12 % of the loss"):
+        assert part in finding.text
+    assert {e.name for e in finding.evidence} == {ERROR, price[0].name}
+
+
+def test_a_price_in_parts_of_one_reads_the_same(make_run: MakeRun) -> None:
+    price = series("equivariance/percent_of_loss/cyclic4", [0.12] * 5)
+    run = make_run(series(ERROR, [0.4] * 5, floor=1e-7, verdict="violated"), price)
+    assert "costs 12 % of the loss" in the(run, "violated").text
+
+
+def test_a_cheap_violation_is_only_a_note(make_run: MakeRun) -> None:
+    price = series("equivariance/percent_of_loss/cyclic4", [0.3] * 5, unit="%")
+    run = make_run(series(ERROR, [0.4] * 5, floor=1e-7, verdict="violated"), price)
+    assert the(run, "violated").level == "note"
+
+
+def test_a_symmetry_that_broke_is_told_since_when(make_run: MakeRun) -> None:
+    early = series(ERROR, [1e-7] * 10, floor=1e-7, verdict="holds")
+    late = [
+        Record(step=s, name=ERROR, value=0.1, floor=1e-7, verdict="violated")
+        for s in range(100, 200, 10)
+    ]
+    finding = the(make_run(early, late), "violated")
+    assert "since step 100 (it held at the start)" in finding.text
+
+
+@pytest.mark.parametrize("verdict", ["violated", "unresolved", "holds", None])
+@pytest.mark.parametrize("name", [ERROR, "noether/second_order/scale", "noether/first_order/scale"])
+def test_a_value_below_its_floor_is_never_called_a_violation(
+    make_run: MakeRun, name: str, verdict: str | None
+) -> None:
+    run = make_run(series(name, [0.4, 0.5, 0.3], floor=0.6, verdict=verdict))
+    assert run.findings()
+    for finding in run.findings():
+        assert finding.level == "good", finding
+        assert "violated" not in finding.text
+        assert "broken" not in finding.text
+
+
+def test_one_outlier_is_outvoted(make_run: MakeRun) -> None:
+    rows = series(ERROR, [1e-7] * 9, floor=1e-7, verdict="holds")
+    rows.append(Record(step=90, name=ERROR, value=0.5, floor=1e-7, verdict="violated"))
+    assert the(make_run(rows), "quarter turns").level == "good"
+
+
+def test_between_the_floors_nothing_is_claimed(make_run: MakeRun) -> None:
+    run = make_run(series(ERROR, [5e-7] * 5, floor=1e-7, verdict="unresolved"))
+    finding = the(run, "undecided")
+    assert finding.level == "note"
+    assert "float64" in finding.text
+    wide = make_run(series(ERROR, [5e-16] * 5, floor=1e-16, verdict="unresolved"), dtype="float64")
+    assert "rerun" not in the(wide, "undecided").text
+
+
+def test_verdicts_that_disagree_decide_nothing(make_run: MakeRun) -> None:
+    verdicts: list[Verdict] = ["holds", "violated", "holds", "violated", "unresolved"]
+    rows = [
+        Record(step=i, name=ERROR, value=1e-6, floor=2e-7, verdict=v)
+        for i, v in enumerate(verdicts)
+    ]
+    assert the(make_run(rows), "undecided").level == "note"
+
+
+def test_without_a_floor_there_is_no_verdict(make_run: MakeRun) -> None:
+    finding = the(make_run(series(ERROR, [0.4] * 5)), "quarter turns")
+    assert finding.level == "note"
+    assert "no noise floor was measured" in finding.text
+
+
+def test_what_is_not_applicable_is_no_finding(make_run: MakeRun) -> None:
+    assert make_run(missing(ERROR, [0, 10], "not_applicable", "no images")).findings() == []
+
+
+# laws of parameter symmetries
+
+
+def test_a_law_that_holds_is_good_news_with_its_floor(make_run: MakeRun) -> None:
+    run = make_run(
+        series("noether/second_order/translation", [3e-4] * 4, floor=1e-3, verdict="holds")
+    )
+    finding = the(run, "translation law holds")
+    assert finding.level == "good"
+    assert "second-order residual 3e-4 (floor 0.001)" in finding.text
+
+
+def test_a_broken_second_order_outweighs_a_first_order_that_holds(make_run: MakeRun) -> None:
+    run = make_run(
+        series("noether/first_order/rescale", [1e-8] * 6, floor=1e-7, verdict="holds"),
+        series("noether/second_order/rescale", [0.3] * 6, floor=1e-7, verdict="violated"),
+    )
+    finding = the(run, "rescale law is broken since the start")
+    assert finding.level == "warning"
+    assert "second-order residual 0.3" in finding.text
+
+
+def rayleigh(measured: float, predicted: float, floor: float | None = None) -> list[Record]:
+    return [
+        *series("noether/rayleigh/rescale", [measured], floor=floor),
+        *series("noether/predicted_rayleigh/rescale", [predicted], floor=floor),
+    ]
+
+
+def test_a_predicted_curvature_that_is_measured_is_told(make_run: MakeRun) -> None:
+    finding = the(make_run(rayleigh(-9.51e-2, -9.5e-2)), "predicted by the gradient alone")
+    assert finding.level == "good"
+    assert "predicted -0.095, measured -0.0951" in finding.text
+
+
+def test_a_wrong_prediction_is_a_warning(make_run: MakeRun) -> None:
+    finding = the(make_run(rayleigh(-0.2, -0.095, floor=1e-6)), "not what the gradient predicts")
+    assert finding.level == "warning"
+
+
+@pytest.mark.parametrize(("measured", "predicted"), [(3e-7, -2e-7), (0.0, 0.0), (1e-6, 0.0)])
+def test_rounding_is_no_curvature(make_run: MakeRun, measured: float, predicted: float) -> None:
+    run = make_run(rayleigh(measured, predicted, floor=2e-6))
+    assert the(run, "zero within its error").level == "good"
+
+
+def test_a_coarse_measurement_does_not_confirm_a_prediction(make_run: MakeRun) -> None:
+    finding = the(make_run(rayleigh(-0.2, -0.095, floor=0.15)), "within its error")
+    assert finding.level == "note"
+
+
+# conservation
+
+
+def drifting(family: str, drift: float, **shares: float) -> list[Record]:
+    rows = [Record(step=100, name=f"conservation/drift/{family}", value=drift)]
+    return rows + [
+        Record(step=100, name=f"conservation/share_{cause}/{family}", value=share)
+        for cause, share in shares.items()
+    ]
+
+
+def test_a_drift_that_is_all_weight_decay_says_so(make_run: MakeRun) -> None:
+    run = make_run(drifting("rescale", 0.031, decay=1.0, finite_step=0.0, unmeasured=0.0))
+    finding = the(run, "rescale charges drifted")
+    assert finding.text == "Rescale charges drifted 3.1 % since the start: 100 % weight decay."
+    assert finding.level == "note"
+
+
+def test_causes_are_told_largest_first(make_run: MakeRun) -> None:
+    run = make_run(drifting("rescale", 0.031, finite_step=0.08, decay=0.92))
+    assert "3.1 % since the start: 92 % weight decay, 8 % finite step." in the(run, "charges").text
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.04, False), (0.06, True), (-0.2, True)])
+def test_the_unmeasured_share_is_told_when_it_matters(
+    make_run: MakeRun, share: float, told: bool
+) -> None:
+    run = make_run(drifting("scale", 0.1, decay=1 - share, unmeasured=share))
+    assert ("unmeasured" in the(run, "charges").text) == told
+
+
+def test_a_mostly_unmeasured_drift_asks_for_more_measurements(make_run: MakeRun) -> None:
+    run = make_run(drifting("scale", 0.1, decay=0.3, unmeasured=0.7))
+    assert "measure more often" in the(run, "charges").text
+
+
+def test_a_cause_against_the_drift_is_marked(make_run: MakeRun) -> None:
+    run = make_run(drifting("scale", 0.1, finite_step=1.3, decay=-0.3))
+    assert "130 % finite step, -30 % weight decay (negative: against" in the(run, "charges").text
+
+
+def test_a_broken_symmetry_among_the_causes_is_a_warning(make_run: MakeRun) -> None:
+    assert the(make_run(drifting("scale", 0.1, symmetry=0.4, decay=0.6)), "drifted").level == (
+        "warning"
+    )
+
+
+@pytest.mark.parametrize(("dtype", "conserved"), [("float32", True), ("float64", False)])
+def test_a_drift_of_the_size_of_rounding_is_none(
+    make_run: MakeRun, dtype: str, conserved: bool
+) -> None:
+    run = make_run(drifting("translation", 1e-6, decay=1.0), dtype=dtype)
+    finding = the(run, "translation charges")
+    assert ("are conserved" in finding.text) == conserved
+    assert ("drifted" in finding.text) != conserved
+
+
+def test_the_fastest_unit_is_named(make_run: MakeRun) -> None:
+    worst = Record(step=100, name="conservation/worst_drift/scale", value=0.9, note="conv1, unit 5")
+    run = make_run(drifting("scale", 0.1, decay=1.0), [worst])
+    assert "the worst one by 90 % in conv1, unit 5" in the(run, "charges").text
+
+
+# curvature
+
+
+def test_the_edge_of_stability_is_dated(make_run: MakeRun) -> None:
+    values = [0.1 + 0.05 * i for i in range(17)] + [1.02, 0.99, 1.03] * 6
+    run = make_run(series(STABILITY, values), series(SHARPNESS, values))
+    finding = the(run, "edge of stability")
+    assert finding.text.startswith("Sharpness × lr/2 = 1.02: at the edge of stability since step")
+    assert finding.text.endswith("since step 160.")
+    assert finding.level == "note"
+
+
+@pytest.mark.parametrize("status", ["not_converged", "failed", "skipped_budget", "non_finite"])
+def test_an_uncertified_sharpness_never_speaks_of_stability(make_run: MakeRun, status: str) -> None:
+    top = series(SHARPNESS, [40.0] * 20, status=status)
+    for rows in (series(STABILITY, [1.0] * 20), series(STABILITY, [1.0] * 20, status=status)):
+        assert about(make_run(top, rows), "stability") == []
+
+
+def test_old_certified_stability_is_called_old(make_run: MakeRun) -> None:
+    late = [
+        Record(step=s, name=STABILITY, value=9.0, status="not_converged") for s in (50, 60, 70, 80)
+    ]
+    finding = the(make_run(series(STABILITY, [0.3] * 5), late), "below the edge")
+    assert "last certified at step 40; 4 later attempts gave no number" in finding.text
+
+
+def test_far_beyond_the_edge_is_a_warning(make_run: MakeRun) -> None:
+    assert the(make_run(series(STABILITY, [1.6] * 6)), "beyond the edge").level == "warning"
+
+
+def test_crossings_of_the_edge_are_not_hidden_by_the_median(make_run: MakeRun) -> None:
+    finding = the(make_run(series(STABILITY, [0.5, 1.8, 0.6, 0.5, 0.6, 0.5])), "below the edge")
+    assert finding.level == "note"
+    assert "above 1 at 1 of 6 measurements, at most 1.8 at step 10" in finding.text
+
+
+def test_a_calm_run_is_good_news(make_run: MakeRun) -> None:
+    assert the(make_run(series(STABILITY, [0.3] * 6)), "below the edge").level == "good"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"), [(MOMENTUM, "2·momentum"), ({"class": "Lion"}, "threshold")]
+)
+def test_the_threshold_is_named_for_the_optimizer(
+    make_run: MakeRun, optimizer: object, words: str
+) -> None:
+    run = make_run(series(STABILITY, [0.3] * 6), optimizer=optimizer)
+    assert words in the(run, "below the edge").text
+
+
+def test_alignment_is_told_against_chance(make_run: MakeRun) -> None:
+    rows = [series(f"curvature/eigenvalue/{k}", [1.0]) for k in range(1, 6)]
+    overlap = series("curvature/gradient_overlap", [0.78] * 3)
+    run = make_run(*rows, overlap, model={"class": "Net", "parameters": 1000, "trainable": 1000})
+    text = the(run, "gradient lives in").text
+    assert "the top-5 curvature directions: 78 % of its energy" in text
+    assert "a random vector has 0.5 %" in text
+
+
+def test_low_overlap_lives_nowhere(make_run: MakeRun) -> None:
+    run = make_run(series("curvature/update_overlap", [0.1] * 3))
+    assert about(run, "lives in") == []
+    assert "10 % of its energy" in the(run, "the update has").text
+
+
+@pytest.mark.parametrize(("value", "resolved"), [(-0.3, True), (-0.01, False), (0.2, False)])
+def test_negative_curvature_needs_more_than_its_error(
+    make_run: MakeRun, value: float, resolved: bool
+) -> None:
+    run = make_run(series("curvature/smallest", [value] * 3, stderr=0.02))
+    assert bool(about(run, "most negative curvature is -0.3")) == resolved
+    assert bool(about(run, "No negative curvature is resolved")) != resolved
+
+
+def test_an_overshooting_gradient_step_is_a_warning_for_plain_sgd_only(make_run: MakeRun) -> None:
+    rows = [series("curvature/gradient_rayleigh", [50.0] * 3)]
+    rows.append(series("training/learning_rate", [0.05] * 3))
+    assert the(make_run(*rows), "overshoots").level == "warning"
+    assert about(make_run(*rows, optimizer=MOMENTUM), "overshoots") == []
+    calm = [series("curvature/gradient_rayleigh", [30.0] * 3), rows[1]]
+    assert about(make_run(*calm), "overshoots") == []
+
+
+# the run as a whole
+
+
+@pytest.mark.parametrize("cosines", [[0.87], [1.0, 0.9, 0.9, 0.9]])
+def test_another_loss_is_an_alarm_with_causes(make_run: MakeRun, cosines: list[float]) -> None:
+    finding = make_run(series("monitor/closure_grad_cos", cosines)).findings()[0]
+    assert finding.level == "alarm"
+    assert "not the training loss (gradient cosine 0." in finding.text
+    assert "gradient accumulation" in finding.text
+
+
+def test_a_faithful_replay_is_good_news(make_run: MakeRun) -> None:
+    run = make_run(series("monitor/closure_grad_cos", [0.9999999, 0.995]))
+    assert the(run, "is the training loss").level == "good"
+
+
+def test_one_bad_replay_among_many_is_a_warning(make_run: MakeRun) -> None:
+    run = make_run(series("monitor/closure_grad_cos", [1.0, 0.5, 1.0, 1.0, 1.0]))
+    finding = the(run, "left the training loss at 1 of 5 checks")
+    assert finding.level == "warning"
+    assert finding.evidence[0].step == 10
+
+
+@pytest.mark.parametrize(("bad", "word"), [(math.nan, "NaN"), (math.inf, "infinite")])
+@pytest.mark.parametrize("status", ["ok", "non_finite"])
+def test_a_lost_loss_is_an_alarm(make_run: MakeRun, bad: float, word: str, status: Status) -> None:
+    lost = [Record(step=s, name="training/loss", value=bad, status=status) for s in (200, 210)]
+    run = make_run(series("training/loss", np.linspace(6, 2, 20)), lost)
+    finding = the(run, f"training loss is {word} since step 200")
+    assert finding.level == "alarm"
+    assert "the last finite one was 2" in finding.text
+    assert about(run, "fell") == []
+
+
+def test_a_loss_that_recovered_is_a_warning(make_run: MakeRun) -> None:
+    run = make_run(series("training/loss", [2.0, math.nan, 1.5]))
+    assert the(run, "it recovered").level == "warning"
+
+
+def test_a_falling_loss_is_told_in_numbers(make_run: MakeRun) -> None:
+    steps = np.arange(100)
+    noise = np.random.default_rng(0).standard_normal(100)
+    finding = the(make_run(series("training/loss", 2 * np.exp(-steps / 30) + 0.01 * noise)), "loss")
+    assert finding.level == "good"
+    assert "The training loss fell from" in finding.text
+
+
+def test_scatter_alone_is_no_trend(make_run: MakeRun) -> None:
+    calm = 0
+    for seed in range(20):
+        noise = np.random.default_rng(seed).standard_normal(100)
+        finding = the(make_run(series("training/loss", 2 + 0.3 * noise)), "training loss")
+        calm += "no fall beyond its own scatter" in finding.text
+    assert calm >= 18  # three standard errors, two comparisons a run
+
+
+def test_a_rising_loss_is_a_warning(make_run: MakeRun) -> None:
+    values = np.concatenate([np.linspace(2, 0.5, 80), np.linspace(0.5, 3, 20)])
+    assert the(make_run(series("training/loss", values)), "loss is rising").level == "warning"
+
+
+def test_failures_are_counted_by_measurement_not_by_record(make_run: MakeRun) -> None:
+    names = ("curvature/sharpness", "curvature/stability", "curvature/eigenvalue/1")
+    rows = [missing(name, [10, 20], "not_converged", "residual 0.1") for name in names]
+    text = the(make_run(*rows), "did not converge").text
+    assert text.startswith("2 curvature measurements did not converge")
+    assert "first at step 10: residual 0.1." in text
+
+
+def test_skips_are_told_with_the_overhead(make_run: MakeRun) -> None:
+    run = make_run(
+        series("curvature/sharpness", [1.0] * 3),
+        missing("curvature/sharpness", [30], "skipped_budget"),
+        series("cost/overhead", [0.2, 0.049]),
+    )
+    finding = the(run, "skipped by the budget")
+    assert finding.text.startswith("1 of 4 due measurements were skipped")
+    assert "overhead 4.9 %, budget 5 %" in finding.text
+
+
+def test_an_overdrawn_budget_is_a_warning(make_run: MakeRun) -> None:
+    assert the(make_run(series("cost/overhead", [0.09])), "overdrew").level == "warning"
+    fine = the(make_run(series("cost/overhead", [0.049])), "of the training time")
+    assert fine.level == "good"
+    free = the(make_run(series("cost/overhead", [35.0]), budget=None), "no budget was set")
+    assert free.level == "note"
+    assert "cost 35x the training time" in free.text
+
+
+def test_logged_errors_and_torn_lines_are_mentioned(make_run: MakeRun) -> None:
+    events = [{"step": 7, "kind": "error", "probe": "training", "message": "boom\ntrace"}]
+    run = make_run(series("training/loss", [1.0]), events=events, tail='{"st')
+    assert the(run, "1 error in the event log").text.endswith("(step 7, training): boom")
+    assert the(run, "1 line of the log").level == "note"
+
+
+def test_found_symmetries_come_from_the_facts_or_the_records(make_run: MakeRun) -> None:
+    loss = series("training/loss", [1.0])
+    facts = [
+        {"name": "a", "family": "scale", "dimension": 8, "status": "verified", "residual": 0.0},
+        {"name": "b", "family": "scale", "dimension": 4, "status": "broken", "residual": 0.4},
+    ]
+    run = make_run(loss, symmetries=facts)
+    assert "8 directions of parameter symmetry" in the(run, "scale (8)").text
+    assert "b failed its check (residual 0.4)" in the(run, "proposed").text
+    run = make_run(loss, series("noether/dimension/rescale", [40.0]), symmetries=[])
+    assert "40 directions of parameter symmetry" in the(run, "rescale (40)").text
