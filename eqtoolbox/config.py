@@ -20,11 +20,14 @@ from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.noether import Noether
+from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.symmetries import FoundSymmetries
+from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
 
 PROBES: dict[str, type[Probe]] = {
-    probe.name: probe for probe in (EquivarianceError, Conservation, Noether, Curvature)
+    probe.name: probe
+    for probe in (EquivarianceError, Conservation, Noether, Curvature, Tracking, Spectrum)
 }
 PRESETS = ("light", "standard", "full")
 Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]

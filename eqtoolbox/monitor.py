@@ -24,6 +24,7 @@ from eqtoolbox.snapshot import (
     NotApplicable,
     Snapshot,
     gradients,
+    optimizer_state,
     parameter_groups,
     trainable,
 )
@@ -287,6 +288,7 @@ class Monitor:
             gradient=gradients(self.model) if self._capture.evaluations <= 1 else None,
             groups=parameter_groups(self.optimizer, self.model),
             optimizer=type(self.optimizer).__name__,
+            state=optimizer_state(self.optimizer, self.model),
             training=training,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),

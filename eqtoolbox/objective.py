@@ -89,6 +89,26 @@ class Objective:
             kwargs = {**kwargs, next(iter(kwargs)): inputs}
         return self._run(params, lambda model: model(*args, **kwargs), train=False)
 
+    def outputs(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The model's output at `params` in the training step's modes, as its loss calls it.
+
+        Raises:
+            LookupError: the loss calls the model not once, or the output is no single tensor.
+        """
+        made: list[Any] = []
+
+        def body(model: nn.Module) -> None:
+            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
+            try:
+                self.loss_fn(model, self._batch())
+            finally:
+                handle.remove()
+
+        self._run(params, body)
+        if len(made) != 1 or not isinstance(made[0], Tensor) or made[0].dim() == 0:
+            raise LookupError("it needs a loss that calls the model once for one output tensor")
+        return made[0]
+
     @cached_property
     def call(self) -> Call:
         """How the loss calls the model: the first call, with its evaluation-mode output.
@@ -122,7 +142,9 @@ class Objective:
         call = self.call
         return self._cast(call.args[0] if call.args else next(iter(call.kwargs.values())))
 
-    def loss_of_output(self, params: Mapping[str, Tensor], output: Any) -> Tensor:
+    def loss_of_output(
+        self, params: Mapping[str, Tensor], output: Any, train: bool = False
+    ) -> Tensor:
         """Training loss if the model answered `output` whatever its input (scalar)."""
 
         def body(model: nn.Module) -> Tensor:
@@ -134,7 +156,7 @@ class Objective:
                 model.__dict__.update(own)
 
         own = {k: v for k, v in self.model.__dict__.items() if k == "forward"}
-        loss: Tensor = self._run(params, body, train=False)
+        loss: Tensor = self._run(params, body, train)
         return loss
 
     def parameters(self) -> Parameters:

@@ -4,7 +4,7 @@ Everything about step t refers to the parameters before it, theta_t, and to the 
 theta_{t+1} = theta_t + update.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,7 @@ class ParameterGroup:
     momentum: float
     nesterov: bool = False
     maximize: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # everything else the optimizer keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Snapshot:
     gradient: Parameters | None  # at theta_t, as the optimizer was given; None if it has none
     groups: tuple[ParameterGroup, ...]
     optimizer: str  # class name
+    state: dict[str, dict[str, Any]]  # the optimizer's, by parameter name, after the step
     training: Objective | None  # loss of the step's own batch
     measured: Objective | None  # loss of the probe batch where there is one, else the training's
     why_no_loss: str = ""
@@ -93,9 +95,17 @@ def parameter_groups(
             momentum=number(group, "momentum", 0.0),
             nesterov=bool(group.get("nesterov", False)),
             maximize=bool(group.get("maximize", False)),
+            options={k: v for k, v in group.items() if k != "params"},
         )
         for group in optimizer.param_groups
     )
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, dict[str, Any]]:
+    """The optimizer's state of every parameter it has one for, by name; not copied."""
+    return {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -14,14 +14,14 @@ class Basis:
     """Up to `capacity` orthonormal rows q_1 … q_m with Qw and Qᵀc in float64 coefficients.
 
     One flat row per vector keeps the cost of m inner products at one pass over memory, however
-    many tensors a model has; only elementwise float32 and float64 products are used, because
-    autocast and TF32 would silently round a float32 matrix product to three digits.
+    many tensors a model has. Matrix products are in float64, because autocast and TF32 would
+    silently round a float32 one to three digits.
 
     Example:
         >>> x = {"x": torch.tensor([3.0, 4.0])}
         >>> basis = Basis.spanning([x, x])
-        >>> len(basis), basis.coefficients(basis.pack(x)).tolist()
-        (1, [5.0])
+        >>> len(basis), round(basis.coefficients(basis.pack(x)).item(), 5)
+        (1, 5.0)
     """
 
     def __init__(self, space: Space, capacity: int) -> None:
@@ -48,8 +48,7 @@ class Basis:
         space = Space.of(vectors[0])
         basis = cls(space, min(len(vectors), space.size))
         for v in vectors:
-            space.check(v)
-            w = basis.pack(v)
+            w = basis.pack(space.admit(v))
             before = flat_norm(w)
             basis.orthogonalise(w)
             after = flat_norm(w)

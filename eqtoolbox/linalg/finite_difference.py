@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.curvature import check_scalar, differentiating, leaves
+from eqtoolbox.linalg.graph import check_scalar, differentiating, filled, leaves
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
 
@@ -143,8 +143,9 @@ class FiniteDifference(LinearOperator):
             value = self._function({n: x.to(self._dtypes[n]) for n, x in at.items()})
             if isinstance(value, Tensor):
                 check_scalar(value)
-                rows = torch.autograd.grad(value, list(at.values()), materialize_grads=True)
-                gradient = dict(zip(at, rows, strict=True))
+                gradient = filled(
+                    at, torch.autograd.grad(value, list(at.values()), allow_unused=True)
+                )
             else:
                 gradient = {n: value[n].detach().to(x.dtype) for n, x in at.items()}
         if not math.isfinite(norm(gradient)):

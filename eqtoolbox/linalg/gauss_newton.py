@@ -5,7 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.curvature import check_scalar, differentiating, leaves
+from eqtoolbox.linalg.graph import (
+    check_scalar,
+    differentiating,
+    filled,
+    leaves,
+    product_accuracy,
+)
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector
 
@@ -49,7 +55,7 @@ class GaussNewton(LinearOperator):
     def __init__(
         self, model_function: Model, output_loss: Callable[[Tensor], Tensor], params: Vector
     ) -> None:
-        super().__init__(Space.of(params))
+        super().__init__(Space.of(params), product_accuracy(params))
         self._model = model_function
         self._leaves = leaves(params)
         self._list = list(self._leaves.values())
@@ -83,5 +89,4 @@ class GaussNewton(LinearOperator):
                 rows = torch.autograd.grad(
                     self._outputs, self._list, curved, retain_graph=True, allow_unused=True
                 )
-        pairs = zip(self._leaves.items(), rows, strict=True)
-        return {n: torch.zeros_like(x) if row is None else row for (n, x), row in pairs}
+        return filled(self._leaves, rows)

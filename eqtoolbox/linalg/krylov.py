@@ -56,8 +56,7 @@ class Krylov:
         if start is None:
             self.refresh()
         else:
-            operator.space.check(start, "start")
-            w = self.basis.pack(start)
+            w = self.basis.pack(operator.space.admit(start, "start"))
             length = flat_norm(w)
             if not 0 < length < math.inf:
                 raise ValueError(f"start must be finite and not zero, got norm {length}")
@@ -159,8 +158,9 @@ class Krylov:
         if self.asymmetry > self.operator.accuracy * self.scale:
             raise ValueError(
                 f"the operator must be symmetric, got |⟨u,Hv⟩ − ⟨v,Hu⟩| = "
-                f"{self.asymmetry / self.scale:.1e}·‖H‖ in product {self.matvecs}; the loss may be "
-                "random (dropout, shuffling) or have a wrong second derivative"
+                f"{self.asymmetry / self.scale:.1e}·‖H‖ > {self.operator.accuracy:.1e} in product "
+                f"{self.matvecs}; the loss may be random (dropout, shuffling), have a wrong second "
+                "derivative, or run in low precision (then give the operator that accuracy)"
             )
 
 

@@ -42,7 +42,7 @@ class LinearOperator(ABC):
         Raises:
             ValueError: `v` is not in the space.
         """
-        self.space.check(v)
+        v = self.space.admit(v)
         self.matvecs += 1
         return self._product(v)
 

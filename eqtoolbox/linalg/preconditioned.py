@@ -11,7 +11,7 @@ class Preconditioned(LinearOperator):
 
     def __init__(self, inner: LinearOperator, diagonal: Vector) -> None:
         super().__init__(inner.space, inner.accuracy)
-        inner.space.check(diagonal, "diagonal")
+        diagonal = inner.space.admit(diagonal, "diagonal")
         for name, p in diagonal.items():
             if not bool(((p > 0) & p.isfinite()).all()):
                 raise ValueError(

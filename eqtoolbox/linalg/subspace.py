@@ -30,7 +30,7 @@ def energy_share(vector: Vector, directions: Sequence[Vector]) -> float:
         0.36
     """
     basis = Basis.spanning(directions)
-    basis.space.check(vector)
+    vector = basis.space.admit(vector)
     total = dot(vector, vector)
     if total == 0:
         return math.nan

@@ -148,6 +148,14 @@ class Space:
                     f"got {v[name].dtype} of shape {tuple(v[name].shape)}"
                 )
 
+    def admit(self, v: Vector, what: str = "vector") -> Vector:
+        """`v` itself, half precision raised to the space's; otherwise as strict as `check`."""
+        half = (torch.float16, torch.bfloat16)
+        if any(x.dtype in half for x in v.values()):
+            v = {n: x.float() if x.dtype in half else x for n, x in v.items()}
+        self.check(v, what)
+        return v
+
     def select(self, names: Sequence[str]) -> "Space":
         """The subspace of the given names."""
         return Space({name: self.like[name] for name in names})

@@ -1,4 +1,4 @@
-"""Curvature: the sharpest directions of the loss, and how gradient and update lie in them."""
+"""Curvature: the sharpest directions, what the optimizer can bear, and what lies in them."""
 
 import math
 from collections.abc import Iterator
@@ -7,25 +7,31 @@ from typing import Any, ClassVar
 
 import torch
 
-from eqtoolbox.linalg import top_eigenpairs
-from eqtoolbox.linalg.subspace import energy_share
-from eqtoolbox.linalg.vectors import dot, norm
+from eqtoolbox.linalg import EigenResult, gauss_newton, preconditioned, top_eigenpairs
+from eqtoolbox.linalg.vectors import dot
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
-from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.alignment import along, overlaps, turn
+from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.probes.stability import stability_scale
+from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, Status
-from eqtoolbox.snapshot import Snapshot
+from eqtoolbox.snapshot import NotApplicable, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curvature(Probe):
-    """Top-k and smallest eigenvalues of the Hessian, with true residuals.
+    """Top-k and smallest eigenvalues of the Hessian, with true residuals, and what lies in them.
 
-    sharpness: the largest eigenvalue. stability: sharpness * lr / 2 for SGD, sharpness * lr /
-    (2 + 2 momentum) with heavy-ball momentum: above 1, gradient descent is unstable along the
-    sharpest direction (Cohen et al. 2021, arXiv 2103.00065). gradient_overlap and update_overlap:
-    share of their energy |V^T x|^2 / |x|^2 in the span of the k sharpest directions (Gur-Ari et
-    al. 2018, arXiv 1812.04754). gradient_rayleigh: g^T H g / g^T g.
+    sharpness: the largest eigenvalue. stability: the largest curvature over what the optimizer in
+    use can bear, per parameter group and preconditioned (`eqtoolbox.probes.stability`): sharpness
+    * lr / 2 for plain SGD; above 1 its steps are unstable along the sharpest direction.
+    gradient_overlap, update_overlap, momentum_overlap, symmetry_overlap: share of their energy in
+    the span of the k sharpest directions (Gur-Ari et al. 2018, arXiv 1812.04754).
+    gradient_rayleigh, update_rayleigh: curvature along them. predicted_decrease and
+    actual_decrease: of the loss, by the step. With `split`, gauss_newton_share: v^T G v / lambda at
+    the top eigenvector v, G the Gauss-Newton matrix. With `angles`, turn: the largest principal
+    angle between the top spaces of two measurements.
 
     An eigenvalue's `stderr` is its residual |H v - lambda v|; `not_converged` marks one whose
     relative residual is above `tol`.
@@ -39,7 +45,10 @@ class Curvature(Probe):
     smallest: bool = True  # also the most negative curvature
     tol: float = 1e-2  # residual over the largest |eigenvalue|
     max_matvecs: int = 100
+    split: bool = False  # Gauss-Newton part of the sharpness
+    angles: bool = False  # keep the top space for the next measurement and the checkpoint
     engine: Engine = field(default_factory=Engine, repr=False)
+    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.max_matvecs < 1 or self.tol <= 0:
@@ -49,81 +58,111 @@ class Curvature(Probe):
             )
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return self.engine.state(snapshot)
+        return {"engine": self.engine.state(snapshot), "top": None}
 
     def measure(
         self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        self.engine.resume(snapshot, reference)
-        k = min(self.k, sum(p.numel() for p in snapshot.before.values()))
+        self.engine.resume(snapshot, reference["engine"])
         operator = self.engine.operator(snapshot)
         yield from self.engine.report()
+        k = min(self.k, operator.size)
         found = top_eigenpairs(
             operator,
             k,
             which="both" if self.smallest else "largest",
+            k_smallest=min(1, operator.size - k) or 1,
             tol=self.tol,
             max_matvecs=self.max_matvecs,
             generator=rng,
             confirm=0,
         )
+        yield from self._eigenvalues(found, k)
+        yield self._stability(snapshot, operator, found, rng)
+        top = found.vectors[:k]
+        status: Status = "ok" if bool(found.converged[:k].all()) else "not_converged"
+        gradient = snapshot.gradient or operator.gradient
+        yield from overlaps(snapshot, gradient, top, self.symmetries, rng, status)
+        yield from along(snapshot, operator, gradient)
+        if self.angles:
+            yield from turn(top, reference["top"], status)
+            reference["top"] = top
+        if self.split:
+            yield _gauss_newton_share(snapshot, found)
+
+    def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):
             quantity, target = ("eigenvalue", str(i + 1)) if i < k else ("smallest", "")
             residual, converged = float(found.residuals[i]), bool(found.converged[i])
-            yield from self._eigenvalue(quantity, target, value, residual, converged)
-        sharpness, residual = float(found.values[0]), float(found.residuals[0])
-        status: Status = "ok" if bool(found.converged[0]) else "not_converged"
+            note = "" if converged else f"not converged within {self.max_matvecs} products"
+            yield Measurement(
+                quantity, value, target, stderr=residual, status=_status(converged), note=note
+            )
         yield Measurement(
-            "sharpness", sharpness, stderr=residual, status=status, matvecs=found.matvecs
+            "sharpness",
+            float(found.values[0]),
+            stderr=float(found.residuals[0]),
+            status=_status(bool(found.converged[0])),
+            matvecs=found.matvecs,
         )
-        yield _stability(snapshot, sharpness, residual, status)
-        gradient = snapshot.gradient or operator.gradient
-        converged = bool(found.converged[:k].all())
-        yield from self._overlaps(snapshot, gradient, found.vectors[:k], converged)
-        if norm(gradient) > 0:
-            product = operator(gradient)
-            rayleigh = dot(gradient, product) / dot(gradient, gradient)
-            yield Measurement("gradient_rayleigh", rayleigh, matvecs=1)
+        yield Measurement("asymmetry", found.asymmetry)
 
-    def _eigenvalue(
-        self, quantity: str, target: str, value: float, residual: float, converged: bool
-    ) -> Iterator[Measurement]:
-        status: Status = "ok" if converged else "not_converged"
-        note = "" if converged else f"residual {residual:.2e} after {self.max_matvecs} products"
-        yield Measurement(quantity, value, target, stderr=residual, status=status, note=note)
-
-    def _overlaps(
+    def _stability(
         self,
         snapshot: Snapshot,
-        gradient: Parameters,
-        top: list[Parameters],
-        converged: bool,
-    ) -> Iterator[Measurement]:
-        status: Status = "ok" if converged else "not_converged"
-        note = f"top {len(top)} directions"
-        if norm(gradient) > 0:
-            share = energy_share(gradient, top)
-            yield Measurement("gradient_overlap", share, status=status, note=note)
-        if snapshot.after is not None and norm(snapshot.update) > 0:
-            update = {n: u.to(snapshot.before[n]) for n, u in snapshot.update.items()}
-            share = energy_share(update, top)
-            yield Measurement("update_overlap", share, status=status, note=note)
+        operator: DifferentiatedOperator,
+        found: EigenResult,
+        rng: torch.Generator,
+    ) -> Measurement:
+        """Largest eigenvalue of S^1/2 H S^1/2; a multiple of the sharpness where S is a number."""
+        try:
+            scale = stability_scale(snapshot)
+        except NotApplicable as reason:
+            return Measurement("stability", math.nan, status="not_applicable", note=str(reason))
+        moved = {n: s for n, s in scale.items() if bool((s > 0).all())}
+        factors = {float(s.flatten()[0]) for s in moved.values()}
+        if len(moved) == len(scale) and len(factors) == 1 and snapshot.optimizer == "SGD":
+            factor = factors.pop()
+            return Measurement(
+                "stability",
+                factor * float(found.values[0]),
+                stderr=factor * float(found.residuals[0]),
+                status=_status(bool(found.converged[0])),
+                note=f"sharpness * {factor:.3g}",
+            )
+        if not moved:
+            return Measurement(
+                "stability", math.nan, status="not_applicable", note="the learning rate is zero"
+            )
+        felt = preconditioned(operator.restrict(*moved), {n: 1 / s for n, s in moved.items()})
+        top = top_eigenpairs(
+            felt, 1, tol=self.tol, max_matvecs=self.max_matvecs, generator=rng, confirm=0
+        )
+        return Measurement(
+            "stability",
+            float(top.values[0]),
+            stderr=float(top.residuals[0]),
+            status=_status(bool(top.converged[0])),
+            matvecs=top.matvecs,
+            note=f"Hessian in the metric of {snapshot.optimizer}",
+        )
 
 
-def _stability(
-    snapshot: Snapshot, sharpness: float, residual: float, status: Status
-) -> Measurement:
-    groups = [g for g in snapshot.groups if g.names]
-    settings = {(g.lr, g.momentum, g.nesterov) for g in groups}
-    why = ""
-    if snapshot.optimizer != "SGD":
-        why = f"{snapshot.optimizer} is stable up to a threshold on its preconditioned Hessian"
-    elif len(settings) != 1:
-        why = "parameter groups differ in learning rate or momentum"
-    elif groups[0].nesterov:
-        why = "Nesterov momentum has another threshold"
-    if why:
-        return Measurement("stability", math.nan, status="not_applicable", note=why)
-    group = groups[0]
-    factor = group.lr / (2 + 2 * group.momentum)
-    return Measurement("stability", factor * sharpness, stderr=factor * residual, status=status)
+def _status(converged: bool) -> Status:
+    return "ok" if converged else "not_converged"
+
+
+def _gauss_newton_share(snapshot: Snapshot, found: EigenResult) -> Measurement:
+    """v^T G v / lambda at the top eigenvector: 1 when the model's own curvature plays no part."""
+    objective, params = snapshot.objective, snapshot.before
+    vector: Parameters = found.vectors[0]
+    try:
+        matrix = gauss_newton(
+            objective.outputs, lambda y: objective.loss_of_output(params, y, train=True), params
+        )
+        share = dot(vector, matrix(vector)) / float(found.values[0])
+    except (LookupError, RuntimeError, TypeError, ValueError) as reason:
+        note = f"the loss is no function of one output tensor ({reason})"
+        return Measurement("gauss_newton_share", math.nan, status="not_applicable", note=note)
+    status = _status(bool(found.converged[0]))
+    return Measurement("gauss_newton_share", share, status=status, matvecs=1)

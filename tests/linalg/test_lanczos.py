@@ -213,6 +213,22 @@ def test_one_chain_alone_misses_copies_and_does_not_claim_otherwise(operator):
     assert not found.confirmed
 
 
+CLUSTERED = [1.0 - 0.6 * (i / 150) ** 0.7 for i in range(150)] + [0.0] * 150
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_loose_tolerance_misses_no_member_of_a_cluster(operator, k):
+    H, exact = operator(CLUSTERED), torch.tensor(CLUSTERED[:k], dtype=torch.float64)
+    errors = {None: [], 0: []}
+    for confirm, found in errors.items():
+        for seed in range(10):
+            rng = torch.Generator().manual_seed(seed)
+            values = top_eigenpairs(H, k, tol=0.05, generator=rng, confirm=confirm).values
+            found.append((exact - values).abs().max().item())
+    assert max(errors[None]) < 0.02
+    assert max(errors[0]) > 0.05  # what stopping at the tolerance returns
+
+
 def test_projected_directions_have_curvature_zero(prescribed):
     A, Q = prescribed(SPECTRA["separated"])
     H = MatrixOperator(A).project_off([{"x": Q[:, 0]}])
@@ -234,7 +250,7 @@ def test_a_map_that_is_not_symmetric_is_refused(prescribed, size):
     skew = torch.zeros_like(A)
     skew[0, 1:] = size
     H = FunctionOperator(lambda v: {"x": (A + skew) @ v["x"]}, {"x": A[0]})
-    with pytest.raises(ValueError, match=r"must be symmetric, got .*‖H‖ in product"):
+    with pytest.raises(ValueError, match=r"must be symmetric, got .*‖H‖ > .* in product 2"):
         top_eigenpairs(H, 1, tol=1e-9)
 
 

@@ -1,0 +1,147 @@
+"""The graph of one gradient, kept so that it can be differentiated once more."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.linalg.vectors import Space, Vector, norm
+
+Loss = Callable[[dict[str, Tensor]], Tensor]
+
+_INDEPENDENT = (
+    "the loss must depend on the parameters it is given, but none of them has a gradient; compute "
+    "it from the dict that is passed in, for example by torch.func.functional_call"
+)
+
+
+class GradientGraph:
+    """One loss at fixed leaves: its value, its gradient, and products with its Hessian.
+
+    Built at the first use, and again after `release`.
+    """
+
+    def __init__(self, loss: Loss, leaves: dict[str, Tensor], dtypes: dict[str, torch.dtype]):
+        self._loss, self._leaves, self._dtypes = loss, leaves, dtypes
+        self._built: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    @property
+    def value(self) -> float:
+        """L(θ)."""
+        return self._build()[0].item()
+
+    @property
+    def gradient(self) -> dict[str, Tensor]:
+        """∇L(θ), detached."""
+        return {name: g.detach() for name, g in self._build()[1].items()}
+
+    def product(self, v: Vector) -> dict[str, Tensor]:
+        """The gradient of ⟨∇L, v⟩ with respect to the names of `v`."""
+        names = [n for n, g in self._build()[1].items() if n in v and g.requires_grad]
+        wanted = {n: self._leaves[n] for n in v}
+        if not names:  # the loss uses none of them
+            return {n: torch.zeros_like(x) for n, x in wanted.items()}
+        with differentiating(self._loss, self._leaves):
+            rows = torch.autograd.grad(
+                [self._build()[1][n] for n in names],
+                list(wanted.values()),
+                [v[n] for n in names],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        return filled(wanted, rows)
+
+    def release(self) -> None:
+        """Free the graph."""
+        self._built = None
+
+    def _build(self) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._built is None:
+            with differentiating(self._loss, self._leaves):
+                value = self._loss({n: x.to(self._dtypes[n]) for n, x in self._leaves.items()})
+                check_scalar(value)
+                # once_differentiable functions show in the graph only if the seed has a gradient
+                seed = torch.ones_like(value).requires_grad_()
+                rows = torch.autograd.grad(
+                    value, list(self._leaves.values()), seed, create_graph=True, allow_unused=True
+                )
+            if all(row is None for row in rows):
+                raise ValueError(_INDEPENDENT)
+            _refuse_once_differentiable([row for row in rows if row is not None])
+            self._built = value, filled(self._leaves, rows)
+        return self._built
+
+
+def leaves(params: Vector) -> dict[str, Tensor]:
+    """Detached copies of `params` in at least float32 that require gradients.
+
+    Raises:
+        ValueError: no parameters, or one that is not real floating point.
+        FloatingPointError: a parameter is not finite.
+    """
+    space = Space.of(params)
+    with torch.inference_mode(False):  # a tensor made in inference mode can never have a gradient
+        copies = {n: p.detach().to(space.like[n].dtype, copy=True) for n, p in params.items()}
+    if not math.isfinite(norm(copies)):
+        bad = [n for n, p in copies.items() if not bool(p.isfinite().all())]
+        raise FloatingPointError(f"parameters must be finite, got NaN or infinity in {bad[:5]}")
+    return {n: p.requires_grad_() for n, p in copies.items()}
+
+
+def product_accuracy(params: Vector) -> float:
+    """Relative error to expect of a product computed in the precision of `params`: √eps."""
+    Space.of(params)
+    return math.sqrt(max(torch.finfo(p.dtype).eps for p in params.values()))
+
+
+def filled(like: dict[str, Tensor], rows: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """`rows` under the names of `like`, dense, zeros where there is None."""
+    pairs = zip(like.items(), rows, strict=True)
+    return {n: torch.zeros_like(x) if row is None else _dense(row) for (n, x), row in pairs}
+
+
+def _dense(row: Tensor) -> Tensor:
+    return row.to_dense() if row.layout != torch.strided else row
+
+
+def check_scalar(value: Tensor) -> None:
+    """Raise unless `value` is a finite real scalar that depends on something."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        tensor = isinstance(value, Tensor)
+        got = f"{value.dtype} {tuple(value.shape)}" if tensor else type(value).__name__
+        raise ValueError(f"the loss must be a real scalar tensor, got {got}; reduce it by .mean()")
+    if not bool(value.isfinite()):
+        raise FloatingPointError(f"the loss must be finite, got {value.item()}")
+    if not value.requires_grad:
+        raise ValueError(_INDEPENDENT)
+
+
+@contextmanager
+def differentiating(function: object, params: dict[str, Tensor]) -> Iterator[None]:
+    """Gradients on, whatever the caller's mode, inside the function's own `scope` if it has one."""
+    scope: Callable[[dict[str, Tensor]], AbstractContextManager[object]] | None
+    scope = getattr(function, "scope", None)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        nullcontext() if scope is None else scope(params),
+    ):
+        yield
+
+
+def _refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
+    """Raise if the graph holds a function that hides its derivative from a second backward."""
+    seen, stack = set(), [g.grad_fn for g in gradients]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise ValueError(
+                "the loss contains a function marked once_differentiable, which has no second "
+                "derivative; its Hessian would silently miss terms; use finite_difference"
+            )
+        stack.extend(parent for parent, _ in node.next_functions)

@@ -1,0 +1,73 @@
+"""Spectrum: what the whole Hessian looks like, not only its ends."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from eqtoolbox.linalg import LinearOperator, spectral_density, spectral_moments
+from eqtoolbox.linalg.trace import Estimate
+from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.engine import Engine
+from eqtoolbox.record import Mode
+from eqtoolbox.snapshot import Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum(Probe):
+    """Trace, Frobenius norm, effective rank tr^2 / |H|_F^2, negative and outlying eigenvalues.
+
+    Stochastic estimates with their standard errors; `trace/<layer>` for each layer on request.
+    """
+
+    name: ClassVar[str] = "spectrum"
+    headline: ClassVar[str] = "trace"
+    mode: ClassVar[Mode] = "train"
+
+    matvecs: int = 48  # for trace and norm
+    probes: int = 4  # random vectors of the density
+    steps: int = 24  # Lanczos steps of each
+    layers: bool = False  # trace of each layer's block
+    engine: Engine = field(default_factory=Engine, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.matvecs < 6 or self.probes < 2 or self.steps < 2:
+            raise ValueError(
+                f"spectrum needs matvecs >= 6, probes >= 2 and steps >= 2, got {self.matvecs}, "
+                f"{self.probes}, {self.steps}"
+            )
+
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
+        return {"engine": self.engine.state(snapshot)}
+
+    def measure(
+        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+    ) -> Iterator[Measurement]:
+        self.engine.resume(snapshot, reference["engine"])
+        operator = self.engine.operator(snapshot)
+        yield from self.engine.report()
+        yield from self._moments(operator, rng)
+        density = spectral_density(operator, probes=self.probes, steps=self.steps, generator=rng)
+        for quantity, count in (("negative", density.negative()), ("outlying", density.outlying())):
+            yield Measurement(quantity, count.value, stderr=count.stderr, unit="eigenvalues")
+        if self.layers:
+            for layer in dict.fromkeys(name.rpartition(".")[0] for name in snapshot.before):
+                pattern = f"{layer}.*" if layer else "*"
+                block = operator.restrict(pattern)
+                found = spectral_moments(block, generator=rng, matvecs=self.matvecs)
+                yield _estimate("trace", found.trace, layer or "model")
+
+    def _moments(self, operator: LinearOperator, rng: torch.Generator) -> Iterator[Measurement]:
+        found = spectral_moments(operator, generator=rng, matvecs=self.matvecs)
+        yield _estimate("trace", found.trace, matvecs=found.matvecs)
+        yield _estimate("frobenius_norm", found.frobenius_norm)
+        yield _estimate("effective_rank", found.effective_rank)
+
+
+def _estimate(
+    quantity: str, estimate: Estimate, target: str = "", matvecs: int | None = None
+) -> Measurement:
+    stderr = estimate.stderr if math.isfinite(estimate.stderr) else None
+    return Measurement(quantity, estimate.value, target, stderr=stderr, matvecs=matvecs)

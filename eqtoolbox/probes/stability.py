@@ -1,0 +1,107 @@
+"""The edge of stability of the optimizer in use: which curvature its steps can bear.
+
+An optimizer whose step is -eta P^-1 m(g), with m the momentum average, descends a quadratic stably
+while the largest eigenvalue of P^-1/2 H P^-1/2 stays below c / eta. Scaling every parameter by its
+own eta / (c P) makes that one number: the step is stable while lambda_max(S^1/2 H S^1/2) < 1.
+
+    SGD         P = 1                                c = 2, with momentum b 2 + 2b (dampening d:
+                                                     over 1 - d), Nesterov (2 + 2b) / (1 + 2b)
+    Adam        P = sqrt(v / (1 - b2^t)) + eps       c = (2 + 2 b1) / (1 - b1), 38 for b1 = 0.9
+    RMSprop     P = sqrt(v) + eps                    c as SGD
+    Adagrad     P = sqrt(sum g^2) + eps              c = 2
+
+References:
+    Cohen et al. 2021 (arXiv 2103.00065); Cohen et al. 2022 (arXiv 2207.14484).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.objective import Parameters
+from eqtoolbox.snapshot import NotApplicable, ParameterGroup, Snapshot
+
+Rule = Callable[[ParameterGroup, dict[str, Any], Tensor], tuple[float, Tensor]]
+
+
+def threshold(group: ParameterGroup) -> float:
+    """c of gradient descent with (heavy-ball or Nesterov) momentum: stable for H < c / eta."""
+    momentum = group.momentum
+    if group.nesterov:
+        return (2 + 2 * momentum) / (1 + 2 * momentum)
+    dampening = float(group.options.get("dampening", 0.0)) if momentum else 0.0
+    return (2 + 2 * momentum) / (1 - dampening)
+
+
+def stability_scale(snapshot: Snapshot) -> Parameters:
+    """S = eta / (c P) per parameter: steps are stable while lambda_max(S^1/2 H S^1/2) < 1.
+
+    Zero for parameters that the optimizer does not move.
+
+    Raises:
+        NotApplicable: the rule of this optimizer is not known, or it keeps no state yet.
+    """
+    rule = RULES.get(snapshot.optimizer)
+    if rule is None:
+        raise NotApplicable(
+            f"the stability threshold of {snapshot.optimizer} is not known; known are "
+            f"{', '.join(RULES)}"
+        )
+    scale = {}
+    for name, parameter in snapshot.before.items():
+        group, state = snapshot.group_of(name), snapshot.state.get(name, {})
+        if group is None:
+            scale[name] = torch.zeros_like(parameter)
+            continue
+        try:
+            c, preconditioner = rule(group, state, parameter)
+        except KeyError as missing:
+            raise NotApplicable(
+                f"{snapshot.optimizer} keeps no {missing} for {name} yet: measured after a step"
+            ) from missing
+        scale[name] = group.lr / (c * preconditioner)
+    return scale
+
+
+def _sgd(group: ParameterGroup, state: dict[str, Any], p: Tensor) -> tuple[float, Tensor]:
+    return threshold(group), torch.ones_like(p)
+
+
+def _adam(group: ParameterGroup, state: dict[str, Any], p: Tensor) -> tuple[float, Tensor]:
+    first, second = group.options["betas"]
+    square = state["max_exp_avg_sq" if group.options.get("amsgrad") else "exp_avg_sq"]
+    corrected = square / (1 - float(second) ** float(state["step"]))
+    c = (2 + 2 * float(first)) / (1 - float(first))
+    return c, corrected.sqrt() + group.options["eps"]
+
+
+def _rmsprop(group: ParameterGroup, state: dict[str, Any], p: Tensor) -> tuple[float, Tensor]:
+    square = state["square_avg"]
+    if group.options.get("centered"):
+        square = square - state["grad_avg"].square()
+    return threshold(group), square.clamp_min(0).sqrt() + group.options["eps"]
+
+
+def _adagrad(group: ParameterGroup, state: dict[str, Any], p: Tensor) -> tuple[float, Tensor]:
+    slowing = 1 + (float(state["step"]) - 1) * float(group.options.get("lr_decay", 0.0))
+    return 2.0 * slowing, state["sum"].sqrt() + group.options["eps"]
+
+
+RULES: dict[str, Rule] = {
+    "SGD": _sgd,
+    "Adam": _adam,
+    "AdamW": _adam,
+    "RMSprop": _rmsprop,
+    "Adagrad": _adagrad,
+}
+
+
+def momentum_buffer(snapshot: Snapshot) -> Parameters | None:
+    """The optimizer's running average of gradients; None if it keeps none."""
+    for key in ("momentum_buffer", "exp_avg"):
+        found = {n: s[key] for n, s in snapshot.state.items() if isinstance(s.get(key), Tensor)}
+        if found:
+            return {n: found.get(n, torch.zeros_like(p)) for n, p in snapshot.before.items()}
+    return None

@@ -1,0 +1,270 @@
+"""The curvature probes against dense float64 Hessians and runs that really diverge."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.spectrum import Spectrum
+from eqtoolbox.probes.tracking import Tracking
+from eqtoolbox.record import Record
+from eqtoolbox.sinks.memory import MemorySink
+from tests.conftest import blobs, mlp
+
+Make = Any
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def run(
+    probes: list[eq.Probe],
+    make: Make = lambda p: torch.optim.SGD(p, lr=0.1),
+    *,
+    steps: int = 3,
+    model: nn.Module | None = None,
+    loss: Any = cross_entropy,
+    batch: Any = None,
+) -> tuple[list[Record], nn.Module]:
+    torch.manual_seed(0)
+    model = (mlp(6, 8, 3, activation=nn.Tanh) if model is None else model).double()
+    optimizer, sink = make(model.parameters()), MemorySink()
+    x, y = blobs()
+    batch = (x.double(), y) if batch is None else batch
+    with eq.attach(
+        model, optimizer, probes=probes, schedule=1, budget=None, sinks=[sink], on_error="raise"
+    ) as monitor:
+        step_loss = monitor.loss(loss)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            step_loss(model, batch).backward()
+            optimizer.step()
+    return sink.records, model
+
+
+def value(records: list[Record], name: str, step: int = 0) -> float:
+    (record,) = [r for r in records if r.name == name and r.step == step]
+    return record.value
+
+
+def dense(step: int, make: Make, batch: Any = None) -> tuple[Tensor, Tensor, nn.Module]:
+    """Gradient and Hessian before optimizer step number `step`, by torch.func."""
+    torch.manual_seed(0)
+    model = mlp(6, 8, 3, activation=nn.Tanh).double()
+    optimizer = make(model.parameters())
+    x, y = blobs()
+    for _ in range(step):
+        optimizer.zero_grad()
+        cross_entropy(model, (x.double(), y)).backward()
+        optimizer.step()
+    names = [n for n, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    def of_vector(v: Tensor) -> Tensor:
+        parts = v.split([s.numel() for s in shapes])
+        params = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, params, (x.double(),)), y)
+
+    return torch.func.grad(of_vector)(flat), torch.func.hessian(of_vector)(flat), model
+
+
+def sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_eigenvalues_and_alignment_agree_with_the_dense_hessian(step: int) -> None:
+    records, _ = run([Curvature(k=3, tol=1e-8, angles=True)])
+    g, h, _ = dense(step, sgd)
+    values, vectors = torch.linalg.eigh(h)
+    values, vectors = values.flip(0), vectors.flip(1)
+    for i in range(3):
+        assert value(records, f"curvature/eigenvalue/{i + 1}", step) == pytest.approx(
+            float(values[i]), rel=1e-7
+        )
+    assert value(records, "curvature/sharpness", step) == pytest.approx(float(values[0]), rel=1e-7)
+    assert value(records, "curvature/smallest", step) == pytest.approx(float(values[-1]), rel=1e-6)
+    share = float((vectors[:, :3].T @ g).square().sum() / (g @ g))
+    assert value(records, "curvature/gradient_overlap", step) == pytest.approx(share, rel=1e-5)
+    assert value(records, "curvature/update_overlap", step) == pytest.approx(share, rel=1e-5)
+    rayleigh = float(g @ h @ g / (g @ g))
+    assert value(records, "curvature/gradient_rayleigh", step) == pytest.approx(rayleigh, rel=1e-9)
+    assert value(records, "curvature/update_rayleigh", step) == pytest.approx(rayleigh, rel=1e-9)
+    predicted = float(0.1 * g @ g - 0.5 * 0.01 * g @ h @ g)
+    got = value(records, "curvature/predicted_decrease", step)
+    assert got == pytest.approx(predicted, rel=1e-9)
+    assert value(records, "curvature/actual_decrease", step) == pytest.approx(predicted, rel=0.02)
+    assert value(records, "curvature/stability", step) == pytest.approx(
+        float(values[0]) * 0.1 / 2, rel=1e-7
+    )
+
+
+def test_a_budget_too_small_is_not_converged_and_says_so() -> None:
+    records, _ = run([Curvature(k=3, tol=1e-10, max_matvecs=5)], steps=1)
+    (sharpness,) = [r for r in records if r.name == "curvature/sharpness"]
+    assert sharpness.status == "not_converged"
+    (stability,) = [r for r in records if r.name == "curvature/stability"]
+    assert stability.status == "not_converged"
+    third = next(r for r in records if r.name == "curvature/eigenvalue/3")
+    assert third.stderr is not None
+    assert "5 products" in third.note
+
+
+class Quadratic(nn.Module):
+    """L = sum d x^2 / 2: curvature d, exactly."""
+
+    def __init__(self, *d: float) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.ones(len(d)))
+        self.register_buffer("d", torch.tensor(d))
+
+    def forward(self) -> Tensor:
+        return (self.d * self.x.square()).sum() / 2
+
+
+def quadratic_loss(model: nn.Module, batch: Any) -> Tensor:
+    return model()
+
+
+OPTIMIZERS: dict[str, tuple[Make, float]] = {
+    "sgd": (lambda p, lr: torch.optim.SGD(p, lr=lr), 2.0),
+    "momentum": (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), 3.8),
+    "dampened": (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, dampening=0.9), 38.0),
+    "nesterov": (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, nesterov=True), 3.8 / 2.8),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("ratio", "stable"), [(0.97, True), (1.03, False)])
+def test_a_quadratic_diverges_exactly_when_the_stability_ratio_exceeds_one(
+    name: str, ratio: float, stable: bool
+) -> None:
+    make, c = OPTIMIZERS[name]
+    lr = ratio * c / 5.0
+    records, model = run(
+        [Curvature(k=1)], lambda p: make(p, lr), model=Quadratic(5.0, 1.0), loss=quadratic_loss,
+        batch=torch.ones(1), steps=400,
+    )  # fmt: skip
+    assert value(records, "curvature/stability", 0) == pytest.approx(ratio, rel=1e-4)
+    assert (float(model.x.detach().abs().max()) < 1.0) == stable
+
+
+def test_adaptive_optimizers_are_measured_in_their_own_metric() -> None:
+    for make, c, power in (
+        (lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.99)), 38.0, "exp_avg_sq"),
+        (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), 38.0, "exp_avg_sq"),
+        (lambda p: torch.optim.RMSprop(p, lr=0.01), 2.0, "square_avg"),
+        (lambda p: torch.optim.Adagrad(p, lr=0.01), 2.0, "sum"),
+    ):
+        kept: list[Any] = []
+        records, _ = run(
+            [Curvature(k=1, tol=1e-8)], lambda p, make=make: kept.append(make(list(p))) or kept[0]
+        )
+        optimizer, step = kept[0], 2
+        states = [optimizer.state[p] for p in optimizer.param_groups[0]["params"]]
+        second = optimizer.param_groups[0].get("betas", (0, 0))[1]
+        p = torch.cat(
+            [
+                (s[power] / (1 - second ** float(s["step"]) if second else 1)).sqrt().reshape(-1)
+                + optimizer.param_groups[0]["eps"]
+                for s in states
+            ]
+        )
+        _, h, _ = dense(step, make)
+        felt = h / p.sqrt()[:, None] / p.sqrt()[None]
+        expected = float(torch.linalg.eigvalsh(felt)[-1]) * 0.01 / c
+        assert value(records, "curvature/stability", step) == pytest.approx(expected, rel=1e-5)
+
+
+def test_parameter_groups_with_their_own_rates_share_one_ratio() -> None:
+    def grouped(params: Any) -> torch.optim.Optimizer:
+        first, *rest = list(params)
+        return torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": rest}], lr=0.1)
+
+    records, _ = run([Curvature(k=1, tol=1e-8)], grouped, steps=1)
+    _, h, model = dense(0, sgd)
+    rates = torch.full((h.shape[0],), 0.1, dtype=torch.float64)
+    rates[: model[0].weight.numel()] = 0.5
+    felt = h * rates.sqrt()[:, None] * rates.sqrt()[None]
+    expected = float(torch.linalg.eigvalsh(felt)[-1]) / 2
+    assert value(records, "curvature/stability") == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_optimizer_without_a_known_threshold_is_not_applicable() -> None:
+    records, _ = run([Curvature(k=1)], lambda p: torch.optim.Adamax(p, lr=0.01), steps=1)
+    (record,) = [r for r in records if r.name == "curvature/stability"]
+    assert record.status == "not_applicable"
+    assert "threshold of Adamax is not known" in record.note
+
+
+def test_gauss_newton_explains_all_of_a_linear_model_and_not_all_of_a_deep_one() -> None:
+    linear, _ = run([Curvature(k=1, split=True, tol=1e-6)], model=mlp(6, 3), steps=1)
+    assert value(linear, "curvature/gauss_newton_share") == pytest.approx(1.0, abs=1e-6)
+    deep, _ = run([Curvature(k=1, split=True, tol=1e-6)], steps=1)
+    share = value(deep, "curvature/gauss_newton_share")
+    assert 0 < share < 1.5
+    assert abs(share - 1) > 1e-4
+
+
+def test_symmetry_directions_hold_little_of_the_sharp_space() -> None:
+    records, _ = run([Curvature(k=3, tol=1e-8)], model=mlp(6, 8, 3), steps=1)
+    assert value(records, "curvature/symmetry_overlap/translation") < 1e-10
+    assert 0 <= value(records, "curvature/symmetry_overlap/rescale") < 0.5
+
+
+def test_the_top_space_turns_little_in_a_small_step_and_momentum_is_measured() -> None:
+    slow = lambda p: torch.optim.SGD(p, lr=1e-4, momentum=0.9)
+    records, _ = run([Curvature(k=1, tol=1e-8, angles=True)], slow)
+    assert value(records, "curvature/turn", 1) < 1.0
+    assert not [r for r in records if r.name == "curvature/turn" and r.step == 0]
+    assert 0 < value(records, "curvature/momentum_overlap", 2) <= 1
+
+
+def test_tracking_stays_within_its_bound_of_the_dense_value() -> None:
+    records, _ = run([Tracking()], steps=30)
+    tracked = [r for r in records if r.name == "tracking/sharpness"]
+    spent = [r.matvecs or 0 for r in tracked]
+    for record in tracked[::5]:
+        _, h, _ = dense(record.step, sgd)
+        error = float(torch.linalg.eigvalsh(h)[-1]) - record.value
+        assert -1e-9 < error
+        assert record.status != "ok" or error <= max(record.stderr or 0.0, 5e-3 * record.value)
+    assert sum(spent) / len(spent) < 8
+
+
+def test_spectrum_agrees_with_the_dense_hessian_within_its_errors() -> None:
+    records, _ = run([Spectrum(matvecs=48, layers=True)], steps=1)
+    _, h, _ = dense(0, sgd)
+    for name, expected in (
+        ("trace", float(h.trace())),
+        ("frobenius_norm", float(h.norm())),
+        ("effective_rank", float(h.trace() ** 2 / h.square().sum())),
+    ):
+        (record,) = [r for r in records if r.name == f"spectrum/{name}"]
+        assert abs(record.value - expected) <= 5 * (record.stderr or 0) + 1e-9 * abs(expected)
+    layers = [r for r in records if r.name.startswith("spectrum/trace/")]
+    assert [r.name for r in layers] == ["spectrum/trace/0", "spectrum/trace/2"]
+    total = sum(r.value for r in layers)
+    assert total == pytest.approx(float(h.trace()), rel=0.2)
+    assert not any(math.isnan(r.value) for r in layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Curvature(k=0), "curvature needs k >= 1"),
+        (lambda: Curvature(tol=0.0), "tol > 0"),
+        (lambda: Tracking(rtol=2.0), "0 < rtol < 1"),
+        (lambda: Spectrum(probes=1), "probes >= 2"),
+    ],
+)
+def test_bad_options_are_refused_at_construction(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
