@@ -69,7 +69,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     quiet = arguments.json
     if not quiet:
         print(f"Training a small convolutional network on 1,437 handwritten digits -> {run_dir}\n")
-    with tqdm(total=arguments.steps, unit="step", leave=False, disable=quiet) as bar:
+    with tqdm(total=arguments.steps, unit="step", leave=False, disable=quiet or None) as bar:
         accuracy = digits.train(
             steps=arguments.steps,
             run_dir=str(run_dir),

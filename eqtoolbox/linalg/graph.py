@@ -67,10 +67,11 @@ class GradientGraph:
                 rows = torch.autograd.grad(
                     value, list(self._leaves.values()), seed, create_graph=True, allow_unused=True
                 )
+                gradient = filled(self._leaves, rows)
             if all(row is None for row in rows):
                 raise ValueError(_INDEPENDENT)
-            _refuse_once_differentiable([row for row in rows if row is not None])
-            self._built = value, filled(self._leaves, rows)
+            _refuse_once_differentiable(list(gradient.values()))
+            self._built = value, gradient
         return self._built
 
 

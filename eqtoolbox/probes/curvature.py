@@ -66,16 +66,15 @@ class Curvature(Probe):
         self.engine.resume(snapshot, reference["engine"])
         operator = self.engine.operator(snapshot)
         yield from self.engine.report()
-        k = min(self.k, operator.size)
+        smallest = self.smallest and operator.size > 1
+        k = min(self.k, operator.size - smallest)
         found = top_eigenpairs(
             operator,
             k,
-            which="both" if self.smallest else "largest",
-            k_smallest=min(1, operator.size - k) or 1,
+            which="both" if smallest else "largest",
             tol=self.tol,
             max_matvecs=self.max_matvecs,
             generator=rng,
-            confirm=0,
         )
         yield from self._eigenvalues(found, k)
         yield self._stability(snapshot, operator, found, rng)
@@ -135,9 +134,7 @@ class Curvature(Probe):
                 "stability", math.nan, status="not_applicable", note="the learning rate is zero"
             )
         felt = preconditioned(operator.restrict(*moved), {n: 1 / s for n, s in moved.items()})
-        top = top_eigenpairs(
-            felt, 1, tol=self.tol, max_matvecs=self.max_matvecs, generator=rng, confirm=0
-        )
+        top = top_eigenpairs(felt, 1, tol=self.tol, max_matvecs=self.max_matvecs, generator=rng)
         return Measurement(
             "stability",
             float(top.values[0]),
