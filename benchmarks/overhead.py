@@ -23,9 +23,10 @@ from eqtoolbox.demos.digits import DigitNet, batches, load_digits
 from eqtoolbox.sinks.memory import MemorySink
 
 STEPS, REPEATS = 200, 5
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-def loss_fn(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def loss_fn(model: nn.Module, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
@@ -49,7 +50,7 @@ def seconds(probes: str | None, schedule: int | None = None, budget: float | Non
     return elapsed
 
 
-def gradient_seconds(model: nn.Module, stream: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def gradient_seconds(model: nn.Module, stream: Iterator[Batch]) -> float:
     times = []
     for _ in range(30):
         batch = next(stream)

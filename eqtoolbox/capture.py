@@ -3,6 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -55,6 +56,7 @@ class LossCapture:
         self._wrapped: LossFunction | None = None
         self._caught: Objective | None = None
         self._start: tuple[RandomState, Parameters] | None = None
+        self._autocast: tuple[str, torch.dtype] | None = None
         self._batch: Any = None
         self._output: Any = None
         self._calls: tuple[Any, Any] = ((), {})
@@ -70,6 +72,7 @@ class LossCapture:
             if not (self.armed and torch.is_grad_enabled()):
                 return function(*args, **kwargs)
             batch = _fresh((args[1:], kwargs))
+            self._autocast = _active_autocast(self.model)
             objective = self._objective(_Spread(function), batch)
             result = function(*args, **kwargs)
             self._catch(objective, _seen(result))
@@ -117,16 +120,8 @@ class LossCapture:
             loss_fn, batch = _OwnLoss(), _as_call(batch)
         if loss_fn is None:
             return None
-        buffers = self._start[1] if self._start else _buffers(self.model)
-        modules = (self.criterion,) if self.criterion is not None else ()
-        return Objective(
-            model=self.model,
-            loss_fn=loss_fn,
-            batch=batch,
-            random=random,
-            buffers=buffers,
-            modules=modules,
-        )
+        objective = self._objective(loss_fn, batch)
+        return replace(objective, random=random)
 
     def why_none(self) -> str:
         """Why no loss is known, and what to do."""
@@ -149,6 +144,7 @@ class LossCapture:
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self.armed and self._wrapped is None and torch.is_grad_enabled():
             self._start = (RandomState(), _buffers(model))
+            self._autocast = _active_autocast(self.model)
             self._calls = _fresh((args, kwargs))
 
     def _model_answered(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -202,6 +198,7 @@ class LossCapture:
             random=random,
             buffers=buffers,
             modules=modules,
+            autocast=self._autocast,
         )
 
 
@@ -262,6 +259,14 @@ def _seen(result: Any) -> Tensor | None:
         return scalar_loss(result).detach()
     except TypeError:
         return None
+
+
+def _active_autocast(model: nn.Module) -> tuple[str, torch.dtype] | None:
+    """Device and type of the autocast in force around the loss."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    if not torch.is_autocast_enabled(device):
+        return None
+    return device, torch.get_autocast_dtype(device)
 
 
 def _buffers(model: nn.Module) -> Parameters:

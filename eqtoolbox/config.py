@@ -5,6 +5,10 @@ A file holds one table per probe; `schedule` says when, the rest are the probe's
     [probes.curvature]
     schedule = 50            # every 50th step; or {every = 50, offset = 10}, {at = [0, 100]},
     k = 5                    # {log_spaced = 100, until = 10000}
+
+    [engine]                 # how Hessian products are made; both are the defaults
+    memory = "fast"          # or "low"
+    precision = "full"       # or "as_trained": inside the autocast around the loss
 """
 
 import difflib
@@ -81,16 +85,23 @@ def load(path: Path) -> list[Scheduled]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    _known(data, ("probes", "description"), str(path), "")
-    return from_tables(data.get("probes", {}), str(path))
+    _known(data, ("probes", "engine", "description"), str(path), "")
+    return from_tables(data.get("probes", {}), str(path), data.get("engine", {}))
 
 
-def from_tables(tables: Mapping[str, Any], source: str) -> list[Scheduled]:
-    """Probes from tables of options by probe name; parameter probes share their symmetries."""
+def from_tables(
+    tables: Mapping[str, Any], source: str, engine: Mapping[str, Any] | None = None
+) -> list[Scheduled]:
+    """Probes from tables of options by probe name; they share symmetries and the engine."""
     if not isinstance(tables, Mapping) or not tables:
         raise ConfigError(f"{source}: expected tables [probes.NAME] of {', '.join(PROBES)}")
     _known(tables, tuple(PROBES), source, "probes.")
-    shared: dict[str, Any] = {"symmetries": FoundSymmetries(), "engine": Engine()}
+    _known(engine or {}, ("memory", "precision"), source, "engine.")
+    try:
+        made = Engine(**(engine or {}))
+    except ValueError as error:
+        raise ConfigError(f"{source}: engine: {error}") from error
+    shared: dict[str, Any] = {"symmetries": FoundSymmetries(), "engine": made}
     scheduled = []
     for name, table in tables.items():
         if not isinstance(table, Mapping):

@@ -1,16 +1,17 @@
 """The objective: a model and its training loss as pure functions of a dict of parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from eqtoolbox.isolation import RandomState, evaluation, isolated, random_streams
 
@@ -53,6 +54,7 @@ class Objective:
     buffers: Parameters
     modules: tuple[nn.Module, ...] = field(default=())  # further modules the loss calls
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
+    autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
 
     def loss(self, params: Mapping[str, Tensor]) -> Tensor:
         """Training loss at `params` (scalar), in the modes the training step ran in."""
@@ -167,6 +169,29 @@ class Objective:
             if p.requires_grad
         }
 
+    def split(self, parts: int) -> list[tuple["Objective", float]]:
+        """Objectives of `parts` pieces of the batch, each with its number of samples.
+
+        The first tensor tells the batch size; every tensor of that length is cut.
+
+        Raises:
+            ValueError: the batch has fewer samples.
+        """
+        leaves = [x for x in tree_leaves(self.batch) if isinstance(x, Tensor) and x.dim() > 0]
+        samples = len(leaves[0]) if leaves else 0
+        if samples < parts:
+            raise ValueError(f"expected at least {parts} samples to split, got {samples}")
+        edges = [samples * i // parts for i in range(parts + 1)]
+
+        def piece(start: int, end: int) -> "Objective":
+            def cut(x: Any) -> Any:
+                whole = isinstance(x, Tensor) and x.dim() > 0 and len(x) == samples
+                return x[start:end] if whole else x
+
+            return replace(self, batch=tree_map(cut, self.batch))
+
+        return [(piece(a, b), float(b - a)) for a, b in pairwise(edges)]
+
     def to(self, dtype: torch.dtype) -> "Objective":
         """The same objective evaluated in another floating-point type."""
         return replace(self, dtype=dtype)
@@ -180,7 +205,9 @@ class Objective:
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
         named = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
-        with random_streams(self.random), nullcontext() if train else evaluation(self.model):
+        cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
+        mode = nullcontext() if train else evaluation(self.model)
+        with random_streams(self.random), mode, cast:
             return functional_call(_Scope(self.model), named, (body,))
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
@@ -226,6 +253,11 @@ def scalar_loss(result: Any) -> Tensor:
             f"with 'loss', got {got}; reduce it, e.g. loss.mean()"
         )
     return loss.reshape(())
+
+
+def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast without its cache of weights, which would keep those of other parameters."""
+    return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Parameters:

@@ -65,6 +65,8 @@ def test_values_reach_the_probe_and_parameter_probes_share_their_symmetries(
         ("[probes.equivariance]\nsymmetries = ['cyclic5']", "expected symmetries among"),
         ("[probes.equivariance]\nsymmetries = 'flip'", "expected a list of str"),
         ("[probes.equivariance]\noutput = 'sideways'", "expected one of"),
+        ("[engine]\nmemory = 'tiny'\n[probes.curvature]", r"engine: memory must be one of"),
+        ("[engine]\nmemry = 'low'\n[probes.curvature]", r"engine\.memry.*did you mean engine\.m"),
         ("[probes", "not valid TOML"),
         ("", r"expected tables \[probes.NAME\]"),
     ],

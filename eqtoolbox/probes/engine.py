@@ -1,9 +1,9 @@
 """The engine: how Hessian products of the model at hand are computed, chosen by a self-test."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -14,13 +14,18 @@ from eqtoolbox.linalg.vectors import add, dot, norm, random_like, scale
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.probe import Measurement
 from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.symmetry.floor import Precision
 
-EngineMode = Literal["exact", "differenced"]
+EngineMode = Literal["exact", "split", "rebuilt", "differenced"]
+Memory = Literal["fast", "low"]
+ProbePrecision = Literal["full", "as_trained"]
 DifferentiatedOperator = Hessian | FiniteDifference  # both know the gradient as well
 
 ASYMMETRY = 2e-3  # float32 networks reach 7e-5, wrong double backwards start at 8e-3
 WRONG = 0.03  # exact against differenced product; differences of smooth losses err by 1e-3
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
+PARTS = 8  # pieces of the batch where memory is low
+EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +37,36 @@ class SelfTest:
     repeat: float  # relative change of the loss when evaluated again
     asymmetry: float  # |<u, Hv> - <v, Hu>| / |Hv| with u along Hv
     difference: float  # |Hu - differenced Hu| / |Hu|
+    coarsest: float  # eps of the coarsest operation in the loss
 
 
 @dataclass
 class Engine:
     """Hessian operators for snapshots of one model, by the fastest mode that passed the self-test.
 
-    exact: reverse over reverse on a retained graph. differenced: central differences of
-    gradients, where an operation has no second derivative or a wrong one; refused at kinks.
+    exact: reverse over reverse on a retained graph, 1.5 to 2 gradients a product. differenced:
+    central differences of gradients, 2 gradients a product; where an operation has no second
+    derivative or a wrong one, and refused at kinks. With `memory="low"` nothing is retained: split,
+    exact products over pieces of the batch where the loss is the mean of theirs, else differenced
+    where the loss is smooth, else rebuilt, exact products of the whole batch.
+
+    Args:
+        memory: "fast" keeps the graph of one gradient (3 times a gradient's memory), "low" not.
+        precision: "full" switches an autocast around the loss off, "as_trained" keeps it.
     """
 
-    test: SelfTest | None = None
-    _shapes: dict[str, torch.Size] = field(default_factory=dict)
-    _told: bool = False
+    memory: Memory = "fast"
+    precision: ProbePrecision = "full"
+    test: SelfTest | None = field(default=None, init=False)
+    _shapes: dict[str, torch.Size] = field(default_factory=dict, init=False)
+    _told: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("memory", Memory), ("precision", ProbePrecision)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}"
+                )
 
     def operator(self, snapshot: Snapshot) -> DifferentiatedOperator:
         """The Hessian of the snapshot's loss at its parameters.
@@ -52,13 +74,20 @@ class Engine:
         Raises:
             NotApplicable: no mode gives right products; the message says what was found.
         """
-        params, objective = snapshot.before, snapshot.objective
+        params, objective = snapshot.before, self.objective(snapshot)
         if any(p.is_complex() for p in params.values()):
             raise NotApplicable("complex parameters: their Hessian is not supported")
         shapes = {n: p.shape for n, p in params.items()}
         if self.test is None or shapes != self._shapes:
-            self.test, self._shapes, self._told = self_test(objective, params), shapes, False
-        return _operator(objective, params, self.test.mode)
+            test = self_test(objective, params)
+            self.test = _thrifty(objective, params, test) if self.memory == "low" else test
+            self._shapes, self._told = shapes, False
+        return operator(objective, params, self.test)
+
+    def objective(self, snapshot: Snapshot) -> Objective:
+        """The snapshot's loss in the precision asked for."""
+        whole = snapshot.objective
+        return whole if self.precision == "as_trained" else replace(whole, autocast=None)
 
     def state(self, snapshot: Snapshot) -> dict[str, Any]:
         """The self-test's result as plain values, tested now if it was not yet."""
@@ -86,6 +115,18 @@ class Engine:
                 yield Measurement("self_test", value, quantity, note=note)
 
 
+def operator(objective: Objective, params: Parameters, test: SelfTest) -> DifferentiatedOperator:
+    """The Hessian in the mode that the self-test chose."""
+    if test.mode == "differenced":
+        return finite_difference(objective, params)
+    accuracy = 10 * test.coarsest if test.coarsest > 1e-6 else None
+    if test.mode == "split":
+        pieces = objective.split(PARTS)
+        losses, weights = [piece for piece, _ in pieces], [weight for _, weight in pieces]
+        return hessian(losses, params, weights=weights, retain=False, accuracy=accuracy)
+    return hessian(objective, params, retain=test.mode == "exact", accuracy=accuracy)
+
+
 def self_test(objective: Objective, params: Parameters) -> SelfTest:
     """Choose a mode: is the loss repeatable, are products symmetric and equal to differences?
 
@@ -95,75 +136,105 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
         NotApplicable: the loss is random, or no mode gives right products.
         FloatingPointError: the loss or its gradient is not finite.
     """
-    first, again = (float(objective(params).detach()) for _ in range(2))
-    repeat = abs(first - again) / max(abs(first), 1e-30)
+    with Precision() as precision:
+        first = float(objective(params).detach())
+    repeat = abs(first - float(objective(params).detach())) / max(abs(first), 1e-30)
     if repeat > RANDOM:
         raise NotApplicable(
             f"the loss is random: evaluated twice on the same batch it changed by {repeat:.1%}; "
             "draw its random numbers from the global torch, numpy or python streams, which are "
             "frozen here"
         )
+    test = SelfTest(
+        mode="exact",
+        reason="",
+        repeat=repeat,
+        asymmetry=math.nan,
+        difference=math.nan,
+        coarsest=precision.eps,
+    )
     direction = random_like(params, torch.Generator().manual_seed(0))
     try:
-        with hessian(objective, params) as exact:
+        with operator(objective, params, test) as exact:  # type: ignore[union-attr]
             product = exact(direction)
             along = scale(1 / max(norm(product), 1e-300), product)
             second = exact(along)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if isinstance(error, ValueError) and "must depend on the parameters" in str(error):
             raise
-        why = f"no exact products ({_first_line(error)})"
-        return replace(_differenced(objective, params, direction, why), repeat=repeat)
-    asymmetry = abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
+        return _differences_only(objective, params, direction, test, _first_line(error))
+    test = replace(
+        test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
+    )
+    return _compared(objective, params, along, second, test)
+
+
+def _compared(
+    objective: Objective, params: Parameters, along: Parameters, exact: Parameters, test: SelfTest
+) -> SelfTest:
+    """The self-test after comparing an exact product with a differenced one."""
+    unsymmetric = test.asymmetry > max(ASYMMETRY, 2 * test.coarsest)
     try:
         differenced = finite_difference(objective, params)(along)
     except ValueError:
-        if asymmetry > ASYMMETRY:
+        if unsymmetric:
             raise NotApplicable(
-                f"Hessian products are not symmetric ({asymmetry:.1%}) and the loss has kinks, "
-                "so that differences cannot replace them: some operation has a wrong second "
-                "derivative"
+                f"Hessian products are not symmetric ({test.asymmetry:.1%}) and the loss has "
+                "kinks, so that differences cannot replace them: some operation has a wrong "
+                "second derivative"
             ) from None
-        reason = "symmetric and repeatable; kinks: not comparable with differences"
-        return SelfTest(
-            mode="exact", reason=reason, repeat=repeat, asymmetry=asymmetry, difference=math.nan
-        )
-    difference = norm(add(second, differenced, -1.0)) / max(norm(second), 1e-300)
-    test = SelfTest(
-        mode="exact",
-        reason="symmetric, repeatable, equal to differences",
-        repeat=repeat,
-        asymmetry=asymmetry,
-        difference=difference,
-    )
-    if asymmetry > ASYMMETRY or difference > WRONG:
+        why = "low precision" if test.coarsest > 1e-6 else "kinks"
+        return replace(test, reason=f"symmetric and repeatable; {why}: not comparable")
+    difference = norm(add(exact, differenced, -1.0)) / max(norm(exact), 1e-300)
+    test = replace(test, difference=difference)
+    if unsymmetric or difference > max(WRONG, 20 * test.coarsest):
         why = (
             f"exact products are wrong: {difference:.1%} off differences, "
-            f"{asymmetry:.1%} unsymmetric"
+            f"{test.asymmetry:.1%} unsymmetric"
         )
         return replace(test, mode="differenced", reason=why)
-    return test
+    return replace(test, reason="symmetric, repeatable, equal to differences")
 
 
-def _differenced(
-    objective: Objective, params: Parameters, direction: Parameters, why: str
+def _differences_only(
+    objective: Objective, params: Parameters, direction: Parameters, test: SelfTest, why: str
 ) -> SelfTest:
     """The self-test of differences alone: are they smooth and symmetric?"""
+    why = f"no exact products ({why})"
     try:
-        operator = finite_difference(objective, params)
-        product = operator(direction)
+        differenced = finite_difference(objective, params)
+        product = differenced(direction)
         along = scale(1 / max(norm(product), 1e-300), product)
-        back = dot(direction, operator(along))
+        back = dot(direction, differenced(along))
     except ValueError as error:
         raise NotApplicable(f"{why}, and no differences: {_first_line(error)}") from error
     asymmetry = abs(norm(product) - back) / max(norm(product), 1e-300)
-    return SelfTest(
-        mode="differenced", reason=why, repeat=math.nan, asymmetry=asymmetry, difference=math.nan
-    )
+    return replace(test, mode="differenced", reason=why, asymmetry=asymmetry)
 
 
-def _operator(objective: Objective, params: Parameters, mode: EngineMode) -> DifferentiatedOperator:
-    return hessian(objective, params) if mode == "exact" else finite_difference(objective, params)
+def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTest:
+    """The mode that needs little memory: split if that is exact, else differenced if smooth."""
+    if test.mode == "differenced":
+        return test
+    try:
+        whole = _value(objective, params)
+        pieces = objective.split(PARTS)
+        total = sum(weight for _, weight in pieces)
+        mean = sum(weight * _value(piece, params) for piece, weight in pieces) / total
+        apart = abs(mean - whole) / max(abs(whole), 1e-30)
+        why = f"the loss of the batch is {apart:.1e} off the mean of its pieces"
+    except (ValueError, RuntimeError, IndexError) as error:
+        apart, why = math.inf, _first_line(error)
+    if apart <= max(EXACT, 10 * test.coarsest):
+        return replace(test, mode="split", reason=f"low memory; {test.reason}")
+    smooth = not math.isnan(test.difference)
+    mode: EngineMode = "differenced" if smooth else "rebuilt"
+    return replace(test, mode=mode, reason=f"low memory, but {why}; {test.reason}")
+
+
+def _value(loss: Callable[[Parameters], torch.Tensor], params: Parameters) -> float:
+    with torch.no_grad():
+        return float(loss(params))
 
 
 def _first_line(error: Exception) -> str:

@@ -45,12 +45,12 @@ def noise(
 
 
 def _observe(function: Function, inputs: Tensor) -> tuple[Tensor, float]:
-    with _Precision() as precision:
+    with Precision() as precision:
         outputs = respond(function, inputs).clone()
     return outputs, precision.eps
 
 
-class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers the coarsest rounding among the results of all operations, autocast included."""
 
     def __init__(self) -> None:

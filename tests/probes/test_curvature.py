@@ -23,6 +23,17 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
+class Kept:
+    """Makes an optimizer and keeps it."""
+
+    def __init__(self, make: Make) -> None:
+        self.make = make
+
+    def __call__(self, params: Any) -> torch.optim.Optimizer:
+        self.optimizer: torch.optim.Optimizer = self.make(list(params))
+        return self.optimizer
+
+
 def run(
     probes: list[eq.Probe],
     make: Make = lambda p: torch.optim.SGD(p, lr=0.1),
@@ -163,11 +174,9 @@ def test_adaptive_optimizers_are_measured_in_their_own_metric() -> None:
         (lambda p: torch.optim.RMSprop(p, lr=0.01), 2.0, "square_avg"),
         (lambda p: torch.optim.Adagrad(p, lr=0.01), 2.0, "sum"),
     ):
-        kept: list[Any] = []
-        records, _ = run(
-            [Curvature(k=1, tol=1e-8)], lambda p, make=make: kept.append(make(list(p))) or kept[0]
-        )
-        optimizer, step = kept[0], 2
+        kept = Kept(make)
+        records, _ = run([Curvature(k=1, tol=1e-8)], kept)
+        optimizer, step = kept.optimizer, 2
         states = [optimizer.state[p] for p in optimizer.param_groups[0]["params"]]
         second = optimizer.param_groups[0].get("betas", (0, 0))[1]
         p = torch.cat(

@@ -6,6 +6,7 @@ forward-over-reverse (kinks): neither is the code under test.
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from eqtoolbox.capture import _buffers
 from eqtoolbox.isolation import RandomState
+from eqtoolbox.linalg import hessian
 from eqtoolbox.linalg.vectors import add, norm, random_like, scale
 from eqtoolbox.objective import Objective
-from eqtoolbox.probes.engine import _operator, self_test
+from eqtoolbox.probes.engine import Engine, SelfTest, _thrifty, operator, self_test
 from eqtoolbox.snapshot import NotApplicable
 
 D, TOKENS, SAMPLES, CLASSES = 8, 5, 6, 3
@@ -258,9 +260,9 @@ def error_of(
         with loss.isolated():
             params = loss.parameters()
             test = self_test(loss, params)
-            operator = _operator(loss, params, test.mode)
+            matrix = operator(loss, params, test)
             v = random_like(params, torch.Generator().manual_seed(1))
-            got = operator(v)
+            got = matrix(v)
             if any(isinstance(m, nn.ReLU) for m in model.modules()):
                 want = torch.func.jvp(torch.func.grad(loss), (params,), (v,))[1]
             else:
@@ -330,7 +332,7 @@ def test_without_the_twins_weight_norm_is_silently_wrong() -> None:
     loss = objective(model).to(torch.float64)
     params = loss.parameters()
     v = random_like(params, torch.Generator().manual_seed(1))
-    got = _operator(loss, params, "exact")(v)
+    got = hessian(loss, params)(v)
     want = reference(loss, params, v, 1e-5)
     assert norm(add(got, want, -1.0)) > 0.05 * norm(want)
 
@@ -376,3 +378,59 @@ def test_an_operation_without_second_derivative_is_differenced_and_named() -> No
     assert mode == "differenced"
     assert "embedding_bag" in reason
     assert error < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("body", "mode"),
+    [
+        (lambda: nn.Sequential(nn.Linear(D, D), nn.ReLU()), "split"),
+        (Norm, "differenced"),
+        (lambda: nn.Sequential(Norm(), nn.ReLU(), nn.Linear(D, D), nn.ReLU()), "rebuilt"),
+    ],
+    ids=["mean of samples", "batch norm", "batch norm and kinks"],
+)
+def test_low_memory_retains_nothing_and_stays_right(body: Any, mode: str) -> None:
+    torch.manual_seed(1)
+    loss = objective(Around(body()))
+    x, y = loss.batch
+    loss = replace(loss, batch=(torch.cat([x * s for s in range(1, 9)]), y.repeat(8)))
+    with loss.isolated():
+        params = loss.parameters()
+        test = _thrifty(loss, params, self_test(loss, params))
+        assert test.mode == mode, test.reason
+        v = random_like(params, torch.Generator().manual_seed(1))
+        got, want = operator(loss, params, test)(v), hessian(loss, params)(v)
+    assert norm(add(got, want, -1.0)) < (1e-2 if mode == "differenced" else 1e-5) * norm(want)
+
+
+def test_splitting_a_loss_that_is_no_mean_of_its_pieces_is_noticed() -> None:
+    """Negative control: a sum over the batch."""
+    torch.manual_seed(1)
+    total = lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="sum")
+    loss = objective(Around(nn.Sequential(nn.Linear(D, D), nn.ReLU())), loss_fn=total)
+    x, y = loss.batch
+    loss = replace(loss, batch=(torch.cat([x, x * 0.5]), torch.cat([y, y])))
+    with loss.isolated():
+        params = loss.parameters()
+        test: SelfTest = _thrifty(loss, params, self_test(loss, params))
+    assert test.mode == "rebuilt"
+    assert "off the mean of its pieces" in test.reason
+
+
+def test_autocast_around_the_loss_is_off_unless_asked_for() -> None:
+    torch.manual_seed(1)
+    plain = objective(Around(nn.Tanh()))
+    cast = replace(plain, autocast=("cpu", torch.bfloat16))
+    params = plain.parameters()
+    with plain.isolated():
+        full, rough = plain(params).item(), cast(params).item()
+        test = self_test(cast, params)
+    assert full != rough
+    assert rough == pytest.approx(full, rel=2e-2)
+    assert test.coarsest > 1e-3
+
+
+@pytest.mark.parametrize("option", [{"memory": "tiny"}, {"precision": "half"}])
+def test_unknown_engine_options_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must be one of \("):
+        Engine(**option)

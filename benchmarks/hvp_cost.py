@@ -1,0 +1,88 @@
+"""Claim: one exact Hessian product costs what its floating point operations cost, and no rival less.
+
+Costs are in gradients of the same batch, interleaved in one process. Every tool runs attention on
+the mathematical kernel, the only one with a second derivative, and so does the gradient; what the
+gradient costs with the default kernel is shown too.
+
+    python benchmarks/hvp_cost.py
+"""
+
+from typing import Any
+
+import torch
+from curvature_models import FLOP_FLOOR, NAMES, Problem, problem
+from environment import store
+from rivals import installed, products
+from timing import begin, interleaved
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from eqtoolbox.linalg import hessian
+from eqtoolbox.linalg.vectors import random_like
+
+SECONDS = 20.0  # about, per problem
+
+
+def measured(p: Problem, found: list[str]) -> dict[str, Any]:
+    """Cost of each tool's product, and the operations of ours, in gradients."""
+    default = p.gradient
+
+    def gradient() -> object:
+        with sdpa_kernel(SDPBackend.MATH):
+            return p.gradient()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        H = hessian(p.loss, p.params())
+        rebuilt = hessian(p.loss, p.params(), retain=False)
+        v = random_like(p.params(), torch.Generator().manual_seed(1))
+        H(v)
+        cases = {"gradient": gradient, "eqtoolbox": lambda: H(v), **products(p, found)}
+        cases["eqtoolbox, rebuilt"] = lambda: rebuilt(v)
+        flops = {"product": _flops(lambda: H(v)) / _flops(p.gradient)}
+        once = sum(interleaved(cases, repeats=1).rounds[c][0] for c in cases)
+        repeats = max(9, min(60, int(SECONDS / once)))
+        times = interleaved(cases, repeats=repeats, warmup=0)
+    kernels = interleaved({"default": default, "math": gradient}, repeats=repeats)
+    cost = {name: times.ratio(name, "gradient") for name in cases if name != "gradient"}
+    rivals = {name: cost[name] for name in found}
+    family = p.name.removesuffix("-small")
+    cheapest = min(rivals, key=lambda name: rivals[name]) if rivals else None
+    return {
+        "parameters": p.size,
+        "repeats": repeats,
+        "gradient_ms": 1e3 * times.seconds("gradient"),
+        "default_kernel_gradient": kernels.ratio("default", "math"),
+        "cost_in_gradients": cost,
+        "flops_in_gradients": flops["product"],
+        "cheapest_rival": cheapest,
+        "over_cheapest_rival": times.ratio("eqtoolbox", cheapest) if cheapest else None,
+        "over_flop_floor": cost["eqtoolbox"] / FLOP_FLOOR[family],
+    }
+
+
+def _flops(work: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    machine = begin()
+    versions = installed()
+    results = {}
+    print(f"{'gradients per product':14s} {'n':>8s} {'ours':>6s} {'flops':>6s}", end=" ")
+    print(" ".join(f"{name:>20s}" for name in versions), "  /rival  /floor")
+    for name in NAMES:
+        row = measured(problem(name), list(versions))
+        results[name] = row
+        cost = row["cost_in_gradients"]
+        print(f"{name:14s} {row['parameters']:15d}", end=" ")
+        print(f"{cost['eqtoolbox']:6.2f} {row['flops_in_gradients']:6.2f}", end=" ")
+        print(" ".join(f"{cost[rival]:20.2f}" for rival in versions), end=" ")
+        over = row["over_cheapest_rival"]
+        print(f"{over or float('nan'):8.2f} {row['over_flop_floor']:7.2f}", flush=True)
+    print(store("hvp_cost", {"machine": machine, "rivals": versions, "problems": results}))
+
+
+if __name__ == "__main__":
+    main()
