@@ -35,25 +35,26 @@ def interleaved(
         for name in names:
             cases[name]()
     rounds: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.freeze()  # else every later collection walks through all of torch
     for i in range(repeats):
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
-            rounds[name].append(timed(cases[name]))
+            rounds[name].append(timed(cases[name])[0])
+        gc.collect()
+    gc.unfreeze()
     return Times(rounds=rounds)
 
 
-def timed(case: Callable[[], object]) -> float:
-    """Seconds of one call, the result still alive at the end, the garbage collector off."""
-    gc.collect()
+def timed[Result](case: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of one call, with the garbage collector off, and what it returned."""
     gc.disable()
     try:
         start = time.perf_counter()
         result = case()
-        elapsed = time.perf_counter() - start
+        return time.perf_counter() - start, result
     finally:
         gc.enable()
-    del result
-    return elapsed
 
 
 def begin() -> dict[str, float]:

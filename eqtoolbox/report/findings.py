@@ -18,6 +18,7 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_conservation.conservation,
     rules_conservation.budget_closure,
     rules_symmetry.predicted_curvature,
+    rules_curvature.engine,
     rules_curvature.stability,
     rules_curvature.overshoot,
     rules_curvature.sharpening,

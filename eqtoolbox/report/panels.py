@@ -124,6 +124,11 @@ _QUESTIONS: tuple[tuple[str, str, tuple[str, ...], Callable[[Run], Iterator[Pane
         ("noether", "conservation"),
         conservation_panels,
     ),
-    ("Where does curvature point?", "curvature", ("curvature",), curvature_panels),
+    (
+        "Where does curvature point?",
+        "curvature",
+        ("curvature", "tracking", "spectrum"),
+        curvature_panels,
+    ),
     ("What did it cost?", "cost", ("cost",), cost_panels),
 )

@@ -13,7 +13,7 @@ TOP = "curvature/sharpness"
 
 def curvature_panels(run: Run) -> Iterator[Panel]:
     """Every panel on the Hessian that has data."""
-    for build in (_eigenvalues, _stability, _overlaps, _rayleigh):
+    for build in (_eigenvalues, _stability, _tracking, _overlaps, _decrease, _rayleigh, _spectrum):
         yield from build(run)
 
 
@@ -68,8 +68,13 @@ def _stability(run: Run) -> Iterator[Panel]:
 
 def _overlaps(run: Run) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
-    for subject, colour in (("gradient", PALETTE[0]), ("update", PALETTE[1])):
-        share = trace(run, f"curvature/{subject}_overlap")
+    symmetries = [f"symmetry_overlap/{f}" for f in traces(run, "curvature/symmetry_overlap")]
+    for i, name in enumerate(
+        ("gradient_overlap", "update_overlap", "momentum_overlap", *symmetries)
+    ):
+        share = trace(run, f"curvature/{name}")
+        subject = name.rpartition("/")[2].removesuffix("_overlap")
+        colour = PALETTE[i % len(PALETTE)]
         if share is not None:
             plot.line(share, subject, colour)
             if subject == "update":  # under plain SGD it lies on the gradient's line
@@ -82,6 +87,50 @@ def _overlaps(run: Run) -> Iterator[Panel]:
         )
         title = "Alignment with the sharpest directions"
         yield plot.panel("overlaps", title, reading, range=[0, 103])
+
+
+def _tracking(run: Run) -> Iterator[Panel]:
+    tracked = trace(run, "tracking/sharpness")
+    if tracked is None:
+        return
+    plot = Plot(last_step=run.last_step)
+    plot.line(tracked, "sharpness", PALETTE[0])
+    plot.missing(run, ["tracking/sharpness"])
+    reading = (
+        "The largest eigenvalue followed from step to step, with its own error bound; marks on "
+        "the axis are steps at which another eigenvalue may have overtaken it."
+    )
+    yield plot.panel("tracking", "Tracked sharpness", reading)
+
+
+def _decrease(run: Run) -> Iterator[Panel]:
+    plot = Plot(last_step=run.last_step)
+    for i, kind in enumerate(("actual", "predicted")):
+        change = trace(run, f"curvature/{kind}_decrease")
+        if change is not None:
+            plot.line(change, kind, PALETTE[i], width=2.2 - 0.8 * i)
+    if plot.data:
+        reading = (
+            "How much one step lowers the loss of its own batch, and what gradient and Hessian "
+            "predict: where they part, the step is too long for a parabola."
+        )
+        yield plot.panel("decrease", "Decrease of the loss by one step", reading)
+
+
+def _spectrum(run: Run) -> Iterator[Panel]:
+    for quantity, title, reading in (
+        ("trace", "Trace of the Hessian", "Sum of all eigenvalues, with its standard error."),
+        (
+            "effective_rank",
+            "Effective rank",
+            "Squared trace over squared Frobenius norm: how many equal eigenvalues would do.",
+        ),
+    ):
+        estimate = trace(run, f"spectrum/{quantity}")
+        if estimate is not None:
+            plot = Plot(last_step=run.last_step)
+            plot.line(estimate, quantity.replace("_", " "), PALETTE[0])
+            yield plot.panel(quantity.replace("_", "-"), title, reading)
 
 
 def _rayleigh(run: Run) -> Iterator[Panel]:

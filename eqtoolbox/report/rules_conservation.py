@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from eqtoolbox.record import verdict
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.rules_symmetry import floor_words
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.trace import Trace, judged, trace, traces
+from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import CAUSES, number, percent
 
 OUTLIER = 5.0  # times the mean: the worst unit is then named
@@ -21,7 +22,7 @@ def conservation(run: Run) -> Iterator[Finding]:
     for family, drift in drifts(run).items():
         size, evidence = abs(drift.last.value), [drift.latest()]
         charges = f"{family.capitalize()} charges"
-        if judged(drift.last) == "holds" or size == 0:
+        if verdict(size, drift.last.floor or 0.0) == "holds":
             text = f"{charges} are conserved: relative drift {number(size, 2)}{floor_words(drift)}."
             yield Finding(level="good", text=text, evidence=tuple(evidence))
             continue

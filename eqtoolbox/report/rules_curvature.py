@@ -100,6 +100,18 @@ def alignment(run: Run) -> Iterator[Finding]:
         yield Finding(level="note", text=text, evidence=(t.evidence(),))
 
 
+def engine(run: Run) -> Iterator[Finding]:
+    """How Hessian products were made, where it was not the exact default."""
+    for probe in ("curvature", "noether", "tracking", "spectrum"):
+        name = f"{probe}/self_test/asymmetry"
+        mode, _, reason = (run.records(name)[-1].note if name in run else "").partition(": ")
+        if mode and mode != "exact":
+            text = f"Hessian products are {mode}: {reason}."
+            test = trace(run, name)
+            evidence = (test.latest(),) if test else ()
+            yield Finding(level="note", text=text, evidence=evidence)
+
+
 def overshoot(run: Run) -> Iterator[Finding]:
     """Plain SGD steps that go beyond the minimum of the parabola along the gradient."""
     bend, rate = trace(run, "curvature/gradient_rayleigh"), trace(run, "training/learning_rate")
