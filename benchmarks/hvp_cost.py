@@ -39,8 +39,8 @@ def measured(p: Problem, found: list[str]) -> dict[str, Any]:
         cases = {"gradient": gradient, "eqtoolbox": lambda: H(v), **products(p, found)}
         cases["eqtoolbox, rebuilt"] = lambda: rebuilt(v)
         flops = {"product": _flops(lambda: H(v)) / _flops(p.gradient)}
-        once = sum(interleaved(cases, repeats=1).rounds[c][0] for c in cases)
-        repeats = max(9, min(60, int(SECONDS / once)))
+        once = interleaved(cases, repeats=1).rounds
+        repeats = max(9, min(99, int(SECONDS / sum(t[0] for t in once.values()))))
         times = interleaved(cases, repeats=repeats, warmup=0)
     kernels = interleaved({"default": default, "math": gradient}, repeats=repeats)
     cost = {name: times.ratio(name, "gradient") for name in cases if name != "gradient"}

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def interleaved(
     return Times(rounds=rounds)
 
 
-def timed[Result](case: Callable[[], Result]) -> tuple[float, Result]:
+def timed(case: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds of one call, with the garbage collector off, and what it returned."""
     gc.disable()
     try:

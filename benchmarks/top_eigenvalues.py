@@ -85,3 +85,32 @@ def judged(p: Problem, product: Callable[[Tensor], Tensor], answer: Spectrum, tr
         "claims": answer.claims,
         "right": right,
     }
+
+
+def reference(p: Problem) -> list[float]:
+    """The five largest eigenvalues, fully converged, by an independent solver."""
+    return arpack(retained(p), p.size, 5, tol=1e-6, ncv=40).values
+
+
+def measured(p: Problem, k: int, truth: list[float], found: list[str]) -> dict[str, Any]:
+    """Every tool's answer, judged, with its cost in gradients."""
+    rows: dict[str, Any] = {}
+    product = retained(p)
+    p.gradient()
+    for turn in range(3):
+        for name, solve in solvers(k, found).items():
+            if turn and rows[name]["costs"][0] > BUDGET / 3:
+                continue
+            before = [timed(p.gradient)[0] for _ in range(4)]
+            try:
+                seconds, answer = timed(lambda solve=solve: solve(p, k))
+            except Exception as error:
+                rows[name] = {"failed": f"{type(error).__name__}: {error}", "costs": [float("inf")]}
+                continue
+            after = [timed(p.gradient)[0] for _ in range(4)]
+            cost = seconds / statistics.median(before + after)
+            row = rows.setdefault(name, {"costs": [], **judged(p, product, answer, truth)})
+            row["costs"].append(cost)
+    for row in rows.values():
+        row["gradients"] = statistics.median(row["costs"])
+    return rows

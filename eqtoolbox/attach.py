@@ -14,7 +14,8 @@ from torch import nn
 
 from eqtoolbox.capture import check_batch
 from eqtoolbox.config import Probes, describe, resolve
-from eqtoolbox.monitor import Monitor, OnError, monitors_of
+from eqtoolbox.journal import OnError
+from eqtoolbox.monitor import Monitor, monitors_of
 from eqtoolbox.probe import Scheduled
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.sink import Sink

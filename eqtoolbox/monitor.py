@@ -1,21 +1,19 @@
 """The monitor: a due step is caught, measured in isolation, and its records go to the sinks."""
 
 import hashlib
-import logging
 import math
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from eqtoolbox.budget import Budget
 from eqtoolbox.capture import LossCapture, check_batch
 from eqtoolbox.isolation import RandomState, isolated
+from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
 from eqtoolbox.probe import Measurement, Probe, Scheduled, record
 from eqtoolbox.record import Record, Status
@@ -29,11 +27,8 @@ from eqtoolbox.snapshot import (
     trainable,
 )
 
-logger = logging.getLogger("eqtoolbox")
 F = TypeVar("F", bound=Callable[..., Any])
-OnError = Literal["warn", "raise"]
 
-MAX_FAILURES = 3  # in a row, after which a probe is disabled
 MIN_GRADIENT_COSINE = 0.99  # replayed against training gradient; below it the loss is another
 
 
@@ -64,29 +59,25 @@ class Monitor:
         self.model = model
         self.optimizer = optimizer
         self.probes = tuple(probes)
-        self.budget = budget
         self.step = 0
         self.attached_at = attached_at
         self._capture = LossCapture(model, loss_fn, criterion)
         self._probe_batch = probe_batch
         self._probe_random = RandomState.seeded(seed)
         self._seed = seed
-        self._segment = segment
-        self._on_error = on_error
-        self._sinks = list(sinks)
+        self._journal = Journal(sinks, on_error, segment)
+        self._budget = Budget(budget)
         self._references: dict[str, Any] = {}
-        self._failures: dict[str, int] = {}
-        self._last_run: dict[str, int] = {}
-        self._disabled: set[str] = set()
-        self._balance = 0.0  # seconds of probing that training has paid for so far
-        self._spent = {"training": 0.0, "probing": 0.0}
         self._left_at: float | None = None  # clock when training was last left alone
-        self._costs: dict[str, float] = {}  # seconds of each probe's last run
         self._todo: list[Probe] = []
         self._before: Parameters | None = None
         self._checked = False
-        self._handles: list[Any] = []
-        self._install()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._step_starts),
+            optimizer.register_step_post_hook(self._step_ends),
+        ]
+        self._capture.install()
+        self._arm()
 
     # -- what a user calls ----------------------------------------------------------------------
 
@@ -133,9 +124,7 @@ class Monitor:
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
         self.detach()
-        for sink in self._sinks:
-            self._guarded(sink, sink.close)
-        self._sinks.clear()
+        self._journal.close()
 
     def __enter__(self) -> "Monitor":
         return self
@@ -147,7 +136,7 @@ class Monitor:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._event("error", "training", f"{type(error).__name__}: {error}")
+            self._journal.event("error", "training", f"{type(error).__name__}: {error}")
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,10 +144,8 @@ class Monitor:
         return {
             "step": self.step,
             "references": self._references,
-            "last_run": dict(self._last_run),
-            "disabled": sorted(self._disabled),
-            "balance": self._balance,
-            "spent": dict(self._spent),
+            "disabled": sorted(self._journal.disabled),
+            "budget": self._budget.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,57 +159,50 @@ class Monitor:
             raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
         self.step = state["step"]
         self._references = dict(state["references"])
-        self._last_run = dict(state["last_run"])
-        self._disabled = set(state["disabled"])
-        self._balance = state["balance"]
-        self._spent = dict(state["spent"])
+        self._journal.disabled = set(state["disabled"])
+        self._budget.load_state_dict(state["budget"])
         self._arm()
 
     # -- one optimizer step ---------------------------------------------------------------------
-
-    def _install(self) -> None:
-        self._handles = [
-            self.optimizer.register_step_pre_hook(self._step_starts),
-            self.optimizer.register_step_post_hook(self._step_ends),
-        ]
-        self._capture.install()
-        self._arm()
 
     def _due(self) -> list[Probe]:
         return [
             s.probe
             for s in self.probes
-            if s.probe.name not in self._disabled and s.schedule(self.step)
+            if s.schedule(self.step) and s.probe.name not in self._journal.disabled
         ]
 
     def _arm(self) -> None:
+        self._journal.step = self.step
         self._capture.armed = bool(self._due())
 
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         now = time.perf_counter()
         if self._left_at is not None:
-            self._pay(now - self._left_at)
+            self._budget.earn(now - self._left_at)
         self._left_at = now
+        if not self._capture.armed:
+            return
         try:
             self._capture.stepping, self._capture.evaluations = True, 0
             self._todo = self._affordable(self._due())
             if self._todo:
                 self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
         except Exception as error:
-            self._failed("monitor", error)
+            self._journal.failed("monitor", error)
 
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._before is not None:
             _synchronize(self.model)
         now = time.perf_counter()
-        self._pay(now - (self._left_at if self._left_at is not None else now))
+        self._budget.earn(now - (self._left_at if self._left_at is not None else now))
         try:
             before, self._before = self._before, None
             if before is not None:
                 after = {n: p.detach() for n, p in trainable(self.model).items()}
                 self._measure(self._todo, before, after)
         except Exception as error:
-            self._failed("monitor", error)
+            self._journal.failed("monitor", error)
         finally:
             self._capture.stepping = False
             self._capture.drop()
@@ -230,29 +210,17 @@ class Monitor:
             self._arm()
             self._left_at = time.perf_counter()
 
-    def _pay(self, seconds: float) -> None:
-        self._spent["training"] += seconds
-        self._balance += (self.budget or 0.0) * seconds
-
     def _affordable(self, due: list[Probe]) -> list[Probe]:
-        """Due probes that the budget allows, the longest waiting first; the rest is recorded.
-
-        A token bucket that may go into debt: a probe runs while the balance, less what the probes
-        before it cost last time, is not negative; training then pays the debt off. None starves,
-        and the first run of each probe needs no credit.
-        """
-        if self.budget is None:
-            return due
-        run: list[Probe] = []
-        for probe in sorted(due, key=lambda p: self._last_run.get(p.name, -1)):
-            planned = sum(self._costs.get(p.name, 0.0) for p in run)
-            if probe.name not in self._last_run or self._balance - planned >= 0:
-                run.append(probe)
-            else:
-                overhead = self._spent["probing"] / max(self._spent["training"], 1e-9)
-                note = f"overhead {overhead:.1%} so far, budget {self.budget:.1%}"
-                self._write(_headline(probe, "skipped_budget", note), probe)
-        return run
+        """Due probes that the budget allows; the rest is recorded as skipped."""
+        by_name = {probe.name: probe for probe in due}
+        run = self._budget.affordable(list(by_name))
+        for name, probe in by_name.items():
+            if name not in run:
+                limit = (
+                    f"overhead {self._budget.overhead:.1%} so far, budget {self._budget.share:.1%}"
+                )
+                self._write(_headline(probe, "skipped_budget", limit), probe)
+        return [by_name[name] for name in run]
 
     # -- measuring ------------------------------------------------------------------------------
 
@@ -266,15 +234,10 @@ class Monitor:
             written += self._context(snapshot)
         for probe in probes:
             written += self._run(probe, snapshot)
-        self._account(time.perf_counter() - started)
+        self._budget.spend(time.perf_counter() - started)
         if after is not None and probes:
-            overhead = self._spent["probing"] / max(self._spent["training"], 1e-9)
-            written.append(self._emit("cost/overhead", overhead))
+            written.append(self._emit("cost/overhead", self._budget.overhead))
         return written
-
-    def _account(self, seconds: float) -> None:
-        self._spent["probing"] += seconds
-        self._balance -= seconds
 
     def _snapshot(self, before: Parameters, after: Parameters | None) -> Snapshot:
         training = self._capture.training()
@@ -307,7 +270,7 @@ class Monitor:
             try:
                 written.append(self._check_replay(snapshot, snapshot.training))
             except Exception as error:
-                self._failed("monitor", error)
+                self._journal.failed("monitor", error)
         return written
 
     def _check_replay(self, snapshot: Snapshot, objective: Objective) -> Record:
@@ -328,7 +291,7 @@ class Monitor:
         )
         cosine = inner / math.sqrt(one * two) if one * two > 0 else math.nan
         if cosine < MIN_GRADIENT_COSINE:
-            self._warn(
+            self._journal.warn(
                 "monitor",
                 f"the replayed loss has another gradient than the training step (cosine "
                 f"{cosine:.3f}): probes measure a different loss. Likely causes: a regulariser "
@@ -355,13 +318,12 @@ class Monitor:
             problem = _headline(probe, "non_finite", str(reason))
         except Exception as error:
             problem = _headline(probe, "failed", f"{type(error).__name__}: {error}")
-            self._failed(probe.name, error)
+            self._journal.failed(probe.name, error)
         else:
-            self._failures.pop(probe.name, None)
+            self._journal.succeeded(probe.name)
         _synchronize(self.model)
         seconds = time.perf_counter() - started
-        self._last_run[probe.name] = self.step
-        self._costs[probe.name] = seconds
+        self._budget.ran(probe.name, self.step, seconds)
         rows = [*measurements, *([problem] if problem else [])]
         written = [self._write(row, probe, seconds) for row in rows]
         matvecs = sum(row.matvecs or 0 for row in measurements)
@@ -384,66 +346,10 @@ class Monitor:
     def _write(
         self, measurement: Measurement, probe: Probe, seconds: float | None = None
     ) -> Record:
-        row = record(measurement, probe, self.step, self._segment)
-        status: Status = row.status
-        if status == "ok" and not math.isfinite(row.value):
-            status = "non_finite"
-        return self._put(replace(row, status=status, seconds=seconds))
+        return self._journal.write(record(measurement, probe, seconds))
 
     def _emit(self, name: str, value: float, unit: str = "1") -> Record:
-        status: Status = "ok" if math.isfinite(value) else "non_finite"
-        return self._put(
-            Record(
-                step=self.step, name=name, value=value, unit=unit, status=status,
-                segment=self._segment,
-            )
-        )  # fmt: skip
-
-    def _put(self, row: Record) -> Record:
-        self._to_sinks(lambda sink: sink.write(row))
-        return row
-
-    def _event(self, kind: str, probe: str, message: str) -> None:
-        self._to_sinks(lambda sink: sink.event(self.step, kind, probe, message))
-
-    def _to_sinks(self, action: Callable[[Sink], None]) -> None:
-        for sink in tuple(self._sinks):
-            self._guarded(sink, lambda sink=sink: action(sink))  # type: ignore[misc]
-
-    def _guarded(self, sink: Sink, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:
-            if self._on_error == "raise":
-                raise
-            if sink in self._sinks:
-                self._sinks.remove(sink)
-            self._warn(
-                "monitor",
-                f"{type(sink).__name__} is disabled, it raised {type(error).__name__}: {error}",
-            )
-
-    def _warn(self, probe: str, message: str) -> None:
-        self._event("warning", probe, message)
-        try:
-            warnings.warn(f"eqtoolbox: {message}", RuntimeWarning, stacklevel=2)
-        except RuntimeWarning:  # warnings are errors here: still no reason to stop training
-            if self._on_error == "raise":
-                raise
-            logger.warning("%s", message)
-
-    def _failed(self, name: str, error: Exception) -> None:
-        """A raising probe never stops training: recorded, warned of once, disabled after three."""
-        if self._on_error == "raise":
-            raise error
-        self._failures[name] = self._failures.get(name, 0) + 1
-        self._event("error", name, "".join(traceback.format_exception(error)).strip())
-        if self._failures[name] == 1:
-            self._warn(name, f"{name} failed with {type(error).__name__}: {error}")
-        if self._failures[name] == MAX_FAILURES:
-            self._disabled.add(name)
-            self._event("warning", name, f"{name} is disabled after {MAX_FAILURES} failures")
-            logger.warning("%s is disabled after %d failures", name, MAX_FAILURES)
+        return self._journal.write(Record(step=self.step, name=name, value=value, unit=unit))
 
 
 def _headline(probe: Probe, status: Status, note: str) -> Measurement:

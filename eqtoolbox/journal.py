@@ -1,0 +1,95 @@
+"""The journal: records and events on their way to the sinks, and what happens when one fails."""
+
+import logging
+import math
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from eqtoolbox.record import Record
+from eqtoolbox.sink import Sink
+
+logger = logging.getLogger("eqtoolbox")
+OnError = Literal["warn", "raise"]
+
+MAX_FAILURES = 3  # in a row, after which a probe is disabled
+
+
+class Journal:
+    """Hands records and events to every sink; nothing that fails here stops training.
+
+    A failing probe is recorded and warned of once, and disabled after three failures in a row; a
+    failing sink is disabled at once. With `on_error="raise"` errors come through.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], on_error: OnError, segment: int) -> None:
+        self.step = 0
+        self.segment = segment
+        self.disabled: set[str] = set()
+        self._sinks = list(sinks)
+        self._on_error = on_error
+        self._failures: dict[str, int] = {}
+
+    def write(self, record: Record) -> Record:
+        """Complete a record by step and segment, mark what is no number, pass it on."""
+        status = record.status
+        if status == "ok" and not math.isfinite(record.value):
+            status = "non_finite"
+        row = replace(record, step=self.step, segment=self.segment, status=status)
+        self._each(lambda sink: sink.write(row))
+        return row
+
+    def event(self, kind: str, probe: str, message: str) -> None:
+        """Pass on something that happened: kind is info, warning or error."""
+        self._each(lambda sink: sink.event(self.step, kind, probe, message))
+
+    def warn(self, probe: str, message: str) -> None:
+        """Tell sinks and user."""
+        self.event("warning", probe, message)
+        try:
+            warnings.warn(f"eqtoolbox: {message}", RuntimeWarning, stacklevel=2)
+        except RuntimeWarning:  # warnings are errors here: still no reason to stop training
+            if self._on_error == "raise":
+                raise
+            logger.warning("%s", message)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Count a failure of `name`.
+
+        Raises:
+            Exception: the error itself, with `on_error="raise"`.
+        """
+        if self._on_error == "raise":
+            raise error
+        self._failures[name] = self._failures.get(name, 0) + 1
+        self.event("error", name, "".join(traceback.format_exception(error)).strip())
+        if self._failures[name] == 1:
+            self.warn(name, f"{name} failed with {type(error).__name__}: {error}")
+        if self._failures[name] == MAX_FAILURES:
+            self.disabled.add(name)
+            self.event("warning", name, f"{name} is disabled after {MAX_FAILURES} failures")
+            logger.warning("%s is disabled after %d failures", name, MAX_FAILURES)
+
+    def succeeded(self, name: str) -> None:
+        """Forget failures of `name`."""
+        self._failures.pop(name, None)
+
+    def close(self) -> None:
+        """Finish all sinks."""
+        self._each(lambda sink: sink.close())
+        self._sinks.clear()
+
+    def _each(self, action: Callable[[Sink], Any]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                action(sink)
+            except Exception as error:
+                if self._on_error == "raise":
+                    raise
+                if sink in self._sinks:
+                    self._sinks.remove(sink)
+                kind = type(sink).__name__
+                why = f"it raised {type(error).__name__}: {error}"
+                self.warn("monitor", f"{kind} is disabled, {why}")
