@@ -4,7 +4,7 @@ Everything about step t refers to the parameters before it, theta_t, and to the 
 theta_{t+1} = theta_t + update.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -57,16 +57,16 @@ class Snapshot:
             raise NotApplicable("no optimizer step here: updates are measured in step()")
         return {n: _wide(self.after[n]) - _wide(self.before[n]) for n in self.before}
 
-    @property
+    @cached_property
     def objective(self) -> Objective:
-        """The loss to measure on.
+        """The loss to measure on, in the parameters' own precision.
 
         Raises:
             NotApplicable: no loss is known; the message says how to give one.
         """
         if self.measured is None:
             raise NotApplicable(self.why_no_loss)
-        return self.measured
+        return replace(self.measured, autocast=None)
 
     def group_of(self, name: str) -> ParameterGroup | None:
         """The parameter group that holds `name`; None for a parameter the optimizer has not."""

@@ -461,3 +461,17 @@ def test_a_foreign_state_is_refused() -> None:
         pytest.raises(KeyError, match="state of a Monitor"),
     ):
         monitor.load_state_dict({"step": 3})
+
+
+def test_a_loss_inside_the_users_autocast_is_replayed_in_it_and_measured_outside() -> None:
+    model, optimizer, sink = setup()
+    with watch(model, optimizer, sink, on_error="raise") as monitor:
+        loss_fn = monitor.loss(cross_entropy)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_fn(model, blobs())
+        loss.backward()
+        optimizer.step()
+    assert only(sink, "monitor/closure_grad_cos").value == pytest.approx(1.0, abs=1e-6)
+    full = only(sink, "replay/loss").value
+    assert full != loss.item()
+    assert full == pytest.approx(loss.item(), rel=2e-2)

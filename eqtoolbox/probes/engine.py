@@ -86,8 +86,9 @@ class Engine:
 
     def objective(self, snapshot: Snapshot) -> Objective:
         """The snapshot's loss in the precision asked for."""
-        whole = snapshot.objective
-        return whole if self.precision == "as_trained" else replace(whole, autocast=None)
+        if self.precision == "as_trained" and snapshot.measured is not None:
+            return snapshot.measured
+        return snapshot.objective
 
     def state(self, snapshot: Snapshot) -> dict[str, Any]:
         """The self-test's result as plain values, tested now if it was not yet."""
