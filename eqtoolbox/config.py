@@ -116,7 +116,7 @@ def from_tables(
                 _check_type(value, options[key], f"{source}: probes.{name}.{key}")
         given: dict[str, Any] = {k: v for k, v in table.items() if k != "schedule"}
         own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-        given |= {name: shared[name] for name in own & _shared(kind)}
+        given |= {name: shared[name] for name in own & shared.keys() & _shared(kind)}
         where = f"{source}: probes.{name}"
         try:
             probe = kind(**given)
@@ -128,8 +128,10 @@ def from_tables(
 
 
 def _shared(kind: type[Probe]) -> set[str]:
-    """Fields that probes of one run have in common; no options of a file."""
-    return {"engine"} | ({"symmetries"} if kind is not EquivarianceError else set())
+    """Fields that hold objects, such as what the probes of a run share; no options of a file."""
+    return {"engine", "stability_scale"} | (
+        {"symmetries"} if kind is not EquivarianceError else set()
+    )
 
 
 def schedule_from(value: Any) -> Schedule:
@@ -157,7 +159,7 @@ def describe(scheduled: Scheduled) -> dict[str, Any]:
     names: list[str] = [f.name for f in fields(probe)] if is_dataclass(probe) else []
     for name in names:
         value = getattr(probe, name)
-        if isinstance(value, (FoundSymmetries, Engine)):
+        if name in ("symmetries", "engine", "stability_scale") and not isinstance(value, tuple):
             continue
         if isinstance(value, tuple):
             value = [v if isinstance(v, str) else getattr(v, "name", repr(v)) for v in value]

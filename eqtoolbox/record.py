@@ -11,6 +11,7 @@ Mode = Literal["train", "eval"]
 
 HOLDS, VIOLATED = 3.0, 10.0  # verdict thresholds, in floors
 
+_NUMBERS = ("value", "stderr", "floor", "seconds")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -55,7 +56,7 @@ class Record:
     def from_json(cls, row: Mapping[str, Any]) -> "Record":
         """The record that `to_json` wrote; fields of later versions are ignored."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: _decode(v) for k, v in row.items() if k in known})
+        return cls(**{k: _decode(k, v) for k, v in row.items() if k in known})
 
 
 def verdict(error: float, floor: float) -> Verdict:
@@ -76,5 +77,6 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any) -> Any:
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+def _decode(field: str, value: Any) -> Any:
+    number = field in _NUMBERS and isinstance(value, str)
+    return _NON_FINITE.get(value, value) if number else value

@@ -475,3 +475,20 @@ def test_a_loss_inside_the_users_autocast_is_replayed_in_it_and_measured_outside
     full = only(sink, "replay/loss").value
     assert full != loss.item()
     assert full == pytest.approx(loss.item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_scaler_changes_nothing_that_is_measured(fused: bool) -> None:
+    """Fused optimizers unscale inside the step; what is compared is what the step used."""
+    torch.manual_seed(0)
+    model, sink = mlp(6, 8, 3), MemorySink()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watch(model, optimizer, sink, on_error="raise") as monitor:
+        loss_fn = monitor.loss(cross_entropy)
+        loss = loss_fn(model, blobs())
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert only(sink, "monitor/closure_grad_cos").value == pytest.approx(1.0, abs=1e-6)
+    assert only(sink, "replay/loss").value == pytest.approx(loss.item(), rel=1e-6)

@@ -1,7 +1,7 @@
 """Curvature: the sharpest directions, what the optimizer can bear, and what lies in them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ from eqtoolbox.probes.stability import stability_scale
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, Status
 from eqtoolbox.snapshot import NotApplicable, Snapshot
+
+ScaleRule = Callable[[Snapshot], Parameters]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Curvature(Probe):
     max_matvecs: int = 100
     split: bool = False  # Gauss-Newton part of the sharpness
     angles: bool = False  # keep the top space for the next measurement and the checkpoint
+    stability_scale: ScaleRule = field(default=stability_scale, repr=False)  # S of any optimizer
     engine: Engine = field(default_factory=Engine, repr=False)
     symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
@@ -115,7 +118,7 @@ class Curvature(Probe):
     ) -> Measurement:
         """Largest eigenvalue of S^1/2 H S^1/2; a multiple of the sharpness where S is a number."""
         try:
-            scale = stability_scale(snapshot)
+            scale = self.stability_scale(snapshot)
         except NotApplicable as reason:
             return Measurement("stability", math.nan, status="not_applicable", note=str(reason))
         moved = {n: s for n, s in scale.items() if bool((s > 0).all())}

@@ -45,9 +45,10 @@ def stability_scale(snapshot: Snapshot) -> Parameters:
     """
     rule = RULES.get(snapshot.optimizer)
     if rule is None:
+        why = NOT_DIAGONAL.get(snapshot.optimizer, "its stability threshold is not known")
         raise NotApplicable(
-            f"the stability threshold of {snapshot.optimizer} is not known; known are "
-            f"{', '.join(RULES)}"
+            f"{snapshot.optimizer}: {why}; known are {', '.join(RULES)}, and "
+            "Curvature(stability_scale=...) takes a rule of your own"
         )
     scale = {}
     for name, parameter in snapshot.before.items():
@@ -95,6 +96,12 @@ RULES: dict[str, Rule] = {
     "AdamW": _adam,
     "RMSprop": _rmsprop,
     "Adagrad": _adagrad,
+}
+
+
+NOT_DIAGONAL = {
+    "Muon": "it orthogonalises whole matrices, so no diagonal metric describes its steps",
+    "LBFGS": "its metric is a matrix made of past steps, not a diagonal",
 }
 
 

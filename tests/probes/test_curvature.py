@@ -210,7 +210,26 @@ def test_an_optimizer_without_a_known_threshold_is_not_applicable() -> None:
     records, _ = run([Curvature(k=1)], lambda p: torch.optim.Adamax(p, lr=0.01), steps=1)
     (record,) = [r for r in records if r.name == "curvature/stability"]
     assert record.status == "not_applicable"
-    assert "threshold of Adamax is not known" in record.note
+    assert "Adamax: its stability threshold is not known" in record.note
+
+
+def test_a_matrix_optimizer_is_refused_by_name() -> None:
+    class Muon(torch.optim.SGD):
+        pass
+
+    records, _ = run([Curvature(k=1)], lambda p: Muon(p, lr=0.01), steps=1)
+    (record,) = [r for r in records if r.name == "curvature/stability"]
+    assert record.status == "not_applicable"
+    assert "Muon: it orthogonalises whole matrices" in record.note
+
+
+def test_a_rule_of_the_users_own_gives_the_metric() -> None:
+    """Scale 0.02 everywhere is the rule of SGD with lr 0.04."""
+    rule = lambda snapshot: {n: torch.full_like(p, 0.02) for n, p in snapshot.before.items()}
+    mine = Curvature(k=1, tol=1e-8, stability_scale=rule)
+    records, _ = run([mine], lambda p: torch.optim.Adamax(p, lr=0.01), steps=1)
+    expected = 0.02 * value(records, "curvature/sharpness")
+    assert value(records, "curvature/stability") == pytest.approx(expected, rel=1e-6)
 
 
 def test_gauss_newton_explains_all_of_a_linear_model_and_not_all_of_a_deep_one() -> None:

@@ -292,6 +292,13 @@ def test_the_same_mode_is_chosen_in_float32(name: str) -> None:
     assert mode in (test.mode, "any"), test.reason
 
 
+def test_a_compiled_loss_function_is_exact() -> None:
+    torch.manual_seed(1)
+    whole = torch.compile(lambda m, b: F.cross_entropy(m(b[0]), b[1]), backend="aot_eager")
+    mode, reason, error = error_of(Around(encoder()), loss_fn=whole)
+    assert (mode, error < 1e-6) == ("exact", True), reason
+
+
 def causal_lm(kind: str, checkpointing: bool) -> tuple[nn.Module, Any]:
     import transformers as hf
 
