@@ -61,7 +61,8 @@ def attach(
         sinks: further places for records.
         seed: of the probes' own random streams.
         on_error: "warn" records a failing probe and goes on, "raise" is for tests.
-        resume: append to the run in `run_dir` (see `Monitor.state_dict`).
+        resume: append to the run in `run_dir`; give the monitor its state back by
+            `load_state_dict`, else steps go on after the last one recorded.
 
     Returns:
         The attached monitor; `close()` it at the end, or use it as a context manager.
@@ -76,7 +77,7 @@ def attach(
         >>> monitor.close()
     """
     optimizer = _with_hooks(optimizer)
-    _check(model, optimizer, criterion, loss_fn, budget, on_error)
+    _check(model, optimizer, criterion, loss_fn, budget, seed, sinks, on_error)
     if probe_batch is not None:
         check_batch(probe_batch, model)
     scheduled = resolve(probes, schedule)
@@ -95,6 +96,7 @@ def attach(
         sinks=[*([store] if store else []), *sinks],
         seed=seed,
         segment=store.segment if store else 0,
+        step=store.next_step if store else 0,
         on_error=on_error,
         attached_at=where,
     )
@@ -119,6 +121,8 @@ def _check(
     criterion: Any,
     loss_fn: Any,
     budget: Any,
+    seed: Any,
+    sinks: Sequence[Any],
     on_error: Any,
 ) -> None:
     if not isinstance(model, nn.Module):
@@ -149,10 +153,16 @@ def _check(
         )
     if loss_fn is not None and not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function (model, batch) -> loss, got {loss_fn!r}")
-    if budget is not None and not (isinstance(budget, (int, float)) and budget > 0):
+    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    if budget is not None and not (number and budget > 0):
         raise ValueError(
             f"budget is a share of training time such as 0.05, or None for no limit, got {budget!r}"
         )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            raise TypeError(f"sinks must be eqtoolbox.Sink objects, got {sink!r}")
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
 

@@ -5,23 +5,24 @@ from typing import Any
 
 
 class Budget:
-    """A token bucket that may go into debt.
+    """One token bucket for each probe, all with the same part of the share.
 
-    Training earns `share` of its time as credit. A probe runs while the balance, less what the
-    probes before it cost last time, is not negative; training then pays the debt off. Those that
-    wait longest come first, so none starves, and the first run of each needs no credit.
+    Training earns `share` of its time as credit. A probe runs while its own balance is not
+    negative, and training then pays the debt off: cheap probes run often, dear ones seldom, and
+    together they take the share. The first run of each is free: it holds the set-up (symmetries
+    found, the self-test, libraries loaded), which would silence a short run for good.
 
     Args:
         share: of training time, such as 0.05; None for no limit.
+        names: of the probes.
     """
 
-    def __init__(self, share: float | None) -> None:
+    def __init__(self, share: float | None, names: Sequence[str]) -> None:
         self.share = share
         self.training = 0.0  # seconds
         self.probing = 0.0
-        self._balance = 0.0
-        self._costs: dict[str, float] = {}  # seconds of each probe's last run
-        self._last_run: dict[str, int] = {}  # step of it
+        self._balance = dict.fromkeys(names, 0.0)
+        self._started: set[str] = set()  # probes that had their free run
 
     @property
     def overhead(self) -> float:
@@ -31,40 +32,32 @@ class Budget:
     def earn(self, seconds: float) -> None:
         """Training took `seconds`."""
         self.training += seconds
-        self._balance += (self.share or 0.0) * seconds
+        if self.share is not None:
+            for name in self._balance:
+                self._balance[name] += self.share * seconds / len(self._balance)
 
-    def spend(self, seconds: float) -> None:
-        """Probing took `seconds`."""
+    def spend(self, name: str, seconds: float) -> None:
+        """The probe took `seconds`."""
         self.probing += seconds
-        self._balance -= seconds
+        if name in self._started:
+            self._balance[name] -= seconds
+        self._started.add(name)
 
-    def ran(self, name: str, step: int, seconds: float) -> None:
-        """Remember when a probe ran and what it cost."""
-        self._last_run[name], self._costs[name] = step, seconds
-
-    def affordable(self, due: Sequence[str]) -> list[str]:
-        """Those of the due probes that may run, the longest waiting first."""
-        if self.share is None:
-            return list(due)
-        run: list[str] = []
-        for name in sorted(due, key=lambda n: self._last_run.get(n, -1)):
-            planned = sum(self._costs.get(n, 0.0) for n in run)
-            if name not in self._last_run or self._balance - planned >= 0:
-                run.append(name)
-        return run
+    def affords(self, name: str) -> bool:
+        """Whether the probe may run now."""
+        return self.share is None or name not in self._started or self._balance[name] >= 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {
             "training": self.training,
             "probing": self.probing,
-            "balance": self._balance,
-            "costs": dict(self._costs),
-            "last_run": dict(self._last_run),
+            "balance": dict(self._balance),
+            "started": sorted(self._started),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken; probes that are new start at nothing."""
         self.training, self.probing = state["training"], state["probing"]
-        self._balance = state["balance"]
-        self._costs, self._last_run = dict(state["costs"]), dict(state["last_run"])
+        self._balance |= {n: b for n, b in state["balance"].items() if n in self._balance}
+        self._started = set(state["started"])

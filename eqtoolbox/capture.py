@@ -71,6 +71,13 @@ class LossCapture:
         def caught(*args: Any, **kwargs: Any) -> Any:
             if not (self.armed and torch.is_grad_enabled()):
                 return function(*args, **kwargs)
+            if not args or not isinstance(args[0], nn.Module):
+                got = type(args[0]).__name__ if args else "no argument"
+                self.missed = (
+                    f"monitor.loss decorates loss_fn(model, batch, ...), but the first argument "
+                    f"was {got}: let the function call the model itself"
+                )
+                return function(*args, **kwargs)
             batch = _fresh((args[1:], kwargs))
             self._autocast = _active_autocast(self.model)
             objective = self._objective(_Spread(function), batch)

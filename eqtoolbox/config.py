@@ -182,7 +182,8 @@ def _with_schedule(probe: Any) -> Scheduled:
         return probe
     if isinstance(probe, Probe):
         return Scheduled(probe=probe, schedule=every(1))
-    raise TypeError(f"expected a Probe or Scheduled, got {probe!r}")
+    hint = "; did you forget ()?" if isinstance(probe, type) else ""
+    raise TypeError(f"expected a Probe or Scheduled, got {probe!r}{hint}")
 
 
 def _override(scheduled: Scheduled, schedule: Any, names: list[str]) -> Schedule:

@@ -64,7 +64,8 @@ class Journal:
         if self._on_error == "raise":
             raise error
         self._failures[name] = self._failures.get(name, 0) + 1
-        self.event("error", name, "".join(traceback.format_exception(error)).strip())
+        trace = "".join(traceback.format_exception(error)).strip()
+        self.event("error", name, f"{type(error).__name__}: {error}\n{trace}")
         if self._failures[name] == 1:
             self.warn(name, f"{name} failed with {type(error).__name__}: {error}")
         if self._failures[name] == MAX_FAILURES:

@@ -29,6 +29,7 @@ from eqtoolbox.snapshot import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+CHECK = "monitor/closure_grad_cos"
 MIN_GRADIENT_COSINE = 0.99  # replayed against training gradient; below it the loss is another
 
 
@@ -53,24 +54,27 @@ class Monitor:
         sinks: Sequence[Sink] = (),
         seed: int = 0,
         segment: int = 0,
+        step: int = 0,
         on_error: OnError = "warn",
         attached_at: str = "",
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.probes = tuple(probes)
-        self.step = 0
+        self.step = step
         self.attached_at = attached_at
         self._capture = LossCapture(model, loss_fn, criterion)
         self._probe_batch = probe_batch
         self._probe_random = RandomState.seeded(seed)
         self._seed = seed
         self._journal = Journal(sinks, on_error, segment)
-        self._budget = Budget(budget)
+        self._budget = Budget(budget, [s.probe.name for s in self.probes])
         self._references: dict[str, Any] = {}
         self._left_at: float | None = None  # clock when training was last left alone
         self._todo: list[Probe] = []
         self._before: Parameters | None = None
+        self._accumulated = 0  # losses caught since the last step
+        self._unloaded = segment > 0  # a resumed run whose state was not given back yet
         self._checked = False
         self._handles = [
             optimizer.register_step_pre_hook(self._step_starts),
@@ -78,6 +82,11 @@ class Monitor:
         ]
         self._capture.install()
         self._arm()
+
+    def __repr__(self) -> str:
+        names = ", ".join(s.probe.name for s in self.probes)
+        state = "attached" if self._handles else "detached"
+        return f"Monitor({type(self.model).__name__}, {names}; step {self.step}, {state})"
 
     # -- what a user calls ----------------------------------------------------------------------
 
@@ -123,7 +132,11 @@ class Monitor:
 
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
+        attached = bool(self._handles)
         self.detach()
+        if attached and self._budget.probing and self._budget.training:
+            self._journal.step = max(self.step - 1, 0)
+            self._emit("cost/overhead", self._budget.overhead)
         self._journal.close()
 
     def __enter__(self) -> "Monitor":
@@ -157,7 +170,7 @@ class Monitor:
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
-        self.step = state["step"]
+        self.step, self._unloaded = state["step"], False
         self._references = dict(state["references"])
         self._journal.disabled = set(state["disabled"])
         self._budget.load_state_dict(state["budget"])
@@ -166,27 +179,34 @@ class Monitor:
     # -- one optimizer step ---------------------------------------------------------------------
 
     def _due(self) -> list[Probe]:
-        return [
-            s.probe
-            for s in self.probes
-            if s.schedule(self.step) and s.probe.name not in self._journal.disabled
-        ]
+        return [s.probe for s in self.probes if self._is_due(s)]
+
+    def _is_due(self, scheduled: Scheduled) -> bool:
+        name = scheduled.probe.name
+        if name in self._journal.disabled:
+            return False
+        try:
+            return bool(scheduled.schedule(self.step))
+        except Exception as error:
+            self._journal.failed(name, error)
+            return False
 
     def _arm(self) -> None:
         self._journal.step = self.step
-        self._capture.armed = bool(self._due())
+        self._todo = self._due()
+        self._capture.armed = bool(self._todo)
 
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         now = time.perf_counter()
         if self._left_at is not None:
             self._budget.earn(now - self._left_at)
         self._left_at = now
-        if not self._capture.armed:
+        if not self._todo:
             return
         try:
-            self._capture.stepping, self._capture.evaluations = True, 0
-            self._todo = self._affordable(self._due())
-            if self._todo:
+            self._accumulated, self._capture.evaluations = self._capture.evaluations, 0
+            self._capture.stepping = True
+            if any(self._budget.affords(probe.name) for probe in self._todo):
                 self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
         except Exception as error:
             self._journal.failed("monitor", error)
@@ -198,13 +218,17 @@ class Monitor:
         self._budget.earn(now - (self._left_at if self._left_at is not None else now))
         try:
             before, self._before = self._before, None
+            if self._todo:
+                self._context()
             if before is not None:
                 after = {n: p.detach() for n, p in trainable(self.model).items()}
-                self._measure(self._todo, before, after)
+                self._measure(self._affordable(self._todo), before, after)
+            else:
+                self._affordable(self._todo)
         except Exception as error:
             self._journal.failed("monitor", error)
         finally:
-            self._capture.stepping = False
+            self._capture.stepping, self._capture.evaluations = False, 0
             self._capture.drop()
             self.step += 1
             self._arm()
@@ -212,15 +236,13 @@ class Monitor:
 
     def _affordable(self, due: list[Probe]) -> list[Probe]:
         """Due probes that the budget allows; the rest is recorded as skipped."""
-        by_name = {probe.name: probe for probe in due}
-        run = self._budget.affordable(list(by_name))
-        for name, probe in by_name.items():
-            if name not in run:
-                limit = (
-                    f"overhead {self._budget.overhead:.1%} so far, budget {self._budget.share:.1%}"
-                )
+        run = [probe for probe in due if self._budget.affords(probe.name)]
+        for probe in due:
+            if probe not in run:
+                so_far, allowed = self._budget.overhead, self._budget.share
+                limit = f"overhead {so_far:.1%} so far, budget {allowed:.1%}"
                 self._write(_headline(probe, "skipped_budget", limit), probe)
-        return [by_name[name] for name in run]
+        return run
 
     # -- measuring ------------------------------------------------------------------------------
 
@@ -228,13 +250,11 @@ class Monitor:
         self, probes: list[Probe], before: Parameters, after: Parameters | None
     ) -> list[Record]:
         written: list[Record] = []
-        started = time.perf_counter()
         snapshot = self._snapshot(before, after)
         if after is not None:
-            written += self._context(snapshot)
+            self._check(snapshot)
         for probe in probes:
             written += self._run(probe, snapshot)
-        self._budget.spend(time.perf_counter() - started)
         if after is not None and probes:
             written.append(self._emit("cost/overhead", self._budget.overhead))
         return written
@@ -257,23 +277,43 @@ class Monitor:
             why_no_loss="" if measured else self._capture.why_none(),
         )
 
-    def _context(self, snapshot: Snapshot) -> list[Record]:
-        """Loss and learning rate of the step, and once whether the replayed loss is the real."""
-        written = []
+    def _context(self) -> None:
+        """Loss and learning rate of the step."""
         if self._capture.value is not None:
-            written.append(self._emit("training/loss", float(self._capture.value)))
-        rates = {g.lr for g in snapshot.groups if g.names and math.isfinite(g.lr)}
+            self._emit("training/loss", float(self._capture.value))
+        groups = parameter_groups(self.optimizer, self.model)
+        rates = {g.lr for g in groups if g.names and math.isfinite(g.lr)}
         if len(rates) == 1:
-            written.append(self._emit("training/learning_rate", rates.pop()))
-        if not self._checked and snapshot.training and snapshot.gradient:
-            self._checked = True
+            self._emit("training/learning_rate", rates.pop())
+
+    def _check(self, snapshot: Snapshot) -> None:
+        """Once: is a loss known, and is the replayed loss the one that trains?"""
+        if self._checked:
+            return
+        self._checked = True
+        if self._unloaded:
+            self._journal.warn(
+                "monitor",
+                "resume=True, but load_state_dict() was not called: steps go on after the last "
+                "recorded one, and drift is counted from here",
+            )
+        if snapshot.measured is None:
+            self._journal.warn("monitor", snapshot.why_no_loss)
+        why = ""
+        if self._accumulated > 1:
+            why = f"the loss ran {self._accumulated} times before the step: the last is measured"
+        elif snapshot.gradient is None:
+            why = "the optimizer evaluates the loss several times in one step"
+        if why:
+            row = Record(step=0, name=CHECK, value=math.nan, status="not_applicable", note=why)
+            self._journal.write(row)
+        elif snapshot.training is not None:
             try:
-                written.append(self._check_replay(snapshot, snapshot.training))
+                self._check_replay(snapshot, snapshot.training)
             except Exception as error:
                 self._journal.failed("monitor", error)
-        return written
 
-    def _check_replay(self, snapshot: Snapshot, objective: Objective) -> Record:
+    def _check_replay(self, snapshot: Snapshot, objective: Objective) -> None:
         leaves = {n: p.clone().requires_grad_() for n, p in snapshot.before.items()}
         with objective.isolated():
             check_batch(objective.batch, self.model)
@@ -295,10 +335,10 @@ class Monitor:
                 "monitor",
                 f"the replayed loss has another gradient than the training step (cosine "
                 f"{cosine:.3f}): probes measure a different loss. Likely causes: a regulariser "
-                "outside the loss function, gradient accumulation or clipping by value, a random "
-                "loss, a loss other than the one given",
+                "outside the loss function, clipping by value, a random loss, another loss than "
+                "the one given; put all of it into the function that monitor.loss decorates",
             )
-        return self._emit("monitor/closure_grad_cos", cosine)
+        self._emit(CHECK, cosine)
 
     def _run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
         started = time.perf_counter()
@@ -323,7 +363,7 @@ class Monitor:
             self._journal.succeeded(probe.name)
         _synchronize(self.model)
         seconds = time.perf_counter() - started
-        self._budget.ran(probe.name, self.step, seconds)
+        self._budget.spend(probe.name, seconds)
         rows = [*measurements, *([problem] if problem else [])]
         written = [self._write(row, probe, seconds) for row in rows]
         matvecs = sum(row.matvecs or 0 for row in measurements)

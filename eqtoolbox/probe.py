@@ -27,6 +27,13 @@ class Measurement:
     matvecs: int | None = None
     note: str = ""
 
+    def __post_init__(self) -> None:
+        """Numbers may come as tensors of one element; anything else raises here, by its name."""
+        for name in ("value", "stderr", "floor"):
+            number = getattr(self, name)
+            if number is not None and type(number) is not float:
+                object.__setattr__(self, name, float(number))
+
 
 class Probe(ABC):
     """Measures one aspect of a step. Options are the fields of a frozen dataclass.

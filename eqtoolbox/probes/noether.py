@@ -54,8 +54,9 @@ class Noether(Probe):
             family: [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
             for family, members in families.items()
         }
-        nudged = replace(snapshot, before=_nudged(snapshot.before, rng))
         here = _Laws(snapshot.before, self.engine.operator(snapshot))
+        coarsest = self.engine.test.coarsest if self.engine.test else 0.0
+        nudged = replace(snapshot, before=_nudged(snapshot.before, coarsest, rng))
         there = _Laws(nudged.before, self.engine.operator(nudged))
         laws = {f: here.of(members, elements[f]) for f, members in families.items()}
         scale = here.curvature_scale()
@@ -65,9 +66,9 @@ class Noether(Probe):
         for family, members in families.items():
             law = laws[family]
             length = norm(law.tangent)
-            known = max((m.residual for m in members if m.status == "approximate"), default=0.0)
-            yield from _dimension(family, members)
             first = abs(dot(here.gradient, law.tangent)) / (here.size * length)
+            known = _known(members, first)
+            yield from _dimension(family, members)
             floor = max(gradient_noise, known)
             yield _residual("first_order", family, first, floor, matvecs=0)
             total = norm(law.product) + norm(law.pulled) + small * scale * length
@@ -76,7 +77,8 @@ class Noether(Probe):
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
             measured = dot(law.tangent, law.product) / length**2
             predicted = -dot(law.tangent, law.pulled) / length**2
-            yield Measurement("rayleigh", measured, family, floor=noise / length)
+            error = max(noise, known * scale)
+            yield Measurement("rayleigh", measured, family, floor=error)
             yield Measurement("predicted_rayleigh", predicted, family)
 
 
@@ -133,10 +135,22 @@ def _noise(
     return norm(defect) / max(norm(law.tangent), 1e-300)
 
 
-def _nudged(params: Parameters, rng: torch.Generator) -> Parameters:
-    """Every parameter moved by about one unit in its last place."""
+def _nudged(params: Parameters, coarsest: float, rng: torch.Generator) -> Parameters:
+    """Every parameter moved by about one rounding of the coarsest operation it meets."""
     draw = random_like(params, rng)
-    return {n: p * (1 + torch.finfo(p.dtype).eps * draw[n]) for n, p in params.items()}
+    return {
+        n: p * (1 + max(torch.finfo(p.dtype).eps, coarsest) * draw[n]) for n, p in params.items()
+    }
+
+
+def _known(members: list[ParameterSymmetry], first: float) -> float:
+    """How far approximate symmetries fail by their nature.
+
+    At least their residual when found; a normalisation's epsilon breaks the second-order law three
+    times as much as the first (w.g = 2k gives w^T H w = -6k), and more as the weights shrink.
+    """
+    found = [m.residual for m in members if m.status == "approximate"]
+    return max(*found, 3 * first) if found else 0.0
 
 
 def _residual(quantity: str, family: str, value: float, floor: float, matvecs: int) -> Measurement:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class RunDirectory(Sink):
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         self.segment = int(self.info["segments"])
+        self.next_step = _next_step(self.path / "records.jsonl")
         started = self.info.get("started", time.time())
         self.describe(started=started, finished=None, segments=self.segment + 1)
         self._records = _append(self.path / "records.jsonl")
@@ -62,6 +64,17 @@ class RunDirectory(Sink):
         self._records.close()
         self._events.close()
         self.describe(finished=time.time())
+
+
+def _next_step(path: Path) -> int:
+    """The step after the last one on record; torn lines do not count."""
+    last = -1
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                with suppress(ValueError, KeyError, TypeError):
+                    last = max(last, int(json.loads(line)["step"]))
+    return last + 1
 
 
 def _append(path: Path) -> Any:
