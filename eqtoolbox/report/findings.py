@@ -11,6 +11,7 @@ __all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
 
 RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_run.closure,
+    rules_run.nothing,
     rules_run.finite_loss,
     rules_symmetry.equivariance,
     rules_symmetry.found,

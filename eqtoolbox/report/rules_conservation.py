@@ -37,7 +37,8 @@ def conservation(run: Run) -> Iterator[Finding]:
         term = trace(run, f"conservation/symmetry/{family}")
         broken = abs(shares.get("symmetry", (None, 0.0))[1]) > UNMEASURED
         broken = broken and (term is None or term.verdict != "holds")
-        text = f"{charges} drifted {percent(size)} since the start{_causes(shares)}{far}."
+        span = "since the start" if drift.last.step else "in the first step"
+        text = f"{charges} drifted {percent(size)} {span}{_causes(shares)}{far}."
         yield Finding(level="warning" if broken else "note", text=text, evidence=tuple(evidence))
 
 

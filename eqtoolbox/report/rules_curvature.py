@@ -23,7 +23,7 @@ def stability(run: Run) -> Iterator[Finding]:
     if certain is None:
         return
     now, values = certain.now, [r.value for r in certain.records]
-    what = f"{_threshold_words(run)} = {number(now)}"
+    what = f"{_threshold_words(run, certain.last.note)} = {number(now)}"
     level: Level = "good"
     if now >= BEYOND:
         level, when = "warning", certain.since([v >= BEYOND for v in values])
@@ -129,17 +129,21 @@ def _with_certified_sharpness(run: Run, stability: Trace) -> Trace | None:
     """The stability records whose sharpness was certified, where it was recorded at all."""
     if "curvature/sharpness" not in run:
         return stability
-    uncertain = {r.step for r in run.records("curvature/sharpness") if r.status != "ok"}
+    rows = run.records("curvature/sharpness")
+    uncertain = {r.step for r in rows if r.status != "ok"}
+    skipped = {r.step for r in rows if r.status == "skipped_budget"}  # no attempts
     kept = tuple(r for r in stability.records if r.step not in uncertain)
     if not kept:
         return None
-    steps = {r.step for r in run.records(stability.name)} | uncertain
+    steps = ({r.step for r in run.records(stability.name)} | uncertain) - skipped
     return Trace(records=kept, unanswered=sum(step > kept[-1].step for step in steps))
 
 
-def _threshold_words(run: Run) -> str:
+def _threshold_words(run: Run, note: str) -> str:
     if _plain_sgd(run):
         return "Sharpness × lr/2"
+    if note.startswith("sharpness * "):  # one number for all parameters: momentum, Nesterov
+        return f"Sharpness × {note.removeprefix('sharpness * ')} (of SGD with momentum)"
     if (run.info.get("optimizer") or {}).get("class") == "SGD":
         return "Sharpness × lr/(2 + 2·momentum)"
     return "Sharpness relative to the optimizer's stability threshold"

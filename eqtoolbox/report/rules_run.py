@@ -115,6 +115,18 @@ def _uncertainty(*parts: np.ndarray) -> float:
     return STANDARD_ERRORS * math.sqrt(squares)
 
 
+def nothing(run: Run) -> Iterator[Finding]:
+    """A run in which no probe could measure anything, because no loss was known."""
+    rows = [r for r in run.records() if r.probe not in _NO_PROBES]
+    lossless = any("monitor.loss" in r.note for r in rows)
+    if not lossless or any(r.status != "not_applicable" for r in rows):
+        return
+    reasons = Counter(r.note for r in rows).most_common()
+    evidence = (Evidence(name=rows[-1].name, step=rows[-1].step, value=math.nan),)
+    text = f"Nothing was measured: {reasons[0][0]}."
+    yield Finding(level="warning", text=text, evidence=evidence)
+
+
 def unanswered(run: Run) -> Iterator[Finding]:
     """Measurements that gave no number, by reason."""
     groups: dict[str, dict[tuple[int, str], Record]] = defaultdict(dict)
@@ -149,9 +161,9 @@ def cost(run: Run) -> Iterator[Finding]:
         took += f", budget {percent(budget)}"
     evidence = (overhead.latest(),) if overhead else ()
     if overhead and budget is not None and overhead.last.value > OVERDRAWN * budget:
-        yield Finding(
-            level="warning", text=f"Probes overdrew their budget ({took}).", evidence=evidence
-        )
+        text = f"Probes overdrew their budget ({took}): the first run of each is free, and weighs "
+        text += "less the longer the run."
+        yield Finding(level="note", text=text, evidence=evidence)
     elif overhead and not skipped:
         share = _share(overhead.last.value) + (" of" if overhead.last.value < 2 else "")
         limit = "no budget was set" if budget is None else f"budget {percent(budget)}"

@@ -106,7 +106,7 @@ def laws(run: Run) -> Iterator[Finding]:
             text = f"{law} is broken {when}: {what}; the loss as trained lacks this symmetry."
             yield Finding(level="warning", text=text, evidence=evidence)
         elif set(verdicts.values()) == {"holds"}:
-            text = f"{law} holds down to its floor: {listing(list(said.values()))}."
+            text = f"{law} holds to rounding: {listing(list(said.values()))}."
             yield Finding(level="good", text=text, evidence=evidence)
         else:
             text = f"{law} is undecided: {listing(list(said.values()))}."

@@ -21,7 +21,8 @@ def summary_text(run: Run) -> str:
     number. The trend is that of all certified values (Mann-Kendall test, |z| >= 2).
     """
     data = summary_data(run)
-    parts = [f"{data['model'] or 'run'} to step {data['last_step']}, {data['path']}"]
+    state = "" if data["finished"] else ", not closed"
+    parts = [f"{data['model'] or 'run'} to step {data['last_step']}{state}, {data['path']}"]
     findings = [_paragraph(f["level"], f["text"]) for f in data["findings"]]
     parts.append("\n".join(findings) if findings else "no finding")
     if data["values"]:

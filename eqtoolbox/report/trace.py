@@ -92,6 +92,7 @@ class Trace:
 def trace(run: Run, name: str) -> Trace | None:
     """The certified measurements of a name; None when there are none."""
     rows = run.records(name) if name in run else []
+    rows = [r for r in rows if r.status != "skipped_budget"]  # never tried
     held = [i for i, r in enumerate(rows) if certified(r) and math.isfinite(r.value)]
     if not held:
         return None

@@ -420,8 +420,8 @@ def test_skips_are_told_with_the_overhead(make_run: MakeRun) -> None:
     assert "overhead 4.9 %, budget 5 %" in finding.text
 
 
-def test_an_overdrawn_budget_is_a_warning(make_run: MakeRun) -> None:
-    assert the(make_run(series("cost/overhead", [0.09])), "overdrew").level == "warning"
+def test_an_overdrawn_budget_is_said(make_run: MakeRun) -> None:
+    assert the(make_run(series("cost/overhead", [0.09])), "overdrew").level == "note"
     fine = the(make_run(series("cost/overhead", [0.049])), "of the training time")
     assert fine.level == "good"
     free = the(make_run(series("cost/overhead", [35.0]), budget=None), "no budget was set")
@@ -447,3 +447,28 @@ def test_found_symmetries_come_from_the_facts_or_the_records(make_run: MakeRun) 
     assert "b failed its check (residual 0.4)" in the(run, "proposed").text
     run = make_run(loss, series("noether/dimension/rescale", [40.0]), symmetries=[])
     assert "40 directions of parameter symmetry" in the(run, "rescale (40)").text
+
+
+def test_a_run_that_could_measure_nothing_says_why(make_run: MakeRun) -> None:
+    rows = [
+        Record(
+            step=0,
+            name=f"{name}/x",
+            value=math.nan,
+            status="not_applicable",
+            note="no loss: use @monitor.loss",
+        )
+        for name in ("curvature", "noether")
+    ]
+    finding = the(make_run(rows), "nothing was measured")
+    assert (finding.level, "no loss: use" in finding.text) == ("warning", True)
+    measured = make_run(rows, series("curvature/sharpness", [1.0]))
+    assert not [f for f in measured.findings() if "Nothing" in f.text]
+
+
+def test_skips_of_the_budget_are_no_failed_attempts(make_run: MakeRun) -> None:
+    skipped = missing("curvature/sharpness", [30, 40, 50, 60], "skipped_budget")
+    run = make_run(
+        series("curvature/sharpness", [1.0]), series("curvature/stability", [0.5]), skipped
+    )
+    assert "attempts gave no number" not in the(run, "edge of stability").text
