@@ -62,18 +62,19 @@ class Noether(Probe):
         scale = here.curvature_scale()
         noise = _noise(there, families, elements, laws)
         gradient_noise = norm(add(there.gradient, here.gradient, -1.0)) / here.size
-        small = math.sqrt(torch.finfo(next(iter(snapshot.before.values())).dtype).eps)
+        eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
+        small = math.sqrt(eps)
         for family, members in families.items():
             law = laws[family]
             length = norm(law.tangent)
             first = abs(dot(here.gradient, law.tangent)) / (here.size * length)
             known = _known(members, first)
             yield from _dimension(family, members)
-            floor = max(gradient_noise, known)
+            floor = max(gradient_noise, known, eps)
             yield _residual("first_order", family, first, floor, matvecs=0)
             total = norm(law.product) + norm(law.pulled) + small * scale * length
             bound = known * (total + scale * length)  # what the epsilon leaves of the law
-            floor = max(noise * length, bound) / total
+            floor = max(max(noise * length, bound) / total, eps)
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
             measured = dot(law.tangent, law.product) / length**2
             predicted = -dot(law.tangent, law.pulled) / length**2
