@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -157,8 +158,7 @@ def eigenthings(problem: Problem, k: int, **options: Any) -> Spectrum:
 
 def pyhessian(problem: Problem, k: int, **options: Any) -> Spectrum:
     """PyHessian's power iteration with deflation."""
-    import pyhessian.hessian as module
-
+    module = import_module("pyhessian.hessian")  # the class of the same name hides it
     torch.manual_seed(0)
     counted = Counted(module.hessian_vector_product)
     original, module.hessian_vector_product = module.hessian_vector_product, counted

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eqtoolbox.record import verdict
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.rules_symmetry import floor_words
 from eqtoolbox.report.run import Run
@@ -22,7 +21,7 @@ def conservation(run: Run) -> Iterator[Finding]:
     for family, drift in drifts(run).items():
         size, evidence = abs(drift.last.value), [drift.latest()]
         charges = f"{family.capitalize()} charges"
-        if verdict(size, drift.last.floor or 0.0) == "holds":
+        if size <= (drift.last.floor or 0.0):
             text = f"{charges} are conserved: relative drift {number(size, 2)}{floor_words(drift)}."
             yield Finding(level="good", text=text, evidence=tuple(evidence))
             continue
