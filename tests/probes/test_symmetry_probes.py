@@ -1,0 +1,141 @@
+"""The equivariance and law probes on models whose answer is known."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.noether import Noether
+from eqtoolbox.record import Record
+from eqtoolbox.sinks.memory import MemorySink
+from tests.conftest import blobs, mlp
+
+
+def run(
+    model: nn.Module, probe: eq.Probe, batch: Any, loss: Any = None, steps: int = 1
+) -> dict[str, Record]:
+    """Records of the last step by name."""
+    optimizer, sink = torch.optim.SGD(model.parameters(), lr=0.05), MemorySink()
+    loss = loss or (lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+    with eq.attach(
+        model, optimizer, probes=[probe], budget=None, sinks=[sink], on_error="raise"
+    ) as monitor:
+        step_loss = monitor.loss(loss)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            step_loss(model, batch).backward()
+            optimizer.step()
+    return {r.name: r for r in sink.records if r.step == steps - 1}
+
+
+def images(height: int = 8, width: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 1, height, width, generator=generator)
+    return x, torch.randint(0, 3, (12,), generator=generator)
+
+
+class TurnAveraged(nn.Module):
+    """Invariant under quarter turns by averaging over them; dropout is off in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Dropout(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(self.net(torch.rot90(x, k, (2, 3))) for k in range(4)) / 4  # type: ignore[return-value]
+
+
+def test_an_averaged_network_holds_its_group_and_breaks_the_others() -> None:
+    torch.manual_seed(0)
+    records = run(TurnAveraged(), EquivarianceError(), images())
+    assert records["equivariance/relative_error/cyclic4"].verdict == "holds"
+    assert records["equivariance/percent_of_loss/cyclic4"].value == pytest.approx(0, abs=1e-3)
+    assert records["equivariance/relative_error/flip"].verdict == "violated"
+    assert records["equivariance/relative_error/translation"].verdict == "violated"
+    assert records["equivariance/percent_of_loss/flip"].value > 0.1
+    assert records["equivariance/relative_error/cyclic4"].mode == "eval"
+
+
+def test_images_to_images_are_compared_with_the_turned_output() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    x, _ = images()
+    records = run(model, EquivarianceError(), (x, x), loss=lambda m, b: F.mse_loss(m(b[0]), b[1]))
+    assert records["equivariance/relative_error/translation"].verdict == "holds"
+    assert records["equivariance/relative_error/cyclic4"].verdict == "violated"
+
+
+@pytest.mark.parametrize(
+    ("batch", "model", "why"),
+    [
+        (images(8, 6), nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), "height == width, got 8x6"),
+        (blobs(), mlp(6, 3), "acts on images"),
+    ],
+    ids=["not square", "no images"],
+)
+def test_what_does_not_apply_says_why(batch: Any, model: nn.Module, why: str) -> None:
+    record = run(model, EquivarianceError(symmetries=("cyclic4",)), batch)[
+        "equivariance/relative_error/cyclic4"
+    ]
+    assert record.status == "not_applicable"
+    assert why in record.note
+
+
+class Predicting(nn.Module):
+    """Integer outputs in evaluation mode, as deployed classifiers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        return logits if self.training else logits.argmax(1)
+
+
+def test_integer_outputs_are_not_applicable() -> None:
+    record = run(
+        Predicting(), EquivarianceError(symmetries=("flip",)), images(),
+        loss=lambda m, b: F.cross_entropy(m(b[0]).float().reshape(12, -1), b[1] * 0),
+    )["equivariance/relative_error/flip"]  # fmt: skip
+    assert record.status == "not_applicable"
+    assert "floating point" in record.note
+
+
+def test_unknown_symmetries_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected symmetries among"):
+        EquivarianceError(symmetries=("cyclic5",))
+    with pytest.raises(ValueError, match="samples must be >= 1"):
+        EquivarianceError(samples=0)
+
+
+def test_laws_hold_during_training_and_the_gradient_predicts_the_curvature() -> None:
+    torch.manual_seed(0)
+    records = run(mlp(6, 16, 8, 3), Noether(), blobs(), steps=5)
+    for order in ("first", "second"):
+        for family in ("rescale", "translation"):
+            assert records[f"noether/{order}_order/{family}"].verdict == "holds"
+    measured = records["noether/rayleigh/rescale"]
+    predicted = records["noether/predicted_rayleigh/rescale"]
+    assert measured.value == pytest.approx(predicted.value, rel=1e-3)
+    assert records["noether/dimension/rescale"].value == 24
+
+
+def test_a_law_of_another_network_is_violated() -> None:
+    """Negative control: the ReLU network's symmetries claimed of a network with GELU."""
+    torch.manual_seed(0)
+    relu = Noether()
+    run(mlp(6, 16, 8, 3), relu, blobs())
+    records = run(mlp(6, 16, 8, 3, activation=nn.GELU), relu, blobs())
+    assert records["noether/first_order/rescale"].verdict == "violated"
+    assert records["noether/second_order/rescale"].verdict == "violated"
+
+
+def test_a_network_without_symmetries_is_not_applicable() -> None:
+    loss = lambda m, b: F.mse_loss(m(b[0]), F.one_hot(b[1]).float())
+    records = run(mlp(6, 8, 3, activation=nn.GELU), Noether(), blobs(), loss=loss)
+    assert records["noether/second_order"].status == "not_applicable"
