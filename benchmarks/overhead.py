@@ -22,7 +22,7 @@ from eqtoolbox.config import resolve
 from eqtoolbox.demos.digits import DigitNet, batches, load_digits
 from eqtoolbox.sinks.memory import MemorySink
 
-STEPS, REPEATS = 200, 5
+STEPS, REPEATS = 100, 3
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
