@@ -14,7 +14,7 @@ from eqtoolbox.symmetry.tangent import tangent_of
 Walk = Callable[[Action, Any], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the parts may be a dict, which has no hash
 class Each:
     """The action that moves every leaf of a dict, tuple or list by its own action.
 
