@@ -177,7 +177,7 @@ def check_action(
     def act(g: Element, x: Tree) -> Tree:
         try:
             return action(g, x)
-        except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             raise ValueError(f"{where} fails at {g!r}: {error}") from error
 
     def demand(law: str, at: Element, left: Tree, right: Tree, remedy: str) -> None:

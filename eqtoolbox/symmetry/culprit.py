@@ -138,7 +138,7 @@ def better_output_action(function: Function, inputs: Tree, symmetry: Equivarianc
         try:
             if equivariance_error(function, inputs, claim).verdict == "holds":
                 return name
-        except (ValueError, TypeError, RuntimeError, IndexError, FloatingPointError):
+        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError):
             continue
     return ""
 
@@ -241,7 +241,7 @@ def _error(action: Action, elements: list[object], output: Tensor, moved: list[T
     for g, response in zip(elements, moved, strict=True):
         try:
             expected = action(g, output)
-        except (ValueError, TypeError, RuntimeError, IndexError):
+        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError):
             return math.nan
         if not isinstance(expected, Tensor) or expected.shape != response.shape:
             return math.nan
