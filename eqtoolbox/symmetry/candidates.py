@@ -65,8 +65,9 @@ def rank(
     Example:
         >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
         >>> norm = lambda x: x.norm(dim=1, keepdim=True)
-        >>> [s.symmetry.name for s in rank(norm, x, candidates(x, norm(x)))][:2]
-        ['sign.even', 'o2.invariant']
+        >>> scores = rank(norm, x, candidates(x, norm(x)))
+        >>> sorted(s.symmetry.name for s in scores if s.result.verdict == "holds")
+        ['o2.invariant', 'scalings.degree1', 'sign.even']
     """
     scores = []
     for claim in claims:

@@ -25,7 +25,7 @@ class Equivariance:
         ValueError: the group is trivial, the name has other letters, the tolerance is negative.
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import quarter_turn
+        >>> from eqtoolbox.symmetry.actions import quarter_turn, trivial
         >>> from eqtoolbox.symmetry.group import Cyclic
         >>> Equivariance(Cyclic(4), quarter_turn, trivial).name
         'cyclic4'

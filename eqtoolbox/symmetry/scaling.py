@@ -12,6 +12,7 @@ class Degree:
     f is homogeneous of degree d when it is equivariant from Degree(1) to Degree(d).
 
     Example:
+        >>> import torch
         >>> Degree(2)(1, torch.tensor([3.0]))
         tensor([12.])
     """
@@ -32,6 +33,7 @@ class Parity:
     """x -> s^power x for a sign s: odd with power 1, even (nothing moves) with power 0.
 
     Example:
+        >>> import torch
         >>> Parity()(-1, torch.tensor([3.0]))
         tensor([-3.])
     """
