@@ -84,7 +84,8 @@ def train(model: nn.Module, *, steps: int = 300, seed: int = 0) -> Outcome:
 
         @monitor.loss
         def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return (model(batch[0]) - batch[1]).square().mean()
+            loss: Tensor = (model(batch[0]) - batch[1]).square().mean()
+            return loss
 
         for _ in range(steps):
             loss = loss_fn(model, batch)
