@@ -1,4 +1,4 @@
-"""The command line: `eqtoolbox demo | summary RUN | report RUN | check CONFIG`."""
+"""The command line: `eqtoolbox demo | summary RUN | report RUN | audit CONFIG | check CONFIG`."""
 
 import argparse
 import json
@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("path", metavar="RUN", type=Path)
     report.add_argument("-o", "--output", type=Path, help="file (default: RUN/report.html)")
     report.set_defaults(run=_report)
+
+    audit = commands.add_parser("audit", help="rank the symmetries that a trained model obeys")
+    audit.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file with [audit]")
+    audit.add_argument("--json", action="store_true", help="print as JSON")
+    audit.set_defaults(run=_audit)
 
     check = commands.add_parser("check", help="check a configuration and print it resolved")
     check.add_argument("config", metavar="CONFIG", help="a TOML file or a preset's name")
@@ -115,6 +120,17 @@ def _report(arguments: argparse.Namespace) -> None:
 
     run = Run(arguments.path)
     print(write_page(run, arguments.output or arguments.path / "report.html").resolve())
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from eqtoolbox import audit
+
+    model, inputs, samples = audit.load(arguments.config)
+    found = audit.audit(model, inputs, samples=samples)
+    if arguments.json:
+        _print_json(audit.data(found))
+    else:
+        print(audit.text(found))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -91,6 +91,28 @@ class Objective:
             kwargs = {**kwargs, next(iter(kwargs)): inputs}
         return self._run(params, lambda model: model(*args, **kwargs), train=False)
 
+    @property
+    def arguments(self) -> Any:
+        """All arguments of the model's call: the only one, a tuple of them, or a dict by name."""
+        args, kwargs = self._cast((self.call.args, self.call.kwargs))
+        if not kwargs:
+            return args[0] if len(args) == 1 else tuple(args)
+        return dict(enumerate(args)) | dict(kwargs)
+
+    def answer(self, params: Mapping[str, Tensor], arguments: Any) -> Any:
+        """Model output in evaluation mode on arguments as `arguments` gives them."""
+        args, kwargs = self.call.args, self.call.kwargs
+        if not kwargs:
+            given = (arguments,) if len(args) == 1 else tuple(arguments)
+            return self.within(params, lambda model: model(*given))
+        given = tuple(arguments[i] for i in range(len(args)))
+        named = {name: arguments[name] for name in kwargs}
+        return self.within(params, lambda model: model(*given, **named))
+
+    def within(self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any]) -> Any:
+        """`body(model)` in evaluation mode with `params` swapped in."""
+        return self._run(params, body, train=False)
+
     def outputs(self, params: Mapping[str, Tensor]) -> Tensor:
         """The model's output at `params` in the training step's modes, as its loss calls it.
 

@@ -2,24 +2,68 @@
 
 from eqtoolbox.symmetry import actions
 from eqtoolbox.symmetry.actions import check_action
+from eqtoolbox.symmetry.algebra import Discovery, discover_data
 from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor, one_sample
 from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.lie import LieDerivative, lie_derivative
+from eqtoolbox.symmetry.matrices import (
+    E3,
+    O2,
+    O3,
+    SE3,
+    SO2,
+    SO3,
+    Euclidean,
+    Lorentz,
+    Orthogonal,
+)
 from eqtoolbox.symmetry.orbit import percent_of_loss, pulled_back
 from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.unbounded import Scalings, Translations
 
 __all__ = [
+    "E3",
+    "O2",
+    "O3",
+    "SE3",
+    "SO2",
+    "SO3",
+    "Chain",
+    "Culprit",
     "Cyclic",
     "CyclicTranslation",
     "Dihedral",
+    "Discovery",
+    "Each",
     "Equivariance",
     "EquivarianceResult",
+    "Euclidean",
     "Flip",
     "Group",
+    "LieDerivative",
+    "Lorentz",
+    "Octahedral",
+    "Orthogonal",
     "ParameterSymmetry",
+    "Product",
+    "Scalings",
+    "Semidirect",
+    "Sign",
+    "Symmetric",
+    "Translations",
     "actions",
+    "batch_of_one",
     "check_action",
+    "culprit",
+    "discover_data",
     "equivariance_error",
+    "factor",
+    "lie_derivative",
+    "one_sample",
     "percent_of_loss",
     "pulled_back",
 ]

@@ -5,13 +5,15 @@ Each one permutes pixels, so nothing is interpolated and nothing is rounded.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.group import Element, Group
+from eqtoolbox.symmetry.structure import Tree, batch_size, first, floating, precision, tensors
 
-Action = Callable[[Element, Tensor], Tensor]
+Action = Callable[[Element, Any], Any]  # on a tensor, or on a dict, tuple or list of them
 
 _CHECKED = 8  # group elements whose laws are checked
 
@@ -136,7 +138,7 @@ def _require_square(x: Tensor, action: str) -> None:
 
 
 def check_action(
-    group: Group, action: Action, x: Tensor, *, name: str = "action", tolerance: float | None = None
+    group: Group, action: Action, x: Tree, *, name: str = "action", tolerance: float | None = None
 ) -> None:
     """Verify on an example that a function is an action of a group and leaves the batch alone.
 
@@ -146,7 +148,7 @@ def check_action(
     Args:
         group: the group that the action should represent.
         action: a function `(g, x) -> gx`.
-        x: (batch, ...), floating point; two samples are enough.
+        x: (batch, ...), or a dict, tuple or list of such; two samples are enough.
         name: how the error calls the action.
         tolerance: relative defect |left - right| / |right| that passes; None takes it from the
             dtype: 100 roundings for exact groups (at most the root of one), else the root of one.
@@ -158,26 +160,28 @@ def check_action(
         >>> from eqtoolbox.symmetry.group import Cyclic
         >>> check_action(Cyclic(4), quarter_turn, torch.rand(2, 3, 3))
     """
-    where = f"{name} of {group.name} on shape {tuple(x.shape)}"
-    if x.dim() == 0 or len(x) == 0:
+    shape = tuple(x.shape) if isinstance(x, Tensor) else [tuple(t.shape) for t in tensors(x)]
+    where = f"{name} of {group.name} on shape {shape}"
+    if batch_size(x) == 0:
         raise ValueError(f"{where}: expected at least one sample to check it on")
-    if action in SPATIAL and x.dim() < 3:
+    if action in SPATIAL and isinstance(x, Tensor) and x.dim() < 3:
         raise ValueError(
             f"{where} moves height and width, but a sample has shape {tuple(x.shape[1:])}; "
             "use trivial where there is no image"
         )
-    eps = torch.finfo(x.dtype).eps
+    eps = precision(x) if floating(x) else 0.0
     derived = min(100.0 * eps, math.sqrt(eps)) if group.exact else math.sqrt(eps)
-    bound = derived if tolerance is None else tolerance
+    own = getattr(action, "tolerance", None)  # of an action that interpolates
+    bound = tolerance if tolerance is not None else derived if own is None else own
 
-    def act(g: Element, x: Tensor) -> Tensor:
+    def act(g: Element, x: Tree) -> Tree:
         try:
             return action(g, x)
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             raise ValueError(f"{where} fails at {g!r}: {error}") from error
 
-    def demand(law: str, at: Element, left: Tensor, right: Tensor, remedy: str) -> None:
-        found = _defect(left, right, bound)
+    def demand(law: str, at: Element, left: Tree, right: Tree, remedy: str) -> None:
+        found = _defect(inside_of(action, left), inside_of(action, right), bound)
         if found:
             raise ValueError(f"{where} breaks {law} at {at!r}: {found}; {remedy}")
 
@@ -191,7 +195,7 @@ def check_action(
     for g, gx in zip(elements, moved, strict=True):
         demand("S_g^-1 S_g = id", g, act(group.inverse(g), gx), x, belong)
         alone = "leave the batch dimension out of it"
-        demand("one sample at a time", g, act(g, x[:1]), gx[:1], alone)
+        demand("one sample at a time", g, act(g, first(x, 1)), first(gx, 1), alone)
         for h, hx in zip(elements, moved, strict=True):
             demand("S_g S_h = S_gh", (g, h), act(g, hx), act(group.compose(g, h), x), belong)
 
@@ -202,10 +206,28 @@ def _some(group: Group) -> list[Element]:
     return group.sample(_CHECKED, torch.Generator().manual_seed(0))
 
 
-def _defect(left: Tensor, right: Tensor, bound: float) -> str:
+def inside_of(action: Any, x: Tree) -> Tree:
+    """x with what the action cannot compare (edges lost by a shift, corners by a turn) set to zero.
+
+    An action with such an edge has a method `inside(x)`; without one x comes back as it is.
+    """
+    mask = getattr(action, "inside", None)
+    return x if mask is None else mask(x)
+
+
+def _defect(left: Tree, right: Tree, bound: float) -> str:
+    left, right = tensors(left), tensors(right)
+    if len(left) != len(right):
+        return f"{len(left)} tensors instead of {len(right)}"
+    return next(filter(None, (_apart(a, b, bound) for a, b in zip(left, right, strict=True))), "")
+
+
+def _apart(left: Tensor, right: Tensor, bound: float) -> str:
     if left.shape != right.shape:
         return f"shape {tuple(left.shape)} instead of {tuple(right.shape)}"
     if torch.equal(left, right):
         return ""
+    if not left.is_floating_point():
+        return f"{int((left != right).sum())} of {left.numel()} entries differ"
     defect = float((left - right).norm() / right.norm())
     return "" if defect <= bound else f"relative defect {defect:.2g}, tolerance {bound:.2g}"

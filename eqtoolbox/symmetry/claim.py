@@ -3,10 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from eqtoolbox.symmetry.actions import Action, check_action
 from eqtoolbox.symmetry.group import Group
+from eqtoolbox.symmetry.structure import Tree, first, on_tensors
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Equivariance:
         ValueError: the group is trivial, the name has other letters, the tolerance is negative.
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import quarter_turn
+        >>> from eqtoolbox.symmetry.actions import quarter_turn, trivial
         >>> from eqtoolbox.symmetry.group import Cyclic
         >>> Equivariance(Cyclic(4), quarter_turn, trivial).name
         'cyclic4'
@@ -54,11 +53,11 @@ class Equivariance:
         if self.tolerance is not None and not self.tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0 or None, got {self.tolerance}")
 
-    def check(self, inputs: Tensor, outputs: Tensor) -> None:
+    def check(self, inputs: Tree, outputs: Tree) -> None:
         """Verify on examples that both actions are actions of the group and fit their tensors.
 
         Args:
-            inputs: (batch, ...), at least one sample; the first two are used.
+            inputs: (batch, ...) or a tree of such, at least one sample; the first two are used.
             outputs: (batch, ...), likewise.
 
         Raises:
@@ -66,4 +65,5 @@ class Equivariance:
         """
         for name, x in (("input_action", inputs), ("output_action", outputs)):
             action = self.input_action if name == "input_action" else self.output_action
-            check_action(self.group, action, x[:2].detach(), name=name, tolerance=self.tolerance)
+            few = on_tensors(lambda t: t.detach(), first(x, 2))
+            check_action(self.group, action, few, name=name, tolerance=self.tolerance)

@@ -1,14 +1,15 @@
 """The equivariance error: how far a function is from f(S_g x) = R_g f(x), floor and verdict."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
-from eqtoolbox.symmetry.actions import Action
+from eqtoolbox.symmetry.actions import Action, inside_of, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
@@ -24,6 +25,7 @@ from eqtoolbox.symmetry.orbit import (
     square,
     value,
 )
+from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
 
 _UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
 
@@ -43,18 +45,36 @@ class EquivarianceResult:
     samples: int  # non-identity elements used
     enumerated: bool  # True: these are all of them
     percent_of_loss: float | None = None  # %, None without a loss; NaN when the loss is zero
+    mean_square: float = math.nan  # of f(S_g x) - R_g f(x) per compared number, one tensor only
+    consistency: float | None = None  # [0, 1], same argmax as f(x); for (batch, K >= 2), R trivial
+    parts: Mapping[str, float] = field(default_factory=dict)  # relative error of each output tensor
     note: str = ""  # what to mend before the numbers can be trusted
+
+    def decibels(self, peak: float = 2.0) -> float:
+        """EQ-T or EQ-R: peak signal-to-noise of the violation, 20 log10(peak / rms error), in dB.
+
+        Args:
+            peak: range of the output values; 2 for images in [-1, 1].
+
+        Returns:
+            dB, larger is better, infinite for no violation; NaN for several output tensors.
+
+        Reference: Karras et al. 2021, arXiv 2106.12423, appendix E.
+        """
+        if self.mean_square == 0.0:
+            return math.inf
+        return 20.0 * math.log10(peak) - 10.0 * math.log10(self.mean_square)
 
 
 @torch.no_grad()
 def equivariance_error(
     function: Function,
-    inputs: Tensor,
+    inputs: Tree,
     symmetry: Equivariance,
     *,
     samples: int = 8,
     generator: torch.Generator | None = None,
-    loss: Callable[[Tensor], Tensor] | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
     check: bool = True,
 ) -> EquivarianceResult:
     """Relative violation of f(S_g x) = R_g f(x), its share of the output variance, and a verdict.
@@ -78,11 +98,14 @@ def equivariance_error(
     Never `holds` when the function is random, nor when the floor is so high (0.14) that not even an
     unrelated function, with its error of sqrt(2), would be called violated. Scaling f changes none.
 
+    Dicts, tuples and lists of tensors are batches too: give actions for them with `Each`. Output
+    tensors then count alike, whatever their scales, and `parts` has the error of each.
+
     Cost: at most `samples` + 3 forwards, without gradients; two of them on a few samples.
 
     Args:
         function: f, (batch, ...) -> (batch, ...), deterministic; it gets copies of the inputs.
-        inputs: x, (batch, ...), floating point.
+        inputs: x, (batch, ...), floating point, or a tree of tensors, some of them so.
         symmetry: the claim.
         samples: group elements at most, >= 1.
         generator: draws elements and perturbations; a new one with seed 0 unless given.
@@ -112,29 +135,44 @@ def equivariance_error(
             f"samples must be >= 1, got {samples}; leave the probe out to measure none"
         )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    inputs = inputs.detach()
-    outputs = respond(function, inputs).clone()  # f may reuse its buffer
+    inputs = on_tensors(lambda x: x.detach(), inputs)
+    outputs = on_tensors(torch.clone, respond(function, inputs))  # f may reuse its buffer
     require_finite(outputs, "from f(x)")
     if check:
         symmetry.check(inputs, outputs)
     elements, enumerated = _draw(symmetry.group, samples, generator)
-    moments = OrbitMoments(outputs, symmetry.group.order, enumerated)
+    layout = None if isinstance(outputs, Tensor) else Layout.of(outputs)
+    edged = hasattr(symmetry.output_action, "inside")
+    loss = None if edged else loss  # the average of predictions is unknown at the edge
+
+    def compared(y: Tree) -> Tensor:
+        y = inside_of(symmetry.output_action, y)
+        return y if layout is None else layout.pack(y)
+
+    base = compared(outputs)
+    moments = OrbitMoments(base, symmetry.group.order, enumerated)
     losses = [] if loss is None else [value(loss, outputs)]
-    squares, energies = [], []
+    squares, energies, agreement = [], [], []
+    parts = Parts(layout)
+    ranked = symmetry.output_action is trivial and _ranked(outputs)
     for g, response, pulled in orbit(function, inputs, symmetry, elements):
         expected = _act(symmetry.output_action, g, outputs, like=response)
-        moments.add(pulled)
-        if pulled is response and expected is outputs:  # trivial: the same difference
+        moments.add(compared(pulled))
+        if pulled is response and expected is outputs and layout is None:  # the same difference
             squares.append(moments.squares[-1])
             energies.append(moments.energy)
         else:
-            right = double(expected)
-            squares.append(square(double(response) - right))
+            right = double(compared(expected))
+            defect = double(compared(response)) - right
+            squares.append(square(defect))
             energies.append(square(right))
+            parts.add(defect, right)
         if loss is not None:
             losses.append(value(loss, pulled))
-    answer, note = noise(function, inputs, outputs, generator)
-    floor = max(answer, round_trip(symmetry, elements, inputs[:2], outputs[:2]))
+        if ranked:
+            agreement.append((pulled.argmax(1) == outputs.argmax(1)).double().mean())
+    answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, generator)
+    floor = max(answer, round_trip(symmetry, elements, first(inputs, 2), first(outputs, 2)))
     require_finite(torch.stack(squares), "from f(S_g x)")
     error, stderr, errors = _ratio(squares, energies, enumerated)
     worst = max(range(len(elements)), key=lambda i: errors[i])
@@ -151,18 +189,62 @@ def equivariance_error(
         verdict=verdict,
         samples=len(elements),
         enumerated=enumerated,
-        percent_of_loss=None if loss is None else gap(losses, value(loss, moments.twirl(outputs))),
+        percent_of_loss=None
+        if loss is None
+        else gap(losses, value(loss, _twirl(moments, base, layout))),
+        mean_square=float(torch.stack(squares).mean()) / _compared(symmetry, outputs),
+        consistency=float(torch.stack(agreement).mean()) if agreement else None,
+        parts=parts.errors(),
         note=note,
     )
 
 
-def _act(action: Action, g: Element, outputs: Tensor, *, like: Tensor) -> Tensor:
-    moved = action(g, outputs)
-    if moved.shape != like.shape:
-        raise ValueError(
-            f"R_g f(x) at {g!r} has shape {tuple(moved.shape)}, but f(S_g x) has "
-            f"{tuple(like.shape)}; choose an output action that fits the outputs"
+class Parts:
+    """Running sums of the violation of each output tensor."""
+
+    def __init__(self, layout: Layout | None) -> None:
+        self.layout = layout
+        count = 0 if layout is None else len(layout.names)
+        self.sums = torch.zeros(2, count, dtype=torch.float64)
+
+    def add(self, defect: Tensor, right: Tensor) -> None:
+        if self.layout is not None:
+            for row, packed in enumerate((defect, right)):
+                parts = [square(x.contiguous()) for x in self.layout.columns(packed)]
+                self.sums[row] += torch.stack(parts).cpu()
+
+    def errors(self) -> dict[str, float]:
+        if self.layout is None:
+            return {}
+        return dict(
+            zip(self.layout.names, (self.sums[0] / self.sums[1]).sqrt().tolist(), strict=True)
         )
+
+
+def _twirl(moments: OrbitMoments, base: Tensor, layout: Layout | None) -> Tree:
+    mean = moments.twirl(base)
+    return mean if layout is None else layout.unpack(mean)
+
+
+def _ranked(outputs: Tree) -> bool:
+    return isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] > 1
+
+
+def _compared(symmetry: Equivariance, outputs: Tree) -> float:
+    """How many numbers of the output are compared; NaN for several tensors of different units."""
+    if not isinstance(outputs, Tensor):
+        return math.nan
+    return float(inside_of(symmetry.output_action, torch.ones_like(outputs)).double().sum())
+
+
+def _act(action: Action, g: Element, outputs: Tree, *, like: Tree) -> Tree:
+    moved = action(g, outputs)
+    for got, wanted in zip(tensors(moved), tensors(like), strict=True):
+        if got.shape != wanted.shape:
+            raise ValueError(
+                f"R_g f(x) at {g!r} has shape {tuple(got.shape)}, but f(S_g x) has "
+                f"{tuple(wanted.shape)}; choose an output action that fits the outputs"
+            )
     return moved
 
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions import inside_of, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.orbit import Function, distance, require_finite, respond
+from eqtoolbox.symmetry.structure import Tree, batch_size, first, on_tensors
 
 RANDOM_NOTE = "function is random: put the model in eval mode"
 _RANDOM = 100.0  # repeat-run noise of a random function, in roundings
@@ -17,23 +18,21 @@ _COARSE_NOTE = "operations of lower precision than the outputs set the floor"
 
 
 def noise(
-    function: Function, inputs: Tensor, outputs: Tensor, generator: torch.Generator
+    function: Function, inputs: Tree, outputs: Tensor, generator: torch.Generator
 ) -> tuple[float, str]:
     """Relative answer of f to rounding and to repetition on a few samples, and a note on it."""
-    part = inputs[: max(2, min(8, len(inputs) // 16))]
+    samples = batch_size(inputs)
+    part = first(inputs, max(2, min(8, samples // 16)))
     try:
         base, coarsest = _observe(function, part)
     except (RuntimeError, ValueError, IndexError):  # f holds something as long as the batch
         part = inputs
         base, coarsest = _observe(function, part)
-    whole = len(part) == len(inputs)  # only then is f(x) comparable: f may be a batch norm
+    whole = batch_size(part) == samples  # only then is f(x) comparable: f may be a batch norm
     repeat = distance(base, outputs) if whole else None
     own = torch.finfo(outputs.dtype).eps
     eps = max(own, coarsest)
-    device = generator.device
-    noise = torch.randn(part.shape, generator=generator, device=device).to(torch.float64)
-    nudged = part.to(device, torch.float64) * (1.0 + torch.finfo(part.dtype).eps * noise)
-    answer = distance(respond(function, nudged.to(part)), base)
+    answer = distance(respond(function, _nudged(part, generator)), base)
     random_from = min(_RANDOM * eps, 0.05)  # 100 roundings of bfloat16 would be 78 %
     if repeat is None:
         suspect = answer > random_from
@@ -44,7 +43,20 @@ def noise(
     return max(answer, repeat, eps), _COARSE_NOTE if eps > own else ""
 
 
-def _observe(function: Function, inputs: Tensor) -> tuple[Tensor, float]:
+def _nudged(inputs: Tree, generator: torch.Generator) -> Tree:
+    """x (1 + eps randn) in float64, rounded back; integers and masks stay."""
+    device = generator.device
+
+    def nudge(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        noise = torch.randn(x.shape, generator=generator, device=device).to(torch.float64)
+        return (x.to(device, torch.float64) * (1.0 + torch.finfo(x.dtype).eps * noise)).to(x)
+
+    return on_tensors(nudge, inputs)
+
+
+def _observe(function: Function, inputs: Tree) -> tuple[Tensor, float]:
     with Precision() as precision:
         outputs = respond(function, inputs).clone()
     return outputs, precision.eps
@@ -66,12 +78,15 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def round_trip(
-    symmetry: Equivariance, elements: list[Element], inputs: Tensor, outputs: Tensor
+    symmetry: Equivariance, elements: list[Element], inputs: Tree, outputs: Tree
 ) -> float:
-    """Largest |S^-1 S x - x| / |x| of both actions: what interpolation alone does."""
+    """Largest |S^-1 S x - x| / |x| of both actions: what interpolation alone does.
+
+    Compared where the action can be, so that an edge lost by a shift is no noise.
+    """
     largest = 0.0
     for action, x in ((symmetry.input_action, inputs), (symmetry.output_action, outputs)):
         for g in elements if action is not trivial else ():
-            back = action(symmetry.group.inverse(g), action(g, x))
-            largest = max(largest, 0.0 if torch.equal(back, x) else distance(back, x))
+            back = inside_of(action, action(symmetry.group.inverse(g), action(g, x)))
+            largest = max(largest, distance(back, inside_of(action, x)))
     return largest

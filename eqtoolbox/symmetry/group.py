@@ -44,6 +44,8 @@ class Group(ABC):
     def sample(self, count: int, generator: torch.Generator) -> list[Element]:
         """`count` independent elements from the uniform (Haar) measure, the identity included.
 
+        A group without a finite one draws from a bounded part and says so (`uniform`).
+
         Args:
             count: how many, >= 0.
             generator: the only source of randomness; the global one is never touched.
@@ -62,6 +64,18 @@ class Group(ABC):
         """True when elements combine without rounding, as integers do."""
         return True
 
+    @property
+    def uniform(self) -> bool:
+        """True when `sample` is Haar; False when there is no such measure and it draws a part."""
+        return True
+
+    def generators(self) -> list[torch.Tensor]:
+        """A basis of the directions in which elements leave the identity; none if it is discrete.
+
+        Float64; for matrix groups matrices (n, n), in radians or units of the coordinates.
+        """
+        return []
+
 
 @dataclass(frozen=True)
 class Cyclic(Group):
@@ -78,7 +92,7 @@ class Cyclic(Group):
     n: int
 
     def __post_init__(self) -> None:
-        _require_count("n", self.n)
+        require_count("n", self.n)
 
     @property
     def name(self) -> str:
@@ -102,7 +116,7 @@ class Cyclic(Group):
         return iter(range(self.n))
 
     def sample(self, count: int, generator: torch.Generator) -> list[int]:
-        return _uniform(self.n, count, generator)
+        return uniform_indices(self.n, count, generator)
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class Dihedral(Group):
     n: int
 
     def __post_init__(self) -> None:
-        _require_count("n", self.n)
+        require_count("n", self.n)
 
     @property
     def name(self) -> str:
@@ -148,7 +162,7 @@ class Dihedral(Group):
         return ((k, flipped) for flipped in (False, True) for k in range(self.n))
 
     def sample(self, count: int, generator: torch.Generator) -> list[tuple[int, bool]]:
-        return [(i % self.n, i >= self.n) for i in _uniform(2 * self.n, count, generator)]
+        return [(i % self.n, i >= self.n) for i in uniform_indices(2 * self.n, count, generator)]
 
 
 @dataclass(frozen=True)
@@ -182,7 +196,7 @@ class Flip(Group):
         return iter((False, True))
 
     def sample(self, count: int, generator: torch.Generator) -> list[bool]:
-        return [bool(i) for i in _uniform(2, count, generator)]
+        return [bool(i) for i in uniform_indices(2, count, generator)]
 
 
 @dataclass(frozen=True)
@@ -207,7 +221,7 @@ class CyclicTranslation(Group):
         if not isinstance(size, list | tuple) or len(size) != 2:
             raise ValueError(f"size must be one integer or (height, width), got {self.size!r}")
         for word, length in zip(("height", "width"), size, strict=True):
-            _require_count(word, length)
+            require_count(word, length)
         object.__setattr__(self, "size", tuple(size))
 
     @property
@@ -237,16 +251,16 @@ class CyclicTranslation(Group):
         return ((dy, dx) for dy in range(self.shape[0]) for dx in range(self.shape[1]))
 
     def sample(self, count: int, generator: torch.Generator) -> list[tuple[int, int]]:
-        return [divmod(i, self.shape[1]) for i in _uniform(self.order, count, generator)]
+        return [divmod(i, self.shape[1]) for i in uniform_indices(self.order, count, generator)]
 
 
-def _uniform(bound: int, count: int, generator: torch.Generator) -> list[int]:
+def uniform_indices(bound: int, count: int, generator: torch.Generator) -> list[int]:
     if count < 0:
         raise ValueError(f"count must be >= 0, got {count}")
     drawn = torch.randint(bound, (count,), generator=generator, device=generator.device)
     return [int(i) for i in drawn.tolist()]
 
 
-def _require_count(word: str, value: object) -> None:
+def require_count(word: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{word} must be an integer >= 1, got {value!r}")

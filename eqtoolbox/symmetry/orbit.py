@@ -5,20 +5,22 @@ Every sum is in float64 over deviations from f(x), so that a small violation sur
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.group import Element
+from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[[Any], Any]  # of a batch: a tensor, or a dict, tuple or list of them
 
 _RESOLVED = 9.0  # a variance counts from this many squared roundings on
 
 
 def pulled_back(
-    function: Function, inputs: Tensor, symmetry: Equivariance, elements: Iterable[Element]
+    function: Function, inputs: Tree, symmetry: Equivariance, elements: Iterable[Element]
 ) -> Tensor:
     """Predictions f_g(x) = R_g^-1 f(S_g x), all equal to f(x) exactly when f is equivariant.
 
@@ -45,12 +47,18 @@ def pulled_back(
         torch.Size([2, 2, 1, 3, 3])
     """
     require_inputs(inputs)
-    pulled = [fg.clone() for _, _, fg in orbit(function, inputs, symmetry, elements)]
+    pulled = [_single(fg).clone() for _, _, fg in orbit(function, inputs, symmetry, elements)]
     if not pulled:
         raise ValueError("elements must hold at least one group element, got none")
     predictions = torch.stack(pulled)
     require_finite(predictions, "on the orbit of x")
     return predictions
+
+
+def _single(outputs: Tree) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"pulled_back stacks one tensor, got {type(outputs).__name__}; pick one")
+    return outputs
 
 
 @torch.no_grad()
@@ -131,35 +139,37 @@ class OrbitMoments:
 
 
 def orbit(
-    function: Function, inputs: Tensor, symmetry: Equivariance, elements: Iterable[Element]
-) -> Iterator[tuple[Element, Tensor, Tensor]]:
+    function: Function, inputs: Tree, symmetry: Equivariance, elements: Iterable[Element]
+) -> Iterator[tuple[Element, Tree, Tree]]:
     """Yields g, f(S_g x) and f_g(x) = R_g^-1 f(S_g x)."""
     for g in elements:
         response = respond(function, symmetry.input_action(g, inputs))
         yield g, response, symmetry.output_action(symmetry.group.inverse(g), response)
 
 
-def respond(function: Function, inputs: Tensor) -> Tensor:
-    outputs = function(inputs.clone())  # f may write into it
-    if not isinstance(outputs, Tensor):
+def respond(function: Function, inputs: Tree) -> Tree:
+    outputs = function(on_tensors(torch.clone, inputs))  # f may write into it
+    samples, found = batch_size(inputs), tensors(outputs)
+    if not found:
         raise TypeError(
-            f"function must return one tensor, got {type(outputs).__name__}; "
-            "wrap it to pick one, as in lambda x: model(x).logits"
+            f"function must return one tensor, or a dict, tuple or list of tensors, got "
+            f"{type(outputs).__name__}; wrap it to pick them, as in lambda x: model(x).logits"
         )
-    if not outputs.is_floating_point():
-        raise TypeError(
-            f"outputs must be floating point, got {outputs.dtype}; take logits, not classes"
-        )
-    if outputs.dim() == 0 or len(outputs) != len(inputs) or outputs.numel() == 0:
-        raise ValueError(
-            f"outputs must start with the batch size {len(inputs)} of the inputs, "
-            f"got shape {tuple(outputs.shape)}; return one output per sample"
-        )
+    for x in found:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"outputs must be floating point, got {x.dtype}; take logits, not classes"
+            )
+        if x.dim() == 0 or len(x) != samples or x.numel() == 0:
+            raise ValueError(
+                f"outputs must start with the batch size {samples} of the inputs, "
+                f"got shape {tuple(x.shape)}; return one output per sample"
+            )
     return outputs
 
 
-def require_finite(outputs: Tensor, where: str) -> None:
-    if not torch.isfinite(outputs).all():
+def require_finite(outputs: Tree, where: str) -> None:
+    if not all(torch.isfinite(x).all() for x in tensors(outputs)):
         raise FloatingPointError(
             f"outputs must be finite, got NaN or infinity {where}; measure before training diverges"
         )
@@ -177,16 +187,21 @@ def value(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> float:
     return float(value)
 
 
-def require_inputs(inputs: Tensor) -> None:
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be one tensor, got {type(inputs).__name__}")
-    if not inputs.is_floating_point():
+def require_inputs(inputs: Tree) -> None:
+    if not tensors(inputs):
         raise TypeError(
-            f"inputs must be floating point, got {inputs.dtype}; convert images by "
+            "inputs must be one tensor, or a dict, tuple or list of tensors, "
+            f"got {type(inputs).__name__}"
+        )
+    if not floating(inputs):
+        kinds = ", ".join(sorted({str(x.dtype) for x in tensors(inputs)}))
+        raise TypeError(
+            f"inputs must be floating point, got {kinds}; convert images by "
             "x.float() / 255, or let the function start after the embedding"
         )
-    if inputs.dim() == 0 or len(inputs) == 0:
-        raise ValueError(f"inputs must hold at least one sample, got shape {tuple(inputs.shape)}")
+    if batch_size(inputs) == 0:
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors(inputs))
+        raise ValueError(f"inputs must hold at least one sample, got shape {shapes}")
 
 
 def wide(x: Tensor) -> torch.device:
@@ -202,8 +217,13 @@ def square(x: Tensor) -> Tensor:
     return torch.dot(x.flatten(), x.flatten())
 
 
-def distance(left: Tensor, right: Tensor) -> float:
-    """|left - right| / |right|; 0 where right vanishes, which sets no scale."""
+def distance(left: Tree, right: Tree) -> float:
+    """|left - right| / |right|, the largest of all tensors; 0 where right vanishes."""
+    pairs = zip(tensors(left), tensors(right), strict=True)
+    return max(_distance(a, b) for a, b in pairs)
+
+
+def _distance(left: Tensor, right: Tensor) -> float:
     right = double(right)
     gap, size = float((double(left) - right).norm()), float(right.norm())
     return gap / size if size > 0 else 0.0

@@ -1,0 +1,124 @@
+"""Candidate symmetries of a function by the shapes of its inputs and outputs, scored and ranked."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.symmetry.actions import Action, dihedral, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.fields import vector_field
+from eqtoolbox.symmetry.finite import Sign, Symmetric
+from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.linear import positions, vectors
+from eqtoolbox.symmetry.matrices import Euclidean, Orthogonal
+from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.scaling import Degree, Parity
+from eqtoolbox.symmetry.unbounded import Scalings
+
+_RANK = {"holds": 0, "unresolved": 1, "violated": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A candidate and how far the function is from it."""
+
+    symmetry: Equivariance
+    result: EquivarianceResult | None  # None: it does not fit, see note
+    note: str = ""
+
+
+def candidates(inputs: Tensor, outputs: Tensor) -> list[Equivariance]:
+    """Symmetries whose actions fit tensors of these shapes, as invariances and equivariances.
+
+    Args:
+        inputs: (batch, channels, H, W) images, (batch, n, d) sets or point clouds, (batch, d).
+        outputs: of the function.
+
+    Example:
+        >>> [c.name for c in candidates(torch.ones(2, 2), torch.ones(2, 1))][:2]
+        ['o2.invariant', 'sign.even']
+    """
+    found = list(_candidates(inputs, outputs))
+    names = [c.name for c in found]
+    assert len(set(names)) == len(names), names
+    return found
+
+
+def rank(
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    claims: Iterable[Equivariance],
+    *,
+    samples: int = 8,
+) -> list[Score]:
+    """Every claim measured; those that hold first, then by relative error.
+
+    Args:
+        function: f, (batch, ...) -> (batch, ...).
+        inputs: x, floating point.
+        claims: such as `candidates(x, f(x))`.
+        samples: group elements at most, of each.
+
+    Example:
+        >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+        >>> norm = lambda x: x.norm(dim=1, keepdim=True)
+        >>> scores = rank(norm, x, candidates(x, norm(x)))
+        >>> sorted(s.symmetry.name for s in scores if s.result.verdict == "holds")
+        ['o2.invariant', 'scalings.degree1', 'sign.even']
+    """
+    scores = []
+    for claim in claims:
+        rng = torch.Generator().manual_seed(0)
+        try:
+            result = equivariance_error(function, inputs, claim, samples=samples, generator=rng)
+            scores.append(Score(symmetry=claim, result=result, note=result.note))
+        except (ValueError, TypeError, FloatingPointError) as reason:
+            scores.append(Score(symmetry=claim, result=None, note=str(reason)))
+    return sorted(scores, key=_order)
+
+
+def _order(score: Score) -> tuple[int, float]:
+    if score.result is None:
+        return 3, 0.0
+    return _RANK[score.result.verdict], score.result.relative_error
+
+
+def _candidates(x: Tensor, y: Tensor) -> Iterator[Equivariance]:
+    spatial = x.dim() >= 4
+    if spatial:
+        height, width = x.shape[-2:]
+        same = y.dim() >= 4 and y.shape[-2:] == x.shape[-2:]
+        grids: list[tuple[Group, Action]] = [(Flip(), flip)]
+        if height == width:
+            grids = [(Cyclic(4), quarter_turn), (Dihedral(4), dihedral), *grids]
+        grids.append((CyclicTranslation((height, width)), roll))
+        for group, action in grids:
+            yield from _pair(group, action, action if same else None)
+        if height == width and x.shape[-3] % 2 == 0:
+            field = vector_field if same and y.shape[-3] % 2 == 0 else None
+            yield from _pair(Dihedral(4), vector_field, field, kind="field-")
+    d = x.shape[-1]
+    if not spatial and d in (2, 3):
+        turned = vectors if y.dim() > 1 and y.shape[-1] == d else None
+        yield from _pair(Orthogonal(d), vectors, turned)
+        if x.dim() == 3:
+            yield from _pair(Euclidean(d), positions, turned)
+    if x.dim() == 3 and x.shape[1] > 1:
+        moved = Permute(1) if y.dim() > 1 and y.shape[1] == x.shape[1] else None
+        yield from _pair(Symmetric(x.shape[1]), Permute(1), moved)
+    yield Equivariance(Sign(), Parity(), trivial, name="sign.even")
+    yield Equivariance(Sign(), Parity(), Parity(), name="sign.odd")
+    for degree in (0, 1, 2):
+        yield Equivariance(Scalings(), Degree(1), Degree(degree), name=f"scalings.degree{degree}")
+
+
+def _pair(
+    group: Group, action: Action, out: Action | None, kind: str = ""
+) -> Iterator[Equivariance]:
+    claim = Equivariance(group, action, trivial)
+    yield replace(claim, name=f"{kind}{group.name}.invariant")
+    if out is not None:
+        yield replace(claim, output_action=out, name=f"{kind}{group.name}.equivariant")

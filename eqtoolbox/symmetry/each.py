@@ -1,0 +1,151 @@
+"""Actions on structured batches: one action a leaf, and what single graphs and sets need."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from eqtoolbox.symmetry.actions import Action, inside_of, trivial
+from eqtoolbox.symmetry.group import Element
+from eqtoolbox.symmetry.structure import Tree, on_tensors
+from eqtoolbox.symmetry.tangent import tangent_of
+
+Walk = Callable[[Action, Any], Any]
+
+
+@dataclass(frozen=True, eq=False)  # the parts may be a dict, which has no hash
+class Each:
+    """The action that moves every leaf of a dict, tuple or list by its own action.
+
+    Every leaf needs one, `trivial` if it stays: what is forgotten (edge features, a padding mask)
+    is the commonest false alarm, so it is refused and not left alone.
+
+    Args:
+        parts: a tree of actions with the structure of the batch; an action may stand for a branch.
+
+    Raises:
+        ValueError: on a batch of another structure, naming the leaf.
+
+    Example:
+        >>> import torch
+        >>> from eqtoolbox.symmetry.actions import flip
+        >>> mirror = Each({"image": flip, "label": trivial})
+        >>> mirror(True, {"image": torch.tensor([[1, 2]]), "label": torch.tensor([7])})
+        {'image': tensor([[2, 1]]), 'label': tensor([7])}
+    """
+
+    parts: Any
+
+    def __call__(self, g: Element, x: Tree) -> Tree:
+        return self._walk(lambda action, part: action(g, part), self.parts, x, "")
+
+    def tangent(self, generator: Tensor, x: Tree) -> Tree:
+        """The derivative along a generator, leaf by leaf."""
+        walk: Walk = lambda action, part: tangent_of(action, generator, part)
+        return self._walk(walk, self.parts, x, "")
+
+    def inside(self, x: Tree) -> Tree:
+        """Every leaf with what its action cannot compare set to zero."""
+        return self._walk(inside_of, self.parts, x, "")
+
+    def _walk(self, act: Walk, parts: Any, x: Tree, where: str) -> Tree:
+        if callable(parts):
+            return act(parts, x)
+        if isinstance(parts, Mapping) and isinstance(x, Mapping):
+            if parts.keys() != x.keys():
+                odd = sorted(map(str, parts.keys() ^ x.keys()))
+                raise ValueError(
+                    f"actions and batch differ in {odd}{where}: give every leaf an action, "
+                    "trivial if it does not move"
+                )
+            moved = {k: self._walk(act, parts[k], x[k], f" at {k!r}") for k in x}
+            return moved if type(x) is dict else type(x)(moved)  # type: ignore[call-arg]
+        if isinstance(parts, tuple | list) and isinstance(x, tuple | list):
+            if len(parts) != len(x):
+                raise ValueError(f"expected {len(parts)} leaves{where}, got {len(x)}")
+            several = [
+                self._walk(act, part, leaf, f" at [{i}]")
+                for i, (part, leaf) in enumerate(zip(parts, x, strict=True))
+            ]
+            return type(x)(*several) if hasattr(x, "_fields") else type(x)(several)
+        raise ValueError(f"no action for {type(x).__name__}{where}; got {type(parts).__name__}")
+
+
+def one_sample(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
+    """f of one graph or one set, as a function of a batch of one.
+
+    `equivariance_error(one_sample(model), batch_of_one(graph), symmetry)`; actions then see a
+    leading dimension of length one and index their own dimensions from the end.
+
+    Example:
+        >>> import torch
+        >>> one_sample(lambda x: x.sum(0))(torch.ones(1, 3, 2))
+        tensor([[3., 3.]])
+    """
+
+    def batched(batch: Tree) -> Tree:
+        return batch_of_one(function(on_tensors(lambda x: x[0], batch)))
+
+    return batched
+
+
+def batch_of_one(tree: Tree) -> Tree:
+    """Every tensor with a leading dimension of length one."""
+    return on_tensors(lambda x: x[None], tree)
+
+
+def factor(index: int, action: Action) -> Action:
+    """The action of one factor of a Product (or Semidirect) group; the others do nothing.
+
+    Example:
+        >>> import torch
+        >>> from eqtoolbox.symmetry.actions import flip
+        >>> factor(1, flip)((3, True), torch.tensor([[1, 2]]))
+        tensor([[2, 1]])
+    """
+    return trivial if action is trivial else Factor(index, action)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """See `factor`."""
+
+    index: int
+    action: Action
+
+    def __call__(self, g: Element, x: Tree) -> Tree:
+        return self.action(g[self.index], x)
+
+    def inside(self, x: Tree) -> Tree:
+        """As the action itself."""
+        return inside_of(self.action, x)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Actions one after the other, the last one first: x -> a(b(c x)), as in a product of groups.
+
+    Example:
+        >>> import torch
+        >>> from eqtoolbox.symmetry.actions import flip, roll
+        >>> both = Chain(factor(0, roll), factor(1, flip))
+        >>> both(((0, 1), True), torch.tensor([[1, 2, 3]]))
+        tensor([[1, 3, 2]])
+    """
+
+    actions: tuple[Action, ...]
+
+    def __init__(self, *actions: Action) -> None:
+        object.__setattr__(self, "actions", actions)
+
+    def __call__(self, g: Element, x: Tree) -> Tree:
+        for action in reversed(self.actions):
+            x = action(g, x)
+        return x
+
+    def inside(self, x: Tree) -> Tree:
+        """Inside of every part."""
+        for action in self.actions:
+            x = inside_of(action, x)
+        return x

@@ -1,0 +1,98 @@
+"""Actions from other libraries' descriptions, by duck typing: e3nn irreps, escnn field types."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.symmetry.linear import _apply
+from eqtoolbox.symmetry.matrices import Rows, matrix
+
+
+@dataclass(frozen=True)
+class FromIrreps:
+    """The action of O(3) (or the turning part of E(3)) on features of e3nn `Irreps`.
+
+    Anything with a method `D_from_matrix(R) -> (d, d)` will do. It is called under a float64
+    default: e3nn builds its Wigner matrices in the default dtype, and those made in float32 break
+    S_g S_h = S_gh by 1e-6, which would be taken for the model's error.
+
+    Args:
+        irreps: such as `e3nn.o3.Irreps("8x0e + 4x1o")`.
+
+    Example:
+        >>> class Two:
+        ...     def D_from_matrix(self, R):
+        ...         return torch.block_diag(R, R)
+        >>> from eqtoolbox.symmetry.matrices import O3
+        >>> FromIrreps(Two())(O3().identity, torch.ones(6))
+        tensor([1., 1., 1., 1., 1., 1.])
+    """
+
+    irreps: Any
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.irreps, "D_from_matrix", None)):
+            raise TypeError(
+                f"expected irreps with a method D_from_matrix, such as e3nn.o3.Irreps, "
+                f"got {self.irreps!r}"
+            )
+
+    def __call__(self, g: Rows, x: Tensor) -> Tensor:
+        return _apply(self._wigner(matrix(g)[:3, :3]), x)
+
+    def tangent(self, generator: Tensor, x: Tensor) -> Tensor:
+        """d rho(A) x, from the logarithm of a small turn, to rounding times 1e3."""
+        turn = generator[:3, :3]
+        d = self._wigner(torch.linalg.matrix_exp(turn / 1024))
+        change = torch.zeros_like(d)
+        rest, power = d - torch.eye(len(d), dtype=d.dtype), torch.eye(len(d), dtype=d.dtype)
+        for k in range(1, 9):
+            power = power @ rest
+            change = change - (-1) ** k * power / k
+        return _apply(1024 * change, x)
+
+    def _wigner(self, m: Tensor) -> Tensor:
+        with _float64():
+            d: Tensor = self.irreps.D_from_matrix(m)
+        return d.to(torch.float64)
+
+
+@dataclass(frozen=True)
+class FromFieldType:
+    """The action of an escnn `FieldType` on images: its channels and the grid.
+
+    Anything with `representation(element) -> (channels, channels)` will do. Elements here are
+    those of Cyclic(4) or Dihedral(4); `element_of` makes them the other library's.
+
+    Args:
+        field_type: such as `escnn.nn.FieldType(gspace, [...])`.
+        element_of: (k, flipped) or k -> an element of `field_type.gspace.fibergroup`.
+        grid: the action on the pixels, such as quarter_turn or dihedral.
+    """
+
+    field_type: Any
+    element_of: Callable[[Any], Any]
+    grid: Callable[[Any, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.field_type, "representation", None)):
+            raise TypeError(f"expected a field type with representation, got {self.field_type!r}")
+
+    def __call__(self, g: Any, x: Tensor) -> Tensor:
+        rho = torch.as_tensor(self.field_type.representation(self.element_of(g)))
+        moved = self.grid(g, x)
+        return torch.einsum("ij,...jhw->...ihw", rho.to(moved), moved)
+
+
+@contextmanager
+def _float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
