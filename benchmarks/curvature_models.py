@@ -53,9 +53,9 @@ class Problem:
             self.loss_at(self.model, self.batch), list(self.model.parameters())
         )
 
-    def train(self, steps: int) -> None:
-        """Plain SGD."""
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
+    def train(self, steps: int, *, lr: float | None = None) -> None:
+        """Plain SGD, at the problem's own rate by default."""
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=lr or self.lr)
         for _ in range(steps):
             optimizer.zero_grad()
             self.loss_at(self.model, next(self.stream)).backward()
@@ -143,7 +143,9 @@ class GPT(nn.Module):
 def digits(size: int, channels: int) -> Batch:
     """Digit images (1797, channels, size, size) of mean 0 and variance 1, and labels."""
     images = torch.tensor(load_digits().images, dtype=torch.float32)[:, None]
-    images = F.interpolate((images - images.mean()) / images.std(), size=(size, size), mode="bilinear")
+    images = F.interpolate(
+        (images - images.mean()) / images.std(), size=(size, size), mode="bilinear"
+    )
     return images.repeat(1, channels, 1, 1), torch.tensor(load_digits().target)
 
 
@@ -164,7 +166,7 @@ def problem(name: str, *, steps: int | None = None) -> Problem:
     if name.startswith("resnet"):
         width, batch = (48, 16) if name == "resnet" else (16, 32)
         model = resnet(width)
-        return _trained(name, model, _images(digits(32, 3), batch), 0.02, 100, steps)
+        return _trained(name, model, _images(digits(32, 3), batch), 0.1, 80, steps)
     width, layers, heads = (128, 4, 4) if name == "gpt" else (32, 2, 2)
     model = GPT(width, layers, heads, 64)
     return _trained(name, model, _windows(text(), 8, 64), 0.2, 200, steps)
