@@ -1,37 +1,126 @@
 """Discovery: parameter symmetries proposed from what a loss runs, confirmed by numbers."""
 
-from collections.abc import Callable, Mapping
-from itertools import chain
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.parameter import ParameterSymmetry, verified
-from eqtoolbox.symmetry.recording import record
-from eqtoolbox.symmetry.rescale import propose_rescale
-from eqtoolbox.symmetry.scale import propose_scale
-from eqtoolbox.symmetry.translation import propose_translation
+from eqtoolbox.symmetry.bias_shift import propose_bias_shifts
+from eqtoolbox.symmetry.head import propose_head
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.symmetry.scaling import members, proposals
+from eqtoolbox.symmetry.trace import Trace, trace
+from eqtoolbox.symmetry.translation import propose_translations
+from eqtoolbox.symmetry.verification import (
+    Loss,
+    equivariance_residuals,
+    judged,
+    value_and_gradient,
+    verified,
+)
 
-PROPOSALS = (propose_rescale, propose_scale, propose_translation)
+log = logging.getLogger(__name__)
+Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A loss at one point with all that proposals are checked against."""
+
+    loss: Loss
+    outputs: Loss | None  # the model's output, where it is a single tensor
+    params: dict[str, Tensor]
+    value: Tensor
+    gradient: dict[str, Tensor] = field(repr=False)
+    trace: Trace = field(repr=False)
+    generator: torch.Generator = field(repr=False)
+
+    def check(self, symmetry: ContinuousSymmetry, draws: int = 2) -> ContinuousSymmetry:
+        """The symmetry with its status and residual."""
+        return verified(
+            symmetry, self.loss, self.params, self.generator, draws, self.gradient, self.value
+        )
 
 
 def find_symmetries(
-    loss: Callable[[dict[str, Tensor]], Tensor],
+    loss: Loss,
     params: Mapping[str, Tensor],
     generator: torch.Generator | None = None,
+    run: Run | None = None,
 ) -> list[ParameterSymmetry]:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
-    One evaluation is recorded, every family proposes from it, and each proposal is checked at a
-    finite transformation and to first order (`eqtoolbox.symmetry.parameter.verified`). Give
-    float64 parameters and a loss that computes in float64 for the sharpest check.
+    One evaluation is traced, the analyses propose from the trace, and each proposal is checked at
+    a finite transformation and to first order (`eqtoolbox.symmetry.verification`). Give float64
+    parameters and a loss that computes in float64 for the sharpest check.
+
+    Args:
+        loss: params -> scalar.
+        params: what may move; anything else is held fixed.
+        generator: for the random elements; seeded with 0 unless given.
+        run: params -> (output or None, loss), where the model's output is known: then also
+            equivariances are looked for.
 
     Returns:
-        All proposals, broken ones included: look at `status` before use.
+        Proposals with their status: look at it before use. A group that holds is not listed again
+        within a larger one.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    recording, kept = record(loss, params)
-    proposals = chain.from_iterable(propose(recording, params) for propose in PROPOSALS)
-    found = [verified(proposal, loss, params, generator) for proposal in proposals]
-    del kept
+    problem = _problem(loss, dict(params), generator, run)
+    found: list[ParameterSymmetry] = list(_scaling(problem))
+    for proposal in (
+        *propose_translations(problem.trace, problem.gradient),
+        *propose_bias_shifts(problem.trace, problem.params, problem.gradient),
+    ):
+        checked = problem.check(proposal)
+        if checked.status != "broken":
+            found.append(checked)
+    if problem.outputs is not None:
+        for proposal in propose_head(problem.trace):
+            worst = max(
+                equivariance_residuals(
+                    proposal, problem.outputs, problem.params, problem.generator
+                )
+            )
+            checked = judged(proposal, worst, problem.value.dtype == torch.float64, 1e-6)
+            if checked.status != "broken":
+                found.append(checked)
     return found
+
+
+def _problem(
+    loss: Loss, params: dict[str, Tensor], generator: torch.Generator | None, run: Run | None
+) -> Problem:
+    traced = trace(run or (lambda p: (None, loss(p))), params)
+    value, gradient = value_and_gradient(loss, params)
+    outputs = None
+    if run is not None and traced.output is not None:
+        outputs = lambda p: run(p)[0]
+    for note in traced.notes:
+        log.info("symmetries: %s", note)
+    return Problem(
+        loss=loss,
+        outputs=outputs,
+        params=params,
+        value=value,
+        gradient=gradient,
+        trace=traced,
+        generator=generator or torch.Generator().manual_seed(0),
+    )
+
+
+def _scaling(problem: Problem) -> Iterator[ContinuousSymmetry]:
+    found, state = members(problem.trace)
+    if state.unknown:
+        log.warning(
+            "symmetries: no rule for %s; what these operations read was taken as fixed, so that "
+            "symmetries through them are missed",
+            ", ".join(sorted(state.unknown)),
+        )
+    for _, trials in proposals(found):
+        for trial in trials:
+            checked = problem.check(trial)
+            if checked.status != "broken" or trial is trials[-1]:
+                yield checked
+                break

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.parameter import ParameterSymmetry, residuals, verified
+from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.verification import residuals, verified
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params], Tensor]
