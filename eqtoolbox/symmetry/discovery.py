@@ -3,10 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from eqtoolbox.isolation import RandomState
+from eqtoolbox.objective import LossFunction, Objective
 from eqtoolbox.symmetry.bias_shift import propose_bias_shifts
 from eqtoolbox.symmetry.head import propose_head
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
@@ -42,6 +46,76 @@ class Problem:
         return verified(
             symmetry, self.loss, self.params, self.generator, draws, self.gradient, self.value
         )
+
+
+def discover(
+    model: nn.Module, batch: Any, loss_fn: LossFunction | None = None
+) -> list[ParameterSymmetry]:
+    """Every parameter symmetry and equivariance of a model that the analyses find, verified.
+
+    The model is not touched: a float64 evaluation with cloned buffers is traced and checked, in
+    the modes (training or evaluation) that the model is in.
+
+    Args:
+        model: any module.
+        batch: what `loss_fn` takes; without one, (inputs, targets), a mapping of keywords of a
+            model that returns its loss, or inputs alone.
+        loss_fn: (model, batch) -> scalar. None: cross-entropy for integer targets, else squared
+            error; against a fixed random target when the batch is inputs alone.
+
+    Returns:
+        Symmetries with `name`, `family`, `dimension`, `status` and `residual`. A group within a
+        larger one found is not listed again; proposals that fail are listed as broken.
+
+    Raises:
+        ValueError: lazy parameters, no parameters, or a loss that cannot be evaluated.
+
+    Reference:
+        Yang & Ziyin 2025 (arXiv 2512.21447).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> data = (torch.randn(16, 4), torch.randint(0, 3, (16,)))
+        >>> [(s.family, s.dimension) for s in discover(net, data)][:2]
+        [('rescale', 8), ('translation', 9)]
+    """
+    if any(is_lazy(p) for p in model.parameters()):
+        raise ValueError("lazy parameters have no shape yet: run the model once, then discover")
+    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+    objective = Objective(
+        model=model,
+        loss_fn=loss_fn or _default_loss,
+        batch=batch,
+        random=RandomState(),
+        buffers=buffers,
+        dtype=torch.float64,
+    )
+    params = objective.parameters()
+    if not params:
+        raise ValueError("the model has no trainable parameters: nothing can move")
+    with objective.isolated():
+        try:
+            return find_symmetries(objective.loss, params, run=objective.output_and_loss)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the loss could not be analysed on this batch: {error}") from error
+
+
+def _default_loss(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, targets = batch
+    else:
+        inputs, targets = batch, None
+    output = model(inputs)
+    if targets is None:
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randn(output.shape, generator=generator).to(output)
+    if targets.is_floating_point():
+        return nn.functional.mse_loss(output, targets)
+    if output.dim() == targets.dim() + 1 and output.shape[:-1] == targets.shape:
+        return nn.functional.cross_entropy(output.flatten(0, -2), targets.flatten())
+    return nn.functional.cross_entropy(output, targets)
 
 
 def find_symmetries(
@@ -83,7 +157,7 @@ def find_symmetries(
                     proposal, problem.outputs, problem.params, problem.generator
                 )
             )
-            checked = judged(proposal, worst, problem.value.dtype == torch.float64, 1e-6)
+            checked = judged(proposal, worst, problem.value.dtype == torch.float64)
             if checked.status != "broken":
                 found.append(checked)
     return found
@@ -92,11 +166,13 @@ def find_symmetries(
 def _problem(
     loss: Loss, params: dict[str, Tensor], generator: torch.Generator | None, run: Run | None
 ) -> Problem:
+    generator = generator or torch.Generator().manual_seed(0)
+    params = _in_general_position(params, generator)
     traced = trace(run or (lambda p: (None, loss(p))), params)
     value, gradient = value_and_gradient(loss, params)
-    outputs = None
+    outputs: Loss | None = None
     if run is not None and traced.output is not None:
-        outputs = lambda p: run(p)[0]
+        outputs = lambda p: _output(run, p)
     for note in traced.notes:
         log.info("symmetries: %s", note)
     return Problem(
@@ -106,8 +182,27 @@ def _problem(
         value=value,
         gradient=gradient,
         trace=traced,
-        generator=generator or torch.Generator().manual_seed(0),
+        generator=generator,
     )
+
+
+def _output(run: Run, params: dict[str, Tensor]) -> Tensor:
+    output = run(params)[0]
+    assert output is not None
+    return output
+
+
+def _in_general_position(
+    params: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Parameters moved a little: a symmetry holds everywhere, an accident of initialisation
+    (all gains one, all biases zero) only there."""
+    moved = {}
+    for name, p in params.items():
+        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+        rms = p.detach().square().mean().sqrt() if p.numel() else torch.zeros(())
+        moved[name] = p.detach() + (0.1 * rms + 0.01) * noise
+    return moved
 
 
 def _scaling(problem: Problem) -> Iterator[ContinuousSymmetry]:

@@ -57,7 +57,7 @@ class Translation(ContinuousSymmetry):
     """
 
     family: ClassVar[str] = "translation"
-    strength: ClassVar[float] = 3.0  # large: a unit that is dead on this batch must come to life
+    strength: ClassVar[float] = 10.0  # large: a unit that is dead on this batch must come to life
     shifts: tuple[Shift, ...]
 
     @property
