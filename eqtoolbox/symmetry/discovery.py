@@ -12,8 +12,14 @@ from torch.nn.parameter import is_lazy
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import LossFunction, Objective
 from eqtoolbox.symmetry.bias_shift import propose_bias_shifts
+from eqtoolbox.symmetry.discrete import propose_heads, propose_permutations, propose_sign_flips
+from eqtoolbox.symmetry.general_linear import MatrixSymmetry
 from eqtoolbox.symmetry.head import propose_head
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.symmetry.parameter import (
+    ContinuousSymmetry,
+    DiscreteSymmetry,
+    ParameterSymmetry,
+)
 from eqtoolbox.symmetry.scaling import members, proposals
 from eqtoolbox.symmetry.trace import Trace, trace
 from eqtoolbox.symmetry.translation import propose_translations
@@ -23,6 +29,7 @@ from eqtoolbox.symmetry.verification import (
     judged,
     value_and_gradient,
     verified,
+    verified_discrete,
 )
 
 log = logging.getLogger(__name__)
@@ -46,6 +53,21 @@ class Problem:
         return verified(
             symmetry, self.loss, self.params, self.generator, draws, self.gradient, self.value
         )
+
+
+def _discrete(problem: Problem, larger: list[MatrixSymmetry]) -> Iterator[DiscreteSymmetry]:
+    """Permutations and sign flips that are in none of the `larger` groups."""
+    labels = propose_permutations(members(problem.trace, "label")[0])
+    flips = propose_sign_flips(members(problem.trace, "sign")[0])
+    covered = [set(s.names) for s in larger if s.family != "rope"]
+    for proposal in (*labels, *flips, *propose_heads(larger)):
+        if set(proposal.names) in covered and not proposal.name.endswith("heads"):
+            continue
+        checked = verified_discrete(
+            proposal, problem.loss, problem.params, problem.gradient, problem.value
+        )
+        if checked.status != "broken":
+            yield checked
 
 
 def discover(
@@ -143,6 +165,7 @@ def find_symmetries(
     """
     problem = _problem(loss, dict(params), generator, run)
     found: list[ParameterSymmetry] = list(_scaling(problem))
+    matrices = [s for s in found if isinstance(s, MatrixSymmetry) and s.status != "broken"]
     for proposal in (
         *propose_translations(problem.trace, problem.gradient),
         *propose_bias_shifts(problem.trace, problem.params, problem.gradient),
@@ -160,6 +183,7 @@ def find_symmetries(
             checked = judged(proposal, worst, problem.value.dtype == torch.float64)
             if checked.status != "broken":
                 found.append(checked)
+    found += _discrete(problem, matrices)
     return found
 
 

@@ -24,15 +24,24 @@ from eqtoolbox.symmetry.exponents import (
 )
 from eqtoolbox.symmetry.trace import Node, Trace, Value
 
-Mode = Literal["scale", "sign"]
+Mode = Literal["scale", "sign", "label"]
 EPSILON = 1e-3  # a constant up to this, added before a root, is a normalisation's epsilon
+
+
+POINTWISE = {
+    "gelu", "silu", "sigmoid", "softplus", "elu", "selu", "mish", "exp", "log", "log1p", "cos",
+    "hardtanh", "hardswish", "hardsigmoid", "log_sigmoid", "tanh", "sin", "erf", "pow", "clamp",
+    "clamp_min", "clamp_max", "celu", "expm1",
+}  # fmt: skip
 
 
 @dataclass
 class Propagation:
     """Exponents of all values of a trace, with the constraints that make them consistent.
 
-    In mode "sign" an exponent says which entries change sign: odd maps pass, ReLU pins.
+    In mode "sign" an exponent says which entries change sign: odd maps pass, ReLU pins. In mode
+    "label" it only says which unit an entry belongs to: every pointwise map passes it, an
+    elementwise product wants equal ones, a normalisation keeps them.
     """
 
     mode: Mode = "scale"
@@ -115,9 +124,12 @@ def _unknown(state: Propagation, node: Node) -> None:
     "celu", "cumsum", "l1_loss", "gt", "lt", "ge", "le", "eq", "ne", "scatter", "rsub", "round",
     "_local_scalar_dense", "pow_scalar", "isnan", "sign",
 )  # fmt: skip
-def _pins(state: Propagation, node: Node) -> None:
+def _pins(state: Propagation, node: Node) -> Exponent | None:
+    if state.mode == "label" and node.name in POINTWISE:
+        return state.of(node.args[0])
     for value in node.inputs:
         state.constraints.pin(state.of(value))
+    return None
 
 
 @rule("relu", "leaky_relu", "abs", "threshold", "rrelu_with_noise", "rrelu_with_noise_functional")
@@ -133,7 +145,7 @@ def _homogeneous(state: Propagation, node: Node) -> Exponent | None:
 
 @rule("tanh", "sin", "erf", "atan", "asinh", "sinh")
 def _odd(state: Propagation, node: Node) -> Exponent | None:
-    if state.mode == "scale":
+    if state.mode != "sign":
         return _pins(state, node)
     state.separate(state.of(node.args[0]))
     return state.of(node.args[0])
@@ -182,6 +194,8 @@ def _power(state: Propagation, node: Node) -> Exponent | None:
     state.separate(exponent)
     if state.mode == "sign":
         return _pins(state, node)
+    if state.mode == "label":
+        return exponent
     return exponent.scaled(float(power))
 
 
@@ -207,6 +221,17 @@ def _product(state: Propagation, node: Node) -> Exponent:
                 state.gated += mine.terms.values()
             if own.terms and value.number not in state.derived and len(value.shape) == 1:
                 state.gains.add(value.number)
+    if state.mode == "label" and len(wide) == 2:
+        larger, smaller = (0, 1) if len(sides[0][1].shape) >= len(sides[1][1].shape) else (1, 0)
+        full = [a for a, n in enumerate(sides[smaller][0].shape) if n != 1]
+        if full:
+            lead = len(shape) - len(sides[smaller][0].shape)
+            own = {a + lead for a in full}
+            part = Exponent(
+                shape, {t: f for t, f in wide[larger].terms.items() if set(t) & own}
+            )
+            state.constraints.equate(part, wide[smaller])
+        return wide[larger]
     if len(wide) == 2:
         return wide[0].plus(wide[1], factor)
     first_is_number = not isinstance(node.args[0], Value)
@@ -229,7 +254,7 @@ def _sum(state: Propagation, node: Node) -> Exponent | None:
     wide = [state.of(v).broadcast(shape) for v in tensors]
     for other in wide[1:]:
         state.constraints.equate(wide[0], other)
-    if any(abs(v) > EPSILON and not math.isinf(v) for v in numbers):
+    if state.mode != "label" and any(abs(v) > EPSILON and not math.isinf(v) for v in numbers):
         state.constraints.pin(wide[0])
     elif any(v != 0 for v in numbers):
         state.normalised += wide[0].terms.values()
@@ -347,6 +372,12 @@ def _normalisation(state: Propagation, node: Node) -> Exponent:
     state.normalised += x.terms.values()
     if state.mode == "sign":
         state.constraints.pin(x)
+    if state.mode == "label":
+        kept = state.of(value)
+        for part in (gain, bias):
+            if isinstance(part, Value):
+                state.constraints.equate(renumbered(state.of(part), value.shape, axis_of), kept)
+        return kept
     state.constraints.contract(x, *axes)
     result = Exponent(value.shape)
     if isinstance(gain, Value):
