@@ -45,9 +45,7 @@ class FoundSymmetries:
             and not s.equivariant
         ]
         if not usable:
-            raise NotApplicable(
-                "no continuous parameter symmetry found in what the loss runs"
-            )
+            raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
         usable.sort(key=lambda s: s.family)
         return {family: list(group) for family, group in groupby(usable, key=lambda s: s.family)}
 

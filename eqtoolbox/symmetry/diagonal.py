@@ -12,7 +12,7 @@ from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
 
 @dataclass(frozen=True, eq=False)
 class Leg:
-    """One parameter's part along one axis: index positions[k] scales by e^(rates[k] c[units[k]])."""
+    """One parameter's part along one axis: index positions[k] times e^(rates[k] c[units[k]])."""
 
     name: str
     before: int  # entries before the axis

@@ -60,8 +60,11 @@ def _discrete(problem: Problem, larger: list[MatrixSymmetry]) -> Iterator[Discre
     labels = propose_permutations(members(problem.trace, "label")[0])
     flips = propose_sign_flips(members(problem.trace, "sign")[0])
     covered = [set(s.names) for s in larger if s.family != "rope"]
+    turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
     for proposal in (*labels, *flips, *propose_heads(larger)):
-        if set(proposal.names) in covered and not proposal.name.endswith("heads"):
+        own = set(proposal.names)
+        heads = proposal.name.endswith("heads")
+        if not heads and (own in covered or (proposal.family == "sign_flip" and own in turned)):
             continue
         checked = verified_discrete(
             proposal, problem.loss, problem.params, problem.gradient, problem.value
@@ -176,9 +179,7 @@ def find_symmetries(
     if problem.outputs is not None:
         for proposal in propose_head(problem.trace):
             worst = max(
-                equivariance_residuals(
-                    proposal, problem.outputs, problem.params, problem.generator
-                )
+                equivariance_residuals(proposal, problem.outputs, problem.params, problem.generator)
             )
             checked = judged(proposal, worst, problem.value.dtype == torch.float64)
             if checked.status != "broken":

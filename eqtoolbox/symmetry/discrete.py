@@ -96,11 +96,26 @@ def _sorted(units: Tensor, positions: object) -> Tensor:
 
 
 def propose_permutations(members: list[Member]) -> Iterator[Permutation]:
-    """Neighbours exchanged, for members whose units are alike; blocks move as one."""
+    """Neighbours exchanged, for members whose units are alike.
+
+    Members that share an axis (a depthwise convolution between two) move together.
+    """
+    joined: list[tuple[str, dict[tuple[str, int], Slots]]] = []
     for member in members:
-        owned = slots(member)
-        if owned and member.units > 1:
-            yield Permutation(name=member.name, dimension=member.units - 1, slots=owned)
+        owned = {(slot.name, slot.axis): slot for slot in slots(member)}
+        if not owned or member.units < 2:
+            continue
+        units = len(next(iter(owned.values())).positions)
+        for k, (name, other) in enumerate(joined):
+            same = len(next(iter(other.values())).positions) == units
+            if same and other.keys() & owned.keys():
+                joined[k] = (f"{name.split('-')[0]}-{member.name.split('-')[-1]}", other | owned)
+                break
+        else:
+            joined.append((member.name, owned))
+    for name, owned in joined:
+        units = len(next(iter(owned.values())).positions)
+        yield Permutation(name=name, dimension=units - 1, slots=tuple(owned.values()))
 
 
 def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:

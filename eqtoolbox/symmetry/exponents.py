@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-Form = sparse.csr_matrix  # (rows, UNKNOWNS)
+Form = Any  # scipy.sparse.csr_matrix (rows, UNKNOWNS): scipy comes without types
 Indices = NDArray[np.int64]
 UNKNOWNS = 2**31 - 2
 
@@ -134,7 +135,7 @@ class Constraints:
                 left = Exponent(left.shape, {a: f for a, f in left.terms.items() if a != axes})
                 continue
             union, form = found
-            again = Exponent(left.shape, {a: f for a, f in left.terms.items()})
+            again = Exponent(left.shape, dict(left.terms))
             while (wider := again.joined(*union)) is not None and wider[0] != union:
                 union, form = wider
             self.vanish(form - form[np.zeros(form.shape[0], dtype=np.int64)])

@@ -60,7 +60,7 @@ def nullspace(system: sparse.csr_matrix, rank: NDArray[np.int64]) -> sparse.csr_
     known = {int(v): value(int(v)) for v in np.unique(leader[~zero])}
     for i in np.flatnonzero(~zero):
         for k, c in known[int(leader[i])].items():
-            where.append(i)
+            where.append(int(i))
             which.append(k)
             entries.append(c)
     return sparse.csr_matrix((entries, (where, which)), shape=(count, len(free)))

@@ -66,7 +66,7 @@ class ContinuousSymmetry(ParameterSymmetry):
 
     @property
     def charges(self) -> int:
-        """How many numbers are conserved: generators that are gradients, `dimension` unless said."""
+        """How many numbers are conserved: as many as generators unless said."""
         return self.dimension
 
     @abstractmethod
@@ -91,7 +91,7 @@ class ContinuousSymmetry(ParameterSymmetry):
 
     @abstractmethod
     def finite_step(self, direction: Parameters) -> Tensor:
-        """Q_i(theta + d) - Q_i(theta) - <grad Q_i(theta), d>, the same for all theta: (charges,)."""
+        """Q_i(theta + d) - Q_i(theta) - <grad Q_i, d>, the same for all theta: (charges,)."""
 
 
 @dataclass(frozen=True, kw_only=True)

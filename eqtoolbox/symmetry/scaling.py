@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from eqtoolbox.symmetry import rules_linear, rules_shape
 from eqtoolbox.symmetry.diagonal import DiagonalSymmetry, Leg, leg
 from eqtoolbox.symmetry.exponents import Constraints, Exponent, Form
 from eqtoolbox.symmetry.gain_rescale import GainRescale
@@ -26,6 +27,7 @@ from eqtoolbox.symmetry.rope import Rope
 from eqtoolbox.symmetry.scale import Scale
 from eqtoolbox.symmetry.trace import Trace
 
+RULE_FILES = (rules_linear, rules_shape)  # imported for the rules that they register
 EPSILON_LEFT = 3e-2  # residual that a normalisation's epsilon may leave
 Bits = NDArray[np.bool_]
 
@@ -98,9 +100,8 @@ class Member:
             if legs := self._matrix_legs(self.blocks, 1):
                 dimension = len(self.blocks) * size**2
                 yield GeneralLinear(name=self.name, dimension=dimension, legs=legs)
-        elif size == 1 and len(self.blocks) > 1:
-            if legs := self._matrix_legs(self.blocks, 2):
-                yield Rope(name=self.name, dimension=2 * len(self.blocks), legs=legs)
+        elif size == 1 and len(self.blocks) > 1 and (legs := self._matrix_legs(self.blocks, 2)):
+            yield Rope(name=self.name, dimension=2 * len(self.blocks), legs=legs)
 
     def _matrix_legs(
         self, blocks: tuple[NDArray[np.int64], ...], pair: int
@@ -226,7 +227,9 @@ def _independent(
         first = [basis[offsets[name, axis]] for axis in range(len(value.shape))]
         for axis, length in enumerate(value.shape):
             along = basis[offsets[name, axis] : offsets[name, axis] + length]
-            others = sum((f for a, f in enumerate(first) if a != axis), sparse.csr_matrix(first[0].shape))
+            others = sum(
+                (f for a, f in enumerate(first) if a != axis), sparse.csr_matrix(first[0].shape)
+            )
             if others.nnz:
                 along = (along + sparse.csr_matrix(np.ones((length, 1))) @ others).tocsr()
             along.data[np.abs(along.data) < 1e-9] = 0
@@ -276,7 +279,7 @@ def _without_constants(axes: dict[int, sparse.csc_matrix]) -> dict[int, sparse.c
 
 
 def _extremes(effect: sparse.csc_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], Bits]:
-    """Smallest and largest rate of every unit (0 where it has none), and whether all indices move."""
+    """Smallest and largest rate of every unit (0: none), and whether every index moves."""
     counts = np.diff(effect.indptr)
     some = np.flatnonzero(counts)
     low, high = np.zeros(effect.shape[1]), np.zeros(effect.shape[1])
@@ -309,7 +312,9 @@ def _entries(
 def _narrow(form: Form, basis: sparse.csr_matrix) -> sparse.coo_matrix:
     """A form in the unknowns as one in the units."""
     shape = (form.shape[0], basis.shape[0])
-    product = (sparse.csr_matrix((form.data, form.indices, form.indptr), shape=shape) @ basis).tocoo()
+    product = (
+        sparse.csr_matrix((form.data, form.indices, form.indptr), shape=shape) @ basis
+    ).tocoo()
     keep = np.abs(product.data) > 1e-9
     cells = (product.row[keep], product.col[keep])
     return sparse.coo_matrix((product.data[keep], cells), shape=product.shape)
@@ -355,5 +360,3 @@ def proposals(found: list[Member]) -> Iterator[tuple[Member, list[ContinuousSymm
     """For every member what to try, the larger groups first; the first that holds is it."""
     for member in found:
         yield member, [*member.matrices(), member.diagonal()]
-
-

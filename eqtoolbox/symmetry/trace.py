@@ -66,11 +66,11 @@ class Trace:
         return kept[::-1]
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors as they appear; a tensor written in place gets a new number."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.values: Any = WeakIdKeyDictionary()
         self.nodes: list[Node] = []
         self.notes: list[str] = []
@@ -90,7 +90,7 @@ class _Tracer(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         read = lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf
-        seen = tree_map(read, (args, kwargs))
+        seen_args, seen_kwargs = tree_map(read, (args, kwargs))
         result = func(*args, **kwargs)
         made = result if isinstance(result, (tuple, list)) else (result,)
         outputs = tuple(
@@ -102,7 +102,9 @@ class _Tracer(TorchDispatchMode):
             if note not in self.notes:
                 self.notes.append(note)
         in_place = name.endswith("_") and not name.startswith("__")
-        self.nodes.append(Node(name.rstrip("_") if in_place else name, *seen, outputs))
+        self.nodes.append(
+            Node(name.rstrip("_") if in_place else name, seen_args, seen_kwargs, outputs)
+        )
         return result
 
 
