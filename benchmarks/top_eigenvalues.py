@@ -9,22 +9,27 @@ as if its user had known it. Costs are in gradients of the same batch, measured 
 """
 
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from curvature_models import Problem
+from curvature_models import NAMES, Problem, problem
+from environment import store
 from rivals import (
     Spectrum,
     arpack,
     curvlinops_arpack,
     eigenthings,
     flat,
+    installed,
     pyhessian,
     retained,
+    unflat,
 )
-from timing import timed
+from timing import begin, timed
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eqtoolbox.linalg import hessian, top_eigenpairs
 

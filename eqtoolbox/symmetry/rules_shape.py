@@ -168,8 +168,8 @@ def _concatenated(state: Propagation, node: Node) -> Exponent:
     parts = [v for v in node.args[0] if math.prod(v.shape)]
     exponents = [state.of(v) for v in parts]
     if node.name == "stack":
-        one = lambda v: (*v.shape[:axis], 1, *v.shape[axis:])
-        exponents = [reshaped(e, one(v)) for e, v in zip(exponents, parts, strict=True)]
+        shapes = [(*v.shape[:axis], 1, *v.shape[axis:]) for v in parts]
+        exponents = [reshaped(e, shape) for e, shape in zip(exponents, shapes, strict=True)]
     along = tuple(sorted({a for e in exponents for t in e.terms for a in t if axis in t} | {axis}))
     others = [e.without(axis) for e in exponents]
     # what does not depend on the axis must agree, or be written per index of it
