@@ -10,6 +10,7 @@ by a quarter of itself every step, is measured too.
 """
 
 import statistics
+from itertools import pairwise
 from typing import Any
 
 from curvature_models import problem
@@ -60,7 +61,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for r in rows
         if r["status"] == "ok"
     ]
-    moves = [abs(b["exact"] / a["exact"] - 1) for a, b in zip(rows, rows[1:], strict=False)]
+    moves = [abs(b["exact"] / a["exact"] - 1) for a, b in pairwise(rows)]
     return {
         "products_per_step": statistics.mean(r["products"] for r in rows),
         "within_1_percent": statistics.mean(abs(e) <= 0.01 for e in errors),
