@@ -1,4 +1,4 @@
-"""Claim: one exact Hessian product costs what its floating point operations cost, and rivals no less.
+"""Claim: one exact Hessian product costs what its floating point operations cost.
 
 Costs are in gradients of the same batch, interleaved in one process. Every tool runs attention on
 the mathematical kernel, the only one with a second derivative, and so does the gradient; what the
