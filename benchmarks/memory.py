@@ -1,4 +1,4 @@
-"""Claim: a retained top-5 solve peaks below 3.5 gradients plus its vectors; differences below 1.5.
+"""Claim: a retained top-5 solve peaks below 3.5 gradients plus its stored vectors.
 
 Peak resident memory beyond the built model, each measurement in a process of its own (allocators
 reuse memory, so one process cannot tell). The stored vectors, K + 8 Krylov vectors and the few
