@@ -25,7 +25,7 @@ from eqtoolbox.linalg import TrackedValue, Tracker, hessian
 from eqtoolbox.linalg.curvature import Hessian
 
 WARM, STEPS = 12, 60
-SETTINGS: dict[str, dict[str, float]] = {"default": {}, "rtol=0.01": {"rtol": 0.01}}
+SETTINGS: dict[str, dict[str, float]] = {"default": {}, "rtol=0.005": {"rtol": 0.005}}
 ROUNDING = 5e-5  # relative; what float32 products leave uncertain in value and reference
 
 

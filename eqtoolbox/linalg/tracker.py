@@ -39,7 +39,8 @@ class Tracker:
     an update is deep: it takes `deep_matvecs`, from a start mixed with a random vector, and renews
     the memory of the eigenvalue next in line. The status is "uncertain" when the bound is too
     large, when the vector has turned by more than 45°, or when the next in line may have overtaken
-    since the last deep update, judged by how far it moved between deep updates before.
+    since the last deep update, judged by how far it moved between deep updates before and by how
+    far the top moved since the last update.
 
     Args:
         k: eigenvalues to follow; for k > 1 at least k + 1 products are taken.
@@ -67,7 +68,7 @@ class Tracker:
         self,
         k: int = 1,
         *,
-        rtol: float = 0.005,
+        rtol: float = 0.01,
         min_matvecs: int = 2,
         max_matvecs: int = 8,
         deep_every: int = 20,
@@ -91,6 +92,7 @@ class Tracker:
         self.vectors: list[dict[str, Tensor]] = []  # the last top k, orthonormal
         self._spectrum: list[float] = []  # largest of the last deep update, at most k + 1
         self._drift: float | None = None  # change per update of the next in line, over the top
+        self._top = 0.0  # the last value
         self._age = 0  # updates since the last deep one
         self._doubt = False
         self._generator = torch.Generator().manual_seed(seed)
@@ -132,6 +134,7 @@ class Tracker:
             "vectors": [{n: x.clone() for n, x in v.items()} for v in self.vectors],
             "spectrum": list(self._spectrum),
             "drift": self._drift,
+            "top": self._top,
             "age": self._age,
             "doubt": self._doubt,
             "generator": self._generator.get_state(),
@@ -147,7 +150,7 @@ class Tracker:
             raise ValueError(f"state must be of a tracker with k={self.k}, got k={state['k']}")
         self.vectors = [{n: x.clone() for n, x in v.items()} for v in state["vectors"]]
         self._spectrum, self._drift = list(state["spectrum"]), state["drift"]
-        self._age, self._doubt = state["age"], state["doubt"]
+        self._top, self._age, self._doubt = state["top"], state["age"], state["doubt"]
         self._generator.set_state(state["generator"].cpu())
 
     def _aligned(self, operator: LinearOperator) -> list[dict[str, Tensor]]:
@@ -209,11 +212,12 @@ class Tracker:
         else:
             self._age += 1
             expected = self._next_in_line(top)
-            slack = 2 * (self._drift or 0.0) * self._age * size
+            moved = abs(top - self._top)  # what the next in line may have moved by as well
+            slack = max(2 * (self._drift or 0.0) * self._age * size, moved)
             overtaken = values[self.k - 1] - expected < slack or kept < 0.5
             if -math.inf < expected < max(values[self.k :], default=-math.inf):
                 self._spectrum[self.k] = values[self.k] / self._growth(top)
-        self._doubt = overtaken or not certain
+        self._doubt, self._top = overtaken or not certain, top
         return TrackedValue(
             value=top,
             bound=float(bounds[0]),

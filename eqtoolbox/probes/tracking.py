@@ -26,7 +26,7 @@ class Tracking(Probe):
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
 
-    rtol: float = 0.005  # relative error to reach
+    rtol: float = 0.01  # relative error to reach
     max_matvecs: int = 8  # products in one step
     deep_every: int = 20  # measured steps between looks for other eigenvalues
     engine: Engine = field(default_factory=Engine, repr=False)
