@@ -49,11 +49,13 @@ class LossCapture:
         self.loss_fn = loss_fn
         self.criterion = criterion
         self.armed = False
+        self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.stepping = False
         self.value: Tensor | None = None  # the loss the training loop saw
         self.evaluations = 0  # losses caught since `evaluations` was last set to 0
         self.missed = ""  # why nothing could be caught although the model was called
         self._wrapped: LossFunction | None = None
+        self._begun: Objective | None = None
         self._caught: Objective | None = None
         self._start: tuple[RandomState, Parameters] | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
@@ -79,7 +81,7 @@ class LossCapture:
                 )
                 return function(*args, **kwargs)
             batch = _fresh((args[1:], kwargs))
-            self._autocast = _active_autocast(self.model)
+            self._autocast = _active_autocast(self.model) or self.inside
             objective = self._objective(_Spread(function), batch)
             result = function(*args, **kwargs)
             self._catch(objective, _seen(result))
@@ -91,6 +93,18 @@ class LossCapture:
     def observe(self, batch: Any) -> None:
         """Take `batch` as the one of the coming step."""
         self._batch = _fresh(batch)
+
+    def begin(self, loss_fn: LossFunction, batch: Any) -> None:
+        """The loop is about to evaluate `loss_fn(model, batch)` in its own code."""
+        if self.armed and torch.is_grad_enabled():
+            self._start, self._autocast = None, _active_autocast(self.model) or self.inside
+            self._begun = self._objective(loss_fn, _fresh(batch))
+
+    def end(self, loss: Tensor | None) -> None:
+        """What it evaluated to."""
+        if self._begun is not None:
+            self._catch(self._begun, _seen(loss))
+            self._begun = None
 
     def install(self) -> None:
         """Hook the model's and the criterion's calls."""
@@ -144,14 +158,16 @@ class LossCapture:
     def drop(self) -> None:
         """Forget the step: no reference to its batch or graph stays."""
         self._caught = self.value = self._start = self._batch = self._output = None
+        self._begun = None
         self._calls = ((), {})
 
     # -- hooks ----------------------------------------------------------------------------------
 
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.armed and self._wrapped is None and torch.is_grad_enabled():
+        known = self._wrapped is not None or self._begun is not None
+        if self.armed and not known and torch.is_grad_enabled():
             self._start = (RandomState(), _buffers(model))
-            self._autocast = _active_autocast(self.model)
+            self._autocast = _active_autocast(self.model) or self.inside
             self._calls = _fresh((args, kwargs))
 
     def _model_answered(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

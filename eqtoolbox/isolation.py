@@ -86,6 +86,10 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
             for name in _HOOKS:
                 if attributes.get(name):
                     module.__dict__[name] = _only_torch(attributes[name])
+            if (
+                "_original_forward" in attributes
+            ):  # Accelerate's patch: autocast that cannot be left
+                module.__dict__["forward"] = attributes["_original_forward"]
         scope.enter_context(random_streams())
         scope.enter_context(torch.inference_mode(False))
         scope.enter_context(torch.enable_grad())

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eqtoolbox.budget import Budget
 from eqtoolbox.capture import LossCapture, check_batch
@@ -102,6 +102,28 @@ class Monitor:
         """Tell the batch of the coming step, where `loss_fn=` was given to `attach`."""
         self._capture.observe(batch)
 
+    def begin(self, loss_fn: LossFunction, batch: Any) -> None:
+        """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
+        self._capture.begin(loss_fn, batch)
+
+    def end(self, loss: Tensor | None) -> None:
+        """Say what came out of the evaluation that `begin` told of; None where that is unknown."""
+        self._capture.end(loss)
+
+    def count_from(self, step: int) -> None:
+        """Give the coming optimizer step this number, where the training loop counts itself."""
+        if step != self.step:
+            self.step = step
+            self._arm()
+
+    def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
+        """Say that the model's own `forward` enters this autocast, where no hook can see it."""
+        self._capture.inside = (device, dtype)
+
+    def add_sink(self, sink: Sink) -> None:
+        """Send records to one more place."""
+        self._journal.add(sink)
+
     def probe_now(self) -> list[Record]:
         """Measure all probes at the present parameters, whatever is due, and return the records.
 
@@ -116,6 +138,7 @@ class Monitor:
         started = time.perf_counter()
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
         written = self._measure([p.probe for p in self.probes], before, None)
+        self._journal.flush()
         if self._left_at is not None:
             self._left_at += time.perf_counter() - started
         return written
@@ -228,6 +251,8 @@ class Monitor:
         except Exception as error:
             self._journal.failed("monitor", error)
         finally:
+            if self._todo:
+                self._journal.flush()
             self._capture.stepping, self._capture.evaluations = False, 0
             self._capture.drop()
             self.step += 1
