@@ -340,7 +340,7 @@ class Monitor:
 
     def _check_replay(self, snapshot: Snapshot, objective: Objective) -> None:
         leaves = {n: p.clone().requires_grad_() for n, p in snapshot.before.items()}
-        with objective.isolated():
+        with objective.isolated(), objective.scope(leaves):  # for layers run again in the backward
             check_batch(objective.batch, self.model)
             replayed = torch.autograd.grad(
                 objective.loss(leaves), list(leaves.values()), allow_unused=True

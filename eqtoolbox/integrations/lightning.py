@@ -1,4 +1,4 @@
-"""Lightning 2: `EqCallback` for `Trainer(callbacks=[...])`, of `lightning` or `pytorch_lightning`."""
+"""Lightning 2 (`lightning` or `pytorch_lightning`): `EqCallback` for `Trainer(callbacks=[...])`."""
 
 import copy
 import inspect
