@@ -92,7 +92,8 @@ class LossCapture:
 
     def observe(self, batch: Any) -> None:
         """Take `batch` as the one of the coming step."""
-        self._batch = _fresh(batch)
+        if self._wrapped is not None or self.loss_fn is not None:
+            self._batch = _fresh(batch)
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """The loop is about to evaluate `loss_fn(model, batch)` in its own code."""

@@ -10,10 +10,10 @@ def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
     """Refuse parameters that are not whole on this process, and engines that step by themselves.
 
     Raises:
-        NotImplementedError: names what was found, why it cannot work, and what still does.
+        TypeError: names what was found, why it cannot work, and what still does.
     """
     for found, why in _findings(model, optimizer):
-        raise NotImplementedError(
+        raise TypeError(
             f"eqtoolbox cannot measure {found}: {why}. What still works: train with "
             "DistributedDataParallel or on one device, or gather a checkpoint into a plain model "
             "and measure it there with probe_now() or eqtoolbox.linalg"
