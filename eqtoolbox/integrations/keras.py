@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
+from eqtoolbox.monitor import Monitor
 
 with extra("keras", "eqtoolbox.integrations.keras"):
     import keras
@@ -70,16 +71,14 @@ class EqCallback(Attachment, keras.callbacks.Callback):
             self._save()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.save_freq != "epoch" and self.monitor is not None:
-            if self.monitor.step % self.save_freq == 0:
-                self._save()
+        steps = self.monitor.step if self.monitor is not None else 0
+        if self.save_freq != "epoch" and steps % self.save_freq == 0:
+            self._save()
 
     def _train_step(self, original: Callable[..., Any], data: Any) -> Any:
         """`train_step` between the hooks that a torch optimizer would have called."""
-        if self.monitor is None:
-            self._attach()
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        self.monitor.begin(compute_loss, (x, y, weight))
+        monitor = self.monitor or self._attach()
+        monitor.begin(compute_loss, keras.utils.unpack_x_y_sample_weight(data))
         self._optimizer.starts()
         try:
             return original(data)
@@ -92,14 +91,14 @@ class EqCallback(Attachment, keras.callbacks.Callback):
             self.monitor.end(loss)
         return loss
 
-    def _attach(self) -> None:
+    def _attach(self) -> Monitor:
         """At the first batch: other callbacks have restored the model by then."""
         step = int(self.model.optimizer.iterations.value)
         model = KerasModel(self.model)
         self._optimizer = KerasOptimizer.of(self.model.optimizer, model)
         if step > 0 and self._state is None:
             self._load(step)
-        self.start(model, self._optimizer, step)
+        return self.start(model, self._optimizer, step)
 
     def _patch(self, name: str, around: Callable[..., Any]) -> None:
         """Call `around(original, ...)` in the place of a method of this model until the end."""
@@ -122,6 +121,7 @@ class EqCallback(Attachment, keras.callbacks.Callback):
                 self.load_state_dict(state)
 
 
-def compute_loss(model: KerasModel, batch: tuple[Any, Any, Any]) -> Tensor:
+def compute_loss(model: Any, batch: tuple[Any, Any, Any]) -> Tensor:
     """The loss of one batch as Keras trains it, regularisers included."""
-    return model.loss(*batch)
+    loss: Tensor = model.loss(*batch)
+    return loss

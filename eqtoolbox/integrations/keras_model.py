@@ -119,7 +119,7 @@ class KerasOptimizer(torch.optim.Optimizer):
         for hook in tuple(self._optimizer_step_post_hooks.values()):
             hook(self, (self,), {})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Not to be called: Keras steps."""
         raise RuntimeError("Keras applies the gradients; this optimizer only tells about it")
 

@@ -47,7 +47,8 @@ class EqCallback(Attachment, Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(module=self.module, optimizer=self.optimizer)
+        key: str = self._generate_state_key(module=self.module, optimizer=self.optimizer)
+        return key
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:

@@ -30,7 +30,8 @@ def as_sink(tracker: Any) -> Sink:
             return WandbSink(tracker)
         if hasattr(tracker, "active_run"):
             return MlflowSink(tracker)
-        for log in (getattr(tracker, name, None) for name in ("log_metrics", "log", "__call__")):
+        ways = (getattr(tracker, "log_metrics", None), getattr(tracker, "log", None), tracker)
+        for log in ways:
             if callable(log) and _takes_numbers(log):
                 return CallableSink(log)
     raise TypeError(f"sinks must each be {ACCEPTED}; got {tracker!r}")

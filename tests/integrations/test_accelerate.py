@@ -18,6 +18,7 @@ from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from tests.conftest import blobs, mlp
 from tests.integrations.dense import sharpness
+from tests.integrations.records import rows
 from tests.neutrality.test_neutrality import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -98,8 +99,10 @@ class Loop:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "plain": {}, "bf16": {"mixed_precision": "bf16"}, "accumulated": {"gradient_accumulation_steps": 2}
-}  # fmt: skip
+    "plain": {},
+    "bf16": {"mixed_precision": "bf16"},
+    "accumulated": {"gradient_accumulation_steps": 2},
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -141,12 +144,6 @@ def test_trackers_get_the_numbers(tmp_path: Path) -> None:
     )
     assert [e.step for e in curve] == list(steps)
     assert [e.value for e in curve] == pytest.approx(list(values), rel=1e-6)
-
-
-def rows(run: Path) -> list[tuple[int, str, float]]:
-    kept = ("conservation", "curvature", "training")
-    found = [r for r in eq.Run(run).records() if r.probe in kept]
-    return [(r.step, r.name, r.value) for r in found]
 
 
 def test_a_resumed_run_gives_the_records_of_an_uninterrupted_one(tmp_path: Path) -> None:

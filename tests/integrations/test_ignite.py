@@ -16,6 +16,7 @@ from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from tests.conftest import blobs, mlp
 from tests.integrations.dense import sharpness
+from tests.integrations.records import rows
 from tests.neutrality.test_neutrality import digest
 
 
@@ -47,7 +48,8 @@ class Loop:
                 trainer,
                 eq.attach(
                     model, optimizer, probes=[Curvature(k=1), Conservation()], schedule=1,
-                    budget=None, run_dir=run_dir, on_error="raise", resume=resume is not None, **how,
+                    budget=None, run_dir=run_dir, on_error="raise", resume=resume is not None,
+                    **how,
                 ),
             )  # fmt: skip
         self.rows: list[str] = []
@@ -102,12 +104,6 @@ def test_the_sharpness_is_that_of_a_dense_hessian(tmp_path: Path) -> None:
         twin = mlp(6, 5, 3, activation=nn.Tanh).double()
         loss = lambda m, x=x, y=y: F.cross_entropy(m(x.double()), y)
         assert values[step] == pytest.approx(sharpness(twin, loss, watched.weights[step]), rel=1e-3)
-
-
-def rows(run: Path) -> list[tuple[int, str, float]]:
-    kept = ("conservation", "curvature", "training")
-    found = [r for r in eq.Run(run).records() if r.probe in kept]
-    return [(r.step, r.name, r.value) for r in found]
 
 
 def test_a_resumed_run_gives_the_records_of_an_uninterrupted_one(tmp_path: Path) -> None:

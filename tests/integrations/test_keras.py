@@ -17,9 +17,9 @@ import eqtoolbox as eq
 from eqtoolbox.integrations.keras import EqCallback
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
-from eqtoolbox.probes.equivariance import EquivarianceError
-from tests.conftest import blobs, mlp
+from tests.conftest import blobs
 from tests.integrations.dense import sharpness
+from tests.integrations.records import rows
 from tests.neutrality.test_neutrality import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -68,7 +68,8 @@ class Trail(keras.callbacks.Callback):
         variables = [*self.model.variables, *self.model.optimizer.variables]
         self.rows.append(
             digest(
-                [v.value for v in variables], [v.value.grad for v in self.model.trainable_variables], logs,
+                [v.value for v in variables], logs,
+                [v.value.grad for v in self.model.trainable_variables],
                 [float(x) for x in self.model.losses], torch.get_rng_state(), np.random.get_state(),
             )
         )  # fmt: skip
@@ -153,12 +154,6 @@ def test_the_sharpness_is_that_of_a_dense_hessian_with_all_regularisers(tmp_path
         expected = dense(model.trail.weights[step], (x[i : i + 16], y[i : i + 16]))
         assert values[step] == pytest.approx(expected, rel=1e-3)
     assert len(losses) == 8
-
-
-def rows(run: Path) -> list[tuple[int, str, float]]:
-    kept = ("conservation", "curvature", "training")
-    found = [r for r in eq.Run(run).records() if r.probe in kept]
-    return [(r.step, r.name, r.value) for r in found]
 
 
 class Stop(keras.callbacks.Callback):

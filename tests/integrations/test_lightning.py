@@ -24,6 +24,7 @@ from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from tests.conftest import blobs, mlp
 from tests.integrations.dense import sharpness
+from tests.integrations.records import rows
 from tests.neutrality.test_neutrality import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own advice
@@ -245,12 +246,6 @@ def test_the_trainers_loggers_get_the_numbers(tmp_path: Path) -> None:
     curve = events.Scalars("eqtoolbox/curvature/sharpness")
     assert [e.step for e in curve] == list(steps)
     assert [e.value for e in curve] == pytest.approx(list(values), rel=1e-6)
-
-
-def rows(run: Path) -> list[tuple[int, str, float]]:
-    kept = ("conservation", "curvature", "training")
-    found = [r for r in eq.Run(run).records() if r.probe in kept]
-    return [(r.step, r.name, r.value) for r in found]
 
 
 @pytest.mark.parametrize("cut", [1, 2])

@@ -8,7 +8,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -23,6 +22,7 @@ from eqtoolbox.integrations.transformers import EqCallback
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from tests.integrations.dense import sharpness
+from tests.integrations.records import rows
 from tests.neutrality.test_neutrality import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's own advice
@@ -128,7 +128,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_training_is_bit_identical_and_the_loss_is_the_one_that_trains(
     tmp_path: Path, case: str
 ) -> None:
-    alone = train(tmp_path, **{k: v for k, v in CASES[case].items()})
+    alone = train(tmp_path, **CASES[case])
     watched = train(tmp_path, callback(tmp_path / "run"), **CASES[case])
     assert watched.trail.rows == alone.trail.rows
     assert len(alone.trail.rows) == STEPS
@@ -176,14 +176,8 @@ def test_the_sharpness_is_that_of_a_dense_hessian(tmp_path: Path, smoothing: flo
     for step in (0, STEPS - 1):
         tokens = seen[step]["input_ids"]
         weights = watched.trail.weights[step]
-        expected = sharpness(twin, lambda m: loss(m, tokens), weights)
+        expected = sharpness(twin, lambda m, tokens=tokens: loss(m, tokens), weights)
         assert values[step] == pytest.approx(expected, rel=2e-3)
-
-
-def rows(run: Path) -> list[tuple[int, str, float]]:
-    kept = ("conservation", "curvature", "training")
-    found = [r for r in eq.Run(run).records() if r.probe in kept]
-    return [(r.step, r.name, r.value) for r in found]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
