@@ -98,14 +98,14 @@ class LossCapture:
         if not self._armed:
             self.unused = batch
             return
-        if self._coming and gradients_are_clear(self.model):
-            self._coming.clear()
-        loss_fn = self._wrapped or self.loss_fn
-        if loss_fn is None:
+        loss_fn, losses = self._wrapped or self.loss_fn, self._target()
+        if loss_fn is None or not self._belongs():
             return
+        if losses and gradients_are_clear(self.model):
+            losses.clear()
         caught = Caught(self._objective(loss_fn, _fresh(batch)), weight=weight)
         caught.started = self._start is not None
-        self._coming.append(caught)
+        losses.append(caught)
         self._start = None
 
     # -- one step -------------------------------------------------------------------------------
@@ -192,8 +192,8 @@ class LossCapture:
             return None
         objective = self._objective(loss_fn, batch)
         step = self._losses()
-        buffers = step[-1].objective.buffers if step else objective.buffers
-        return replace(objective, random=random, buffers=buffers)
+        last = step[-1].objective if step else objective
+        return replace(objective, random=random, buffers=last.buffers, flags=last.flags)
 
     def why_none(self) -> str:
         """Why no loss is known, and what to do."""
@@ -320,10 +320,8 @@ class LossCapture:
             return
         waiting = self._target() or self._step
         if waiting and not waiting[-1].started:
-            random, buffers = self._start
-            waiting[-1].objective = replace(
-                waiting[-1].objective, random=random, buffers=buffers, autocast=self._autocast
-            )
+            known = waiting[-1].objective
+            waiting[-1].objective = self._objective(known.loss_fn, known.batch)
             waiting[-1].started, self._start = True, None
 
     def _model_answered(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -348,7 +346,7 @@ class LossCapture:
     def _criterion_called(self, criterion: nn.Module, args: Any, kwargs: Any) -> None:
         if self._output is None or not torch.is_grad_enabled():
             return
-        if not args or args[0] is not self._output:
+        if not args or not _same(args[0], self._output):
             self.missed = (
                 "the criterion was not called on the model's own output as criterion(model(x), "
                 "...): decorate your loss function with @monitor.loss instead"
@@ -357,7 +355,7 @@ class LossCapture:
         self._calls = (self._calls, _fresh((args[1:], kwargs)))
 
     def _criterion_answered(self, criterion: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
-        called = self._output is not None and args and args[0] is self._output
+        called = self._output is not None and args and _same(args[0], self._output)
         self._output = None
         if called and isinstance(loss, Tensor):
             self._catch(self._objective(Criterion(criterion), self._calls), loss)
@@ -371,6 +369,7 @@ class LossCapture:
             random=random,
             buffers=buffers,
             autocast=self._autocast,
+            flags=tuple(m.training for m in self.model.modules()),
         )
 
 
@@ -392,6 +391,14 @@ class _Reached:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def _same(x: Any, output: Any) -> bool:
+    """Whether it is the output itself; hooks of modules hand on aliases."""
+    if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
+        return x is output
+    alike = x.shape == output.shape and x.stride() == output.stride() and x.dtype == output.dtype
+    return alike and x.numel() > 0 and x.data_ptr() == output.data_ptr()
 
 
 def _fresh(batch: Any) -> Any:

@@ -61,13 +61,13 @@ class Guests:
             if id(m) not in self._known:
                 self._known.add(id(m))
                 self._before.append((m, dict(m.__dict__)))
-                _set_apart(m, m.__dict__)
+                set_apart(m, m.__dict__)
 
     def renew(self) -> None:
         """Put all guests back to where they were met, so that evaluations are repeatable."""
         for module, attributes in self._before:
             restore_attributes(module, attributes)
-            _set_apart(module, attributes)
+            set_apart(module, attributes)
 
     def leave(self) -> None:
         """Give all guests back as they came."""
@@ -135,7 +135,8 @@ def without_user_hooks(module: nn.Module, attributes: dict[str, Any]) -> None:
             module.__dict__[name] = only_torch(attributes[name])
 
 
-def _set_apart(module: nn.Module, attributes: dict[str, Any]) -> None:
+def set_apart(module: nn.Module, attributes: dict[str, Any]) -> None:
+    """Take the user's hooks off a module and clone its buffers, for as long as probes run."""
     without_user_hooks(module, attributes)
     buffers = attributes.get("_buffers", {})
     module.__dict__["_buffers"] = {

@@ -6,7 +6,7 @@ buffers are never swapped here: probes evaluate the model at clones (`eqtoolbox.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.derivatives import twice_differentiable
-from eqtoolbox.guests import guests, restore_attributes, without_user_hooks
+from eqtoolbox.guests import guests, restore_attributes, set_apart
 
 
 class RandomState:
@@ -76,7 +76,7 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
     with ExitStack() as scope:
         for module, attributes in before:
             scope.callback(restore_attributes, module, attributes)
-            without_user_hooks(module, attributes)
+            set_apart(module, attributes)
         scope.enter_context(guests(*modules))
         scope.enter_context(random_streams())
         scope.enter_context(torch.inference_mode(False))
@@ -90,11 +90,18 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for every submodule; flags come back one by one, frozen layers included."""
-    flags = [(m, m.training) for m in module.modules()]
+    with flagged(module, (False,) * len(list(module.modules()))):
+        yield
+
+
+@contextmanager
+def flagged(module: nn.Module, flags: Sequence[bool]) -> Iterator[None]:
+    """Training flags of all submodules in order; as they are where `flags` is empty."""
+    before = [(m, m.training) for m in module.modules()] if flags else []
     try:
-        for m, _ in flags:
-            m.training = False
+        for (m, _), training in zip(before, flags, strict=False):
+            m.training = training
         yield
     finally:
-        for m, training in flags:
+        for m, training in before:
             m.training = training

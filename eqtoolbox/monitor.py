@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.budget import Budget
 from eqtoolbox.capture import LossCapture
+from eqtoolbox.eager import eager
 from eqtoolbox.gradient_check import MIN_COSINE, compare, replayed_gradient
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
@@ -229,10 +230,12 @@ class Monitor:
                     self._journal.failed(scheduled.probe.name, error)
         return due
 
+    @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._todo:
             self._begin(optimizer)
 
+    @eager
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._todo:
             self._finish()
@@ -242,6 +245,7 @@ class Monitor:
         self.step += 1
         self._arm()
 
+    @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """One of several optimizers starts."""
         if self._open and id(optimizer) in self._stepped:
@@ -255,6 +259,7 @@ class Monitor:
             self._capture.armed = bool(self._todo) or bool(self._due(self.step + 1))
         self._capture.step_goes_on()
 
+    @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._capture.step_pauses()
         self._stepped.add(id(optimizer))

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
 
 from eqtoolbox.batch import map_tensors, tensors
+from eqtoolbox.checkpoints import recomputed_within
 from eqtoolbox.guests import Scope, renew_guests
-from eqtoolbox.isolation import RandomState, evaluation, isolated, random_streams
+from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 
 Parameters = dict[str, Tensor]
 LossFunction = Callable[[nn.Module, Any], Any]
@@ -42,6 +42,7 @@ class Objective:
     batch: Any
     random: RandomState
     buffers: Parameters
+    flags: tuple[bool, ...] = ()  # training flags of all modules; empty: as they are
     mutates: bool = False  # the loss changes its batch in place
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
     autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
@@ -237,11 +238,18 @@ class Objective:
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
         named = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
+        scope = Scope(self.model)
+
+        @contextmanager
+        def state() -> Iterator[None]:
+            flags = self.flags if train else (False,) * len([*self.model.modules()])
+            with flagged(self.model, flags), _reparametrize_module(scope, named, tie_weights=True):
+                yield
+
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
-        mode = nullcontext() if train else evaluation(self.model)
         renew_guests()
-        with random_streams(self.random), mode, cast:
-            return functional_call(Scope(self.model), named, (body,))
+        with random_streams(self.random), cast, recomputed_within(state), state():
+            return scope(body)
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
