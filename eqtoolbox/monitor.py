@@ -360,7 +360,8 @@ class Monitor:
     # -- measuring ------------------------------------------------------------------------------
 
     def _measure(self, probes: list[Probe], before: Parameters) -> None:
-        after = {n: p.detach() for n, p in trainable(self.model).items()}
+        now = self.model.named_parameters()  # GAN loops take gradients off and on inside a step
+        after = {n: p.detach() for n, p in now if n in before}
         snapshot = self._snapshot(before, after)
         self._parameters_changed(before)
         self._applied(before, after)

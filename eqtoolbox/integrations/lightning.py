@@ -31,7 +31,7 @@ class EqCallback(Attachment, Callback):
     `loss_fn(model, batch)` or `criterion`. Checkpoints hold what a resumed fit needs.
 
     Args:
-        optimizer: which of the Trainer's optimizers counts.
+        optimizer: which of the Trainer's optimizers to follow; all of them without.
         module: submodule to watch, such as "generator"; "" for all.
 
     The others are those of `eqtoolbox.attach`.
@@ -39,10 +39,10 @@ class EqCallback(Attachment, Callback):
     Example:
         >>> callback = EqCallback(run_dir="runs/a", probes="light", budget=None)
         >>> callback.state_key
-        "EqCallback{'module': '', 'optimizer': 0}"
+        "EqCallback{'module': '', 'optimizer': None}"
     """
 
-    optimizer: int = 0
+    optimizer: int | None = None
     module: str = ""
 
     @property
@@ -53,19 +53,17 @@ class EqCallback(Attachment, Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        if not 0 <= self.optimizer < len(trainer.optimizers):
-            raise ValueError(
-                f"optimizer={self.optimizer}, but configure_optimizers() returned "
-                f"{len(trainer.optimizers)}; they count from 0"
-            )
+        optimizers = trainer.optimizers
+        if self.optimizer is not None:
+            if not 0 <= self.optimizer < len(optimizers):
+                raise ValueError(
+                    f"optimizer={self.optimizer}, but configure_optimizers() returned "
+                    f"{len(optimizers)}; they count from 0"
+                )
+            optimizers = [optimizers[self.optimizer]]
         model = pl_module.get_submodule(self.module)
-        log = _Loggers(trainer) if trainer.loggers else None
-        self.start(
-            model,
-            trainer.optimizers[self.optimizer],
-            trainer.global_step,
-            *([log] if log else []),
-        )
+        trackers = [_Loggers(trainer)] if trainer.loggers else []
+        self.start(model, optimizers, trainer.global_step, *trackers)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -86,7 +84,7 @@ class EqCallback(Attachment, Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         manual = not pl_module.automatic_optimization
-        if self.monitor is not None and manual and optimizer is self.monitor.optimizer:
+        if self.monitor is not None and manual and optimizer in self.monitor.optimizers:
             self.monitor.end(None)  # which of its losses led here, only the module knows
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
