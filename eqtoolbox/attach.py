@@ -17,18 +17,12 @@ from eqtoolbox.config import Probes, describe, resolve
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor, monitors_of
 from eqtoolbox.probe import Scheduled
+from eqtoolbox.refusal import refuse_sharded
 from eqtoolbox.schedule import Schedule
-from eqtoolbox.sink import Sink
+from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
-from eqtoolbox.unwrap import (
-    optimizers_in,
-    other_process,
-    processes,
-    refuse_engine,
-    refuse_sharded,
-    unwrapped,
-)
+from eqtoolbox.unwrap import optimizers_in, other_process, processes, unwrapped
 
 
 def attach(
@@ -44,7 +38,7 @@ def attach(
     schedule: int | Schedule | Mapping[str, int | Schedule] | None = None,
     budget: float | None = 0.05,
     run_dir: str | PathLike[str] | None = None,
-    sinks: Sequence[Sink] = (),
+    sinks: Sequence[Any] = (),
     seed: int = 0,
     on_error: OnError = "warn",
     resume: bool = False,
@@ -71,7 +65,8 @@ def attach(
         budget: largest share of training time that probes may take; None for no limit, so that
             exactly the scheduled steps are measured. Skips are recorded.
         run_dir: directory for the records; None to keep none.
-        sinks: further places for records.
+        sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
+            `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`.
         seed: of the probes' own random streams.
         on_error: "warn" records a failing probe and goes on, "raise" is for tests.
         resume: append to the run in `run_dir`; give the monitor its state back by
@@ -89,14 +84,17 @@ def attach(
         >>> monitor = attach(model, optimizer, criterion=nn.MSELoss())
         >>> monitor.close()
     """
+    if isinstance(model, nn.Module):
+        refuse_sharded(model, optimizer)
     optimizers = optimizers_in(optimizer)
-    called, model = model, _checked_model(model)
-    _check(model, optimizers, criterion, loss_fn, budget, seed, sinks, on_error)
+    called, model = model, unwrapped(model)
+    _check(model, optimizers, criterion, loss_fn, budget, seed, on_error)
+    further = [as_sink(sink) for sink in sinks]
     if probe_batch is not None:
         check_batch(probe_batch, model)
     scheduled = resolve(probes, schedule)
     if other_process():
-        scheduled, run_dir, sinks = [], None, ()
+        scheduled, run_dir, further = [], None, []
     store = None if run_dir is None else _open(run_dir, resume)
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, budget, seed))
@@ -108,7 +106,7 @@ def attach(
         criterion=criterion,
         probe_batch=probe_batch,
         budget=budget,
-        sinks=[*([store] if store else []), *sinks],
+        sinks=[*([store] if store else []), *further],
         seed=seed,
         segment=store.segment if store else 0,
         step=store.next_step if store else 0,
@@ -118,25 +116,17 @@ def attach(
     )
 
 
-def _checked_model(model: Any) -> nn.Module:
-    """The model to watch, out of its wrappers."""
-    refuse_engine(model)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
-    refuse_sharded(model)
-    return unwrapped(model)
-
-
 def _check(
-    model: nn.Module,
+    model: Any,
     optimizers: Sequence[torch.optim.Optimizer],
     criterion: Any,
     loss_fn: Any,
     budget: Any,
     seed: Any,
-    sinks: Sequence[Any],
     on_error: Any,
 ) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ValueError(
@@ -170,9 +160,6 @@ def _check(
         )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
-    for sink in sinks:
-        if not isinstance(sink, Sink):
-            raise TypeError(f"sinks must be eqtoolbox.Sink objects, got {sink!r}")
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
 

@@ -45,6 +45,7 @@ class LossCapture:
         self.called = called if called is not None else model
         self.loss_fn = loss_fn
         self.criterion = criterion
+        self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.missed = ""  # why nothing could be caught although the model was called
         self.summed = False  # losses of unknown weight: their sum, not their mean
         self.moved = False  # whether a closure evaluated the loss at other parameters
@@ -60,6 +61,7 @@ class LossCapture:
         self._own_loss = False
         self._start: tuple[RandomState, Parameters] | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
+        self._begun: Objective | None = None
         self._output: Any = None
         self._calls: Any = ((), {})
         self._handles: list[Any] = []
@@ -108,6 +110,18 @@ class LossCapture:
         losses.append(caught)
         self._start = None
 
+    def begin(self, loss_fn: LossFunction, batch: Any) -> None:
+        """The loop is about to evaluate `loss_fn(model, batch)` in its own code."""
+        if self._armed and torch.is_grad_enabled():
+            self._start, self._autocast = None, self._around()
+            self._begun = self._objective(loss_fn, _fresh(batch))
+
+    def end(self, loss: Tensor | None) -> None:
+        """What it evaluated to."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self._catch(begun, loss)
+
     # -- one step -------------------------------------------------------------------------------
 
     def step_starts(self, unmoved: Callable[[], bool]) -> None:
@@ -134,7 +148,7 @@ class LossCapture:
         for caught in self._step:
             caught.release()
         self._step = []
-        self._start = self._output = self._inside = self.unused = None
+        self._start = self._output = self._begun = self._inside = self.unused = None
         self._calls = ((), {})
 
     def forget(self) -> None:
@@ -216,7 +230,7 @@ class LossCapture:
             owner = self._owner(args)
             if owner is not None:
                 batch, versions = _fresh((args[1:], kwargs)), _versions((args[1:], kwargs))
-                self._start, self._autocast = None, _active_autocast(self.model)
+                self._start, self._autocast = None, self._around()
                 loss_fn = Spread(function, None if owner is self.model else owner)
                 objective = self._objective(loss_fn, batch)
         except Exception as error:
@@ -232,7 +246,9 @@ class LossCapture:
 
     def _owner(self, args: Any) -> nn.Module | None:
         """The model, or the larger one around it, that the function was given; None if neither."""
-        given = unwrapped(args[0]) if args and isinstance(args[0], nn.Module) else None
+        given: nn.Module | None = (
+            unwrapped(args[0]) if args and isinstance(args[0], nn.Module) else None
+        )
         if given is None:
             got = type(args[0]).__name__ if args else "no argument"
             self.missed = (
@@ -268,6 +284,13 @@ class LossCapture:
         waiting = [c for c in self._coming if c.weight is None]
         for old in waiting[:-MAX_WAITING]:
             self._coming.remove(old)
+
+    def _around(self) -> tuple[str, torch.dtype] | None:
+        """Device and type of the autocast in force around the loss, or inside the model."""
+        device = next((p.device.type for p in self.model.parameters()), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return self.inside
+        return device, torch.get_autocast_dtype(device)
 
     def _belongs(self) -> bool:
         """Whether the loss is evaluated at the parameters that the step starts from."""
@@ -311,10 +334,10 @@ class LossCapture:
         self._handles.clear()
 
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if not torch.is_grad_enabled() or not self._belongs():
+        if self._begun is not None or not torch.is_grad_enabled() or not self._belongs():
             return
         self._start = (RandomState(), _buffers(self.model))
-        self._autocast = _active_autocast(self.model)
+        self._autocast = self._around()
         if self.loss_fn is None:
             self._calls = _fresh((args, kwargs))
             return
@@ -408,14 +431,6 @@ def _fresh(batch: Any) -> Any:
 
 def _versions(batch: Any) -> list[int]:
     return [t._version for t in tensors(batch) if not t.is_inference()]
-
-
-def _active_autocast(model: nn.Module) -> tuple[str, torch.dtype] | None:
-    """Device and type of the autocast in force around the loss."""
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    if not torch.is_autocast_enabled(device):
-        return None
-    return device, torch.get_autocast_dtype(device)
 
 
 def _buffers(model: nn.Module) -> Parameters:

@@ -87,6 +87,14 @@ class Journal:
         """Forget failures of `name`."""
         self._failures.pop(name, None)
 
+    def flush(self) -> None:
+        """Tell all sinks that a step is complete."""
+        self._each(lambda sink: sink.flush())
+
+    def add(self, sink: Sink) -> None:
+        """Send what comes to this sink too."""
+        self._sinks.append(sink)
+
     def close(self) -> None:
         """Finish all sinks."""
         self._each(lambda sink: sink.close())
