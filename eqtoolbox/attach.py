@@ -17,12 +17,18 @@ from eqtoolbox.config import Probes, describe, resolve
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor, monitors_of
 from eqtoolbox.probe import Scheduled
-from eqtoolbox.refusal import refuse_sharded
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
-from eqtoolbox.unwrap import optimizers_in, other_process, processes, unwrapped
+from eqtoolbox.unwrap import (
+    optimizers_in,
+    other_process,
+    processes,
+    refuse_engine,
+    refuse_sharded,
+    unwrapped,
+)
 
 
 def attach(
@@ -84,17 +90,15 @@ def attach(
         >>> monitor = attach(model, optimizer, criterion=nn.MSELoss())
         >>> monitor.close()
     """
-    if isinstance(model, nn.Module):
-        refuse_sharded(model, optimizer)
     optimizers = optimizers_in(optimizer)
-    called, model = model, unwrapped(model)
+    called, model = model, _checked_model(model)
     _check(model, optimizers, criterion, loss_fn, budget, seed, on_error)
-    further = [as_sink(sink) for sink in sinks]
+    further = [] if other_process() else [as_sink(sink) for sink in sinks]
     if probe_batch is not None:
         check_batch(probe_batch, model)
     scheduled = resolve(probes, schedule)
     if other_process():
-        scheduled, run_dir, further = [], None, []
+        scheduled, run_dir = [], None
     store = None if run_dir is None else _open(run_dir, resume)
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, budget, seed))
@@ -116,8 +120,17 @@ def attach(
     )
 
 
+def _checked_model(model: Any) -> nn.Module:
+    """The model to watch, out of its wrappers."""
+    refuse_engine(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
+    refuse_sharded(model)
+    return unwrapped(model)
+
+
 def _check(
-    model: Any,
+    model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     criterion: Any,
     loss_fn: Any,
@@ -125,8 +138,6 @@ def _check(
     seed: Any,
     on_error: Any,
 ) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ValueError(

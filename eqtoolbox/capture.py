@@ -61,7 +61,7 @@ class LossCapture:
         self._own_loss = False
         self._start: tuple[RandomState, Parameters] | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
-        self._begun: Objective | None = None
+        self._begun: tuple[Objective, Any, list[int]] | None = None
         self._output: Any = None
         self._calls: Any = ((), {})
         self._handles: list[Any] = []
@@ -114,13 +114,14 @@ class LossCapture:
         """The loop is about to evaluate `loss_fn(model, batch)` in its own code."""
         if self._armed and torch.is_grad_enabled():
             self._start, self._autocast = None, self._around()
-            self._begun = self._objective(loss_fn, _fresh(batch))
+            self._begun = self._objective(loss_fn, _fresh(batch)), batch, _versions(batch)
 
     def end(self, loss: Tensor | None) -> None:
         """What it evaluated to."""
         begun, self._begun = self._begun, None
         if begun is not None:
-            self._catch(begun, loss)
+            objective, batch, versions = begun
+            self._catch(replace(objective, mutates=versions != _versions(batch)), loss)
 
     # -- one step -------------------------------------------------------------------------------
 

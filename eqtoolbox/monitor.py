@@ -130,15 +130,15 @@ class Monitor:
         """Say what came out of the evaluation that `begin` told of; None where that is unknown."""
         self._safely(self._capture.end, loss)
 
+    def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
+        """Say that the model's own `forward` enters this autocast, where no hook can see it."""
+        self._capture.inside = (device, dtype)
+
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""
         if step != self.step:
             self.step = step
             self._arm()
-
-    def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
-        """Say that the model's own `forward` enters this autocast, where no hook can see it."""
-        self._capture.inside = (device, dtype)
 
     def add_sink(self, sink: Sink) -> None:
         """Send records to one more place."""
@@ -321,16 +321,16 @@ class Monitor:
         try:
             before, self._before = self._before, None
             self._context()
-            due = self._runner.affordable(self._todo)
+            due = self._runner.affordable(self._todo, caught=before is not None)
             if before is not None:
                 self._measure(due, before)
             self._journal.succeeded("monitor")
-            self._journal.flush()
         except Exception as error:
             self._failed(error)
         finally:
             self._noted, self._scale = {}, 1.0
             self._capture.drop()
+            self._journal.flush()
             self._left_at = time.perf_counter()
 
     def _earn(self) -> None:

@@ -41,9 +41,12 @@ class Runner:
         self._budget = budget
         self._journal = journal
 
-    def affordable(self, due: Sequence[Probe]) -> list[Probe]:
-        """Due probes that the budget allows; the rest is recorded as skipped."""
-        run = [probe for probe in due if self._budget.affords(probe.name)]
+    def affordable(self, due: Sequence[Probe], caught: bool = True) -> list[Probe]:
+        """Due probes that the budget allows; the rest is recorded as skipped.
+
+        Nothing was caught where no probe could be paid for before the step, even if one can now.
+        """
+        run = [probe for probe in due if caught and self._budget.affords(probe.name)]
         for probe in due:
             if probe not in run:
                 so_far, allowed = self._budget.overhead, self._budget.share

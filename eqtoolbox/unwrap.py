@@ -1,5 +1,6 @@
-"""Unwrapping: what stands around a model or an optimizer, taken off."""
+"""Unwrapping: what stands around a model or an optimizer, taken off or refused by name."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,13 +12,51 @@ _INNER = {  # wrappers that call the model they hold, and where they hold it
     "DataParallel": "module",
     "OptimizedModule": "_orig_mod",
 }
+_INSTEAD = (
+    "what works: DistributedDataParallel, where the first process measures its own share of the "
+    "batch, or `eqtoolbox audit` on a whole copy of the model"
+)
 
 
-def unwrapped(model: Any) -> Any:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, DataParallel and torch.compile."""
     while type(model).__name__ in _INNER:
         model = getattr(model, _INNER[type(model).__name__])
     return model
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse parameters of which this process holds a part only.
+
+    Raises:
+        TypeError: names what was found and what works instead.
+    """
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind in ("FullyShardedDataParallel", "DeepSpeedEngine", "PipelineEngine"):
+            raise TypeError(
+                f"{kind} shards the parameters: probes cannot evaluate them; {_INSTEAD}"
+            )
+    tensor = sys.modules.get("torch.distributed.tensor")
+    for name, p in model.named_parameters():
+        if tensor is not None and isinstance(p, tensor.DTensor):
+            raise TypeError(
+                f"{name} is a DTensor (FSDP2 or tensor parallel): a second derivative of a sharded "
+                f"parameter is wrong or missing in torch; {_INSTEAD}"
+            )
+        if hasattr(p, "ds_id") or hasattr(p, "ds_status"):
+            raise TypeError(f"{name} is partitioned by DeepSpeed ZeRO; {_INSTEAD}")
+
+
+def refuse_engine(given: Any) -> None:
+    """Refuse an engine of DeepSpeed given as the model, or an optimizer that it wrapped.
+
+    Raises:
+        TypeError: names what was found and what works instead.
+    """
+    for kind in type(given).__mro__:
+        if kind.__module__.partition(".")[0] == "deepspeed":
+            raise TypeError(f"{kind.__name__} of DeepSpeed is not supported; {_INSTEAD}")
 
 
 def optimizers_in(given: Any) -> list[torch.optim.Optimizer]:
@@ -39,6 +78,7 @@ def optimizers_in(given: Any) -> list[torch.optim.Optimizer]:
 def _with_hooks(optimizer: Any) -> torch.optim.Optimizer:
     seen = optimizer
     while seen is not None:
+        refuse_engine(seen)
         if isinstance(seen, torch.optim.Optimizer) and hasattr(seen, "_optimizer_step_post_hooks"):
             return seen
         seen = getattr(seen, "optimizer", None)

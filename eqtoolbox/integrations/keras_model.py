@@ -22,7 +22,7 @@ class KerasModel(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self._keras = [model]  # in a list: its layers are not to be found as submodules
+        self._keras = [model]  # in a list, so that its parameters have no second names
         self._inside = False
         self.variables = {v.path: v for v in model.variables}
         trainable = {id(v) for v in model.trainable_variables}
@@ -39,6 +39,12 @@ class KerasModel(nn.Module):
             if getattr(model, "_call_has_training_arg", True):
                 return model(x, training=self.training)
             return model(x)
+
+    def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
+        """This module and the layers: what an evaluation does to them is undone."""
+        layers = self._keras[0]._flatten_layers()  # kept in lists, where torch does not find them
+        found = {id(m): m for layer in layers for m in layer.modules()}
+        yield from (self, *found.values())
 
     def loss(self, x: Any, y: Any, sample_weight: Any) -> Tensor:
         """What `compute_loss` gives for this batch; scalar."""

@@ -38,6 +38,7 @@ class Warming(keras.layers.Layer):
 
 
 def network(dropout: float = 0.0) -> Any:
+    keras.utils.clear_session()  # names of layers start anew, as in a new process
     keras.utils.set_random_seed(0)
     layers = keras.layers
     return keras.Sequential(

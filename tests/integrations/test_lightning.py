@@ -182,6 +182,10 @@ def test_accumulation_measures_what_the_step_is_made_of(tmp_path: Path) -> None:
     assert watched.trail == fit(tmp_path, accumulate_grad_batches=2).trail
     run = eq.Run(tmp_path / "run")
     assert list(run.series("curvature/sharpness")[0]) == list(range(4))
+    assert run.series("monitor/closure_grad_cos")[1] == pytest.approx([1.0], abs=1e-6)
+    assert run.series("monitor/closure_grad_ratio")[1] == pytest.approx([1.0], rel=1e-5)
+    means = torch.stack(watched.final.outputs).view(4, 2).mean(1)
+    assert run.series("training/loss")[1] == pytest.approx(means.tolist(), rel=1e-5)
 
 
 class Adversaries(pl.LightningModule):

@@ -82,6 +82,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
         "max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 0.05, "seed": 0,
         "report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True,
         "logging_steps": 2, "dataloader_pin_memory": False, "optim": "sgd",
+        "max_grad_norm": 0.0,
     }  # fmt: skip
     return TrainingArguments(output_dir=str(folder), **{**defaults, **options})
 
@@ -134,9 +135,11 @@ def test_training_is_bit_identical_and_the_loss_is_the_one_that_trains(
     assert len(alone.trail.rows) == STEPS
     run = eq.Run(tmp_path / "run")
     assert list(run.series("curvature/sharpness")[0]) == list(range(STEPS))
-    if case != "accumulated":
-        cosine = run.series("monitor/closure_grad_cos")[1]
-        assert cosine == pytest.approx([1.0], abs=1e-4 if case == "bf16" else 1e-6)
+    cosine = run.series("monitor/closure_grad_cos")[1]
+    assert cosine == pytest.approx([1.0], abs=1e-4 if case == "bf16" else 1e-6)
+    if case != "bf16":
+        ratio = run.series("monitor/closure_grad_ratio")[1]
+        assert ratio == pytest.approx([1.0], rel=1e-4)
 
 
 def test_the_history_holds_the_numbers(tmp_path: Path) -> None:
