@@ -45,6 +45,7 @@ class LossCapture:
         self.called = called if called is not None else model
         self.loss_fn = loss_fn
         self.criterion = criterion
+        self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.missed = ""  # why nothing could be caught although the model was called
         self.summed = False  # losses of unknown weight: their sum, not their mean
         self.moved = False  # whether a closure evaluated the loss at other parameters
@@ -58,10 +59,9 @@ class LossCapture:
         self.fail: Callable[[Exception], None] = _raise
         self._task = -1  # backward that was last seen
         self._own_loss = False
-        self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
-        self._begun: tuple[Objective, Any, list[int]] | None = None
         self._start: tuple[RandomState, Parameters] | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
+        self._begun: tuple[Objective, Any, list[int]] | None = None
         self._output: Any = None
         self._calls: Any = ((), {})
         self._handles: list[Any] = []
@@ -112,23 +112,16 @@ class LossCapture:
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """The loop is about to evaluate `loss_fn(model, batch)` in its own code."""
-        if torch.compiler.is_compiling() or not self._armed or not torch.is_grad_enabled():
-            return
-        try:
+        if self._armed and torch.is_grad_enabled():
             self._start, self._autocast = None, self._around()
             self._begun = self._objective(loss_fn, _fresh(batch)), batch, _versions(batch)
-        except Exception as error:
-            self.fail(error)
 
     def end(self, loss: Tensor | None) -> None:
-        """What that evaluated to."""
+        """What it evaluated to."""
         begun, self._begun = self._begun, None
-        try:
-            if begun is not None:
-                objective, batch, versions = begun
-                self._catch(replace(objective, mutates=versions != _versions(batch)), loss)
-        except Exception as error:
-            self.fail(error)
+        if begun is not None:
+            objective, batch, versions = begun
+            self._catch(replace(objective, mutates=versions != _versions(batch)), loss)
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -156,7 +149,7 @@ class LossCapture:
         for caught in self._step:
             caught.release()
         self._step = []
-        self._start = self._output = self._inside = self.unused = self._begun = None
+        self._start = self._output = self._begun = self._inside = self.unused = None
         self._calls = ((), {})
 
     def forget(self) -> None:
@@ -254,7 +247,9 @@ class LossCapture:
 
     def _owner(self, args: Any) -> nn.Module | None:
         """The model, or the larger one around it, that the function was given; None if neither."""
-        given = unwrapped(args[0]) if args and isinstance(args[0], nn.Module) else None
+        given: nn.Module | None = (
+            unwrapped(args[0]) if args and isinstance(args[0], nn.Module) else None
+        )
         if given is None:
             got = type(args[0]).__name__ if args else "no argument"
             self.missed = (
@@ -290,6 +285,13 @@ class LossCapture:
         waiting = [c for c in self._coming if c.weight is None]
         for old in waiting[:-MAX_WAITING]:
             self._coming.remove(old)
+
+    def _around(self) -> tuple[str, torch.dtype] | None:
+        """Device and type of the autocast in force around the loss, or inside the model."""
+        device = next((p.device.type for p in self.model.parameters()), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return self.inside
+        return device, torch.get_autocast_dtype(device)
 
     def _belongs(self) -> bool:
         """Whether the loss is evaluated at the parameters that the step starts from."""
@@ -382,10 +384,6 @@ class LossCapture:
         if called and isinstance(loss, Tensor):
             self._catch(self._objective(Criterion(criterion), self._calls), loss)
 
-    def _around(self) -> tuple[str, torch.dtype] | None:
-        """The autocast in force around the loss, or inside the model."""
-        return _active_autocast(self.model) or self.inside
-
     def _objective(self, loss_fn: LossFunction, batch: Any) -> Objective:
         random, buffers = self._start or (RandomState(), _buffers(self.model))
         return Objective(
@@ -434,14 +432,6 @@ def _fresh(batch: Any) -> Any:
 
 def _versions(batch: Any) -> list[int]:
     return [t._version for t in tensors(batch) if not t.is_inference()]
-
-
-def _active_autocast(model: nn.Module) -> tuple[str, torch.dtype] | None:
-    """Device and type of the autocast in force around the loss."""
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    if not torch.is_autocast_enabled(device):
-        return None
-    return device, torch.get_autocast_dtype(device)
 
 
 def _buffers(model: nn.Module) -> Parameters:

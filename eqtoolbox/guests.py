@@ -4,10 +4,14 @@ A teacher, a discriminator or a criterion that the loss finds in its arguments o
 user's own live module: each evaluation would move its buffers and fire its hooks.
 """
 
+import dataclasses
+import functools
+import inspect
 import threading
+import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -20,6 +24,7 @@ _GLOBAL = (
     "_global_backward_hooks",
     "_global_backward_pre_hooks",
 )
+MANY = 100  # members of a list that are looked at
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
@@ -35,12 +40,20 @@ class Scope(nn.Module):
 
 
 class Guests:
-    """Every module called in the scope that is none of `hosts`; buffers are clones meanwhile."""
+    """Every module called in the scope that is none of `hosts`; buffers are clones meanwhile.
 
-    def __init__(self, hosts: Iterable[nn.Module]) -> None:
+    Args:
+        hosts: protected by someone else.
+        expected: guests known beforehand, of which all attributes are kept; of those that turn up
+            in the middle of an evaluation, only buffers and hooks can be.
+    """
+
+    def __init__(self, hosts: Iterable[nn.Module], expected: Iterable[nn.Module] = ()) -> None:
         self._known = {id(m) for host in hosts for m in host.modules()}
         self._before: list[tuple[nn.Module, dict[str, Any]]] = []
         self._thread = threading.get_ident()
+        for module in expected:
+            self._take_in(module, (*module.__dict__,))
 
     def meet(self, module: nn.Module) -> None:
         """Take in a module that is about to be called.
@@ -57,22 +70,25 @@ class Guests:
                 f"the loss calls a {type(module).__name__} itself, which talks to other processes; "
                 "let it call the model it is given as its argument"
             )
+        self._take_in(module, (*HOOKS, "_buffers"))
+
+    def _take_in(self, module: nn.Module, names: Iterable[str]) -> None:
         for m in module.modules():
             if id(m) not in self._known:
                 self._known.add(id(m))
-                self._before.append((m, dict(m.__dict__)))
+                self._before.append((m, {n: m.__dict__[n] for n in names if n in m.__dict__}))
                 set_apart(m, m.__dict__)
 
     def renew(self) -> None:
         """Put all guests back to where they were met, so that evaluations are repeatable."""
         for module, attributes in self._before:
-            restore_attributes(module, attributes)
+            module.__dict__.update(attributes)
             set_apart(module, attributes)
 
     def leave(self) -> None:
         """Give all guests back as they came."""
         for module, attributes in self._before:
-            restore_attributes(module, attributes)
+            module.__dict__.update(attributes)
         self._before.clear()
 
 
@@ -80,9 +96,9 @@ _scopes: list[Guests] = []
 
 
 @contextmanager
-def guests(*hosts: nn.Module) -> Iterator[None]:
+def guests(*hosts: nn.Module, expected: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Scope in which modules other than `hosts` are protected, and no global hook fires."""
-    present, call = Guests(hosts), nn.Module.__call__
+    present, call = Guests(hosts, expected), nn.Module.__call__
 
     def meeting(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         present.meet(module)
@@ -142,3 +158,30 @@ def set_apart(module: nn.Module, attributes: dict[str, Any]) -> None:
     module.__dict__["_buffers"] = {
         name: None if b is None else b.detach().clone() for name, b in buffers.items()
     }
+
+
+def modules_in(thing: Any, depth: int = 4) -> Iterator[nn.Module]:
+    """Modules that a function can reach: in its arguments, closure, defaults, owner and globals."""
+    if isinstance(thing, nn.Module):
+        yield thing
+        return
+    for inner in _reachable(thing) if depth else ():
+        yield from modules_in(inner, depth - 1)
+
+
+def _reachable(thing: Any) -> Iterator[Any]:
+    if isinstance(thing, (tuple, list)):
+        yield from thing[:MANY]
+    elif isinstance(thing, dict):
+        yield from thing.values()
+    elif isinstance(thing, functools.partial):
+        yield from (thing.func, thing.args, thing.keywords)
+    elif isinstance(thing, types.MethodType):
+        yield from (thing.__self__, thing.__func__)
+    elif isinstance(thing, types.FunctionType):
+        with suppress(ValueError):  # a name that is not bound yet
+            closed = inspect.getclosurevars(thing)
+            yield from (closed.nonlocals, closed.globals)
+        yield from (thing.__defaults__, thing.__kwdefaults__)
+    elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        yield from vars(thing).values()

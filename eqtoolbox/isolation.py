@@ -6,7 +6,7 @@ buffers are never swapped here: probes evaluate the model at clones (`eqtoolbox.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -62,7 +62,7 @@ def random_streams(start: RandomState | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def isolated(*modules: nn.Module) -> Iterator[None]:
+def isolated(*modules: nn.Module, expected: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Scope in which `modules` may be called freely: no user hook fires and nothing stays changed.
 
     Hooks that belong to torch itself stay (old-style weight and spectral normalisation and
@@ -77,11 +77,9 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
         for module, attributes in before:
             scope.callback(restore_attributes, module, attributes)
             set_apart(module, attributes)
-            if (
-                "_original_forward" in attributes
-            ):  # Accelerate's patch: autocast that cannot be left
+            if "_original_forward" in attributes:  # Accelerate's: an autocast that cannot be left
                 module.__dict__["forward"] = attributes["_original_forward"]
-        scope.enter_context(guests(*modules))
+        scope.enter_context(guests(*modules, expected=expected))
         scope.enter_context(random_streams())
         scope.enter_context(torch.inference_mode(False))
         scope.enter_context(torch.enable_grad())

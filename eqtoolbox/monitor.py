@@ -83,6 +83,7 @@ class Monitor:
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
         self._checked = False
         self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
+        self._loaded = False
         starts, ends = self._step_starts, self._step_ends
         if len(self.optimizers) > 1:
             starts, ends = self._one_starts, self._one_ends
@@ -119,15 +120,15 @@ class Monitor:
             weight: of its loss in the gradient of the step; without, the losses of all batches
                 observed before a step count equally and their mean is taken.
         """
-        self._capture.observe(batch, weight)
+        self._safely(self._capture.observe, batch, weight)
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
-        self._capture.begin(loss_fn, batch)
+        self._safely(self._capture.begin, loss_fn, batch)
 
     def end(self, loss: Tensor | None) -> None:
         """Say what came out of the evaluation that `begin` told of; None where that is unknown."""
-        self._capture.end(loss)
+        self._safely(self._capture.end, loss)
 
     def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
         """Say that the model's own `forward` enters this autocast, where no hook can see it."""
@@ -227,7 +228,7 @@ class Monitor:
         self._budget.load_state_dict(state["budget"])
         self._checked = bool(state.get("checked", False))
         self._capture.summed = bool(state.get("summed", False))
-        shapes = state.get("shapes", {})
+        self._loaded, shapes = True, state.get("shapes", {})
         self._shapes = {n: torch.Size(s) for n, s in shapes.items()} or None
         self._arm()
 
@@ -354,6 +355,13 @@ class Monitor:
                 if id(p) in names and p.grad is not None:
                     self._noted[names[id(p)]] = p.grad.detach().to_dense().clone()
 
+    def _safely(self, act: Callable[..., None], *given: Any) -> None:
+        """What goes wrong here is no reason to stop training."""
+        try:
+            act(*given)
+        except Exception as error:
+            self._failed(error)
+
     def _failed(self, error: Exception) -> None:
         self._journal.failed("monitor", error)
 
@@ -412,6 +420,9 @@ class Monitor:
         shapes = {n: p.shape for n, p in before.items()}
         known, self._shapes = self._shapes, shapes
         if known is None or known == shapes or not self._runner.references:
+            return
+        loaded, self._loaded = self._loaded, False  # names may be others where a run goes on
+        if loaded and list(known.values()) == list(shapes.values()):
             return
         gone, new = known.keys() - shapes.keys(), shapes.keys() - known.keys()
         self._runner.references.clear()

@@ -13,7 +13,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from eqtoolbox.batch import map_tensors, tensors
 from eqtoolbox.checkpoints import recomputed_within
-from eqtoolbox.guests import Scope, renew_guests
+from eqtoolbox.guests import Scope, modules_in, renew_guests
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 
 Parameters = dict[str, Tensor]
@@ -268,7 +268,7 @@ class Objective:
 
     def isolated(self) -> Any:
         """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
-        return isolated(self.model)
+        return isolated(self.model, expected=modules_in((self.loss_fn, self.batch)))
 
 
 def scalar_loss(result: Any) -> Tensor:
