@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eqtoolbox.extra import extra
@@ -80,7 +81,7 @@ class EqCallback(Attachment, Callback):
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self.monitor is not None and pl_module.automatic_optimization:
-            self.monitor.end(loss)
+            self.monitor.end(_unscaled(loss, trainer.precision_plugin))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         manual = not pl_module.automatic_optimization
@@ -147,6 +148,12 @@ class _Loggers:
 
 
 _TORCH = nn.Module().__dict__.keys()
+
+
+def _unscaled(loss: Tensor, precision: Any) -> Tensor:
+    """The loss itself: with a gradient scaler Lightning tells of the scaled one."""
+    scaler = getattr(precision, "scaler", None)
+    return loss if scaler is None else loss.detach() / scaler.scale(torch.ones_like(loss))
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
