@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from eqtoolbox.budget import Budget
 from eqtoolbox.capture import LossCapture
 from eqtoolbox.eager import eager
-from eqtoolbox.gradient_check import MIN_COSINE, compare, replayed_gradient
+from eqtoolbox.gradient_check import (
+    MIN_COSINE,
+    Circumstances,
+    compare,
+    repeats,
+    replayed_gradient,
+)
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
@@ -458,19 +464,30 @@ class Monitor:
             try:
                 with isolated_for(snapshot, self.model):
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
-                return self._judge(replayed, snapshot.gradient, snapshot.before)
+                    repeated = repeats(snapshot.training, snapshot.before)
+                return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
             except Exception as error:
                 self._failed(error)
         return False
 
-    def _judge(self, replayed: dict[str, Tensor], gradient: Parameters, before: Parameters) -> bool:
-        hooked = [n for n, p in trainable(self.model).items() if p._backward_hooks]
-        found = compare(replayed, gradient, before, hooked)
+    def _judge(
+        self,
+        replayed: dict[str, Tensor],
+        gradient: Parameters,
+        before: Parameters,
+        repeated: float,
+    ) -> bool:
+        caught, reached = self._capture.counts
+        told = Circumstances(
+            hooked=tuple(n for n, p in trainable(self.model).items() if p._backward_hooks),
+            unreached=self._capture.unreached,
+            repeated=repeated,
+        )
+        found = compare(replayed, gradient, before, told)
         summed = self._capture.learn_weights(found.ratio)
         if summed:
             replayed = {n: found.ratio * r for n, r in replayed.items()}
-            found = compare(replayed, gradient, before, hooked)
-        caught, reached = self._capture.counts
+            found = compare(replayed, gradient, before, told)
         note = f"{caught} losses before the step, {reached} of them reached by a backward"
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
         self._journal.emit(RATIO, found.ratio, note=found.cause)
