@@ -185,6 +185,12 @@ class LossCapture:
         step = self._losses()
         return len(step), sum(c.weight is not None for c in step)
 
+    @property
+    def unreached(self) -> bool:
+        """Whether backwards could have been seen, and none reached a loss of the step."""
+        step = self._losses()
+        return bool(step) and all(c.weight is None and c.handle is not None for c in step)
+
     def learn_weights(self, ratio: float) -> bool:
         """Whether losses of unknown weight turn out to be summed.
 

@@ -10,6 +10,7 @@ from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.unwrap import processes
 
 MIN_COSINE = 0.99  # replayed against training gradient; below it the loss is another
+RANDOM = 1e-4  # relative change of a loss evaluated again; rounding gives 1e-7
 SAME = 1e-3  # relative distance that rounding explains, half precision included
 
 
@@ -36,8 +37,27 @@ def replayed_gradient(objective: Objective, params: Parameters) -> dict[str, Ten
     return total
 
 
+def repeats(objective: Objective, params: Parameters) -> float:
+    """Relative change of the loss when it is evaluated again; 0 where it is repeatable."""
+    with torch.no_grad():
+        one, two = float(objective.loss(params)), float(objective.loss(params))
+    return abs(one - two) / max(abs(one), 1e-30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What else is known about the step."""
+
+    hooked: tuple[str, ...] = ()  # parameters with hooks of the user's
+    unreached: bool = False  # losses were caught, and a backward reached none of them
+    repeated: float = 0.0  # relative change of the loss when evaluated again
+
+
 def compare(
-    replayed: Parameters, gradient: Parameters, before: Parameters, hooked: list[str]
+    replayed: Parameters,
+    gradient: Parameters,
+    before: Parameters,
+    circumstances: Circumstances | None = None,
 ) -> GradientCheck:
     """Compare two gradients and name the likely cause of a difference.
 
@@ -45,8 +65,9 @@ def compare(
         replayed: of the loss that probes evaluate.
         gradient: as the optimizer was given it.
         before: the parameters they belong to.
-        hooked: parameters with hooks of the user's, which may change the gradient.
+        circumstances: that tell some causes.
     """
+    told = circumstances or Circumstances()
     names = [n for n in replayed if n in gradient]
     r = {n: replayed[n].detach().double() for n in names}
     g = {n: gradient[n].detach().double() for n in names}
@@ -54,28 +75,30 @@ def compare(
     cosine = _dot(r, g) / (one * two) if one * two > 0 else math.nan
     ratio = two / one if one > 0 else math.nan
     wrong = cosine < MIN_COSINE
-    cause = _cause(r, g, before, hooked) if wrong else _scaled(cosine, ratio)
+    cause = _cause(r, g, before, told) if wrong else _scaled(cosine, ratio)
     return GradientCheck(cosine=cosine, ratio=ratio, cause=cause)
 
 
-def _cause(r: Parameters, g: Parameters, before: Parameters, hooked: list[str]) -> str:
+def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances) -> str:
+    if told.repeated > RANDOM:
+        return f"the loss is random: evaluated twice it changed by {told.repeated:.1%}"
     limit = max(float(x.abs().max()) for x in g.values())
     clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}
     if _norm(_minus(clipped, g)) <= SAME * _norm(g):
         return f"the gradient was clipped by value at {limit:.3g}"
-    rest = _minus(g, r)
     theta = {n: before[n].detach().double() for n in r}
-    if _aligned(rest, theta):
-        size = _norm(rest) / max(_norm(theta), 1e-300)
-        return f"an L2 regulariser outside the loss function (about {size / 2:.3g} |theta|^2)"
-    signs = {n: x.sign() for n, x in theta.items()}
-    if _aligned(rest, signs):
+    shrink = _part_along(r, g, theta)
+    if shrink is not None:
+        return f"an L2 regulariser outside the loss function (about {shrink / 2:.3g} |theta|^2)"
+    if _part_along(r, g, {n: x.sign() for n, x in theta.items()}) is not None:
         return "an L1 regulariser outside the loss function"
     odd = [n for n in r if _norm({n: r[n]}) > 0 and _norm({n: g[n]}) == 0]
     if odd:
         return f"the loop set the gradient of {odd[0]} to zero"
-    if hooked:
-        return f"{hooked[0]} has a hook that may change its gradient"
+    if told.hooked:
+        return f"{told.hooked[0]} has a hook that may change its gradient"
+    if told.unreached:
+        return "no backward reached a loss that was caught: the step trains on another loss"
     if processes() > 1:
         return f"gradients are averaged over {processes()} processes, the loss is this one's own"
     return (
@@ -94,9 +117,20 @@ def _scaled(cosine: float, ratio: float) -> str:
     return ""
 
 
-def _aligned(a: Parameters, b: Parameters) -> bool:
-    size = _norm(a) * _norm(b)
-    return size > 0 and abs(_dot(a, b)) / size > MIN_COSINE
+def _part_along(r: Parameters, g: Parameters, direction: Parameters) -> float | None:
+    """b of g = a (r + b direction), a > 0 for clipping by norm; None where that is not what g is.
+
+    The two directions span a plane; g must lie in it.
+    """
+    rr, dd, rd = _dot(r, r), _dot(direction, direction), _dot(r, direction)
+    determinant = rr * dd - rd * rd
+    if determinant <= 1e-12 * rr * dd or dd == 0:
+        return None
+    rg, dg = _dot(r, g), _dot(direction, g)
+    a = (rg * dd - dg * rd) / determinant
+    b = (dg * rr - rg * rd) / determinant
+    rest = {n: g[n] - a * r[n] - b * direction[n] for n in g}
+    return b / a if a > 0 and _norm(rest) <= SAME * _norm(g) else None
 
 
 def _minus(a: Parameters, b: Parameters) -> Parameters:

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from eqtoolbox.budget import Budget
 from eqtoolbox.capture import LossCapture
 from eqtoolbox.eager import eager
-from eqtoolbox.gradient_check import MIN_COSINE, compare, replayed_gradient
+from eqtoolbox.gradient_check import (
+    MIN_COSINE,
+    Circumstances,
+    compare,
+    repeats,
+    replayed_gradient,
+)
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
@@ -77,6 +83,7 @@ class Monitor:
         self._todo: list[Probe] = []
         self._before: Parameters | None = None
         self._noted: Parameters = {}  # gradients of optimizers that have stepped already
+        self._missed: Exception | None = None  # why the step could not be caught
         self._scale = 1.0  # of a gradient scaler
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
@@ -261,13 +268,15 @@ class Monitor:
 
     @eager
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._todo:
-            self._finish()
-        elif self._left_at is None:
-            self._left_at = time.perf_counter()
-        self._capture.unused = None
-        self.step += 1
-        self._arm()
+        try:
+            if self._todo:
+                self._finish()
+            elif self._left_at is None:
+                self._left_at = time.perf_counter()
+        finally:  # an interrupt from the keyboard passes, and the next step is counted right
+            self._capture.unused = None
+            self.step += 1
+            self._arm()
 
     @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -311,6 +320,7 @@ class Monitor:
                 self._scale = gradient_scale()
                 self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
         except Exception as error:
+            self._missed = error
             self._failed(error)
 
     def _finish(self) -> None:
@@ -320,6 +330,10 @@ class Monitor:
         self._earn()
         try:
             before, self._before = self._before, None
+            if self._missed is not None:
+                for probe in self._todo:
+                    self._runner.fail(probe, self._missed)
+                return
             self._context()
             due = self._runner.affordable(self._todo, caught=before is not None)
             if before is not None:
@@ -328,7 +342,7 @@ class Monitor:
         except Exception as error:
             self._failed(error)
         finally:
-            self._noted, self._scale = {}, 1.0
+            self._noted, self._scale, self._missed = {}, 1.0, None
             self._capture.drop()
             self._journal.flush()
             self._left_at = time.perf_counter()
@@ -459,19 +473,30 @@ class Monitor:
             try:
                 with isolated_for(snapshot, self.model):
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
-                return self._judge(replayed, snapshot.gradient, snapshot.before)
+                    repeated = repeats(snapshot.training, snapshot.before)
+                return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
             except Exception as error:
                 self._failed(error)
         return False
 
-    def _judge(self, replayed: dict[str, Tensor], gradient: Parameters, before: Parameters) -> bool:
-        hooked = [n for n, p in trainable(self.model).items() if p._backward_hooks]
-        found = compare(replayed, gradient, before, hooked)
+    def _judge(
+        self,
+        replayed: dict[str, Tensor],
+        gradient: Parameters,
+        before: Parameters,
+        repeated: float,
+    ) -> bool:
+        caught, reached = self._capture.counts
+        told = Circumstances(
+            hooked=tuple(n for n, p in trainable(self.model).items() if p._backward_hooks),
+            unreached=self._capture.unreached,
+            repeated=repeated,
+        )
+        found = compare(replayed, gradient, before, told)
         summed = self._capture.learn_weights(found.ratio)
         if summed:
             replayed = {n: found.ratio * r for n, r in replayed.items()}
-            found = compare(replayed, gradient, before, hooked)
-        caught, reached = self._capture.counts
+            found = compare(replayed, gradient, before, told)
         note = f"{caught} losses before the step, {reached} of them reached by a backward"
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
         self._journal.emit(RATIO, found.ratio, note=found.cause)

@@ -60,7 +60,7 @@ class Faithful(Probe):
         yield Measurement("loss", loss)
         if snapshot.gradient is not None:
             replayed = replayed_gradient(snapshot.training, snapshot.before)
-            found = compare(replayed, snapshot.gradient, snapshot.before, [])
+            found = compare(replayed, snapshot.gradient, snapshot.before)
             yield Measurement("gradient", found.cosine)
 
 
