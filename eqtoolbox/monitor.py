@@ -129,6 +129,11 @@ class Monitor:
         """
         self._safely(self._capture.observe, batch, weight)
 
+    @property
+    def due(self) -> bool:
+        """Whether the coming step is one to measure: what it evaluates is of interest."""
+        return self._capture.armed
+
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
         self._safely(self._capture.begin, loss_fn, batch)

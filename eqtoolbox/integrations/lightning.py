@@ -69,7 +69,7 @@ class EqCallback(Attachment, Callback):
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.monitor is None or self.criterion is not None:
+        if self.monitor is None or not self.monitor.due or self.criterion is not None:
             return
         with trainer.precision_plugin.train_step_context():
             if self.loss_fn is not None:
@@ -80,7 +80,9 @@ class EqCallback(Attachment, Callback):
                 self.monitor.begin(loss, arguments)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        if self.monitor is not None and pl_module.automatic_optimization:
+        if self.monitor is None or not self.monitor.due:
+            return
+        if pl_module.automatic_optimization:
             self.monitor.end(_unscaled(loss, trainer.precision_plugin))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -116,6 +118,8 @@ def quiet(module: Any) -> Iterator[None]:
         trainer = module.__dict__.get("_trainer")
         module.__dict__.update(log=_nothing, log_dict=_nothing, print=_nothing)
         module.__dict__["_trainer"] = _Onlooker(trainer)
+        if trainer.world_size > 1:
+            module.__dict__["all_gather"] = _alone
         yield
     finally:
         for m, attributes in before:
@@ -158,6 +162,14 @@ def _unscaled(loss: Tensor, precision: Any) -> Tensor:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
+
+
+def _alone(*args: Any, **kwargs: Any) -> None:
+    """In the place of what would wait for the other processes for ever."""
+    raise RuntimeError(
+        "training_step calls all_gather, but one process alone evaluates it for a probe; give "
+        "EqCallback(loss_fn=...) without it"
+    )
 
 
 def _own(value: Any) -> Any:

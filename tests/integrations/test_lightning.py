@@ -3,6 +3,7 @@
 import random
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import eqtoolbox as eq
-from eqtoolbox.integrations.lightning import EqCallback
+from eqtoolbox.integrations.lightning import EqCallback, TrainingStep
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from tests.conftest import blobs, mlp
@@ -343,3 +344,16 @@ def test_an_exception_closes_the_run_and_says_why(tmp_path: Path) -> None:
     assert run.info["finished"]
     assert run.events[-1]["message"] == "RuntimeError: power cut"
     assert list(run.series("curvature/sharpness")[0]) == [0, 1, 2]
+
+
+def test_a_step_that_would_wait_for_other_processes_is_refused_and_nothing_stays() -> None:
+    class Gathering(Plain):
+        def training_step(self, batch: Any) -> Any:
+            return self.all_gather(super().training_step(batch)["loss"]).mean()
+
+    module = Gathering()
+    module.__dict__["_trainer"] = SimpleNamespace(world_size=2, loggers=[])
+    before = dict(module.__dict__)
+    with pytest.raises(RuntimeError, match=r"calls all_gather.*give EqCallback\(loss_fn=...\)"):
+        TrainingStep(pieces=1)(module, (blobs(8),))
+    assert module.__dict__ == before

@@ -215,3 +215,11 @@ def test_without_the_state_a_resumed_run_counts_on_and_says_so(tmp_path: Path) -
     run = eq.Run(tmp_path / "run")
     assert any("load_state_dict() was not called" in e["message"] for e in run.events)
     assert list(run.series("curvature/sharpness")[0]) == list(range(STEPS))
+
+
+def test_label_smoothing_without_the_trainers_loss_says_what_to_write(tmp_path: Path) -> None:
+    watching = callback(tmp_path / "run", on_error="warn")
+    with pytest.warns(RuntimeWarning, match=r"trainer.compute_loss = callback.loss\("):
+        train(tmp_path, watching, label_smoothing_factor=0.1, max_steps=1)
+    (row, *_) = eq.Run(tmp_path / "run").records("curvature/sharpness")
+    assert row.status == "not_applicable"
