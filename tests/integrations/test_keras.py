@@ -94,7 +94,7 @@ def fit(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"],
     )  # fmt: skip
     trail = Trail()
-    x, y = (t.numpy() for t in blobs(64))
+    x, y = (t.numpy() for t in blobs(32))
     model.fit(
         x,
         y,
@@ -121,10 +121,10 @@ def test_training_is_bit_identical_and_the_loss_is_the_one_that_trains(
     watched = fit(callback(tmp_path / "run"), dropout=dropout)
     alone = fit(dropout=dropout)
     assert watched.trail.rows == alone.trail.rows
-    assert len(alone.trail.rows) == 8
+    assert len(alone.trail.rows) == 4
     run = eq.Run(tmp_path / "run")
     assert run.series("monitor/closure_grad_cos")[1] == pytest.approx([1.0], abs=1e-6)
-    assert list(run.series("curvature/sharpness")[0]) == list(range(8))
+    assert list(run.series("curvature/sharpness")[0]) == list(range(4))
     assert "train_step" not in watched.__dict__
     assert "compute_loss" not in watched.__dict__
 
@@ -153,12 +153,12 @@ def test_the_sharpness_is_that_of_a_dense_hessian_with_all_regularisers(tmp_path
     model = fit(callback(tmp_path / "run"), shuffle=False)
     run = eq.Run(tmp_path / "run")
     values, losses = run.series("curvature/sharpness")[1], run.series("training/loss")[1]
-    x, y = blobs(64)
-    for step in (0, 5):
-        i = 16 * (step % 4)
+    x, y = blobs(32)
+    for step in (0, 3):
+        i = 16 * (step % 2)
         expected = dense(model.trail.weights[step], (x[i : i + 16], y[i : i + 16]))
         assert values[step] == pytest.approx(expected, rel=1e-3)
-    assert len(losses) == 8
+    assert len(losses) == 4
 
 
 class Stop(keras.callbacks.Callback):
@@ -200,12 +200,12 @@ def test_predictions_are_those_of_the_weights_before_the_step_in_evaluation_mode
     watching = callback(tmp_path / "run", probes=[Predicted()])
     model = fit(watching, dropout=0.5, shuffle=False)
     values = eq.Run(tmp_path / "run").series("predicted/sum")[1]
-    x, _ = blobs(64)
+    x, _ = blobs(32)
     for variable in model.trainable_variables:
-        variable.assign(model.trail.weights[7][variable.path])
-    for name, value in model.trail.others[7].items():
+        variable.assign(model.trail.weights[3][variable.path])
+    for name, value in model.trail.others[3].items():
         next(v for v in model.variables if v.path == name).assign(value)
-    assert values[7] == pytest.approx(model(x[48:], training=False).sum().item(), rel=1e-5)
+    assert values[3] == pytest.approx(model(x[16:], training=False).sum().item(), rel=1e-5)
 
 
 def one_layer(optimizer: Any, run_dir: Path) -> eq.Run:
