@@ -46,6 +46,7 @@ class LossCapture:
         self.loss_fn = loss_fn
         self.criterion = criterion
         self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
+        self.refused = ""  # why the loss must not be evaluated
         self.missed = ""  # why nothing could be caught although the model was called
         self.summed = False  # losses of unknown weight: their sum, not their mean
         self.moved = False  # whether a closure evaluated the loss at other parameters
@@ -218,8 +219,8 @@ class LossCapture:
 
     def why_none(self) -> str:
         """Why no loss is known, and what to do."""
-        if self.missed:
-            return self.missed
+        if self.refused or self.missed:
+            return self.refused or self.missed
         if self.loss_fn is not None:
             return "no batch is known: call monitor.observe(batch) in each step or give probe_batch"
         return (

@@ -12,27 +12,18 @@ from torch import Tensor, nn
 from eqtoolbox.budget import Budget
 from eqtoolbox.capture import LossCapture
 from eqtoolbox.eager import eager
-from eqtoolbox.gradient_check import (
-    MIN_COSINE,
-    Circumstances,
-    compare,
-    repeats,
-    replayed_gradient,
-)
+from eqtoolbox.faithfulness import Faithfulness
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.record import Record
-from eqtoolbox.runner import Runner, isolated_for, synchronize
+from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.scaling import gradient_scale
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, gradients, optimizer_state, parameter_groups, trainable
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-CHECK = "monitor/closure_grad_cos"
-RATIO = "monitor/closure_grad_ratio"
 
 
 class Monitor:
@@ -88,7 +79,7 @@ class Monitor:
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
-        self._checked = False
+        self._faithful = Faithfulness(model, self._capture, self._journal)
         self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
         self._loaded = False
         starts, ends = self._step_starts, self._step_ends
@@ -219,7 +210,7 @@ class Monitor:
             "disabled": sorted(self._journal.disabled),
             "budget": self._budget.state_dict(),
             "halved": sorted(self._runner.halved),
-            "checked": self._checked,
+            "checked": self._faithful.checked,
             "summed": self._capture.summed,
             "shapes": {n: list(s) for n, s in (self._shapes or {}).items()},
         }
@@ -238,7 +229,7 @@ class Monitor:
         self._runner.halved = set(state.get("halved", ()))
         self._journal.disabled = set(state["disabled"])
         self._budget.load_state_dict(state["budget"])
-        self._checked = bool(state.get("checked", False))
+        self._faithful.checked = bool(state.get("checked", False))
         self._capture.summed = bool(state.get("summed", False))
         self._loaded, shapes = True, state.get("shapes", {})
         self._shapes = {n: torch.Size(s) for n, s in shapes.items()} or None
@@ -392,8 +383,11 @@ class Monitor:
         snapshot = self._snapshot(before, after)
         self._parameters_changed(before)
         self._applied(before, after)
-        if self._check(snapshot):
-            snapshot = self._snapshot(before, after)
+        if not self._faithful.checked:
+            self._faithful.checked = True
+            self._warn_of_lost_state()
+            if self._faithful.check(snapshot):
+                snapshot = self._snapshot(before, after)
         for probe in probes:
             self._runner.run(probe, snapshot)
         if probes:
@@ -404,6 +398,8 @@ class Monitor:
         measured: Objective | None = training
         if self._probe_batch is not None:
             measured = self._capture.on(self._probe_batch, self._probe_random)
+        if not self._faithful.harmless(measured, before):
+            training = measured = None
         known = dict.fromkeys(type(o).__name__ for o in self.optimizers)
         return Snapshot(
             step=self.step,
@@ -434,6 +430,14 @@ class Monitor:
         note = "" if moved else "no parameter changed: skipped, or a learning rate of zero"
         self._journal.emit("training/applied", float(moved), note=note)
 
+    def _warn_of_lost_state(self) -> None:
+        if self._unloaded:
+            self._journal.warn(
+                "monitor",
+                "resume=True, but load_state_dict() was not called: steps go on after the last "
+                "recorded one, and drift is counted from here",
+            )
+
     def _parameters_changed(self, before: Parameters) -> None:
         """Start references anew where parameters were added, unfrozen, frozen or reshaped."""
         shapes = {n: p.shape for n, p in before.items()}
@@ -451,70 +455,6 @@ class Monitor:
             f"the trainable parameters changed ({len(new)} more, {len(gone)} fewer): what is "
             "measured since the start, such as drift, is counted from this step on",
         )
-
-    # -- the gradient check -----------------------------------------------------------------------
-
-    def _check(self, snapshot: Snapshot) -> bool:
-        """Once: is a loss known, and is the replayed loss the one that trains?
-
-        Returns whether the weights of the losses turned out to be others.
-        """
-        if self._checked:
-            return False
-        self._checked = True
-        if self._unloaded:
-            self._journal.warn(
-                "monitor",
-                "resume=True, but load_state_dict() was not called: steps go on after the last "
-                "recorded one, and drift is counted from here",
-            )
-        if snapshot.measured is None:
-            self._journal.warn("monitor", snapshot.why_no_loss)
-        if snapshot.gradient is None:
-            why = "the optimizer evaluates the loss several times in one step"
-            row = Record(step=0, name=CHECK, value=math.nan, status="not_applicable", note=why)
-            self._journal.write(row)
-        elif snapshot.training is not None:
-            try:
-                with isolated_for(snapshot, self.model):
-                    replayed = replayed_gradient(snapshot.training, snapshot.before)
-                    repeated = repeats(snapshot.training, snapshot.before)
-                return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
-            except Exception as error:
-                self._failed(error)
-        return False
-
-    def _judge(
-        self,
-        replayed: dict[str, Tensor],
-        gradient: Parameters,
-        before: Parameters,
-        repeated: float,
-    ) -> bool:
-        caught, reached = self._capture.counts
-        told = Circumstances(
-            hooked=tuple(n for n, p in trainable(self.model).items() if p._backward_hooks),
-            unreached=self._capture.unreached,
-            repeated=repeated,
-        )
-        found = compare(replayed, gradient, before, told)
-        summed = self._capture.learn_weights(found.ratio)
-        if summed:
-            replayed = {n: found.ratio * r for n, r in replayed.items()}
-            found = compare(replayed, gradient, before, told)
-        note = f"{caught} losses before the step, {reached} of them reached by a backward"
-        self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
-        self._journal.emit(RATIO, found.ratio, note=found.cause)
-        if found.cosine < MIN_COSINE:
-            self._journal.warn(
-                "monitor",
-                f"the replayed loss has another gradient than the training step (cosine "
-                f"{found.cosine:.3f}; {note}): probes measure a different loss. Likely cause: "
-                f"{found.cause}",
-            )
-        elif found.cause:
-            self._journal.warn("monitor", f"probes measure a loss of another scale: {found.cause}")
-        return summed
 
 
 def monitors_of(optimizer: torch.optim.Optimizer) -> Iterable[Monitor]:

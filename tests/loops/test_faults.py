@@ -239,6 +239,44 @@ def test_a_run_that_turns_nan_is_recorded_as_such_and_goes_on() -> None:
     assert {r.step for r in sink.records if r.name == "curvature/sharpness"} == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("data", [False, True])
+def test_a_loss_that_writes_into_live_parameters_is_never_evaluated(data: bool) -> None:
+    """A momentum encoder that is updated inside the forward; also where it is hidden by `.data`."""
+
+    class Momentum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net, self.slow = mlp(6, 8, 3), mlp(6, 8, 3).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                for slow, fast in zip(self.slow.parameters(), self.net.parameters(), strict=True):
+                    (slow.data if data else slow).mul_(0.9).add_(fast.detach(), alpha=0.1)
+            return self.net(x) + self.slow(x)
+
+    def end(watch: bool) -> tuple[list[Tensor], MemorySink, list[str]]:
+        model, sink = Momentum(), MemorySink()
+        optimizer = torch.optim.SGD(model.net.parameters(), lr=0.1)
+        monitor = watched(sink, Loss(), Conservation())(model, optimizer) if watch else None
+        loss_fn = monitor.loss(cross_entropy) if monitor else cross_entropy
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                optimizer.zero_grad()
+                loss_fn(model, blobs()).backward()
+                optimizer.step()
+        if monitor:
+            monitor.close()
+        return [p.detach() for p in model.parameters()], sink, [str(w.message) for w in seen]
+
+    (a, sink, seen), (b, _, _) = end(True), end(False)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert "evaluating the loss writes into slow.0.weight in place (aten.mul_" in seen[0]
+    rows = [r for r in sink.records if r.name == "replay/loss"]
+    assert [r.status for r in rows] == ["not_applicable"] * 3
+
+
 # -- disk ------------------------------------------------------------------------------------------
 
 
