@@ -41,7 +41,7 @@ class EqCallback(Attachment, keras.callbacks.Callback):
     """
 
     save_freq: int | Literal["epoch"] = "epoch"
-    _undo: list[Callable[[], None]] = field(init=False, default_factory=list, repr=False)
+    _taken: list[str] = field(init=False, default_factory=list, repr=False)  # patched methods
 
     def __post_init__(self) -> None:
         keras.callbacks.Callback.__init__(self)
@@ -57,13 +57,18 @@ class EqCallback(Attachment, keras.callbacks.Callback):
             )
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._patch("train_step", self._train_step)
-        self._patch("compute_loss", self._compute_loss)
+        before = self.model.__dict__.get("train_step")
+        if isinstance(before, _Around):  # a fit that was interrupted
+            before.owner.on_train_end()
+        self._take("train_step", self._train_step)
+        self._take("compute_loss", self._compute_loss)
 
     def on_train_end(self, logs: Any = None) -> None:
-        for undo in self._undo:
-            undo()
-        self._undo.clear()
+        for name in self._taken:
+            around = self.model.__dict__.pop(name)
+            if around.own is not None:
+                self.model.__dict__[name] = around.own
+        self._taken.clear()
         self.finish()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -104,12 +109,11 @@ class EqCallback(Attachment, keras.callbacks.Callback):
             self._load(step)
         return self.start(model, self._optimizer, step)
 
-    def _patch(self, name: str, around: Callable[..., Any]) -> None:
-        """Call `around(original, ...)` in the place of a method of this model until the end."""
-        own, original = self.model.__dict__, getattr(self.model, name)
-        before = own.get(name)
-        own[name] = lambda *args, **kwargs: around(original, *args, **kwargs)
-        self._undo.append(lambda: own.pop(name) if before is None else own.update({name: before}))
+    def _take(self, name: str, call: Callable[..., Any]) -> None:
+        """Call `call(original, ...)` in the place of a method of this model until the end."""
+        own, original = self.model.__dict__.get(name), getattr(self.model, name)
+        self.model.__dict__[name] = _Around(owner=self, call=call, original=original, own=own)
+        self._taken.append(name)
 
     def _save(self) -> None:
         if self.run_dir is not None and self.monitor is not None:
@@ -123,6 +127,19 @@ class EqCallback(Attachment, keras.callbacks.Callback):
             state = torch.load(file, map_location="cpu")
             if state["step"] == step:
                 self.load_state_dict(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Around:
+    """A method of a Keras model with a callback's around it."""
+
+    owner: EqCallback
+    call: Callable[..., Any]
+    original: Callable[..., Any]
+    own: Any  # the attribute that was in its place, where there was one
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(self.original, *args, **kwargs)
 
 
 def compute_loss(model: Any, batch: tuple[Any, Any, Any]) -> Tensor:

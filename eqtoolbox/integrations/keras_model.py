@@ -130,8 +130,8 @@ class KerasOptimizer(torch.optim.Optimizer):
     def read(self) -> None:
         """Take over the options, such as the learning rate of the coming step."""
         keras_one, group = self._optimizer, self.param_groups[0]
-        group["lr"] = float(keras_one.learning_rate)
-        group["weight_decay"] = float(keras_one.weight_decay or 0.0)
+        group["lr"] = float(getattr(keras_one, "learning_rate", float("nan")))
+        group["weight_decay"] = float(getattr(keras_one, "weight_decay", 0.0) or 0.0)
         group["momentum"] = float(getattr(keras_one, "momentum", 0.0) or 0.0)
         group["nesterov"] = bool(getattr(keras_one, "nesterov", False))
         if hasattr(keras_one, "beta_2"):

@@ -257,3 +257,21 @@ def test_what_keras_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(RuntimeError, match=r"torch backend, got jax; set the .*KERAS_BACKEND"):
         EqCallback()
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_fit_leaves_the_model_to_the_next_one(tmp_path: Path) -> None:
+    model = fit(epochs=1)
+    x, y = (t.numpy() for t in blobs(32))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, verbose=0, callbacks=[callback(tmp_path / "first"), Interrupt()])
+    model.fit(x, y, batch_size=16, verbose=0, callbacks=[callback(tmp_path / "second")])
+    first, second = eq.Run(tmp_path / "first"), eq.Run(tmp_path / "second")
+    assert first.info["finished"]
+    assert list(first.series("curvature/sharpness")[0]) == [2]
+    assert list(second.series("curvature/sharpness")[0]) == [3, 4]
+    assert not {"train_step", "compute_loss"} & vars(model).keys()
