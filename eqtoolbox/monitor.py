@@ -120,6 +120,11 @@ class Monitor:
         """
         self._safely(self._capture.observe, batch, weight)
 
+    @property
+    def due(self) -> bool:
+        """Whether the coming step is one to measure: what it evaluates is of interest."""
+        return self._capture.armed
+
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
         self._safely(self._capture.begin, loss_fn, batch)
@@ -373,7 +378,8 @@ class Monitor:
     # -- measuring ------------------------------------------------------------------------------
 
     def _measure(self, probes: list[Probe], before: Parameters) -> None:
-        after = {n: p.detach() for n, p in trainable(self.model).items()}
+        now = self.model.named_parameters()  # GAN loops take gradients off and on inside a step
+        after = {n: p.detach() for n, p in now if n in before}
         snapshot = self._snapshot(before, after)
         self._parameters_changed(before)
         self._applied(before, after)

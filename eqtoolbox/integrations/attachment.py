@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from eqtoolbox.attach import attach
@@ -53,9 +52,7 @@ class Attachment:
         self._function = function
         return caught  # type: ignore[return-value]
 
-    def start(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *trackers: Any
-    ) -> Monitor:
+    def start(self, model: nn.Module, optimizer: Any, step: int, *trackers: Any) -> Monitor:
         """Attach; a fit that goes on at `step` > 0 appends to its run and loads its state."""
         self.finish()
         self.monitor = attach(

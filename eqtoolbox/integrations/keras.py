@@ -78,11 +78,15 @@ class EqCallback(Attachment, keras.callbacks.Callback):
     def _train_step(self, original: Callable[..., Any], data: Any) -> Any:
         """`train_step` between the hooks that a torch optimizer would have called."""
         monitor = self.monitor or self._attach()
-        monitor.begin(compute_loss, keras.utils.unpack_x_y_sample_weight(data))
+        if monitor.due:
+            self._optimizer.read()
+            monitor.begin(compute_loss, keras.utils.unpack_x_y_sample_weight(data))
         self._optimizer.starts()
         try:
             return original(data)
         finally:
+            if monitor.due:
+                self._optimizer.read_state()
             self._optimizer.ends()
 
     def _compute_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -104,7 +104,7 @@ class KerasOptimizer(torch.optim.Optimizer):
     def __init__(self, optimizer: Any, model: KerasModel) -> None:
         self._optimizer, self._model = optimizer, model
         super().__init__(list(model.parameters()), {"lr": 0.0})
-        self._read()
+        self.read()
 
     @classmethod
     def of(cls, optimizer: Any, model: KerasModel) -> "KerasOptimizer":
@@ -115,13 +115,11 @@ class KerasOptimizer(torch.optim.Optimizer):
 
     def starts(self) -> None:
         """The Keras optimizer is about to step."""
-        self._read()
         for hook in tuple(self._optimizer_step_pre_hooks.values()):
             hook(self, (self,), {})
 
     def ends(self) -> None:
         """It has stepped."""
-        self._read_state()
         for hook in tuple(self._optimizer_step_post_hooks.values()):
             hook(self, (self,), {})
 
@@ -129,7 +127,8 @@ class KerasOptimizer(torch.optim.Optimizer):
         """Not to be called: Keras steps."""
         raise RuntimeError("Keras applies the gradients; this optimizer only tells about it")
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Take over the options, such as the learning rate of the coming step."""
         keras_one, group = self._optimizer, self.param_groups[0]
         group["lr"] = float(keras_one.learning_rate)
         group["weight_decay"] = float(keras_one.weight_decay or 0.0)
@@ -141,7 +140,7 @@ class KerasOptimizer(torch.optim.Optimizer):
         if hasattr(keras_one, "epsilon"):
             group["eps"] = float(keras_one.epsilon)
 
-    def _read_state(self) -> None:
+    def read_state(self) -> None:
         """Running averages under torch's names."""
         names = {
             "_momentums": "exp_avg",

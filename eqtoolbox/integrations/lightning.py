@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eqtoolbox.extra import extra
@@ -31,7 +32,7 @@ class EqCallback(Attachment, Callback):
     `loss_fn(model, batch)` or `criterion`. Checkpoints hold what a resumed fit needs.
 
     Args:
-        optimizer: which of the Trainer's optimizers counts.
+        optimizer: which of the Trainer's optimizers to follow; all of them without.
         module: submodule to watch, such as "generator"; "" for all.
 
     The others are those of `eqtoolbox.attach`.
@@ -39,10 +40,10 @@ class EqCallback(Attachment, Callback):
     Example:
         >>> callback = EqCallback(run_dir="runs/a", probes="light", budget=None)
         >>> callback.state_key
-        "EqCallback{'module': '', 'optimizer': 0}"
+        "EqCallback{'module': '', 'optimizer': None}"
     """
 
-    optimizer: int = 0
+    optimizer: int | None = None
     module: str = ""
 
     @property
@@ -53,24 +54,22 @@ class EqCallback(Attachment, Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        if not 0 <= self.optimizer < len(trainer.optimizers):
-            raise ValueError(
-                f"optimizer={self.optimizer}, but configure_optimizers() returned "
-                f"{len(trainer.optimizers)}; they count from 0"
-            )
+        optimizers = trainer.optimizers
+        if self.optimizer is not None:
+            if not 0 <= self.optimizer < len(optimizers):
+                raise ValueError(
+                    f"optimizer={self.optimizer}, but configure_optimizers() returned "
+                    f"{len(optimizers)}; they count from 0"
+                )
+            optimizers = [optimizers[self.optimizer]]
         model = pl_module.get_submodule(self.module)
-        log = _Loggers(trainer) if trainer.loggers else None
-        self.start(
-            model,
-            trainer.optimizers[self.optimizer],
-            trainer.global_step,
-            *([log] if log else []),
-        )
+        trackers = [_Loggers(trainer)] if trainer.loggers else []
+        self.start(model, optimizers, trainer.global_step, *trackers)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.monitor is None or self.criterion is not None:
+        if self.monitor is None or not self.monitor.due or self.criterion is not None:
             return
         with trainer.precision_plugin.train_step_context():
             if self.loss_fn is not None:
@@ -81,12 +80,14 @@ class EqCallback(Attachment, Callback):
                 self.monitor.begin(loss, arguments)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        if self.monitor is not None and pl_module.automatic_optimization:
-            self.monitor.end(loss)
+        if self.monitor is None or not self.monitor.due:
+            return
+        if pl_module.automatic_optimization:
+            self.monitor.end(_unscaled(loss, trainer.precision_plugin))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         manual = not pl_module.automatic_optimization
-        if self.monitor is not None and manual and optimizer is self.monitor.optimizer:
+        if self.monitor is not None and manual and optimizer in self.monitor.optimizers:
             self.monitor.end(None)  # which of its losses led here, only the module knows
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -117,6 +118,8 @@ def quiet(module: Any) -> Iterator[None]:
         trainer = module.__dict__.get("_trainer")
         module.__dict__.update(log=_nothing, log_dict=_nothing, print=_nothing)
         module.__dict__["_trainer"] = _Onlooker(trainer)
+        if trainer.world_size > 1:
+            module.__dict__["all_gather"] = _alone
         yield
     finally:
         for m, attributes in before:
@@ -151,8 +154,22 @@ class _Loggers:
 _TORCH = nn.Module().__dict__.keys()
 
 
+def _unscaled(loss: Tensor, precision: Any) -> Tensor:
+    """The loss itself: with a gradient scaler Lightning tells of the scaled one."""
+    scaler = getattr(precision, "scaler", None)
+    return loss if scaler is None else loss.detach() / scaler.scale(torch.ones_like(loss))
+
+
 def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
+
+
+def _alone(*args: Any, **kwargs: Any) -> None:
+    """In the place of what would wait for the other processes for ever."""
+    raise RuntimeError(
+        "training_step calls all_gather, but one process alone evaluates it for a probe; give "
+        "EqCallback(loss_fn=...) without it"
+    )
 
 
 def _own(value: Any) -> Any:

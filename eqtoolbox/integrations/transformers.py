@@ -1,5 +1,6 @@
 """Hugging Face Transformers: `EqCallback` for `Trainer(callbacks=[...])`."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ class EqCallback(Attachment, TrainerCallback):
             return
         if state.global_step > 0:
             self._read(args, state.global_step)
+        if args.label_smoothing_factor and self._function is None:
+            warnings.warn(
+                "eqtoolbox: with label_smoothing_factor the Trainer computes the loss, not the "
+                "model: before train(), trainer.compute_loss = callback.loss(trainer.compute_loss)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         monitor = self.start(model, optimizer, state.global_step, _History(state))
         if args.bf16 or args.fp16:
             kind = torch.bfloat16 if args.bf16 else torch.float16
