@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from tests.conftest import blobs
-from tests.neutrality.table import PROBES
+from tests.neutrality.table import PROBES, make
 
 STEPS, PARTS = 7, 2
 
@@ -35,7 +35,7 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
     parts = [model, optimizer, scheduler]
-    probes = [make() for name, make in PROBES.items() if name != "equivariance"]
+    probes = make(name for name in PROBES if name != "equivariance")
     monitor = eq.attach(
         model, optimizer, probes=probes, schedule=2, budget=None, run_dir=run_dir,
         resume=saved is not None, on_error=on_error,
@@ -72,16 +72,24 @@ def rows(run_dir: Path) -> list[tuple[Any, ...]]:
     )
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    torch.set_num_threads(1)
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    train(run_dir, STEPS)
+    return run_dir
+
+
+@pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_that_was_stopped_and_moved_has_the_records_of_an_uninterrupted_one(
-    tmp_path: Path, stop: int
+    tmp_path: Path, whole: Path, stop: int
 ) -> None:
-    train(tmp_path / "whole", STEPS)
     torch.save(train(tmp_path / "here", stop), tmp_path / "checkpoint.pt")
     shutil.move(tmp_path / "here", tmp_path / "there")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     train(tmp_path / "there", STEPS - stop, saved)
-    assert rows(tmp_path / "there") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "there") == rows(whole)
     run = eq.Run(tmp_path / "there")
     assert {r.segment for r in run.records()} == {0, 1}
     assert {"curvature", "tracking", "conservation", "noether", "spectrum"} <= {
@@ -89,22 +97,22 @@ def test_a_run_that_was_stopped_and_moved_has_the_records_of_an_uninterrupted_on
     }
 
 
-def test_steps_after_the_checkpoint_are_repeated_and_the_last_record_counts(tmp_path: Path) -> None:
-    train(tmp_path / "whole", STEPS)
+def test_steps_after_the_checkpoint_are_repeated_and_the_last_record_counts(
+    tmp_path: Path, whole: Path
+) -> None:
     train(tmp_path / "cut", 5)  # killed at step 5, when the last checkpoint was of step 3
     saved = train(tmp_path / "elsewhere", 3)
     train(tmp_path / "cut", STEPS - 3, saved)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "cut") == rows(whole)
 
 
 def test_without_its_state_a_resumed_run_counts_its_drift_from_there_and_says_so(
-    tmp_path: Path,
+    tmp_path: Path, whole: Path
 ) -> None:
-    train(tmp_path / "whole", STEPS)
     saved = train(tmp_path / "cut", 4)
     with pytest.warns(RuntimeWarning, match=r"load_state_dict\(\) was not called"):
         train(tmp_path / "cut", STEPS - 4, saved, load=False, on_error="warn")
-    whole, cut = eq.Run(tmp_path / "whole"), eq.Run(tmp_path / "cut")
-    name = next(n for n in whole.names() if n.startswith("conservation/drift/"))
-    assert list(whole.series(name)[0]) == list(cut.series(name)[0])
-    assert cut.series(name)[1][-1] < whole.series(name)[1][-1]
+    one, cut = eq.Run(whole), eq.Run(tmp_path / "cut")
+    name = next(n for n in one.names() if n.startswith("conservation/drift/"))
+    assert list(one.series(name)[0]) == list(cut.series(name)[0])
+    assert cut.series(name)[1][-1] < one.series(name)[1][-1]

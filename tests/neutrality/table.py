@@ -12,21 +12,31 @@ import torch
 
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
+from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.tracking import Tracking
 from tests.neutrality.features import FEATURES, Feature
 from tests.neutrality.watch import PLACES, SURFACES, Faithful, Watch
 
-PROBES: dict[str, Callable[[], Any]] = {
-    "equivariance": lambda: EquivarianceError(samples=1, symmetries=("cyclic4",)),
-    "conservation": Conservation,
-    "noether": Noether,
-    "curvature": lambda: Curvature(k=1, max_matvecs=6, split=True, angles=True),
-    "tracking": lambda: Tracking(max_matvecs=3),
-    "spectrum": lambda: Spectrum(matvecs=6, probes=2, steps=2),
+PROBES: dict[str, Callable[[FoundSymmetries, Engine], Any]] = {
+    "equivariance": lambda *_: EquivarianceError(samples=1, symmetries=("cyclic4",)),
+    "conservation": lambda found, _: Conservation(symmetries=found),
+    "noether": lambda found, engine: Noether(symmetries=found, engine=engine),
+    "curvature": lambda found, engine: Curvature(
+        k=1, max_matvecs=6, split=True, angles=True, symmetries=found, engine=engine
+    ),
+    "tracking": lambda _, engine: Tracking(max_matvecs=3, engine=engine),
+    "spectrum": lambda _, engine: Spectrum(matvecs=6, probes=2, steps=2, engine=engine),
 }
+
+
+def make(names: Iterable[str]) -> list[Any]:
+    """Probes that share what they find, as those of a configuration do."""
+    found, engine = FoundSymmetries(), Engine()
+    return [PROBES[name](found, engine) for name in names]
 
 
 CHEAP = ("equivariance", "conservation")
@@ -47,7 +57,7 @@ class Cell:
 
     def watch(self, alone: bool = False) -> Watch:
         """Train, alone or watched."""
-        probes: list[Any] = [PROBES[name]() for name in self.probes]
+        probes = make(self.probes)
         if self.place == "step":
             probes.append(Faithful())
         run = Watch(probes=None if alone else probes, surface=self.surface, place=self.place)

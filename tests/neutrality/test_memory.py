@@ -1,5 +1,6 @@
 """Nothing of a step outlives it: no batch, no graph, no tensor, with the collector switched off."""
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import eqtoolbox as eq
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.conservation import Conservation
 from tests.conftest import mlp
-from tests.neutrality.table import PROBES
+from tests.neutrality.table import PROBES, make
 from tests.neutrality.watch import Net, batches, cross_entropy
 
 
@@ -40,8 +41,9 @@ def tensors() -> int:
     seen = {}
     for x in gc.get_objects():
         if issubclass(type(x), Tensor):
-            storage = x.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
+            with contextlib.suppress(RuntimeError):  # tensors without memory, of the compiler
+                storage = x.untyped_storage()
+                seen[storage.data_ptr()] = storage.nbytes()
     return sum(seen.values())
 
 
@@ -69,7 +71,7 @@ def watched_steps(steps: int, probe: Probe) -> tuple[list[int], list[Any]]:
                     del loss, part
                 optimizer.step()
                 optimizer.zero_grad()
-                if step % 100 == 0:
+                if step in (100, steps):
                     alive.append(tensors())
         finally:
             gc.enable()
@@ -97,19 +99,22 @@ def test_memory_is_back_to_where_it_was_after_each_probe(name: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     alive = []
     with eq.attach(
-        model, optimizer, probes=[PROBES[name]()], schedule=2, budget=None, on_error="raise"
+        model, optimizer, probes=make((name,)), schedule=2, budget=None, on_error="raise"
     ) as monitor:
         loss_fn = monitor.loss(cross_entropy)
-        for batch in batches(7):
+        for step, batch in enumerate(batches(5)):
             optimizer.zero_grad()
             loss = loss_fn(model, batch)
             loss.backward()
+            if step == 2:
+                gc.collect()
+                gc.disable()
             optimizer.step()
             del loss
-            gc.collect()
-            alive.append(tensors())
-    first, *later = alive[1:]  # the first measurement leaves its references
-    assert set(later) == {first}
+            if step in (2, 4):  # the first measurement left its references
+                alive.append(tensors())
+        gc.enable()
+    assert alive[0] == alive[1]
 
 
 def test_copies_pickles_and_averages_are_free_of_the_monitor(tmp_path: Any) -> None:
