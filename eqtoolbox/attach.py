@@ -3,7 +3,7 @@
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -12,20 +12,30 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from eqtoolbox.capture import check_batch
+from eqtoolbox.batch import check_batch
 from eqtoolbox.config import Probes, describe, resolve
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor, monitors_of
 from eqtoolbox.probe import Scheduled
 from eqtoolbox.schedule import Schedule
-from eqtoolbox.sink import Sink
+from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
+from eqtoolbox.unwrap import (
+    optimizers_in,
+    other_process,
+    processes,
+    refuse_engine,
+    refuse_sharded,
+    unwrapped,
+)
 
 
 def attach(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer
+    | Iterable[torch.optim.Optimizer]
+    | Mapping[Any, torch.optim.Optimizer],
     *,
     loss_fn: Callable[[nn.Module, Any], Any] | None = None,
     criterion: nn.Module | None = None,
@@ -34,7 +44,7 @@ def attach(
     schedule: int | Schedule | Mapping[str, int | Schedule] | None = None,
     budget: float | None = 0.05,
     run_dir: str | PathLike[str] | None = None,
-    sinks: Sequence[Sink] = (),
+    sinks: Sequence[Any] = (),
     seed: int = 0,
     on_error: OnError = "warn",
     resume: bool = False,
@@ -47,8 +57,11 @@ def attach(
     a model that returns its own loss.
 
     Args:
-        model: any module with trainable parameters.
-        optimizer: the one whose `step()` counts; a wrapper's own `.optimizer` is found.
+        model: any module with trainable parameters; DistributedDataParallel and torch.compile are
+            looked into. Of several processes the first measures, on its own share of the batch.
+        optimizer: the one whose `step()` counts; a wrapper's own `.optimizer` is found. Several
+            that train the model together are given as a list or a dict: one step is over when
+            each has stepped.
         loss_fn: `loss_fn(model, batch) -> scalar`.
         criterion: module called as `criterion(model(x), target)` in the loop.
         probes: "light", "standard", "full", a TOML file, or a list of probes.
@@ -58,7 +71,8 @@ def attach(
         budget: largest share of training time that probes may take; None for no limit, so that
             exactly the scheduled steps are measured. Skips are recorded.
         run_dir: directory for the records; None to keep none.
-        sinks: further places for records.
+        sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
+            `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`.
         seed: of the probes' own random streams.
         on_error: "warn" records a failing probe and goes on, "raise" is for tests.
         resume: append to the run in `run_dir`; give the monitor its state back by
@@ -76,57 +90,54 @@ def attach(
         >>> monitor = attach(model, optimizer, criterion=nn.MSELoss())
         >>> monitor.close()
     """
-    optimizer = _with_hooks(optimizer)
-    _check(model, optimizer, criterion, loss_fn, budget, seed, sinks, on_error)
+    optimizers = optimizers_in(optimizer)
+    called, model = model, _checked_model(model)
+    _check(model, optimizers, criterion, loss_fn, budget, seed, on_error)
+    further = [] if other_process() else [as_sink(sink) for sink in sinks]
     if probe_batch is not None:
         check_batch(probe_batch, model)
     scheduled = resolve(probes, schedule)
-    where = _caller()
+    if other_process():
+        scheduled, run_dir = [], None
     store = None if run_dir is None else _open(run_dir, resume)
     if store is not None:
-        store.describe(**_facts(model, optimizer, scheduled, budget, seed))
+        store.describe(**_facts(model, optimizers, scheduled, budget, seed))
     return Monitor(
         model,
-        optimizer,
+        optimizers,
         probes=scheduled,
         loss_fn=loss_fn,
         criterion=criterion,
         probe_batch=probe_batch,
         budget=budget,
-        sinks=[*([store] if store else []), *sinks],
+        sinks=[*([store] if store else []), *further],
         seed=seed,
         segment=store.segment if store else 0,
         step=store.next_step if store else 0,
         on_error=on_error,
-        attached_at=where,
+        attached_at=_caller(),
+        called=called,
     )
 
 
-def _with_hooks(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer itself, or the one inside a wrapper, that has working step hooks."""
-    seen = optimizer
-    while seen is not None:
-        if isinstance(seen, torch.optim.Optimizer) and hasattr(seen, "_optimizer_step_post_hooks"):
-            return seen
-        seen = getattr(seen, "optimizer", None)
-    raise TypeError(
-        f"expected a torch.optim.Optimizer with step hooks, or a wrapper that holds one as "
-        f".optimizer, got {type(optimizer).__name__}; pass the inner torch optimizer"
-    )
+def _checked_model(model: Any) -> nn.Module:
+    """The model to watch, out of its wrappers."""
+    refuse_engine(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
+    refuse_sharded(model)
+    return unwrapped(model)
 
 
 def _check(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
     criterion: Any,
     loss_fn: Any,
     budget: Any,
     seed: Any,
-    sinks: Sequence[Any],
     on_error: Any,
 ) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ValueError(
@@ -137,11 +148,11 @@ def _check(
             f"expected a model with trainable parameters, got {type(model).__name__} with "
             f"{sum(1 for _ in model.parameters())} parameters, none of which requires gradients"
         )
-    if not any(group.names for group in parameter_groups(optimizer, model)):
+    if not any(group.names for group in parameter_groups(optimizers, model)):
         raise ValueError(
             "the optimizer holds none of the model's parameters; make it from model.parameters()"
         )
-    for other in monitors_of(optimizer):
+    for other in (m for optimizer in optimizers for m in monitors_of(optimizer)):
         raise ValueError(
             f"this optimizer has a monitor already, attached at {other.attached_at}; close() that "
             "one first, or give all probes to one attach()"
@@ -160,9 +171,6 @@ def _check(
         )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
-    for sink in sinks:
-        if not isinstance(sink, Sink):
-            raise TypeError(f"sinks must be eqtoolbox.Sink objects, got {sink!r}")
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
 
@@ -181,7 +189,7 @@ def _open(run_dir: str | PathLike[str], resume: bool) -> RunDirectory:
 
 def _facts(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     scheduled: Sequence[Scheduled],
     budget: float | None,
     seed: int,
@@ -198,7 +206,7 @@ def _facts(
                 ("momentum", g.momentum),
             )
         }
-        for g in parameter_groups(optimizer, model)
+        for g in parameter_groups(optimizers, model)
     ]
     return {
         "eqtoolbox": version("eqtoolbox"),
@@ -210,7 +218,11 @@ def _facts(
             "parameters": sum(parameters),
             "trainable": sum(p.numel() for p in trainable(model).values()),
         },
-        "optimizer": {"class": type(optimizer).__name__, "groups": groups},
+        "optimizer": {
+            "class": "+".join(dict.fromkeys(type(o).__name__ for o in optimizers)),
+            "groups": groups,
+        },
+        "processes": processes(),
         "budget": budget,
         "seed": seed,
         "device": str(some.device),

@@ -1,66 +1,85 @@
-"""Capture: how the training loop's own loss and batch are caught, without editing the loop."""
+"""Capture: how the training loop's own losses and batches are caught, without editing the loop."""
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from eqtoolbox.batch import map_tensors, tensors
+from eqtoolbox.caught import Caught, Hook, gradients_are_clear, guessed, weighted
 from eqtoolbox.isolation import RandomState
-from eqtoolbox.objective import LossFunction, Objective, Parameters, scalar_loss
+from eqtoolbox.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
+from eqtoolbox.objective import LossFunction, Objective, Parameters, loss_tensor
+from eqtoolbox.unwrap import unwrapped
+from eqtoolbox.window import Window
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-class Hook:
-    """A hook that does not keep its owner alive and that copies and pickles as an inert one."""
-
-    def __init__(self, owner: Any = None, method: str = "") -> None:
-        self._owner = weakref.ref(owner) if owner is not None else lambda: None
-        self._method = method
-
-    def __call__(self, *args: Any) -> None:
-        owner = self._owner()
-        if owner is not None:
-            getattr(owner, self._method)(*args)
-
-    def __deepcopy__(self, memo: Any) -> "Hook":
-        return Hook()
-
-    def __reduce__(self) -> Any:
-        return Hook, ()
+ROUNDED = 0.01  # of a ratio of gradients that is read as a whole number
+MAX_WAITING = 64  # losses that no backward has reached; the oldest are let go
 
 
 class LossCapture:
-    """Catches loss function, batch, buffers and random state of the step being trained.
+    """Catches loss function, batch, buffers and random state of every loss of the coming step.
 
     In order of precedence: a function decorated by `wrap`; `loss_fn` with `observe(batch)`;
     `criterion` called on the model's output; a model that returns its own loss.
+
+    Args:
+        model: the one that is watched.
+        called: the one that the loop calls, where the model is wrapped.
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFunction | None, criterion: nn.Module | None
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None,
+        criterion: nn.Module | None,
+        called: nn.Module | None = None,
     ) -> None:
         self.model = model
+        self.called = called if called is not None else model
         self.loss_fn = loss_fn
         self.criterion = criterion
-        self.armed = False
-        self.stepping = False
-        self.value: Tensor | None = None  # the loss the training loop saw
-        self.evaluations = 0  # losses caught since `evaluations` was last set to 0
+        self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
+        self.refused = ""  # why the loss must not be evaluated
         self.missed = ""  # why nothing could be caught although the model was called
+        self.summed = False  # losses of unknown weight: their sum, not their mean
+        self.moved = False  # whether a closure evaluated the loss at other parameters
+        self.unused: Any = None  # batch of a step that is not due, for probe_now()
+        self._armed = False
         self._wrapped: LossFunction | None = None
-        self._caught: Objective | None = None
+        self._step: list[Caught] = []  # losses of the step that is being taken
+        self._coming: list[Caught] = []  # and of the one after it
+        self._unmoved: Callable[[], bool] | None = None  # is the model still at theta_t?
+        self._inside: Callable[[], bool] | None = None  # the same, while step() runs
+        self.fail: Callable[[Exception], None] = _raise
+        self._task = -1  # backward that was last seen
+        self._own_loss = False
         self._start: tuple[RandomState, Parameters] | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
-        self._batch: Any = None
+        self._begun: tuple[Objective, Any, list[int]] | None = None
         self._output: Any = None
-        self._calls: tuple[Any, Any] = ((), {})
+        self._calls: Any = ((), {})
         self._handles: list[Any] = []
+
+    @property
+    def armed(self) -> bool:
+        """Whether losses are being caught; hooks are on the model only meanwhile."""
+        return self._armed
+
+    @armed.setter
+    def armed(self, armed: bool) -> None:
+        if armed != self._armed:
+            self._armed = armed
+            if armed and self._wrapped is None:
+                self._install()
+            else:
+                self._remove()
 
     # -- giving ---------------------------------------------------------------------------------
 
@@ -69,99 +88,281 @@ class LossCapture:
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
-            if not (self.armed and torch.is_grad_enabled()):
+            if torch.compiler.is_compiling() or not self._armed or not torch.is_grad_enabled():
                 return function(*args, **kwargs)
-            if not args or not isinstance(args[0], nn.Module):
-                got = type(args[0]).__name__ if args else "no argument"
-                self.missed = (
-                    f"monitor.loss decorates loss_fn(model, batch, ...), but the first argument "
-                    f"was {got}: let the function call the model itself"
-                )
-                return function(*args, **kwargs)
-            batch = _fresh((args[1:], kwargs))
-            self._autocast = _active_autocast(self.model)
-            objective = self._objective(_Spread(function), batch)
-            result = function(*args, **kwargs)
-            self._catch(objective, _seen(result))
-            return result
+            return self._call(function, args, kwargs)
 
         self._wrapped = function
+        self._remove()
         return caught  # type: ignore[return-value]
 
-    def observe(self, batch: Any) -> None:
-        """Take `batch` as the one of the coming step."""
-        self._batch = _fresh(batch)
+    def observe(self, batch: Any, weight: float | None = None) -> None:
+        """Take `batch` as one of the coming step."""
+        if not self._armed:
+            self.unused = batch
+            return
+        loss_fn, losses = self._wrapped or self.loss_fn, self._target()
+        if loss_fn is None or not self._belongs():
+            return
+        if losses and gradients_are_clear(self.model):
+            losses.clear()
+        caught = Caught(self._objective(loss_fn, _fresh(batch)), weight=weight)
+        caught.started = self._start is not None
+        losses.append(caught)
+        self._start = None
 
-    def install(self) -> None:
-        """Hook the model's and the criterion's calls."""
-        add = self._handles.append
-        pre, post = Hook(self, "_model_called"), Hook(self, "_model_answered")
-        add(self.model.register_forward_pre_hook(pre, with_kwargs=True))
-        add(self.model.register_forward_hook(post, with_kwargs=True))
-        if self.criterion is not None:
-            pre, post = Hook(self, "_criterion_called"), Hook(self, "_criterion_answered")
-            add(self.criterion.register_forward_pre_hook(pre, with_kwargs=True))
-            add(self.criterion.register_forward_hook(post, with_kwargs=True))
+    def begin(self, loss_fn: LossFunction, batch: Any) -> None:
+        """The loop is about to evaluate `loss_fn(model, batch)` in its own code."""
+        if self._armed and torch.is_grad_enabled():
+            self._start, self._autocast = None, self._around()
+            self._begun = self._objective(loss_fn, _fresh(batch)), batch, _versions(batch)
 
-    def remove(self) -> None:
-        """Take all hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def end(self, loss: Tensor | None) -> None:
+        """What it evaluated to."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            objective, batch, versions = begun
+            self._catch(replace(objective, mutates=versions != _versions(batch)), loss)
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def step_starts(self, unmoved: Callable[[], bool]) -> None:
+        """The optimizer was called: what was caught so far is this step's.
+
+        Args:
+            unmoved: whether the parameters are still those from before the step; closures
+                evaluate the loss inside it.
+        """
+        self._step, self._coming = self._coming, []
+        self.moved, self._unmoved = False, unmoved
+        self._inside = unmoved
+
+    def step_goes_on(self) -> None:
+        """The next of several optimizers was called."""
+        self._inside = self._unmoved
+
+    def step_pauses(self) -> None:
+        """The optimizer returned: what is caught from now on belongs to the coming step."""
+        self._inside = None
+
+    def drop(self) -> None:
+        """Forget the step: no reference to its batches or graphs stays."""
+        for caught in self._step:
+            caught.release()
+        self._step = []
+        self._start = self._output = self._begun = self._inside = self.unused = None
+        self._calls = ((), {})
+
+    def forget(self) -> None:
+        """Forget the coming step, too."""
+        self._step += self._coming
+        self._coming = []
+        self.drop()
 
     # -- taking ---------------------------------------------------------------------------------
 
-    def training(self) -> Objective | None:
-        """Objective of the step's own batch; None when none was caught."""
+    def training(self, scale: float = 1.0) -> Objective | None:
+        """Objective of the step's own batches with their weights; None when none was caught.
+
+        Args:
+            scale: by which a gradient scaler had multiplied the losses.
+        """
+        parts = weighted(self._losses(), scale, self.summed)
+        if parts:
+            return Window.of(tuple((c.objective, w) for c, w in parts))
         loss_fn = self._wrapped or self.loss_fn
-        if self._caught is None and loss_fn is not None and self._batch is not None:
-            return self._objective(loss_fn, self._batch)
-        return self._caught
+        known = loss_fn is not None and self.unused is not None
+        return self._objective(loss_fn, self.unused) if known else None  # type: ignore[arg-type]
+
+    def value(self, scale: float = 1.0) -> float | None:
+        """The loss that the training loop saw, with the same weights."""
+        parts = weighted(self._losses(), scale, self.summed)
+        terms = [(w, c.value) for c, w in parts if c.value is not None]
+        return sum(w * float(v) for w, v in terms) if terms and len(terms) == len(parts) else None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Losses caught for the step, and how many of them the backward reached."""
+        step = self._losses()
+        return len(step), sum(c.weight is not None for c in step)
+
+    @property
+    def unreached(self) -> bool:
+        """Whether backwards could have been seen, and none reached a loss of the step."""
+        step = self._losses()
+        return bool(step) and all(c.weight is None and c.handle is not None for c in step)
+
+    def learn_weights(self, ratio: float) -> bool:
+        """Whether losses of unknown weight turn out to be summed.
+
+        Args:
+            ratio: of the gradient's norm to that of the mean of the losses.
+        """
+        count = len(self._losses())
+        unknown = guessed(self._losses()) and not self.summed
+        self.summed = self.summed or (unknown and abs(ratio / count - 1) < ROUNDED)
+        return unknown and self.summed
 
     def on(self, batch: Any, random: RandomState) -> Objective | None:
         """Objective on a batch of the user's choice; None while no loss function is known."""
         loss_fn = self._wrapped or self.loss_fn
         if loss_fn is None and self.criterion is not None:
-            loss_fn = _CriterionOfPair(self.criterion)
-        if loss_fn is None and isinstance(getattr(self._caught, "loss_fn", None), _OwnLoss):
-            loss_fn, batch = _OwnLoss(), _as_call(batch)
+            loss_fn = CriterionOfPair(self.criterion)
+        if loss_fn is None and self._own_loss:
+            loss_fn, batch = OwnLoss(), as_call(batch)
         if loss_fn is None:
             return None
         objective = self._objective(loss_fn, batch)
-        return replace(objective, random=random)
+        step = self._losses()
+        last = step[-1].objective if step else objective
+        return replace(objective, random=random, buffers=last.buffers, flags=last.flags)
 
     def why_none(self) -> str:
         """Why no loss is known, and what to do."""
-        if self.missed:
-            return self.missed
+        if self.refused or self.missed:
+            return self.refused or self.missed
         if self.loss_fn is not None:
             return "no batch is known: call monitor.observe(batch) in each step or give probe_batch"
         return (
-            "no loss is known: decorate your loss function with @monitor.loss, or give "
-            "criterion= (a module), or loss_fn= with monitor.observe(batch)"
+            "no loss is known: decorate your loss function with @monitor.loss (outside of "
+            "torch.compile, where it is compiled), or give criterion= (a module), or loss_fn= with "
+            "monitor.observe(batch)"
         )
 
-    def drop(self) -> None:
-        """Forget the step: no reference to its batch or graph stays."""
-        self._caught = self.value = self._start = self._batch = self._output = None
-        self._calls = ((), {})
+    # -- catching -------------------------------------------------------------------------------
+
+    def _call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call the decorated function and catch what it was given and what it gave."""
+        objective, versions = None, []
+        try:
+            owner = self._owner(args)
+            if owner is not None:
+                batch, versions = _fresh((args[1:], kwargs)), _versions((args[1:], kwargs))
+                self._start, self._autocast = None, self._around()
+                loss_fn = Spread(function, None if owner is self.model else owner)
+                objective = self._objective(loss_fn, batch)
+        except Exception as error:
+            self.fail(error)
+        result = function(*args, **kwargs)
+        try:
+            if objective is not None:
+                changed = versions != _versions((args[1:], kwargs))
+                self._catch(replace(objective, mutates=changed), result)
+        except Exception as error:
+            self.fail(error)
+        return result
+
+    def _owner(self, args: Any) -> nn.Module | None:
+        """The model, or the larger one around it, that the function was given; None if neither."""
+        given: nn.Module | None = (
+            unwrapped(args[0]) if args and isinstance(args[0], nn.Module) else None
+        )
+        if given is None:
+            got = type(args[0]).__name__ if args else "no argument"
+            self.missed = (
+                f"monitor.loss decorates loss_fn(model, batch, ...), but the first argument "
+                f"was {got}: let the function call the model itself"
+            )
+        elif torch._C._functorch.maybe_current_level() is not None:
+            self.missed = "the loss runs inside a torch.func transform, where it cannot be caught"
+        elif given is not self.model and all(m is not self.model for m in given.modules()):
+            self.missed = (
+                f"the function that monitor.loss decorates was called with another "
+                f"{type(given).__name__} than the one watched"
+            )
+        else:
+            return given
+        return None
+
+    def _catch(self, objective: Objective, result: Any) -> None:
+        """Keep a loss for the step it belongs to, with a note of what its backward starts with."""
+        try:
+            loss: Tensor | None = loss_tensor(result)
+        except TypeError:
+            loss = None
+        caught = Caught(objective, value=None if loss is None else loss.detach())
+        caught.started = True
+        if not self._belongs():
+            return
+        if loss is not None and loss.requires_grad:
+            caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
+                _Reached(self, caught)
+            )
+        self._target().append(caught)
+        waiting = [c for c in self._coming if c.weight is None]
+        for old in waiting[:-MAX_WAITING]:
+            self._coming.remove(old)
+
+    def _around(self) -> tuple[str, torch.dtype] | None:
+        """Device and type of the autocast in force around the loss, or inside the model."""
+        device = next((p.device.type for p in self.model.parameters()), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return self.inside
+        return device, torch.get_autocast_dtype(device)
+
+    def _belongs(self) -> bool:
+        """Whether the loss is evaluated at the parameters that the step starts from."""
+        if self._inside is not None and not self._inside():
+            self.moved = True
+        return not self.moved or self._inside is None
+
+    def _target(self) -> list[Caught]:
+        return self._coming if self._inside is None else self._step
+
+    def _losses(self) -> list[Caught]:
+        return self._step or self._coming
+
+    def reached(self, caught: Caught, gradient: Tensor) -> None:
+        """A backward arrived at this loss: what arrives is the weight of the loss in the step."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task = task
+            known = [c for c in (*self._step, *self._coming) if c.weight is not None]
+            if known and gradients_are_clear(self.model):
+                for earlier in known:  # their gradients were thrown away
+                    earlier.weight = None
+        weight = gradient.detach().reshape(())
+        caught.weight = weight if caught.weight is None else caught.weight + weight
 
     # -- hooks ----------------------------------------------------------------------------------
 
+    def _install(self) -> None:
+        add = self._handles.append
+        pre, post = Hook(self, "_model_called"), Hook(self, "_model_answered")
+        add(self.called.register_forward_pre_hook(pre, with_kwargs=True))
+        add(self.called.register_forward_hook(post, with_kwargs=True))
+        if self.criterion is not None:
+            pre, post = Hook(self, "_criterion_called"), Hook(self, "_criterion_answered")
+            add(self.criterion.register_forward_pre_hook(pre, with_kwargs=True))
+            add(self.criterion.register_forward_hook(post, with_kwargs=True))
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.armed and self._wrapped is None and torch.is_grad_enabled():
-            self._start = (RandomState(), _buffers(model))
-            self._autocast = _active_autocast(self.model)
+        if self._begun is not None or not torch.is_grad_enabled() or not self._belongs():
+            return
+        self._start = (RandomState(), _buffers(self.model))
+        self._autocast = self._around()
+        if self.loss_fn is None:
             self._calls = _fresh((args, kwargs))
+            return
+        waiting = self._target() or self._step
+        if waiting and not waiting[-1].started:
+            known = waiting[-1].objective
+            waiting[-1].objective = self._objective(known.loss_fn, known.batch)
+            waiting[-1].started, self._start = True, None
 
     def _model_answered(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._start is None or self._wrapped is not None or self.loss_fn is not None:
+        if self._start is None or self.loss_fn is not None:
             return
         if self.criterion is not None:
             self._output = output
             return
         try:
-            loss = scalar_loss(output)
+            loss = loss_tensor(output)
         except TypeError:
             loss = None
         if loss is None or not loss.requires_grad:
@@ -170,129 +371,75 @@ class LossCapture:
                 "function with @monitor.loss, or give criterion= or loss_fn="
             )
             return
-        self._catch(self._objective(_OwnLoss(), self._calls), loss.detach())
+        self._own_loss = True
+        self._catch(self._objective(OwnLoss(), self._calls), output)
 
     def _criterion_called(self, criterion: nn.Module, args: Any, kwargs: Any) -> None:
         if self._output is None or not torch.is_grad_enabled():
             return
-        if not args or args[0] is not self._output:
+        if not args or not _same(args[0], self._output):
             self.missed = (
                 "the criterion was not called on the model's own output as criterion(model(x), "
                 "...): decorate your loss function with @monitor.loss instead"
             )
             return
-        self._batch = (self._calls, _fresh((args[1:], kwargs)))
+        self._calls = (self._calls, _fresh((args[1:], kwargs)))
 
     def _criterion_answered(self, criterion: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
-        batch, self._output = self._batch, None
-        if batch is not None and isinstance(loss, Tensor):
-            self._catch(self._objective(_Criterion(criterion), batch), loss.detach())
-            self._batch = None
-
-    def _catch(self, objective: Objective, value: Tensor | None) -> None:
-        """Keep the last loss before the step, or the first inside it (a closure's, at theta_t)."""
-        self.evaluations += 1
-        if not (self.stepping and self.evaluations > 1):
-            self._caught, self.value = objective, value
+        called = self._output is not None and args and _same(args[0], self._output)
+        self._output = None
+        if called and isinstance(loss, Tensor):
+            self._catch(self._objective(Criterion(criterion), self._calls), loss)
 
     def _objective(self, loss_fn: LossFunction, batch: Any) -> Objective:
         random, buffers = self._start or (RandomState(), _buffers(self.model))
-        modules = (self.criterion,) if self.criterion is not None else ()
         return Objective(
             model=self.model,
             loss_fn=loss_fn,
             batch=batch,
             random=random,
             buffers=buffers,
-            modules=modules,
             autocast=self._autocast,
+            flags=tuple(m.training for m in self.model.modules()),
         )
 
 
-class _Spread:
-    """loss_fn(model, (args, kwargs)) for a decorated function of more than one argument."""
+class _Reached:
+    """A tensor hook that tells which gradient arrived at a loss; keeps neither side alive."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, capture: LossCapture, caught: Caught) -> None:
+        self._capture = weakref.ref(capture)
+        self._caught = weakref.ref(caught)
 
-    def __call__(self, model: nn.Module, batch: Any) -> Any:
-        args, kwargs = batch
-        return self.function(model, *args, **kwargs)
-
-
-class _OwnLoss:
-    """The loss that the model returns itself."""
-
-    def __call__(self, model: nn.Module, batch: Any) -> Any:
-        args, kwargs = batch
-        return model(*args, **kwargs)
+    def __call__(self, gradient: Tensor) -> None:
+        capture, caught = self._capture(), self._caught()
+        if capture is not None and caught is not None:
+            try:
+                capture.reached(caught, gradient)
+            except Exception as error:
+                capture.fail(error)
 
 
-class _Criterion:
-    """criterion(model(...), rest) with the arguments the training loop used."""
-
-    def __init__(self, criterion: nn.Module) -> None:
-        self.criterion = criterion
-
-    def __call__(self, model: nn.Module, batch: Any) -> Any:
-        (args, kwargs), (rest, named) = batch
-        return self.criterion(model(*args, **kwargs), *rest, **named)
+def _raise(error: Exception) -> None:
+    raise error
 
 
-class _CriterionOfPair:
-    """criterion(model(inputs), target) on a pair."""
-
-    def __init__(self, criterion: nn.Module) -> None:
-        self.criterion = criterion
-
-    def __call__(self, model: nn.Module, batch: Any) -> Any:
-        inputs, target = batch
-        return self.criterion(model(inputs), target)
+def _same(x: Any, output: Any) -> bool:
+    """Whether it is the output itself; hooks of modules hand on aliases."""
+    if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
+        return x is output
+    alike = x.shape == output.shape and x.stride() == output.stride() and x.dtype == output.dtype
+    return alike and x.numel() > 0 and x.data_ptr() == output.data_ptr()
 
 
-def _as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
+def _fresh(batch: Any) -> Any:
+    """Copies of the tensors in new containers: loops change batches in place."""
+    return map_tensors(lambda x: x.detach().clone(), batch)
 
 
-def _fresh(tree: Any) -> Any:
-    """The same leaves in new containers, tensors detached: loops change batches in place."""
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
-
-
-def _seen(result: Any) -> Tensor | None:
-    try:
-        return scalar_loss(result).detach()
-    except TypeError:
-        return None
-
-
-def _active_autocast(model: nn.Module) -> tuple[str, torch.dtype] | None:
-    """Device and type of the autocast in force around the loss."""
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    if not torch.is_autocast_enabled(device):
-        return None
-    return device, torch.get_autocast_dtype(device)
+def _versions(batch: Any) -> list[int]:
+    return [t._version for t in tensors(batch) if not t.is_inference()]
 
 
 def _buffers(model: nn.Module) -> Parameters:
     return {name: b.detach().clone() for name, b in model.named_buffers()}
-
-
-def check_batch(batch: Any, model: nn.Module) -> None:
-    """Refuse a batch that is empty or lives on another device than the model.
-
-    Raises:
-        ValueError: what was expected, what came, what to do.
-    """
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    if tensors and all(t.numel() == 0 for t in tensors):
-        raise ValueError("expected a batch with samples in it, got only empty tensors")
-    homes = {p.device for p in model.parameters()}
-    for t in tensors:
-        if homes and t.dim() > 0 and t.device not in homes:
-            raise ValueError(
-                f"expected the batch on the model's device {sorted(map(str, homes))}, got a "
-                f"tensor on {t.device}; move it first: batch.to(device)"
-            )

@@ -6,23 +6,15 @@ buffers are never swapped here: probes evaluate the model at clones (`eqtoolbox.
 """
 
 import random
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from eqtoolbox.derivatives import twice_differentiable
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+from eqtoolbox.guests import guests, restore_attributes, set_apart
 
 
 class RandomState:
@@ -70,22 +62,24 @@ def random_streams(start: RandomState | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def isolated(*modules: nn.Module) -> Iterator[None]:
+def isolated(*modules: nn.Module, expected: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Scope in which `modules` may be called freely: no user hook fires and nothing stays changed.
 
     Hooks that belong to torch itself stay (old-style weight and spectral normalisation and
-    pruning compute their weight in one). Gradients are enabled whatever the caller's mode;
-    autocast is off, so that probes measure in the parameters' own precision; operations without a
-    second derivative are exchanged (`eqtoolbox.derivatives`).
+    pruning compute their weight in one). Other modules that are called meanwhile are protected
+    too, their buffers included (`eqtoolbox.guests`). Gradients are enabled whatever the caller's
+    mode; autocast is off, so that probes measure in the parameters' own precision; operations
+    without a second derivative are exchanged (`eqtoolbox.derivatives`).
     """
     everything = {id(m): m for module in modules for m in module.modules()}.values()
     before = [(m, dict(m.__dict__)) for m in everything]
     with ExitStack() as scope:
-        scope.callback(_restore_attributes, before)
         for module, attributes in before:
-            for name in _HOOKS:
-                if attributes.get(name):
-                    module.__dict__[name] = _only_torch(attributes[name])
+            scope.callback(restore_attributes, module, attributes)
+            set_apart(module, attributes)
+            if "_original_forward" in attributes:  # Accelerate's: an autocast that cannot be left
+                module.__dict__["forward"] = attributes["_original_forward"]
+        scope.enter_context(guests(*modules, expected=expected))
         scope.enter_context(random_streams())
         scope.enter_context(torch.inference_mode(False))
         scope.enter_context(torch.enable_grad())
@@ -95,33 +89,21 @@ def isolated(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
-def _only_torch(hooks: "OrderedDict[int, Any]") -> "OrderedDict[int, Any]":
-    """The hooks defined inside torch: part of the function, not of the user's bookkeeping."""
-
-    def module_of(hook: Any) -> str:
-        owner = getattr(hook, "__self__", hook)
-        return str(getattr(owner, "__module__", None) or type(owner).__module__)
-
-    return OrderedDict(
-        (key, h) for key, h in hooks.items() if module_of(h).split(".", 1)[0] == "torch"
-    )
-
-
-def _restore_attributes(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    for module, attributes in before:
-        for name in module.__dict__.keys() - attributes.keys():
-            del module.__dict__[name]
-        module.__dict__.update(attributes)
-
-
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for every submodule; flags come back one by one, frozen layers included."""
-    flags = [(m, m.training) for m in module.modules()]
+    with flagged(module, (False,) * len(list(module.modules()))):
+        yield
+
+
+@contextmanager
+def flagged(module: nn.Module, flags: Sequence[bool]) -> Iterator[None]:
+    """Training flags of all submodules in order; as they are where `flags` is empty."""
+    before = [(m, m.training) for m in module.modules()] if flags else []
     try:
-        for m, _ in flags:
-            m.training = False
+        for (m, _), training in zip(before, flags, strict=False):
+            m.training = training
         yield
     finally:
-        for m, training in flags:
+        for m, training in before:
             m.training = training

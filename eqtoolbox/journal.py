@@ -5,6 +5,7 @@ import math
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -41,6 +42,10 @@ class Journal:
         self._each(lambda sink: sink.write(row))
         return row
 
+    def emit(self, name: str, value: float, unit: str = "1", note: str = "") -> Record:
+        """Write a number of the monitor's own."""
+        return self.write(Record(step=self.step, name=name, value=value, unit=unit, note=note))
+
     def event(self, kind: str, probe: str, message: str) -> None:
         """Pass on something that happened: kind is info, warning or error."""
         self._each(lambda sink: sink.event(self.step, kind, probe, message))
@@ -73,9 +78,22 @@ class Journal:
             self.event("warning", name, f"{name} is disabled after {MAX_FAILURES} failures")
             logger.warning("%s is disabled after %d failures", name, MAX_FAILURES)
 
+    def disable(self, name: str, why: str) -> None:
+        """Stop a probe for good and say so."""
+        self.disabled.add(name)
+        self.warn(name, why)
+
     def succeeded(self, name: str) -> None:
         """Forget failures of `name`."""
         self._failures.pop(name, None)
+
+    def flush(self) -> None:
+        """Tell all sinks that a step is complete."""
+        self._each(lambda sink: sink.flush())
+
+    def add(self, sink: Sink) -> None:
+        """Send what comes to this sink too."""
+        self._sinks.append(sink)
 
     def close(self) -> None:
         """Finish all sinks."""
@@ -91,6 +109,8 @@ class Journal:
                     raise
                 if sink in self._sinks:
                     self._sinks.remove(sink)
+                    with suppress(Exception):
+                        sink.close()
                 kind = type(sink).__name__
                 why = f"it raised {type(error).__name__}: {error}"
                 self.warn("monitor", f"{kind} is disabled, {why}")

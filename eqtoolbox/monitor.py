@@ -1,6 +1,5 @@
 """The monitor: a due step is caught, measured in isolation, and its records go to the sinks."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,43 +7,38 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eqtoolbox.budget import Budget
-from eqtoolbox.capture import LossCapture, check_batch
-from eqtoolbox.isolation import RandomState, isolated
+from eqtoolbox.capture import LossCapture
+from eqtoolbox.eager import eager
+from eqtoolbox.faithfulness import Faithfulness
+from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
-from eqtoolbox.probe import Measurement, Probe, Scheduled, record
-from eqtoolbox.record import Record, Status
+from eqtoolbox.probe import Probe, Scheduled
+from eqtoolbox.record import Record
+from eqtoolbox.runner import Runner, synchronize
+from eqtoolbox.scaling import gradient_scale
 from eqtoolbox.sink import Sink
-from eqtoolbox.snapshot import (
-    NotApplicable,
-    Snapshot,
-    gradients,
-    optimizer_state,
-    parameter_groups,
-    trainable,
-)
+from eqtoolbox.snapshot import Snapshot, gradients, optimizer_state, parameter_groups, trainable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CHECK = "monitor/closure_grad_cos"
-MIN_GRADIENT_COSINE = 0.99  # replayed against training gradient; below it the loss is another
-
 
 class Monitor:
-    """Watches one model and one optimizer; made by `eqtoolbox.attach`.
+    """Watches one model and its optimizer or optimizers; made by `eqtoolbox.attach`.
 
-    Each call of `optimizer.step()` is one step. On a due step the parameters before and after,
-    the gradient and the batch are frozen into a `Snapshot`, the due probes measure it, and their
+    Each call of `optimizer.step()` is one step; of several optimizers, one step is over when each
+    has stepped once, or one of them steps again. On a due step the parameters before and after,
+    the gradient and the batches are frozen into a `Snapshot`, the due probes measure it, and their
     records are written. Training is bit-identical with and without.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         probes: Sequence[Scheduled],
         loss_fn: LossFunction | None = None,
@@ -57,30 +51,46 @@ class Monitor:
         step: int = 0,
         on_error: OnError = "warn",
         attached_at: str = "",
+        called: nn.Module | None = None,
     ) -> None:
+        one = isinstance(optimizer, torch.optim.Optimizer)
         self.model = model
-        self.optimizer = optimizer
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
+            (optimizer,) if one else tuple(optimizer)  # type: ignore[arg-type, assignment]
+        )
+        self.optimizer = self.optimizers[0]
         self.probes = tuple(probes)
         self.step = step
         self.attached_at = attached_at
-        self._capture = LossCapture(model, loss_fn, criterion)
+        self._capture = LossCapture(model, loss_fn, criterion, called)
         self._probe_batch = probe_batch
         self._probe_random = RandomState.seeded(seed)
-        self._seed = seed
         self._journal = Journal(sinks, on_error, segment)
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
-        self._references: dict[str, Any] = {}
+        self._runner = Runner(
+            model, [s.probe for s in self.probes], seed, self._budget, self._journal
+        )
         self._left_at: float | None = None  # clock when training was last left alone
         self._todo: list[Probe] = []
         self._before: Parameters | None = None
-        self._accumulated = 0  # losses caught since the last step
+        self._noted: Parameters = {}  # gradients of optimizers that have stepped already
+        self._missed: Exception | None = None  # why the step could not be caught
+        self._scale = 1.0  # of a gradient scaler
+        self._stepped: set[int] = set()  # optimizers that took the step that is being taken
+        self._open = False
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
-        self._checked = False
+        self._faithful = Faithfulness(model, self._capture, self._journal)
+        self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
+        self._loaded = False
+        starts, ends = self._step_starts, self._step_ends
+        if len(self.optimizers) > 1:
+            starts, ends = self._one_starts, self._one_ends
         self._handles = [
-            optimizer.register_step_pre_hook(self._step_starts),
-            optimizer.register_step_post_hook(self._step_ends),
+            handle
+            for o in self.optimizers
+            for handle in (o.register_step_pre_hook(starts), o.register_step_post_hook(ends))
         ]
-        self._capture.install()
+        self._capture.fail = self._failed
         self._arm()
 
     def __repr__(self) -> str:
@@ -94,13 +104,48 @@ class Monitor:
         """Decorate `loss_fn(model, batch, ...) -> loss`, so that probes can evaluate it.
 
         Returns a function that does exactly the same. The loss may also be the first of a tuple,
-        an attribute `.loss` or a key `"loss"` of what the function returns.
+        an attribute `.loss` or a key `"loss"` of what the function returns. Probes call it again:
+        it should do nothing but compute. A compiled loss is decorated on the outside:
+        `monitor.loss(torch.compile(loss_fn))`.
         """
         return self._capture.wrap(function)
 
-    def observe(self, batch: Any) -> None:
-        """Tell the batch of the coming step, where `loss_fn=` was given to `attach`."""
-        self._capture.observe(batch)
+    def observe(self, batch: Any, weight: float | None = None) -> None:
+        """Tell a batch of the coming step, where `loss_fn=` was given to `attach`.
+
+        Args:
+            batch: for `loss_fn(model, batch)`.
+            weight: of its loss in the gradient of the step; without, the losses of all batches
+                observed before a step count equally and their mean is taken.
+        """
+        self._safely(self._capture.observe, batch, weight)
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming step is one to measure: what it evaluates is of interest."""
+        return self._capture.armed
+
+    def begin(self, loss_fn: LossFunction, batch: Any) -> None:
+        """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
+        self._safely(self._capture.begin, loss_fn, batch)
+
+    def end(self, loss: Tensor | None) -> None:
+        """Say what came out of the evaluation that `begin` told of; None where that is unknown."""
+        self._safely(self._capture.end, loss)
+
+    def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
+        """Say that the model's own `forward` enters this autocast, where no hook can see it."""
+        self._capture.inside = (device, dtype)
+
+    def count_from(self, step: int) -> None:
+        """Give the coming optimizer step this number, where the training loop counts itself."""
+        if step != self.step:
+            self.step = step
+            self._arm()
+
+    def add_sink(self, sink: Sink) -> None:
+        """Send records to one more place."""
+        self._journal.add(sink)
 
     def probe_now(self) -> list[Record]:
         """Measure all probes at the present parameters, whatever is due, and return the records.
@@ -115,7 +160,9 @@ class Monitor:
             )
         started = time.perf_counter()
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
-        written = self._measure([p.probe for p in self.probes], before, None)
+        snapshot = self._snapshot(before, None)
+        written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
+        self._journal.flush()
         if self._left_at is not None:
             self._left_at += time.perf_counter() - started
         return written
@@ -125,18 +172,21 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._capture.remove()
-        self._capture.drop()
         self._capture.armed = False
-        self._before = None
+        self._capture.forget()
+        self._before, self._noted = None, {}
 
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
         attached = bool(self._handles)
+        if attached and self._open and self._stepped:
+            self._close_step()
         self.detach()
-        if attached and self._budget.probing and self._budget.training:
-            self._journal.step = max(self.step - 1, 0)
-            self._emit("cost/overhead", self._budget.overhead)
+        if attached:
+            self._earn()
+            if self._budget.probing and self._budget.training:
+                self._journal.step = max(self.step - 1, 0)
+                self._journal.emit("cost/overhead", self._budget.overhead)
         self._journal.close()
 
     def __enter__(self) -> "Monitor":
@@ -156,9 +206,13 @@ class Monitor:
         """What a resumed run needs to go on with the same records: step, references, budget."""
         return {
             "step": self.step,
-            "references": self._references,
+            "references": self._runner.references,
             "disabled": sorted(self._journal.disabled),
             "budget": self._budget.state_dict(),
+            "halved": sorted(self._runner.halved),
+            "checked": self._faithful.checked,
+            "summed": self._capture.summed,
+            "shapes": {n: list(s) for n, s in (self._shapes or {}).items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,111 +221,194 @@ class Monitor:
         Raises:
             KeyError: `state` is no monitor state.
         """
-        missing = self.state_dict().keys() - state.keys()
+        missing = {"step", "references", "disabled", "budget"} - state.keys()
         if missing:
             raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
         self.step, self._unloaded = state["step"], False
-        self._references = dict(state["references"])
+        self._runner.references = dict(state["references"])
+        self._runner.halved = set(state.get("halved", ()))
         self._journal.disabled = set(state["disabled"])
         self._budget.load_state_dict(state["budget"])
+        self._faithful.checked = bool(state.get("checked", False))
+        self._capture.summed = bool(state.get("summed", False))
+        self._loaded, shapes = True, state.get("shapes", {})
+        self._shapes = {n: torch.Size(s) for n, s in shapes.items()} or None
         self._arm()
 
     # -- one optimizer step ---------------------------------------------------------------------
 
-    def _due(self) -> list[Probe]:
-        return [s.probe for s in self.probes if self._is_due(s)]
-
-    def _is_due(self, scheduled: Scheduled) -> bool:
-        name = scheduled.probe.name
-        if name in self._journal.disabled:
-            return False
-        try:
-            return bool(scheduled.schedule(self.step))
-        except Exception as error:
-            self._journal.failed(name, error)
-            return False
-
     def _arm(self) -> None:
+        """Find out what is due at the coming step."""
         self._journal.step = self.step
-        self._todo = self._due()
-        self._capture.armed = bool(self._todo)
+        self._todo = self._due(self.step)
+        if self._todo or self._capture.armed:
+            self._capture.armed = bool(self._todo)
 
+    def _due(self, step: int) -> list[Probe]:
+        disabled, due = self._journal.disabled, []
+        if "monitor" in disabled:
+            return []
+        for scheduled in self.probes:
+            try:
+                if scheduled.schedule(step) and scheduled.probe.name not in disabled:
+                    due.append(scheduled.probe)
+            except Exception as error:
+                if scheduled.probe.name not in disabled:
+                    self._journal.failed(scheduled.probe.name, error)
+        return due
+
+    @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._todo:
+            self._begin(optimizer)
+
+    @eager
+    def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        try:
+            if self._todo:
+                self._finish()
+            elif self._left_at is None:
+                self._left_at = time.perf_counter()
+        finally:  # an interrupt from the keyboard passes, and the next step is counted right
+            self._capture.unused = None
+            self.step += 1
+            self._arm()
+
+    @eager
+    def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """One of several optimizers starts."""
+        if self._open and id(optimizer) in self._stepped:
+            self._close_step()
+        if not self._open:
+            self._open = True
+            if self._todo:
+                self._begin(optimizer)
+            elif self._capture.armed:
+                self._capture.step_starts(self._unmoved)
+            self._capture.armed = bool(self._todo) or bool(self._due(self.step + 1))
+        self._capture.step_goes_on()
+
+    @eager
+    def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._capture.step_pauses()
+        self._stepped.add(id(optimizer))
+        if self._before is not None:
+            try:
+                self._note_gradients(optimizer)
+            except Exception as error:
+                self._failed(error)
+        if len(self._stepped) == len(self.optimizers):
+            self._close_step()
+
+    def _close_step(self) -> None:
+        self._open = False
+        self._stepped.clear()
+        if not self._todo:
+            self._capture.drop()
+        self._step_ends(None, (), {})
+
+    def _begin(self, optimizer: Any) -> None:
+        """The parameters are still theta_t: keep what will be gone after the step."""
+        self._earn()
+        try:
+            self._capture.step_starts(self._unmoved)
+            if any(self._budget.affords(probe.name) for probe in self._todo):
+                self._scale = gradient_scale()
+                self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+        except Exception as error:
+            self._missed = error
+            self._failed(error)
+
+    def _finish(self) -> None:
+        """The step is over: measure it and forget it."""
+        if self._before is not None:
+            synchronize(self.model)
+        self._earn()
+        try:
+            before, self._before = self._before, None
+            if self._missed is not None:
+                for probe in self._todo:
+                    self._runner.fail(probe, self._missed)
+                return
+            self._context()
+            due = self._runner.affordable(self._todo, caught=before is not None)
+            if before is not None:
+                self._measure(due, before)
+            self._journal.succeeded("monitor")
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self._noted, self._scale, self._missed = {}, 1.0, None
+            self._capture.drop()
+            self._journal.flush()
+            self._left_at = time.perf_counter()
+
+    def _earn(self) -> None:
+        """Training took the time since it was last left alone."""
         now = time.perf_counter()
         if self._left_at is not None:
             self._budget.earn(now - self._left_at)
         self._left_at = now
-        if not self._todo:
-            return
-        try:
-            self._accumulated, self._capture.evaluations = self._capture.evaluations, 0
-            self._capture.stepping = True
-            if any(self._budget.affords(probe.name) for probe in self._todo):
-                self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
-        except Exception as error:
-            self._journal.failed("monitor", error)
 
-    def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._before is not None:
-            _synchronize(self.model)
-        now = time.perf_counter()
-        self._budget.earn(now - (self._left_at if self._left_at is not None else now))
-        try:
-            before, self._before = self._before, None
-            if self._todo:
-                self._context()
-            if before is not None:
-                after = {n: p.detach() for n, p in trainable(self.model).items()}
-                self._measure(self._affordable(self._todo), before, after)
-            else:
-                self._affordable(self._todo)
-        except Exception as error:
-            self._journal.failed("monitor", error)
-        finally:
-            self._capture.stepping, self._capture.evaluations = False, 0
-            self._capture.drop()
-            self.step += 1
-            self._arm()
-            self._left_at = time.perf_counter()
+    def _unmoved(self) -> bool:
+        """Whether the parameters are still those from before the step."""
+        if self._before is None:
+            return True
+        current = trainable(self.model)
+        return all(torch.equal(p, current[n]) for n, p in self._before.items() if n in current)
 
-    def _affordable(self, due: list[Probe]) -> list[Probe]:
-        """Due probes that the budget allows; the rest is recorded as skipped."""
-        run = [probe for probe in due if self._budget.affords(probe.name)]
-        for probe in due:
-            if probe not in run:
-                so_far, allowed = self._budget.overhead, self._budget.share
-                limit = f"overhead {so_far:.1%} so far, budget {allowed:.1%}"
-                self._write(_headline(probe, "skipped_budget", limit), probe)
-        return run
+    def _note_gradients(self, optimizer: Any) -> None:
+        """Keep the gradients of one of several optimizers: they may be gone at the end."""
+        names = {id(p): n for n, p in trainable(self.model).items()}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in names and p.grad is not None:
+                    self._noted[names[id(p)]] = p.grad.detach().to_dense().clone()
+
+    def _safely(self, act: Callable[..., None], *given: Any) -> None:
+        """What goes wrong here is no reason to stop training."""
+        try:
+            act(*given)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self._journal.failed("monitor", error)
 
     # -- measuring ------------------------------------------------------------------------------
 
-    def _measure(
-        self, probes: list[Probe], before: Parameters, after: Parameters | None
-    ) -> list[Record]:
-        written: list[Record] = []
+    def _measure(self, probes: list[Probe], before: Parameters) -> None:
+        now = self.model.named_parameters()  # GAN loops take gradients off and on inside a step
+        after = {n: p.detach() for n, p in now if n in before}
         snapshot = self._snapshot(before, after)
-        if after is not None:
-            self._check(snapshot)
+        self._parameters_changed(before)
+        self._applied(before, after)
+        if not self._faithful.checked:
+            self._faithful.checked = True
+            self._warn_of_lost_state()
+            if self._faithful.check(snapshot):
+                snapshot = self._snapshot(before, after)
         for probe in probes:
-            written += self._run(probe, snapshot)
-        if after is not None and probes:
-            written.append(self._emit("cost/overhead", self._budget.overhead))
-        return written
+            self._runner.run(probe, snapshot)
+        if probes:
+            self._journal.emit("cost/overhead", self._budget.overhead)
 
     def _snapshot(self, before: Parameters, after: Parameters | None) -> Snapshot:
-        training = self._capture.training()
+        training = self._capture.training(self._scale)
         measured: Objective | None = training
         if self._probe_batch is not None:
             measured = self._capture.on(self._probe_batch, self._probe_random)
+        if not self._faithful.harmless(measured, before):
+            training = measured = None
+        known = dict.fromkeys(type(o).__name__ for o in self.optimizers)
         return Snapshot(
             step=self.step,
             before=before,
             after=after,
-            gradient=gradients(self.model) if self._capture.evaluations <= 1 else None,
-            groups=parameter_groups(self.optimizer, self.model),
-            optimizer=type(self.optimizer).__name__,
-            state=optimizer_state(self.optimizer, self.model),
+            gradient=None if self._capture.moved else gradients(self.model, self._noted),
+            groups=parameter_groups(self.optimizers, self.model),
+            optimizer="+".join(known),
+            state=optimizer_state(self.optimizers, self.model),
             training=training,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
@@ -279,128 +416,45 @@ class Monitor:
 
     def _context(self) -> None:
         """Loss and learning rate of the step."""
-        if self._capture.value is not None:
-            self._emit("training/loss", float(self._capture.value))
-        groups = parameter_groups(self.optimizer, self.model)
+        loss = self._capture.value(self._scale)
+        if loss is not None:
+            self._journal.emit("training/loss", loss)
+        groups = parameter_groups(self.optimizers, self.model)
         rates = {g.lr for g in groups if g.names and math.isfinite(g.lr)}
         if len(rates) == 1:
-            self._emit("training/learning_rate", rates.pop())
+            self._journal.emit("training/learning_rate", rates.pop())
 
-    def _check(self, snapshot: Snapshot) -> None:
-        """Once: is a loss known, and is the replayed loss the one that trains?"""
-        if self._checked:
-            return
-        self._checked = True
+    def _applied(self, before: Parameters, after: Parameters) -> None:
+        """Whether the step moved anything: gradient scalers skip steps inside fused optimizers."""
+        moved = any(not torch.equal(p, after[n]) for n, p in before.items() if n in after)
+        note = "" if moved else "no parameter changed: skipped, or a learning rate of zero"
+        self._journal.emit("training/applied", float(moved), note=note)
+
+    def _warn_of_lost_state(self) -> None:
         if self._unloaded:
             self._journal.warn(
                 "monitor",
                 "resume=True, but load_state_dict() was not called: steps go on after the last "
                 "recorded one, and drift is counted from here",
             )
-        if snapshot.measured is None:
-            self._journal.warn("monitor", snapshot.why_no_loss)
-        why = ""
-        if self._accumulated > 1:
-            why = f"the loss ran {self._accumulated} times before the step: the last is measured"
-        elif snapshot.gradient is None:
-            why = "the optimizer evaluates the loss several times in one step"
-        if why:
-            row = Record(step=0, name=CHECK, value=math.nan, status="not_applicable", note=why)
-            self._journal.write(row)
-        elif snapshot.training is not None:
-            try:
-                self._check_replay(snapshot, snapshot.training)
-            except Exception as error:
-                self._journal.failed("monitor", error)
 
-    def _check_replay(self, snapshot: Snapshot, objective: Objective) -> None:
-        leaves = {n: p.clone().requires_grad_() for n, p in snapshot.before.items()}
-        with objective.isolated():
-            check_batch(objective.batch, self.model)
-            replayed = torch.autograd.grad(
-                objective.loss(leaves), list(leaves.values()), allow_unused=True
-            )
-        pairs = [
-            (a.double(), snapshot.gradient[n].double())
-            for n, a in zip(leaves, replayed, strict=True)
-            if a is not None and snapshot.gradient is not None
-        ]
-        inner, one, two = (
-            sum(float((x.conj() * y).real.sum()) for x, y in rows)
-            for rows in (pairs, [(a, a) for a, _ in pairs], [(b, b) for _, b in pairs])
+    def _parameters_changed(self, before: Parameters) -> None:
+        """Start references anew where parameters were added, unfrozen, frozen or reshaped."""
+        shapes = {n: p.shape for n, p in before.items()}
+        known, self._shapes = self._shapes, shapes
+        if known is None or known == shapes or not self._runner.references:
+            return
+        loaded, self._loaded = self._loaded, False  # names may be others where a run goes on
+        if loaded and list(known.values()) == list(shapes.values()):
+            return
+        gone, new = known.keys() - shapes.keys(), shapes.keys() - known.keys()
+        self._runner.references.clear()
+        self._journal.event(
+            "warning",
+            "monitor",
+            f"the trainable parameters changed ({len(new)} more, {len(gone)} fewer): what is "
+            "measured since the start, such as drift, is counted from this step on",
         )
-        cosine = inner / math.sqrt(one * two) if one * two > 0 else math.nan
-        if cosine < MIN_GRADIENT_COSINE:
-            self._journal.warn(
-                "monitor",
-                f"the replayed loss has another gradient than the training step (cosine "
-                f"{cosine:.3f}): probes measure a different loss. Likely causes: a regulariser "
-                "outside the loss function, clipping by value, a random loss, another loss than "
-                "the one given; put all of it into the function that monitor.loss decorates",
-            )
-        self._emit(CHECK, cosine)
-
-    def _run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
-        started = time.perf_counter()
-        measurements: list[Measurement] = []
-        rng = self._generator(probe)
-        problem: Measurement | None = None
-        try:
-            with self._isolated(snapshot):
-                if snapshot.measured is not None:
-                    check_batch(snapshot.measured.batch, self.model)
-                if probe.name not in self._references:
-                    self._references[probe.name] = probe.reference(snapshot, rng)
-                measurements.extend(probe.measure(snapshot, self._references[probe.name], rng))
-        except NotApplicable as reason:
-            problem = _headline(probe, "not_applicable", str(reason))
-        except FloatingPointError as reason:
-            problem = _headline(probe, "non_finite", str(reason))
-        except Exception as error:
-            problem = _headline(probe, "failed", f"{type(error).__name__}: {error}")
-            self._journal.failed(probe.name, error)
-        else:
-            self._journal.succeeded(probe.name)
-        _synchronize(self.model)
-        seconds = time.perf_counter() - started
-        self._budget.spend(probe.name, seconds)
-        rows = [*measurements, *([problem] if problem else [])]
-        written = [self._write(row, probe, seconds) for row in rows]
-        matvecs = sum(row.matvecs or 0 for row in measurements)
-        written.append(self._emit(f"cost/seconds/{probe.name}", seconds, unit="s"))
-        if matvecs:
-            written.append(self._emit(f"cost/matvecs/{probe.name}", float(matvecs)))
-        return written
-
-    def _isolated(self, snapshot: Snapshot) -> Any:
-        objective = snapshot.measured or snapshot.training
-        return objective.isolated() if objective is not None else isolated(self.model)
-
-    def _generator(self, probe: Probe) -> torch.Generator:
-        """Own stream per (seed, step, probe): results do not depend on what else is measured."""
-        digest = hashlib.sha256(f"{self._seed}/{self.step}/{probe.name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-    # -- writing --------------------------------------------------------------------------------
-
-    def _write(
-        self, measurement: Measurement, probe: Probe, seconds: float | None = None
-    ) -> Record:
-        return self._journal.write(record(measurement, probe, seconds))
-
-    def _emit(self, name: str, value: float, unit: str = "1") -> Record:
-        return self._journal.write(Record(step=self.step, name=name, value=value, unit=unit))
-
-
-def _headline(probe: Probe, status: Status, note: str) -> Measurement:
-    return Measurement(probe.headline, math.nan, status=status, note=note)
-
-
-def _synchronize(model: nn.Module) -> None:
-    """Wait for the accelerator, so that clocks tell what was really spent."""
-    device = next((p.device for p in model.parameters()), None)
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def monitors_of(optimizer: torch.optim.Optimizer) -> Iterable[Monitor]:

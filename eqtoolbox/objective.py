@@ -2,32 +2,22 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils._pytree import tree_leaves, tree_map
 
-from eqtoolbox.isolation import RandomState, evaluation, isolated, random_streams
+from eqtoolbox.batch import map_tensors, tensors
+from eqtoolbox.checkpoints import recomputed_within
+from eqtoolbox.guests import Scope, modules_in, renew_guests
+from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 
 Parameters = dict[str, Tensor]
 LossFunction = Callable[[nn.Module, Any], Any]
-
-
-class _Scope(nn.Module):
-    """Runs `body(model)`; `functional_call` on it keeps parameters swapped for the whole body."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, body: Callable[[nn.Module], Any]) -> Any:
-        return body(self.model)
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,8 @@ class Objective:
     batch: Any
     random: RandomState
     buffers: Parameters
-    modules: tuple[nn.Module, ...] = field(default=())  # further modules the loss calls
+    flags: tuple[bool, ...] = ()  # training flags of all modules; empty: as they are
+    mutates: bool = False  # the loss changes its batch in place
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
     autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
 
@@ -66,7 +57,7 @@ class Objective:
     def scope(self, params: Mapping[str, Tensor]) -> Iterator[None]:
         """Keeps `params` swapped in; checkpointed layers run forward again in the backward."""
         swapped = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
-        with _reparametrize_module(_Scope(self.model), swapped, tie_weights=True):
+        with _reparametrize_module(Scope(self.model), swapped, tie_weights=True):
             yield
 
     def evaluated(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -80,11 +71,10 @@ class Objective:
         """
         samples, given = len(self.inputs), len(inputs)
 
-        def cut(x: Any) -> Any:
-            batched = isinstance(x, Tensor) and x.dim() > 0 and len(x) == samples
-            return x[:given] if batched else x
+        def cut(x: Tensor) -> Tensor:
+            return x[:given] if x.dim() > 0 and len(x) == samples else x
 
-        args, kwargs = tree_map(cut, self._cast((self.call.args, self.call.kwargs)))
+        args, kwargs = map_tensors(cut, self._cast((self.call.args, self.call.kwargs)))
         if args:
             args = (inputs, *args[1:])
         else:
@@ -199,24 +189,45 @@ class Objective:
         Raises:
             ValueError: the batch has fewer samples.
         """
-        leaves = [x for x in tree_leaves(self.batch) if isinstance(x, Tensor) and x.dim() > 0]
+        leaves = [x for x in tensors(self.batch) if x.dim() > 0]
         samples = len(leaves[0]) if leaves else 0
         if samples < parts:
             raise ValueError(f"expected at least {parts} samples to split, got {samples}")
         edges = [samples * i // parts for i in range(parts + 1)]
 
         def piece(start: int, end: int) -> "Objective":
-            def cut(x: Any) -> Any:
-                whole = isinstance(x, Tensor) and x.dim() > 0 and len(x) == samples
-                return x[start:end] if whole else x
+            def cut(x: Tensor) -> Tensor:
+                return x[start:end] if x.dim() > 0 and len(x) == samples else x
 
-            return replace(self, batch=tree_map(cut, self.batch))
+            return replace(self, batch=map_tensors(cut, self.batch))
 
         return [(piece(a, b), float(b - a)) for a, b in pairwise(edges)]
 
     def to(self, dtype: torch.dtype) -> "Objective":
         """The same objective evaluated in another floating-point type."""
         return replace(self, dtype=dtype)
+
+    def unmixed(self) -> "Objective":
+        """The same objective in the parameters' own precision, an autocast around it off."""
+        return replace(self, autocast=None)
+
+    def halved(self) -> "Objective":
+        """The same objective on the first half of its batch.
+
+        Raises:
+            ValueError: the batch has one sample only, or none that can be counted.
+        """
+        return self.split(2)[0][0]
+
+    @property
+    def single(self) -> "Objective":
+        """One call of the loss function: the last, where several were summed."""
+        return self
+
+    @property
+    def pieces(self) -> "list[Objective]":
+        """Objectives whose sum this is, each with a graph of its own."""
+        return [self]
 
     def _scalar(self, params: Mapping[str, Tensor], train: bool) -> Tensor:
         body = lambda model: scalar_loss(self.loss_fn(model, self._batch()))
@@ -227,10 +238,18 @@ class Objective:
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
         named = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
+        scope = Scope(self.model)
+
+        @contextmanager
+        def state() -> Iterator[None]:
+            flags = self.flags if train else (False,) * len([*self.model.modules()])
+            with flagged(self.model, flags), _reparametrize_module(scope, named, tie_weights=True):
+                yield
+
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
-        mode = nullcontext() if train else evaluation(self.model)
-        with random_streams(self.random), mode, cast:
-            return functional_call(_Scope(self.model), named, (body,))
+        renew_guests()
+        with random_streams(self.random), cast, recomputed_within(state), state():
+            return scope(body)
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
@@ -238,25 +257,27 @@ class Objective:
         return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **params}
 
     def _batch(self) -> Any:
-        return self._cast(tree_map(lambda leaf: leaf, self.batch))  # fresh containers: losses pop
+        fresh = map_tensors(lambda x: x.clone() if self.mutates else x, self.batch)
+        return self._cast(fresh)  # in new containers: losses pop
 
     def _cast(self, tree: Any) -> Any:
         if self.dtype is None:
             return tree
 
-        def leaf(x: Any) -> Any:
-            floating = isinstance(x, Tensor) and x.is_floating_point()
-            return x.to(self.dtype) if floating else x
-
-        return tree_map(leaf, tree)
+        return map_tensors(lambda x: x.to(self.dtype) if x.is_floating_point() else x, tree)
 
     def isolated(self) -> Any:
         """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
-        return isolated(self.model, *self.modules)
+        return isolated(self.model, expected=modules_in((self.loss_fn, self.batch)))
 
 
 def scalar_loss(result: Any) -> Tensor:
-    """The scalar a loss function returned: a tensor, `(loss, ...)`, `.loss` or `["loss"]`.
+    """The scalar a loss function returned, see `loss_tensor`, without dimensions."""
+    return loss_tensor(result).reshape(())
+
+
+def loss_tensor(result: Any) -> Tensor:
+    """The tensor of one element in it: itself, `(loss, ...)`, `.loss` or `["loss"]`.
 
     Raises:
         TypeError: there is none.
@@ -274,7 +295,7 @@ def scalar_loss(result: Any) -> Tensor:
             "expected the loss as a scalar tensor, (loss, ...), an object with .loss or a mapping "
             f"with 'loss', got {got}; reduce it, e.g. loss.mean()"
         )
-    return loss.reshape(())
+    return loss
 
 
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -18,6 +18,9 @@ class Sink(ABC):
     ) -> None:
         """Take note of something that happened: kind is info, warning or error."""
 
+    def flush(self) -> None:  # noqa: B027
+        """All records of a step are written: pass on what was gathered."""
+
     def describe(self, **facts: Any) -> None:  # noqa: B027
         """Take note of facts about the run (model, probes, symmetries found)."""
 

@@ -4,6 +4,7 @@ Everything about step t refers to the parameters before it, theta_t, and to the 
 theta_{t+1} = theta_t + update.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -66,7 +67,24 @@ class Snapshot:
         """
         if self.measured is None:
             raise NotApplicable(self.why_no_loss)
-        return replace(self.measured, autocast=None)
+        return self.measured.unmixed()
+
+    @property
+    def divisible(self) -> bool:
+        """Whether what is measured can be halved."""
+        try:
+            self.halved()
+        except ValueError:
+            return False
+        return self.measured is not None
+
+    def halved(self) -> "Snapshot":
+        """The same step, measured on half of its batch.
+
+        Raises:
+            ValueError: there is one sample only.
+        """
+        return replace(self, measured=self.measured.halved() if self.measured else None)
 
     def group_of(self, name: str) -> ParameterGroup | None:
         """The parameter group that holds `name`; None for a parameter the optimizer has not."""
@@ -78,9 +96,9 @@ class Snapshot:
 
 
 def parameter_groups(
-    optimizer: torch.optim.Optimizer, model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
 ) -> tuple[ParameterGroup, ...]:
-    """The optimizer's groups with the model's names; parameters of other modules are left out."""
+    """The optimizers' groups with the model's names; parameters of other modules are left out."""
     names = {id(p): n for n, p in model.named_parameters()}
 
     def number(group: dict[str, Any], key: str, default: float) -> float:
@@ -97,15 +115,21 @@ def parameter_groups(
             maximize=bool(group.get("maximize", False)),
             options={k: v for k, v in group.items() if k != "params"},
         )
+        for optimizer in optimizers
         for group in optimizer.param_groups
     )
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
 ) -> dict[str, dict[str, Any]]:
-    """The optimizer's state of every parameter it has one for, by name; not copied."""
-    return {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
+    """The optimizers' state of every parameter that has one, by name; not copied."""
+    return {
+        name: optimizer.state[p]
+        for name, p in model.named_parameters()
+        for optimizer in optimizers
+        if p in optimizer.state
+    }
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -113,15 +137,20 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def gradients(model: nn.Module) -> Parameters | None:
-    """Detached `.grad` of every trainable parameter, zero where unset; None if none is set."""
+def gradients(model: nn.Module, known: Parameters | None = None) -> Parameters | None:
+    """Detached `.grad` of every trainable parameter, zero where unset; None if none is set.
+
+    Args:
+        known: gradients that were noted before they were thrown away.
+    """
     parameters = trainable(model)
-    if all(p.grad is None for p in parameters.values()):
+    found = dict(known or {})
+    for name, p in parameters.items():
+        if name not in found and p.grad is not None:
+            found[name] = p.grad.detach().to_dense()
+    if not found:
         return None
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense()
-        for name, p in parameters.items()
-    }
+    return {n: found[n] if n in found else torch.zeros_like(p) for n, p in parameters.items()}
 
 
 def _wide(tensor: Tensor) -> Tensor:

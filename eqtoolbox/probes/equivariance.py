@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from eqtoolbox.batch import tensors
 from eqtoolbox.objective import Objective
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.record import Mode
@@ -72,7 +72,7 @@ class EquivarianceError(Probe):
     def measure(
         self, snapshot: Snapshot, reference: dict[str, float] | None, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        objective = snapshot.objective
+        objective = snapshot.objective.single
         try:
             inputs = objective.inputs
         except LookupError as reason:
@@ -197,7 +197,7 @@ class _View:
     @property
     def classifies(self) -> bool:
         """Whether the batch holds integers, one a sample."""
-        leaves = tree_leaves(self.objective.batch)
+        leaves = tensors(self.objective.batch)
         return any(isinstance(x, Tensor) and x.dim() == 1 and not _floating(x) for x in leaves)
 
     def culprit(self, symmetry: Equivariance) -> str:
@@ -267,7 +267,7 @@ def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
 
 def _loss_of_output(snapshot: Snapshot, output: Tensor) -> Callable[[Tensor], Tensor] | None:
     """The loss as a function of the output, if it is one: evaluated so, it must be itself."""
-    objective = snapshot.objective
+    objective = snapshot.objective.single
     if not isinstance(objective.call.output, Tensor):
         return None
 

@@ -49,8 +49,9 @@ class FoundSymmetries:
 
 def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:
     """In float64; in the model's own type where the model insists on it."""
-    wide = snapshot.objective.to(torch.float64)
+    objective = snapshot.objective.single  # of one call: micro-batches share their structure
+    wide = objective.to(torch.float64)
     try:
         return find_symmetries(wide.loss, {n: p.double() for n, p in snapshot.before.items()})
     except RuntimeError:
-        return find_symmetries(snapshot.objective.loss, snapshot.before)
+        return find_symmetries(objective.loss, snapshot.before)

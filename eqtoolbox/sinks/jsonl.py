@@ -1,5 +1,6 @@
 """The run directory: append-only `records.jsonl` and `events.jsonl`, and `run.json`."""
 
+import errno
 import json
 import os
 import time
@@ -79,8 +80,8 @@ def _next_step(path: Path) -> int:
 
 def _append(path: Path) -> Any:
     """Open for appending, on a fresh line even if the last one was torn by a crash."""
-    file = path.open("a+b")
-    if file.tell():
+    file = path.open("a+b", buffering=0)  # nothing waits in memory for a kill or a fork
+    if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             file.write(b"\n")
@@ -88,5 +89,10 @@ def _append(path: Path) -> Any:
 
 
 def _line(file: Any, row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-    file.flush()
+    """Write a row whole, or raise: a full disk takes a part, a deleted file all without a word."""
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    written = file.write(line)
+    if written != len(line):
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {file.name}")
+    if os.fstat(file.fileno()).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, f"{file.name} was removed while it was written")

@@ -1,0 +1,107 @@
+"""Faithfulness: the monitor's questions to the loss it replays, before it trusts it."""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from eqtoolbox.capture import LossCapture
+from eqtoolbox.gradient_check import (
+    MIN_COSINE,
+    Circumstances,
+    compare,
+    repeats,
+    replayed_gradient,
+)
+from eqtoolbox.guests import modules_in
+from eqtoolbox.journal import Journal
+from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.record import Record
+from eqtoolbox.snapshot import Snapshot, trainable
+from eqtoolbox.writes import LiveWrite, refuse_live_writes
+
+CHECK = "monitor/closure_grad_cos"
+RATIO = "monitor/closure_grad_ratio"
+
+
+class Faithfulness:
+    """Once: does the loss leave live tensors alone, and is it the one that trains?"""
+
+    def __init__(self, model: nn.Module, capture: LossCapture, journal: Journal) -> None:
+        self.checked = False
+        self._model = model
+        self._capture = capture
+        self._journal = journal
+        self._harmless = False
+
+    def harmless(self, objective: Objective | None, params: Parameters) -> bool:
+        """Whether the loss can be evaluated without a trace; warns once where it cannot."""
+        if objective is None or self._harmless:
+            return True
+        if self._capture.refused:
+            return False
+        try:
+            with objective.isolated():
+                guests = [*modules_in((objective.loss_fn, objective.batch))]
+                refuse_live_writes(objective, params, guests)
+        except LiveWrite as reason:
+            self._capture.refused = str(reason)
+            self._journal.warn("monitor", str(reason))
+            return False
+        except Exception:  # what else fails is told where it is measured
+            return True
+        self._harmless = True
+        return True
+
+    def check(self, snapshot: Snapshot) -> bool:
+        """Compare the replayed gradient with the step's and record how far they agree.
+
+        Returns whether the weights of the losses turned out to be others.
+        """
+        if snapshot.measured is None:
+            self._journal.warn("monitor", snapshot.why_no_loss)
+        if snapshot.gradient is None:
+            why = "the optimizer evaluates the loss several times in one step"
+            row = Record(step=0, name=CHECK, value=math.nan, status="not_applicable", note=why)
+            self._journal.write(row)
+        elif snapshot.training is not None:
+            try:
+                with snapshot.training.isolated():
+                    replayed = replayed_gradient(snapshot.training, snapshot.before)
+                    repeated = repeats(snapshot.training, snapshot.before)
+                return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
+            except Exception as error:
+                self._journal.failed("monitor", error)
+        return False
+
+    def _judge(
+        self, replayed: dict[str, Tensor], gradient: Parameters, before: Parameters, repeated: float
+    ) -> bool:
+        caught, reached = self._capture.counts
+        told = Circumstances(
+            hooked=tuple(n for n, p in trainable(self._model).items() if _has_hooks(p)),
+            unreached=self._capture.unreached,
+            repeated=repeated,
+        )
+        found = compare(replayed, gradient, before, told)
+        summed = self._capture.learn_weights(found.ratio)
+        if summed:
+            replayed = {n: found.ratio * r for n, r in replayed.items()}
+            found = compare(replayed, gradient, before, told)
+        note = f"{caught} losses before the step, {reached} of them reached by a backward"
+        self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
+        self._journal.emit(RATIO, found.ratio, note=found.cause)
+        if found.cosine < MIN_COSINE:
+            self._journal.warn(
+                "monitor",
+                f"the replayed loss has another gradient than the training step (cosine "
+                f"{found.cosine:.3f}; {note}): probes measure a different loss. Likely cause: "
+                f"{found.cause}",
+            )
+        elif found.cause:
+            self._journal.warn("monitor", f"probes measure a loss of another scale: {found.cause}")
+        return summed
+
+
+def _has_hooks(parameter: Any) -> bool:
+    return bool(parameter._backward_hooks)

@@ -1,0 +1,1 @@
+"""Integrations: eqtoolbox inside training frameworks, each imported with its own module."""

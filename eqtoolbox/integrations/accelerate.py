@@ -1,0 +1,64 @@
+"""Hugging Face Accelerate: a monitor that logs to an Accelerator's trackers and is checkpointed."""
+
+from typing import Any
+
+from eqtoolbox.extra import extra
+from eqtoolbox.monitor import Monitor
+from eqtoolbox.sinks.adapter import as_sink
+from eqtoolbox.sinks.callable import CallableSink
+from eqtoolbox.sinks.scalars import Scalars
+
+with extra("accelerate", "eqtoolbox.integrations.accelerate"):
+    from accelerate import Accelerator
+    from accelerate.utils import get_mixed_precision_context_manager
+
+
+def attach(accelerator: Accelerator, monitor: Monitor) -> Monitor:
+    """Make a monitor at home in an Accelerator, after `prepare`.
+
+    Its numbers go to the trackers that `init_trackers` started, `save_state` and `load_state` keep
+    its state, and it knows the mixed precision that `prepare` put around the model.
+
+    Args:
+        accelerator: the one that prepared the model and the optimizer.
+        monitor: of these: `eqtoolbox.attach(model, optimizer, ...)`. To go on after `load_state`,
+            attach it with `resume=True`.
+
+    Returns:
+        The monitor.
+
+    Example:
+        >>> import torch, eqtoolbox as eq
+        >>> accelerator = Accelerator(cpu=True)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model, optimizer = accelerator.prepare(model, optimizer)
+        >>> monitor = attach(accelerator, eq.attach(model, optimizer, criterion=torch.nn.MSELoss()))
+        >>> monitor.close()
+    """
+    monitor.add_sink(CallableSink(_Trackers(accelerator).log))
+    accelerator.register_for_checkpointing(monitor)
+    if accelerator.native_amp:
+        inside = get_mixed_precision_context_manager(True, accelerator.autocast_handler)
+        monitor.autocast_inside(inside.device, inside.fast_dtype)
+    return monitor
+
+
+class _Trackers:
+    """Whatever trackers the Accelerator has when there is something to log."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sinks: dict[int, Scalars] = {}
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        for tracker in self._accelerator.trackers:
+            sink = self._sinks.setdefault(id(tracker), _sink_of(tracker))
+            sink.log(numbers, step)
+
+
+def _sink_of(tracker: Any) -> Scalars:
+    """The sink of what is inside the tracker, where that has one of its own."""
+    inner = tracker.tracker
+    known = hasattr(inner, "add_scalar") or hasattr(inner, "define_metric")
+    return as_sink(inner) if known else CallableSink(tracker.log)  # type: ignore[return-value]

@@ -1,0 +1,188 @@
+"""Lightning 2 (`lightning` or `pytorch_lightning`): `EqCallback` for `Trainer(callbacks=[...])`."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.extra import extra
+from eqtoolbox.integrations.attachment import Attachment
+from eqtoolbox.objective import scalar_loss
+
+with extra("lightning", "eqtoolbox.integrations.lightning"):
+    try:
+        from lightning.pytorch import Callback
+        from lightning.pytorch.loggers.logger import DummyLogger
+    except ModuleNotFoundError:
+        from pytorch_lightning import Callback
+        from pytorch_lightning.loggers.logger import DummyLogger
+
+
+@dataclass(kw_only=True, eq=False)
+class EqCallback(Attachment, Callback):
+    """Watches a LightningModule as its optimizer trains it, and tells the Trainer's loggers.
+
+    With automatic optimisation the loss is `training_step` itself, evaluated again where a probe
+    needs it: what it logs then, to loggers and metrics, goes nowhere. With manual optimisation give
+    `loss_fn(model, batch)` or `criterion`. Checkpoints hold what a resumed fit needs.
+
+    Args:
+        optimizer: which of the Trainer's optimizers to follow; all of them without.
+        module: submodule to watch, such as "generator"; "" for all.
+
+    The others are those of `eqtoolbox.attach`.
+
+    Example:
+        >>> callback = EqCallback(run_dir="runs/a", probes="light", budget=None)
+        >>> callback.state_key
+        "EqCallback{'module': '', 'optimizer': None}"
+    """
+
+    optimizer: int | None = None
+    module: str = ""
+
+    @property
+    def state_key(self) -> str:
+        key: str = self._generate_state_key(module=self.module, optimizer=self.optimizer)
+        return key
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        optimizers = trainer.optimizers
+        if self.optimizer is not None:
+            if not 0 <= self.optimizer < len(optimizers):
+                raise ValueError(
+                    f"optimizer={self.optimizer}, but configure_optimizers() returned "
+                    f"{len(optimizers)}; they count from 0"
+                )
+            optimizers = [optimizers[self.optimizer]]
+        model = pl_module.get_submodule(self.module)
+        trackers = [_Loggers(trainer)] if trainer.loggers else []
+        self.start(model, optimizers, trainer.global_step, *trackers)
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.monitor is None or not self.monitor.due or self.criterion is not None:
+            return
+        with trainer.precision_plugin.train_step_context():
+            if self.loss_fn is not None:
+                self.monitor.begin(self.loss_fn, batch)
+            elif pl_module.automatic_optimization and not self.module:
+                arguments = _arguments(pl_module.training_step, batch, batch_idx)
+                loss = TrainingStep(pieces=trainer.accumulate_grad_batches)
+                self.monitor.begin(loss, arguments)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        if self.monitor is None or not self.monitor.due:
+            return
+        if pl_module.automatic_optimization:
+            self.monitor.end(_unscaled(loss, trainer.precision_plugin))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        manual = not pl_module.automatic_optimization
+        if self.monitor is not None and manual and optimizer in self.monitor.optimizers:
+            self.monitor.end(None)  # which of its losses led here, only the module knows
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.finish()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.finish(exception)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """`training_step(batch, ...)` as a loss function, over the micro-batches of a step."""
+
+    pieces: int
+
+    def __call__(self, module: Any, arguments: tuple[Any, ...]) -> Tensor:
+        with quiet(module):
+            return scalar_loss(module.training_step(*arguments)) / self.pieces
+
+
+@contextmanager
+def quiet(module: Any) -> Iterator[None]:
+    """Scope in which a LightningModule logs nothing, and its metrics and lists are copies."""
+    before = [(m, dict(m.__dict__)) for m in module.modules()]
+    try:
+        for m, attributes in before:
+            m.__dict__.update({k: _own(v) for k, v in attributes.items() if k not in _TORCH})
+        trainer = module.__dict__.get("_trainer")
+        module.__dict__.update(log=_nothing, log_dict=_nothing, print=_nothing)
+        module.__dict__["_trainer"] = _Onlooker(trainer)
+        if trainer.world_size > 1:
+            module.__dict__["all_gather"] = _alone
+        yield
+    finally:
+        for m, attributes in before:
+            for name in m.__dict__.keys() - attributes.keys():
+                del m.__dict__[name]
+            m.__dict__.update(attributes)
+
+
+class _Onlooker:
+    """The Trainer as an evaluation by a probe sees it: all but its loggers."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.logger = DummyLogger() if trainer.loggers else None
+        self.loggers = [DummyLogger() for _ in trainer.loggers]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+
+class _Loggers:
+    """All loggers of a Trainer as one, on its own axis."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        for logger in self._trainer.loggers:
+            logger.log_metrics(numbers, step=self._trainer.global_step)
+
+
+_TORCH = nn.Module().__dict__.keys()
+
+
+def _unscaled(loss: Tensor, precision: Any) -> Tensor:
+    """The loss itself: with a gradient scaler Lightning tells of the scaled one."""
+    scaler = getattr(precision, "scaler", None)
+    return loss if scaler is None else loss.detach() / scaler.scale(torch.ones_like(loss))
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def _alone(*args: Any, **kwargs: Any) -> None:
+    """In the place of what would wait for the other processes for ever."""
+    raise RuntimeError(
+        "training_step calls all_gather, but one process alone evaluates it for a probe; give "
+        "EqCallback(loss_fn=...) without it"
+    )
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a step may change in place: states of metrics, lists of outputs."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return copy.copy(value) if isinstance(value, (list, dict, set)) else value
+
+
+def _arguments(step: Any, batch: Any, index: int) -> tuple[Any, ...]:
+    """What Lightning calls `training_step` with: the index only where it is taken."""
+    try:
+        inspect.signature(step).bind(batch, index)
+    except TypeError:
+        return (batch,)
+    return batch, index

@@ -1,0 +1,88 @@
+"""Hugging Face Transformers: `EqCallback` for `Trainer(callbacks=[...])`."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqtoolbox.extra import extra
+from eqtoolbox.integrations.attachment import Attachment
+
+with extra("transformers", "eqtoolbox.integrations.transformers"):
+    from transformers import TrainerCallback
+
+STATE = "eqtoolbox.pt"  # inside a checkpoint
+
+
+@dataclass(kw_only=True, eq=False)
+class EqCallback(Attachment, TrainerCallback):
+    """Watches the model of a `Trainer`; its numbers also go to `trainer.state.log_history`.
+
+    The loss that the model returns is caught by itself. Where the Trainer computes it (label
+    smoothing, `compute_loss_func`, an own `compute_loss`), say so once:
+
+        trainer.compute_loss = callback.loss(trainer.compute_loss)
+
+    Each checkpoint holds what `train(resume_from_checkpoint=...)` needs for the same records.
+    Arguments are those of `eqtoolbox.attach`.
+
+    Example:
+        >>> EqCallback(run_dir="runs/a", budget=None).run_dir
+        'runs/a'
+    """
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **others: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        if state.global_step > 0:
+            self._read(args, state.global_step)
+        if args.label_smoothing_factor and self._function is None:
+            warnings.warn(
+                "eqtoolbox: with label_smoothing_factor the Trainer computes the loss, not the "
+                "model: before train(), trainer.compute_loss = callback.loss(trainer.compute_loss)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        monitor = self.start(model, optimizer, state.global_step, _History(state))
+        if args.bf16 or args.fp16:
+            kind = torch.bfloat16 if args.bf16 else torch.float16
+            monitor.autocast_inside(args.device.type, kind)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self.monitor is not None:
+            self.monitor.count_from(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        folder = _checkpoint(args, state.global_step)
+        if self.monitor is not None and folder.is_dir():
+            torch.save(self.state_dict(), folder / STATE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.finish()
+
+    def _read(self, args: Any, step: int) -> None:
+        """Take the state of the checkpoint that training goes on from, if it is there."""
+        given = args.resume_from_checkpoint
+        folders = [Path(given)] if isinstance(given, str) else []
+        for folder in (*folders, _checkpoint(args, step)):
+            if (folder / STATE).is_file():
+                self.load_state_dict(torch.load(folder / STATE, map_location="cpu"))
+                return
+
+
+class _History:
+    """`log_history` of a TrainerState as a tracker."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self._state.log_history.append({**numbers, "epoch": self._state.epoch, "step": step})
+
+
+def _checkpoint(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}"

@@ -1,0 +1,166 @@
+"""The runner: due probes measure a snapshot, each in isolation, paid for and never fatal."""
+
+import gc
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from eqtoolbox.batch import check_batch
+from eqtoolbox.budget import Budget
+from eqtoolbox.isolation import isolated
+from eqtoolbox.journal import Journal
+from eqtoolbox.probe import Measurement, Probe, record
+from eqtoolbox.record import Record, Status
+from eqtoolbox.snapshot import NotApplicable, Snapshot
+
+HALF = "on the first half of the batch: the whole did not fit into memory"
+
+
+class Runner:
+    """Runs probes and writes their records.
+
+    A probe that raises is a `failed` record and is disabled after three in a row. One that runs
+    out of memory is tried again on half of its batch, and stays on half; if that does not fit
+    either it is disabled.
+    """
+
+    def __init__(
+        self, model: nn.Module, probes: Sequence[Probe], seed: int, budget: Budget, journal: Journal
+    ) -> None:
+        self.references: dict[str, Any] = {}
+        self.halved: set[str] = set()  # probes that measure half of a batch
+        self._model = model
+        self._probes = probes
+        self._seed = seed
+        self._budget = budget
+        self._journal = journal
+
+    def affordable(self, due: Sequence[Probe], caught: bool = True) -> list[Probe]:
+        """Due probes that the budget allows; the rest is recorded as skipped.
+
+        Nothing was caught where no probe could be paid for before the step, even if one can now.
+        """
+        run = [probe for probe in due if caught and self._budget.affords(probe.name)]
+        for probe in due:
+            if probe not in run:
+                so_far, allowed = self._budget.overhead, self._budget.share
+                limit = f"overhead {so_far:.1%} so far, budget {allowed:.1%}"
+                self._write(headline(probe, "skipped_budget", limit), probe)
+        return run
+
+    def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
+        """Measure, write and pay."""
+        started = time.perf_counter()
+        rows, fits = self._measured(probe, snapshot)
+        if not fits:
+            rows = self._on_half(probe, snapshot)
+        synchronize(self._model)
+        seconds = time.perf_counter() - started
+        self._budget.spend(probe.name, seconds)
+        written = [self._write(row, probe, seconds) for row in rows]
+        matvecs = sum(row.matvecs or 0 for row in rows)
+        written.append(self._journal.emit(f"cost/seconds/{probe.name}", seconds, unit="s"))
+        if matvecs:
+            written.append(self._journal.emit(f"cost/matvecs/{probe.name}", float(matvecs)))
+        return written
+
+    def fail(self, probe: Probe, error: Exception) -> Record:
+        """Record that nothing could be measured at all."""
+        return self._write(headline(probe, "failed", f"{type(error).__name__}: {error}"), probe)
+
+    def _measured(self, probe: Probe, snapshot: Snapshot) -> tuple[list[Measurement], bool]:
+        """What the probe yields, ended by a row that says what went wrong; and if it fits."""
+        rows: list[Measurement] = []
+        rng = self._generator(probe, snapshot.step)
+        try:
+            if probe.name in self.halved:
+                snapshot = snapshot.halved()
+            with isolated_for(snapshot, self._model):
+                if snapshot.measured is not None:
+                    check_batch(snapshot.measured.batch, self._model)
+                if probe.name not in self.references:
+                    self.references[probe.name] = probe.reference(snapshot, rng)
+                rows.extend(probe.measure(snapshot, self.references[probe.name], rng))
+        except NotApplicable as reason:
+            rows.append(headline(probe, "not_applicable", str(reason)))
+        except FloatingPointError as reason:
+            rows.append(headline(probe, "non_finite", str(reason)))
+        except Exception as error:
+            if out_of_memory(error):
+                return [], False
+            rows.append(headline(probe, "failed", f"{type(error).__name__}: {error}"))
+            self._journal.failed(probe.name, error)
+        else:
+            self._journal.succeeded(probe.name)
+        if probe.name in self.halved:
+            rows = [replace(row, note="; ".join(filter(None, (row.note, HALF)))) for row in rows]
+        return rows, True
+
+    def _on_half(self, probe: Probe, snapshot: Snapshot) -> list[Measurement]:
+        """A second try, for a probe that ran out of memory."""
+        name = probe.name
+        if name not in self.halved and snapshot.divisible:
+            self._journal.warn(
+                name,
+                f"{name} ran out of memory; from step {snapshot.step} on it measures half of "
+                "its batch",
+            )
+            self.halved.add(name)
+            _free()
+            rows, fits = self._measured(probe, snapshot)
+            if fits:
+                return rows
+        _free()
+        self._journal.disable(name, f"{name} is disabled: it ran out of memory on half of a batch")
+        note = "out of memory, on half of the batch, too: disabled"
+        return [headline(probe, "failed", note)]
+
+    def _generator(self, probe: Probe, step: int) -> torch.Generator:
+        """Own stream per (seed, step, probe): results do not depend on what else is measured."""
+        digest = hashlib.sha256(f"{self._seed}/{step}/{probe.name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def _write(
+        self, measurement: Measurement, probe: Probe, seconds: float | None = None
+    ) -> Record:
+        return self._journal.write(record(measurement, probe, seconds))
+
+
+def headline(probe: Probe, status: Status, note: str) -> Measurement:
+    """The row that says why there is no number."""
+    return Measurement(probe.headline, math.nan, status=status, note=note)
+
+
+def isolated_for(snapshot: Snapshot, model: nn.Module) -> Any:
+    """The scope in which a snapshot may be measured."""
+    objective = snapshot.measured or snapshot.training
+    return objective.isolated() if objective is not None else isolated(model)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on an accelerator or not."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in said or "can't allocate memory" in said
+    )
+
+
+def synchronize(model: nn.Module) -> None:
+    """Wait for the accelerator, so that clocks tell what was really spent."""
+    device = next((p.device for p in model.parameters()), None)
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
