@@ -2,10 +2,10 @@
 
 import difflib
 
-from eqtoolbox.demos import digits, robot
+from eqtoolbox.demos import digits, flow, graphs, robot, rotated
 from eqtoolbox.demos.demo import Demo
 
-DEMOS: dict[str, Demo] = {d.DEMO.name: d.DEMO for d in (digits, robot)}
+DEMOS: dict[str, Demo] = {d.DEMO.name: d.DEMO for d in (digits, rotated, robot, flow, graphs)}
 
 
 def demo(name: str) -> Demo:

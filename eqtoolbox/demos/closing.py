@@ -8,9 +8,6 @@ from eqtoolbox.record import Record
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.words import listing, number, percent, symmetry
 
-_LEVELS = {"holds": "good", "violated": "warning", "unresolved": "note"}
-_SAID = {"holds": "holds", "violated": "is broken", "unresolved": "is undecided"}
-
 
 def closing(demo: Demo, laws: Sequence[Law], outcomes: Mapping[str, Outcome]) -> list[Finding]:
     """Findings about the data, then one a symmetry and one on the score."""
@@ -44,24 +41,28 @@ def table(demo: Demo, outcomes: Mapping[str, Outcome]) -> str:
 
 def _law(law: Law) -> Finding:
     r = law.result
-    text = f"{law.text}: this {_SAID[r.verdict]}, relative error {number(r.relative_error, 2)} "
-    text += f"(floor {number(r.floor, 2)})."
-    return Finding(level=_LEVELS[r.verdict], text=text)  # type: ignore[arg-type]
+    expected = r.verdict == ("violated" if law.control else "holds")
+    said = "holds" if r.verdict == "holds" else f"is {r.verdict}"
+    doubt = "" if expected else f" But the law {said}: do not trust the comparison."
+    size = f"relative error {number(r.relative_error, 2)} (floor {number(r.floor, 2)})"
+    return Finding(level="good" if expected else "alarm", text=f"{law.text}: {size}.{doubt}")
 
 
 def _compared(name: str, errors: Mapping[str, Record]) -> Finding:
-    """Who keeps a symmetry and who breaks it by how much, the closest first."""
+    """Who keeps a symmetry, and who breaks it by how much, the closest first."""
     ranked = sorted(errors, key=lambda e: errors[e].value)
-    said = [f"{e} {_WORDS[errors[e].verdict or 'unresolved']} {_size(errors[e])}" for e in ranked]
-    return Finding(level="note", text=f"Symmetry under {symmetry(name)}: {listing(said)}.")
-
-
-_WORDS = {"holds": "keeps it", "violated": "breaks it by", "unresolved": "is undecided at"}
-
-
-def _size(error: Record) -> str:
-    size = number(error.value, 2)
-    return f"to rounding ({size})" if error.verdict == "holds" else size
+    said = []
+    kept = [e for e in ranked if errors[e].verdict == "holds"]
+    if kept:
+        said.append(f"kept to rounding by {listing(kept)}")
+    broken = [e for e in ranked if errors[e].verdict == "violated"]
+    if broken:
+        sizes = listing([f"{e} ({number(errors[e].value, 2)})" for e in broken])
+        said.append(f"broken by {sizes}")
+    rest = [e for e in ranked if e not in kept + broken]
+    if rest:
+        said.append(f"undecided for {listing(rest)}")
+    return Finding(level="note", text=f"Symmetry under {symmetry(name)}: {'; '.join(said)}.")
 
 
 def _cell(error: Record) -> str:

@@ -41,10 +41,11 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A symmetry that the data obey or break, measured on what made them and not on a network."""
+    """A symmetry of the data, measured on what made them and not on a network."""
 
-    text: str  # the claim in words: "The simulator commutes with quarter turns"
+    text: str  # in words: "The simulator commutes with quarter turns"
     result: EquivarianceResult
+    control: bool = False  # True: a claim that must fail, else the check could not see anything
 
 
 @dataclass(frozen=True, kw_only=True)
