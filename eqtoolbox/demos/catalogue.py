@@ -2,10 +2,12 @@
 
 import difflib
 
-from eqtoolbox.demos import digits, flow, graphs, robot, rotated
+from eqtoolbox.demos import digits, flow, graphs, robot, rotated, tokens
 from eqtoolbox.demos.demo import Demo
 
-DEMOS: dict[str, Demo] = {d.DEMO.name: d.DEMO for d in (digits, rotated, robot, flow, graphs)}
+DEMOS: dict[str, Demo] = {
+    d.DEMO.name: d.DEMO for d in (digits, rotated, robot, flow, graphs, tokens)
+}
 
 
 def demo(name: str) -> Demo:

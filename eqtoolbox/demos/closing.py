@@ -1,5 +1,6 @@
 """What a demo ends with: whether its data keep their laws, and how its networks compare."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from eqtoolbox.demos.demo import Demo, Law
@@ -18,8 +19,12 @@ def closing(demo: Demo, laws: Sequence[Law], outcomes: Mapping[str, Outcome]) ->
         found.append(_compared(name, {e: o.errors[name] for e, o in outcomes.items()}))
     rising = demo.score.rising
     ranked = sorted(outcomes, key=lambda e: outcomes[e].score, reverse=rising)
-    scores = listing([f"{e} {percent(outcomes[e].score)}" for e in ranked])
-    text = f"Test {demo.score.name}, best first: {scores}."
+    text = (
+        f"Test {demo.score.name}, best first: {listing([_scored(e, outcomes[e]) for e in ranked])}"
+    )
+    best, second = (outcomes[e] for e in ranked[:2])
+    apart = abs(best.score - second.score) > 2 * math.hypot(best.stderr, second.stderr)
+    text += "." if apart else "; the first two are too close to tell apart."
     return [*found, Finding(level="note", text=text)]
 
 
@@ -28,7 +33,12 @@ def table(demo: Demo, outcomes: Mapping[str, Outcome]) -> str:
     names = list(next(iter(outcomes.values())).errors)
     heads = ["", demo.score.name, "parameters", *(symmetry(n) for n in names)]
     rows = [
-        [e, f"{o.score:.1%}", f"{o.parameters:,}", *(_cell(o.errors[n]) for n in names)]
+        [
+            e,
+            f"{o.score:.1%} ± {o.stderr:.1%}",
+            f"{o.parameters:,}",
+            *(_cell(o.errors[n]) for n in names),
+        ]
         for e, o in outcomes.items()
     ]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -37,6 +47,10 @@ def table(demo: Demo, outcomes: Mapping[str, Outcome]) -> str:
         for row in [heads, *rows]
     ]
     return "\n".join(lines)
+
+
+def _scored(entry: str, outcome: Outcome) -> str:
+    return f"{entry} {percent(outcome.score)} ± {percent(outcome.stderr)}"
 
 
 def _law(law: Law) -> Finding:

@@ -35,7 +35,7 @@ class Score:
     """How good predictions are, as a fraction."""
 
     name: str  # such as "accuracy"
-    of: Callable[[Any, Any], float]  # (outputs, targets) -> fraction
+    of: Callable[[Any, Any], tuple[float, float]]  # (outputs, targets) -> value, standard error
     rising: bool = False  # True: more is better
 
 

@@ -1,4 +1,4 @@
-"""Small graphs: which nodes lie between the others, for a network of edges and for flat matrices."""
+"""Small graphs: which nodes lie between the others, by messages along edges or a flat matrix."""
 
 import torch
 from torch import Tensor, nn

@@ -22,6 +22,7 @@ class Outcome:
     """How a network ended."""
 
     score: float  # fraction, on the test part
+    stderr: float  # of the score, over test samples
     parameters: int
     errors: Mapping[str, Record]  # last relative error of each symmetry
     records: Sequence[Record]
@@ -35,6 +36,7 @@ def train(
     *,
     steps: int | None = None,
     probes: Probes | None = None,
+    schedule: int | None = None,
     run_dir: str | None = None,
     sinks: tuple[Sink, ...] = (),
     seed: int = 0,
@@ -46,6 +48,7 @@ def train(
         demo, entry, data: which network on what; data as `demo.load()` gives them.
         steps: optimizer steps; the demo's own unless given.
         probes: those of configs/experiments/NAME.toml unless given.
+        schedule: measure every so many steps; as the file says unless given.
         run_dir, sinks: where records go.
         seed: of the network, the order of the batches, their augmentation and the probes.
         after_step: called with step and loss.
@@ -62,6 +65,7 @@ def train(
         optimizer,
         probes=preset_path(f"experiments/{demo.name}") if probes is None else probes,
         probe_batch=first(data.test, demo.watched) if demo.watched else None,
+        schedule=schedule,
         budget=None,
         run_dir=run_dir,
         sinks=(memory, *sinks),
@@ -85,10 +89,11 @@ def train(
                 after_step(step, float(loss.detach()))
     network.eval()
     with torch.no_grad():
-        score = demo.score.of(predict(network, data.test[0]), data.test[1])
+        score, stderr = demo.score.of(predict(network, data.test[0]), data.test[1])
     errors = [r for r in memory.records if r.name.startswith(_ERROR)]
     return Outcome(
         score=score,
+        stderr=stderr,
         parameters=sum(p.numel() for p in network.parameters()),
         errors={r.name.removeprefix(_ERROR): r for r in errors},
         records=memory.records,

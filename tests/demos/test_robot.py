@@ -32,7 +32,7 @@ def test_the_torques_are_those_of_lagrange() -> None:
 
 def test_the_averaged_network_keeps_the_mirror_and_fits_better_than_augmentation() -> None:
     data = DEMO.load()
-    ends = {entry: train(DEMO, entry, data, steps=301) for entry in DEMO.entries}
+    ends = {entry: train(DEMO, entry, data, steps=201, schedule=200) for entry in DEMO.entries}
     errors = {entry: end.errors["mirror"] for entry, end in ends.items()}
     assert {e: r.verdict for e, r in errors.items()} == {
         "plain": "violated",
