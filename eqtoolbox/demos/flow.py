@@ -1,6 +1,7 @@
 """A flow: a periodic 2-D fluid by a spectral solver, and surrogates of its velocity field."""
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,14 +55,16 @@ class Fluid:
         noise = torch.randn(count, 2, *self.shape, generator=generator, dtype=torch.float64)
         band = (self.square > 0) & (self.square <= waves**2)
         u = self._real(self._project(torch.fft.rfft2(noise) * band))
-        return u / u.square().sum(1).mean((1, 2)).sqrt()[:, None, None, None]
+        size: Tensor = u.square().sum(1).mean((1, 2)).sqrt()
+        return u / size[:, None, None, None]
 
     def vorticity(self, u: Tensor) -> Tensor:
         """w = d u_down / d right - d u_right / d down, (batch, 2, n, n) -> (batch, n, n)."""
         return self._real(self._curl(torch.fft.rfft2(u.double())))
 
     def _curl(self, s: Tensor) -> Tensor:
-        return 1j * (self.right * s[:, 1] - self.down * s[:, 0])
+        curl: Tensor = 1j * (self.right * s[:, 1] - self.down * s[:, 0])
+        return curl
 
     def _drive(self, s: Tensor) -> Tensor:
         u, w = self._real(s), self._real(self._curl(s))
@@ -79,7 +82,7 @@ class Fluid:
 class Surrogate(nn.Module):
     """Three convolutions that add the change of a velocity field (batch, 2, n, n) to it."""
 
-    def __init__(self, padding: str = "circular", width: int = 16) -> None:
+    def __init__(self, padding: Literal["zeros", "circular"] = "circular", width: int = 16) -> None:
         super().__init__()
         widths = (2, width, width, 2)
         self.layers = nn.Sequential()
@@ -99,9 +102,8 @@ def load() -> Data:
     fluid = Fluid()
     flows = fluid.random(112, torch.Generator().manual_seed(0))
     later = fluid.evolve(flows)
-    pairs = flows.float(), later.float()
-    train, test = (tuple(x[rows] for x in pairs) for rows in (slice(48), slice(48, None)))
-    return Data(train=train, test=test)
+    x, y = flows.float(), later.float()
+    return Data(train=(x[:48], y[:48]), test=(x[48:], y[48:]))
 
 
 def laws(data: Data) -> list[Law]:

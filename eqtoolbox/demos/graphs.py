@@ -1,5 +1,7 @@
 """Small graphs: which nodes lie between the others, by messages along edges or a flat matrix."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -98,7 +100,7 @@ def laws(data: Data) -> list[Law]:
     ]
 
 
-def _networkx():  # type: ignore[no-untyped-def]
+def _networkx() -> Any:
     try:
         import networkx
     except ImportError as error:
