@@ -76,7 +76,8 @@ class Fluid:
         return s - torch.stack([self.right * along, self.down * along], dim=1)
 
     def _real(self, s: Tensor) -> Tensor:
-        return torch.fft.irfft2(s, s=self.shape)
+        x: Tensor = torch.fft.irfft2(s, s=self.shape)
+        return x
 
 
 class Surrogate(nn.Module):
