@@ -2,11 +2,11 @@
 
 import difflib
 
-from eqtoolbox.demos import digits, flow, graphs, molecules, robot, rotated, tokens
+from eqtoolbox.demos import burgers, digits, flow, graphs, molecules, robot, rotated, tokens
 from eqtoolbox.demos.demo import Demo
 
 DEMOS: dict[str, Demo] = {
-    d.DEMO.name: d.DEMO for d in (digits, rotated, robot, flow, graphs, molecules, tokens)
+    d.DEMO.name: d.DEMO for d in (digits, rotated, robot, flow, burgers, graphs, molecules, tokens)
 }
 
 

@@ -67,9 +67,13 @@ def test_energy_falls_by_viscosity_alone_and_fields_stay_without_divergence(flow
     assert FLUID.vorticity(swapped).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_surrogates_keep_what_they_are_built_to_keep() -> None:
     data: Data = load()
-    ends = {entry: train(DEMO, entry, data, steps=25, schedule=24) for entry in DEMO.entries}
+    ends = {
+        entry: train(DEMO, entry, data, steps=25, schedule=24)
+        for entry in ("plain", "periodic", "averaged")
+    }
     verdicts = {
         name: {entry: end.errors[name].verdict for entry, end in ends.items()}
         for name in (TURNS.name, SHIFTS.name)

@@ -54,6 +54,7 @@ def test_emt_obeys_motions_and_numbering_and_its_forces_are_its_slope(data: Data
     assert torch.allclose((back - there) / 2e-5, (forces * push).sum((1, 2)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_equivariant_network_learns_what_the_plain_one_cannot(data: Data) -> None:
     pytest.importorskip("e3nn")
     ends = {e: train(DEMO, e, data, steps=25, schedule=24) for e in ("plain", "equivariant")}

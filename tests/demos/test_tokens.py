@@ -18,6 +18,7 @@ def test_passages_hold_words_then_padding_and_every_topic() -> None:
     assert (words == UNKNOWN).sum() < 0.4 * there.sum()
 
 
+@pytest.mark.slow
 def test_only_the_set_transformer_ignores_the_order() -> None:
     data = load()
     ends = {entry: train(DEMO, entry, data, steps=41, schedule=40) for entry in DEMO.entries}
