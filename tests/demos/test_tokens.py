@@ -1,5 +1,7 @@
 """Tokens: a transformer without positions does not see the order, if the padding moves along."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,8 +22,8 @@ def test_passages_hold_words_then_padding_and_every_topic() -> None:
 
 @pytest.mark.slow
 def test_only_the_set_transformer_ignores_the_order() -> None:
-    data = load()
-    ends = {entry: train(DEMO, entry, data, steps=41, schedule=40) for entry in DEMO.entries}
+    data, short = load(), replace(DEMO, watched=32)
+    ends = {entry: train(short, entry, data, steps=31, schedule=30) for entry in DEMO.entries}
     errors = {entry: end.errors[SHUFFLES.name] for entry, end in ends.items()}
     verdicts = {entry: error.verdict for entry, error in errors.items()}
     assert verdicts == {"positions": "violated", "augmented": "violated", "set": "holds"}
