@@ -19,7 +19,8 @@ from torch import nn
 
 import eqtoolbox as eq
 from eqtoolbox.config import resolve
-from eqtoolbox.demos.digits import DigitNet, batches, load_digits
+from eqtoolbox.demos.demo import batches
+from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.sinks.memory import MemorySink
 
 STEPS, REPEATS = 401, 3

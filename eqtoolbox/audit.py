@@ -5,10 +5,7 @@ source = "mine.py:build"     # or "package.module:build"; build() -> (model, inp
 samples = 8                  # group elements of each candidate
 """
 
-import importlib
-import runpy
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.isolation import evaluation, isolated
+from eqtoolbox.source import named
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
 from eqtoolbox.symmetry.candidates import Score, candidates, rank
 from eqtoolbox.symmetry.culprit import culprit, summary
@@ -51,7 +49,10 @@ def load(config: str | Path) -> tuple[nn.Module, Tensor, int]:
     samples = options.get("samples", 8)
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"{path}: audit.samples must be an integer >= 1, got {samples!r}")
-    built = _source(str(options["source"]), path)()
+    build = named(str(options["source"]), path, "audit.source")
+    if not callable(build):
+        raise ValueError(f"{path}: {options['source']} must be a function, got {build!r}")
+    built = build()
     if (
         not isinstance(built, tuple)
         or len(built) != 2
@@ -133,18 +134,3 @@ def data(found: Audit) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _source(source: str, config: Path) -> Callable[[], Any]:
-    where, _, name = source.partition(":")
-    if where.endswith(".py"):
-        file = config.parent / where
-        if not file.exists():
-            raise ValueError(f"{config}: no file {file}; audit.source is relative to the config")
-        names = runpy.run_path(str(file))
-    else:
-        names = vars(importlib.import_module(where))
-    if not callable(names.get(name)):
-        raise ValueError(f"{config}: {where} has no function {name!r}; write source = 'file.py:f'")
-    found: Callable[[], Any] = names[name]
-    return found

@@ -36,9 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"eqtoolbox {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="train a small network on real digits and explain it")
+    demo = commands.add_parser(
+        "demo", help="train small networks on a real problem (digits unless named) and explain them"
+    )
+    demo.add_argument("name", metavar="NAME", nargs="?", default="digits", help="see --list")
+    demo.add_argument("--list", action="store_true", help="print the names of all demos")
     demo.add_argument("--run-dir", type=Path, help="directory for the run (default: a new one)")
-    demo.add_argument("--steps", type=int, default=400, help="optimizer steps (default 400)")
+    demo.add_argument("--steps", type=int, help="optimizer steps (default: the demo's own)")
     demo.add_argument("--json", action="store_true", help="print findings as JSON")
     demo.set_defaults(run=_demo)
 
@@ -65,44 +69,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    import torch
-    from tqdm import tqdm
+    from eqtoolbox.demos import catalogue
+    from eqtoolbox.demos.show import show
 
-    from eqtoolbox.demos import digits
-    from eqtoolbox.report import Run, summary_data, write_page
-    from eqtoolbox.sinks.live import LiveLine
-
-    if arguments.steps < 1:
-        raise ValueError(f"--steps must be >= 1, got {arguments.steps}")
-    run_dir = arguments.run_dir or _fresh_directory()
-    torch.set_num_threads(1)  # a small network gains nothing from more, and loses on a busy machine
-    quiet = arguments.json
-    if not quiet:
-        print(f"Training a small convolutional network on 1,437 handwritten digits -> {run_dir}\n")
-    with tqdm(total=arguments.steps, unit="step", leave=False, disable=quiet or None) as bar:
-        accuracy = digits.train(
-            steps=arguments.steps,
-            run_dir=str(run_dir),
-            sinks=() if quiet else (LiveLine(),),
-            after_step=lambda *_: bar.update(),
-        )
-    run = Run(run_dir)
-    page = write_page(run, run_dir / "report.html")
-    if quiet:
-        data = {"accuracy": accuracy, "run": str(run_dir), "report": str(page)}
-        _print_json({**data, **summary_data(run)})
+    if arguments.list:
+        print(catalogue.listing())
         return
-    print(
-        f"\nTest accuracy {accuracy:.1%}. What the monitor found, by medians of 5 measurements:\n"
-    )
-    print(findings_text(run))
-    print(f"\nNumbers:  eqtoolbox summary {run_dir}\nReport:   {page.resolve()}")
-
-
-def findings_text(run: Any) -> str:
-    """Findings, one a line, marked by level."""
-    marks = {"alarm": "!!", "warning": "! ", "note": "- ", "good": "ok"}
-    return "\n".join(f"  {marks[f.level]} {f.text}" for f in run.findings())
+    if arguments.steps is not None and arguments.steps < 1:
+        raise ValueError(f"--steps must be >= 1, got {arguments.steps}")
+    demo = catalogue.demo(arguments.name)
+    run_dir = arguments.run_dir or _fresh_directory(demo.name)
+    shown = show(demo, run_dir, steps=arguments.steps, quiet=arguments.json)
+    if arguments.json:
+        _print_json(shown)
 
 
 def _summary(arguments: argparse.Namespace) -> None:
@@ -150,9 +129,10 @@ def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, allow_nan=False))
 
 
-def _fresh_directory() -> Path:
+def _fresh_directory(demo: str) -> Path:
     """A directory below the current one that is not there yet."""
-    name = f"eqtoolbox-demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    word = "" if demo == "digits" else f"{demo}-"
+    name = f"eqtoolbox-demo-{word}{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = [Path(name), *(Path(f"{name}-{i}") for i in range(2, 100))]
     return next(path for path in candidates if not path.exists())
 

@@ -6,6 +6,9 @@ A file holds one table per probe; `schedule` says when, the rest are the probe's
     schedule = 50            # every 50th step; or {every = 50, offset = 10}, {at = [0, 100]},
     k = 5                    # {log_spaced = 100, until = 10000}
 
+    [probes.equivariance]    # names of image symmetries, or claims of your own (Equivariance)
+    symmetries = ["cyclic4", "package.module:CLAIM", "file_beside_this.py:CLAIM"]
+
     [engine]                 # how Hessian products are made; both are the defaults
     memory = "fast"          # or "low"
     precision = "full"       # or "as_trained": inside the autocast around the loss
@@ -28,6 +31,8 @@ from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
+from eqtoolbox.source import named
+from eqtoolbox.symmetry.claim import Equivariance
 
 PROBES: dict[str, type[Probe]] = {
     probe.name: probe
@@ -118,6 +123,8 @@ def from_tables(
         own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
         given |= {name: shared[name] for name in own & shared.keys() & _shared(kind)}
         where = f"{source}: probes.{name}"
+        if kind is EquivarianceError and "symmetries" in given:
+            given["symmetries"] = [_claim(entry, source) for entry in given["symmetries"]]
         try:
             probe = kind(**given)
             when = schedule_from(table.get("schedule", 1))
@@ -125,6 +132,20 @@ def from_tables(
             raise ConfigError(f"{where}: {error}") from error
         scheduled.append(Scheduled(probe=probe, schedule=when))
     return scheduled
+
+
+def _claim(entry: str, source: str) -> Any:
+    """A symmetry by its name, or the object that `module:NAME` stands for."""
+    if ":" not in entry:
+        return entry
+    key = "probes.equivariance.symmetries"
+    try:
+        claim = named(entry, Path(source), key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(claim, Equivariance):
+        raise ConfigError(f"{source}: {key}: {entry} must be an Equivariance, got {claim!r}")
+    return claim
 
 
 def _shared(kind: type[Probe]) -> set[str]:

@@ -48,7 +48,7 @@ def test_a_radial_function_is_even_and_rotation_invariant_and_nothing_else(tmp_p
     [
         ("x = ", "not valid TOML"),
         ("[probes]", r"expected a table \[audit\]"),
-        ('[audit]\nsource = "mine.py:absent"', "no function 'absent'"),
+        ('[audit]\nsource = "mine.py:absent"', "has no 'absent'"),
         ('[audit]\nsource = "other.py:build"', "no file"),
         ('[audit]\nsource = "mine.py:nothing"', r"must return \(model, inputs tensor\)"),
         ('[audit]\nsource = "mine.py:build"\nsamples = 0', "samples must be an integer >= 1"),

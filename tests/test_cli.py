@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from eqtoolbox.cli import main
+from eqtoolbox.demos.catalogue import DEMOS
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,28 @@ def test_the_demo_ends_with_findings_and_the_path_of_its_page(
 
 def test_the_demo_gives_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--run-dir", str(tmp_path / "run"), "--steps", "2", "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert Path(data["report"]).exists()
-    assert data["findings"]
+    run = json.loads(capsys.readouterr().out)["runs"]["plain"]
+    assert Path(run["report"]).exists()
+    assert run["findings"]
+
+
+def test_a_demo_of_several_networks_compares_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "robot", "--run-dir", str(tmp_path), "--steps", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "The robot seen in a mirror obeys its own equations: relative error 0 " in out
+    assert "kept to rounding by averaged; broken by" in out
+    assert {p.parent.name for p in tmp_path.glob("*/report.html")} == {
+        "plain",
+        "augmented",
+        "averaged",
+    }
+
+
+def test_the_demos_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(DEMOS)
 
 
 def test_summary_and_report_read_the_run(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +92,7 @@ def test_check_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[s
         (["summary", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["demo", "--steps", "0"], "--steps must be >= 1"),
+        (["demo", "robbot"], "did you mean 'robot'"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eqtoolbox.config import PRESETS, ConfigError, describe, load, preset_path, resolve
+from eqtoolbox.demos.catalogue import DEMOS
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.noether import Noether
@@ -19,9 +20,29 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "experiments/digits"])
+EXPERIMENTS = [f"experiments/{name}" for name in DEMOS]
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *EXPERIMENTS])
 def test_every_shipped_file_resolves(name: str) -> None:
     assert load(preset_path(name))
+
+
+CLAIM = """
+from eqtoolbox.symmetry import Equivariance, Sign
+from eqtoolbox.symmetry.scaling import Parity
+ODD = Equivariance(Sign(), Parity(), Parity(), name="odd")
+"""
+
+
+def test_a_claim_of_ones_own_is_named_by_module_or_by_a_file_beside_the_configuration(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text(CLAIM)
+    names = '["flip", "mine.py:ODD", "eqtoolbox.demos.robot:MIRROR"]'
+    path = written(tmp_path, f"[probes.equivariance]\nsymmetries = {names}\n")
+    (equivariance,) = resolve(path)
+    assert describe(equivariance)["symmetries"] == ["flip", "odd", "mirror"]
 
 
 def test_values_reach_the_probe_and_parameter_probes_share_their_symmetries(
@@ -64,6 +85,10 @@ def test_values_reach_the_probe_and_parameter_probes_share_their_symmetries(
         ("[probes.curvature]\nschedule = {often = 1}", "schedule must be an int"),
         ("[probes.equivariance]\nsymmetries = ['cyclic5']", "expected symmetries among"),
         ("[probes.equivariance]\nsymmetries = 'flip'", "expected a list of str"),
+        ("[probes.equivariance]\nsymmetries = ['a.py:B']", "no file .*is relative to the config"),
+        ("[probes.equivariance]\nsymmetries = ['nowhere:B']", "No module named 'nowhere'"),
+        ("[probes.equivariance]\nsymmetries = ['math:B']", "math has no 'B'"),
+        ("[probes.equivariance]\nsymmetries = ['math:pi']", "must be an Equivariance, got 3.14"),
         ("[probes.equivariance]\noutput = 'sideways'", "expected one of"),
         ("[engine]\nmemory = 'tiny'\n[probes.curvature]", r"engine: memory must be one of"),
         ("[engine]\nmemry = 'low'\n[probes.curvature]", r"engine\.memry.*did you mean engine\.m"),

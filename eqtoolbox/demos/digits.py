@@ -1,30 +1,15 @@
 """Handwritten digits: a small convolutional network on scikit-learn's 1,797 images of 8 x 8."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.attach import attach
-from eqtoolbox.config import Probes, preset_path
-from eqtoolbox.sink import Sink
-
-Batch = tuple[Tensor, Tensor]
-EXPERIMENT = "experiments/digits"
+from eqtoolbox.demos.demo import Data, Demo, Entry, batches
+from eqtoolbox.demos.scores import ACCURACY
 
 
-@dataclass(frozen=True, kw_only=True)
-class Digits:
-    """Images (n, 1, 8, 8) in [0, 1] and labels, split into training and test part."""
-
-    train: Batch
-    test: Batch
-
-
-def load_digits() -> Digits:
-    """The data set that scikit-learn ships.
+def load_digits() -> Data:
+    """Images (n, 1, 8, 8) in [0, 1] and labels of the data set that scikit-learn ships.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -38,7 +23,7 @@ def load_digits() -> Digits:
     labels = torch.tensor(data.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[:360], order[360:]
-    return Digits(train=(images[train], labels[train]), test=(images[test], labels[test]))
+    return Data(train=(images[train], labels[train]), test=(images[test], labels[test]))
 
 
 class DigitNet(nn.Module):
@@ -60,20 +45,6 @@ class DigitNet(nn.Module):
         return logits
 
 
-def batches(data: Batch, size: int, steps: int, seed: int) -> Iterator[Batch]:
-    """`steps` shuffled batches, epoch after epoch."""
-    generator = torch.Generator().manual_seed(seed)
-    images, labels = data
-    done = 0
-    while True:
-        for rows in torch.split(torch.randperm(len(labels), generator=generator), size):
-            if done == steps:
-                return
-            if len(rows) == size:
-                yield images[rows], labels[rows]
-                done += 1
-
-
 def trained(epochs: int = 3) -> tuple[nn.Module, Tensor]:
     """A `DigitNet` after a few epochs without the monitor, and test images: for the audit."""
     digits = load_digits()
@@ -88,44 +59,14 @@ def trained(epochs: int = 3) -> tuple[nn.Module, Tensor]:
     return model.eval(), digits.test[0][:64]
 
 
-def train(
-    *,
-    steps: int = 400,
-    lr: float = 0.1,
-    weight_decay: float = 5e-4,
-    probes: Probes | None = None,
-    budget: float | None = None,
-    run_dir: str | None = None,
-    sinks: tuple[Sink, ...] = (),
-    seed: int = 0,
-    after_step: Callable[[int, float], None] | None = None,
-) -> float:
-    """Train `DigitNet` by SGD with the monitor attached; returns the accuracy on the test part.
-
-    Probes are those of configs/experiments/digits.toml unless given.
-    """
-    probes = preset_path(EXPERIMENT) if probes is None else probes
-    torch.manual_seed(seed)
-    digits = load_digits()
-    model = DigitNet()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
-    with attach(
-        model, optimizer, probes=probes, budget=budget, run_dir=run_dir, sinks=sinks, seed=seed
-    ) as monitor:
-
-        @monitor.loss
-        def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-            images, labels = batch
-            return F.cross_entropy(model(images), labels)
-
-        for step, batch in enumerate(batches(digits.train, 128, steps, seed)):
-            loss = loss_fn(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            if after_step is not None:
-                after_step(step, float(loss.detach()))
-    model.eval()
-    with torch.no_grad():
-        images, labels = digits.test
-        return float((model(images).argmax(1) == labels).float().mean())
+DEMO = Demo(
+    name="digits",
+    title="a small convolutional network on 1,437 handwritten digits",
+    load=load_digits,
+    entries={"plain": Entry(network=DigitNet)},
+    loss=F.cross_entropy,
+    score=ACCURACY,
+    optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=5e-4),
+    steps=400,
+    batch=128,
+)

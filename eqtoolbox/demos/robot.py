@@ -1,14 +1,13 @@
 """A planar two-arm robot: inverse dynamics learned by a plain and by a mirror-averaged network."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.attach import attach
-from eqtoolbox.probes.equivariance import EquivarianceError
-from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.demos.averaged import Averaged
+from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
+from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.permuting import Signed
 
 # angles, velocities and accelerations of (left shoulder, left elbow, right shoulder, right elbow);
@@ -17,15 +16,6 @@ _ARMS = (2, 3, 0, 1)
 STATE = Signed(tuple(4 * block + i for block in range(3) for i in _ARMS), (-1,) * 12)
 TORQUE = Signed(_ARMS, (-1,) * 4)
 MIRROR = Equivariance(STATE.group, STATE, TORQUE, name="mirror")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a network fits the torques and keeps the mirror."""
-
-    error: float  # root mean square torque error over root mean square torque, fresh states
-    asymmetry: float  # relative error of the mirror at the last measured step
-    verdict: str
 
 
 def torques(state: Tensor) -> Tensor:
@@ -57,46 +47,35 @@ class Plain(nn.Module):
         return out
 
 
-class Mirrored(Plain):
-    """The same averaged with its mirror image: (f(x) + R f(S x)) / 2, exactly equivariant."""
-
-    def forward(self, state: Tensor) -> Tensor:
-        mirrored: Tensor = TORQUE(1, super().forward(STATE(1, state)))
-        averaged: Tensor = (super().forward(state) + mirrored) / 2
-        return averaged
+def load() -> Data:
+    """256 random states to learn from, 512 to judge by, with their torques."""
+    rng = torch.Generator().manual_seed(0)
+    train, test = (torch.randn(n, 12, generator=rng) for n in (256, 512))
+    return Data(train=(train, torques(train)), test=(test, torques(test)))
 
 
-def train(model: nn.Module, *, steps: int = 300, seed: int = 0) -> Outcome:
-    """Fit the torques on 256 states by Adam with the mirror measured every 50 steps.
+def laws(data: Data) -> list[Law]:
+    """The robot itself, in float64."""
+    states = data.test[0].double()
+    text = "The robot seen in a mirror obeys its own equations"
+    return [Law(text=text, result=equivariance_error(torques, states, MIRROR))]
 
-    Example:
-        >>> train(Mirrored(16), steps=51).verdict
-        'holds'
-    """
-    rng = torch.Generator().manual_seed(seed)
-    states = torch.randn(256, 12, generator=rng)
-    batch, sink = (states, torques(states)), MemorySink()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    probe = EquivarianceError(symmetries=(MIRROR,), locate=True)
-    with attach(
-        model, optimizer, probes=[probe], schedule=50, budget=None, sinks=(sink,), seed=seed
-    ) as monitor:
 
-        @monitor.loss
-        def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            loss: Tensor = (model(batch[0]) - batch[1]).square().mean()
-            return loss
-
-        for _ in range(steps):
-            loss = loss_fn(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-    fresh = torch.randn(512, 12, generator=rng)
-    with torch.no_grad():
-        wanted = torques(fresh)
-        error = (model(fresh) - wanted).square().mean() / wanted.square().mean()
-    last = [r for r in sink.records if r.name == "equivariance/relative_error/mirror"][-1]
-    return Outcome(
-        error=float(error.sqrt()), asymmetry=last.value, verdict=last.verdict or "unresolved"
-    )
+DEMO = Demo(
+    name="robot",
+    title="networks to give the torques of a two-arm robot that is its own mirror image",
+    load=load,
+    entries={
+        "plain": Entry(network=Plain),
+        "augmented": Entry(network=Plain, augment=MIRROR),
+        "averaged": Entry(network=lambda: Averaged(Plain(), MIRROR)),
+    },
+    loss=nn.functional.mse_loss,
+    score=Score(name="torque error", of=relative_error),
+    optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
+    steps=2000,
+    batch=64,
+    anneal=True,
+    watched=128,
+    laws=laws,
+)

@@ -84,20 +84,22 @@ def loss_trend(run: Run) -> Iterator[Finding]:
     if loss is None or loss.unanswered or len(loss.records) < 3 * FIFTH:
         return
     values = np.array([r.value for r in loss.records])
-    fifths = np.array_split(values, FIFTH)
+    ratios = np.log(values) if (values > 0).all() else values  # a steep fall is no scatter
+    fifths, compared = np.array_split(values, FIFTH), np.array_split(ratios, FIFTH)
     first, previous, last = (float(np.median(fifths[i])) for i in (0, -2, -1))
+    start, before, end = (float(np.median(compared[i])) for i in (0, -2, -1))
     steps = [loss.records[len(fifths[0]) - 1].step, loss.last.step]
     evidence = tuple(
         Evidence(name=loss.name, step=step, value=value, points=len(part))
         for step, value, part in zip(steps, (first, last), (fifths[0], fifths[-1]), strict=True)
     )
     moved = f"from {number(first)} in the first fifth of the run to {number(last)} in the last"
-    if last - previous > _uncertainty(fifths[-2], fifths[-1]):
+    if end - before > _uncertainty(compared[-2], compared[-1]):
         rising = f"from {number(previous)} to {number(last)} between the last two fifths"
         text = f"The training loss is rising: {rising} of the run."
         yield Finding(level="warning", text=text, evidence=evidence)
-    elif first - last > _uncertainty(fifths[0], fifths[-1]):
-        falls = previous - last > _uncertainty(fifths[-2], fifths[-1])
+    elif start - end > _uncertainty(compared[0], compared[-1]):
+        falls = before - end > _uncertainty(compared[-2], compared[-1])
         tail = ", and is still falling" if falls else "; no further fall shows in the last fifth"
         text = f"The training loss fell {moved}{tail}."
         yield Finding(level="good", text=text, evidence=evidence)

@@ -11,6 +11,7 @@ from eqtoolbox.report.words import listing, number, percent, plural, symmetry
 GREW = 1.5  # ratio worth a word; below it, levels count as unchanged
 CHEAP = 0.01  # of the loss: a violation below this hardly matters to the task
 AGREES = 0.02  # relative: both Rayleigh quotients come from float32 products
+_BLAME = ("first broken at", "wrong output action", "no single layer")
 FLAT = 1e-6  # of the sharpness: rounding of a float32 Hessian-vector product
 
 
@@ -31,7 +32,7 @@ def equivariance(run: Run) -> Iterator[Finding]:
             paid = "" if part is None else f"; it costs {percent(part)} of the loss"
             yield Finding(
                 level="note" if (part is not None and part < CHEAP) or shrinks else "warning",
-                text=f"{law} is violated: {size}{_history(error)}{paid}.",
+                text=f"{law} is violated: {size}{_history(error)}{paid}.{_culprit(error)}",
                 evidence=tuple(evidence),
             )
         else:
@@ -59,6 +60,16 @@ def _history(error: Trace) -> str:
         return ""
     grown = f"grew {ratio:.2g}x" if ratio > 1 else f"shrank {1 / ratio:.2g}x"
     return f", it {grown} since the start"
+
+
+def _culprit(error: Trace) -> str:
+    """Which layer breaks the law and why, where the probe was asked to locate it."""
+    note = error.last.note
+    starts = [note.find(words) for words in _BLAME if words in note]
+    if not starts:
+        return ""
+    said = note[min(starts) :]
+    return f" {said[0].upper()}{said[1:]}."
 
 
 def found(run: Run) -> Iterator[Finding]:

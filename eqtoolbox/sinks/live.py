@@ -15,6 +15,8 @@ SHOWN = {
     "curvature/stability": "sharpness*lr/2",
     "noether/second_order/rescale": "law residual",
 }
+_EVERY_STEP = {"loss", "rescale drift"}  # charges may be measured at every step: not worth a line
+_ERROR = "equivariance/relative_error/"
 
 
 class LiveLine(Sink):
@@ -30,6 +32,8 @@ class LiveLine(Sink):
             self._flush()
             self._step = record.step
         label = SHOWN.get(record.name)
+        if label is None and record.name.startswith(_ERROR):
+            label = f"{record.name.removeprefix(_ERROR)} error"
         if label and math.isfinite(record.value):
             mark = "" if record.status == "ok" else "?"
             self._shown[label] = f"{record.value:.3g}{mark}"
@@ -40,7 +44,7 @@ class LiveLine(Sink):
     def _flush(self) -> None:
         from tqdm import tqdm
 
-        if len(self._shown) > 2:  # more than the charges, which may be measured at every step
+        if self._shown.keys() - _EVERY_STEP:
             numbers = "  ".join(f"{label} {value}" for label, value in self._shown.items())
             tqdm.write(f"step {self._step:5d}  {numbers}")
         self._shown = {}

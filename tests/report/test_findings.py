@@ -79,6 +79,14 @@ def test_a_price_in_parts_of_one_reads_the_same(make_run: MakeRun) -> None:
     assert "costs 12 % of the loss" in the(run, "violated").text
 
 
+def test_the_layer_to_blame_is_named_where_it_was_located(make_run: MakeRun) -> None:
+    note = "alarm: 4.0 times its smallest; first broken at conv1: the kernel is not symmetric"
+    blamed = series(ERROR, [0.4] * 5, floor=1e-7, verdict="violated", note=note)
+    text = the(make_run(blamed), "violated").text
+    assert text.endswith(". First broken at conv1: the kernel is not symmetric.")
+    assert "First" not in the(make_run(series(ERROR, [0.4] * 5, verdict="violated")), "viol").text
+
+
 def test_a_cheap_violation_is_only_a_note(make_run: MakeRun) -> None:
     price = series("equivariance/percent_of_loss/cyclic4", [0.3] * 5, unit="%")
     run = make_run(series(ERROR, [0.4] * 5, floor=1e-7, verdict="violated"), price)
@@ -399,6 +407,11 @@ def test_scatter_alone_is_no_trend(make_run: MakeRun) -> None:
 def test_a_rising_loss_is_a_warning(make_run: MakeRun) -> None:
     values = np.concatenate([np.linspace(2, 0.5, 80), np.linspace(0.5, 3, 20)])
     assert the(make_run(series("training/loss", values)), "loss is rising").level == "warning"
+
+
+def test_a_steep_fall_of_the_loss_is_no_scatter(make_run: MakeRun) -> None:
+    values = [0.3 * 0.5**i if i < 8 else 4e-4 for i in range(40)]
+    assert the(make_run(series("training/loss", values)), "training loss fell").level == "good"
 
 
 def test_failures_are_counted_by_measurement_not_by_record(make_run: MakeRun) -> None:

@@ -1,0 +1,41 @@
+"""Rotated digits: networks that saw upright digits or turned ones, and one averaged over turns."""
+
+import torch
+import torch.nn.functional as F
+
+from eqtoolbox.demos.averaged import Averaged
+from eqtoolbox.demos.demo import Data, Demo, Entry
+from eqtoolbox.demos.digits import DigitNet, load_digits
+from eqtoolbox.demos.scores import ACCURACY
+from eqtoolbox.symmetry.actions import quarter_turn, trivial
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.group import Cyclic
+
+TURNS = Equivariance(Cyclic(4), quarter_turn, trivial)
+
+
+def load() -> Data:
+    """Upright digits to learn from; to judge by, others turned by a random quarter turn each."""
+    digits = load_digits()
+    images, labels = digits.test
+    turns = torch.randint(4, (len(labels),), generator=torch.Generator().manual_seed(1))
+    turned = [quarter_turn(int(k), x) for k, x in zip(turns, images, strict=True)]
+    return Data(train=digits.train, test=(torch.stack(turned), labels))
+
+
+DEMO = Demo(
+    name="rotated",
+    title="convolutional networks on upright digits, judged on digits turned by quarter turns",
+    load=load,
+    entries={
+        "plain": Entry(network=DigitNet),
+        "augmented": Entry(network=DigitNet, augment=TURNS),
+        "averaged": Entry(network=lambda: Averaged(DigitNet(), TURNS)),
+    },
+    loss=F.cross_entropy,
+    score=ACCURACY,
+    optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=5e-4),
+    steps=400,
+    batch=128,
+    watched=128,
+)
