@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from eqtoolbox.symmetry.actions import Action, trivial
+from eqtoolbox.symmetry.group import Direction
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 
 
@@ -18,7 +18,7 @@ def has_tangent(action: Action) -> bool:
     return action is trivial or hasattr(action, "tangent")
 
 
-def tangent_of(action: Any, generator: Tensor, x: Tree) -> Tree:
+def tangent_of(action: Any, generator: Direction, x: Tree) -> Tree:
     """The derivative of an action at the identity, along a generator of its group.
 
     Never by differentiating through interpolation: at the identity a bilinear sampler has a kink
