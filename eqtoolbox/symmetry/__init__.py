@@ -6,7 +6,7 @@ from eqtoolbox.symmetry.algebra import Discovery, discover_data
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
 from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor, one_sample
-from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 from eqtoolbox.symmetry.lie import LieDerivative, lie_derivative
@@ -23,6 +23,7 @@ from eqtoolbox.symmetry.matrices import (
 )
 from eqtoolbox.symmetry.orbit import percent_of_loss, pulled_back
 from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.unbounded import Scalings, Translations
 
 __all__ = [

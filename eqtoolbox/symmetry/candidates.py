@@ -8,13 +8,14 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.actions import Action, dihedral, flip, quarter_turn, roll, trivial
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.fields import vector_field
 from eqtoolbox.symmetry.finite import Sign, Symmetric
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 from eqtoolbox.symmetry.linear import positions, vectors
 from eqtoolbox.symmetry.matrices import Euclidean, Orthogonal
 from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.scaling import Degree, Parity
 from eqtoolbox.symmetry.unbounded import Scalings
 

@@ -84,7 +84,7 @@ class Sorted:
     dim: int = -1
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
-        return torch.sort(x, self.dim, stable=True).values if g else x
+        return torch.sort(x, dim=self.dim, stable=True).values if g else x
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Shift:
         moves = [max(-n, min(n, int(s))) for s, n in zip(g, sizes, strict=True)]
         kept = [slice(max(0, -s), n - max(0, s)) for s, n in zip(moves, sizes, strict=True)]
         pad = [edge for s in reversed(moves) for edge in (max(0, s), max(0, -s))]
-        return F.pad(x[(..., *kept)], pad)
+        inner: Tensor = x[(Ellipsis, *kept)]  # type: ignore[index]
+        return F.pad(inner, pad)
 
     def inside(self, x: Tensor) -> Tensor:
         """The pixels that no two shifts can lose.

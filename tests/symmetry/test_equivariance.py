@@ -293,7 +293,7 @@ def test_numbers_equal_the_naive_sums_over_the_group(symmetry: Equivariance, out
             x.flatten(1).sin() @ weight + 1 if outputs else convolution(normal(2, 1, 3, 3))(x).exp()
         )
 
-    result = equivariance_error(model, x, symmetry, samples=63)
+    result = equivariance_error(model, x, symmetry, samples=64)
     squares, energies, orbit = {}, {}, []
     for g in group.elements():
         left, right = model(symmetry.input_action(g, x)), symmetry.output_action(g, model(x))
@@ -325,12 +325,15 @@ SEEDS = range(200)
 @pytest.fixture(scope="module")
 def sampled() -> list[EquivarianceResult]:
     x = normal(6, 1, 8, 8)
-    return [equivariance_error(lit, x, ROLL_FIELD, generator=seeded(i), check=False) for i in SEEDS]
+    draw = lambda seed: equivariance_error(
+        lit, x, ROLL_FIELD, samples=9, generator=seeded(seed), check=False
+    )
+    return [draw(seed) for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")
 def enumerated() -> EquivarianceResult:
-    return equivariance_error(lit, normal(6, 1, 8, 8), ROLL_FIELD, samples=63)
+    return equivariance_error(lit, normal(6, 1, 8, 8), ROLL_FIELD, samples=64)
 
 
 def test_sampled_error_agrees_with_the_full_group(sampled, enumerated) -> None:
@@ -382,14 +385,14 @@ def test_the_identity_is_never_drawn() -> None:
     x = normal(2, 1, 3, 3)
     for seed in range(20):
         result = equivariance_error(
-            lambda x: x.flatten(1), x, TURN, samples=2, generator=seeded(seed)
+            lambda x: x.flatten(1), x, TURN, samples=3, generator=seeded(seed)
         )
         assert not result.enumerated
         assert result.relative_error > 0.75 * result.worst  # a zero among two gives 0.71
 
 
 def test_one_sample_has_no_stderr_and_no_variance() -> None:
-    result = equivariance_error(lit, normal(4, 1, 8, 8), ROLL_FIELD, samples=1)
+    result = equivariance_error(lit, normal(4, 1, 8, 8), ROLL_FIELD, samples=2)
     assert result.relative_error > 0
     assert math.isnan(result.stderr)
     assert math.isnan(result.orbit_variance)
@@ -507,20 +510,26 @@ def test_outputs_that_vanish_only_without_the_transformation_are_violated() -> N
     assert result.verdict == "violated"
 
 
-@pytest.mark.parametrize(("batch", "samples"), [(2, 8), (8, 3), (64, 8)])
-@pytest.mark.parametrize("symmetry", [TURN, ROLL], ids=lambda symmetry: symmetry.name)
-def test_cost_is_at_most_samples_plus_three_forwards(batch, samples, symmetry) -> None:
+@pytest.mark.parametrize("batch", [4, 8, 64, 256])
+@pytest.mark.parametrize("elements", [2, 4, 8])
+def test_eight_group_elements_cost_at_most_eight_and_a_half_forwards(batch, elements) -> None:
+    """Rows that go through the function, in batches; f(x) is the identity's forward."""
     sizes: list[int] = []
 
     def model(x: Tensor) -> Tensor:
         sizes.append(len(x))
         return x.flatten(1).tanh()
 
-    result = equivariance_error(model, normal(batch, 1, 8, 8), symmetry, samples=samples)
-    assert len(sizes) <= samples + 3
-    assert sizes.count(batch) >= result.samples + 1
-    if batch == 64:
-        assert sum(sizes) <= (result.samples + 1.25) * batch
+    x = normal(batch, 1, 8, 8)
+    result = equivariance_error(model, x, ROLL, samples=elements)
+    assert result.samples == elements - 1
+    assert len(sizes) == elements + 2
+    assert sizes.count(batch) == elements
+    assert sum(sizes) <= (elements + 0.5) * batch
+    known = x.flatten(1).tanh()
+    sizes.clear()
+    assert equivariance_error(model, x, ROLL, samples=elements, outputs=known) == result
+    assert sum(sizes) <= (elements - 0.5) * batch
 
 
 def test_function_may_spoil_its_input_and_reuse_its_output() -> None:
@@ -636,7 +645,7 @@ def test_mismatched_outputs_raise_without_the_check_too() -> None:
         (
             lambda: equivariance_error(torch.sin, normal(2, 1, 3, 3), TURN, samples=0),
             ValueError,
-            "samples must be >= 1, got 0",
+            "samples must be >= 2, the identity and one more, got 0",
         ),
         (
             lambda: pulled_back(torch.sin, normal(2, 1, 3, 3), TURN, []),

@@ -7,8 +7,8 @@ import pytest
 
 MODULES = (
     "actions", "algebra", "candidates", "claim", "culprit", "each", "equivariance", "fields",
-    "finite", "foreign", "group", "lie", "linear", "matrices", "orbit", "permuting", "resampling",
-    "scaling", "structure", "tangent", "unbounded",
+    "finite", "foreign", "group", "irregular", "lie", "linear", "matrices", "orbit", "permuting",
+    "resampling", "result", "scaling", "structure", "tangent", "unbounded",
 )  # fmt: skip
 
 

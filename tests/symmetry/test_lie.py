@@ -94,6 +94,25 @@ def test_small_rotations_approach_the_lie_derivative() -> None:
         assert float(finite) == pytest.approx(found.rate, rel=3 * step)
 
 
+@pytest.mark.parametrize("group", [SO2(), SO3()], ids=lambda g: g.name)
+@pytest.mark.parametrize("batch", [16, 64])
+def test_one_generator_costs_one_forward_with_a_derivative(group, batch: int) -> None:
+    """Rows in batches; one with a derivative was measured at 1.7 plain ones."""
+    rows: dict[bool, list[int]] = {False: [], True: []}
+
+    def model(x: Tensor) -> Tensor:
+        rows[torch._C._functorch.is_functorch_wrapped_tensor(x)].append(len(x))
+        return x.tanh()
+
+    x = normal(batch, group.size)
+    claim = Equivariance(group, vectors, trivial)
+    count = len(lie_derivative(model, x, claim))
+    assert rows[True].count(batch) == count
+    dual, plain = sum(rows[True]) / batch, sum(rows[False]) / batch
+    assert dual <= count + 1 / 8
+    assert plain <= 1 / 4
+
+
 def test_direction_ratio_tells_an_invariant_head_from_a_careless_one() -> None:
     claim = Equivariance(SO3(), vectors, trivial)
     careful = lie_derivative(lambda x: x.square().sum(-1, keepdim=True), normal(256, 3), claim)
