@@ -208,9 +208,7 @@ def _derivatives(
 ) -> Iterator[Measurement]:
     """One rate and direction ratio a generator; why there are none where an action has none."""
     try:
-        results = lie_derivative(
-            view.function, view.inputs, symmetry, generator=rng, outputs=view.outputs
-        )
+        results = lie_derivative(view.function, view.inputs, symmetry, generator=rng)
     except NoTangent as reason:
         yield Measurement(
             "lie_derivative", math.nan, name, status="not_applicable", note=str(reason)

@@ -6,15 +6,14 @@ Blind to what is not connected to the identity (mirrors, quarter turns): finite 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import inside_of
 from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.derivative import Derivative
 from eqtoolbox.symmetry.floor import few, noise
 from eqtoolbox.symmetry.orbit import Function, double, require_inputs, respond, settled
 from eqtoolbox.symmetry.structure import (
@@ -22,7 +21,6 @@ from eqtoolbox.symmetry.structure import (
     Tree,
     batch_size,
     first,
-    floating,
     on_tensors,
     tensors,
 )
@@ -51,7 +49,6 @@ def lie_derivative(
     symmetry: Equivariance,
     *,
     generator: torch.Generator | None = None,
-    outputs: Tree | None = None,
 ) -> list[LieDerivative]:
     """The Lie derivative L f = J_f(x) X(x) - Y(f(x)) along every generator of the group.
 
@@ -61,13 +58,12 @@ def lie_derivative(
     An output that ignores every random direction (rounding, sort order, argmax) has no derivative
     to speak of: the verdict is `unresolved`, never `holds`.
 
-    Cost: one forward with a derivative (1.7 plain ones) a generator, and three on a few samples
-    for the floor and the random direction; f(x) comes with the first derivative.
+    Cost: one forward and one derivative a generator, together below two forwards for each of
+    several, and three on a few samples for the floor and the random direction.
 
     Args:
         function, inputs, symmetry: as in `equivariance_error`.
         generator: draws the random direction; a new one with seed 0 unless given.
-        outputs: f(x) if it is known already.
 
     Returns:
         One result a generator of the group, in order.
@@ -99,7 +95,7 @@ def lie_derivative(
     inputs = on_tensors(lambda x: x.detach(), inputs)
     tangents = [tangent_of(symmetry.input_action, a, inputs) for a in directions]
     derivative = Derivative(lambda x: respond(function, x))
-    values = outputs if outputs is not None else derivative(inputs, tangents[0])[0]
+    values, changes = derivative(inputs, tangents)
     values = settled(function, inputs, values)
     layout = None if isinstance(values, Tensor) else Layout.of(values)
 
@@ -112,7 +108,7 @@ def lie_derivative(
         answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, rng)
         scale = float(double(base).norm())
         allowed = [compared(tangent_of(symmetry.output_action, a, values)) for a in directions]
-    moved = [compared(derivative(inputs, t)[1]) for t in tangents]
+    moved = [compared(change) for change in changes]
     part = _Part.of(derivative, inputs, moved, compared, rng)
     results = []
     for index, (along, own) in enumerate(zip(moved, allowed, strict=True)):
@@ -162,10 +158,10 @@ class _Part:
         try:
             some = first(inputs, rows)
             u = _random_like(some, rng)
-            change = derivative(some, u)[1]
+            (change,) = derivative(some, [u])[1]
         except (RuntimeError, ValueError, IndexError):  # f holds something as long as the batch
             rows, u = samples, _random_like(inputs, rng)
-            change = derivative(inputs, u)[1]
+            (change,) = derivative(inputs, [u])[1]
         answer = float(double(compared(change)).norm())
         return cls(rows, samples, answer, _norm(u), still and answer == 0.0)
 
@@ -180,80 +176,6 @@ class _Part:
     def whole(self, size: float) -> float:
         """The size of as many samples as the batch has."""
         return size * math.sqrt(self.samples / self.rows)
-
-
-class Derivative:
-    """f(x) and J_f(x) v: forward mode where every operation has it, else twice backward."""
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-        self.mode = "forward"
-        self._last: tuple[Tree, Tree, tuple[Tree, Tree]] | None = None
-
-    def __call__(self, inputs: Tree, tangent: Tree) -> tuple[Tree, Tree]:
-        """f(x) and its derivative along the tangent, trees like f(x); the last pair is kept."""
-        if self._last is not None and self._last[0] is inputs and self._last[1] is tangent:
-            return self._last[2]
-        found = self._forward(inputs, tangent) if self.mode == "forward" else None
-        found = self._twice_backward(inputs, tangent) if found is None else found
-        self._last = inputs, tangent, found
-        return found
-
-    def _forward(self, inputs: Tree, tangent: Tree) -> tuple[Tree, Tree] | None:
-        points, arrows, function = self._flat(inputs, tangent)
-        try:
-            found: Any = jvp(function, points, arrows)
-        except (NotImplementedError, RuntimeError) as error:
-            if "forward AD" not in str(error) and "derivative" not in str(error):
-                raise
-            self.mode = "double backward"
-            return None
-        value, change = (on_tensors(lambda y: y.detach(), part) for part in found)
-        return value, change
-
-    def _twice_backward(self, inputs: Tree, tangent: Tree) -> tuple[Tree, Tree]:
-        points, arrows, function = self._flat(inputs, tangent)
-        points = tuple(p.clone().requires_grad_() for p in points)
-        with torch.enable_grad():
-            value = function(*points)
-            parts = [y for y in tensors(value) if y.requires_grad]
-            weights = [torch.zeros_like(y, requires_grad=True) for y in parts]
-            changes: dict[int, Tensor] = {}
-            if parts:
-                pulled = torch.autograd.grad(
-                    parts, points, weights, create_graph=True, allow_unused=True
-                )
-                pairs = [(p, v) for p, v in zip(pulled, arrows, strict=True) if p is not None]
-                total = sum((p * v).sum() for p, v in pairs)
-                if isinstance(total, Tensor) and total.requires_grad:
-                    found = torch.autograd.grad(total, weights, allow_unused=True)
-                    changes = {
-                        id(y): c.detach()
-                        for y, c in zip(parts, found, strict=True)
-                        if c is not None
-                    }
-        zero = torch.zeros_like
-        return (
-            on_tensors(lambda y: y.detach(), value),
-            on_tensors(lambda y: changes.get(id(y), zero(y)).detach(), value),
-        )
-
-    def _flat(
-        self, inputs: Tree, tangent: Tree
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Callable[..., Tree]]:
-        """Floating-point parts, their tangents, and f of such parts."""
-        points = floating(inputs)
-        moves = [x.is_floating_point() for x in tensors(inputs)]
-        arrows = [v for v, moving in zip(tensors(tangent), moves, strict=True) if moving]
-
-        def function(*parts: Tensor) -> Tree:
-            given = iter(parts)
-            return self.function(
-                on_tensors(lambda x: next(given) if x.is_floating_point() else x, inputs)
-            )
-
-        same = tuple(v.to(p) for v, p in zip(arrows, points, strict=True))
-        return tuple(points), same, function
 
 
 def _random_like(inputs: Tree, rng: torch.Generator) -> Tree:
