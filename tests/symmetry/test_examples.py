@@ -6,9 +6,9 @@ import importlib
 import pytest
 
 MODULES = (
-    "actions", "algebra", "candidates", "claim", "culprit", "each", "equivariance", "fields",
-    "finite", "foreign", "group", "irregular", "lie", "linear", "matrices", "orbit", "permuting",
-    "resampling", "result", "scaling", "structure", "tangent", "unbounded",
+    "actions", "algebra", "candidates", "causes", "claim", "culprit", "each", "equivariance",
+    "fields", "finite", "foreign", "group", "irregular", "layerwise", "lie", "linear", "matrices",
+    "orbit", "permuting", "resampling", "result", "scaling", "structure", "tangent", "unbounded",
 )  # fmt: skip
 
 
