@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from eqtoolbox.probe import Probe, Scheduled
+from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.symmetries import FoundSymmetries
@@ -31,8 +33,18 @@ from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
 
 PROBES: dict[str, type[Probe]] = {
     probe.name: probe
-    for probe in (EquivarianceError, Conservation, Noether, Curvature, Tracking, Spectrum)
+    for probe in (
+        EquivarianceError,
+        Asymmetry,
+        LearnedAlgebra,
+        Conservation,
+        Noether,
+        Curvature,
+        Tracking,
+        Spectrum,
+    )
 }
+CLAIMING = (EquivarianceError, Asymmetry)  # their symmetries are names, or Equivariance objects
 PRESETS = ("light", "standard", "full")
 Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]
 
@@ -108,7 +120,7 @@ def from_tables(
             raise ConfigError(f"{source}: probes.{name} must be a table, got {table!r}")
         kind = PROBES[name]
         options = {f.name: f.type for f in fields(kind) if f.name not in _shared(kind)}  # type: ignore[arg-type]
-        if kind is EquivarianceError:
+        if kind in CLAIMING:
             options["symmetries"] = tuple[str, ...]
         _known(table, ("schedule", *options), source, f"probes.{name}.")
         for key, value in table.items():
@@ -129,9 +141,7 @@ def from_tables(
 
 def _shared(kind: type[Probe]) -> set[str]:
     """Fields that hold objects, such as what the probes of a run share; no options of a file."""
-    return {"engine", "stability_scale"} | (
-        {"symmetries"} if kind is not EquivarianceError else set()
-    )
+    return {"engine", "stability_scale"} | ({"symmetries"} if kind not in CLAIMING else set())
 
 
 def schedule_from(value: Any) -> Schedule:

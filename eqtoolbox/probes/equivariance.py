@@ -1,6 +1,7 @@
 """Equivariance of the model under transformations of its input."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
+from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import lie_derivative
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import tensors
@@ -61,6 +63,7 @@ class EquivarianceError(Probe):
     peak: float = 2.0  # range of the values of output images, for decibels
     shadow: bool = False  # measure again in float64 what is unresolved
     locate: bool = False  # name the first broken layer of what is violated, for some 8 forwards
+    layers: bool = False  # shares of layers in violated Lie derivatives, a derivative a layer each
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symmetries", tuple(self.symmetries))
@@ -122,7 +125,7 @@ class EquivarianceError(Probe):
         if view.images and symmetry.output_action is not trivial:
             yield Measurement("decibels", result.decibels(self.peak), name, unit="dB")
         if symmetry.group.generators():
-            yield from _derivatives(view, symmetry, name, rng)
+            yield from _derivatives(view, symmetry, name, rng, self.layers)
 
     def _measured(
         self,
@@ -204,7 +207,7 @@ class _View:
 
 
 def _derivatives(
-    view: _View, symmetry: Equivariance, name: str, rng: torch.Generator
+    view: _View, symmetry: Equivariance, name: str, rng: torch.Generator, layers: bool
 ) -> Iterator[Measurement]:
     """One rate and direction ratio a generator; why there are none where an action has none."""
     try:
@@ -225,6 +228,24 @@ def _derivatives(
             yield Measurement("direction_ratio", ratio, target, status="not_applicable", note=why)
         else:
             yield Measurement("direction_ratio", ratio, target)
+        if layers and found.verdict == "violated":
+            yield from _shares(view, symmetry, found.generator, target)
+
+
+def _shares(
+    view: _View, symmetry: Equivariance, generator: int, target: str
+) -> Iterator[Measurement]:
+    """What each layer adds to the Lie derivative along one generator; they add up to 1."""
+    try:
+        parts = layer_shares(view.f.model, view.inputs, symmetry, generator=generator)
+    except (ValueError, RuntimeError, TypeError, LookupError) as reason:
+        note = str(reason)
+        yield Measurement("layer_share", math.nan, target, status="not_applicable", note=note)
+        return
+    for i, part in enumerate(parts):
+        layer = re.sub(r"[^A-Za-z0-9_.-]", "", part.layer.replace(" ", "-"))
+        note = f"{part.kind}, rms {part.rate:.2g}" if part.kind else f"rms {part.rate:.2g}"
+        yield Measurement("layer_share", part.share, f"{target}/{i:02d}.{layer}", note=note)
 
 
 def _growth(result: EquivarianceResult, name: str, smallest: dict[str, float]) -> Measurement:
