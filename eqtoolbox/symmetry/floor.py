@@ -12,7 +12,10 @@ from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.orbit import Function, distance, require_finite, respond
 from eqtoolbox.symmetry.structure import Tree, batch_size, first, on_tensors
 
-RANDOM_NOTE = "function is random: put the model in eval mode"
+RANDOM_NOTE = (
+    "function is random: put the model in eval mode, and take out what draws random numbers even "
+    "there, such as dropout without training=self.training"
+)
 _RANDOM = 100.0  # repeat-run noise of a random function, in roundings
 _COARSE_NOTE = "operations of lower precision than the outputs set the floor"
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error
-from eqtoolbox.symmetry.actions import roll, trivial
+from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.algebra import closure, discover_data
 from eqtoolbox.symmetry.derivative import Derivative
 from eqtoolbox.symmetry.each import Each, batch_of_one, one_sample
@@ -19,11 +19,11 @@ from eqtoolbox.symmetry.fields import (
     vector_field,
 )
 from eqtoolbox.symmetry.finite import Sign, Symmetric
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral
+from eqtoolbox.symmetry.group import Cyclic, Dihedral
 from eqtoolbox.symmetry.lie import lie_derivative
 from eqtoolbox.symmetry.linear import axial_vectors, positions, vectors
 from eqtoolbox.symmetry.matrices import E3, O3, SE3, SO2, SO3, Lorentz, Orthogonal
-from eqtoolbox.symmetry.permuting import Permute, Relabel
+from eqtoolbox.symmetry.permuting import Permute, Relabel, Roll
 from eqtoolbox.symmetry.resampling import FourierShift, Shift
 from eqtoolbox.symmetry.scaling import Degree, Parity
 from eqtoolbox.symmetry.unbounded import Scalings, Translations
@@ -232,19 +232,18 @@ def burgers(u: Tensor, time: float, steps: int, viscosity: float = 0.05) -> Tens
 
 
 def test_burgers_equation_is_galilean_invariant_and_translation_equivariant() -> None:
-    n, time = 63, 0.2
+    n, time = 31, 0.05
     x = 2 * math.pi * torch.arange(n).double() / n
     u = torch.stack([torch.sin(x), torch.cos(2 * x) + 0.3 * torch.sin(x + 1)])
     speed = (2 * math.pi / n) / time  # one cell during the whole time
-    solve = lambda u: burgers(u, time, 400)
+    solve = lambda u: burgers(u, time, 200, viscosity=0.1)
+    measure = lambda claim: equivariance_error(solve, u, claim, samples=3)
     boost = Equivariance(Translations((2,)), Boost(speed), Boost(speed, cells=1))
-    assert equivariance_error(solve, u, boost).relative_error < 1e-10
+    assert measure(boost).relative_error < 1e-12
     still = Equivariance(Translations((2,)), Boost(speed), Boost(speed))
-    assert equivariance_error(solve, u, still).verdict == "violated"
-    moved = Equivariance(CyclicTranslation((1, n)), roll, roll)
-    assert (
-        equivariance_error(lambda u: solve(u[:, 0])[:, None], u[:, None], moved).verdict == "holds"
-    )
+    assert measure(still).verdict == "violated"
+    moved = Equivariance(Cyclic(n), Roll(), Roll())
+    assert measure(moved).verdict == "holds"
 
 
 def molecule(batch):
