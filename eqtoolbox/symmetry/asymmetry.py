@@ -15,6 +15,7 @@ _SHUFFLES = 199  # random exchanges that the null distribution is made of
 _ELEMENTS = 8  # group elements that the samples are dealt among
 _FEWEST = 8  # samples
 _LARGEST = 512  # samples used: distances are quadratic in them
+_NUMBERS = 2**24  # numbers held at most: of large images fewer samples are used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def data_asymmetry(
     symmetry while x does not is seen through the joint distribution.
 
     Args:
-        inputs: x, (batch, ...) or a tree of such, at least 8 samples; the first 512 are used.
+        inputs: x, (batch, ...) or a tree of such, at least 8 samples; 512 at most are used.
         targets: y, (batch, ...), moved by the output action, classes (batch,) by none; None for x
             alone.
         symmetry: the claim.
@@ -77,7 +78,9 @@ def data_asymmetry(
     if targets is not None and len(targets) != count:
         raise ValueError(f"expected {count} targets, got {len(targets)}")
     rng = torch.Generator().manual_seed(0) if generator is None else generator
-    order = torch.randperm(count, generator=rng, device=rng.device).cpu()[:_LARGEST]
+    width = sum(x[0].numel() for x in tensors(inputs))
+    most = max(_FEWEST, min(_LARGEST, _NUMBERS // max(width, 1)))
+    order = torch.randperm(count, generator=rng, device=rng.device).cpu()[:most]
     hands = _dealt(order, symmetry, rng)
     order = torch.cat([rows for rows, _ in hands])
     act = symmetry.input_action

@@ -24,7 +24,7 @@ from eqtoolbox.symmetry.structure import (
     on_tensors,
     tensors,
 )
-from eqtoolbox.symmetry.tangent import tangent_of
+from eqtoolbox.symmetry.tangent import tangent_error, tangent_of
 
 _FLAT = "the output has no derivative (sort, argmax, rounding): its zero is no invariance"
 
@@ -109,6 +109,7 @@ def lie_derivative(
         scale = float(double(base).norm())
         allowed = [compared(tangent_of(symmetry.output_action, a, values)) for a in directions]
     moved = [compared(change) for change in changes]
+    inexact = max(tangent_error(a) for a in (symmetry.input_action, symmetry.output_action))
     part = _Part.of(derivative, inputs, moved, compared, rng)
     results = []
     for index, (along, own) in enumerate(zip(moved, allowed, strict=True)):
@@ -116,6 +117,7 @@ def lie_derivative(
         rate, size = float((change - right).norm()), float(change.norm() + right.norm())
         free = part.free(tangents[index])
         floor = answer * max(1.0, (part.whole(free) + size) / scale if scale > 0 else 1.0)
+        floor = max(floor, inexact * size / scale if scale > 0 else inexact)
         flat = part.flat and float(right.norm()) == 0.0
         verdict, why = _verdict(rate, floor * scale, flat, note)
         results.append(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.symmetry.actions import Action, trivial
 from eqtoolbox.symmetry.group import Direction
@@ -16,6 +17,18 @@ class NoTangent(ValueError):
 def has_tangent(action: Action) -> bool:
     """True when the action knows its own derivative."""
     return action is trivial or hasattr(action, "tangent")
+
+
+def tangent_error(action: Any) -> float:
+    """Relative error of an action's tangent where it is not exact: its own, or its parts' largest.
+
+    Example:
+        >>> tangent_error(trivial)
+        0.0
+    """
+    inner = [getattr(action, name, None) for name in ("action", "actions", "parts")]
+    leaves = [leaf for leaf in tree_leaves(inner) if leaf is not None]
+    return max([float(getattr(action, "tangent_error", 0.0)), *map(tangent_error, leaves)])
 
 
 def tangent_of(action: Any, generator: Direction, x: Tree) -> Tree:
