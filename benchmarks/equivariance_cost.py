@@ -1,33 +1,40 @@
-"""What data-symmetry probes cost in forwards of the same model on the same batch.
+"""What data-symmetry probes cost, in forwards without gradient of the same model and batch.
 
-Interleaved repetitions, medians of ratios; one line a model: a probe of 8 group elements without
-gradients (actions checked before, as from the second measured step on), and Lie derivatives per
-generator. Counted rows, which do not depend on the machine, are asserted in the tests.
+Three lines a model: 8 group elements (the identity among them) with their actions checked before,
+Lie derivatives per generator, and the whole probe inside a monitored run, loss evaluation and
+records included. Rows that pass through the model are counted in the tests; these are times.
 
-    python benchmarks/equivariance_cost.py [--repeats 30] [--json results.json]
+    OMP_NUM_THREADS=1 python benchmarks/equivariance_cost.py
 """
 
-import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from environment import environment
+from environment import store
+from timing import begin, interleaved, timed
 from torch import Tensor, nn
 
-from eqtoolbox.symmetry import SO2, SO3, Equivariance, Symmetric, Translations
-from eqtoolbox.symmetry.actions import dihedral, trivial
+import eqtoolbox as eq
+from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.symmetry import SO2, SO3, Dihedral, Equivariance, Symmetric, Translations
+from eqtoolbox.symmetry.actions import Action, dihedral, trivial
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.group import Dihedral, Group
+from eqtoolbox.symmetry.group import Group
 from eqtoolbox.symmetry.lie import lie_derivative
 from eqtoolbox.symmetry.linear import vectors
 from eqtoolbox.symmetry.permuting import Permute
 from eqtoolbox.symmetry.resampling import FourierShift
 
+REPEATS = 30
+
 
 class Mean(nn.Module):
+    """Mean over tokens."""
+
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
 
@@ -41,79 +48,103 @@ def conv(width: int) -> nn.Module:
 
 
 def transformer() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.0)
+    layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True, dropout=0.0)
     return nn.Sequential(nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), Mean())
 
 
-def mlp(width: int) -> nn.Module:
+def mlp(inputs: int, width: int) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(3, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 4)
-    )
+        nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(),
+        nn.Linear(width, 4),
+    )  # fmt: skip
 
 
-CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], Group, Callable]] = [
-    ("conv 16 channels, 28x28, D4", lambda: conv(16), (64, 1, 28, 28), Dihedral(4), dihedral),
-    ("conv 64 channels, 28x28, D4", lambda: conv(64), (64, 1, 28, 28), Dihedral(4), dihedral),
-    ("transformer 16 tokens, S16", transformer, (64, 16, 64), Symmetric(16), Permute(1)),
-    ("mlp 64, SO(3)", lambda: mlp(64), (256, 3), SO3(), vectors),
-    ("mlp 1024, SO(3)", lambda: mlp(1024), (256, 3), SO3(), vectors),
-]
-SMOOTH: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], Group, Callable]] = [
-    ("mlp 64, SO(2)", lambda: nn.Sequential(nn.Linear(2, 3), mlp(64)), (256, 2), SO2(), vectors),
-    ("mlp 1024, SO(3)", lambda: mlp(1024), (256, 3), SO3(), vectors),
-    ("conv 16 channels, shifts", lambda: conv(16), (64, 1, 28, 28),
-     Translations((2.0, 2.0), whole=False), FourierShift()),
-    ("conv 64 channels, shifts", lambda: conv(64), (64, 1, 28, 28),
-     Translations((2.0, 2.0), whole=False), FourierShift()),
-    ("transformer 16 tokens, shifts", transformer, (64, 16, 64),
-     Translations((2.0,), whole=False), FourierShift((1,))),
-]  # fmt: skip
+@dataclass(frozen=True)
+class Case:
+    """A model, its batch, and a claim of each kind."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    finite: tuple[Group, Action]
+    smooth: tuple[Group, Action]
+
+    def claim(self, kind: str) -> Equivariance:
+        group, action = self.finite if kind == "finite" else self.smooth
+        return Equivariance(group, action, trivial)
 
 
-def seconds(body: Callable[[], object]) -> float:
-    start = time.process_time()
-    body()
-    return time.process_time() - start
+SHIFTS = (Translations((2.0, 2.0), whole=False), FourierShift())
+CASES = (
+    Case("conv, 16 channels", lambda: conv(16), (64, 1, 29, 29), (Dihedral(4), dihedral), SHIFTS),
+    Case("conv, 64 channels", lambda: conv(64), (64, 1, 29, 29), (Dihedral(4), dihedral), SHIFTS),
+    Case("transformer, 32 tokens", transformer, (32, 32, 128), (Symmetric(32), Permute(1)),
+         (Translations((2.0,), whole=False), FourierShift((1,)))),
+    Case("mlp, width 1024, SO(2)", lambda: mlp(2, 1024), (256, 2), (SO2(), vectors),
+         (SO2(), vectors)),
+    Case("mlp, width 1024, SO(3)", lambda: mlp(3, 1024), (256, 3), (SO3(), vectors),
+         (SO3(), vectors)),
+    Case("mlp, width 64, SO(3)", lambda: mlp(3, 64), (256, 3), (SO3(), vectors),
+         (SO3(), vectors)),
+)  # fmt: skip
 
 
-def ratio(forward: Callable[[], object], probe: Callable[[], object], repeats: int) -> float:
-    """Median of probe over forward, each pair measured one after the other."""
-    for _ in range(3):
-        forward(), probe()
-    pairs = [(seconds(forward), seconds(probe), seconds(forward)) for _ in range(repeats)]
-    return statistics.median(2 * p / (a + b) for a, p, b in pairs)
+def functions(case: Case) -> dict[str, Any]:
+    """Ratios of the two functions to a forward, in turn."""
+    torch.manual_seed(0)
+    model, x = case.build().eval().requires_grad_(False), torch.randn(case.shape)
+    finite, smooth = case.claim("finite"), case.claim("smooth")
+    cases = {
+        "forward": lambda: model(x),
+        "finite": lambda: equivariance_error(model, x, finite, check=False),
+        "lie": lambda: lie_derivative(model, x, smooth),
+    }
+    times = interleaved(cases, repeats=REPEATS)
+    count = len(smooth.group.generators())
+    return {
+        "forward_ms": 1e3 * times.seconds("forward"),
+        "eight_elements": times.ratio("finite", "forward"),
+        "lie_per_generator": times.ratio("lie", "forward") / count,
+        "mode": lie_derivative(model, x, smooth)[0].mode,
+    }
+
+
+def monitored(case: Case) -> float:
+    """Median of the probe's own seconds over those of a forward just before it."""
+    torch.manual_seed(0)
+    model, x = case.build(), torch.randn(case.shape)
+    optimizer, sink = torch.optim.SGD(model.parameters(), lr=1e-3), MemorySink()
+    probe = EquivarianceError(symmetries=(case.claim("finite"),))
+    forwards = []
+    with eq.attach(model, optimizer, probes=[probe], budget=None, sinks=(sink,)) as monitor:
+        loss_fn = monitor.loss(lambda m, b: m(b).square().mean())
+        for _ in range(REPEATS):
+            with torch.no_grad():
+                model(x)  # warm caches after the optimizer step
+                forwards.append(timed(lambda: model(x))[0])
+            loss_fn(model, x).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    spent = [r.value for r in sink.records if r.name == "cost/seconds/equivariance"]
+    pairs = list(zip(spent, forwards, strict=True))[3:]
+    return statistics.median(a / b for a, b in pairs)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    for kind, cases in (("finite", CASES), ("lie", SMOOTH)):
-        for name, build, shape, group, action in cases:
-            torch.manual_seed(0)
-            model, x = build().eval(), torch.randn(shape)
-            claim = Equivariance(group, action, trivial)
-
-            def forward(model: nn.Module = model, x: Tensor = x) -> Tensor:
-                with torch.no_grad():
-                    return model(x)
-
-            if kind == "finite":
-                run = lambda m=model, x=x, c=claim: equivariance_error(m, x, c, check=False)
-                value, unit = ratio(forward, run, arguments.repeats), "forwards for 8 elements"
-            else:
-                run = lambda m=model, x=x, c=claim: lie_derivative(m, x, c)
-                value = ratio(forward, run, arguments.repeats) / len(group.generators())
-                unit = "forwards a generator"
-            mode = "" if kind == "finite" else lie_derivative(model, x, claim)[0].mode
-            rows.append({"case": name, "value": round(value, 2), "unit": unit, "mode": mode})
-            print(f"{name:34} {value:6.2f} {unit} {mode}", flush=True)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"environment": environment(), "rows": rows}, file, indent=1)
+    machine, results = begin(), {}
+    for case in CASES:
+        found = functions(case)
+        smooth = bool(case.finite[0].generators())
+        found["probe"] = None if smooth else monitored(case)  # else with Lie derivatives
+        results[case.name] = found
+        probe = "" if found["probe"] is None else f", in a run {found['probe']:.1f}"
+        print(
+            f"{case.name:24} forward {found['forward_ms']:7.2f} ms, 8 elements "
+            f"{found['eight_elements']:5.2f}{probe}, a generator "
+            f"{found['lie_per_generator']:5.2f} ({found['mode']})",
+            flush=True,
+        )
+    print(store("equivariance_cost", {"machine": machine, "forwards": results}))
 
 
 if __name__ == "__main__":
