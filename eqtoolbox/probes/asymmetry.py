@@ -65,12 +65,16 @@ class Asymmetry(Probe):
             )
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return self.engine.state(snapshot)
+        try:
+            return self.engine.state(snapshot)
+        except NotApplicable:  # no Hessian here; the rest is measured all the same
+            return {}
 
     def measure(
         self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        self.engine.resume(snapshot, reference)
+        if reference:
+            self.engine.resume(snapshot, reference)
         params = {n: p.detach().clone().requires_grad_() for n, p in snapshot.before.items()}
         gradients: dict[str, tuple[Parameters, Parameters]] = {}
 
@@ -82,7 +86,11 @@ class Asymmetry(Probe):
         moving = {name: pair for name, pair in gradients.items() if norm(pair[0]) > 0}
         if not moving:
             return
-        hessian = self.engine.operator(snapshot)
+        try:
+            hessian = self.engine.operator(snapshot)
+        except NotApplicable as reason:
+            yield from (_none("rayleigh", name, reason) for name in moving)
+            return
         for name, pair in moving.items():
             for quantity, x in zip(("rayleigh", "rest_rayleigh"), pair, strict=True):
                 if norm(x) > 0:

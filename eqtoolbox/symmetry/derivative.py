@@ -168,6 +168,7 @@ class _Still(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.set_materialize_grads(False)  # no zeros in the shape of W
         ctx.save_for_forward(inputs[1])
 
     @staticmethod

@@ -85,6 +85,14 @@ def test_a_loss_that_sees_more_than_the_output_has_no_split() -> None:
     assert kept["asymmetry/share/odd"].status == "ok"
 
 
+def test_a_random_loss_has_no_split_and_its_data_are_measured_all_the_same() -> None:
+    own = torch.Generator().manual_seed(0)
+    loss = lambda model, batch: model(batch).square().mean() * torch.rand((), generator=own)
+    records = measured(line(1.0, 1.0), loss, normal(32, 1), Asymmetry(symmetries=(ODD,)), steps=1)
+    assert records["asymmetry/cosine/odd"].status == "not_applicable"
+    assert records["asymmetry/data/odd"].status == "ok"
+
+
 def p_values(x, y, claim, seeds: int = 40) -> Tensor:
     return torch.tensor([
         data_asymmetry(x(s), y(s), claim, generator=torch.Generator().manual_seed(s)).p_value
