@@ -19,6 +19,7 @@ from eqtoolbox.probes.claims import (
     name_of,
     require_claims,
     require_tensor,
+    structured,
 )
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.prediction import Prediction, predicting
@@ -79,7 +80,8 @@ class Asymmetry(Probe):
         gradients: dict[str, tuple[Parameters, Parameters]] = {}
 
         def body(f: Prediction) -> list[Measurement]:
-            require_tensor(f.inputs)
+            if not any(structured(entry) for entry in self.symmetries):
+                require_tensor(f.inputs)
             return [m for entry in self.symmetries for m in self._one(f, entry, gradients, rng)]
 
         yield from predicting(snapshot.objective, params, body)
@@ -105,7 +107,11 @@ class Asymmetry(Probe):
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
         name = name_of(entry)
+        if structured(entry):
+            yield _none("cosine", name, "claims on all arguments have no split; see equivariance")
+            return
         try:
+            require_tensor(f.inputs)
             symmetry = claimed(entry, f.inputs, f.outputs, self.output)
         except NotApplicable as reason:
             yield _none("cosine", name, reason)

@@ -7,6 +7,7 @@ from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
 from eqtoolbox.report.words import number, percent, plural, symmetry
 
+HAD = 0.1  # relative error below which a model counts as nearly symmetric
 AGAINST = -0.1  # cosine below which two gradients pull apart
 
 
@@ -37,9 +38,11 @@ def learned(run: Run) -> Iterator[Finding]:
 
 
 def growth(run: Run) -> Iterator[Finding]:
-    """Violations that were small in this run and are not any more."""
+    """Symmetries that the model had, or nearly had, in this run and has lost."""
     for name, grown in traces(run, "equivariance/growth").items():
-        if grown.last.note.startswith("alarm"):
+        error = trace(run, f"equivariance/relative_error/{name}")
+        had = error is not None and min(r.value for r in error.records) < HAD
+        if had and grown.last.note.startswith("alarm"):
             text = (
                 f"Symmetry under {symmetry(name)} is being lost: its error is "
                 f"{number(grown.last.value, 2)}x its smallest in this run."
@@ -53,8 +56,8 @@ def asymmetry(run: Run) -> Iterator[Finding]:
         if data.verdict == "violated":
             text = (
                 f"The data are not symmetric under {symmetry(name)}: energy coefficient "
-                f"{number(data.now, 2)} (random exchanges {number(data.floor or 0.0, 2)}); what "
-                "averaging over the group would save is an upper bound on them."
+                f"{number(data.now, 2)} (random exchanges {number(data.floor or 0.0, 2)}); what a "
+                "violation costs is said of the transformed data too."
             )
             yield Finding(level="note", text=text, evidence=(data.evidence(),))
     for name, cosine in traces(run, "asymmetry/cosine").items():

@@ -60,16 +60,21 @@ def test_what_is_not_identifiable_is_a_remark_with_its_reason(tmp_path: Path) ->
     assert not texts(run, "continuous")
 
 
-def test_a_violation_that_grew_is_an_alarm_and_one_that_did_not_is_none(tmp_path: Path) -> None:
-    grown = series("equivariance/growth/cyclic4", [1.0, 2.0, 40.0])
-    last = grown[-1]
-    grown[-1] = type(last)(**{**vars(last), "note": "alarm: 40.0 times its smallest"})
-    run = Run(write_run(tmp_path / "a", grown))
-    ((level, text),) = texts(run, "is being lost")
-    assert level == "alarm"
-    assert "quarter turns" in text and "40x" in text
-    calm = Run(write_run(tmp_path / "b", series("equivariance/growth/cyclic4", [1.0, 2.0])))
-    assert not texts(calm, "is being lost")
+def test_a_symmetry_that_was_there_and_is_lost_is_an_alarm(tmp_path: Path) -> None:
+    """Not one that never was, nor one that is as it was."""
+    cases = {"lost": [0.001, 0.002, 0.04], "never": [0.3, 0.6, 1.3], "calm": [0.001] * 3}
+    for name, errors in cases.items():
+        rows = series("equivariance/relative_error/cyclic4", errors, verdict="violated")
+        growth = [e / errors[0] for e in errors]
+        grown = series("equivariance/growth/cyclic4", growth)
+        if growth[-1] > 3:
+            note = f"alarm: {growth[-1]:.1f} times its smallest"
+            grown[-1] = type(grown[-1])(**{**vars(grown[-1]), "note": note})
+        found = texts(Run(write_run(tmp_path / name, rows + grown)), "is being lost")
+        assert bool(found) == (name == "lost")
+        if found:
+            ((level, text),) = found
+            assert level == "alarm" and "quarter turns" in text and "40x" in text
 
 
 def test_asymmetric_data_and_opposed_gradients_are_notes(tmp_path: Path) -> None:
