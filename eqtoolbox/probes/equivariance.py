@@ -24,7 +24,7 @@ from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.culprit import culprit, summary
+from eqtoolbox.symmetry.culprit import Culprit, culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import lie_derivative
@@ -45,6 +45,8 @@ class EquivarianceError(Probe):
     consistency: share of samples whose class stays, for classifiers.
     decibels: EQ-T or EQ-R, peak signal-to-noise of the violation, for models that return images.
     lie_derivative, direction_ratio: for continuous groups whose actions know their tangents.
+    layer_error: with `locate`, of the network up to each layer, where the claim is violated.
+    layer_share: with `layers`, what each layer adds to a violated Lie derivative; they sum to 1.
 
     A symmetry whose input action is `Each` sees all arguments of the model's call (a tuple, or a
     dict by name) and its whole output; the others see the first argument and the logits.
@@ -116,10 +118,13 @@ class EquivarianceError(Probe):
             )
             return
         grown = _growth(result, name, memory["smallest"])
-        where = view.culprit(symmetry) if self.locate and result.verdict == "violated" else ""
+        blamed = view.culprit(symmetry) if self.locate and result.verdict == "violated" else None
+        where = "" if blamed is None else summary(blamed)
         notes = "; ".join(note for note in (result.note, grown.note, where) if note)
         yield from _numbers(replace(result, note=notes), name)
         yield grown
+        if blamed is not None:
+            yield from _layer_errors(blamed, name)
         if result.consistency is not None and f.classifies:
             yield Measurement("consistency", result.consistency, name)
         if view.images and symmetry.output_action is not trivial:
@@ -196,14 +201,27 @@ class _View:
         """Whether the output is one tensor of images."""
         return isinstance(self.outputs, Tensor) and self.outputs.dim() >= 4
 
-    def culprit(self, symmetry: Equivariance) -> str:
-        """The first broken layer in words."""
+    def culprit(self, symmetry: Equivariance) -> Culprit | None:
+        """The first broken layer; None where the model cannot be run on the inputs alone."""
         if len(self.f.call.args) != 1 and not self.whole:
-            return ""
+            return None
         try:
-            return summary(culprit(self.f.model, self.inputs, symmetry))
+            return culprit(self.f.model, self.inputs, symmetry)
         except (RuntimeError, ValueError, TypeError, LookupError):
-            return ""
+            return None
+
+
+def _layer_errors(found: Culprit, name: str) -> Iterator[Measurement]:
+    """The violation of the network up to each layer, where an action fits its output."""
+    for i, e in enumerate(found.layers):
+        if not math.isnan(e.error):
+            target = f"{name}/{i:02d}.{_letters(e.layer)}"
+            note = f"{e.kind}, {e.action}"
+            yield Measurement("layer_error", e.error, target, floor=e.rounding, note=note)
+
+
+def _letters(layer: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "", layer.replace(" ", "-"))
 
 
 def _derivatives(
@@ -243,9 +261,10 @@ def _shares(
         yield Measurement("layer_share", math.nan, target, status="not_applicable", note=note)
         return
     for i, part in enumerate(parts):
-        layer = re.sub(r"[^A-Za-z0-9_.-]", "", part.layer.replace(" ", "-"))
         note = f"{part.kind}, rms {part.rate:.2g}" if part.kind else f"rms {part.rate:.2g}"
-        yield Measurement("layer_share", part.share, f"{target}/{i:02d}.{layer}", note=note)
+        yield Measurement(
+            "layer_share", part.share, f"{target}/{i:02d}.{_letters(part.layer)}", note=note
+        )
 
 
 def _growth(result: EquivarianceResult, name: str, smallest: dict[str, float]) -> Measurement:

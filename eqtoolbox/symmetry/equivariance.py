@@ -28,6 +28,10 @@ from eqtoolbox.symmetry.orbit import (
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
 
+_HIDDEN = (
+    "the floor hides any violation: low-pass the images (band_limited), use float64 or an exact "
+    "action"
+)
 _UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
 
 
@@ -253,6 +257,6 @@ def _verdict(error: float, floor: float, note: str) -> tuple[Verdict, str]:
     if error > VIOLATED * floor:
         return "violated", note
     if VIOLATED * floor >= _UNRELATED:
-        return "unresolved", note or "the floor hides any violation: use float64, an exact action"
+        return "unresolved", note or _HIDDEN
     trusted = error <= HOLDS * floor and note != RANDOM_NOTE
     return "holds" if trusted else "unresolved", note
