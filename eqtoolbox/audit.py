@@ -1,8 +1,8 @@
-"""The audit: which symmetries a trained model has, ranked, from a configuration file.
+"""The audit: which symmetries a trained model and its data have, ranked, from a configuration file.
 
 [audit]
-source = "mine.py:build"     # or "package.module:build"; build() -> (model, inputs)
-samples = 8                  # group elements of each candidate
+source = "mine.py:build"     # or "package.module:build"; build() -> (model, inputs[, targets])
+samples = 8                  # group elements of each candidate, the identity among them
 """
 
 import tomllib
@@ -15,9 +15,22 @@ from torch import Tensor, nn
 
 from eqtoolbox.isolation import evaluation, isolated
 from eqtoolbox.source import named
+from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
+from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.candidates import Score, candidates, rank
+from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import culprit, summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a configuration names."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor | None
+    samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +40,11 @@ class Audit:
     scores: tuple[Score, ...]
     culprits: dict[str, str]  # first broken layer in words, by the name of a violated candidate
     algebra: Discovery | None  # None for images and long vectors
+    data: dict[str, DataAsymmetry]  # by the name of a candidate; none for fewer than 8 samples
 
 
-def load(config: str | Path) -> tuple[nn.Module, Tensor, int]:
-    """Model, inputs and samples that a configuration names.
+def load(config: str | Path) -> Subject:
+    """Model, data and samples that a configuration names.
 
     Raises:
         ValueError: file or key missing, or the source returns something else; says the remedy.
@@ -47,29 +61,35 @@ def load(config: str | Path) -> tuple[nn.Module, Tensor, int]:
     if not isinstance(options, dict) or "source" not in options or options.keys() - known:
         raise ValueError(f'{path}: expected a table [audit] with source = "file.py:function"')
     samples = options.get("samples", 8)
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"{path}: audit.samples must be an integer >= 1, got {samples!r}")
+    if not isinstance(samples, int) or samples < 2:
+        raise ValueError(f"{path}: audit.samples must be an integer >= 2, got {samples!r}")
     build = named(str(options["source"]), path, "audit.source")
     if not callable(build):
         raise ValueError(f"{path}: {options['source']} must be a function, got {build!r}")
     built = build()
-    if (
-        not isinstance(built, tuple)
-        or len(built) != 2
-        or not isinstance(built[0], nn.Module)
-        or not isinstance(built[1], Tensor)
-    ):
-        raise ValueError(f"{path}: {options['source']} must return (model, inputs tensor)")
-    return built[0], built[1], samples
+    sound = isinstance(built, tuple) and len(built) in (2, 3) and isinstance(built[0], nn.Module)
+    if not sound or not all(isinstance(part, Tensor) for part in built[1:]):
+        raise ValueError(
+            f"{path}: {options['source']} must return (model, inputs tensor) or "
+            "(model, inputs, targets)"
+        )
+    targets = built[2] if len(built) == 3 else None
+    return Subject(model=built[0], inputs=built[1], targets=targets, samples=samples)
 
 
-def audit(model: nn.Module, inputs: Tensor, *, samples: int = 8) -> Audit:
-    """Score the candidate symmetries of a model on inputs, in evaluation mode, leaving no trace.
+def audit(
+    model: nn.Module, inputs: Tensor, targets: Tensor | None = None, *, samples: int = 8
+) -> Audit:
+    """Score the candidate symmetries of a model and its data, leaving no trace.
+
+    The model is in evaluation mode; the data are compared with their transformed selves, targets
+    included where they are classes or values like the outputs.
 
     Args:
         model: inputs -> one tensor.
         inputs: (batch, ...), floating point.
-        samples: group elements of each candidate.
+        targets: classes (batch,), or values like the outputs; None for the inputs alone.
+        samples: group elements of each candidate, the identity among them.
 
     Example:
         >>> x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -92,21 +112,42 @@ def audit(model: nn.Module, inputs: Tensor, *, samples: int = 8) -> Audit:
         }
         small = inputs.dim() in (2, 3) and inputs.shape[-1] <= 16
         algebra = discover_data(model, inputs) if small else None
-    return Audit(scores=tuple(scores), culprits=blame, algebra=algebra)
+    data = {
+        s.symmetry.name: found
+        for s in scores
+        if (found := _data(inputs, targets, outputs, s.symmetry)) is not None
+    }
+    return Audit(scores=tuple(scores), culprits=blame, algebra=algebra, data=data)
+
+
+def _data(
+    inputs: Tensor, targets: Tensor | None, outputs: Tensor, symmetry: Equivariance
+) -> DataAsymmetry | None:
+    """The data's own asymmetry, with the targets where the output action can move them."""
+    if targets is not None and targets.shape != outputs.shape:
+        classes = targets.dim() == 1 and not targets.is_floating_point()
+        targets = targets if classes and symmetry.output_action is trivial else None
+    try:
+        return data_asymmetry(inputs, targets, symmetry)
+    except (ValueError, TypeError, RuntimeError, LookupError):
+        return None
 
 
 def text(found: Audit) -> str:
     """The audit as a table."""
-    lines = [f"{'candidate':32} {'verdict':11} {'error':>9} {'floor':>9} {'of output':>9}"]
+    head = f"{'candidate':32} {'model':11} {'error':>9} {'floor':>9} {'of output':>9}"
+    lines = [f"{head}  {'data':11} {'distance':>9} {'floor':>9}"]
     for score in found.scores:
         r, name = score.result, score.symmetry.name
         if r is None:
             lines.append(f"{name:32} {'-':11} {score.note}")
             continue
-        lines.append(
-            f"{name:32} {r.verdict:11} {r.relative_error:9.2g} {r.floor:9.2g} "
-            f"{r.orbit_variance:9.2g}"
-        )
+        row = f"{name:32} {r.verdict:11} {r.relative_error:9.2g} {r.floor:9.2g} "
+        row += f"{r.orbit_variance:9.2g}"
+        d = found.data.get(name)
+        if d is not None:
+            row += f"  {d.verdict:11} {d.coefficient:9.2g} {d.floor:9.2g}"
+        lines.append(row)
         why = found.culprits.get(name) or score.note
         if why:
             lines.append(f"{'':32} {why}")
@@ -129,8 +170,20 @@ def data(found: Audit) -> list[dict[str, Any]]:
             {
                 "candidate": score.symmetry.name,
                 "verdict": r.verdict if r else "not_applicable",
+                **_of_data(found.data.get(score.symmetry.name)),
                 **{k: v if v == v and abs(v) != float("inf") else None for k, v in numbers.items()},
                 "note": found.culprits.get(score.symmetry.name) or score.note,
             }
         )
     return rows
+
+
+def _of_data(d: DataAsymmetry | None) -> dict[str, Any]:
+    if d is None:
+        return {}
+    return {
+        "data_verdict": d.verdict,
+        "data_distance": d.coefficient,
+        "data_floor": d.floor,
+        "data_p_value": d.p_value,
+    }

@@ -104,8 +104,8 @@ def _report(arguments: argparse.Namespace) -> None:
 def _audit(arguments: argparse.Namespace) -> None:
     from eqtoolbox import audit
 
-    model, inputs, samples = audit.load(arguments.config)
-    found = audit.audit(model, inputs, samples=samples)
+    subject = audit.load(arguments.config)
+    found = audit.audit(subject.model, subject.inputs, subject.targets, samples=subject.samples)
     if arguments.json:
         _print_json(audit.data(found))
     else:

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from eqtoolbox.probe import Probe, Scheduled
+from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.symmetries import FoundSymmetries
@@ -36,8 +38,18 @@ from eqtoolbox.symmetry.claim import Equivariance
 
 PROBES: dict[str, type[Probe]] = {
     probe.name: probe
-    for probe in (EquivarianceError, Conservation, Noether, Curvature, Tracking, Spectrum)
+    for probe in (
+        EquivarianceError,
+        Asymmetry,
+        LearnedAlgebra,
+        Conservation,
+        Noether,
+        Curvature,
+        Tracking,
+        Spectrum,
+    )
 }
+CLAIMING = (EquivarianceError, Asymmetry)  # their symmetries are names, or Equivariance objects
 PRESETS = ("light", "standard", "full")
 Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]
 
@@ -113,7 +125,7 @@ def from_tables(
             raise ConfigError(f"{source}: probes.{name} must be a table, got {table!r}")
         kind = PROBES[name]
         options = {f.name: f.type for f in fields(kind) if f.name not in _shared(kind)}  # type: ignore[arg-type]
-        if kind is EquivarianceError:
+        if kind in CLAIMING:
             options["symmetries"] = tuple[str, ...]
         _known(table, ("schedule", *options), source, f"probes.{name}.")
         for key, value in table.items():
@@ -123,7 +135,7 @@ def from_tables(
         own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
         given |= {name: shared[name] for name in own & shared.keys() & _shared(kind)}
         where = f"{source}: probes.{name}"
-        if kind is EquivarianceError and "symmetries" in given:
+        if kind in CLAIMING and "symmetries" in given:
             given["symmetries"] = [_claim(entry, source) for entry in given["symmetries"]]
         try:
             probe = kind(**given)
@@ -150,9 +162,7 @@ def _claim(entry: str, source: str) -> Any:
 
 def _shared(kind: type[Probe]) -> set[str]:
     """Fields that hold objects, such as what the probes of a run share; no options of a file."""
-    return {"engine", "stability_scale"} | (
-        {"symmetries"} if kind is not EquivarianceError else set()
-    )
+    return {"engine", "stability_scale"} | ({"symmetries"} if kind not in CLAIMING else set())
 
 
 def schedule_from(value: Any) -> Schedule:

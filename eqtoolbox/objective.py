@@ -22,11 +22,13 @@ LossFunction = Callable[[nn.Module, Any], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the model inside the loss: its arguments and its output."""
+    """The first call of the model inside the loss: its arguments and its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    loss: Tensor | None = None  # what the loss came to, scalar
+    times: int = 1  # how often the loss called the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,41 +66,6 @@ class Objective:
         """The same loss with the model in evaluation mode."""
         return self._scalar(params, train=False)
 
-    def predict(self, params: Mapping[str, Tensor], inputs: Tensor) -> Any:
-        """Model output on `inputs` in evaluation mode, other arguments as in the training step.
-
-        Given fewer samples than the step had, other arguments are cut to as many.
-        """
-        samples, given = len(self.inputs), len(inputs)
-
-        def cut(x: Tensor) -> Tensor:
-            return x[:given] if x.dim() > 0 and len(x) == samples else x
-
-        args, kwargs = map_tensors(cut, self._cast((self.call.args, self.call.kwargs)))
-        if args:
-            args = (inputs, *args[1:])
-        else:
-            kwargs = {**kwargs, next(iter(kwargs)): inputs}
-        return self._run(params, lambda model: model(*args, **kwargs), train=False)
-
-    @property
-    def arguments(self) -> Any:
-        """All arguments of the model's call: the only one, a tuple of them, or a dict by name."""
-        args, kwargs = self._cast((self.call.args, self.call.kwargs))
-        if not kwargs:
-            return args[0] if len(args) == 1 else tuple(args)
-        return dict(enumerate(args)) | dict(kwargs)
-
-    def answer(self, params: Mapping[str, Tensor], arguments: Any) -> Any:
-        """Model output in evaluation mode on arguments as `arguments` gives them."""
-        args, kwargs = self.call.args, self.call.kwargs
-        if not kwargs:
-            given = (arguments,) if len(args) == 1 else tuple(arguments)
-            return self.within(params, lambda model: model(*given))
-        given = tuple(arguments[i] for i in range(len(args)))
-        named = {name: arguments[name] for name in kwargs}
-        return self.within(params, lambda model: model(*given, **named))
-
     def within(self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any]) -> Any:
         """`body(model)` in evaluation mode with `params` swapped in."""
         return self._run(params, body, train=False)
@@ -125,53 +92,53 @@ class Objective:
 
     @cached_property
     def call(self) -> Call:
-        """How the loss calls the model: the first call, with its evaluation-mode output.
+        """How the loss calls the model at its live parameters in evaluation mode.
+
+        Raises:
+            LookupError: the loss never calls the model itself.
+        """
+        with torch.no_grad():
+            found: Call = self.within({}, self.call_of)
+        return found
+
+    def call_of(self, model: nn.Module) -> Call:
+        """The loss's first call of `model`, inside `within`, its output and the loss that it had.
 
         Raises:
             LookupError: the loss never calls the model itself.
         """
         calls: list[Call] = []
 
-        def body(model: nn.Module) -> None:
-            def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                calls.append(Call(args, kwargs, output))
+        def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls.append(Call(args, kwargs, output))
 
-            handle = model.register_forward_hook(note, with_kwargs=True)
-            try:
-                self.loss_fn(model, self._batch())
-            finally:
-                handle.remove()
-
-        with torch.no_grad():
-            self._run({}, body, train=False)
+        handle = model.register_forward_hook(note, with_kwargs=True)
+        try:
+            loss = self.loss_fn(model, self._batch())
+        finally:
+            handle.remove()
         if not calls or not (calls[0].args or calls[0].kwargs):
             raise LookupError(
                 "the loss never calls the model as model(inputs): data symmetries need that call"
             )
-        return calls[0]
-
-    @property
-    def inputs(self) -> Any:
-        """First argument of the model's call, cast to the objective's dtype."""
-        call = self.call
-        return self._cast(call.args[0] if call.args else next(iter(call.kwargs.values())))
+        return replace(calls[0], loss=scalar_loss(loss), times=len(calls))
 
     def loss_of_output(
         self, params: Mapping[str, Tensor], output: Any, train: bool = False
     ) -> Tensor:
         """Training loss if the model answered `output` whatever its input (scalar)."""
-
-        def body(model: nn.Module) -> Tensor:
-            model.__dict__["forward"] = lambda *_, **__: output
-            try:
-                return scalar_loss(self.loss_fn(model, self._batch()))
-            finally:
-                model.__dict__.pop("forward")
-                model.__dict__.update(own)
-
-        own = {k: v for k, v in self.model.__dict__.items() if k == "forward"}
-        loss: Tensor = self._run(params, body, train)
+        loss: Tensor = self._run(params, lambda model: self.loss_given(model, output), train)
         return loss
+
+    def loss_given(self, model: nn.Module, output: Any) -> Tensor:
+        """The loss if `model`, inside `within`, answered `output` whatever its input (scalar)."""
+        own = {k: v for k, v in model.__dict__.items() if k == "forward"}
+        model.__dict__["forward"] = lambda *_, **__: output
+        try:
+            return scalar_loss(self.loss_fn(model, self._batch()))
+        finally:
+            model.__dict__.pop("forward")
+            model.__dict__.update(own)
 
     def parameters(self) -> Parameters:
         """Detached clones of the model's trainable parameters, cast to the objective's dtype."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from eqtoolbox.isolation import evaluation
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import culprit, summary
-from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.equivariance import equivariance_error
+from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import on_tensors
 
 

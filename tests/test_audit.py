@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqtoolbox.audit import audit, text
+from eqtoolbox.audit import audit, data, text
 from eqtoolbox.cli import main
+from eqtoolbox.symmetry.candidates import candidates, rank
 
 SOURCE = """
 import torch
@@ -37,8 +38,10 @@ def test_a_radial_function_is_even_and_rotation_invariant_and_nothing_else(tmp_p
     assert main(["audit", path, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     holding = {r["candidate"] for r in rows if r["verdict"] == "holds"}
-    assert holding == {"o3.invariant", "sign.even"}
-    assert [r["verdict"] for r in rows] == ["holds"] * 2 + ["violated"] * (len(rows) - 2)
+    mirrors = {f"mirror{axis}.even" for axis in range(3)}
+    assert holding == {"o3.invariant", "sign.even", "symmetric3.invariant"} | mirrors
+    assert [r["verdict"] for r in rows] == ["holds"] * 6 + ["violated"] * (len(rows) - 6)
+    assert {r["data_verdict"] for r in rows if r["candidate"] == "scalings.degree1"} == {"violated"}
     assert main(["audit", path]) == 0
     assert "continuous: so(3)" in capsys.readouterr().out
 
@@ -51,7 +54,7 @@ def test_a_radial_function_is_even_and_rotation_invariant_and_nothing_else(tmp_p
         ('[audit]\nsource = "mine.py:absent"', "has no 'absent'"),
         ('[audit]\nsource = "other.py:build"', "no file"),
         ('[audit]\nsource = "mine.py:nothing"', r"must return \(model, inputs tensor\)"),
-        ('[audit]\nsource = "mine.py:build"\nsamples = 0', "samples must be an integer >= 1"),
+        ('[audit]\nsource = "mine.py:build"\nsamples = 0', "samples must be an integer >= 2"),
     ],
 )
 def test_bad_configurations_are_named(tmp_path, capsys, body: str, message: str) -> None:
@@ -72,3 +75,52 @@ def test_the_audit_names_layers_and_leaves_the_model_alone() -> None:
     assert "average it over the group" in text(found)
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_data_are_ranked_beside_the_model() -> None:
+    """A model even in x, data that are not: their first coordinate is positive."""
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = x[:, 0].abs()
+    model = torch.nn.Linear(2, 1)
+    found = audit(Even(model), x, x[:, :1])
+    (row,) = [r for r in data(found) if r["candidate"] == "mirror0.even"]
+    assert (row["verdict"], row["data_verdict"]) == ("holds", "violated")
+    (row,) = [r for r in data(found) if r["candidate"] == "mirror1.even"]
+    assert (row["verdict"], row["data_verdict"]) == ("violated", "holds")
+    table = text(found).splitlines()
+    assert table[0].split() == [
+        "candidate", "model", "error", "floor", "of", "output", "data", "distance", "floor",
+    ]  # fmt: skip
+    few = audit(Even(model), x[:4])
+    assert few.data == {}
+
+
+class Even(torch.nn.Module):
+    """Even in the first coordinate, of no symmetry in the second."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(torch.stack([x[:, 0].square(), x[:, 1].exp()], 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((4, 1, 3, 3, 3), {"octahedral.invariant"}),
+        ((4, 5, 3), {"reversal.invariant", "roll.invariant", "symmetric5.invariant"}),
+        ((4, 2, 4, 4), {"cyclic4.invariant", "field-dihedral4.invariant"}),
+        ((4, 3), {"mirror2.odd", "o3.invariant", "symmetric3.invariant"}),
+    ],
+)
+def test_candidates_fit_the_shapes(shape, names: set[str]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    total = lambda x: x.abs().sum(tuple(range(1, x.dim())))[:, None]
+    found = rank(total, x, candidates(x, total(x)))
+    assert names <= {s.symmetry.name for s in found}
+    assert all(s.result is not None for s in found)
+    held = {s.symmetry.name for s in found if s.result.verdict == "holds"}
+    assert {n for n in names if "o3" not in n and "odd" not in n and "field" not in n} <= held
+    assert "mirror2.odd" not in held

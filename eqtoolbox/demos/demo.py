@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.equivariance import EquivarianceResult
+from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Tree, batch_size, on_tensors
 
 Batch = tuple[Tree, Tree]  # inputs and targets; a tuple of inputs holds the network's arguments

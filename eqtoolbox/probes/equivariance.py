@@ -1,31 +1,38 @@
 """Equivariance of the model under transformations of its input."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.batch import tensors
-from eqtoolbox.objective import Objective
 from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.claims import (
+    Claim,
+    OutputAction,
+    claimed,
+    name_of,
+    require_claims,
+    require_tensor,
+    structured,
+)
+from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry import actions
-from eqtoolbox.symmetry.actions import Action
+from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit, summary
-from eqtoolbox.symmetry.each import Each
-from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.equivariance import equivariance_error
+from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.tangent import has_tangent
+from eqtoolbox.symmetry.result import EquivarianceResult
+from eqtoolbox.symmetry.structure import tensors
+from eqtoolbox.symmetry.tangent import NoTangent
 
-OutputAction = Literal["auto", "invariant", "same"]
 _GROWN = 3.0  # growth of the relative error over its smallest that is an alarm
-IMAGE_SYMMETRIES = ("cyclic4", "dihedral4", "flip", "translation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,71 +43,94 @@ class EquivarianceError(Probe):
     percent_of_loss: share of the loss that averaging predictions over the group would save.
     growth: relative_error over its smallest value in this run; `alarm` in the note from 3 on.
     consistency: share of samples whose class stays, for classifiers.
+    decibels: EQ-T or EQ-R, peak signal-to-noise of the violation, for models that return images.
     lie_derivative, direction_ratio: for continuous groups whose actions know their tangents.
+    layer_error: with `locate`, of the network up to each layer, where the claim is violated.
+    layer_share: with `layers`, what each layer adds to a violated Lie derivative; they sum to 1.
 
     A symmetry whose input action is `Each` sees all arguments of the model's call (a tuple, or a
     dict by name) and its whole output; the others see the first argument and the logits.
+
+    f(x) comes from the loss's own evaluation and is shared by all symmetries; the laws of the
+    actions are checked when a symmetry meets new shapes.
     """
 
     name: ClassVar[str] = "equivariance"
     headline: ClassVar[str] = "relative_error"
     mode: ClassVar[Mode] = "eval"
 
-    symmetries: tuple[str | Equivariance, ...] = ("cyclic4", "flip", "translation")
+    symmetries: tuple[Claim, ...] = ("cyclic4", "flip", "translation")
     output: OutputAction = "auto"  # of named symmetries; auto: same if the output is an image
-    samples: int = 8  # group elements per step and symmetry
+    samples: int = 8  # group elements per step and symmetry, the identity among them
+    peak: float = 2.0  # range of the values of output images, for decibels
     shadow: bool = False  # measure again in float64 what is unresolved
     locate: bool = False  # name the first broken layer of what is violated, for some 8 forwards
+    layers: bool = False  # shares of layers in violated Lie derivatives, a derivative a layer each
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symmetries", tuple(self.symmetries))
-        unknown = [s for s in self.symmetries if isinstance(s, str) and s not in IMAGE_SYMMETRIES]
-        if unknown or not self.symmetries:
+        require_claims(self.symmetries)
+        if self.samples < 2:
             raise ValueError(
-                f"expected symmetries among {', '.join(IMAGE_SYMMETRIES)} or Equivariance objects, "
-                f"got {list(self.symmetries)}"
+                f"samples must be >= 2, got {self.samples}; use every(0) to switch off"
             )
-        if self.samples < 1:
-            raise ValueError(
-                f"samples must be >= 1, got {self.samples}; use every(0) to switch off"
-            )
+        if not self.peak > 0:
+            raise ValueError(f"peak must be > 0, the range of the output, got {self.peak}")
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, float]:
-        """The smallest relative error so far of each symmetry, which growth is told from."""
-        return {}
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
+        """By symmetry: its smallest error so far, and the shapes that its actions fit."""
+        return {"smallest": {}, "fits": {}}
 
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, float] | None, rng: torch.Generator
+        self, snapshot: Snapshot, reference: dict[str, Any] | None, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        objective = snapshot.objective.single
+        memory = {"smallest": {}, "fits": {}} if reference is None else reference
+
+        def body(f: Prediction) -> list[Measurement]:
+            if not any(structured(entry) for entry in self.symmetries):
+                require_tensor(f.inputs)
+            loss = f.loss()
+            return [m for entry in self.symmetries for m in self._one(f, entry, loss, memory, rng)]
+
+        yield from predicting(snapshot.objective, snapshot.before, body)
+
+    def _one(
+        self,
+        f: Prediction,
+        entry: Claim,
+        loss: Callable[[Tensor], Tensor] | None,
+        memory: dict[str, Any],
+        rng: torch.Generator,
+    ) -> Iterator[Measurement]:
+        name = name_of(entry)
         try:
-            inputs = objective.inputs
-        except LookupError as reason:
-            raise NotApplicable(str(reason)) from reason
-        if not any(_structured(entry) for entry in self.symmetries):
-            _image_like(inputs)
-        loss = None
-        for entry in self.symmetries:
-            name = entry if isinstance(entry, str) else entry.name
-            try:
-                if _structured(entry):
-                    view = _View(objective, snapshot, objective.arguments, whole=True)
-                else:
-                    view = _View(objective, snapshot, _image_like(inputs), whole=False)
-                    if loss is None:
-                        with torch.no_grad():
-                            loss = _loss_of_output(snapshot, view.function(inputs))
-                symmetry = self._symmetry(entry, inputs, objective.call.output)
-                yield from self._measured(view, symmetry, name, loss, reference, rng)
-            except (NotApplicable, ValueError, TypeError, FloatingPointError) as reason:
-                diverged = isinstance(reason, FloatingPointError)
-                yield Measurement(
-                    "relative_error",
-                    math.nan,
-                    name,
-                    status="non_finite" if diverged else "not_applicable",
-                    note=str(reason),
-                )
+            view = _View.of(f, entry)
+            symmetry = claimed(entry, view.inputs, view.outputs, self.output)
+            result = self._measured(view, symmetry, name, loss, memory, rng)
+        except (NotApplicable, ValueError, TypeError, FloatingPointError) as reason:
+            diverged = isinstance(reason, FloatingPointError)
+            yield Measurement(
+                "relative_error",
+                math.nan,
+                name,
+                status="non_finite" if diverged else "not_applicable",
+                note=str(reason),
+            )
+            return
+        grown = _growth(result, name, memory["smallest"])
+        blamed = view.culprit(symmetry) if self.locate and result.verdict == "violated" else None
+        where = "" if blamed is None else summary(blamed)
+        notes = "; ".join(note for note in (result.note, grown.note, where) if note)
+        yield from _numbers(replace(result, note=notes), name)
+        yield grown
+        if blamed is not None:
+            yield from _layer_errors(blamed, name)
+        if result.consistency is not None and f.classifies:
+            yield Measurement("consistency", result.consistency, name)
+        if view.images and symmetry.output_action is not trivial:
+            yield Measurement("decibels", result.decibels(self.peak), name, unit="dB")
+        if symmetry.group.generators():
+            yield from _derivatives(view, symmetry, name, rng, self.layers)
 
     def _measured(
         self,
@@ -108,9 +138,10 @@ class EquivarianceError(Probe):
         symmetry: Equivariance,
         name: str,
         loss: Callable[[Tensor], Tensor] | None,
-        reference: dict[str, float] | None,
+        memory: dict[str, Any],
         rng: torch.Generator,
-    ) -> Iterator[Measurement]:
+    ) -> EquivarianceResult:
+        shapes = repr([tuple(x.shape) for x in tensors((view.inputs, view.outputs))])
         result = equivariance_error(
             view.function,
             view.inputs,
@@ -118,99 +149,122 @@ class EquivarianceError(Probe):
             samples=self.samples,
             generator=rng,
             loss=None if view.whole else loss,
+            outputs=view.outputs,
+            check=memory["fits"].get(name) != shapes,
         )
-        if self.shadow and result.verdict == "unresolved":
-            wide = view.to(torch.float64)
-            result = equivariance_error(
-                wide.function, wide.inputs, symmetry, samples=self.samples, generator=rng
-            )
-        grown = _growth(result, name, {} if reference is None else reference)
-        where = view.culprit(symmetry) if self.locate and result.verdict == "violated" else ""
-        notes = "; ".join(note for note in (result.note, grown.note, where) if note)
-        yield from _numbers(replace(result, note=notes), name)
-        yield grown
-        if result.consistency is not None and view.classifies:
-            yield Measurement("consistency", result.consistency, name)
-        smooth = has_tangent(symmetry.input_action) and has_tangent(symmetry.output_action)
-        if smooth and symmetry.group.generators():
-            for found in lie_derivative(view.function, view.inputs, symmetry, generator=rng):
-                target = f"{name}.{found.generator}"
-                yield Measurement(
-                    "lie_derivative",
-                    found.rate,
-                    target,
-                    verdict=found.verdict,
-                    note=found.note,
-                )
-                yield Measurement("direction_ratio", found.direction_ratio, target)
+        memory["fits"][name] = shapes
+        if not self.shadow or result.verdict != "unresolved":
+            return result
 
-    def _symmetry(self, entry: str | Equivariance, inputs: Tensor, output: Any) -> Equivariance:
-        if isinstance(entry, Equivariance):
-            return entry
-        output = _tensor(output)
-        if inputs.dim() < 4:
-            raise NotApplicable(
-                f"{entry} acts on images (batch, channels, height, width), got inputs of shape "
-                f"{tuple(inputs.shape)}"
+        def again(wide: Prediction) -> EquivarianceResult:
+            same = _View(wide, view.whole)
+            return equivariance_error(
+                same.function,
+                same.inputs,
+                symmetry,
+                samples=self.samples,
+                generator=rng,
+                outputs=same.outputs,
+                check=False,
             )
-        height, width = inputs.shape[-2:]
-        if entry in ("cyclic4", "dihedral4") and height != width:
-            raise NotApplicable(f"quarter turns need height == width, got {height}x{width}")
-        same = output.dim() >= 4 and output.shape[-2:] == inputs.shape[-2:]
-        if self.output != "auto":
-            same = self.output == "same"
-        claims: dict[str, tuple[Group, Action]] = {
-            "cyclic4": (Cyclic(4), actions.quarter_turn),
-            "dihedral4": (Dihedral(4), actions.dihedral),
-            "flip": (Flip(), actions.flip),
-            "translation": (CyclicTranslation((height, width)), actions.roll),
-        }
-        group, action = claims[entry]
-        return Equivariance(group, action, action if same else actions.trivial)
+
+        return replace(view.f.in_float64(again), note="in float64")
 
 
 @dataclass(frozen=True)
 class _View:
-    """The model at the parameters of the step as a function of a batch."""
+    """The model as a function of what a claim speaks of."""
 
-    objective: Objective
-    snapshot: Snapshot
-    inputs: Any
+    f: Prediction
     whole: bool  # all arguments and the whole output, or the first argument and the logits
 
-    def function(self, x: Any) -> Any:
-        params = self.snapshot.before
-        if self.objective.dtype is not None:
-            params = {n: p.to(self.objective.dtype) for n, p in params.items()}
-        if self.whole:
-            return self.objective.answer(params, x)
-        return _tensor(self.objective.predict(params, x))
-
-    def to(self, dtype: torch.dtype) -> "_View":
-        objective = self.objective.to(dtype)
-        return replace(
-            self,
-            objective=objective,
-            inputs=objective.arguments if self.whole else objective.inputs,
-        )
+    @classmethod
+    def of(cls, f: Prediction, entry: Claim) -> "_View":
+        if not structured(entry):
+            require_tensor(f.inputs)
+        return cls(f, structured(entry))
 
     @property
-    def classifies(self) -> bool:
-        """Whether the batch holds integers, one a sample."""
-        leaves = tensors(self.objective.batch)
-        return any(isinstance(x, Tensor) and x.dim() == 1 and not _floating(x) for x in leaves)
+    def inputs(self) -> Any:
+        return self.f.arguments if self.whole else self.f.inputs
 
-    def culprit(self, symmetry: Equivariance) -> str:
-        """The first broken layer in words."""
-        if len(self.objective.call.args) != 1 and not self.whole:
-            return ""
+    @property
+    def outputs(self) -> Any:
+        return self.f.call.output if self.whole else self.f.outputs
+
+    @property
+    def function(self) -> Callable[[Any], Any]:
+        return self.f.of_arguments if self.whole else self.f.of_inputs
+
+    @property
+    def images(self) -> bool:
+        """Whether the output is one tensor of images."""
+        return isinstance(self.outputs, Tensor) and self.outputs.dim() >= 4
+
+    def culprit(self, symmetry: Equivariance) -> Culprit | None:
+        """The first broken layer; None where the model cannot be run on the inputs alone."""
+        if len(self.f.call.args) != 1 and not self.whole:
+            return None
         try:
-            found: Culprit = self.objective.within(
-                self.snapshot.before, lambda model: culprit(model, self.inputs, symmetry)
-            )
+            return culprit(self.f.model, self.inputs, symmetry)
         except (RuntimeError, ValueError, TypeError, LookupError):
-            return ""
-        return summary(found)
+            return None
+
+
+def _layer_errors(found: Culprit, name: str) -> Iterator[Measurement]:
+    """The violation of the network up to each layer, where an action fits its output."""
+    for i, e in enumerate(found.layers):
+        if not math.isnan(e.error):
+            target = f"{name}/{i:02d}.{_letters(e.layer)}"
+            note = f"{e.kind}, {e.action}"
+            yield Measurement("layer_error", e.error, target, floor=e.rounding, note=note)
+
+
+def _letters(layer: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "", layer.replace(" ", "-"))
+
+
+def _derivatives(
+    view: _View, symmetry: Equivariance, name: str, rng: torch.Generator, layers: bool
+) -> Iterator[Measurement]:
+    """One rate and direction ratio a generator; why there are none where an action has none."""
+    try:
+        results = lie_derivative(view.function, view.inputs, symmetry, generator=rng)
+    except NoTangent as reason:
+        yield Measurement(
+            "lie_derivative", math.nan, name, status="not_applicable", note=str(reason)
+        )
+        return
+    for found in results:
+        target = f"{name}.{found.generator}"
+        yield Measurement(
+            "lie_derivative", found.rate, target, verdict=found.verdict, note=found.note
+        )
+        ratio = found.direction_ratio
+        if math.isnan(ratio):
+            why = found.note or "no direction changes the output"
+            yield Measurement("direction_ratio", ratio, target, status="not_applicable", note=why)
+        else:
+            yield Measurement("direction_ratio", ratio, target)
+        if layers and found.verdict == "violated":
+            yield from _shares(view, symmetry, found.generator, target)
+
+
+def _shares(
+    view: _View, symmetry: Equivariance, generator: int, target: str
+) -> Iterator[Measurement]:
+    """What each layer adds to the Lie derivative along one generator; they add up to 1."""
+    try:
+        parts = layer_shares(view.f.model, view.inputs, symmetry, generator=generator)
+    except (ValueError, RuntimeError, TypeError, LookupError) as reason:
+        note = str(reason)
+        yield Measurement("layer_share", math.nan, target, status="not_applicable", note=note)
+        return
+    for i, part in enumerate(parts):
+        note = f"{part.kind}, rms {part.rate:.2g}" if part.kind else f"rms {part.rate:.2g}"
+        yield Measurement(
+            "layer_share", part.share, f"{target}/{i:02d}.{_letters(part.layer)}", note=note
+        )
 
 
 def _growth(result: EquivarianceResult, name: str, smallest: dict[str, float]) -> Measurement:
@@ -226,24 +280,6 @@ def _growth(result: EquivarianceResult, name: str, smallest: dict[str, float]) -
     )
 
 
-def _structured(entry: str | Equivariance) -> bool:
-    return isinstance(entry, Equivariance) and isinstance(entry.input_action, Each)
-
-
-def _floating(x: Tensor) -> bool:
-    return x.is_floating_point() or x.dtype == torch.bool
-
-
-def _image_like(inputs: Any) -> Tensor:
-    if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        return inputs
-    kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-    raise NotApplicable(
-        f"the model's first input is {kind}: image symmetries need a floating-point tensor; "
-        "give an Equivariance with Each for structured inputs"
-    )
-
-
 def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
     yield Measurement(
         "relative_error",
@@ -255,42 +291,14 @@ def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
         note=result.note,
     )
     yield Measurement("worst", result.worst, name, note=f"element {result.worst_element}")
-    if math.isnan(result.orbit_variance):
-        note = "a single sample, or outputs that do not vary"
-        yield Measurement("orbit_variance", math.nan, name, status="not_applicable", note=note)
+    share = result.orbit_variance
+    if math.isnan(share):
+        note = "a single sample, outputs that do not vary, or elements that cannot be undone"
+        yield Measurement("orbit_variance", share, name, status="not_applicable", note=note)
     else:
-        floor = result.orbit_variance_floor
-        yield Measurement("orbit_variance", result.orbit_variance, name, floor=floor)
+        floor, stderr = result.orbit_variance_floor, result.stderr_of(share)
+        yield Measurement("orbit_variance", share, name, floor=floor, stderr=stderr)
     if result.percent_of_loss is not None:
-        yield Measurement("percent_of_loss", result.percent_of_loss, name, unit="%")
-
-
-def _loss_of_output(snapshot: Snapshot, output: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The loss as a function of the output, if it is one: evaluated so, it must be itself."""
-    objective = snapshot.objective.single
-    if not isinstance(objective.call.output, Tensor):
-        return None
-
-    def loss(y: Tensor) -> Tensor:
-        return objective.loss_of_output(snapshot.before, y)
-
-    try:
-        once, again = float(loss(output)), float(loss(output))
-        whole = float(objective.evaluated(snapshot.before))
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    agrees = math.isclose(once, whole, rel_tol=1e-4) and once == again
-    return loss if agrees else None
-
-
-def _tensor(output: Any) -> Tensor:
-    """The output itself, its `.logits`, or the first tensor in it."""
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else None
-    found = getattr(output, "logits", logits)
-    if found is None and isinstance(output, (tuple, list)):
-        found = next((part for part in output if isinstance(part, Tensor)), None)
-    if not isinstance(found, Tensor):
-        raise NotApplicable(f"no output tensor in {type(output).__name__}")
-    return found
+        percent = result.percent_of_loss
+        stderr = result.stderr_of(percent)
+        yield Measurement("percent_of_loss", percent, name, unit="%", stderr=stderr)

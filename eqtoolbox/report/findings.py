@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterable
 from typing import get_args
 
-from eqtoolbox.report import rules_conservation, rules_curvature, rules_run, rules_symmetry
+from eqtoolbox.report import (
+    rules_conservation,
+    rules_curvature,
+    rules_discovery,
+    rules_run,
+    rules_symmetry,
+)
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.run import Run
 
@@ -13,7 +19,10 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_run.closure,
     rules_run.nothing,
     rules_run.finite_loss,
+    rules_discovery.growth,
     rules_symmetry.equivariance,
+    rules_discovery.asymmetry,
+    rules_discovery.learned,
     rules_symmetry.found,
     rules_symmetry.laws,
     rules_conservation.conservation,

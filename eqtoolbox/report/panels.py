@@ -9,6 +9,7 @@ from eqtoolbox.record import Record
 from eqtoolbox.report.drawing import PALETTE, arrays, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.panels_curvature import curvature_panels
+from eqtoolbox.report.panels_discovery import asymmetry_panels, discovery_panels
 from eqtoolbox.report.panels_symmetry import conservation_panels, equivariance_panels
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
@@ -118,6 +119,8 @@ def _remarks(run: Run, probes: tuple[str, ...]) -> Iterator[str]:
 
 _QUESTIONS: tuple[tuple[str, str, tuple[str, ...], Callable[[Run], Iterator[Panel]]], ...] = (
     ("Is it equivariant?", "equivariance", ("equivariance",), equivariance_panels),
+    ("What does asymmetry cost?", "asymmetry", ("asymmetry",), asymmetry_panels),
+    ("Which symmetry does it learn?", "discovery", ("discovery",), discovery_panels),
     (
         "What is conserved, and what breaks it?",
         "conservation",

@@ -3,12 +3,15 @@
 from eqtoolbox.symmetry import actions
 from eqtoolbox.symmetry.actions import check_action
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
+from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
-from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor, one_sample
-from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.each import Chain, Each, Rebuilt, batch_of_one, factor, one_sample
+from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.irregular import Strengths
+from eqtoolbox.symmetry.layerwise import LayerShare, layer_shares
 from eqtoolbox.symmetry.lie import LieDerivative, lie_derivative
 from eqtoolbox.symmetry.matrices import (
     E3,
@@ -23,6 +26,7 @@ from eqtoolbox.symmetry.matrices import (
 )
 from eqtoolbox.symmetry.orbit import percent_of_loss, pulled_back
 from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.unbounded import Scalings, Translations
 
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "Culprit",
     "Cyclic",
     "CyclicTranslation",
+    "DataAsymmetry",
     "Dihedral",
     "Discovery",
     "Each",
@@ -44,24 +49,29 @@ __all__ = [
     "Euclidean",
     "Flip",
     "Group",
+    "LayerShare",
     "LieDerivative",
     "Lorentz",
     "Octahedral",
     "Orthogonal",
     "ParameterSymmetry",
     "Product",
+    "Rebuilt",
     "Scalings",
     "Semidirect",
     "Sign",
+    "Strengths",
     "Symmetric",
     "Translations",
     "actions",
     "batch_of_one",
     "check_action",
     "culprit",
+    "data_asymmetry",
     "discover_data",
     "equivariance_error",
     "factor",
+    "layer_shares",
     "lie_derivative",
     "one_sample",
     "percent_of_loss",

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 Function = Callable[[Tensor], Tensor]
 _GAP = 10.0  # ratio of neighbouring singular values that separates symmetries from the rest
+_OUTPUTS = 16  # outputs differentiated one by one
 _CLOSED = 0.1  # relative part of a commutator outside the algebra, and of an invariant form
 
 
@@ -32,6 +32,7 @@ def discover_data(
     function: Function,
     inputs: Tensor,
     *,
+    equivariant: bool = False,
     generator: torch.Generator | None = None,
 ) -> Discovery:
     """The linear symmetries of a function of k vectors in R^d, read off its derivatives.
@@ -41,12 +42,14 @@ def discover_data(
     below the largest gap count the algebra, if that gap beats the one of shuffled data (gradients
     of one sample with the points of another), or if the values are rounding.
 
-    Not identifiable, with a note: a constant function, fewer rows than d^2, points that do not
-    span R^d. Discrete symmetries are not found: score them with equivariance_error.
+    Not identifiable, with a note: a constant function or one without a derivative, fewer rows than
+    d^2, points that do not span R^d. Discrete symmetries are not found (dimension 0): score them
+    with equivariance_error. Samples must not see each other, as in a batch norm in train mode.
 
     Args:
         function: f, (batch, ...) -> (batch, outputs...), differentiable.
         inputs: x, (N, d) or (N, k, d); all k vectors are moved by the same A.
+        equivariant: look for f(exp(A) x) = exp(A) f(x) instead, outputs being vectors like x.
         generator: shuffles; a new one with seed 0 unless given.
 
     Returns:
@@ -68,34 +71,38 @@ def discover_data(
         raise TypeError(f"inputs must be floating point, got {inputs.dtype}")
     rng = torch.Generator().manual_seed(0) if generator is None else generator
     x = inputs.detach()
-    gradients = _gradients(function, x)
+    values, gradients = _gradients(function, x, rng)
     points = (x[:, None] if x.dim() == 2 else x).to(torch.float64)
     d, eps = x.shape[-1], torch.finfo(x.dtype).eps
     spread = torch.linalg.svdvals(points.reshape(-1, d))
     steepness = gradients.flatten(2).norm(dim=2)
+    own = values if equivariant else None
+    if equivariant and (gradients.shape[1] % d or values.shape != gradients.shape[:2]):
+        raise ValueError(f"equivariant outputs are vectors of length {d}, got {values.shape[1]}")
+    spectrum, vectors = _spectrum(gradients, points, own)
     why = ""
     if not torch.isfinite(gradients).all():
         raise FloatingPointError("gradients must be finite, got NaN or infinity; check the inputs")
     if float(steepness.max()) <= 100 * eps * _level(function, x):
-        why = "the function does not change with its input"
+        why = "the function does not change with its input, or has no derivative"
     elif steepness.numel() < d * d:
         why = f"{steepness.numel()} rows for {d * d} unknowns: give more samples"
     elif float(spread[-1]) <= 1e-6 * float(spread[0]):
         why = "the points do not span the space: project them to their span first"
-    values, vectors = _spectrum(gradients, points)
     if why:
-        return _nothing(values, why)
+        return _nothing(spectrum, why)
     order = torch.randperm(len(points), generator=rng, device=rng.device).to(x.device)
-    null = _largest_gap(_spectrum(gradients, points[order])[0], eps)[1]
-    count, gap = _largest_gap(values, eps)
+    shuffled = None if own is None else own[order]
+    null = _largest_gap(_spectrum(gradients, points[order], shuffled)[0], eps)[1]
+    count, gap = _largest_gap(spectrum, eps)
     if count == 0 or gap < max(_GAP, 2.0 * null):
-        return _nothing(values, "", gap=gap, null=null)
+        return _nothing(spectrum, "", gap=gap, null=null)
     basis = vectors[:, :count].T.reshape(count, d, d)
     form = invariant_form(basis)
     return Discovery(
         dimension=count,
         basis=basis,
-        singular_values=values,
+        singular_values=spectrum,
         gap=gap,
         null_gap=null,
         closure=closure(basis),
@@ -145,12 +152,27 @@ def invariant_form(basis: Tensor) -> Tensor | None:
     return form
 
 
-def _gradients(function: Function, x: Tensor) -> Tensor:
-    """dF_o/dx, (N, outputs, k, d), every output by itself."""
-    one = lambda point: function(point[None])[0].flatten()
-    jacobian: Tensor = vmap(jacrev(one), chunk_size=256)(x)
-    jacobian = jacobian.detach().to(torch.float64)
-    return jacobian[:, :, None] if x.dim() == 2 else jacobian
+def _gradients(function: Function, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """f(x) as (N, outputs) and dF_o/dx as (N, outputs, k, d), every output by itself.
+
+    One backward an output, since samples do not mix; of many outputs, random sums of them.
+    """
+    point = x.clone().requires_grad_()
+    with torch.enable_grad():
+        y = function(point).flatten(1)
+        if y.shape[1] > _OUTPUTS:
+            shape = (y.shape[1], _OUTPUTS)
+            y = y @ torch.randn(shape, generator=rng, device=rng.device).to(y) / y.shape[1] ** 0.5
+        rows = []
+        for o in range(y.shape[1]):
+            row = None
+            if y.requires_grad:
+                total = y[:, o].sum()
+                (row,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)
+            rows.append(torch.zeros_like(x) if row is None else row)
+    jacobian = torch.stack(rows, 1).detach().to(torch.float64)
+    jacobian = jacobian[:, :, None] if x.dim() == 2 else jacobian
+    return y.detach().to(torch.float64), jacobian
 
 
 def _level(function: Function, x: Tensor) -> float:
@@ -159,15 +181,25 @@ def _level(function: Function, x: Tensor) -> float:
     return size / float(x.double().norm(dim=-1).mean().clamp(min=1e-300))
 
 
-def _spectrum(gradients: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values (ascending, root mean square of a row's product) and right vectors."""
-    rows = torch.einsum("noki,nkj->noij", gradients, points).flatten(2).flatten(0, 1)
+def _spectrum(gradients: Tensor, points: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Singular values (ascending, root mean square of a row's product) and right vectors.
+
+    Rows J A x, or J A x - A f where values (N, outputs) turn like points.
+    """
+    rows = torch.einsum("noki,nkj->noij", gradients, points)
     size = gradients.flatten(2).norm(dim=2) * points.flatten(1).norm(dim=1)[:, None]
-    rows = rows / size.flatten().clamp(min=1e-300)[:, None]
+    if values is not None:
+        d = points.shape[-1]
+        vectors = values.reshape(len(values), -1, d)  # output o = (vector m, component i)
+        own = torch.einsum("nmj,li->nmlij", vectors, torch.eye(d).to(vectors))
+        rows = rows - own.reshape(len(values), -1, d, d)
+        size = size + vectors.norm(dim=2).repeat_interleave(d, dim=1)
+    rows = rows.flatten(2).flatten(0, 1) / size.flatten().clamp(min=1e-300)[:, None]
     weights = size.flatten() > 0
-    _, values, right = torch.linalg.svd(rows[weights], full_matrices=True)
+    few = int(weights.sum()) < rows.shape[1]
+    _, found, right = torch.linalg.svd(rows[weights], full_matrices=few)
     padded = torch.zeros(right.shape[0], dtype=torch.float64, device=rows.device)
-    padded[: len(values)] = values / math.sqrt(max(int(weights.sum()), 1))
+    padded[: len(found)] = found / math.sqrt(max(int(weights.sum()), 1))
     return padded.flip(0), right.T.flip(1)
 
 
@@ -191,7 +223,7 @@ def _nothing(values: Tensor, why: str, gap: float = math.nan, null: float = math
         closure=math.nan,
         form=None,
         name="",
-        note=why or "no gap beyond that of shuffled data",
+        note=why or "no gap beyond that of shuffled data: no continuous linear symmetry",
     )
 
 

@@ -8,16 +8,18 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.actions import Action, dihedral, flip, quarter_turn, roll, trivial
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
+from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.fields import vector_field
-from eqtoolbox.symmetry.finite import Sign, Symmetric
+from eqtoolbox.symmetry.finite import Octahedral, Sign, Symmetric
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 from eqtoolbox.symmetry.linear import positions, vectors
 from eqtoolbox.symmetry.matrices import Euclidean, Orthogonal
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.scaling import Degree, Parity
+from eqtoolbox.symmetry.permuting import Box, Permute, Reverse, Roll, Signed
+from eqtoolbox.symmetry.result import EquivarianceResult
+from eqtoolbox.symmetry.scaling import Degree, Negated, Parity
 from eqtoolbox.symmetry.unbounded import Scalings
 
+_AXES = 8  # coordinates whose single mirrors and exchanges are tried
 _RANK = {"holds": 0, "unresolved": 1, "violated": 2}
 
 
@@ -34,12 +36,13 @@ def candidates(inputs: Tensor, outputs: Tensor) -> list[Equivariance]:
     """Symmetries whose actions fit tensors of these shapes, as invariances and equivariances.
 
     Args:
-        inputs: (batch, channels, H, W) images, (batch, n, d) sets or point clouds, (batch, d).
+        inputs: (batch, channels, H, W) images, (batch, channels, D, H, W) volumes, (batch, n, d)
+            sets, point clouds or series, (batch, d).
         outputs: of the function.
 
     Example:
-        >>> [c.name for c in candidates(torch.ones(2, 2), torch.ones(2, 1))][:2]
-        ['o2.invariant', 'sign.even']
+        >>> [c.name for c in candidates(torch.ones(2, 9), torch.ones(2, 1))][:2]
+        ['sign.even', 'sign.odd']
     """
     found = list(_candidates(inputs, outputs))
     names = [c.name for c in found]
@@ -66,8 +69,9 @@ def rank(
         >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
         >>> norm = lambda x: x.norm(dim=1, keepdim=True)
         >>> scores = rank(norm, x, candidates(x, norm(x)))
-        >>> sorted(s.symmetry.name for s in scores if s.result.verdict == "holds")
-        ['o2.invariant', 'scalings.degree1', 'sign.even']
+        >>> holding = {s.symmetry.name for s in scores if s.result.verdict == "holds"}
+        >>> sorted(name for name in holding if "mirror" not in name)
+        ['o2.invariant', 'scalings.degree1', 'sign.even', 'symmetric2.invariant']
     """
     scores = []
     for claim in claims:
@@ -88,7 +92,12 @@ def _order(score: Score) -> tuple[int, float]:
 
 def _candidates(x: Tensor, y: Tensor) -> Iterator[Equivariance]:
     spatial = x.dim() >= 4
-    if spatial:
+    if x.dim() == 5:
+        same = y.dim() == 5 and y.shape[-3:] == x.shape[-3:]
+        sizes = x.shape[-3:]  # axes of different length are not exchanged
+        box = Octahedral((float(sizes[0]), float(sizes[1]), float(sizes[2])))
+        yield from _pair(box, Box(), Box() if same else None)
+    elif spatial:
         height, width = x.shape[-2:]
         same = y.dim() >= 4 and y.shape[-2:] == x.shape[-2:]
         grids: list[tuple[Group, Action]] = [(Flip(), flip)]
@@ -109,6 +118,22 @@ def _candidates(x: Tensor, y: Tensor) -> Iterator[Equivariance]:
     if x.dim() == 3 and x.shape[1] > 1:
         moved = Permute(1) if y.dim() > 1 and y.shape[1] == x.shape[1] else None
         yield from _pair(Symmetric(x.shape[1]), Permute(1), moved)
+        along = y.dim() == 3 and y.shape[1] == x.shape[1]
+        series: list[tuple[Group, Action, str]] = [
+            (Flip(), Reverse(1), "reversal"), (Cyclic(x.shape[1]), Roll(1), "roll"),
+        ]  # fmt: skip
+        for group, action, kind in series:
+            claim = Equivariance(group, action, trivial)
+            yield replace(claim, name=f"{kind}.invariant")
+            if along:
+                yield replace(claim, output_action=action, name=f"{kind}.equivariant")
+    if x.dim() == 2 and 1 < d <= _AXES:
+        for axis in range(d):
+            sign = [-1 if i == axis else 1 for i in range(d)]
+            mirror = Signed(tuple(range(d)), tuple(sign))
+            yield Equivariance(mirror.group, mirror, trivial, name=f"mirror{axis}.even")
+            yield Equivariance(mirror.group, mirror, Negated(), name=f"mirror{axis}.odd")
+        yield from _pair(Symmetric(d), Permute(-1), Permute(-1) if y.shape == x.shape else None)
     yield Equivariance(Sign(), Parity(), trivial, name="sign.even")
     yield Equivariance(Sign(), Parity(), Parity(), name="sign.odd")
     for degree in (0, 1, 2):

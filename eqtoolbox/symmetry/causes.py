@@ -1,53 +1,51 @@
 """Rules that say in words why a layer breaks a symmetry."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eqtoolbox.symmetry.actions import dihedral, flip, quarter_turn, roll
+from eqtoolbox.symmetry.actions import dihedral, flip, quarter_turn, roll, trivial
 from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.layers import Activation, Layers, label
 from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.resampling import FourierShift, Shift, Turn, Zoom
+from eqtoolbox.symmetry.resampling import FourierShift, Shift
 
+ORDERED = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "median", "mode"}
 _CENTRED = (quarter_turn, dihedral, flip)
 _SHIFTS = (Shift, FourierShift)
 
 
-def cause_of(
-    module: nn.Module,
-    before: Tensor | None,
-    after: Tensor,
-    symmetry: Equivariance,
-) -> str:
+def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivariance) -> str:
     """The likely cause, most specific rule first.
 
     Args:
-        module: the first layer that breaks the claim.
-        before: its input, None when it took no tensor.
-        after: its output.
+        module: the first layer that breaks the claim, its input being sound.
+        name: the layer's.
+        layers: what ran.
         symmetry: the claim.
     """
-    kind = type(module).__name__
-    action = symmetry.input_action
+    at = layers.base[name]
+    kind, before = type(module).__name__, at.given
     if kind.startswith("BatchNorm") and module.training:
         return f"{kind} in train mode: its statistics are those of the batch; use eval mode"
     if "Dropout" in kind and module.training:
         return f"{kind} draws another mask at every run: put the model in eval mode"
-    if isinstance(action, Turn | Zoom):
-        return (
-            f"{kind}, under an interpolated action: low-pass the images (band_limited) and rerun; "
-            "what is left is its kernel"
-        )
     if before is not None and before.dim() >= 3 and hasattr(module, "kernel_size"):
         return _grid(module, before, symmetry)
     if isinstance(module, nn.Embedding) or "osition" in kind:
         return f"{kind}: a positional embedding tells entries apart; remove it or permute it too"
     if _permutes(symmetry):
-        if "Attention" in kind or "Transformer" in kind:
-            return (
-                f"{kind}: a causal or padding mask that is not permuted with the tokens, or a "
-                "positional embedding before it"
-            )
-        return f"{kind} mixes entries by their place: positional weights, or an order-dependent op"
+        return _order(module, at, [m[name] for m in layers.moved])
+    if isinstance(symmetry.input_action, FourierShift) and _pointwise(module, at):
+        return (
+            f"{kind} makes frequencies above what the grid holds, which come back as others "
+            "(aliasing): upsample before it and low-pass after it, or keep its input below half "
+            "the band (a quarter of the sampling rate for squares)"
+        )
     if isinstance(module, nn.Flatten | nn.Linear):
         return (
             f"{kind} gives every place its own weights: pool before it, or average over the group"
@@ -55,8 +53,93 @@ def cause_of(
     return f"{kind} does not commute with the action"
 
 
+def cause_between(model: nn.Module, name: str, layers: Layers) -> str:
+    """The likely cause of a loss that no layer makes, seen at the input of the layer `name`."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    shape = layers.base[name].given
+    tables = [
+        f"the parameter {label!r} of {type(parent).__name__}"
+        for label, p in parent.named_parameters(recurse=False)
+        if shape is not None and p.dim() >= 2 and p.shape[-1] == shape.shape[-1]
+    ]
+    still = {e.layer for e in layers.errors if e.action == label(trivial)}
+    tables += [
+        f"the table {other!r}"
+        for other, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and other in still
+    ]
+    if tables:
+        return (
+            f"an operation before it, outside of any layer: {tables[0]} looks like a positional "
+            "embedding, which tells entries apart; remove it or permute it too"
+        )
+    return "an operation before it, outside of any layer; wrap it in a module to have it named"
+
+
+def operations(body: Callable[[], Any]) -> set[str]:
+    """Names of the ATen operations that `body` runs, such as topk.
+
+    Example:
+        >>> sorted(operations(lambda: torch.ones(3).sort()) & ORDERED)
+        ['sort']
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _Names() as seen:
+        body()
+    names: set[str] = seen.names
+    return names
+
+
+class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _order(module: nn.Module, at: Activation, moved: list[Activation]) -> str:
+    """Masks that stay, ties, and other ways to tell entries by their place."""
+    kind = type(module).__name__
+    masks = [x for x in tree_leaves((at.args, at.kwargs)) if _mask(x)]
+    if masks:
+        others = [[x for x in tree_leaves((m.args, m.kwargs)) if _mask(x)] for m in moved]
+        if all(torch.equal(a, b) for other in others for a, b in zip(masks, other, strict=True)):
+            return (
+                f"{kind}: its padding or attention mask is not permuted with the tokens; give the "
+                "mask its own action (Permute(-1)); a causal mask never can"
+            )
+    if "Attention" in kind or "Transformer" in kind:
+        return (
+            f"{kind}: a causal or padding mask that is not permuted with the tokens, or a "
+            "positional embedding before it"
+        )
+    ordered = sorted(operations(lambda: module(*at.args, **at.kwargs)) & ORDERED)
+    if ordered and at.given is not None:
+        repeated = 1.0 - len(set(at.given.flatten().tolist())) / at.given.numel()
+        if repeated > 0:
+            return (
+                f"{kind}: ties in {ordered[0]}, {repeated:.0%} of whose input are repeated values "
+                "and chosen among by their place; break ties by something that moves with them"
+            )
+        return f"{kind} calls {ordered[0]} and keeps the order of places"
+    return f"{kind} mixes entries by their place: positional weights, or an order-dependent op"
+
+
+def _mask(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype == torch.bool
+
+
+def _pointwise(module: nn.Module, at: Activation) -> bool:
+    """Whether a layer looks like an activation function: no weights, and the shape stays."""
+    weightless = next(module.parameters(), None) is None
+    return weightless and at.given is not None and at.given.shape == at.made.shape
+
+
 def _permutes(symmetry: Equivariance) -> bool:
-    leaves = tree_leaves(getattr(symmetry.input_action, "parts", symmetry.input_action))
+    action = getattr(symmetry.input_action, "action", symmetry.input_action)
+    leaves = tree_leaves(getattr(action, "parts", action))
     return any(isinstance(leaf, Permute) for leaf in leaves)
 
 

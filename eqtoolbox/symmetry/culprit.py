@@ -1,36 +1,23 @@
 """The culprit: the first layer at which the violation leaves the floor, and the likely cause."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from eqtoolbox.record import VIOLATED
-from eqtoolbox.symmetry.actions import SPATIAL, Action, trivial
-from eqtoolbox.symmetry.causes import cause_of
+from eqtoolbox.symmetry.actions import Action, trivial
+from eqtoolbox.symmetry.causes import ORDERED, cause_between, cause_of, operations
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.fields import Field
+from eqtoolbox.symmetry.layers import LayerError, Layers, activations, call
 from eqtoolbox.symmetry.linear import axial_vectors, pseudo_scalars, vectors
-from eqtoolbox.symmetry.orbit import Function, distance, double
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.structure import Tree, floating, on_tensors
+from eqtoolbox.symmetry.orbit import Function, distance
+from eqtoolbox.symmetry.resampling import Turn, Zoom, band_limited
+from eqtoolbox.symmetry.structure import Tree, on_tensors
 
 _RANDOM = 100.0  # difference of two runs of a random layer, in roundings
-_SAMPLES = 4  # group elements that layers are compared at
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerError:
-    """The violation of the network up to one layer, under the action that fits it best."""
-
-    layer: str  # name of the module
-    kind: str  # its class
-    error: float  # relative; NaN: no candidate action fits its shape
-    action: str  # the hidden action, or "" when none fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,40 +62,43 @@ def culprit(
         >>> culprit(model, x, claim).layer
         '0'
     """
-    elements = _elements(symmetry)
-    known = dict(hidden or {})
-    base = _activations(model, inputs)
-    nudge = torch.Generator().manual_seed(1)
-    near = _activations(model, _nudged(inputs, nudge))
-    moved = [_activations(model, symmetry.input_action(g, inputs)) for g in elements]
+    found = Layers.of(model, inputs, symmetry, hidden)
+    floor = max((e.rounding for e in found.errors), default=0.0)
     modules = dict(model.named_modules())
-    candidates = _candidates(symmetry)
-    again = _activations(model, inputs, seed=1)
-    random = [n for n, (_, y) in base.items() if distance(again[n][1], y) > _RANDOM * _eps(y)]
-    layers, floor, first = [], 0.0, None
-    for name, output in base.items():
-        rounding = max(distance(near[name][1], output[1]), 8 * _eps(output[1]))
-        floor = max(floor, rounding)
-        choices = [known[name]] if name in known else candidates
-        tried = [
-            (_error(action, elements, output[1], [m[name][1] for m in moved if name in m]), action)
-            for action in choices
-        ]
-        fitting = [(e, a) for e, a in tried if not math.isnan(e)]
-        error, action = min(fitting, key=lambda pair: pair[0]) if fitting else (math.nan, None)
-        kind = type(modules[name]).__name__
-        label = "" if action is None else _label(action)
-        layers.append(LayerError(layer=name, kind=kind, error=error, action=label))
-        if first is None and error > VIOLATED * rounding:
-            first = name
-    if random:
-        first = random[0]
-        cause = f"{type(modules[first]).__name__} is random: put the model in eval mode"
-    elif first is not None:
-        cause = cause_of(modules[first], *base[first], symmetry)
-    else:
+    random = _random(model, inputs, found)
+    broken = next((e for e in found.errors if e.broken), None)
+    first = random if random is not None else None if broken is None else broken.layer
+    if random is not None:
+        cause = f"{type(modules[random]).__name__} is random: put the model in eval mode"
+    elif broken is None:
         cause = _wrong_output_action(model, inputs, symmetry)
-    return Culprit(layer=first, cause=cause, layers=tuple(layers), floor=floor)
+    elif broken.broken_before:
+        cause = cause_between(model, broken.layer, found)
+    elif isinstance(symmetry.input_action, Turn | Zoom) and _interpolated(model, inputs, symmetry):
+        cause = (
+            f"interpolation: at {broken.kind} and before, the images are too rough to be turned; "
+            "with low-passed ones (band_limited) the violation is gone"
+        )
+    else:
+        cause = cause_of(modules[broken.layer], broken.layer, found, symmetry)
+    return Culprit(layer=first, cause=cause, layers=found.errors, floor=floor)
+
+
+def _random(model: nn.Module, inputs: Tree, found: Layers) -> str | None:
+    """The first layer that answers twice differently."""
+    again = activations(model, inputs, seed=1)
+    for name, at in found.base.items():
+        noise = _RANDOM * torch.finfo(at.made.dtype).eps
+        if name in again and distance(again[name].made, at.made) > noise:
+            return name
+    return None
+
+
+def _interpolated(model: nn.Module, inputs: Tree, symmetry: Equivariance) -> bool:
+    """Whether the violation goes when the images are low-passed."""
+    smooth = on_tensors(lambda x: band_limited(x) if x.is_floating_point() else x, inputs)
+    result = equivariance_error(lambda x: call(model, x), smooth, symmetry, check=False)
+    return result.verdict != "violated"
 
 
 def better_output_action(function: Function, inputs: Tree, symmetry: Equivariance) -> str:
@@ -145,118 +135,25 @@ def better_output_action(function: Function, inputs: Tree, symmetry: Equivarianc
 
 def _wrong_output_action(model: nn.Module, inputs: Tree, symmetry: Equivariance) -> str:
     def function(x: Tree) -> Tree:
-        return _call(model, x)
+        return call(model, x)
 
     result = equivariance_error(function, inputs, symmetry, check=False)
+    if result.verdict == "unresolved" and isinstance(symmetry.input_action, Turn | Zoom):
+        return (
+            f"interpolation: the action itself is off by {result.floor:.1g} on these images and "
+            "hides the model; low-pass them (band_limited), or take an exact action"
+        )
     if result.verdict != "violated":
         return ""
     found = better_output_action(function, inputs, symmetry)
     if found:
         return f"wrong output action: it holds for {found}; check R"
+    ties = sorted(operations(lambda: call(model, inputs)) & ORDERED)
+    hint = f"; it calls {', '.join(ties)}: ties are broken by place" if ties else ""
     return (
         "no single layer: the loss of symmetry lies between layers, or the output action is wrong"
+        + hint
     )
-
-
-def _activations(
-    model: nn.Module, inputs: Tree, seed: int = 0
-) -> dict[str, tuple[Tensor | None, Tensor]]:
-    """Input and output of every leaf module at its first call, by name, in order of execution."""
-    seen: dict[str, tuple[Tensor | None, Tensor]] = {}
-    handles = []
-
-    def watch(name: str) -> object:
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            made, given = floating(output), floating(args)
-            if made and name not in seen:
-                first = given[0].detach() if given else None
-                seen[name] = (first, made[0].detach().clone())
-
-        return hook
-
-    for name, module in model.named_modules():
-        if name and next(module.children(), None) is None:
-            handles.append(module.register_forward_hook(watch(name)))
-    fork = torch.random.fork_rng(devices=[])
-    try:
-        with torch.no_grad(), fork:
-            torch.manual_seed(seed)
-            _call(model, on_tensors(torch.clone, inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _call(model: nn.Module, x: Tree) -> Tree:
-    """The model on copies of its buffers; a tuple holds its arguments."""
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    return torch.func.functional_call(model, buffers, x if isinstance(x, tuple) else (x,))
-
-
-def _nudged(inputs: Tree, rng: torch.Generator) -> Tree:
-    def nudge(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            return x
-        noise = torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x.device)
-        return (x.double() * (1 + torch.finfo(x.dtype).eps * noise)).to(x)
-
-    return on_tensors(nudge, inputs)
-
-
-def _candidates(symmetry: Equivariance) -> list[Action]:
-    """Hidden actions worth trying, each once."""
-    named: list[Action] = [symmetry.input_action, symmetry.output_action, trivial]
-    parts = getattr(symmetry.input_action, "parts", None)
-    if parts is not None:
-        named = _leaves(parts) + named
-    if any(isinstance(a, Permute) for a in named):
-        named += [Permute(-2), Permute(-1), Permute(-2, -1)]
-    unique: list[Action] = []
-    for action in named:
-        if action not in unique:
-            unique.append(action)
-    return unique
-
-
-def _leaves(parts: Any) -> list[Action]:
-    if callable(parts):
-        return [parts]
-    children = parts.values() if isinstance(parts, Mapping) else parts
-    return [leaf for child in children for leaf in _leaves(child)]
-
-
-def _elements(symmetry: Equivariance) -> list[object]:
-    group = symmetry.group
-    if group.order is not None and group.order - 1 <= _SAMPLES:
-        return [g for g in group.elements() if g != group.identity]
-    drawn = group.sample(_SAMPLES + 1, torch.Generator().manual_seed(0))
-    return [g for g in drawn if g != group.identity][:_SAMPLES]
-
-
-def _error(action: Action, elements: list[object], output: Tensor, moved: list[Tensor]) -> float:
-    if action in SPATIAL and output.dim() < 4:
-        return math.nan
-    above = below = 0.0
-    for g, response in zip(elements, moved, strict=True):
-        try:
-            expected = action(g, output)
-        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError):
-            return math.nan
-        if not isinstance(expected, Tensor) or expected.shape != response.shape:
-            return math.nan
-        right = double(expected)
-        above += float((double(response) - right).square().sum())
-        below += float(right.square().sum())
-    return math.sqrt(above / below) if below > 0 else 0.0
-
-
-def _eps(x: Tensor) -> float:
-    return torch.finfo(x.dtype).eps
-
-
-def _label(action: Action) -> str:
-    return getattr(action, "__name__", repr(action))
 
 
 def summary(found: Culprit) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from eqtoolbox.symmetry.actions import Action, inside_of, trivial
-from eqtoolbox.symmetry.group import Element
+from eqtoolbox.symmetry.group import Direction, Element
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 from eqtoolbox.symmetry.tangent import tangent_of
 
@@ -40,7 +41,7 @@ class Each:
     def __call__(self, g: Element, x: Tree) -> Tree:
         return self._walk(lambda action, part: action(g, part), self.parts, x, "")
 
-    def tangent(self, generator: Tensor, x: Tree) -> Tree:
+    def tangent(self, generator: Direction, x: Tree) -> Tree:
         """The derivative along a generator, leaf by leaf."""
         walk: Walk = lambda action, part: tangent_of(action, generator, part)
         return self._walk(walk, self.parts, x, "")
@@ -95,6 +96,41 @@ def batch_of_one(tree: Tree) -> Tree:
     return on_tensors(lambda x: x[None], tree)
 
 
+@dataclass(frozen=True)
+class Rebuilt:
+    """Moves a batch and makes anew what is derived from it, such as a neighbour list.
+
+    x -> build(S_g x). The batch must be as `build` leaves it, or S_e x = x fails the self-check;
+    lists must come in an order that the transformation keeps (by node number, not by distance).
+
+    Args:
+        action: on the batch, with any action for the derived part, `trivial` say.
+        build: batch -> the same batch with the derived part recomputed.
+
+    Example:
+        >>> import torch
+        >>> from eqtoolbox.symmetry.actions import flip
+        >>> near = lambda b: b | {"near": (b["x"] > 0).nonzero()}
+        >>> moved = Rebuilt(Each({"x": flip, "near": trivial}), near)
+        >>> moved(True, near({"x": torch.tensor([[1.0, 0.0]])}))["near"]
+        tensor([[0, 1]])
+    """
+
+    action: Action
+    build: Callable[[Tree], Tree]
+
+    def __call__(self, g: Element, x: Tree) -> Tree:
+        return self.build(self.action(g, x))
+
+    def tangent(self, generator: Direction, x: Tree) -> Tree:
+        """That of the action: small steps change no neighbours."""
+        return tangent_of(self.action, generator, x)
+
+    def inside(self, x: Tree) -> Tree:
+        """As the action itself."""
+        return inside_of(self.action, x)
+
+
 def factor(index: int, action: Action) -> Action:
     """The action of one factor of a Product (or Semidirect) group; the others do nothing.
 
@@ -116,6 +152,11 @@ class Factor:
 
     def __call__(self, g: Element, x: Tree) -> Tree:
         return self.action(g[self.index], x)
+
+    def tangent(self, generator: Direction, x: Tree) -> Tree:
+        """That of the action along its own factor, zero along the others."""
+        own = generator[self.index]
+        return tangent_of(trivial if own is None else self.action, own, x)
 
     def inside(self, x: Tree) -> Tree:
         """As the action itself."""
@@ -144,8 +185,17 @@ class Chain:
             x = action(g, x)
         return x
 
+    def tangent(self, generator: Direction, x: Tree) -> Tree:
+        """The sum of those of the parts, each at x: at the identity they do not see each other."""
+        parts = [tangent_of(action, generator, x) for action in self.actions]
+        return tree_map(lambda *leaves: sum(leaves) if _moves(leaves[0]) else leaves[0], *parts)
+
     def inside(self, x: Tree) -> Tree:
         """Inside of every part."""
         for action in self.actions:
             x = inside_of(action, x)
         return x
+
+
+def _moves(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

@@ -1,8 +1,7 @@
 """The equivariance error: how far a function is from f(S_g x) = R_g f(x), floor and verdict."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,48 +21,18 @@ from eqtoolbox.symmetry.orbit import (
     require_finite,
     require_inputs,
     respond,
+    settled,
     square,
     value,
 )
+from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
 
+_HIDDEN = (
+    "the floor hides any violation: low-pass the images (band_limited), use float64 or an exact "
+    "action"
+)
 _UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
-
-
-@dataclass(frozen=True, kw_only=True)
-class EquivarianceResult:
-    """How far a function is from equivariance; read the numbers together, each alone misleads."""
-
-    relative_error: float  # [0, inf], 0 holds, sqrt(2) unrelated; NaN: all outputs are zero
-    stderr: float  # of relative_error over group samples; 0 when enumerated, NaN for one sample
-    worst: float  # largest relative error of one element used
-    worst_element: Element  # the element of `worst`
-    orbit_variance: float  # [0, 1], 0 invariant, 1 noise of g; NaN: cannot be said
-    orbit_variance_floor: float  # what rounding alone makes of it; NaN as above
-    floor: float  # relative error that rounding, noise and the actions alone produce
-    verdict: Verdict  # of relative_error against the floor
-    samples: int  # non-identity elements used
-    enumerated: bool  # True: these are all of them
-    percent_of_loss: float | None = None  # %, None without a loss; NaN when the loss is zero
-    mean_square: float = math.nan  # of f(S_g x) - R_g f(x) per compared number, one tensor only
-    consistency: float | None = None  # [0, 1], same argmax as f(x); for (batch, K >= 2), R trivial
-    parts: Mapping[str, float] = field(default_factory=dict)  # relative error of each output tensor
-    note: str = ""  # what to mend before the numbers can be trusted
-
-    def decibels(self, peak: float = 2.0) -> float:
-        """EQ-T or EQ-R: peak signal-to-noise of the violation, 20 log10(peak / rms error), in dB.
-
-        Args:
-            peak: range of the output values; 2 for images in [-1, 1].
-
-        Returns:
-            dB, larger is better, infinite for no violation; NaN for several output tensors.
-
-        Reference: Karras et al. 2021, arXiv 2106.12423, appendix E.
-        """
-        if self.mean_square == 0.0:
-            return math.inf
-        return 20.0 * math.log10(peak) - 10.0 * math.log10(self.mean_square)
 
 
 @torch.no_grad()
@@ -75,6 +44,7 @@ def equivariance_error(
     samples: int = 8,
     generator: torch.Generator | None = None,
     loss: Callable[[Any], Tensor] | None = None,
+    outputs: Tree | None = None,
     check: bool = True,
 ) -> EquivarianceResult:
     """Relative violation of f(S_g x) = R_g f(x), its share of the output variance, and a verdict.
@@ -83,9 +53,10 @@ def equivariance_error(
         orbit_variance = E_x Var_g f_g / Var_{x,g} f_g,   f_g(x) = R_g^-1 f(S_g x),  over all g, x
         percent_of_loss = 100 (E_g l(f_g) - l(E_g f_g)) / E_g l(f_g)    over e and the elements used
 
-    Elements: all of G but e when there are at most `samples` of them, otherwise `samples`
+    Elements: all of G when there are at most `samples` of them, otherwise e and `samples` - 1
     independent uniform ones. Then the standard error is that of the delta method, orbit_variance
-    is a ratio of unbiased estimates, percent_of_loss is low by about 1 / (samples + 1) of itself.
+    is a ratio of unbiased estimates, percent_of_loss is low by about 1 / samples of itself. What
+    cannot be undone (`Strengths`) is compared at its elements and has neither of the two.
 
     floor: the largest of (1) the answer |f(x (1 + eps randn)) - f(x)| / |f(x)| to a change of x by
     its rounding, eps being that of the inputs' dtype; (2) the difference of two runs on the same x;
@@ -101,20 +72,22 @@ def equivariance_error(
     Dicts, tuples and lists of tensors are batches too: give actions for them with `Each`. Output
     tensors then count alike, whatever their scales, and `parts` has the error of each.
 
-    Cost: at most `samples` + 3 forwards, without gradients; two of them on a few samples.
+    Cost: `samples` forwards without gradients, f(x) among them, and two on a few samples; one
+    forward less when f(x) is given.
 
     Args:
         function: f, (batch, ...) -> (batch, ...), deterministic; it gets copies of the inputs.
         inputs: x, (batch, ...), floating point, or a tree of tensors, some of them so.
         symmetry: the claim.
-        samples: group elements at most, >= 1.
+        samples: group elements at most, the identity among them, >= 2.
         generator: draws elements and perturbations; a new one with seed 0 unless given.
         loss: convex and >= 0, outputs -> one number, with the targets of `inputs` inside.
+        outputs: f(x) if it is known already, in the same precision.
         check: verify the actions first; switch it off where the same shapes passed before.
 
     Raises:
         TypeError: inputs or outputs are not floating-point tensors.
-        ValueError: empty batch, samples < 1, outputs of another batch size, a wrong action.
+        ValueError: empty batch, samples < 2, outputs of another batch size, a wrong action.
         FloatingPointError: outputs are not finite.
 
     Reference: the laws in Yang & Ziyin 2025, arXiv 2512.21447; percent of loss in arXiv 2512.02303.
@@ -130,20 +103,20 @@ def equivariance_error(
         'violated'
     """
     require_inputs(inputs)
-    if samples < 1:
+    if samples < 2:
         raise ValueError(
-            f"samples must be >= 1, got {samples}; leave the probe out to measure none"
+            f"samples must be >= 2, the identity and one more, got {samples}; leave the probe out "
+            "to measure none"
         )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     inputs = on_tensors(lambda x: x.detach(), inputs)
-    outputs = on_tensors(torch.clone, respond(function, inputs))  # f may reuse its buffer
-    require_finite(outputs, "from f(x)")
+    outputs = settled(function, inputs, outputs)
     if check:
         symmetry.check(inputs, outputs)
     elements, enumerated = _draw(symmetry.group, samples, generator)
     layout = None if isinstance(outputs, Tensor) else Layout.of(outputs)
     edged = hasattr(symmetry.output_action, "inside")
-    loss = None if edged else loss  # the average of predictions is unknown at the edge
+    loss = None if edged or not symmetry.group.invertible else loss  # no average of predictions
 
     def compared(y: Tree) -> Tensor:
         y = inside_of(symmetry.output_action, y)
@@ -157,7 +130,8 @@ def equivariance_error(
     ranked = symmetry.output_action is trivial and _ranked(outputs)
     for g, response, pulled in orbit(function, inputs, symmetry, elements):
         expected = _act(symmetry.output_action, g, outputs, like=response)
-        moments.add(compared(pulled))
+        if pulled is not None:
+            moments.add(compared(pulled))
         if pulled is response and expected is outputs and layout is None:  # the same difference
             squares.append(moments.squares[-1])
             energies.append(moments.energy)
@@ -170,9 +144,11 @@ def equivariance_error(
         if loss is not None:
             losses.append(value(loss, pulled))
         if ranked:
-            agreement.append((pulled.argmax(1) == outputs.argmax(1)).double().mean())
+            agreement.append((response.argmax(1) == outputs.argmax(1)).double().mean())
     answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, generator)
-    floor = max(answer, round_trip(symmetry, elements, first(inputs, 2), first(outputs, 2)))
+    floor = answer
+    if symmetry.group.invertible:
+        floor = max(answer, round_trip(symmetry, elements, first(inputs, 2), first(outputs, 2)))
     require_finite(torch.stack(squares), "from f(S_g x)")
     error, stderr, errors = _ratio(squares, energies, enumerated)
     worst = max(range(len(elements)), key=lambda i: errors[i])
@@ -250,12 +226,12 @@ def _act(action: Action, g: Element, outputs: Tree, *, like: Tree) -> Tree:
 
 def _draw(group: Group, samples: int, generator: torch.Generator) -> tuple[list[Element], bool]:
     """Elements other than the identity, and whether these are all."""
-    if group.order is not None and group.order - 1 <= samples:
+    if group.order is not None and group.order <= samples:
         return [g for g in group.elements() if g != group.identity], True
     drawn: list[Element] = []
-    while len(drawn) < samples:
+    while len(drawn) < samples - 1:
         drawn += [g for g in group.sample(samples, generator) if g != group.identity]
-    return drawn[:samples], False
+    return drawn[: samples - 1], False
 
 
 def _ratio(
@@ -281,6 +257,6 @@ def _verdict(error: float, floor: float, note: str) -> tuple[Verdict, str]:
     if error > VIOLATED * floor:
         return "violated", note
     if VIOLATED * floor >= _UNRELATED:
-        return "unresolved", note or "the floor hides any violation: use float64, an exact action"
+        return "unresolved", note or _HIDDEN
     trusted = error <= HOLDS * floor and note != RANDOM_NOTE
     return "holds" if trusted else "unresolved", note

@@ -7,7 +7,7 @@ from math import factorial, prod
 
 import torch
 
-from eqtoolbox.symmetry.group import Element, Group, require_count, uniform_indices
+from eqtoolbox.symmetry.group import Direction, Element, Group, require_count, uniform_indices
 
 Permutation = tuple[int, ...]
 _ENUMERATED = 5040  # 7!: longest list of permutations that elements() hands out
@@ -214,6 +214,22 @@ class Product(Group):
     def sample(self, count: int, generator: torch.Generator) -> list[tuple[Element, ...]]:
         return list(zip(*(f.sample(count, generator) for f in self.factors), strict=True))
 
+    def generators(self) -> list[Direction]:
+        """Those of every factor, as tuples with None for the factors that rest."""
+        count = len(self.factors)
+        return [
+            (*[None] * i, a, *[None] * (count - i - 1))
+            for i, factor in enumerate(self.factors)
+            for a in factor.generators()
+        ]
+
+    def element(self, generator: Direction, parameter: float) -> tuple[Element, ...]:
+        """The element that moves along one factor only."""
+        return tuple(
+            f.identity if a is None else f.element(a, parameter)
+            for f, a in zip(self.factors, generator, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class Semidirect(Group):
@@ -271,6 +287,15 @@ class Semidirect(Group):
     def sample(self, count: int, generator: torch.Generator) -> list[tuple[Element, Element]]:
         left = self.normal.sample(count, generator)
         return list(zip(left, self.acting.sample(count, generator), strict=True))
+
+    def generators(self) -> list[Direction]:
+        """(A, None) for those of N, (None, B) for those of H: the algebra is their direct sum."""
+        return Product(self.normal, self.acting).generators()
+
+    def element(self, generator: Direction, parameter: float) -> tuple[Element, Element]:
+        """The element that moves along N only, or along H only."""
+        n, h = Product(self.normal, self.acting).element(generator, parameter)
+        return n, h
 
 
 def parity(p: Permutation) -> int:

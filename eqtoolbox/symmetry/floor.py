@@ -12,7 +12,10 @@ from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.orbit import Function, distance, require_finite, respond
 from eqtoolbox.symmetry.structure import Tree, batch_size, first, on_tensors
 
-RANDOM_NOTE = "function is random: put the model in eval mode"
+RANDOM_NOTE = (
+    "function is random: put the model in eval mode, and take out what draws random numbers even "
+    "there, such as dropout without training=self.training"
+)
 _RANDOM = 100.0  # repeat-run noise of a random function, in roundings
 _COARSE_NOTE = "operations of lower precision than the outputs set the floor"
 
@@ -22,7 +25,7 @@ def noise(
 ) -> tuple[float, str]:
     """Relative answer of f to rounding and to repetition on a few samples, and a note on it."""
     samples = batch_size(inputs)
-    part = first(inputs, max(2, min(8, samples // 16)))
+    part = first(inputs, few(samples))
     try:
         base, coarsest = _observe(function, part)
     except (RuntimeError, ValueError, IndexError):  # f holds something as long as the batch
@@ -41,6 +44,11 @@ def noise(
     if repeat > random_from:
         return max(answer, repeat), RANDOM_NOTE
     return max(answer, repeat, eps), _COARSE_NOTE if eps > own else ""
+
+
+def few(samples: int) -> int:
+    """How many samples stand for a batch where a rough number will do: a sixteenth, 1 to 8."""
+    return max(2 if samples >= 8 else 1, min(8, samples // 16))
 
 
 def _nudged(inputs: Tree, generator: torch.Generator) -> Tree:

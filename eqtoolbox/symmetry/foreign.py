@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class FromIrreps:
     """
 
     irreps: Any
+    tangent_error: ClassVar[float] = 1e-12  # relative; angles of small turns lose digits
 
     def __post_init__(self) -> None:
         if not callable(getattr(self.irreps, "D_from_matrix", None)):
@@ -45,15 +46,14 @@ class FromIrreps:
         return _apply(self._wigner(matrix(g)[:3, :3]), x)
 
     def tangent(self, generator: Tensor, x: Tensor) -> Tensor:
-        """d rho(A) x, from the logarithm of a small turn, to rounding times 1e3."""
-        turn = generator[:3, :3]
-        d = self._wigner(torch.linalg.matrix_exp(turn / 1024))
-        change = torch.zeros_like(d)
-        rest, power = d - torch.eye(len(d), dtype=d.dtype), torch.eye(len(d), dtype=d.dtype)
-        for k in range(1, 9):
-            power = power @ rest
+        """d rho(A) x, from the logarithm of a turn by a sixteenth; degrees up to 8."""
+        d = self._wigner(torch.linalg.matrix_exp(generator[:3, :3] / 16))
+        change, one = torch.zeros_like(d), torch.eye(len(d), dtype=d.dtype)
+        power = one
+        for k in range(1, 41):
+            power = power @ (d - one)
             change = change - (-1) ** k * power / k
-        return _apply(1024 * change, x)
+        return _apply(16 * change, x)
 
     def _wigner(self, m: Tensor) -> Tensor:
         with _float64():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 Element = Any  # a plain hashable value: an int, a bool, a tuple of those
+Direction = Any  # a generator: a float64 tensor, or one entry a factor with None for those at rest
 
 
 class Group(ABC):
@@ -69,12 +70,25 @@ class Group(ABC):
         """True when `sample` is Haar; False when there is no such measure and it draws a part."""
         return True
 
-    def generators(self) -> list[torch.Tensor]:
+    @property
+    def invertible(self) -> bool:
+        """False for a semigroup, whose elements cannot be undone (see `Strengths`)."""
+        return True
+
+    def generators(self) -> list[Direction]:
         """A basis of the directions in which elements leave the identity; none if it is discrete.
 
         Float64; for matrix groups matrices (n, n), in radians or units of the coordinates.
         """
         return []
+
+    def element(self, generator: Direction, parameter: float) -> Element:
+        """exp(parameter · generator), the element that a generator leads to.
+
+        Raises:
+            ValueError: the group has no generators.
+        """
+        raise ValueError(f"{self.name} has no generators: its elements are apart from each other")
 
 
 @dataclass(frozen=True)

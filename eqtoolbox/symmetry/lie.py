@@ -6,19 +6,25 @@ Blind to what is not connected to the identity (mirrors, quarter turns): finite 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import inside_of
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.floor import noise
-from eqtoolbox.symmetry.orbit import Function, double, require_finite, require_inputs, respond
-from eqtoolbox.symmetry.structure import Layout, Tree, on_tensors, tensors
-from eqtoolbox.symmetry.tangent import tangent_of
+from eqtoolbox.symmetry.derivative import Derivative
+from eqtoolbox.symmetry.floor import few, noise
+from eqtoolbox.symmetry.orbit import Function, double, require_inputs, respond, settled
+from eqtoolbox.symmetry.structure import (
+    Layout,
+    Tree,
+    batch_size,
+    first,
+    on_tensors,
+    tensors,
+)
+from eqtoolbox.symmetry.tangent import tangent_error, tangent_of
 
 _FLAT = "the output has no derivative (sort, argmax, rounding): its zero is no invariance"
 
@@ -52,7 +58,8 @@ def lie_derivative(
     An output that ignores every random direction (rounding, sort order, argmax) has no derivative
     to speak of: the verdict is `unresolved`, never `holds`.
 
-    Cost: below two forwards a generator, and three for the floor and the random direction.
+    Cost: one forward and one derivative a generator, together below two forwards for each of
+    several, and three on a few samples for the floor and the random direction.
 
     Args:
         function, inputs, symmetry: as in `equivariance_error`.
@@ -86,39 +93,39 @@ def lie_derivative(
         )
     rng = torch.Generator().manual_seed(0) if generator is None else generator
     inputs = on_tensors(lambda x: x.detach(), inputs)
+    tangents = [tangent_of(symmetry.input_action, a, inputs) for a in directions]
+    derivative = Derivative(lambda x: respond(function, x))
+    values, changes = derivative(inputs, tangents)
+    values = settled(function, inputs, values)
+    layout = None if isinstance(values, Tensor) else Layout.of(values)
+
+    def compared(y: Tree) -> Tensor:
+        y = inside_of(symmetry.output_action, y)
+        return y if layout is None else layout.pack(y)
+
     with torch.no_grad():
-        outputs = on_tensors(torch.clone, respond(function, inputs))
-        require_finite(outputs, "from f(x)")
-        layout = None if isinstance(outputs, Tensor) else Layout.of(outputs)
-
-        def compared(y: Tree) -> Tensor:
-            y = inside_of(symmetry.output_action, y)
-            return y if layout is None else layout.pack(y)
-
-        base = compared(outputs)
+        base = compared(values)
         answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, rng)
-    derivative = Derivative(lambda x: compared(respond(function, x)), inputs)
-    u = _random_like(inputs, rng)
-    along_u, length_u = double(derivative(u)).norm(), _norm(u)
-    scale = float(double(base).norm())
+        scale = float(double(base).norm())
+        allowed = [compared(tangent_of(symmetry.output_action, a, values)) for a in directions]
+    moved = [compared(change) for change in changes]
+    inexact = max(tangent_error(a) for a in (symmetry.input_action, symmetry.output_action))
+    part = _Part.of(derivative, inputs, moved, compared, rng)
     results = []
-    for index, a in enumerate(directions):
-        x_tangent = tangent_of(symmetry.input_action, a, inputs)
-        moved = double(derivative(x_tangent))
-        with torch.no_grad():
-            allowed = double(compared(tangent_of(symmetry.output_action, a, outputs)))
-        rate, length = float((moved - allowed).norm()), _norm(x_tangent)
-        size = float(moved.norm() + allowed.norm())
-        free = float(along_u) * length / length_u  # |J X| of a direction without meaning
-        floor = answer * max(1.0, (free + size) / scale if scale > 0 else 1.0)
-        flat = float(along_u) == 0.0 and float(allowed.norm()) == 0.0
+    for index, (along, own) in enumerate(zip(moved, allowed, strict=True)):
+        change, right = double(along), double(own)
+        rate, size = float((change - right).norm()), float(change.norm() + right.norm())
+        free = part.free(tangents[index])
+        floor = answer * max(1.0, (part.whole(free) + size) / scale if scale > 0 else 1.0)
+        floor = max(floor, inexact * size / scale if scale > 0 else inexact)
+        flat = part.flat and float(right.norm()) == 0.0
         verdict, why = _verdict(rate, floor * scale, flat, note)
         results.append(
             LieDerivative(
                 generator=index,
                 rate=rate / math.sqrt(len(base)),
                 relative=rate / size if size > 0 else math.nan,
-                direction_ratio=float(moved.norm()) / free if free > 0 else math.nan,
+                direction_ratio=part.size_of(along) / free if free > 0 else math.nan,
                 floor=floor,
                 verdict=verdict,
                 mode=derivative.mode,
@@ -128,44 +135,49 @@ def lie_derivative(
     return results
 
 
-class Derivative:
-    """J_f(x) v for any v, forward mode where every operation has it, else twice backward."""
+@dataclass(frozen=True)
+class _Part:
+    """How the first few samples answer a random direction, |J u| and |u|."""
 
-    def __init__(self, function: Callable[[Any], Tensor], inputs: Tree) -> None:
-        self.function, self.inputs = function, inputs
-        self.moving = [i for i, x in enumerate(tensors(inputs)) if x.is_floating_point()]
-        self.mode = "forward"
+    rows: int
+    samples: int
+    answer: float  # |J u|
+    length: float  # |u|
+    flat: bool  # no sample answers any direction tried
 
-    def __call__(self, tangent: Tree) -> Tensor:
-        points = [tensors(self.inputs)[i] for i in self.moving]
-        arrows = [tensors(tangent)[i].to(points[k]) for k, i in enumerate(self.moving)]
-        if self.mode == "forward":
-            try:
-                change: Tensor = jvp(self._at, tuple(points), tuple(arrows))[1]
-                return change.detach()
-            except (NotImplementedError, RuntimeError) as error:
-                if "forward AD" not in str(error) and "derivative" not in str(error):
-                    raise
-                self.mode = "double backward"
-        points = [p.clone().requires_grad_() for p in points]
-        with torch.enable_grad():
-            output = self._at(*points)
-            dummy = torch.zeros_like(output, requires_grad=True)
-            if not output.requires_grad:
-                return torch.zeros_like(output)
-            pulled = torch.autograd.grad(
-                output, points, dummy, create_graph=True, allow_unused=True
-            )
-            pairs = [(p, v) for p, v in zip(pulled, arrows, strict=True) if p is not None]
-            total = sum((p * v).sum() for p, v in pairs)
-            assert isinstance(total, Tensor)
-            (result,) = torch.autograd.grad(total, dummy, allow_unused=True)
-        return torch.zeros_like(output) if result is None else result.detach()
+    @classmethod
+    def of(
+        cls,
+        derivative: "Derivative",
+        inputs: Tree,
+        moved: list[Tensor],
+        compared: Callable[[Tree], Tensor],
+        rng: torch.Generator,
+    ) -> "_Part":
+        samples = batch_size(inputs)
+        still = all(float(double(m).norm()) == 0.0 for m in moved)
+        rows = samples if still else few(samples)  # that nothing answers, all must say
+        try:
+            some = first(inputs, rows)
+            u = _random_like(some, rng)
+            (change,) = derivative(some, [u])[1]
+        except (RuntimeError, ValueError, IndexError):  # f holds something as long as the batch
+            rows, u = samples, _random_like(inputs, rng)
+            (change,) = derivative(inputs, [u])[1]
+        answer = float(double(compared(change)).norm())
+        return cls(rows, samples, answer, _norm(u), still and answer == 0.0)
 
-    def _at(self, *points: Tensor) -> Tensor:
-        given = iter(points)
-        tree = on_tensors(lambda x: next(given) if x.is_floating_point() else x, self.inputs)
-        return self.function(tree)
+    def free(self, tangent: Tree) -> float:
+        """|J X| of these samples if X were a direction without meaning."""
+        return self.answer * _norm(first(tangent, self.rows)) / self.length
+
+    def size_of(self, moved: Tensor) -> float:
+        """|J X| of these samples."""
+        return float(double(moved[: self.rows]).norm())
+
+    def whole(self, size: float) -> float:
+        """The size of as many samples as the batch has."""
+        return size * math.sqrt(self.samples / self.rows)
 
 
 def _random_like(inputs: Tree, rng: torch.Generator) -> Tree:

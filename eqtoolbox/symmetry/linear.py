@@ -235,3 +235,50 @@ def _traceless(degree: int) -> Tensor:
     rows = torch.cat([t.reshape(count, -1).T for t in [*tests, traces]])
     right: Tensor = torch.linalg.svd(rows)[2]
     return right[-(2 * degree + 1) :].T.contiguous()
+
+
+@dataclass(frozen=True, eq=False)  # a tensor has no hash
+class Powers:
+    """x -> M^g x on the last dimension, for a matrix M of finite order: acts by `Cyclic(order)`.
+
+    A pair of such matrices, one for the inputs and one for the outputs, is a claim:
+    `Equivariance(Cyclic(n), Powers(a), Powers(b))`, n a multiple of both orders.
+
+    Args:
+        matrix: (d, d), with M^n = 1 for some n <= 64.
+
+    Raises:
+        ValueError: it is not square, or no such power is found.
+
+    Example:
+        >>> quarter = Powers(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))
+        >>> quarter.order, quarter(1, torch.tensor([1.0, 0.0]))
+        (4, tensor([0., 1.]))
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self) -> None:
+        m = torch.as_tensor(self.matrix).detach().to(torch.float64)
+        if m.dim() != 2 or m.shape[0] != m.shape[1]:
+            raise ValueError(f"expected a square matrix, got shape {tuple(m.shape)}")
+        object.__setattr__(self, "matrix", m)
+        if not self.order:
+            raise ValueError(
+                "no power of the matrix up to 64 is the identity to rounding: give it in float64, "
+                "or use a continuous group with Linear"
+            )
+
+    @property
+    def order(self) -> int:
+        """The smallest n >= 1 with M^n = 1; 0 when there is none up to 64."""
+        one = torch.eye(len(self.matrix), dtype=torch.float64)
+        power = one
+        for n in range(1, 65):
+            power = power @ self.matrix
+            if float((power - one).abs().max()) < 1e-9:
+                return n
+        return 0
+
+    def __call__(self, g: int, x: Tensor) -> Tensor:
+        return _apply(torch.linalg.matrix_power(self.matrix, g % self.order), x)

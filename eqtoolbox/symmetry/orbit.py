@@ -47,6 +47,8 @@ def pulled_back(
         torch.Size([2, 2, 1, 3, 3])
     """
     require_inputs(inputs)
+    if not symmetry.group.invertible:
+        raise ValueError(f"{symmetry.group.name} cannot be undone: nothing can be pulled back")
     pulled = [_single(fg).clone() for _, _, fg in orbit(function, inputs, symmetry, elements)]
     if not pulled:
         raise ValueError("elements must hold at least one group element, got none")
@@ -119,7 +121,7 @@ class OrbitMoments:
     def fraction(self, floor: float) -> tuple[float, float]:
         """E_x Var_g f_g / Var_{x,g} f_g over the whole group, and what rounding makes of it."""
         count, batch = len(self.squares), len(self.base)
-        if batch < 2 or (count < 2 and not self.enumerated):
+        if count == 0 or batch < 2 or (count < 2 and not self.enumerated):
             return math.nan, math.nan
         others, shift = 1.0 - self.share, self.shift / count
         level = torch.stack(self.squares).mean() / batch  # E |f_g - f_e|^2 over g != e
@@ -141,14 +143,26 @@ class OrbitMoments:
 def orbit(
     function: Function, inputs: Tree, symmetry: Equivariance, elements: Iterable[Element]
 ) -> Iterator[tuple[Element, Tree, Tree]]:
-    """Yields g, f(S_g x) and f_g(x) = R_g^-1 f(S_g x)."""
+    """Yields g, f(S_g x) and f_g(x) = R_g^-1 f(S_g x), which is None where g has no inverse."""
+    group, act = symmetry.group, symmetry.output_action
     for g in elements:
         response = respond(function, symmetry.input_action(g, inputs))
-        yield g, response, symmetry.output_action(symmetry.group.inverse(g), response)
+        yield g, response, act(group.inverse(g), response) if group.invertible else None
+
+
+def settled(function: Function, inputs: Tree, outputs: Tree | None) -> Tree:
+    """f(x), evaluated unless it is known, as a copy of its own and finite."""
+    found = respond(function, inputs) if outputs is None else require_outputs(outputs, inputs)
+    require_finite(found, "from f(x)")
+    return on_tensors(lambda y: y.detach().clone(), found)  # f may reuse its buffer
 
 
 def respond(function: Function, inputs: Tree) -> Tree:
-    outputs = function(on_tensors(torch.clone, inputs))  # f may write into it
+    """f on a copy of x, which it may write into."""
+    return require_outputs(function(on_tensors(torch.clone, inputs)), inputs)
+
+
+def require_outputs(outputs: Tree, inputs: Tree) -> Tree:
     samples, found = batch_size(inputs), tensors(outputs)
     if not found:
         raise TypeError(
@@ -160,7 +174,12 @@ def respond(function: Function, inputs: Tree) -> Tree:
             raise TypeError(
                 f"outputs must be floating point, got {x.dtype}; take logits, not classes"
             )
-        if x.dim() == 0 or len(x) != samples or x.numel() == 0:
+        if x.dim() > 0 and len(x) == samples and x.numel() == 0:
+            raise ValueError(
+                f"outputs hold no numbers, got shape {tuple(x.shape)}: an empty graph or set? "
+                "Leave it out of the batch"
+            )
+        if x.dim() == 0 or len(x) != samples:
             raise ValueError(
                 f"outputs must start with the batch size {samples} of the inputs, "
                 f"got shape {tuple(x.shape)}; return one output per sample"
@@ -202,6 +221,12 @@ def require_inputs(inputs: Tree) -> None:
     if batch_size(inputs) == 0:
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors(inputs))
         raise ValueError(f"inputs must hold at least one sample, got shape {shapes}")
+    if all(x.numel() == 0 for x in floating(inputs)):
+        shapes = ", ".join(str(tuple(x.shape)) for x in floating(inputs))
+        raise ValueError(
+            f"inputs hold no numbers, got shape {shapes}: an empty graph or set has no symmetry "
+            "to measure; leave it out of the batch"
+        )
 
 
 def wide(x: Tensor) -> torch.device:

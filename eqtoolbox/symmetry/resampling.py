@@ -18,10 +18,12 @@ from eqtoolbox.symmetry.matrices import Rows, matrix
 
 @dataclass(frozen=True)
 class Shift:
-    """Whole-pixel shifts (dy, dx) into zeros: the action of Translations((reach_y, reach_x)).
+    """Whole-pixel shifts into zeros: the action of Translations(reach).
+
+    Two entries move height and width of an image, one the time of a series, three a volume.
 
     Args:
-        reach: largest shift used, in pixels, along height and width.
+        reach: largest shift used along each of the last dimensions, in pixels.
         margin: further pixels at each edge that are not compared: the model's receptive field.
 
     Example:
@@ -29,14 +31,16 @@ class Shift:
         tensor([[0, 1, 2]])
     """
 
-    reach: tuple[int, int]
+    reach: tuple[int, ...]
     margin: int = 0
 
-    def __call__(self, g: tuple[int, int], x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        dy, dx = (max(-n, min(n, int(s))) for s, n in zip(g, (height, width), strict=True))
-        inner = x[..., max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)]
-        return F.pad(inner, (max(0, dx), max(0, -dx), max(0, dy), max(0, -dy)))
+    def __call__(self, g: tuple[int, ...], x: Tensor) -> Tensor:
+        sizes = self._sizes(x)
+        moves = [max(-n, min(n, int(s))) for s, n in zip(g, sizes, strict=True)]
+        kept = [slice(max(0, -s), n - max(0, s)) for s, n in zip(moves, sizes, strict=True)]
+        pad = [edge for s in reversed(moves) for edge in (max(0, s), max(0, -s))]
+        inner: Tensor = x[(Ellipsis, *kept)]  # type: ignore[index]
+        return F.pad(inner, pad)
 
     def inside(self, x: Tensor) -> Tensor:
         """The pixels that no two shifts can lose.
@@ -44,16 +48,21 @@ class Shift:
         Raises:
             ValueError: none are left.
         """
-        height, width = x.shape[-2:]
-        rows, columns = (2 * r + self.margin for r in self.reach)
-        if 2 * rows >= height or 2 * columns >= width:
+        sizes = self._sizes(x)
+        edges = [2 * r + self.margin for r in self.reach]
+        if any(2 * edge >= n for edge, n in zip(edges, sizes, strict=True)):
             raise ValueError(
-                f"no pixel of {height}x{width} is compared after shifts of {self.reach} with a "
-                f"margin of {self.margin}; shift less"
+                f"no pixel of {'x'.join(map(str, sizes))} is compared after shifts of "
+                f"{self.reach} with a margin of {self.margin}; shift less"
             )
-        mask = torch.zeros(height, width, dtype=torch.bool, device=x.device)
-        mask[rows : height - rows, columns : width - columns] = True
+        mask = torch.zeros(sizes, dtype=torch.bool, device=x.device)
+        mask[tuple(slice(e, n - e) for e, n in zip(edges, sizes, strict=True))] = True
         return torch.where(mask, x, torch.zeros_like(x))
+
+    def _sizes(self, x: Tensor) -> tuple[int, ...]:
+        if x.dim() < len(self.reach):
+            raise ValueError(f"expected {len(self.reach)} dimensions, got shape {tuple(x.shape)}")
+        return tuple(x.shape[-len(self.reach) :])
 
 
 @dataclass(frozen=True)

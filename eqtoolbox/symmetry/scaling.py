@@ -42,3 +42,17 @@ class Parity:
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
         return x if self.power % 2 == 0 or g == 1 else -x
+
+
+@dataclass(frozen=True)
+class Negated:
+    """x -> (-1)^g x, for the powers g of a mirror: what changes sign under it.
+
+    Example:
+        >>> import torch
+        >>> Negated()(1, torch.tensor([3.0]))
+        tensor([-3.])
+    """
+
+    def __call__(self, g: int, x: Tensor) -> Tensor:
+        return -x if g % 2 else x

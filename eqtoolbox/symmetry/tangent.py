@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.symmetry.actions import Action, trivial
+from eqtoolbox.symmetry.group import Direction
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 
 
@@ -18,7 +19,19 @@ def has_tangent(action: Action) -> bool:
     return action is trivial or hasattr(action, "tangent")
 
 
-def tangent_of(action: Any, generator: Tensor, x: Tree) -> Tree:
+def tangent_error(action: Any) -> float:
+    """Relative error of an action's tangent where it is not exact: its own, or its parts' largest.
+
+    Example:
+        >>> tangent_error(trivial)
+        0.0
+    """
+    inner = [getattr(action, name, None) for name in ("action", "actions", "parts")]
+    leaves = [leaf for leaf in tree_leaves(inner) if leaf is not None]
+    return max([float(getattr(action, "tangent_error", 0.0)), *map(tangent_error, leaves)])
+
+
+def tangent_of(action: Any, generator: Direction, x: Tree) -> Tree:
     """The derivative of an action at the identity, along a generator of its group.
 
     Never by differentiating through interpolation: at the identity a bilinear sampler has a kink

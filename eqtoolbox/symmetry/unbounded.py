@@ -82,6 +82,10 @@ class Translations(Group):
         """Unit vectors, one a direction; none for whole shifts, which have no derivative."""
         return [] if self.whole else list(torch.eye(len(self.reach), dtype=torch.float64))
 
+    def element(self, generator: torch.Tensor, parameter: float) -> Vector:
+        """The shift by parameter · generator."""
+        return tuple((parameter * generator).tolist())
+
 
 @dataclass(frozen=True)
 class Scalings(Group):
@@ -133,3 +137,7 @@ class Scalings(Group):
     def generators(self) -> list[torch.Tensor]:
         """One: the change of the factor's natural logarithm."""
         return [torch.ones(1, dtype=torch.float64)]
+
+    def element(self, generator: torch.Tensor, parameter: float) -> float:
+        """The exponent of 2 whose factor is exp(parameter)."""
+        return parameter * float(generator) / math.log(2.0)

@@ -17,6 +17,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import eqtoolbox as eq
 from eqtoolbox.config import resolve
 from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.asymmetry import Asymmetry
+from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.learned import LearnedAlgebra
+from eqtoolbox.symmetry import Equivariance, Scalings
+from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.scaling import Degree
 
 STEPS = 8
 
@@ -161,6 +167,28 @@ def test_training_is_bit_identical_with_every_preset(
     assert name == "light" or {"noether", "curvature"} <= measured
     measured_at = {r.step for r in sink.records if r.name != "cost/overhead"}
     assert measured_at == set(range(0, STEPS, schedule))
+
+
+def test_training_is_bit_identical_with_every_option_of_the_data_symmetries(
+    alone: list[str],
+) -> None:
+    scaled = Equivariance(Scalings(whole=False), Degree(1), trivial, name="scaled")
+    claims = ("cyclic4", scaled)
+    probes = [
+        EquivarianceError(symmetries=claims, shadow=True, locate=True, layers=True),
+        Asymmetry(symmetries=claims),
+        LearnedAlgebra(),
+    ]
+    sink = eq_memory()
+
+    def attach(model: nn.Module, optimizer: Any) -> eq.Monitor:
+        return eq.attach(
+            model, optimizer, probes=probes, budget=None, sinks=[sink], on_error="raise"
+        )
+
+    assert train(attach) == alone
+    measured = {r.name.rsplit("/", 1)[0] for r in sink.records if r.status == "ok"}
+    assert {"equivariance/layer_share/scaled.0", "asymmetry/rayleigh"} <= measured
 
 
 def test_training_is_bit_identical_when_a_probe_raises(alone: list[str]) -> None:

@@ -75,6 +75,9 @@ def test_continuous_groups_have_lie_derivatives_and_the_layer_is_named() -> None
         assert records[f"equivariance/direction_ratio/turns.{axis}"].value > 0.01
     assert 0 <= records["equivariance/consistency/turns"].value <= 1
     assert "first broken at 0: Linear" in records["equivariance/relative_error/turns"].note
+    first = records["equivariance/layer_error/turns/00.0"]
+    assert first.value > 10 * first.floor > 0
+    assert first.note.startswith("Linear, ")
 
 
 def test_an_error_that_grows_raises_the_alarm() -> None:

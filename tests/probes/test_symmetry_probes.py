@@ -109,7 +109,7 @@ def test_integer_outputs_are_not_applicable() -> None:
 def test_unknown_symmetries_are_refused() -> None:
     with pytest.raises(ValueError, match="expected symmetries among"):
         EquivarianceError(symmetries=("cyclic5",))
-    with pytest.raises(ValueError, match="samples must be >= 1"):
+    with pytest.raises(ValueError, match="samples must be >= 2"):
         EquivarianceError(samples=0)
 
 

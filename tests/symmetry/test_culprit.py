@@ -1,5 +1,6 @@
 """The first broken layer and its cause, planted one by one; assertions for test suites."""
 
+import math
 import re
 
 import pytest
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 from eqtoolbox.symmetry import Equivariance
 from eqtoolbox.symmetry.actions import quarter_turn, roll, trivial
 from eqtoolbox.symmetry.culprit import better_output_action, culprit
+from eqtoolbox.symmetry.each import Each
 from eqtoolbox.symmetry.finite import Symmetric
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation
 from eqtoolbox.symmetry.linear import axial_vectors, vectors
-from eqtoolbox.symmetry.matrices import O3
+from eqtoolbox.symmetry.matrices import O3, SO2
 from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.resampling import FourierShift, Shift, Turn, band_limited
+from eqtoolbox.symmetry.unbounded import Translations
 from eqtoolbox.testing import assert_equivariant
 
 TURN = Equivariance(Cyclic(4), quarter_turn, trivial)
@@ -75,6 +79,123 @@ def test_the_planted_layer_is_named_with_its_cause(model, size, claim, layer, ca
     assert re.search(cause, found.cause)
 
 
+class Added(nn.Module):
+    """A vision transformer's habit: the positional parameter is added outside of any layer."""
+
+    def __init__(self, embedding: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        if embedding:
+            self.places = nn.Embedding(6, 4)
+        else:
+            self.pos_embed = nn.Parameter(normal(1, 6, 4))
+        self.embedding = embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        place = self.places(torch.arange(6)).expand_as(x) if self.embedding else self.pos_embed
+        return self.last(x + place)
+
+
+class Attending(nn.Module):
+    """Attention with a padding mask, its own or an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.attention(x, x, x, key_padding_mask=mask)[0]
+
+
+class Nearest(nn.Module):
+    """Adds the three entries of largest first feature, numbered by rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        which = x[..., 0].topk(3, dim=1).indices
+        rank = torch.arange(1.0, 4.0)[None, :, None]
+        return (x.gather(1, which[..., None].expand(-1, -1, x.shape[-1])) * rank).sum(1)
+
+
+class Square(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
+PERMUTED = Equivariance(Symmetric(6), Permute(-2), Permute(-2))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "word"), [(False, "parameter 'pos_embed'"), (True, "table 'places'")]
+)
+def test_positions_added_outside_of_layers_are_named(embedding: bool, word: str) -> None:
+    torch.manual_seed(0)
+    found = culprit(Added(embedding), normal(2, 6, 4), PERMUTED)
+    assert found.layer == "last"
+    assert word in found.cause
+    assert "positional embedding" in found.cause
+
+
+def test_a_mask_that_stays_is_named() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([[False] * 4 + [True] * 2]).expand(3, 6).contiguous()
+    batch, model = (normal(3, 6, 4), mask), Attending().eval()
+    still = Equivariance(Symmetric(6), Each((Permute(-2), trivial)), Permute(-2))
+    found = culprit(model, batch, still)
+    assert found.layer == "attention"
+    assert "mask is not permuted with the tokens" in found.cause
+    moved = Equivariance(Symmetric(6), Each((Permute(-2), Permute(-1))), Permute(-2))
+    assert culprit(model, batch, moved).layer is None
+
+
+def test_ties_are_named_and_without_ties_the_order_of_values_is_an_invariant() -> None:
+    claim = Equivariance(Symmetric(6), Permute(-2), trivial)
+    model = nn.Sequential(nn.ReLU(), Nearest())
+    negative = torch.cat([normal(4, 6, 1) - 3.0, normal(4, 6, 3, seed=1).abs()], 2)
+    found = culprit(model, negative, claim)
+    assert found.layer == "1"
+    assert "ties in topk" in found.cause
+    assert culprit(model, normal(4, 6, 4).abs(), claim).layer is None
+
+
+def test_a_nonlinearity_that_aliases_is_named_and_below_a_quarter_of_the_rate_is_sound() -> None:
+    sub_pixel = FourierShift((-1,))
+    claim = Equivariance(Translations((2.0,), whole=False), sub_pixel, sub_pixel)
+    at = torch.arange(25.0, dtype=torch.float64)
+    for waves, layer in ((3, None), (8, "1")):
+        x = torch.cos(2 * math.pi * waves * at / 25 + torch.arange(4.0).double()[:, None])
+        found = culprit(nn.Sequential(nn.Identity(), Square()), x, claim)
+        assert found.layer == layer
+        assert ("aliasing" in found.cause) == (layer is not None)
+
+
+def test_batch_statistics_are_named_when_shifts_lose_pixels() -> None:
+    torch.manual_seed(0)
+    shift = Shift((2, 2))
+    claim = Equivariance(Translations((2, 2)), shift, Shift((2, 2), margin=2))
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3))
+    x = normal(4, 1, 20, 20)
+    hidden = {"0": Shift((2, 2), margin=2), "1": Shift((2, 2), margin=2)}
+    assert culprit(model.eval(), x, claim, hidden=hidden).layer is None
+    found = culprit(model.train(), x, claim, hidden=hidden)
+    assert found.layer == "1"
+    assert "BatchNorm2d in train mode" in found.cause
+
+
+def test_interpolation_is_told_from_a_kernel_that_does_not_turn() -> None:
+    turn = Equivariance(SO2(), Turn(), Turn(radius=0.6))
+    layer = nn.Conv2d(1, 1, 3, padding=1, bias=False).double()
+    layer.weight = nn.Parameter(torch.tensor([[[[0.0, 0, 0], [-1, 0, 1], [0, 0, 0]]]]).double())
+    noise = normal(2, 1, 65, 65).double()
+    rough = culprit(nn.Sequential(layer), noise, turn, hidden={"0": Turn(radius=0.6)})
+    assert rough.layer is None
+    assert rough.cause.startswith("interpolation: the action itself is off by 0.")
+    smooth = band_limited(noise, 0.05)
+    found = culprit(nn.Sequential(layer), smooth, turn, hidden={"0": Turn(radius=0.6)})
+    assert found.layer == "0"
+    assert "the kernel of Conv2d is not symmetric" in found.cause
+
+
 def test_no_culprit_in_a_network_that_obeys() -> None:
     model = network(tied(1, 3), nn.ReLU(), nn.MaxPool2d(2))
     found = culprit(model, normal(4, 1, 8, 8), TURN)
@@ -93,6 +214,16 @@ def test_a_positional_embedding_is_named() -> None:
 class Moment(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.cross(x[:, 0], x[:, 1])
+
+
+class Volume(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.det(x)[:, None]
+
+
+def test_a_pseudo_scalar_claimed_to_be_a_scalar_is_named() -> None:
+    found = culprit(Volume(), normal(8, 3, 3), Equivariance(O3(), vectors, trivial))
+    assert "it holds for pseudo_scalars; check R" in found.cause
 
 
 def test_a_wrong_output_action_is_named() -> None:

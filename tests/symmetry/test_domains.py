@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eqtoolbox.symmetry import Equivariance, equivariance_error
 from eqtoolbox.symmetry.actions import Action, check_action, dihedral, flip, quarter_turn, trivial
 from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor
 from eqtoolbox.symmetry.fields import (
@@ -20,6 +21,7 @@ from eqtoolbox.symmetry.fields import (
 from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
 from eqtoolbox.symmetry.foreign import FromFieldType, FromIrreps
 from eqtoolbox.symmetry.group import Cyclic, Dihedral, Flip, Group
+from eqtoolbox.symmetry.lie import lie_derivative
 from eqtoolbox.symmetry.linear import (
     Tensors,
     axial_vectors,
@@ -347,6 +349,34 @@ def test_foreign_irreps_are_built_in_float64() -> None:
         )
     with pytest.raises(TypeError, match="D_from_matrix"):
         FromIrreps("1x1o")
+
+
+@pytest.fixture
+def default_dtype():
+    """Sets torch's default dtype for one test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+def test_e3nn_layers_hold_and_tables_made_in_float32_are_seen(default_dtype) -> None:
+    o3 = pytest.importorskip("e3nn.o3")
+    features, out = o3.Irreps("2x0e + 1x1o + 1x2e"), o3.Irreps("1x0o + 1x1o")
+    claim = Equivariance(O3(), FromIrreps(features), FromIrreps(out))
+    wrong = Equivariance(O3(), FromIrreps(features), FromIrreps(o3.Irreps("1x0o + 1x1e")))
+    x, errors = normal(8, features.dim), {}
+    for dtype in (torch.float64, torch.float32):
+        default_dtype(dtype)
+        torch.manual_seed(0)
+        layer = o3.FullyConnectedTensorProduct(features, features, out).double()
+        twice = lambda x, layer=layer: layer(x, x)
+        errors[dtype] = equivariance_error(twice, x, claim)
+        assert equivariance_error(twice, x, wrong).verdict == "violated"
+        if dtype == torch.float64:
+            assert {r.verdict for r in lie_derivative(twice, x, claim)} == {"holds"}
+    assert errors[torch.float64].verdict == "holds"
+    assert errors[torch.float32].verdict == "violated"  # Clebsch-Gordan coefficients
+    assert 1e-9 < errors[torch.float32].relative_error < 1e-7
 
 
 class Regular:

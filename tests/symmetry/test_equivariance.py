@@ -114,20 +114,27 @@ def test_sum_pooling_is_invariant_and_one_pixel_is_not(symmetry, dtype) -> None:
         (torch.float64, 0.0, "holds"),
         (torch.float64, 1e-12, "violated"),
         (torch.float64, 1e-8, "violated"),
+        (torch.float64, 1e-7, "violated"),
         (torch.float64, 1e-6, "violated"),
+        (torch.float64, 1e-5, "violated"),
         (torch.float64, 1e-3, "violated"),
         (torch.float32, 0.0, "holds"),
         (torch.float32, 1e-8, "holds"),
+        (torch.float32, 1e-7, "holds"),
+        (torch.float32, 3e-7, "unresolved"),
+        (torch.float32, 1e-6, "violated"),
         (torch.float32, 1e-5, "violated"),
         (torch.float32, 1e-3, "violated"),
         (torch.bfloat16, 0.0, "holds"),
     ],
 )
 def test_planted_breaking_flips_the_verdict_where_it_leaves_the_floor(dtype, broken, verdict):
-    result = equivariance_error(
-        TurnNet(broken, dtype), normal(16, 1, 9, 9, dtype=dtype), TURN_FIELD
-    )
+    model, x = TurnNet(broken, dtype), normal(16, 1, 9, 9, dtype=dtype)
+    result = equivariance_error(model, x, TURN_FIELD)
     assert result.verdict == verdict
+    for factor in (1e-4, 1e4) if dtype != torch.bfloat16 else ():
+        scaled = equivariance_error(lambda x, c=factor: c * model(x), x, TURN_FIELD)
+        assert scaled.verdict == verdict
     if verdict == "violated":  # first order in the planted noise
         assert 0.3 * broken < result.relative_error < 3 * broken
 
@@ -181,7 +188,7 @@ def test_random_function_raises_its_floor_and_says_so() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         trained = equivariance_error(lambda x: dropout(x).flatten(1).exp().sum(1), x, TURN)
-    assert trained.note == "function is random: put the model in eval mode"
+    assert trained.note.startswith("function is random: put the model in eval mode")
     assert trained.floor > 0.01
     assert trained.verdict == "unresolved"
     dropout.eval()
@@ -199,7 +206,7 @@ def test_dropout_is_seen_in_bfloat16_and_at_every_batch_size(batch: int) -> None
         result = equivariance_error(
             lambda x: calls.append(len(x)) or dropout(x).square().sum((2, 3)), x, TURN
         )
-    assert result.note == "function is random: put the model in eval mode"
+    assert result.note.startswith("function is random: put the model in eval mode")
     assert sum(calls) <= (result.samples + 3) * batch
 
 
@@ -293,7 +300,7 @@ def test_numbers_equal_the_naive_sums_over_the_group(symmetry: Equivariance, out
             x.flatten(1).sin() @ weight + 1 if outputs else convolution(normal(2, 1, 3, 3))(x).exp()
         )
 
-    result = equivariance_error(model, x, symmetry, samples=63)
+    result = equivariance_error(model, x, symmetry, samples=64)
     squares, energies, orbit = {}, {}, []
     for g in group.elements():
         left, right = model(symmetry.input_action(g, x)), symmetry.output_action(g, model(x))
@@ -325,12 +332,15 @@ SEEDS = range(200)
 @pytest.fixture(scope="module")
 def sampled() -> list[EquivarianceResult]:
     x = normal(6, 1, 8, 8)
-    return [equivariance_error(lit, x, ROLL_FIELD, generator=seeded(i), check=False) for i in SEEDS]
+    draw = lambda seed: equivariance_error(
+        lit, x, ROLL_FIELD, samples=9, generator=seeded(seed), check=False
+    )
+    return [draw(seed) for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")
 def enumerated() -> EquivarianceResult:
-    return equivariance_error(lit, normal(6, 1, 8, 8), ROLL_FIELD, samples=63)
+    return equivariance_error(lit, normal(6, 1, 8, 8), ROLL_FIELD, samples=64)
 
 
 def test_sampled_error_agrees_with_the_full_group(sampled, enumerated) -> None:
@@ -382,14 +392,14 @@ def test_the_identity_is_never_drawn() -> None:
     x = normal(2, 1, 3, 3)
     for seed in range(20):
         result = equivariance_error(
-            lambda x: x.flatten(1), x, TURN, samples=2, generator=seeded(seed)
+            lambda x: x.flatten(1), x, TURN, samples=3, generator=seeded(seed)
         )
         assert not result.enumerated
         assert result.relative_error > 0.75 * result.worst  # a zero among two gives 0.71
 
 
 def test_one_sample_has_no_stderr_and_no_variance() -> None:
-    result = equivariance_error(lit, normal(4, 1, 8, 8), ROLL_FIELD, samples=1)
+    result = equivariance_error(lit, normal(4, 1, 8, 8), ROLL_FIELD, samples=2)
     assert result.relative_error > 0
     assert math.isnan(result.stderr)
     assert math.isnan(result.orbit_variance)
@@ -404,6 +414,33 @@ def test_result_depends_on_the_generator_alone_and_the_global_one_is_untouched()
     assert first == again
     assert first != other
     assert equivariance_error(lit, x, ROLL_FIELD) == equivariance_error(lit, x, ROLL_FIELD)
+
+
+def test_decibels_of_a_known_pattern_are_their_closed_form() -> None:
+    """f(x) = x + p with p odd under the flip: the violation is 2p, -20 log10 a for |p| = a."""
+    p = 0.05 * torch.cat([torch.ones(4), -torch.ones(4)]).double()
+    mirrored = Equivariance(Flip(), flip, flip)
+    found = equivariance_error(lambda x: x + p, normal(4, 1, 8, 8), mirrored)
+    assert found.decibels() == pytest.approx(-20 * math.log10(0.05), rel=1e-12)
+    assert found.decibels(peak=1.0) == pytest.approx(-20 * math.log10(0.1), rel=1e-12)
+    assert equivariance_error(lambda x: 2 * x, normal(4, 1, 8, 8), mirrored).decibels() == math.inf
+
+
+def test_standard_errors_of_shares_are_the_spread_over_draws() -> None:
+    """Within a factor of 1.7, over 100 draws of 8 elements of a small violation."""
+    x = normal(6, 1, 8, 8)
+    loss = lambda y: (y - x).square().mean()
+    near = lambda x: x * (1 + 0.05 * lit(x))
+    found = [
+        equivariance_error(
+            near, x, ROLL_FIELD, samples=9, generator=seeded(i), loss=loss, check=False
+        )
+        for i in range(100)
+    ]
+    for name in ("orbit_variance", "percent_of_loss"):
+        values = torch.tensor([getattr(f, name) for f in found])
+        stated = torch.tensor([f.stderr_of(getattr(f, name)) for f in found])
+        assert 1 / 1.7 < float(values.std() / stated.mean()) < 1.7
 
 
 def test_percent_of_squared_loss_is_the_exact_split() -> None:
@@ -507,20 +544,26 @@ def test_outputs_that_vanish_only_without_the_transformation_are_violated() -> N
     assert result.verdict == "violated"
 
 
-@pytest.mark.parametrize(("batch", "samples"), [(2, 8), (8, 3), (64, 8)])
-@pytest.mark.parametrize("symmetry", [TURN, ROLL], ids=lambda symmetry: symmetry.name)
-def test_cost_is_at_most_samples_plus_three_forwards(batch, samples, symmetry) -> None:
+@pytest.mark.parametrize("batch", [4, 8, 64, 256])
+@pytest.mark.parametrize("elements", [2, 4, 8])
+def test_eight_group_elements_cost_at_most_eight_and_a_half_forwards(batch, elements) -> None:
+    """Rows that go through the function, in batches; f(x) is the identity's forward."""
     sizes: list[int] = []
 
     def model(x: Tensor) -> Tensor:
         sizes.append(len(x))
         return x.flatten(1).tanh()
 
-    result = equivariance_error(model, normal(batch, 1, 8, 8), symmetry, samples=samples)
-    assert len(sizes) <= samples + 3
-    assert sizes.count(batch) >= result.samples + 1
-    if batch == 64:
-        assert sum(sizes) <= (result.samples + 1.25) * batch
+    x = normal(batch, 1, 8, 8)
+    result = equivariance_error(model, x, ROLL, samples=elements)
+    assert result.samples == elements - 1
+    assert len(sizes) == elements + 2
+    assert sizes.count(batch) == elements
+    assert sum(sizes) <= (elements + 0.5) * batch
+    known = x.flatten(1).tanh()
+    sizes.clear()
+    assert equivariance_error(model, x, ROLL, samples=elements, outputs=known) == result
+    assert sum(sizes) <= (elements - 0.5) * batch
 
 
 def test_function_may_spoil_its_input_and_reuse_its_output() -> None:
@@ -636,7 +679,7 @@ def test_mismatched_outputs_raise_without_the_check_too() -> None:
         (
             lambda: equivariance_error(torch.sin, normal(2, 1, 3, 3), TURN, samples=0),
             ValueError,
-            "samples must be >= 1, got 0",
+            "samples must be >= 2, the identity and one more, got 0",
         ),
         (
             lambda: pulled_back(torch.sin, normal(2, 1, 3, 3), TURN, []),

@@ -6,9 +6,10 @@ import importlib
 import pytest
 
 MODULES = (
-    "actions", "algebra", "candidates", "claim", "culprit", "each", "equivariance", "fields",
-    "finite", "foreign", "group", "lie", "linear", "matrices", "orbit", "permuting", "resampling",
-    "scaling", "structure", "tangent", "unbounded",
+    "actions", "algebra", "asymmetry", "candidates", "causes", "claim", "culprit", "each",
+    "equivariance", "fields", "finite", "foreign", "group", "irregular", "layerwise", "lie",
+    "linear", "matrices", "orbit", "permuting", "resampling", "result", "scaling", "structure",
+    "tangent", "unbounded",
 )  # fmt: skip
 
 

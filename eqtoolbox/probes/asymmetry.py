@@ -1,0 +1,202 @@
+"""The price of asymmetry in training: of the data, of the gradient, and along the gradient."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from eqtoolbox.batch import tensors
+from eqtoolbox.linalg.vectors import dot, norm
+from eqtoolbox.objective import Parameters
+from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.claims import (
+    Claim,
+    OutputAction,
+    claimed,
+    name_of,
+    require_claims,
+    require_tensor,
+    structured,
+)
+from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.prediction import Prediction, predicting
+from eqtoolbox.record import Mode
+from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.symmetry.asymmetry import data_asymmetry
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.orbit import pulled_back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asymmetry(Probe):
+    """Splits the loss over an orbit, E_g l(f_g) = l(E_g f_g) + rest, and follows the second part.
+
+    The second part is what the violation of the symmetry costs: E_g|f_g - E_g f_g|^2 for a squared
+    loss, the Jensen gap for other convex ones. With G its gradient, g that of the first part:
+
+    cosine: of G and g; negative where fitting the data breaks the symmetry.
+    share: |G| / (|G| + |g|).
+    rayleigh, rest_rayleigh: curvature x^T H x / x^T x of the training loss along G and along g.
+    data: distance of the batch from its transformed self, see `data_asymmetry`; what percentages
+    of the loss mean rests on it.
+
+    The split is taken in evaluation mode, the Hessian is that of the training loss.
+
+    Reference: the split in arXiv 2512.02303.
+    """
+
+    name: ClassVar[str] = "asymmetry"
+    headline: ClassVar[str] = "cosine"
+    mode: ClassVar[Mode] = "eval"
+
+    symmetries: tuple[Claim, ...] = ("cyclic4", "flip")
+    output: OutputAction = "auto"
+    samples: int = 4  # group elements, the identity among them; each keeps a graph
+    engine: Engine = field(default_factory=Engine, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "symmetries", tuple(self.symmetries))
+        require_claims(self.symmetries)
+        if self.samples < 2:
+            raise ValueError(
+                f"samples must be >= 2, got {self.samples}; use every(0) to switch off"
+            )
+
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
+        try:
+            return self.engine.state(snapshot)
+        except NotApplicable:  # no Hessian here; the rest is measured all the same
+            return {}
+
+    def measure(
+        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+    ) -> Iterator[Measurement]:
+        if reference:
+            self.engine.resume(snapshot, reference)
+        params = {n: p.detach().clone().requires_grad_() for n, p in snapshot.before.items()}
+        gradients: dict[str, tuple[Parameters, Parameters]] = {}
+
+        def body(f: Prediction) -> list[Measurement]:
+            if not any(structured(entry) for entry in self.symmetries):
+                require_tensor(f.inputs)
+            return [m for entry in self.symmetries for m in self._one(f, entry, gradients, rng)]
+
+        yield from predicting(snapshot.objective, params, body)
+        moving = {name: pair for name, pair in gradients.items() if norm(pair[0]) > 0}
+        if not moving:
+            return
+        try:
+            hessian = self.engine.operator(snapshot)
+        except NotApplicable as reason:
+            yield from (_none("rayleigh", name, reason) for name in moving)
+            return
+        for name, pair in moving.items():
+            for quantity, x in zip(("rayleigh", "rest_rayleigh"), pair, strict=True):
+                if norm(x) > 0:
+                    bend = dot(x, hessian(x)) / dot(x, x)
+                    yield Measurement(quantity, bend, name, matvecs=1)
+
+    def _one(
+        self,
+        f: Prediction,
+        entry: Claim,
+        gradients: dict[str, tuple[Parameters, Parameters]],
+        rng: torch.Generator,
+    ) -> Iterator[Measurement]:
+        name = name_of(entry)
+        if structured(entry):
+            yield _none("cosine", name, "claims on all arguments have no split; see equivariance")
+            return
+        try:
+            require_tensor(f.inputs)
+            symmetry = claimed(entry, f.inputs, f.outputs, self.output)
+        except NotApplicable as reason:
+            yield _none("cosine", name, reason)
+            return
+        try:
+            yield _data(f, symmetry, name, rng)
+        except (ValueError, TypeError, RuntimeError) as reason:
+            yield _none("data", name, reason)
+        try:
+            part, rest = self._split(f, symmetry, rng)
+        except (NotApplicable, ValueError, TypeError) as reason:
+            yield _none("cosine", name, reason)
+            return
+        gradients[name] = (part, rest)
+        sizes = norm(part), norm(rest)
+        if min(sizes) == 0.0:
+            yield _none("cosine", name, "one of the two parts has no gradient")
+        else:
+            yield Measurement("cosine", dot(part, rest) / (sizes[0] * sizes[1]), name)
+        if sum(sizes) > 0:
+            yield Measurement("share", sizes[0] / sum(sizes), name)
+
+    def _split(
+        self, f: Prediction, symmetry: Equivariance, rng: torch.Generator
+    ) -> tuple[Parameters, Parameters]:
+        """Gradients of E_g l(f_g) - l(E_g f_g) and of l(E_g f_g)."""
+        loss, group = f.loss(), symmetry.group
+        if loss is None:
+            raise NotApplicable(
+                "the loss is no function of one output tensor alone: it has no equivariance part"
+            )
+        if group.order is not None and group.order <= self.samples:
+            elements = list(group.elements())
+        else:
+            drawn = group.sample(2 * self.samples, rng)
+            others = [g for g in drawn if g != group.identity]
+            elements = [group.identity, *others[: self.samples - 1]]
+        with torch.enable_grad():
+            pulled = pulled_back(f.of_inputs, f.inputs, symmetry, elements)
+            rest = loss(pulled.mean(dim=0))
+            part = torch.stack([loss(y) for y in pulled]).mean() - rest
+        return _gradient(part, f.params), _gradient(rest, f.params)
+
+
+def _gradient(value: Tensor, params: Parameters) -> Parameters:
+    found = torch.autograd.grad(value, list(params.values()), retain_graph=True, allow_unused=True)
+    return {
+        name: torch.zeros_like(p).detach() if g is None else g.detach()
+        for (name, p), g in zip(params.items(), found, strict=True)
+    }
+
+
+def _data(f: Prediction, symmetry: Equivariance, name: str, rng: torch.Generator) -> Measurement:
+    targets = _targets(f)
+    found = data_asymmetry(f.inputs, targets, symmetry, generator=rng)
+    what = "of inputs and targets" if targets is not None else "of inputs alone"
+    return Measurement(
+        "data",
+        found.coefficient,
+        name,
+        floor=found.floor,
+        verdict=found.verdict,
+        note=f"{what}, {found.samples} samples, p = {found.p_value:.3g}",
+    )
+
+
+def _targets(f: Prediction) -> Tensor | None:
+    """The batch's last tensor that is no argument of the model: classes, or values like f(x)."""
+    given = {id(x) for x in tree_leaves((f.call.args, f.call.kwargs))}
+    pointers = {x.data_ptr() for x in tree_leaves(f.call.args) if isinstance(x, Tensor)}
+    rest = [
+        x
+        for x in tensors(f.objective.batch)
+        if id(x) not in given
+        and x.data_ptr() not in pointers
+        and x.dim() > 0
+        and len(x) == len(f.inputs)
+    ]
+    if not rest:
+        return None
+    y = rest[-1]
+    classes = y.dim() == 1 and not y.is_floating_point()
+    return y if classes or y.shape == f.outputs.shape else None
+
+
+def _none(quantity: str, name: str, reason: object) -> Measurement:
+    return Measurement(quantity, math.nan, name, status="not_applicable", note=str(reason))

@@ -1,0 +1,90 @@
+"""Claims of data symmetries as probes take them: by name for images, or as Equivariance objects."""
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from eqtoolbox.snapshot import NotApplicable
+from eqtoolbox.symmetry import actions
+from eqtoolbox.symmetry.actions import Action
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.each import Each, Rebuilt
+from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+
+Claim = str | Equivariance
+OutputAction = Literal["auto", "invariant", "same"]
+IMAGE_SYMMETRIES = ("cyclic4", "dihedral4", "flip", "translation")
+
+
+def require_claims(entries: tuple[Claim, ...]) -> None:
+    """Refuse unknown names and an empty list.
+
+    Raises:
+        ValueError: says which names there are.
+    """
+    unknown = [s for s in entries if isinstance(s, str) and s not in IMAGE_SYMMETRIES]
+    if unknown or not entries:
+        raise ValueError(
+            f"expected symmetries among {', '.join(IMAGE_SYMMETRIES)} or Equivariance objects, "
+            f"got {list(entries)}"
+        )
+
+
+def name_of(entry: Claim) -> str:
+    """The claim's name in records."""
+    return entry if isinstance(entry, str) else entry.name
+
+
+def structured(entry: Claim) -> bool:
+    """Whether the claim speaks of all arguments of the model's call, and of its whole output."""
+    return isinstance(entry, Equivariance) and isinstance(entry.input_action, Each | Rebuilt)
+
+
+def claimed(entry: Claim, inputs: Any, outputs: Tensor, output: OutputAction) -> Equivariance:
+    """The claim that an entry stands for, on tensors like these.
+
+    Args:
+        entry: a name of IMAGE_SYMMETRIES, or the claim itself.
+        inputs, outputs: x and f(x).
+        output: the output action of named ones; auto takes the same if the output is an image.
+
+    Raises:
+        NotApplicable: the inputs are no images, or not square where they must be.
+    """
+    if isinstance(entry, Equivariance):
+        return entry
+    require_tensor(inputs)
+    if inputs.dim() < 4:
+        raise NotApplicable(
+            f"{entry} acts on images (batch, channels, height, width), got inputs of shape "
+            f"{tuple(inputs.shape)}"
+        )
+    height, width = inputs.shape[-2:]
+    if entry in ("cyclic4", "dihedral4") and height != width:
+        raise NotApplicable(f"quarter turns need height == width, got {height}x{width}")
+    same = outputs.dim() >= 4 and outputs.shape[-2:] == inputs.shape[-2:]
+    if output != "auto":
+        same = output == "same"
+    claims: dict[str, tuple[Group, Action]] = {
+        "cyclic4": (Cyclic(4), actions.quarter_turn),
+        "dihedral4": (Dihedral(4), actions.dihedral),
+        "flip": (Flip(), actions.flip),
+        "translation": (CyclicTranslation((height, width)), actions.roll),
+    }
+    group, action = claims[entry]
+    return Equivariance(group, action, action if same else actions.trivial, name=entry)
+
+
+def require_tensor(inputs: Any) -> None:
+    """Refuse first arguments that are no floating-point tensor.
+
+    Raises:
+        NotApplicable: says what to give instead.
+    """
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return
+    kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+    raise NotApplicable(
+        f"the model's first input is {kind}: image symmetries need a floating-point tensor; "
+        "give an Equivariance with Each for structured inputs"
+    )

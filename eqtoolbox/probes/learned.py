@@ -1,0 +1,77 @@
+"""The continuous symmetry that a network learns, watched while its spectral gap opens."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.prediction import Prediction, predicting
+from eqtoolbox.record import Mode
+from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.symmetry.algebra import Discovery, discover_data
+
+_LARGEST = 8  # length of the vectors: d^2 singular values are recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedAlgebra(Probe):
+    """The Lie algebra of linear maps that the model's output ignores; see `discover_data`.
+
+    singular_value/<rank>: root mean square Lie derivative along each direction of gl(d), ascending.
+    gap, null_gap: largest ratio of neighbours, and the same of shuffled data.
+    dimension: how many lie below the gap; the note names the algebra.
+    closure: largest relative part of a commutator outside the algebra.
+
+    For inputs (batch, d) or (batch, k, d), vectors of length d <= 8.
+    """
+
+    name: ClassVar[str] = "discovery"
+    headline: ClassVar[str] = "dimension"
+    mode: ClassVar[Mode] = "eval"
+
+    points: int = 256  # samples of the batch at most
+    equivariant: bool = False  # outputs are vectors that turn with the inputs
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ValueError(f"points must be >= 1, got {self.points}; use every(0) to switch off")
+
+    def measure(
+        self, snapshot: Snapshot, reference: Any, rng: torch.Generator
+    ) -> Iterator[Measurement]:
+        def body(f: Prediction) -> Discovery:
+            x = f.inputs
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() not in (2, 3):
+                raise NotApplicable(
+                    "discovery needs vectors: inputs (batch, d) or (batch, k, d), floating point"
+                )
+            if x.shape[-1] > _LARGEST:
+                raise NotApplicable(
+                    f"discovery needs vectors of length <= {_LARGEST}, got {x.shape[-1]}"
+                )
+            few = x[: self.points]
+            return discover_data(f.of_inputs, few, equivariant=self.equivariant, generator=rng)
+
+        try:
+            found = predicting(snapshot.objective, snapshot.before, body)
+        except ValueError as reason:
+            raise NotApplicable(str(reason)) from reason
+        yield from _numbers(found)
+
+
+def _numbers(found: Discovery) -> Iterator[Measurement]:
+    if found.dimension is None:
+        yield Measurement("dimension", math.nan, status="not_applicable", note=found.note)
+        return
+    yield Measurement("dimension", float(found.dimension), note=found.name or found.note)
+    yield Measurement("gap", found.gap)
+    yield Measurement("null_gap", found.null_gap)
+    if not math.isnan(found.closure):
+        yield Measurement("closure", found.closure)
+    width = len(str(len(found.singular_values) - 1))
+    for rank, value in enumerate(found.singular_values.tolist()):
+        yield Measurement("singular_value", value, f"{rank:0{width}d}")

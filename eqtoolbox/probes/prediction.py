@@ -1,0 +1,136 @@
+"""The model of a step as a function of its inputs, in evaluation mode, as its loss calls it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.batch import map_tensors, tensors
+from eqtoolbox.objective import Call, Objective, Parameters
+from eqtoolbox.snapshot import NotApplicable
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """f and f(x) of one step, inside one scope of `predicting`.
+
+    One scope for all evaluations saves their set-up, and a model that draws random numbers in
+    evaluation mode is seen to do so.
+    """
+
+    objective: Objective
+    params: Parameters
+    model: nn.Module
+    call: Call  # the loss's own, with f(x) and the loss
+
+    @property
+    def inputs(self) -> Any:
+        """First argument of the call."""
+        return self.call.args[0] if self.call.args else next(iter(self.call.kwargs.values()))
+
+    @property
+    def outputs(self) -> Tensor:
+        """f(x): the output itself, its `.logits`, or the first tensor in it."""
+        return first_tensor(self.call.output)
+
+    def of_inputs(self, inputs: Tensor) -> Tensor:
+        """f with another first argument; given fewer samples, others are cut too."""
+        samples, given = len(self.inputs), len(inputs)
+
+        def cut(x: Tensor) -> Tensor:
+            return x[:given] if x.dim() > 0 and len(x) == samples else x
+
+        args, kwargs = self.call.args, self.call.kwargs
+        if given != samples:
+            args, kwargs = map_tensors(cut, (args, kwargs))
+        if args:
+            return first_tensor(self.model(inputs, *args[1:], **kwargs))
+        return first_tensor(self.model(**{**kwargs, next(iter(kwargs)): inputs}))
+
+    @property
+    def arguments(self) -> Any:
+        """All arguments of the call: the only one, a tuple of them, or a dict by name."""
+        args, kwargs = self.call.args, self.call.kwargs
+        if not kwargs:
+            return args[0] if len(args) == 1 else tuple(args)
+        return dict(enumerate(args)) | dict(kwargs)
+
+    def of_arguments(self, arguments: Any) -> Any:
+        """The whole output on arguments as `arguments` gives them."""
+        args, kwargs = self.call.args, self.call.kwargs
+        if not kwargs:
+            return self.model(*((arguments,) if len(args) == 1 else tuple(arguments)))
+        given = (arguments[i] for i in range(len(args)))
+        return self.model(*given, **{name: arguments[name] for name in kwargs})
+
+    def in_float64(self, body: "Callable[[Prediction], Found]") -> Found:
+        """`body` of the same prediction with parameters, buffers and batch in float64."""
+        params = {n: p.to(torch.float64) for n, p in self.params.items()}
+        return predicting(self.objective.to(torch.float64), params, body)
+
+    def loss(self) -> Callable[[Tensor], Tensor] | None:
+        """The loss as a function of the output, where so evaluated it is itself."""
+        if not isinstance(self.call.output, Tensor) or self.call.times != 1:
+            return None
+
+        def loss(y: Tensor) -> Tensor:
+            return self.objective.loss_given(self.model, y)
+
+        try:
+            with torch.no_grad():
+                once, again = float(loss(self.outputs)), float(loss(self.outputs))
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        assert self.call.loss is not None
+        agrees = math.isclose(once, float(self.call.loss), rel_tol=1e-4) and once == again
+        return loss if agrees else None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the batch holds integers, one a sample."""
+        whole = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+        return any(x.dim() == 1 and x.dtype in whole for x in tensors(self.objective.batch))
+
+
+def predicting(
+    objective: Objective, params: Parameters, body: Callable[[Prediction], Found]
+) -> Found:
+    """`body` of the model at `params` as a function, after one evaluation of the loss.
+
+    Raises:
+        NotApplicable: the loss never calls the model as model(inputs).
+    """
+    objective = objective.single
+
+    def inside(model: nn.Module) -> Found:
+        try:
+            with torch.no_grad():
+                call = objective.call_of(model)
+        except LookupError as reason:
+            raise NotApplicable(str(reason)) from reason
+        return body(Prediction(objective, params, model, call))
+
+    found: Found = objective.within(params, inside)
+    return found
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The output itself, its `.logits`, or the first tensor in it.
+
+    Raises:
+        NotApplicable: there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    found = getattr(output, "logits", logits)
+    if found is None and isinstance(output, (tuple, list)):
+        found = next((part for part in output if isinstance(part, Tensor)), None)
+    if not isinstance(found, Tensor):
+        raise NotApplicable(f"no output tensor in {type(output).__name__}")
+    return found

@@ -1,0 +1,234 @@
+"""Layers of a model under a transformation: what they make, and which action fits it best."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.record import VIOLATED
+from eqtoolbox.symmetry.actions import SPATIAL, Action, inside_of, trivial
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.each import Rebuilt
+from eqtoolbox.symmetry.group import Element
+from eqtoolbox.symmetry.orbit import distance, double
+from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.structure import Tree, floating, on_tensors
+
+_SAMPLES = 4  # group elements that layers are compared at
+_MISFIT = (ValueError, TypeError, RuntimeError, LookupError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The first call of one module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    given: Tensor | None  # its first floating-point tensor
+    made: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """The violation of the network up to one layer, under the action that fits it best."""
+
+    layer: str  # name of the module
+    kind: str  # its class
+    error: float  # relative; NaN: no candidate action fits its shape
+    action: str  # the hidden action, or "" when none fits
+    rounding: float = 0.0  # the error that rounding and the action's interpolation make
+    entering: float = 0.0  # error of the layer's input likewise; NaN: none fits
+
+    @property
+    def broken(self) -> bool:
+        """Whether the error is above its rounding without doubt."""
+        return self.error > VIOLATED * self.rounding
+
+    @property
+    def broken_before(self) -> bool:
+        """Whether its input is broken already, by something that is no layer."""
+        return self.entering > VIOLATED * self.rounding
+
+
+def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Activation]:
+    """First call of every innermost module that runs, by name, in order of execution.
+
+    A module whose children are never called by themselves, such as an attention, counts as one.
+    """
+    seen: dict[str, Activation] = {}
+    handles = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            made, given = floating(output), floating((args, kwargs))
+            inner = any(other.startswith(f"{name}.") for other in seen)
+            if made and name not in seen and not inner:
+                entered = given[0].detach() if given else None
+                seen[name] = Activation(args, kwargs, entered, made[0].detach().clone())
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
+    fused = torch.backends.mha.get_fastpath_enabled()  # it skips the layers inside
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            call(model, on_tensors(torch.clone, inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def call(model: nn.Module, x: Tree) -> Tree:
+    """The model on copies of its buffers; a tuple holds its arguments."""
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    return torch.func.functional_call(model, buffers, x if isinstance(x, tuple) else (x,))
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Activations of a model at x, near x and at S_g x, and the hidden actions that fit them."""
+
+    base: dict[str, Activation]
+    moved: list[dict[str, Activation]]
+    errors: tuple[LayerError, ...]
+    actions: dict[str, Action]  # the best fitting one by layer, where one fits
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: Tree,
+        symmetry: Equivariance,
+        hidden: Mapping[str, Action] | None = None,
+    ) -> "Layers":
+        """Run the model at x, at x off by one rounding, and at up to 4 elements."""
+        known = dict(hidden or {})
+        elements = _elements(symmetry)
+        base = activations(model, inputs)
+        near = activations(model, nudged(inputs, torch.Generator().manual_seed(1)))
+        moved = [activations(model, symmetry.input_action(g, inputs)) for g in elements]
+        kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        errors, actions = [], {}
+        for name, at in base.items():
+            choices = [known[name]] if name in known else candidate_actions(symmetry)
+            made = [m[name].made for m in moved if name in m]
+            given = [x for m in moved if name in m and (x := m[name].given) is not None]
+            error, action = _best(choices, elements, at.made, made)
+            entering = 0.0
+            if at.given is not None:
+                entering = _best(choices, elements, at.given, given)[0]
+            rounding = max(distance(near[name].made, at.made), 8 * torch.finfo(at.made.dtype).eps)
+            if action is not None:
+                actions[name] = action
+                rounding = max(rounding, _trip(action, symmetry, elements, at.made))
+            errors.append(
+                LayerError(
+                    layer=name,
+                    kind=kinds[name],
+                    error=error,
+                    action="" if action is None else label(action),
+                    rounding=rounding,
+                    entering=entering,
+                )
+            )
+        return cls(base, moved, tuple(errors), actions)
+
+
+def nudged(inputs: Tree, rng: torch.Generator) -> Tree:
+    """x (1 + eps randn), integers as they are."""
+
+    def nudge(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        noise = torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x.device)
+        return (x.double() * (1 + torch.finfo(x.dtype).eps * noise)).to(x)
+
+    return on_tensors(nudge, inputs)
+
+
+def candidate_actions(symmetry: Equivariance) -> list[Action]:
+    """Hidden actions worth trying, each once."""
+    action = symmetry.input_action
+    action = action.action if isinstance(action, Rebuilt) else action
+    named: list[Action] = [action, symmetry.output_action, trivial]
+    for side in (symmetry.output_action, action):
+        parts = getattr(side, "parts", None)
+        if parts is not None:
+            named = _leaves(parts) + named
+    if any(isinstance(a, Permute) for a in named):
+        named += [Permute(-2), Permute(-1), Permute(-2, -1)]
+    unique: list[Action] = []
+    for candidate in named:
+        if candidate not in unique and not hasattr(candidate, "parts"):
+            unique.append(candidate)
+    return unique
+
+
+def label(action: Action) -> str:
+    """How an action is called in words."""
+    return getattr(action, "__name__", repr(action))
+
+
+def _leaves(parts: Any) -> list[Action]:
+    if callable(parts):
+        return [parts]
+    children = parts.values() if isinstance(parts, Mapping) else parts
+    return [leaf for child in children for leaf in _leaves(child)]
+
+
+def _elements(symmetry: Equivariance) -> list[Element]:
+    group = symmetry.group
+    if group.order is not None and group.order - 1 <= _SAMPLES:
+        return [g for g in group.elements() if g != group.identity]
+    drawn = group.sample(_SAMPLES + 1, torch.Generator().manual_seed(0))
+    return [g for g in drawn if g != group.identity][:_SAMPLES]
+
+
+def _best(
+    choices: list[Action], elements: list[Element], x: Tensor, moved: list[Tensor]
+) -> tuple[float, Action | None]:
+    """Smallest error over the actions that fit, and the first of them that has it."""
+    if len(moved) < len(elements):
+        return math.nan, None
+    tried = [(_error(action, elements, x, moved), action) for action in choices]
+    fitting = [(e, a) for e, a in tried if not math.isnan(e)]
+    return min(fitting, key=lambda pair: pair[0]) if fitting else (math.nan, None)
+
+
+def _error(action: Action, elements: list[Element], output: Tensor, moved: list[Tensor]) -> float:
+    if action in SPATIAL and output.dim() < 4:
+        return math.nan
+    above = below = 0.0
+    for g, response in zip(elements, moved, strict=True):
+        try:
+            expected = inside_of(action, action(g, output))
+            response = inside_of(action, response)
+        except _MISFIT:
+            return math.nan
+        if not isinstance(expected, Tensor) or expected.shape != response.shape:
+            return math.nan
+        right = double(expected)
+        above += float((double(response) - right).square().sum())
+        below += float(right.square().sum())
+    return math.sqrt(above / below) if below > 0 else 0.0
+
+
+def _trip(action: Action, symmetry: Equivariance, elements: list[Element], x: Tensor) -> float:
+    """|S^-1 S x - x| / |x|: what the action itself does to an activation."""
+    group = symmetry.group
+    if action is trivial or not group.invertible:
+        return 0.0
+    trips = [
+        distance(inside_of(action, action(group.inverse(g), action(g, x))), inside_of(action, x))
+        for g in elements
+    ]
+    return max(trips)
