@@ -1,6 +1,7 @@
 """The command line: `eqtoolbox demo | summary RUN | report RUN | audit CONFIG | check CONFIG`."""
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -61,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("config", metavar="CONFIG", help="a TOML file or a preset's name")
     check.add_argument("--json", action="store_true", help="print as JSON")
     check.set_defaults(run=_check)
+
+    found = commands.add_parser("symmetries", help="parameter symmetries of a model, verified")
+    found.add_argument(
+        "model",
+        metavar="MODEL",
+        help="package.module:factory, a function that returns (model, batch)",
+    )
+    found.add_argument("--json", action="store_true", help="print as JSON")
+    found.set_defaults(run=_symmetries)
     return parser
 
 
@@ -144,6 +154,44 @@ def _check(arguments: argparse.Namespace) -> None:
         print(f"[{name}]")
         for key, value in options.items():
             print(f"  {key} = {value}")
+
+
+def _symmetries(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.symmetry import discover
+
+    module, _, factory = arguments.model.partition(":")
+    if not factory:
+        raise ValueError(f"expected package.module:factory, got {arguments.model!r}")
+    sys.path.insert(0, "")
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {arguments.model!r}: {error}") from error
+    finally:
+        sys.path.remove("")
+    made = make()
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        raise ValueError(f"{factory} must return (model, batch) or (model, batch, loss_fn)")
+    rows = [
+        {
+            "family": s.family,
+            "name": s.name,
+            "dimension": s.dimension,
+            "status": s.status,
+            "residual": s.residual,
+        }
+        for s in discover(*made)
+    ]
+    if arguments.json:
+        _print_json(rows)
+        return
+    width = max((len(str(row["name"])) for row in rows), default=4)
+    print(f"{'family':15} {'name':{width}} {'dimension':>9} {'status':11} residual")
+    for row in rows:
+        print(
+            f"{row['family']:15} {row['name']:{width}} {row['dimension']:>9} "
+            f"{row['status']:11} {row['residual']:.1e}"
+        )
 
 
 def _print_json(data: Any) -> None:

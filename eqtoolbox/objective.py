@@ -133,6 +133,21 @@ class Objective:
             raise LookupError("it needs a loss that calls the model once for one output tensor")
         return made[0]
 
+    def output_and_loss(self, params: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+        """The model's output, None unless it is called once for one tensor, and its loss."""
+        made: list[Any] = []
+
+        def body(model: nn.Module) -> Tensor:
+            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
+            try:
+                return scalar_loss(self.loss_fn(model, self._batch()))
+            finally:
+                handle.remove()
+
+        loss: Tensor = self._run(params, body)
+        single = len(made) == 1 and isinstance(made[0], Tensor) and made[0].dim() > 0
+        return (made[0] if single else None), loss
+
     @cached_property
     def call(self) -> Call:
         """How the loss calls the model: the first call, with its evaluation-mode output.

@@ -5,6 +5,7 @@ from eqtoolbox.symmetry.actions import check_action
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.discovery import discover
 from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor, one_sample
 from eqtoolbox.symmetry.equivariance import EquivarianceResult, equivariance_error
 from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
@@ -22,7 +23,7 @@ from eqtoolbox.symmetry.matrices import (
     Orthogonal,
 )
 from eqtoolbox.symmetry.orbit import percent_of_loss, pulled_back
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from eqtoolbox.symmetry.unbounded import Scalings, Translations
 
 __all__ = [
@@ -33,11 +34,13 @@ __all__ = [
     "SO2",
     "SO3",
     "Chain",
+    "ContinuousSymmetry",
     "Culprit",
     "Cyclic",
     "CyclicTranslation",
     "Dihedral",
     "Discovery",
+    "DiscreteSymmetry",
     "Each",
     "Equivariance",
     "EquivarianceResult",
@@ -59,6 +62,7 @@ __all__ = [
     "batch_of_one",
     "check_action",
     "culprit",
+    "discover",
     "discover_data",
     "equivariance_error",
     "factor",
