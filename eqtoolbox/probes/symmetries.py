@@ -54,8 +54,9 @@ def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:
     """In float64; in the model's own type where the model insists on it."""
     wide = snapshot.objective.to(torch.float64)
     try:
-        params = {n: p.double() for n, p in snapshot.before.items()}
-        return find_symmetries(wide.loss, params, run=wide.output_and_loss)
+        return find_symmetries(
+            wide.loss, snapshot.before, run=wide.output_and_loss, dtype=torch.float64
+        )
     except RuntimeError:
         own = snapshot.objective
         return find_symmetries(own.loss, snapshot.before, run=own.output_and_loss)

@@ -17,11 +17,12 @@ def find_symmetries(
     params: Mapping[str, Tensor],
     generator: torch.Generator | None = None,
     run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[ParameterSymmetry]:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.symmetry.search`."""
     from eqtoolbox.symmetry.search import find  # brings scipy, which importing eqtoolbox does not
 
-    return find.find_symmetries(loss, params, generator, run)
+    return find.find_symmetries(loss, params, generator, run, dtype)
 
 
 def discover(
@@ -66,12 +67,14 @@ def discover(
         buffers=buffers,
         dtype=torch.float64,
     )
-    params = objective.parameters()
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError("the model has no trainable parameters: nothing can move")
     with objective.isolated():
         try:
-            return find_symmetries(objective.loss, params, run=objective.output_and_loss)
+            return find_symmetries(
+                objective.loss, params, run=objective.output_and_loss, dtype=torch.float64
+            )
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"the loss could not be analysed on this batch: {error}") from error
 

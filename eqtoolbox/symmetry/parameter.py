@@ -11,7 +11,7 @@ K_i(theta) = d/ds T_s(theta) at s = 0. For coefficients c, K_c = sum_i c_i K_i. 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -104,7 +104,11 @@ class DiscreteSymmetry(ParameterSymmetry):
 
     @abstractmethod
     def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
-        """T theta for generating element `which`; only the moved parameters."""
+        """T theta for generating element `which`; only moved parameters among those given."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Callable[[Parameters], dict[str, Tensor]]:
+        """A random element of the group as a map of (some) parameters; orthogonal."""
 
     def distance(self, params: Parameters) -> Tensor:
         """Order parameter |theta - P theta| of each element, P the projection onto its fixed set.

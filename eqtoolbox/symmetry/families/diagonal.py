@@ -1,7 +1,6 @@
 """Diagonal symmetries: every unit scales its own slices of some parameters."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,19 +21,20 @@ class Leg:
     units: Tensor  # (entries,)
     rates: Tensor  # (entries,), float64
 
-    def spread(self, per_unit: Tensor, like: Tensor) -> Tensor:
-        """Sum of rate * per_unit at every index, broadcast over the parameter's own shape."""
+    def along(self, per_unit: Tensor) -> Tensor:
+        """Sum of rate * per_unit at every index of the axis: (1, length, 1)."""
         rates = self.rates.to(per_unit)
-        along = per_unit.new_zeros(self.length)
-        along = along.index_add(
-            0, self.positions.to(per_unit.device), rates * per_unit[self.units.to(per_unit.device)]
-        )
-        whole = along.to(like)[None, :, None].expand(self.before, self.length, self.after)
-        return whole.reshape(like.shape)
+        zero = per_unit.new_zeros(self.length)
+        units, positions = self.units.to(per_unit.device), self.positions.to(per_unit.device)
+        return zero.index_add(0, positions, rates * per_unit[units])[None, :, None]
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """(before, length, after)."""
+        return tensor.reshape(self.before, self.length, self.after)
 
     def sums(self, elementwise: Tensor, units: int, absolute: bool = False) -> Tensor:
         """Sum of rate * entries per unit, (units,), accumulated in float64."""
-        rows = elementwise.reshape(self.before, self.length, self.after)
+        rows = self.rows(elementwise)
         rows = rows.sum(dim=(0, 2), dtype=torch.float64)
         rates = self.rates.to(rows)
         parts = (rates.abs() if absolute else rates) * rows[self.positions.to(rows.device)]
@@ -54,23 +54,26 @@ class DiagonalSymmetry(ContinuousSymmetry):
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(leg.name for leg in self.legs))
 
-    def _each(
-        self, tensors: Parameters, coefficients: Tensor, map: Callable[[Tensor], Tensor]
-    ) -> dict[str, Tensor]:
-        total: dict[str, Tensor] = {}
-        for leg in self.legs:
-            exponent = leg.spread(coefficients, tensors[leg.name])
-            total[leg.name] = total[leg.name] + exponent if leg.name in total else exponent
-        return {name: tensors[name] * map(exponent) for name, exponent in total.items()}
-
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return self._each(params, coefficients, torch.exp)
+        moved: dict[str, Tensor] = {}
+        for leg in self.legs:
+            old = moved.get(leg.name, params[leg.name])
+            factor = leg.along(coefficients).exp().to(old)
+            moved[leg.name] = (leg.rows(old) * factor).reshape(old.shape)
+        return moved
 
     def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return self._each(params, coefficients, lambda rates: rates)
+        total: dict[str, Tensor] = {}
+        for name in self.names:
+            own = params[name]
+            for leg in self.legs:
+                if leg.name == name:
+                    part = (leg.rows(own) * leg.along(coefficients).to(own)).reshape(own.shape)
+                    total[name] = total[name] + part if name in total else part
+        return total
 
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
-        return self._each(cotangent, coefficients, lambda rates: rates)
+        return self.tangent(cotangent, coefficients)
 
     def _form(self, a: Parameters, b: Parameters, absolute: bool = False) -> Tensor:
         """sum over legs of rate <a_i, b_i> per unit."""

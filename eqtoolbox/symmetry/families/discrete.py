@@ -1,6 +1,6 @@
 """Discrete parameter symmetries: units exchanged (permutation) or reflected (sign flip)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -46,13 +46,24 @@ class Permutation(UnitSymmetry):
     family: ClassVar[str] = "permutation"
 
     def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
+        units = torch.arange(self.dimension + 1)
+        units[which], units[which + 1] = which + 1, which
+        return self.permuted(params, units)
+
+    def draw(self, generator: torch.Generator) -> Callable[[Parameters], dict[str, Tensor]]:
+        units = torch.randperm(self.dimension + 1, generator=generator)
+        return lambda params: self.permuted(params, units)
+
+    def permuted(self, params: Parameters, units: Tensor) -> dict[str, Tensor]:
+        """Unit k replaced by unit units[k], in those parameters that are given."""
         moved: dict[str, Tensor] = {}
         for slot in self.slots:
+            if slot.name not in params:
+                continue
             tensor = moved.get(slot.name, params[slot.name])
-            order = torch.arange(tensor.shape[slot.axis], device=tensor.device)
-            first, second = slot.positions[which], slot.positions[which + 1]
-            order[first], order[second] = second.to(order), first.to(order)
-            moved[slot.name] = tensor.index_select(slot.axis, order)
+            order = torch.arange(tensor.shape[slot.axis])
+            order[slot.positions.reshape(-1)] = slot.positions[units].reshape(-1)
+            moved[slot.name] = tensor.index_select(slot.axis, order.to(tensor.device))
         return moved
 
 
@@ -67,13 +78,23 @@ class SignFlip(UnitSymmetry):
     family: ClassVar[str] = "sign_flip"
 
     def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
+        return self.flipped(params, torch.tensor([which]))
+
+    def draw(self, generator: torch.Generator) -> Callable[[Parameters], dict[str, Tensor]]:
+        units = torch.randint(0, 2, (self.dimension,), generator=generator).nonzero().reshape(-1)
+        return lambda params: self.flipped(params, units)
+
+    def flipped(self, params: Parameters, units: Tensor) -> dict[str, Tensor]:
+        """The given units reflected, in those parameters that are given."""
         moved: dict[str, Tensor] = {}
         for slot in self.slots:
+            if slot.name not in params:
+                continue
             tensor = moved.get(slot.name, params[slot.name])
-            signs = torch.ones(tensor.shape[slot.axis], dtype=tensor.dtype, device=tensor.device)
-            signs[slot.positions[which].to(signs.device)] = -1.0
+            signs = torch.ones(tensor.shape[slot.axis], dtype=tensor.dtype)
+            signs[slot.positions[units].reshape(-1)] = -1.0
             shape = [-1 if a == slot.axis else 1 for a in range(tensor.dim())]
-            moved[slot.name] = tensor * signs.reshape(shape)
+            moved[slot.name] = tensor * signs.reshape(shape).to(tensor.device)
         return moved
 
 

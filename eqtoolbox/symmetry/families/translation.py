@@ -91,39 +91,67 @@ class Translation(ContinuousSymmetry):
         return torch.zeros(self.dimension, dtype=torch.float64, device=some.device)
 
 
-def propose_translations(trace: Trace, gradient: Mapping[str, Tensor]) -> Iterator[Translation]:
-    """Shifts to which the gradient is orthogonal to rounding, one proposal a layer.
+class TranslationSearch:
+    """Shifts to which the gradient is orthogonal to rounding, while it comes in pieces.
 
     Tried are: each entry of a vector, all indices of an axis together, and the groups of group
     normalisations. Whether they are symmetries is for the finite check to say.
     """
-    largest = max((float(g.abs().max()) for g in gradient.values()), default=0.0)
-    counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
-    layers: dict[str, list[Shift]] = {}
-    for name, g in gradient.items():
-        found = _shift(name, g, largest, sorted(counts, reverse=True))
-        if found is not None:
-            layers.setdefault(layer_name(name), []).append(found)
-    for layer, shifts in layers.items():
-        dimension = sum(s.count * s.width for s in shifts)
-        yield Translation(name=layer, dimension=dimension, shifts=tuple(shifts))
 
+    def __init__(self, trace: Trace) -> None:
+        counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
+        self.counts = sorted(counts, reverse=True)
+        self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
+        self.names: list[str] = []
+        self._shifts: dict[str, Shift] = {}
+        self._largest = 0.0
 
-def _shift(name: str, g: Tensor, largest: float, counts: list[int]) -> Shift | None:
-    if g.dim() == 0 or not bool(g.any()):
-        return None
-    if g.dim() == 1:
-        zero = g.abs() <= _ZERO * largest
+    def add(self, gradient: Mapping[str, Tensor]) -> None:
+        """Take one piece of the gradient into account."""
+        for name, g in gradient.items():
+            self.names.append(name)
+            if not g.numel():
+                continue
+            low, high = g.aminmax()
+            self._largest = max(self._largest, float(high), -float(low))
+            if g.dim() == 1:
+                self.vectors[name] = g
+            elif g.dim() and (float(high) or float(low)):
+                shift = self._of_groups(name, g)
+                if shift is not None:
+                    self._shifts[name] = shift
+
+    def proposals(self) -> Iterator[Translation]:
+        """One proposal a layer."""
+        layers: dict[str, list[Shift]] = {}
+        for name in self.names:
+            found = self._shifts.get(name)
+            if found is None and name in self.vectors:
+                found = self._of_vector(name, self.vectors[name])
+            if found is not None:
+                layers.setdefault(layer_name(name), []).append(found)
+        for layer, shifts in layers.items():
+            dimension = sum(s.count * s.width for s in shifts)
+            yield Translation(name=layer, dimension=dimension, shifts=tuple(shifts))
+
+    def _of_vector(self, name: str, g: Tensor) -> Shift | None:
+        if not bool(g.any()):
+            return None
+        zero = g.abs() <= _ZERO * self._largest
         if bool(zero.any()) and g.numel() > 1:
             groups = torch.where(zero, zero.long().cumsum(0) - 1, -1)
             return Shift(name, 0, groups.cpu(), int(zero.sum()), 1)
-    for axis in range(min(g.dim(), 2)):
-        rows = g.movedim(axis, 0).reshape(g.shape[axis], -1).double()
-        for count in counts:
-            if len(rows) == count or len(rows) % count:
-                continue
-            blocks = rows.reshape(count, -1, rows.shape[1])
-            if float(blocks.sum(1).abs().max()) <= _ZERO * float(blocks.abs().sum(1).max()):
-                groups = torch.arange(count).repeat_interleave(len(rows) // count)
-                return Shift(name, axis, groups, count, rows.shape[1])
-    return None
+        return self._of_groups(name, g)
+
+    def _of_groups(self, name: str, g: Tensor) -> Shift | None:
+        for axis in range(min(g.dim(), 2)):
+            rows = g.movedim(axis, 0).reshape(g.shape[axis], -1)
+            for count in self.counts:
+                if len(rows) == count or len(rows) % count:
+                    continue
+                blocks = rows.reshape(count, -1, rows.shape[1])
+                sums = blocks.sum(1, dtype=torch.float64).abs().max()
+                if float(sums) <= _ZERO * float(blocks.norm(1, dim=1).max()):
+                    groups = torch.arange(count).repeat_interleave(len(rows) // count)
+                    return Shift(name, axis, groups, count, rows.shape[1])
+        return None

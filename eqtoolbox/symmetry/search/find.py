@@ -1,8 +1,10 @@
 """Search: parameter symmetries proposed from what a loss runs, confirmed by numbers."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,25 +17,32 @@ from eqtoolbox.symmetry.families.discrete import (
 )
 from eqtoolbox.symmetry.families.general_linear import MatrixSymmetry
 from eqtoolbox.symmetry.families.head import propose_head
-from eqtoolbox.symmetry.families.translation import propose_translations
+from eqtoolbox.symmetry.families.translation import TranslationSearch
 from eqtoolbox.symmetry.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
     ParameterSymmetry,
 )
 from eqtoolbox.symmetry.search.members import members, proposals
+from eqtoolbox.symmetry.search.point import Point
+from eqtoolbox.symmetry.search.precision import FullPrecision
 from eqtoolbox.symmetry.search.trace import Trace, trace
 from eqtoolbox.symmetry.search.verification import (
+    Covariance,
     Loss,
-    equivariance_residuals,
+    Move,
+    Slopes,
+    draw,
+    evaluated,
+    gradients,
+    joint_changes,
     judged,
-    value_and_gradient,
-    verified,
-    verified_discrete,
+    limit,
 )
 
 log = logging.getLogger(__name__)
 Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
+_DRAWS = 3  # random elements of each discrete group: a group half as large passes with 1/8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,35 +51,18 @@ class Problem:
 
     loss: Loss
     outputs: Loss | None  # the model's output, where it is a single tensor
-    params: dict[str, Tensor]
+    point: Point
     value: Tensor
-    gradient: dict[str, Tensor] = field(repr=False)
     trace: Trace = field(repr=False)
     generator: torch.Generator = field(repr=False)
 
-    def check(self, symmetry: ContinuousSymmetry, draws: int = 2) -> ContinuousSymmetry:
-        """The symmetry with its status and residual."""
-        return verified(
-            symmetry, self.loss, self.params, self.generator, draws, self.gradient, self.value
-        )
+    @property
+    def small(self) -> float:
+        return limit(self.value.dtype)
 
-
-def _discrete(problem: Problem, larger: list[MatrixSymmetry]) -> Iterator[DiscreteSymmetry]:
-    """Permutations and sign flips that are in none of the `larger` groups."""
-    labels = propose_permutations(members(problem.trace, "label")[0])
-    flips = propose_sign_flips(members(problem.trace, "sign")[0])
-    covered = [set(s.names) for s in larger if s.family != "rope"]
-    turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
-    for proposal in (*labels, *flips, *propose_heads(larger)):
-        own = set(proposal.names)
-        heads = proposal.name.endswith("heads")
-        if not heads and (own in covered or (proposal.family == "sign_flip" and own in turned)):
-            continue
-        checked = verified_discrete(
-            proposal, problem.loss, problem.params, problem.gradient, problem.value
-        )
-        if checked.status != "broken":
-            yield checked
+    def changes(self, moves: Sequence[Sequence[Move]]) -> list[float]:
+        """Relative change of the loss under each proposal's moves."""
+        return joint_changes(self.loss, self.point, moves, self.value, self.small)
 
 
 def find_symmetries(
@@ -78,12 +70,12 @@ def find_symmetries(
     params: Mapping[str, Tensor],
     generator: torch.Generator | None = None,
     run: Run | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[ParameterSymmetry]:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
     One evaluation is traced, the analyses propose from the trace, and each proposal is checked at
-    a finite transformation and to first order (`search.verification`). Give float64 parameters and
-    a loss that computes in float64 for the sharpest check.
+    a finite transformation and to first order (`search.verification`).
 
     Args:
         loss: params -> scalar.
@@ -91,53 +83,41 @@ def find_symmetries(
         generator: for the random elements; seeded with 0 unless given.
         run: params -> (output or None, loss), where the model's output is known: then also
             equivariances are looked for.
+        dtype: that the loss is evaluated in; float64 makes the sharpest check. None: the
+            parameters' own.
 
     Returns:
         Proposals with their status: look at it before use. A group that holds is not listed again
         within a larger one.
     """
-    problem = _problem(loss, dict(params), generator, run)
-    found: list[ParameterSymmetry] = list(_scaling(problem))
-    matrices = [s for s in found if isinstance(s, MatrixSymmetry) and s.status != "broken"]
-    for proposal in (
-        *propose_translations(problem.trace, problem.gradient),
-        *propose_bias_shifts(problem.trace, problem.params, problem.gradient),
-    ):
-        checked = problem.check(proposal)
-        if checked.status != "broken":
-            found.append(checked)
-    if problem.outputs is not None:
-        for proposal in propose_head(problem.trace):
-            worst = max(
-                equivariance_residuals(proposal, problem.outputs, problem.params, problem.generator)
-            )
-            checked = judged(proposal, worst, problem.value.dtype == torch.float64)
-            if checked.status != "broken":
-                found.append(checked)
-    found += _discrete(problem, matrices)
-    return found
+    with FullPrecision() if dtype == torch.float64 else nullcontext():
+        problem = _problem(loss, params, generator, run, dtype)
+        found = _continuous(problem)
+        larger = [s for s in found if isinstance(s, MatrixSymmetry) and s.status != "broken"]
+        return [*found, *_equivariances(problem), *_discrete(problem, larger)]
 
 
 def _problem(
-    loss: Loss, params: dict[str, Tensor], generator: torch.Generator | None, run: Run | None
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    generator: torch.Generator | None,
+    run: Run | None,
+    dtype: torch.dtype | None,
 ) -> Problem:
-    generator = generator or torch.Generator().manual_seed(0)
-    params = _in_general_position(params, generator)
-    traced = trace(run or (lambda p: (None, loss(p))), params)
-    value, gradient = value_and_gradient(loss, params)
-    outputs: Loss | None = None
-    if run is not None and traced.output is not None:
-        outputs = lambda p: _output(run, p)
+    point = Point(params, dtype)
+    traced = trace(run or (lambda p: (None, loss(p))), point)
     for note in traced.notes:
         log.info("symmetries: %s", note)
+    outputs: Loss | None = None
+    if run is not None and traced.output is not None:
+        outputs = partial(_output, run)
     return Problem(
         loss=loss,
         outputs=outputs,
-        params=params,
-        value=value,
-        gradient=gradient,
+        point=point,
+        value=evaluated(loss, point),
         trace=traced,
-        generator=generator,
+        generator=generator or torch.Generator().manual_seed(0),
     )
 
 
@@ -147,20 +127,8 @@ def _output(run: Run, params: dict[str, Tensor]) -> Tensor:
     return output
 
 
-def _in_general_position(
-    params: dict[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Parameters moved a little: a symmetry holds everywhere, an accident of initialisation
-    (all gains one, all biases zero) only there."""
-    moved = {}
-    for name, p in params.items():
-        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-        rms = p.detach().square().mean().sqrt() if p.numel() else torch.zeros(())
-        moved[name] = p.detach() + (0.1 * rms + 0.01) * noise
-    return moved
-
-
-def _scaling(problem: Problem) -> Iterator[ContinuousSymmetry]:
+def _continuous(problem: Problem) -> list[ContinuousSymmetry]:
+    """Symmetries of the loss: of every member the largest group that holds, then shifts."""
     found, state = members(problem.trace)
     if state.unknown:
         log.warning(
@@ -168,9 +136,121 @@ def _scaling(problem: Problem) -> Iterator[ContinuousSymmetry]:
             "symmetries through them are missed",
             ", ".join(sorted(state.unknown)),
         )
-    for _, trials in proposals(found):
-        for trial in trials:
-            checked = problem.check(trial)
-            if checked.status != "broken" or trial is trials[-1]:
-                yield checked
-                break
+    chains = [trials for _, trials in proposals(found)]
+    flat = [trial for trials in chains for trial in trials]
+    drawn = [draw(s, problem.value, problem.generator) for s in flat]
+    slopes, shifts = Slopes(flat, drawn), TranslationSearch(problem.trace)
+    for piece in gradients(problem.loss, problem.point):
+        slopes.add(problem.point, piece)
+        shifts.add(piece)
+    first = dict(zip(map(id, flat), slopes.residuals(), strict=True))
+    moved = dict(zip(map(id, flat), drawn, strict=True))
+    chosen = {}
+    while any(chains):  # in each round the largest group left of every undecided member
+        trials = [(k, chain[0]) for k, chain in enumerate(chains) if chain]
+        checked = _checked(problem, [(s, moved[id(s)], first[id(s)]) for _, s in trials])
+        for (k, _), symmetry in zip(trials, checked, strict=True):
+            chosen[k] = symmetry
+            chains[k] = chains[k][1:] if symmetry.status == "broken" else []
+    later: list[ContinuousSymmetry] = [
+        *shifts.proposals(),
+        *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),
+    ]
+    tried = [(s, draw(s, problem.value, problem.generator), 0.0) for s in later]
+    holding = [s for s in _checked(problem, tried) if s.status != "broken"]
+    return [*(chosen[k] for k in sorted(chosen)), *holding]
+
+
+def _checked(
+    problem: Problem, tried: Sequence[tuple[ContinuousSymmetry, Tensor, float]]
+) -> list[ContinuousSymmetry]:
+    """Each (symmetry, coefficients, residual of order 1) judged with order 0 at c and -c.
+
+    Exact ones are tried together; those that may only be approximate, alone.
+    """
+    worst = {k: order_1 for k, (_, _, order_1) in enumerate(tried)}
+    exact = [k for k in worst if worst[k] <= problem.small]
+    near = [k for k in worst if problem.small < worst[k] <= tried[k][0].tolerance]
+    for together in (exact, *([k] for k in near)):
+        moves = [
+            [partial(_transformed, s, c), partial(_transformed, s, -c)]
+            for s, c, _ in (tried[k] for k in together)
+        ]
+        for k, order_0 in zip(together, problem.changes(moves), strict=True):
+            worst[k] = max(worst[k], order_0)
+    dtype = problem.value.dtype
+    return [judged(s, worst[k], dtype) for k, (s, _, _) in enumerate(tried)]
+
+
+def _transformed(
+    symmetry: ContinuousSymmetry, coefficients: Tensor, params: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    return symmetry.transform(params, coefficients)
+
+
+def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
+    """Transformations that move the outputs in a known way; orders 0 and 1 of f, not of the loss.
+
+    order 0: |f(T_c theta) - R_c f| / |f|; order 1: |u . (J K - rho)| / (|J^T u| |K| + |u| |rho|)
+    for a random u.
+    """
+    proposed = list(propose_head(problem.trace))
+    outputs, point = problem.outputs, problem.point
+    if outputs is None or not proposed:
+        return
+    y = evaluated(outputs, point)
+    u = torch.randn(y.shape, generator=problem.generator, dtype=torch.float64).to(y)
+    drawn = [draw(s, y, problem.generator) for s in proposed]
+    slopes = Slopes(proposed, drawn)
+    for piece in gradients(lambda p: (u * outputs(p)).sum(), point):
+        slopes.add(point, piece)
+    turned = [s.rho(y, c) for s, c in zip(proposed, drawn, strict=True)]
+    against = [(float((u * r).sum()), float(u.norm() * r.norm())) for r in turned]
+    first = slopes.residuals(against)
+    for symmetry, c, order_1 in zip(proposed, drawn, first, strict=True):
+        there = evaluated(outputs, point, [partial(_transformed, symmetry, c)])
+        defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
+        checked = judged(symmetry, max(order_1, float(defect)), y.dtype)
+        if checked.status != "broken":
+            yield checked
+
+
+def _discrete(problem: Problem, larger: list[MatrixSymmetry]) -> Iterator[DiscreteSymmetry]:
+    """Permutations and sign flips that are in none of the `larger` groups."""
+    labels = propose_permutations(members(problem.trace, "label")[0])
+    flips = propose_sign_flips(members(problem.trace, "sign")[0])
+    covered = [set(s.names) for s in larger if s.family != "rope"]
+    turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
+    proposed: list[DiscreteSymmetry] = list(propose_heads(larger))
+    for proposal in (*labels, *flips):
+        own = set(proposal.names)
+        if not (own in covered or (proposal.family == "sign_flip" and own in turned)):
+            proposed.append(proposal)
+    moves = [_elements(s, problem.generator) for s in proposed]
+    changes = problem.changes(moves)
+    holding = [k for k, order_0 in enumerate(changes) if order_0 <= problem.small]
+    if not holding:
+        return
+    product = [moves[k][0] for k in holding]
+    covariance = Covariance(product)
+    for piece in gradients(problem.loss, problem.point):
+        covariance.add(piece)
+    for piece in gradients(problem.loss, problem.point, product):
+        covariance.compare(piece)
+    for k in holding:
+        worst = max(changes[k], covariance.residual(proposed[k].names))
+        checked = judged(proposed[k], worst, problem.value.dtype)
+        if checked.status != "broken":
+            yield checked
+
+
+def _elements(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
+    """Random elements of the group, and its first and last generating element alone."""
+    drawn: list[Move] = [symmetry.draw(generator) for _ in range(_DRAWS)]
+    return [*drawn, *(partial(_element, symmetry, k) for k in (0, symmetry.dimension - 1))]
+
+
+def _element(
+    symmetry: DiscreteSymmetry, which: int, params: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    return symmetry.element(params, which)

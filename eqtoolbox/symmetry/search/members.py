@@ -268,14 +268,21 @@ def _without_constants(axes: dict[int, sparse.csc_matrix]) -> dict[int, sparse.c
             levels, times = np.unique(values.round(9), return_counts=True)
             if times.max() * 2 > length:
                 constants[k] = levels[times.argmax()]
-        shift = sparse.csc_matrix(constants[None])
-        moved[axis] = (effect - sparse.vstack([shift] * length)).tocsc()
         target = moved[other]
-        moved[other] = (target + sparse.vstack([shift] * target.shape[0])).tocsc()
+        moved[axis] = (effect - _constant_columns(constants, length)).tocsc()
+        moved[other] = (target + _constant_columns(constants, target.shape[0])).tocsc()
         for matrix in (moved[axis], moved[other]):
             matrix.data[np.abs(matrix.data) < 1e-9] = 0
             matrix.eliminate_zeros()
     return moved
+
+
+def _constant_columns(constants: NDArray[np.float64], length: int) -> sparse.csc_matrix:
+    """Every column constant, most of them zero."""
+    some = np.flatnonzero(constants)
+    starts = np.concatenate([[0], np.cumsum(np.where(constants != 0, length, 0))])
+    cells = (np.repeat(constants[some], length), np.tile(np.arange(length), len(some)), starts)
+    return sparse.csc_matrix(cells, shape=(length, len(constants)))
 
 
 def _extremes(effect: sparse.csc_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], Bits]:

@@ -118,7 +118,7 @@ def trace(
         >>> [node.name for node in found.nodes]
         ['dot', 'relu']
     """
-    leaves = {n: p.detach().clone() for n, p in params.items()}
+    leaves = {n: p.detach() for n, p in params.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,7 +1,14 @@
-"""Verification: a proposed parameter symmetry is checked by numbers before it is used."""
+"""Verification: proposed parameter symmetries are checked by numbers before they are used.
+
+The laws are linear in the generator at order 1, so one gradient serves every proposal along a
+random element of its algebra. At order 0 the product of all transformations is tested at once and
+halved where it fails. A proposal that is broken escapes only where its defect is a polynomial or
+analytic function that vanishes at the element drawn: with probability zero, up to rounding.
+"""
 
 import math
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -10,168 +17,219 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.parameter import (
     ContinuousSymmetry,
-    DiscreteSymmetry,
     Parameters,
     ParameterSymmetry,
     Status,
 )
+from eqtoolbox.symmetry.search.point import Point
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 S = TypeVar("S", bound=ParameterSymmetry)
+Move = Callable[[Parameters], dict[str, Tensor]]
 
 
-def residuals(
-    symmetry: ContinuousSymmetry,
-    loss: Loss,
-    params: Parameters,
-    generator: torch.Generator,
-    strength: float = 0.3,
-    gradient: Parameters | None = None,
-    value: Tensor | None = None,
-) -> tuple[float, float]:
-    """Residuals of order 0 and 1 of the law along a random element of the algebra.
-
-    order 0: |L(T_c theta) - L(theta)| / |L(theta)| at c and -c, order 1: |g . K_c| / (|g| |K_c|),
-    with c = `strength` times standard normal; |g| over the moved parameters.
-    """
-    coefficients = draw(symmetry, params, generator, strength)
-    if gradient is None or value is None:
-        value, gradient = value_and_gradient(loss, params)
-    with torch.no_grad():
-        order_0 = 0.0
-        for c in (coefficients, -coefficients):  # a dead unit is flat on one side only
-            moved = {**params, **symmetry.transform(params, c)}
-            change = float((loss(moved) - value).abs() / value.abs().clamp_min(1e-300))
-            order_0 = max(order_0, change if math.isfinite(change) else math.inf)
-        tangent = symmetry.tangent(params, coefficients)
-        own = {n: gradient[n] for n in tangent}
-        scale = _norm(own) * _norm(tangent)
-        order_1 = abs(_dot(own, tangent)) / scale if scale > 0 else 0.0
-    return order_0, order_1
+def limit(dtype: torch.dtype) -> float:
+    """Largest residual that counts as rounding."""
+    return 1e-10 if dtype == torch.float64 else 1e-4
 
 
-def equivariance_residuals(
-    symmetry: ContinuousSymmetry,
-    outputs: Loss,
-    params: Parameters,
-    generator: torch.Generator,
-    strength: float = 0.3,
-) -> tuple[float, float]:
-    """Residuals of f(T_c theta) = R_c f(theta) and J K_c = rho_c(f).
-
-    order 0 relative to |f|; order 1 as |u . (J K - rho)| / (|J^T u| |K| + |u| |rho|) for a random
-    u, exact by one backward pass.
-    """
-    coefficients = draw(symmetry, params, generator, strength)
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
-    y = outputs(leaves)
-    u = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)
-    moved = [leaves[n] for n in symmetry.names]
-    found = torch.autograd.grad((u * y).sum(), moved, allow_unused=True)
-    with torch.no_grad():
-        there = outputs({**params, **symmetry.transform(params, coefficients)})
-        size = y.norm().clamp_min(1e-300)
-        order_0 = float((there - symmetry.transform_outputs(y, coefficients)).norm() / size)
-        tangent = symmetry.tangent(params, coefficients)
-        pulled = {
-            n: torch.zeros_like(params[n]) if g is None else g
-            for n, g in zip(symmetry.names, found, strict=True)
-        }
-        rho = symmetry.rho(y, coefficients)
-        scale = _norm(pulled) * _norm(tangent) + float(u.norm() * rho.norm())
-        order_1 = abs(_dot(pulled, tangent) - float((u * rho).sum())) / max(scale, 1e-300)
-    return order_0, order_1
-
-
-def draw(
-    symmetry: ContinuousSymmetry,
-    params: Parameters,
-    generator: torch.Generator,
-    strength: float,
-) -> Tensor:
-    """Random coefficients of a symmetry's algebra, in the parameters' type."""
-    drawn = torch.randn(symmetry.dimension, generator=generator, dtype=torch.float64)
-    return (strength * drawn).to(params[symmetry.names[0]])
-
-
-def value_and_gradient(loss: Loss, params: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradient at `params`; zero where a parameter takes no part."""
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
-    value = loss(leaves)
-    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    gradient = {
-        n: torch.zeros_like(p) if g is None else g
-        for (n, p), g in zip(leaves.items(), found, strict=True)
-    }
-    return value.detach(), gradient
-
-
-def judged(symmetry: S, worst: float, double: bool) -> S:
+def judged(symmetry: S, worst: float, dtype: torch.dtype) -> S:
     """The symmetry with its `status` for a residual.
 
-    verified: to rounding (1e-9 in float64, 1e-4 in float32); approximate: within the family's
-    own tolerance (the epsilon of a normalisation layer); broken: otherwise.
+    verified: to rounding (1e-10 in float64, 1e-4 below); approximate: within the family's own
+    tolerance (the epsilon of a normalisation layer); broken: otherwise.
     """
     status: Status = "broken"
-    if worst <= (1e-9 if double else 1e-4):
+    if worst <= limit(dtype):
         status = "verified"
     elif worst <= symmetry.tolerance:
         status = "approximate"
     return replace(symmetry, status=status, residual=worst)
 
 
+def draw(symmetry: ContinuousSymmetry, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random coefficients of a symmetry's algebra, `strength` times standard normal."""
+    drawn = torch.randn(symmetry.dimension, generator=generator, dtype=torch.float64)
+    return (symmetry.strength * drawn).to(like)
+
+
+def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) -> Tensor:
+    """The function where `params` are moved, one move after the other."""
+    moved: dict[str, Tensor] = {}
+    for move in moves:
+        moved.update(move(ChainMap(moved, params)))  # type: ignore[arg-type]
+    with torch.no_grad():
+        return function({n: moved.pop(n) if n in moved else params[n] for n in params})
+
+
+def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor) -> float:
+    """|L(moved) - L| / |L|, infinite where the loss is not finite there."""
+    found = float((evaluated(loss, params, moves) - value).abs() / value.abs().clamp_min(1e-300))
+    return found if math.isfinite(found) else math.inf
+
+
+def joint_changes(
+    loss: Loss, params: Parameters, moves: Sequence[Sequence[Move]], value: Tensor, small: float
+) -> list[float]:
+    """Relative change of the loss for each proposal, all tried together and halved where they fail.
+
+    Args:
+        moves: for every proposal the moves to try, as many for each (c and -c).
+        small: change up to which a set of proposals passes together.
+    """
+    if not moves:
+        return []
+    tries = range(len(moves[0]))
+    worst = max(change(loss, params, [m[k] for m in moves], value) for k in tries)
+    if worst <= small or len(moves) == 1:
+        return [worst] * len(moves)
+    half = len(moves) // 2
+    parts = (moves[:half], moves[half:])
+    return [w for part in parts for w in joint_changes(loss, params, part, value, small)]
+
+
+def gradients(function: Loss, params: Point, moves: Sequence[Move] = ()) -> Iterator[Parameters]:
+    """Gradient at (moved) parameters in pieces, zero where a parameter takes no part.
+
+    Each piece has its own forward pass: of what is made for it nothing but the piece remains.
+    """
+    for names in params.chunks():
+        chosen = set(names)
+        moved: dict[str, Tensor] = {}
+        for move in moves:
+            moved.update(move(ChainMap(moved, params)))  # type: ignore[arg-type]
+        leaves = {n: (moved.pop(n) if n in moved else params[n]).detach() for n in params}
+        leaves = {n: p.requires_grad_() if n in chosen else p for n, p in leaves.items()}
+        targets = [leaves[n] for n in names]
+        value = function(leaves)
+        shapes = {n: leaves[n] for n in names}
+        del leaves
+        found: list[Tensor | None] = [None] * len(names)
+        if value.requires_grad:
+            found = list(torch.autograd.grad(value, targets, allow_unused=True))
+        del value, targets
+        yield {
+            n: torch.zeros_like(shapes[n]) if g is None else g
+            for n, g in zip(names, found, strict=True)
+        }
+
+
+class Slopes:
+    """g . K_c of many symmetries, gathered while the gradient comes in pieces."""
+
+    def __init__(
+        self, symmetries: Sequence[ContinuousSymmetry], coefficients: Sequence[Tensor]
+    ) -> None:
+        self.symmetries, self.coefficients = symmetries, coefficients
+        self.dots, self.gradients, self.tangents = ([0.0] * len(symmetries) for _ in range(3))
+
+    def add(self, params: Parameters, gradient: Parameters) -> None:
+        """Take one piece of the gradient into account."""
+        squares = {name: dot(g, g) for name, g in gradient.items()}
+        for k, (s, c) in enumerate(zip(self.symmetries, self.coefficients, strict=True)):
+            if not gradient.keys() & set(s.names):
+                continue
+            tangent = s.tangent(params, c)
+            for name in gradient.keys() & tangent.keys():
+                g, t = gradient[name], tangent[name]
+                self.dots[k] += dot(g, t)
+                self.gradients[k] += squares[name]
+                self.tangents[k] += dot(t, t)
+
+    def residuals(self, against: Sequence[tuple[float, float]] | None = None) -> list[float]:
+        """|g . K - c| / (|g| |K| + scale of c), with (c, scale) of each from `against`."""
+        found = []
+        for k in range(len(self.symmetries)):
+            constant, scale = against[k] if against else (0.0, 0.0)
+            total = math.sqrt(self.gradients[k] * self.tangents[k]) + scale
+            found.append(abs(self.dots[k] - constant) / total if total > 0 else 0.0)
+        return found
+
+
+def residuals(
+    symmetry: ContinuousSymmetry,
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> tuple[float, float]:
+    """Residuals of order 0 and 1 of the law along a random element of the algebra.
+
+    order 0: |L(T_c theta) - L(theta)| / |L(theta)| at c and -c, order 1: |g . K_c| / (|g| |K_c|),
+    with |g| over the moved parameters.
+    """
+    coefficients = draw(symmetry, params[symmetry.names[0]], generator)
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    value = loss(leaves)
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    pairs = zip(leaves, found, strict=True)
+    gradient = {n: torch.zeros_like(params[n]) if g is None else g for n, g in pairs}
+    slopes = Slopes([symmetry], [coefficients])
+    slopes.add(params, gradient)
+    order_0 = max(
+        change(loss, params, [lambda p, c=c: symmetry.transform(p, c)], value.detach())
+        for c in (coefficients, -coefficients)  # a dead unit is flat on one side only
+    )
+    return order_0, slopes.residuals()[0]
+
+
 def verified(
     symmetry: ContinuousSymmetry,
     loss: Loss,
-    params: Parameters,
+    params: Mapping[str, Tensor],
     generator: torch.Generator,
-    draws: int = 2,
-    gradient: Parameters | None = None,
-    value: Tensor | None = None,
 ) -> ContinuousSymmetry:
-    """The symmetry judged by the worst residual over `draws` random elements."""
-    worst = max(
-        max(residuals(symmetry, loss, params, generator, symmetry.strength, gradient, value))
-        for _ in range(draws)
-    )
-    return judged(symmetry, worst, params[symmetry.names[0]].dtype == torch.float64)
+    """One symmetry judged by the worse of its two residuals."""
+    worst = max(residuals(symmetry, loss, params, generator))
+    return judged(symmetry, worst, params[symmetry.names[0]].dtype)
 
 
-def verified_discrete(
-    symmetry: DiscreteSymmetry,
-    loss: Loss,
-    params: Parameters,
-    gradient: Parameters,
-    value: Tensor,
-    elements: int = 2,
-) -> DiscreteSymmetry:
-    """Judged by |L(T theta) - L(theta)| / |L| of all generating elements applied at once.
+class Covariance:
+    """g(T theta) = T g(theta), compared per parameter by random projections.
 
-    T is taken as the product of all generating elements, then of a few of them alone; the first
-    also gives order 1, |g(T theta) - T g(theta)| / |g|.
+    Each tensor is projected on a product of random vectors, one an axis, so that of a gradient
+    only two numbers a tensor are kept.
     """
-    worst = 0.0
-    with torch.no_grad():
-        whole = dict(params)
-        for which in range(symmetry.dimension):
-            whole.update(symmetry.element(whole, which))
-        trials = [whole]
-        for which in range(0, symmetry.dimension, max(1, symmetry.dimension // elements)):
-            trials.append({**params, **symmetry.element(params, which)})
-        for trial in trials:
-            worst = max(worst, float((loss(trial) - value).abs() / value.abs().clamp_min(1e-300)))
-    _, there = value_and_gradient(loss, trials[-1])
-    which = range(0, symmetry.dimension, max(1, symmetry.dimension // elements))[-1]
-    expected = {**gradient, **symmetry.element(gradient, which)}
-    difference = {n: there[n] - expected[n] for n in symmetry.names}
-    size = _norm({n: gradient[n] for n in symmetry.names})
-    worst = max(worst, _norm(difference) / size if size > 0 else 0.0)
-    return judged(symmetry, worst, params[symmetry.names[0]].dtype == torch.float64)
+
+    def __init__(self, elements: Sequence[Move]) -> None:
+        self.elements = elements
+        self.sketches: dict[str, float] = {}
+        self.sizes: dict[str, float] = {}
+        self.differences: dict[str, float] = {}
+
+    def add(self, gradient: Parameters) -> None:
+        """A piece of the gradient at theta."""
+        for name, moved in self._moved(gradient).items():
+            self.sketches[name], self.sizes[name] = _sketch(moved), math.sqrt(dot(moved, moved))
+
+    def compare(self, there: Parameters) -> None:
+        """A piece of the gradient at T theta."""
+        for name in there.keys() & self.sketches.keys():
+            self.differences[name] = abs(_sketch(there[name]) - self.sketches[name])
+
+    def residual(self, names: Sequence[str]) -> float:
+        """Largest difference among these tensors, relative to the gradient of all of them."""
+        size = math.sqrt(sum(self.sizes[n] ** 2 for n in names))
+        return max(self.differences[n] for n in names) / size if size > 0 else 0.0
+
+    def _moved(self, gradient: Parameters) -> dict[str, Tensor]:
+        moved: dict[str, Tensor] = {}
+        for element in self.elements:
+            moved.update(element(ChainMap(moved, gradient)))  # type: ignore[arg-type]
+        return moved
 
 
-def _dot(a: Parameters, b: Parameters) -> float:
-    return float(sum(float((a[n] * b[n]).sum(dtype=torch.float64)) for n in a))
+def _sketch(tensor: Tensor) -> float:
+    """Inner product with a product of fixed random vectors of unit size."""
+    generator = torch.Generator().manual_seed(0)
+    left = tensor
+    for length in reversed(tensor.shape):
+        vector = torch.randn(length, generator=generator, dtype=torch.float64).to(tensor)
+        left = left @ (vector / vector.norm())
+    return float(left)
 
 
-def _norm(a: Parameters) -> float:
-    return math.sqrt(_dot(a, a))
+def dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of two tensors, summed in float64."""
+    if a.dtype == torch.float64:
+        return float(a.reshape(-1) @ b.reshape(-1))
+    return float((a * b).sum(dtype=torch.float64))
