@@ -148,6 +148,26 @@ class Objective:
         single = len(made) == 1 and isinstance(made[0], Tensor) and made[0].dim() > 0
         return (made[0] if single else None), loss
 
+    def loss_of_moved_inputs(
+        self, params: Mapping[str, Tensor], move: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Training loss with `move` applied to the model's first floating-point argument."""
+
+        def moved(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            floating = [isinstance(x, Tensor) and x.is_floating_point() for x in args]
+            first = floating.index(True) if any(floating) else len(args)
+            return tuple(move(x) if k == first else x for k, x in enumerate(args))
+
+        def body(model: nn.Module) -> Tensor:
+            handle = model.register_forward_pre_hook(moved)
+            try:
+                return scalar_loss(self.loss_fn(model, self._batch()))
+            finally:
+                handle.remove()
+
+        loss: Tensor = self._run(params, body)
+        return loss
+
     @cached_property
     def call(self) -> Call:
         """How the loss calls the model: the first call, with its evaluation-mode output.

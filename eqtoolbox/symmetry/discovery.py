@@ -18,11 +18,12 @@ def find_symmetries(
     generator: torch.Generator | None = None,
     run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]] | None = None,
     dtype: torch.dtype | None = None,
+    moved_inputs: Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor] | None = None,
 ) -> list[ParameterSymmetry]:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.symmetry.search`."""
     from eqtoolbox.symmetry.search import find  # brings scipy, which importing eqtoolbox does not
 
-    return find.find_symmetries(loss, params, generator, run, dtype)
+    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs)
 
 
 def discover(
@@ -73,7 +74,11 @@ def discover(
     with objective.isolated():
         try:
             return find_symmetries(
-                objective.loss, params, run=objective.output_and_loss, dtype=torch.float64
+                objective.loss,
+                params,
+                run=objective.output_and_loss,
+                dtype=torch.float64,
+                moved_inputs=objective.loss_of_moved_inputs,
             )
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"the loss could not be analysed on this batch: {error}") from error

@@ -50,6 +50,7 @@ class ContinuousSymmetry(ParameterSymmetry):
     """
 
     equivariant: ClassVar[bool] = False
+    joint: ClassVar[bool] = False  # moves the inputs too: no law of the loss on fixed data
     strength: ClassVar[float] = 0.3  # size of the random element at verification
 
     @abstractmethod
@@ -63,6 +64,14 @@ class ContinuousSymmetry(ParameterSymmetry):
     def transform_outputs(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
         """R_c y for finite c; y itself for a symmetry."""
         return outputs
+
+    def transform_inputs(self, inputs: Tensor, coefficients: Tensor) -> Tensor:
+        """S_c x for finite c; x itself unless joint."""
+        return inputs
+
+    def tangent_inputs(self, inputs: Tensor, coefficients: Tensor) -> Tensor:
+        """d/ds S_s x at s = 0; zero unless joint."""
+        return torch.zeros_like(inputs)
 
     @property
     def charges(self) -> int:

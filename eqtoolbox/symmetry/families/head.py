@@ -8,49 +8,17 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.families.general_linear import MatrixLeg, MatrixSymmetry
+from eqtoolbox.symmetry.families.homogeneity import Homogeneity
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
 from eqtoolbox.symmetry.search.trace import Trace, Value
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadScale(ContinuousSymmetry):
+class HeadScale(Homogeneity):
     """W_L, b_L -> e^s W_L, e^s b_L: f -> e^s f, rho = y; Q = |W_L|^2 / 2 moves by dQ/dt = -c."""
 
     family: ClassVar[str] = "head_scale"
-    equivariant: ClassVar[bool] = True
-    moved: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.moved
-
-    def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return {n: params[n] * coefficients[0].exp() for n in self.moved}
-
-    def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return {n: params[n] * coefficients[0] for n in self.moved}
-
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
-        return self.tangent(cotangent, coefficients)
-
-    def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
-        return coefficients[0] * outputs
-
-    def transform_outputs(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
-        return coefficients[0].exp() * outputs
-
-    def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
-        total = sum((params[n].double() * direction[n].double()).sum() for n in self.moved)
-        return torch.as_tensor(total).reshape(1)
-
-    def charge(self, params: Parameters) -> Tensor:
-        return 0.5 * self.pairing(params, params)
-
-    def charge_scale(self, params: Parameters) -> Tensor:
-        return self.charge(params)
-
-    def finite_step(self, direction: Parameters) -> Tensor:
-        return self.charge(direction)
+    strength: ClassVar[float] = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +135,7 @@ def propose_head(trace: Trace) -> Iterator[ContinuousSymmetry]:
     layer = weight[0].rpartition(".")[0] or weight[0]
     axis = 0 if weight[1] else 1
     classes = trace.parameters[weight[0]].shape[axis]
-    yield HeadScale(name=layer, dimension=1, moved=moved)
+    yield HeadScale(name=layer, dimension=1, rates=tuple((n, 1.0) for n in moved))
     if bias:
         yield HeadShift(name=layer, dimension=classes, bias=bias[0])
     if 1 < classes <= _LARGEST_ROTATION:

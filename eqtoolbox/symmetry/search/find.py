@@ -17,12 +17,14 @@ from eqtoolbox.symmetry.families.discrete import (
 )
 from eqtoolbox.symmetry.families.general_linear import MatrixSymmetry
 from eqtoolbox.symmetry.families.head import propose_head
+from eqtoolbox.symmetry.families.input_rotation import propose_input_rotation
 from eqtoolbox.symmetry.families.translation import TranslationSearch
 from eqtoolbox.symmetry.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
     ParameterSymmetry,
 )
+from eqtoolbox.symmetry.search.homogeneous import propose_homogeneity
 from eqtoolbox.symmetry.search.members import members, proposals
 from eqtoolbox.symmetry.search.point import Point
 from eqtoolbox.symmetry.search.precision import FullPrecision
@@ -42,6 +44,7 @@ from eqtoolbox.symmetry.search.verification import (
 
 log = logging.getLogger(__name__)
 Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
+MovedInputs = Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor]
 _DRAWS = 3  # random elements of each discrete group: a group half as large passes with 1/8
 
 
@@ -71,6 +74,7 @@ def find_symmetries(
     generator: torch.Generator | None = None,
     run: Run | None = None,
     dtype: torch.dtype | None = None,
+    moved_inputs: MovedInputs | None = None,
 ) -> list[ParameterSymmetry]:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
@@ -83,6 +87,8 @@ def find_symmetries(
         generator: for the random elements; seeded with 0 unless given.
         run: params -> (output or None, loss), where the model's output is known: then also
             equivariances are looked for.
+        moved_inputs: (params, map of the inputs) -> loss with the model's inputs so moved: then
+            also what ties inputs to parameters is looked for.
         dtype: that the loss is evaluated in; float64 makes the sharpest check. None: the
             parameters' own.
 
@@ -94,7 +100,8 @@ def find_symmetries(
         problem = _problem(loss, params, generator, run, dtype)
         found = _continuous(problem)
         larger = [s for s in found if isinstance(s, MatrixSymmetry) and s.status != "broken"]
-        return [*found, *_equivariances(problem), *_discrete(problem, larger)]
+        tied = _joint(problem, moved_inputs) if moved_inputs is not None else ()
+        return [*found, *_equivariances(problem), *tied, *_discrete(problem, larger)]
 
 
 def _problem(
@@ -194,7 +201,10 @@ def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     order 0: |f(T_c theta) - R_c f| / |f|; order 1: |u . (J K - rho)| / (|J^T u| |K| + |u| |rho|)
     for a random u.
     """
-    proposed = list(propose_head(problem.trace))
+    head = list(propose_head(problem.trace))
+    names = [set(s.names) for s in head]
+    whole = [s for s in propose_homogeneity(problem.trace) if set(s.names) not in names]
+    proposed: list[ContinuousSymmetry] = [*whole, *head]
     outputs, point = problem.outputs, problem.point
     if outputs is None or not proposed:
         return
@@ -211,6 +221,38 @@ def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
         there = evaluated(outputs, point, [partial(_transformed, symmetry, c)])
         defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
         checked = judged(symmetry, max(order_1, float(defect)), y.dtype)
+        if checked.status != "broken":
+            yield checked
+
+
+def _joint(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSymmetry]:
+    """Parameters and inputs moved together, the loss unchanged.
+
+    order 0: |L(T_c theta, S_c x) - L| / |L|; order 1: |g . K + <dL/dx, X>| over the larger term,
+    X the inputs' tangent; the second term is the derivative along x + s X.
+    """
+    for symmetry in propose_input_rotation(problem.trace):
+        c = draw(symmetry, problem.value, problem.generator)
+        turned = partial(symmetry.transform_inputs, coefficients=c)
+        try:
+            there = evaluated(
+                lambda p, turned=turned: moved_inputs(p, turned),
+                problem.point,
+                [partial(_transformed, symmetry, c)],
+            )
+        except RuntimeError:  # not the model's first argument
+            continue
+        order_0 = float((there - problem.value).abs() / problem.value.abs().clamp_min(1e-300))
+        s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
+        leaves = {n: p.detach() for n, p in problem.point.items()}
+        leaves |= {n: leaves[n].clone().requires_grad_() for n in symmetry.names}
+        loss = moved_inputs(leaves, lambda x, s=s, k=symmetry: x + s * k.tangent_inputs(x, c))
+        slope, *own = torch.autograd.grad(loss, [s, *(leaves[n] for n in symmetry.names)])
+        tangent = symmetry.tangent(problem.point, c)
+        pairs = zip(symmetry.names, own, strict=True)
+        along = sum(float((g * tangent[n]).sum()) for n, g in pairs)
+        order_1 = abs(along + float(slope)) / max(abs(along), abs(float(slope)), 1e-300)
+        checked = judged(symmetry, max(order_0, order_1), problem.value.dtype)
         if checked.status != "broken":
             yield checked
 
