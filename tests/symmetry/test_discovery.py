@@ -46,9 +46,19 @@ def found_in(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[Para
 
 
 def counts(found: list[ParameterSymmetry]) -> dict[str, int]:
+    """Dimensions of the symmetries of the loss on its data."""
     total: Counter[str] = Counter()
     for symmetry in found:
-        if symmetry.status != "broken" and not symmetry.family.startswith("head_"):
+        if symmetry.status != "broken" and not getattr(symmetry, "equivariant", False):
+            total[symmetry.family] += symmetry.dimension
+    return dict(total)
+
+
+def equivariances(found: list[ParameterSymmetry]) -> dict[str, int]:
+    """Dimensions of what moves outputs or inputs too."""
+    total: Counter[str] = Counter()
+    for symmetry in found:
+        if symmetry.status != "broken" and getattr(symmetry, "equivariant", False):
             total[symmetry.family] += symmetry.dimension
     return dict(total)
 
@@ -167,7 +177,7 @@ def tangents(found: list[ParameterSymmetry], params: dict[str, Tensor]) -> Tenso
 @pytest.mark.parametrize("kind", ["relu", "gated", "resnet", "skip", "lora", "messages", "unet"])
 def test_generators_are_independent(kind: str) -> None:
     make, shape, _ = EXPECTED[kind]
-    found = [s for s in found_in(make, shape) if not s.family.startswith("head_")]
+    found = [s for s in found_in(make, shape) if not getattr(s, "equivariant", False)]
     torch.manual_seed(0)
     params = {n: p.detach().double() for n, p in make().named_parameters()}
     params = {n: p + 0.1 * torch.randn_like(p) for n, p in params.items()}

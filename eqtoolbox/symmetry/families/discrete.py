@@ -145,9 +145,9 @@ def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
     A query-key and a value-output group belong together when they follow each other and have as
     many heads; rotary groups own a pair of features a frequency.
     """
-    for first, second in pairwise(found):
+    for first, second in pairwise(m for m in found if m.blocks > 1):
         heads = second.blocks
-        if heads < 2 or first.blocks % heads:
+        if first.blocks % heads:
             continue
         owned = []
         for leg in (*first.legs, *second.legs):

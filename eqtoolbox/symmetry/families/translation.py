@@ -11,7 +11,7 @@ from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
 from eqtoolbox.symmetry.search.members import layer_name
 from eqtoolbox.symmetry.search.trace import Trace
 
-_ZERO = 1e-9  # gradient sums below this share of their terms count as zero
+_ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class TranslationSearch:
             if g.dim() == 1:
                 self.vectors[name] = g
             elif g.dim() and (float(high) or float(low)):
-                shift = self._of_groups(name, g)
+                shift = self._of_groups(name, g, max(float(high), -float(low)))
                 if shift is not None:
                     self._shifts[name] = shift
 
@@ -141,9 +141,9 @@ class TranslationSearch:
         if bool(zero.any()) and g.numel() > 1:
             groups = torch.where(zero, zero.long().cumsum(0) - 1, -1)
             return Shift(name, 0, groups.cpu(), int(zero.sum()), 1)
-        return self._of_groups(name, g)
+        return self._of_groups(name, g, float(g.abs().max()))
 
-    def _of_groups(self, name: str, g: Tensor) -> Shift | None:
+    def _of_groups(self, name: str, g: Tensor, largest: float) -> Shift | None:
         for axis in range(min(g.dim(), 2)):
             rows = g.movedim(axis, 0).reshape(g.shape[axis], -1)
             for count in self.counts:
@@ -151,7 +151,7 @@ class TranslationSearch:
                     continue
                 blocks = rows.reshape(count, -1, rows.shape[1])
                 sums = blocks.sum(1, dtype=torch.float64).abs().max()
-                if float(sums) <= _ZERO * float(blocks.norm(1, dim=1).max()):
+                if float(sums) <= _ZERO * largest:
                     groups = torch.arange(count).repeat_interleave(len(rows) // count)
                     return Shift(name, axis, groups, count, rows.shape[1])
         return None

@@ -54,16 +54,19 @@ def nullspace(system: sparse.csr_matrix, rank: NDArray[np.int64]) -> sparse.csr_
             stack.pop()
         return expanded[v]
 
+    # a small matrix of the leaders, whose rows are then repeated for all that they lead
+    leaders, row_of = np.unique(leader[~zero], return_inverse=True)
     where: list[int] = []
     which: list[int] = []
     entries: list[float] = []
-    known = {int(v): value(int(v)) for v in np.unique(leader[~zero])}
-    for i in np.flatnonzero(~zero):
-        for k, c in known[int(leader[i])].items():
-            where.append(int(i))
+    for row, v in enumerate(leaders.tolist()):
+        for k, c in value(v).items():
+            where.append(row)
             which.append(k)
             entries.append(c)
-    return sparse.csr_matrix((entries, (where, which)), shape=(count, len(free)))
+    small = sparse.csr_matrix((entries, (where, which)), shape=(len(leaders), len(free)))
+    chosen = (np.ones(len(row_of)), (np.flatnonzero(~zero), row_of))
+    return (sparse.csr_matrix(chosen, shape=(count, len(leaders))) @ small).tocsr()
 
 
 def _merged(

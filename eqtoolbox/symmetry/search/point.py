@@ -1,8 +1,8 @@
 """The point at which symmetries are looked for: parameters in general position, made when read.
 
 A symmetry holds everywhere, an accident of initialisation (all gains one, all biases zero) only
-there; so every tensor is moved a little. Large ones are not kept but made again at each reading:
-a float64 copy of the model then lives only as long as an evaluation needs it.
+there; so tensors are moved a little, but for large ones without a pattern. Large ones are not kept
+but made again at each reading: a float64 copy lives only as long as an evaluation needs it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,11 +12,11 @@ from torch import Tensor
 
 _KEPT_MODEL = 2**22  # entries up to which a whole model is kept
 _KEPT_TENSOR = 2**14  # entries up to which a tensor of a larger model is kept
-_SMALL = 2**16  # entries up to which noise is drawn for each
+_SMALL = 2**16  # entries up to which a tensor is moved whatever it holds
 
 
 class Point(Mapping[str, Tensor]):
-    """theta + noise, the noise 0.1 of a tensor's root mean square and at least 0.01.
+    """theta + noise of 0.1 of each tensor's root mean square and at least 0.01.
 
     Args:
         source: parameters, not copied.
@@ -77,18 +77,14 @@ class Point(Mapping[str, Tensor]):
         moved = p.to(self._dtype or p.dtype, copy=True)
         if not p.numel():
             return moved
-        generator = torch.Generator().manual_seed(self._seeds[name])
-        amount = 0.1 * float(p.norm()) / p.numel() ** 0.5 + 0.01
         if p.numel() <= _SMALL or _repetitive(p):
+            generator = torch.Generator().manual_seed(self._seeds[name])
+            amount = 0.1 * float(p.norm()) / p.numel() ** 0.5 + 0.01
             moved += amount * torch.randn(p.shape, generator=generator).to(moved)
-            return moved
-        rows, columns = p.shape[0], p.numel() // p.shape[0]
-        left, right = (torch.randn(n, generator=generator).to(moved) for n in (rows, columns))
-        moved.view(rows, columns).addr_(left, right, alpha=amount)
         return moved
 
 
 def _repetitive(p: Tensor) -> bool:
-    """Whether entries repeat (zeros, ones): noise of rank one would leave them in a pattern."""
+    """Whether entries repeat: zeros, ones, an identity."""
     some = p.reshape(-1)[:256]
     return some.unique().numel() < some.numel()
