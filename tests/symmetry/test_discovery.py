@@ -104,7 +104,7 @@ EXPECTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, in
             Block(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), L(4, 3),
         ),
         IMAGES,
-        {"scale": 20, "gain_rescale": 12, "translation": 5, "permutation": 9},
+        {"scale": 20, "gain_rescale": 12, "translation": 5, "permutation": 9, "sign_flip": 20},
     ),
     "depthwise": (
         lambda: S(
@@ -138,7 +138,7 @@ EXPECTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, in
         IMAGES,
         {
             "general_linear": 64, "gain_rescale": 24, "scale": 1, "translation": 92,
-            "bias_shift": 24, "permutation": 23, "sign_flip": 24,
+            "bias_shift": 24, "permutation": 23, "sign_flip": 25,
         },
     ),
     "rotary": (
@@ -146,7 +146,7 @@ EXPECTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, in
         TOKENS,
         {
             "rope": 8, "general_linear": 32, "gated_rescale": 12, "gain_rescale": 48, "scale": 1,
-            "translation": 16, "permutation": 12, "sign_flip": 60,
+            "translation": 16, "permutation": 27, "sign_flip": 76,
         },
     ),
 }  # fmt: skip

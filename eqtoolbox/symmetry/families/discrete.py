@@ -1,7 +1,7 @@
 """Discrete parameter symmetries: units exchanged (permutation) or reflected (sign flip)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -161,6 +161,7 @@ def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
 def propose_sign_flips(members: list[Member]) -> Iterator[SignFlip]:
     """Units that an odd number of exponents flips."""
     for member in members:
-        owned = slots(member)
-        if owned and all(rate % 2 == 1 for rate in member.signs):
+        odd = tuple(e for e in member.entries if e.rates[0] % 2 == 1)
+        owned = slots(replace(member, entries=odd))
+        if owned:
             yield SignFlip(name=member.name, dimension=member.units, slots=owned)

@@ -53,6 +53,11 @@ class Exponent:
             total.add(axes, form * factor)
         return total
 
+    def turned(self, *among: int) -> Exponent:
+        """The terms that touch the axes `among` with the opposite sign."""
+        terms = {a: f * -1.0 if set(a) & set(among) else f for a, f in self.terms.items()}
+        return Exponent(self.shape, terms)
+
     def broadcast(self, shape: tuple[int, ...]) -> Exponent:
         """The same exponent on a shape that the tensor is expanded to."""
         lead = len(shape) - len(self.shape)

@@ -23,6 +23,11 @@ from eqtoolbox.symmetry.families.scale import Scale
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 from eqtoolbox.symmetry.search import rules_linear, rules_shape
 from eqtoolbox.symmetry.search.exponents import Constraints, Exponent, Form
+from eqtoolbox.symmetry.search.independence import (
+    independent,
+    independent_signs,
+    whole_factors,
+)
 from eqtoolbox.symmetry.search.nullspace import nullspace
 from eqtoolbox.symmetry.search.propagation import Mode, Propagation, propagate
 from eqtoolbox.symmetry.search.trace import Trace
@@ -76,6 +81,8 @@ class Member:
     def name(self) -> str:
         first = next((e.name for e in self.entries if e.rates[0] > 0), self.entries[0].name)
         rest = [layer_name(e.name) for e in self.entries if e.rates[0] < 0]
+        if not rest and any(e.axis > 0 for e in self.entries):  # labels and signs
+            rest = [layer_name(self.entries[-1].name)]
         ends = dict.fromkeys([layer_name(first), *rest[-1:]])
         return "-".join(ends)
 
@@ -174,7 +181,13 @@ def stacked(rows: list[Form], count: int) -> sparse.csr_matrix:
 def _members(
     trace: Trace, state: Propagation, basis: sparse.csr_matrix, offsets: dict[tuple[str, int], int]
 ) -> Iterator[Member]:
-    basis = basis[:, _independent(trace, basis, offsets)]
+    measured, sizes = _measured(trace, basis, offsets)
+    if state.mode == "sign":
+        factor = sparse.diags(whole_factors(measured))
+        kept = independent_signs(measured @ factor, sizes)
+        basis = (basis @ factor).tocsr()[:, kept]
+    else:
+        basis = basis[:, independent(measured, sizes)]
     count = basis.shape[1]
     rng = np.random.default_rng(0)
     signature = np.zeros(count, dtype=np.uint64)
@@ -214,13 +227,13 @@ def _members(
         yield Member(entries, len(chosen), tuple(groups), shapes=shapes, **marks)
 
 
-def _independent(
+def _measured(
     trace: Trace, basis: sparse.csr_matrix, offsets: dict[tuple[str, int], int]
-) -> NDArray[np.int64]:
-    """Units that act independently; a constant moved between axes acts not at all.
+) -> tuple[sparse.csr_matrix, NDArray[np.float64]]:
+    """How units move the entries that decide it, one row each, and how many rows a unit has.
 
-    Exponents of a parameter are compared along every axis through its first entry, which decides
-    them. Of dependent units the ones that move most are left out.
+    A constant moved between axes acts not at all, so exponents of a parameter are compared along
+    every axis through its first entry, which decides them.
     """
     measured, sizes = [], np.zeros(basis.shape[1])
     for name, value in trace.parameters.items():
@@ -236,15 +249,7 @@ def _independent(
             along.eliminate_zeros()
             sizes += np.bincount(along.indices, minlength=basis.shape[1])
             measured.append(along[np.flatnonzero(np.diff(along.indptr))])
-    rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
-    dependent = nullspace(sparse.vstack(measured, format="csr"), rank)
-    # the free unknowns of the reduced form: each vector has one, of lowest rank in it
-    removed = {
-        min(dependent.indices[a:b], key=lambda k: rank[k])
-        for dependent in [dependent.tocsc()]
-        for a, b in zip(dependent.indptr[:-1], dependent.indptr[1:], strict=True)
-    }
-    return np.setdiff1d(np.arange(basis.shape[1]), np.array(sorted(removed), dtype=np.int64))
+    return sparse.vstack(measured, format="csr"), sizes
 
 
 def _without_constants(axes: dict[int, sparse.csc_matrix]) -> dict[int, sparse.csc_matrix]:

@@ -155,6 +155,8 @@ def _homogeneous(state: Propagation, node: Node) -> Exponent | None:
     exponent = state.of(node.args[0])
     state.separate(exponent)
     if state.mode == "sign":
+        if node.name == "abs":
+            return None  # even
         state.constraints.pin(exponent)
     return exponent
 
@@ -209,7 +211,8 @@ def _power(state: Propagation, node: Node) -> Exponent | None:
         return None
     state.separate(exponent)
     if state.mode == "sign":
-        return _pins(state, node)
+        odd, even = power % 2 == 1, power % 2 == 0
+        return None if even else exponent if odd else _pins(state, node)
     if state.mode == "label":
         return exponent
     return exponent.scaled(float(power))

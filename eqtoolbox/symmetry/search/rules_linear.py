@@ -28,12 +28,21 @@ def _matmul(state: Propagation, node: Node) -> Exponent:
     if batch:
         state.separate(wide_a, 0)
         state.separate(wide_b, 0)
-    total = state.constraints.contract(wide_a.plus(wide_b), at)
+    total = state.constraints.contract(wide_a.plus(_facing(state, wide_b, at)), at)
     made = made_by(node).shape
     result = renumbered(total, made, {i: i if i < at else i - 1 for i in range(len(shape))})
     if added is not None:
         state.constraints.equate(state.of(added).broadcast(made), result)
     return result
+
+
+def _facing(state: Propagation, weight: Exponent, axis: int) -> Exponent:
+    """What meets the other factor along a contracted axis.
+
+    Scales cancel there; signs and labels are the same on both sides, so that one parameter may
+    stand on both (tied embeddings).
+    """
+    return weight if state.mode == "scale" else weight.turned(axis)
 
 
 @rule("convolution")
@@ -59,7 +68,7 @@ def _convolution(state: Propagation, node: Node) -> Exponent:
         wide_w = renumbered(ws, shape, {0: 1, 1: 2, 2: 3})
     if groups > 1:
         state.separate(wide, 1)
-    total = state.constraints.contract(wide.plus(wide_w), 3)
+    total = state.constraints.contract(wide.plus(_facing(state, wide_w, 3)), 3)
     dropped = Exponent((made[0], groups, per_out, *made[2:]))
     moved = renumbered(total, dropped.shape, {i: i if i < 3 else i - 1 for i in range(len(shape))})
     result = reshaped(moved, made)
@@ -98,19 +107,23 @@ def _normalisation(state: Propagation, node: Node) -> Exponent:
         axes = tuple(range(dims - last, dims))
     state.separate(x)
     state.normalised += x.terms.values()
-    if state.mode == "sign":
-        state.constraints.pin(x)
     if state.mode == "label":
         kept = state.of(value)
         for part in (gain, bias):
             if isinstance(part, Value):
                 state.constraints.equate(renumbered(state.of(part), value.shape, axis_of), kept)
         return kept
-    state.constraints.contract(x, *axes)
+    centred = node.name != "_fused_rms_norm"
     result = Exponent(value.shape)
+    if state.mode == "sign":  # a sign comes out again: of each entry, or of all that share a mean
+        if centred:
+            state.constraints.contract(x, *axes)
+        result = state.of(value)
+    else:
+        state.constraints.contract(x, *axes)
     if isinstance(gain, Value):
         state.gains.add(gain.number)
-        result = renumbered(state.of(gain), value.shape, axis_of)
+        result = result.plus(renumbered(state.of(gain), value.shape, axis_of))
     if isinstance(bias, Value):
         state.constraints.equate(renumbered(state.of(bias), value.shape, axis_of), result)
     state.separate(result)
@@ -132,6 +145,10 @@ def _reduction(state: Propagation, node: Node) -> Exponent | None:
         state.separate(exponent)
         if state.mode == "sign":
             state.constraints.pin(exponent)
+    if state.mode == "label":  # the order of what is reduced does not matter
+        inside = [t for t in exponent.terms if set(t) <= set(axes)]
+        kept_terms = {t: f for t, f in exponent.terms.items() if t not in inside}
+        exponent = Exponent(exponent.shape, kept_terms)
     rest = state.constraints.contract(exponent, *axes)
     made = made_by(node).shape
     kept = [a for a in range(dims) if a not in axes]
