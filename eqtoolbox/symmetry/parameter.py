@@ -30,6 +30,7 @@ class ParameterSymmetry(ABC):
     """
 
     family: ClassVar[str]
+    separable: ClassVar[bool] = False  # every parameter has a map of its own: some may be given
     name: str
     dimension: int
     status: Status = "proposed"

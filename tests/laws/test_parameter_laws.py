@@ -84,6 +84,7 @@ def test_every_family_is_found_in_a_convolutional_network() -> None:
         "permutation": ["conv1-conv2", "conv2-hidden", "hidden-head"],
         "rescale": ["conv2-hidden", "hidden-head"],
         "scale": ["conv1"],
+        "sign_flip": ["conv1-norm"],
         "translation": ["conv1", "head"],
     }
     assert [s.dimension for s in found["rescale"]] == [4, 5]

@@ -129,15 +129,22 @@ EXPECTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, in
     "lstm": (
         lambda: Recurrent(nn.LSTM),
         SERIES,
-        {"translation": 5, "permutation": 3, "sign_flip": 4},
+        # two biases that are added: 16 of them
+        {"translation": 21, "permutation": 3, "sign_flip": 4},
+    ),
+    "gru": (
+        lambda: Recurrent(nn.GRU),
+        SERIES,
+        # the candidate's two biases are told apart by the reset gate: 8 of 12
+        {"translation": 13, "permutation": 3, "sign_flip": 4},
     ),
     "messages": (Messages, VECTORS, {"rescale": 9, "translation": 5, "permutation": 7}),
-    "experts": (Experts, VECTORS, {"rescale": 12, "translation": 14, "permutation": 9}),
+    "experts": (Experts, VECTORS, {"rescale": 12, "translation": 14, "permutation": 11}),
     "vision transformer": (
         Patches,
         IMAGES,
         {
-            "general_linear": 64, "gain_rescale": 24, "scale": 1, "translation": 92,
+            "general_linear": 64, "gain_rescale": 24, "scale": 1, "translation": 103,
             "bias_shift": 24, "permutation": 23, "sign_flip": 25,
         },
     ),
@@ -146,7 +153,7 @@ EXPECTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, in
         TOKENS,
         {
             "rope": 8, "general_linear": 32, "gated_rescale": 12, "gain_rescale": 48, "scale": 1,
-            "translation": 16, "permutation": 27, "sign_flip": 76,
+            "translation": 16, "permutation": 29, "sign_flip": 76,
         },
     ),
 }  # fmt: skip
@@ -174,7 +181,10 @@ def tangents(found: list[ParameterSymmetry], params: dict[str, Tensor]) -> Tenso
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("kind", ["relu", "gated", "resnet", "skip", "lora", "messages", "unet"])
+@pytest.mark.parametrize(
+    "kind",
+    ["relu", "gated", "resnet", "skip", "lora", "messages", "unet", "lstm", "vision transformer"],
+)
 def test_generators_are_independent(kind: str) -> None:
     make, shape, _ = EXPECTED[kind]
     found = [s for s in found_in(make, shape) if not getattr(s, "equivariant", False)]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class DiagonalSymmetry(ContinuousSymmetry):
     For legs with rates r: Q_i = 1/2 sum over legs of r |leg_i|^2.
     """
 
+    separable: ClassVar[bool] = True
     legs: tuple[Leg, ...]
 
     @property
@@ -57,6 +59,8 @@ class DiagonalSymmetry(ContinuousSymmetry):
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         moved: dict[str, Tensor] = {}
         for leg in self.legs:
+            if leg.name not in params:
+                continue
             old = moved.get(leg.name, params[leg.name])
             factor = leg.along(coefficients).exp().to(old)
             moved[leg.name] = (leg.rows(old) * factor).reshape(old.shape)
@@ -64,12 +68,12 @@ class DiagonalSymmetry(ContinuousSymmetry):
 
     def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
-        for name in self.names:
-            own = params[name]
-            for leg in self.legs:
-                if leg.name == name:
-                    part = (leg.rows(own) * leg.along(coefficients).to(own)).reshape(own.shape)
-                    total[name] = total[name] + part if name in total else part
+        for leg in self.legs:
+            if leg.name not in params:
+                continue
+            own = params[leg.name]
+            part = (leg.rows(own) * leg.along(coefficients).to(own)).reshape(own.shape)
+            total[leg.name] = total[leg.name] + part if leg.name in total else part
         return total
 
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.families.general_linear import MatrixSymmetry
+from eqtoolbox.symmetry.families.general_linear import MatrixLeg, MatrixSymmetry
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry, Parameters
 from eqtoolbox.symmetry.search.members import Member
 
@@ -44,6 +44,7 @@ class Permutation(UnitSymmetry):
     """
 
     family: ClassVar[str] = "permutation"
+    whole_heads: bool = False  # moves all of a head, not the features within it
 
     def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
         units = torch.arange(self.dimension + 1)
@@ -152,9 +153,31 @@ def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
         owned = []
         for leg in (*first.legs, *second.legs):
             owned.append(Slots(leg.name, leg.axis, leg.positions.reshape(heads, -1)))
-        layers = (first.name.split("-")[0], second.name.split("-")[-1])
+        name = f"{first.name.split('-')[0]}-{second.name.split('-')[-1]}"
         yield Permutation(
-            name=f"{layers[0]}-{layers[1]} heads", dimension=heads - 1, slots=tuple(owned)
+            name=f"{name} heads", dimension=heads - 1, slots=tuple(owned), whole_heads=True
+        )
+        yield from _grouped_queries(name, heads, (*first.legs, *second.legs))
+
+
+def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iterator[Permutation]:
+    """Query heads that share a key and value: all that they own in query and output."""
+    copies = {leg.positions.shape[1] for leg in legs} - {1}
+    if len(copies) != 1:
+        return
+    queries = copies.pop()
+    wide = [leg for leg in legs if leg.positions.shape[1] == queries]
+    split = [leg.positions.reshape(heads, -1, *leg.positions.shape[1:]) for leg in wide]
+    for head in range(heads):
+        owned = tuple(
+            Slots(leg.name, leg.axis, of[head].transpose(0, 1).reshape(queries, -1))
+            for leg, of in zip(wide, split, strict=True)
+        )
+        yield Permutation(
+            name=f"{name} queries of head {head}",
+            dimension=queries - 1,
+            slots=owned,
+            whole_heads=True,
         )
 
 

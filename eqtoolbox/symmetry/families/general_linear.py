@@ -37,6 +37,7 @@ class MatrixLeg:
 class MatrixSymmetry(ContinuousSymmetry):
     """T_A: in -> e^A in, out -> out e^-A for every block, A in a Lie algebra of matrices."""
 
+    separable: ClassVar[bool] = True
     legs: tuple[MatrixLeg, ...]
 
     @property
@@ -60,6 +61,8 @@ class MatrixSymmetry(ContinuousSymmetry):
     def _moved(self, tensors: Parameters, plus: Tensor, minus: Tensor) -> dict[str, Tensor]:
         moved: dict[str, Tensor] = {}
         for leg in self.legs:
+            if leg.name not in tensors:
+                continue
             old = moved.get(leg.name, tensors[leg.name])
             matrix = (plus if leg.sign > 0 else minus).to(old)
             new = torch.einsum("bij,bcjr->bcir", matrix, leg.gather(old))
@@ -73,6 +76,8 @@ class MatrixSymmetry(ContinuousSymmetry):
     def _summed(self, tensors: Parameters, plus: Tensor, minus: Tensor) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for leg in self.legs:
+            if leg.name not in tensors:
+                continue
             like = tensors[leg.name]
             matrix = (plus if leg.sign > 0 else minus).to(like)
             part = torch.einsum("bij,bcjr->bcir", matrix, leg.gather(like))

@@ -102,7 +102,7 @@ def _first_layers(
             if maker is not None and maker.name == "t":
                 weight, axis = maker.args[0], 1
         elif node.name == "convolution" and node.args[0].number == number:
-            if node.args[8] == 1 and not node.args[6]:
-                weight, axis, inputs = node.args[1], 1, 1
+            plain = node.args[8] == 1 and not node.args[6]  # one group, not transposed
+            weight, axis, inputs = (node.args[1] if plain else None), 1, 1
         known = isinstance(weight, Value) and weight.number in names
         yield (names[weight.number], axis, inputs) if known else None

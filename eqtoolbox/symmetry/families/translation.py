@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.symmetry.families.compensation import column_sums
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
 from eqtoolbox.symmetry.search.members import layer_name
 from eqtoolbox.symmetry.search.trace import Trace
@@ -57,6 +58,7 @@ class Translation(ContinuousSymmetry):
     """
 
     family: ClassVar[str] = "translation"
+    separable: ClassVar[bool] = True
     strength: ClassVar[float] = 10.0  # large: a unit that is dead on this batch must come to life
     shifts: tuple[Shift, ...]
 
@@ -69,6 +71,7 @@ class Translation(ContinuousSymmetry):
         return {
             s.name: s.spread(part, params[s.name])
             for s, part in zip(self.shifts, parts, strict=True)
+            if s.name in params
         }
 
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
@@ -102,6 +105,7 @@ class TranslationSearch:
         counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
         self.counts = sorted(counts, reverse=True)
         self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
+        self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
         self.names: list[str] = []
         self._shifts: dict[str, Shift] = {}
         self._largest = 0.0
@@ -113,6 +117,8 @@ class TranslationSearch:
             if not g.numel():
                 continue
             low, high = g.aminmax()
+            if g.dim():
+                self.columns[name] = column_sums(g)
             self._largest = max(self._largest, float(high), -float(low))
             if g.dim() == 1:
                 self.vectors[name] = g
@@ -144,7 +150,7 @@ class TranslationSearch:
         return self._of_groups(name, g, float(g.abs().max()))
 
     def _of_groups(self, name: str, g: Tensor, largest: float) -> Shift | None:
-        for axis in range(min(g.dim(), 2)):
+        for axis in range(min(g.dim(), 3)):
             rows = g.movedim(axis, 0).reshape(g.shape[axis], -1)
             for count in self.counts:
                 if len(rows) == count or len(rows) % count:

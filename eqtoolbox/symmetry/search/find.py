@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.families.bias_shift import propose_bias_shifts
+from eqtoolbox.symmetry.families.compensation import propose_compensations
 from eqtoolbox.symmetry.families.discrete import (
     propose_heads,
     propose_permutations,
     propose_sign_flips,
 )
+from eqtoolbox.symmetry.families.experts import propose_experts
 from eqtoolbox.symmetry.families.general_linear import MatrixSymmetry
 from eqtoolbox.symmetry.families.head import propose_head
 from eqtoolbox.symmetry.families.input_rotation import propose_input_rotation
@@ -162,9 +164,13 @@ def _continuous(
         for (k, _), symmetry in zip(trials, checked, strict=True):
             chosen[k] = symmetry
             chains[k] = chains[k][1:] if symmetry.status == "broken" else []
+    flatly = list(shifts.proposals())
+    last = {name: len(shape) - 1 for name, shape in problem.point.shapes.items()}
+    common = {t.name for s in flatly for t in s.shifts if t.count == 1 and t.axis == last[t.name]}
     later: list[ContinuousSymmetry] = [
-        *shifts.proposals(),
+        *flatly,
         *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),
+        *propose_compensations(shifts.columns, problem.point.shapes, common),
     ]
     tried = [(s, draw(s, problem.value, problem.generator), 0.0) for s in later]
     holding = [s for s in _checked(problem, tried) if s.status != "broken"]
@@ -249,7 +255,7 @@ def _joint(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSy
         s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
         leaves = {n: p.detach() for n, p in problem.point.items()}
         leaves |= {n: leaves[n].clone().requires_grad_() for n in symmetry.names}
-        loss = moved_inputs(leaves, lambda x, s=s, k=symmetry: x + s * k.tangent_inputs(x, c))
+        loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
         slope, *own = torch.autograd.grad(loss, [s, *(leaves[n] for n in symmetry.names)])
         tangent = symmetry.tangent(problem.point, c)
         pairs = zip(symmetry.names, own, strict=True)
@@ -268,6 +274,7 @@ class Discrete:
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
         self.proposed: list[DiscreteSymmetry] = [
             *propose_heads(first),
+            *propose_experts(problem.trace),
             *propose_permutations(members(problem.trace, "label")[0]),
             *propose_sign_flips(members(problem.trace, "sign")[0]),
         ]
@@ -287,8 +294,8 @@ class Discrete:
                 self.covariance.compare(piece)
         for proposal, order_0 in zip(self.proposed, self.changes, strict=True):
             own = set(proposal.names)
-            whole_heads = proposal.name.endswith("heads")
-            if order_0 > problem.small or (own in covered and not whole_heads):
+            inside = own in covered and not getattr(proposal, "whole_heads", False)
+            if order_0 > problem.small or inside:
                 continue
             if proposal.family == "sign_flip" and own in turned:
                 continue
@@ -296,6 +303,10 @@ class Discrete:
             checked = judged(proposal, worst, problem.value.dtype)
             if checked.status != "broken":
                 yield checked
+
+
+def _along(symmetry: ContinuousSymmetry, c: Tensor, s: Tensor, inputs: Tensor) -> Tensor:
+    return inputs + s * symmetry.tangent_inputs(inputs, c)
 
 
 def _elements(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
