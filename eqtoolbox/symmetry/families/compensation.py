@@ -24,6 +24,7 @@ class Compensation(ContinuousSymmetry):
     """
 
     family: ClassVar[str] = "translation"
+    separable: ClassVar[bool] = True
     first: str
     second: str
     entries: Tensor  # indices of the last axis that move
@@ -43,7 +44,11 @@ class Compensation(ContinuousSymmetry):
 
     def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         signs = ((self.first, 1.0), (self.second, -1.0))
-        return {n: (s * self.shift(coefficients, params[n])).expand_as(params[n]) for n, s in signs}
+        return {
+            n: (s * self.shift(coefficients, params[n])).expand_as(params[n])
+            for n, s in signs
+            if n in params
+        }
 
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         return {n: params[n] + k for n, k in self.tangent(params, coefficients).items()}

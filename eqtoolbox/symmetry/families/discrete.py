@@ -26,6 +26,7 @@ class Slots:
 class UnitSymmetry(DiscreteSymmetry):
     """Acts on units through the slots that they own in several parameters."""
 
+    separable: ClassVar[bool] = True
     slots: tuple[Slots, ...]
 
     @property

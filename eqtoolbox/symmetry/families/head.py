@@ -27,6 +27,7 @@ class HeadShift(ContinuousSymmetry):
 
     family: ClassVar[str] = "head_shift"
     equivariant: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
     bias: str
 
     @property
@@ -34,10 +35,10 @@ class HeadShift(ContinuousSymmetry):
         return (self.bias,)
 
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return {self.bias: params[self.bias] + coefficients.to(params[self.bias])}
+        return {n: params[n] + coefficients.to(params[n]) for n in self.names if n in params}
 
     def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return {self.bias: coefficients.to(params[self.bias])}
+        return {n: coefficients.to(params[n]) for n in self.names if n in params}
 
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
         return {self.bias: torch.zeros_like(cotangent[self.bias])}

@@ -23,6 +23,7 @@ class Homogeneity(ContinuousSymmetry):
 
     family: ClassVar[str] = "homogeneity"
     equivariant: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
     strength: ClassVar[float] = 0.1
     rates: tuple[tuple[str, float], ...]
     degree: float = 1.0
@@ -33,11 +34,13 @@ class Homogeneity(ContinuousSymmetry):
 
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         s = coefficients[0]
-        return {n: params[n] * (r * s).exp().to(params[n]) for n, r in self.rates}
+        given = [(n, r) for n, r in self.rates if n in params]
+        return {n: params[n] * (r * s).exp().to(params[n]) for n, r in given}
 
     def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         s = coefficients[0]
-        return {n: params[n] * (r * s).to(params[n]) for n, r in self.rates}
+        given = [(n, r) for n, r in self.rates if n in params]
+        return {n: params[n] * (r * s).to(params[n]) for n, r in given}
 
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
         return self.tangent(cotangent, coefficients)

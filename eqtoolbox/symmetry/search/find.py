@@ -42,12 +42,13 @@ from eqtoolbox.symmetry.search.verification import (
     joint_changes,
     judged,
     limit,
+    move,
+    transformed,
 )
 
 log = logging.getLogger(__name__)
 Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
 MovedInputs = Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor]
-_DRAWS = 2  # random elements of each discrete group: one half as large passes both with 1/4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +152,10 @@ def _continuous(
     flat = [trial for trials in chains for trial in trials]
     drawn = [draw(s, problem.value, problem.generator) for s in flat]
     slopes, shifts = Slopes(flat, drawn), TranslationSearch(problem.trace)
-    for piece in gradients(problem.loss, problem.point):
-        slopes.add(problem.point, piece)
-        shifts.add(piece)
-        covariance.add(piece)
+    for params, gradient in gradients(problem.loss, problem.point):
+        slopes.add(params, gradient)
+        shifts.add(gradient)
+        covariance.add(gradient)
     first = dict(zip(map(id, flat), slopes.residuals(), strict=True))
     moved = dict(zip(map(id, flat), drawn, strict=True))
     chosen = {}
@@ -189,19 +190,13 @@ def _checked(
     near = [k for k in worst if problem.small < worst[k] <= tried[k][0].tolerance]
     for together in (exact, *([k] for k in near)):
         moves = [
-            [partial(_transformed, s, c), partial(_transformed, s, -c)]
+            [move(s, partial(transformed, s, c)), move(s, partial(transformed, s, -c))]
             for s, c, _ in (tried[k] for k in together)
         ]
         for k, order_0 in zip(together, problem.changes(moves), strict=True):
             worst[k] = max(worst[k], order_0)
     dtype = problem.value.dtype
     return [judged(s, worst[k], dtype) for k, (s, _, _) in enumerate(tried)]
-
-
-def _transformed(
-    symmetry: ContinuousSymmetry, coefficients: Tensor, params: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    return symmetry.transform(params, coefficients)
 
 
 def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
@@ -221,13 +216,13 @@ def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     u = torch.randn(y.shape, generator=problem.generator, dtype=torch.float64).to(y)
     drawn = [draw(s, y, problem.generator) for s in proposed]
     slopes = Slopes(proposed, drawn)
-    for piece in gradients(lambda p: (u * outputs(p)).sum(), point):
-        slopes.add(point, piece)
+    for params, gradient in gradients(lambda p: (u * outputs(p)).sum(), point):
+        slopes.add(params, gradient)
     turned = [s.rho(y, c) for s, c in zip(proposed, drawn, strict=True)]
     against = [(float((u * r).sum()), float(u.norm() * r.norm())) for r in turned]
     first = slopes.residuals(against)
     for symmetry, c, order_1 in zip(proposed, drawn, first, strict=True):
-        there = evaluated(outputs, point, [partial(_transformed, symmetry, c)])
+        there = evaluated(outputs, point, [move(symmetry, partial(transformed, symmetry, c))])
         defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
         checked = judged(symmetry, max(order_1, float(defect)), y.dtype)
         if checked.status != "broken":
@@ -247,7 +242,7 @@ def _joint(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSy
             there = evaluated(
                 lambda p, turned=turned: moved_inputs(p, turned),
                 problem.point,
-                [partial(_transformed, symmetry, c)],
+                [move(symmetry, partial(transformed, symmetry, c))],
             )
         except RuntimeError:  # not the model's first argument
             continue
@@ -280,7 +275,12 @@ class Discrete:
         ]
         moves = [_elements(s, problem.generator) for s in self.proposed]
         self.changes = problem.changes(moves)
-        passed = [m[0] for m, c in zip(moves, self.changes, strict=True) if c <= problem.small]
+        whole = len(problem.point.chunks()) == 1  # else a piece may lack what is exchanged
+        passed = [
+            m[0]
+            for m, c in zip(moves, self.changes, strict=True)
+            if c <= problem.small and (m[0].separable or whole)
+        ]
         self.covariance = Covariance(passed)
 
     def holding(self, continuous: list[ContinuousSymmetry]) -> Iterator[DiscreteSymmetry]:
@@ -290,8 +290,8 @@ class Discrete:
         turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
         problem = self.problem
         if self.covariance.elements:
-            for piece in gradients(problem.loss, problem.point, self.covariance.elements):
-                self.covariance.compare(piece)
+            for _, gradient in gradients(problem.loss, problem.point, self.covariance.elements):
+                self.covariance.compare(gradient)
         for proposal, order_0 in zip(self.proposed, self.changes, strict=True):
             own = set(proposal.names)
             inside = own in covered and not getattr(proposal, "whole_heads", False)
@@ -310,12 +310,13 @@ def _along(symmetry: ContinuousSymmetry, c: Tensor, s: Tensor, inputs: Tensor) -
 
 
 def _elements(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
-    """Random elements of the group, and its first generating element, which no parity hides."""
-    drawn: list[Move] = [symmetry.draw(generator) for _ in range(_DRAWS)]
-    return [*drawn, partial(_element, symmetry, 0)]
+    """A random element g, and g after the first generating element.
 
+    A subgroup with both has that generating element: no parity hides.
+    """
+    drawn = symmetry.draw(generator)
 
-def _element(
-    symmetry: DiscreteSymmetry, which: int, params: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    return symmetry.element(params, which)
+    def after_first(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return drawn({**params, **symmetry.element(params, 0)})
+
+    return [move(symmetry, drawn), move(symmetry, after_first)]

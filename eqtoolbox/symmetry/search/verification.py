@@ -7,9 +7,9 @@ analytic function that vanishes at the element drawn: with probability zero, up 
 """
 
 import math
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -25,7 +25,38 @@ from eqtoolbox.symmetry.search.point import Point
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 S = TypeVar("S", bound=ParameterSymmetry)
-Move = Callable[[Parameters], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A finite transformation of `names`; a separable one moves each by itself."""
+
+    names: frozenset[str]
+    separable: bool
+    apply: Callable[[Parameters], dict[str, Tensor]]
+
+
+def move(symmetry: ParameterSymmetry, apply: Callable[[Parameters], dict[str, Tensor]]) -> Move:
+    """A finite transformation out of a symmetry's group."""
+    return Move(frozenset(symmetry.names), symmetry.separable, apply)
+
+
+def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
+    """Parameters after one move after the other, those that are not separable last.
+
+    Tensor by tensor, so that never two copies of the whole exist.
+    """
+    made = {}
+    for name in params:
+        tensor = params[name]
+        for one in moves:
+            if one.separable and name in one.names:
+                tensor = one.apply({name: tensor})[name]
+        made[name] = tensor
+    for one in moves:
+        if not one.separable:
+            made.update(one.apply(made))
+    return made
 
 
 def limit(dtype: torch.dtype) -> float:
@@ -54,12 +85,9 @@ def draw(symmetry: ContinuousSymmetry, like: Tensor, generator: torch.Generator)
 
 
 def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) -> Tensor:
-    """The function where `params` are moved, one move after the other."""
-    moved: dict[str, Tensor] = {}
-    for move in moves:
-        moved.update(move(ChainMap(moved, params)))  # type: ignore[arg-type]
+    """The function where `params` are moved."""
     with torch.no_grad():
-        return function({n: moved.pop(n) if n in moved else params[n] for n in params})
+        return function(moved(params, moves))
 
 
 def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor) -> float:
@@ -88,30 +116,31 @@ def joint_changes(
     return [w for part in parts for w in joint_changes(loss, params, part, value, small)]
 
 
-def gradients(function: Loss, params: Point, moves: Sequence[Move] = ()) -> Iterator[Parameters]:
-    """Gradient at (moved) parameters in pieces, zero where a parameter takes no part.
+Piece = tuple[Parameters, Parameters]
 
-    Each piece has its own forward pass: of what is made for it nothing but the piece remains.
+
+def gradients(function: Loss, params: Point, moves: Sequence[Move] = ()) -> Iterator[Piece]:
+    """(parameters, gradient) at the moved point in pieces, zero where a parameter takes no part.
+
+    One forward pass; the first of the parameters come last, when the rest of the graph goes.
     """
-    for names in params.chunks():
-        chosen = set(names)
-        moved: dict[str, Tensor] = {}
-        for move in moves:
-            moved.update(move(ChainMap(moved, params)))  # type: ignore[arg-type]
-        leaves = {n: (moved.pop(n) if n in moved else params[n]).detach() for n in params}
-        leaves = {n: p.requires_grad_() if n in chosen else p for n, p in leaves.items()}
-        targets = [leaves[n] for n in names]
-        value = function(leaves)
-        shapes = {n: leaves[n] for n in names}
-        del leaves
-        found: list[Tensor | None] = [None] * len(names)
+    leaves = {n: p.detach().requires_grad_() for n, p in moved(params, moves).items()}
+    chunks = params.chunks()[::-1]
+    targets = [{n: leaves[n] for n in names} for names in chunks]
+    value = function(leaves)
+    del leaves
+    while targets:
+        own = targets.pop(0)
+        found: list[Tensor | None] = [None] * len(own)
         if value.requires_grad:
-            found = list(torch.autograd.grad(value, targets, allow_unused=True))
-        del value, targets
-        yield {
-            n: torch.zeros_like(shapes[n]) if g is None else g
-            for n, g in zip(names, found, strict=True)
-        }
+            found = list(
+                torch.autograd.grad(
+                    value, list(own.values()), allow_unused=True, retain_graph=bool(targets)
+                )
+            )
+        pairs = zip(own, found, strict=True)
+        gradient = {n: torch.zeros_like(own[n]) if g is None else g for n, g in pairs}
+        yield {n: p.detach() for n, p in own.items()}, gradient
 
 
 class Slopes:
@@ -124,15 +153,14 @@ class Slopes:
         self.dots, self.gradients, self.tangents = ([0.0] * len(symmetries) for _ in range(3))
 
     def add(self, params: Parameters, gradient: Parameters) -> None:
-        """Take one piece of the gradient into account."""
+        """Take one piece of the gradient into account, with the parameters it belongs to."""
         squares = {name: dot(g, g) for name, g in gradient.items()}
         for k, (s, c) in enumerate(zip(self.symmetries, self.coefficients, strict=True)):
             if not gradient.keys() & set(s.names):
                 continue
-            tangent = s.tangent(params, c)
-            for name in gradient.keys() & tangent.keys():
-                g, t = gradient[name], tangent[name]
-                self.dots[k] += dot(g, t)
+            for name in gradient.keys() & set(s.names):
+                t = s.tangent({name: params[name]} if s.separable else params, c)[name]
+                self.dots[k] += dot(gradient[name], t)
                 self.gradients[k] += squares[name]
                 self.tangents[k] += dot(t, t)
 
@@ -144,6 +172,13 @@ class Slopes:
             total = math.sqrt(self.gradients[k] * self.tangents[k]) + scale
             found.append(abs(self.dots[k] - constant) / total if total > 0 else 0.0)
         return found
+
+
+def transformed(
+    symmetry: ContinuousSymmetry, coefficients: Tensor, params: Parameters
+) -> dict[str, Tensor]:
+    """T_c theta."""
+    return symmetry.transform(params, coefficients)
 
 
 def residuals(
@@ -166,7 +201,7 @@ def residuals(
     slopes = Slopes([symmetry], [coefficients])
     slopes.add(params, gradient)
     order_0 = max(
-        change(loss, params, [lambda p, c=c: symmetry.transform(p, c)], value.detach())
+        change(loss, params, [move(symmetry, partial(transformed, symmetry, c))], value.detach())
         for c in (coefficients, -coefficients)  # a dead unit is flat on one side only
     )
     return order_0, slopes.residuals()[0]
@@ -198,8 +233,10 @@ class Covariance:
 
     def add(self, gradient: Parameters) -> None:
         """A piece of the gradient at theta."""
-        for name, moved in self._moved(gradient).items():
-            self.sketches[name], self.sizes[name] = _sketch(moved), math.sqrt(dot(moved, moved))
+        names = {n for element in self.elements for n in element.names}
+        chosen = {n: g for n, g in gradient.items() if n in names}
+        for name, tensor in moved(chosen, self.elements).items():
+            self.sketches[name], self.sizes[name] = _sketch(tensor), math.sqrt(dot(tensor, tensor))
 
     def compare(self, there: Parameters) -> None:
         """A piece of the gradient at T theta."""
@@ -208,14 +245,9 @@ class Covariance:
 
     def residual(self, names: Sequence[str]) -> float:
         """Largest difference among these tensors, relative to the gradient of all of them."""
-        size = math.sqrt(sum(self.sizes[n] ** 2 for n in names))
-        return max(self.differences[n] for n in names) / size if size > 0 else 0.0
-
-    def _moved(self, gradient: Parameters) -> dict[str, Tensor]:
-        moved: dict[str, Tensor] = {}
-        for element in self.elements:
-            moved.update(element(ChainMap(moved, gradient)))  # type: ignore[arg-type]
-        return moved
+        known = [n for n in names if n in self.differences]
+        size = math.sqrt(sum(self.sizes[n] ** 2 for n in known))
+        return max(self.differences[n] for n in known) / size if size > 0 else 0.0
 
 
 def _sketch(tensor: Tensor) -> float:
