@@ -133,7 +133,7 @@ def _problem(
         loss=loss,
         outputs=outputs,
         point=point,
-        value=evaluated(loss, point),
+        value=traced.value,
         trace=traced,
         generator=generator or torch.Generator().manual_seed(0),
     )
@@ -158,24 +158,26 @@ def _continuous(
         covariance.add(gradient)
     first = dict(zip(map(id, flat), slopes.residuals(), strict=True))
     moved = dict(zip(map(id, flat), drawn, strict=True))
-    chosen = {}
+    flatly = list(shifts.proposals())
+    last = {name: len(shape) - 1 for name, shape in problem.point.shapes.items()}
+    common = {t.name for s in flatly for t in s.shifts if t.count == 1 and t.axis == last[t.name]}
+    constant: list[ContinuousSymmetry] = [
+        *flatly,
+        *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),
+        *propose_compensations(shifts.columns, problem.point.shapes, common),
+    ]
+    for s in constant:  # the gradient proposed them: order 1 holds
+        first[id(s)], moved[id(s)] = 0.0, draw(s, problem.value, problem.generator)
+    chains = [*chains, *([s] for s in constant)]
+    chosen: dict[int, ContinuousSymmetry] = {}
     while any(chains):  # in each round the largest group left of every undecided member
         trials = [(k, chain[0]) for k, chain in enumerate(chains) if chain]
         checked = _checked(problem, [(s, moved[id(s)], first[id(s)]) for _, s in trials])
         for (k, _), symmetry in zip(trials, checked, strict=True):
             chosen[k] = symmetry
             chains[k] = chains[k][1:] if symmetry.status == "broken" else []
-    flatly = list(shifts.proposals())
-    last = {name: len(shape) - 1 for name, shape in problem.point.shapes.items()}
-    common = {t.name for s in flatly for t in s.shifts if t.count == 1 and t.axis == last[t.name]}
-    later: list[ContinuousSymmetry] = [
-        *flatly,
-        *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),
-        *propose_compensations(shifts.columns, problem.point.shapes, common),
-    ]
-    tried = [(s, draw(s, problem.value, problem.generator), 0.0) for s in later]
-    holding = [s for s in _checked(problem, tried) if s.status != "broken"]
-    return [*(chosen[k] for k in sorted(chosen)), *holding]
+    members_found = len(chains) - len(constant)  # a shift that fails is no news
+    return [s for k, s in sorted(chosen.items()) if k < members_found or s.status != "broken"]
 
 
 def _checked(

@@ -53,6 +53,7 @@ class Trace:
     nodes: list[Node]
     output: Value | None  # of the model, where it is a single tensor
     loss: Value
+    value: Tensor = field(repr=False)  # of the loss
     notes: list[str] = field(default_factory=list)
 
     def live(self, *targets: Value) -> list[Node]:
@@ -129,4 +130,4 @@ def trace(
             final = tracer.value(loss)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return Trace(named, tracer.nodes, made, final, tracer.notes)
+    return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes)
