@@ -134,7 +134,10 @@ class Objective:
         return made[0]
 
     def output_and_loss(self, params: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
-        """The model's output, None unless it is called once for one tensor, and its loss."""
+        """The model's output, None unless it is called once for one tensor, and its loss.
+
+        Of an output with `logits` these are taken.
+        """
         made: list[Any] = []
 
         def body(model: nn.Module) -> Tensor:
@@ -145,8 +148,9 @@ class Objective:
                 handle.remove()
 
         loss: Tensor = self._run(params, body)
-        single = len(made) == 1 and isinstance(made[0], Tensor) and made[0].dim() > 0
-        return (made[0] if single else None), loss
+        output = getattr(made[0], "logits", made[0]) if len(made) == 1 else None
+        single = isinstance(output, Tensor) and output.dim() > 0
+        return (output if single else None), loss
 
     def loss_of_moved_inputs(
         self, params: Mapping[str, Tensor], move: Callable[[Tensor], Tensor]
