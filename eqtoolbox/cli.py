@@ -1,7 +1,6 @@
 """The command line: `eqtoolbox demo | summary RUN | report RUN | audit CONFIG | check CONFIG`."""
 
 import argparse
-import importlib
 import json
 import sys
 import time
@@ -67,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument(
         "model",
         metavar="MODEL",
-        help="package.module:factory, a function that returns (model, batch)",
+        help="package.module:name (a model, or a function that returns one, (model, batch) or "
+        "(model, batch, loss_fn)), or a TOML file with [symmetries]",
     )
     found.add_argument("--json", action="store_true", help="print as JSON")
     found.set_defaults(run=_symmetries)
@@ -158,30 +158,12 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _symmetries(arguments: argparse.Namespace) -> None:
     from eqtoolbox.symmetry import discover
+    from eqtoolbox.symmetry.source import load
 
-    module, _, factory = arguments.model.partition(":")
-    if not factory:
-        raise ValueError(f"expected package.module:factory, got {arguments.model!r}")
-    sys.path.insert(0, "")
-    try:
-        make = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {arguments.model!r}: {error}") from error
-    finally:
-        sys.path.remove("")
-    made = make()
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
-        raise ValueError(f"{factory} must return (model, batch) or (model, batch, loss_fn)")
-    rows = [
-        {
-            "family": s.family,
-            "name": s.name,
-            "dimension": s.dimension,
-            "status": s.status,
-            "residual": s.residual,
-        }
-        for s in discover(*made)
-    ]
+    model, batch, loss_fn, remark = load(arguments.model)
+    found = discover(model, batch, loss_fn)
+    keys = ("family", "name", "dimension", "status", "residual")
+    rows = [{key: getattr(symmetry, key) for key in keys} for symmetry in found]
     if arguments.json:
         _print_json(rows)
         return
@@ -192,6 +174,8 @@ def _symmetries(arguments: argparse.Namespace) -> None:
             f"{row['family']:15} {row['name']:{width}} {row['dimension']:>9} "
             f"{row['status']:11} {row['residual']:.1e}"
         )
+    for note in filter(None, (remark, *getattr(found, "notes", ()))):
+        print(f"note: {note}")
 
 
 def _print_json(data: Any) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from eqtoolbox.cli import main
 
@@ -73,6 +74,18 @@ def small() -> object:
     return model, (torch.randn(16, 4), torch.arange(16) % 3)
 
 
+def bare() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+
+
+def strange() -> torch.nn.Module:
+    return torch.nn.Bilinear(3, 4, 5)
+
+
+def nothing() -> None:
+    return None
+
+
 def test_symmetries_prints_the_table_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["symmetries", "tests.test_cli:small"]) == 0
     out = capsys.readouterr().out
@@ -85,6 +98,17 @@ def test_symmetries_prints_the_table_of_a_model(capsys: pytest.CaptureFixture[st
     }.items()
 
 
+def test_symmetries_of_a_config_entry_and_of_a_model_without_a_batch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["symmetries", "configs/experiments/transformer.toml"]) == 0
+    out = capsys.readouterr().out
+    assert "rope" in out and "gated_rescale" in out
+    assert main(["symmetries", "tests.test_cli:bare"]) == 0
+    out = capsys.readouterr().out
+    assert "rescale" in out and "note: no batch given" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -94,6 +118,9 @@ def test_symmetries_prints_the_table_of_a_model(capsys: pytest.CaptureFixture[st
         (["demo", "--steps", "0"], "--steps must be >= 1"),
         (["symmetries", "nothing"], "expected package.module:factory"),
         (["symmetries", "nowhere:made"], "cannot import 'nowhere:made'"),
+        (["symmetries", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["symmetries", "tests.test_cli:strange"], "return (model, batch)"),
+        (["symmetries", "tests.test_cli:nothing"], "got NoneType"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(

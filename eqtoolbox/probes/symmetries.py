@@ -52,11 +52,14 @@ class FoundSymmetries:
 
 def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:
     """In float64; in the model's own type where the model insists on it."""
-    wide = snapshot.objective.to(torch.float64)
+    own, wide = snapshot.objective, snapshot.objective.to(torch.float64)
     try:
         return find_symmetries(
-            wide.loss, snapshot.before, run=wide.output_and_loss, dtype=torch.float64
+            wide.loss,
+            snapshot.before,
+            run=wide.output_and_loss,
+            dtype=torch.float64,
+            model=own.model,
         )
-    except RuntimeError:
-        own = snapshot.objective
-        return find_symmetries(own.loss, snapshot.before, run=own.output_and_loss)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return find_symmetries(own.loss, snapshot.before, run=own.output_and_loss, model=own.model)

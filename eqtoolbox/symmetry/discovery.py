@@ -19,11 +19,12 @@ def find_symmetries(
     run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]] | None = None,
     dtype: torch.dtype | None = None,
     moved_inputs: Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor] | None = None,
+    model: nn.Module | None = None,
 ) -> list[ParameterSymmetry]:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.symmetry.search`."""
     from eqtoolbox.symmetry.search import find  # brings scipy, which importing eqtoolbox does not
 
-    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs)
+    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs, model)
 
 
 def discover(
@@ -43,7 +44,8 @@ def discover(
 
     Returns:
         Symmetries with `name`, `family`, `dimension`, `status` and `residual`. A group within a
-        larger one found is not listed again; proposals that fail are listed as broken.
+        larger one found is not listed again; proposals that fail are listed as broken. The list's
+        attribute `notes` says what was not analysed.
 
     Raises:
         ValueError: lazy parameters, no parameters, or a loss that cannot be evaluated.
@@ -79,19 +81,23 @@ def discover(
                 run=objective.output_and_loss,
                 dtype=torch.float64,
                 moved_inputs=objective.loss_of_moved_inputs,
+                model=model,
             )
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"the loss could not be analysed on this batch: {error}") from error
 
 
 def _default_loss(model: nn.Module, batch: Any) -> Any:
+    targets = None
     if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, targets = batch
+        made = model(**batch)
+        if getattr(made, "loss", None) is not None:
+            return made
+        output = getattr(made, "logits", made)
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        output, targets = model(batch[0]), batch[1]
     else:
-        inputs, targets = batch, None
-    output = model(inputs)
+        output = model(batch)
     if targets is None:
         generator = torch.Generator().manual_seed(0)
         targets = torch.randn(output.shape, generator=generator).to(output)

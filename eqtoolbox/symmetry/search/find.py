@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eqtoolbox.symmetry.families.bias_shift import propose_bias_shifts
 from eqtoolbox.symmetry.families.compensation import propose_compensations
@@ -24,13 +24,14 @@ from eqtoolbox.symmetry.families.translation import TranslationSearch
 from eqtoolbox.symmetry.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
-    ParameterSymmetry,
 )
+from eqtoolbox.symmetry.search.found import Found
 from eqtoolbox.symmetry.search.homogeneous import propose_homogeneity
 from eqtoolbox.symmetry.search.members import members, proposals
+from eqtoolbox.symmetry.search.modules import propose_from_modules
 from eqtoolbox.symmetry.search.point import Point
 from eqtoolbox.symmetry.search.precision import FullPrecision
-from eqtoolbox.symmetry.search.trace import Trace, trace
+from eqtoolbox.symmetry.search.trace import Trace, trace, untraced
 from eqtoolbox.symmetry.search.verification import (
     Covariance,
     Loss,
@@ -78,7 +79,8 @@ def find_symmetries(
     run: Run | None = None,
     dtype: torch.dtype | None = None,
     moved_inputs: MovedInputs | None = None,
-) -> list[ParameterSymmetry]:
+    model: nn.Module | None = None,
+) -> Found:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
     One evaluation is traced, the analyses propose from the trace, and each proposal is checked at
@@ -92,27 +94,39 @@ def find_symmetries(
             equivariances are looked for.
         moved_inputs: (params, map of the inputs) -> loss with the model's inputs so moved: then
             also what ties inputs to parameters is looked for.
+        model: whose order of layers is looked at where the computation cannot be traced.
         dtype: that the loss is evaluated in; float64 makes the sharpest check. None: the
             parameters' own.
 
     Returns:
         Proposals with their status: look at it before use. A group that holds is not listed again
-        within a larger one.
+        within a larger one. `notes` say what was not analysed.
+
+    Raises:
+        ValueError: the loss itself cannot be evaluated.
     """
     with FullPrecision() if dtype == torch.float64 else nullcontext():
         problem = _problem(loss, params, generator, run, dtype)
         found, state = members(problem.trace)
-        if state.unknown:
-            log.warning(
-                "symmetries: no rule for %s; what these operations read was taken as fixed, so "
-                "that symmetries through them are missed",
-                ", ".join(sorted(state.unknown)),
-            )
+        notes = list(problem.trace.notes)
         chains = [trials for _, trials in proposals(found)]
-        discrete = Discrete(problem, chains)
+        listed: list[DiscreteSymmetry] = []
+        if not problem.trace.nodes and model is not None:
+            inspected = list(propose_from_modules(model))
+            chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
+            listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
+        if state.unknown:
+            notes.append(
+                f"no rule for {', '.join(sorted(state.unknown))}: what these operations read was "
+                "taken as fixed, so that symmetries through them are missed"
+            )
+        discrete = Discrete(problem, chains, listed)
         continuous = _continuous(problem, chains, discrete.covariance)
         tied = _joint(problem, moved_inputs) if moved_inputs is not None else ()
-        return [*continuous, *_equivariances(problem), *tied, *discrete.holding(continuous)]
+        every = [*continuous, *_equivariances(problem), *tied, *discrete.holding(continuous)]
+    for note in notes:
+        log.info("symmetries: %s", note)
+    return Found(every, notes)
 
 
 def _problem(
@@ -123,11 +137,18 @@ def _problem(
     dtype: torch.dtype | None,
 ) -> Problem:
     point = Point(params, dtype)
-    traced = trace(run or (lambda p: (None, loss(p))), point)
-    for note in traced.notes:
-        log.info("symmetries: %s", note)
+    run = run or (lambda p: (None, loss(p)))
+    try:
+        traced = trace(run, point)
+    except Exception as error:
+        # whatever a model's own code raises under the recorder; the loss itself must run
+        traced = untraced(point, evaluated(loss, point))
+        traced.notes.append(
+            f"the computation could not be recorded ({type(error).__name__}: {error}): only the "
+            "order of layers in nn.Sequential and what the gradient shows were analysed"
+        )
     outputs: Loss | None = None
-    if run is not None and traced.output is not None:
+    if traced.output is not None:
         outputs = partial(_output, run)
     return Problem(
         loss=loss,
@@ -266,10 +287,16 @@ def _joint(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSy
 class Discrete:
     """Permutations and sign flips: proposed and tried before the gradient comes, judged after."""
 
-    def __init__(self, problem: Problem, chains: Sequence[Sequence[ContinuousSymmetry]]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        chains: Sequence[Sequence[ContinuousSymmetry]],
+        listed: Sequence[DiscreteSymmetry],
+    ) -> None:
         self.problem = problem
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
         self.proposed: list[DiscreteSymmetry] = [
+            *listed,
             *propose_heads(first),
             *propose_experts(problem.trace),
             *propose_permutations(members(problem.trace, "label")[0]),

@@ -4,7 +4,8 @@ Recorded by running, not by symbolic tracing: data-dependent branches, `.item()`
 operations are followed as this batch takes them, and nothing of the model has to be rewritten.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,9 +126,39 @@ def trace(
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Tracer() as tracer:
             named = {n: tracer.value(p) for n, p in leaves.items()}
+            versions = {n: p._version for n, p in leaves.items()}
             output, loss = run(leaves)
+            written = [n for n, p in leaves.items() if p._version != versions[n]]
             made = tracer.value(output) if isinstance(output, Tensor) else None
             final = tracer.value(loss)
+        if written:
+            tracer.notes.append(
+                f"the forward pass writes to parameters in place ({', '.join(written)}): what it "
+                "reads of them afterwards was taken as fixed"
+            )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    tracer.notes += _uses(named, tracer.nodes)
     return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes)
+
+
+def _uses(named: Mapping[str, Value], nodes: list[Node]) -> Iterator[str]:
+    """Notes on parameters that are read twice or not at all."""
+    counts = Counter(v.number for node in nodes for v in node.inputs)
+    twice = [n for n, v in named.items() if counts[v.number] > 1]
+    unread = [n for n, v in named.items() if not counts[v.number]]
+    if twice:
+        yield f"read more than once, so that all uses must agree: {', '.join(twice)}"
+    if unread:
+        yield f"not read by this loss, left out: {', '.join(unread)}"
+
+
+def untraced(params: Mapping[str, Tensor], value: Tensor) -> Trace:
+    """The trace of a computation that cannot be recorded: parameters and a loss, nothing between.
+
+    Example:
+        >>> untraced({"w": torch.ones(3)}, torch.tensor(0.5)).nodes
+        []
+    """
+    named = {n: Value(k, tuple(params[n].shape)) for k, n in enumerate(params)}
+    return Trace(named, [], None, Value(len(named), ()), value)
