@@ -149,7 +149,7 @@ def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
     """
     for first, second in pairwise(m for m in found if m.blocks > 1):
         heads = second.blocks
-        if first.blocks % heads:
+        if first.blocks % heads or _parent(first.names[0]) != _parent(second.names[0]):
             continue
         owned = []
         for leg in (*first.legs, *second.legs):
@@ -159,6 +159,11 @@ def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
             name=f"{name} heads", dimension=heads - 1, slots=tuple(owned), whole_heads=True
         )
         yield from _grouped_queries(name, heads, (*first.legs, *second.legs))
+
+
+def _parent(parameter: str) -> str:
+    """`layers.0.attention` for `layers.0.attention.query.weight`."""
+    return parameter.rpartition(".")[0].rpartition(".")[0]
 
 
 def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iterator[Permutation]:

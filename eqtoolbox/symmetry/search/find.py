@@ -173,10 +173,13 @@ def _continuous(
     flat = [trial for trials in chains for trial in trials]
     drawn = [draw(s, problem.value, problem.generator) for s in flat]
     slopes, shifts = Slopes(flat, drawn), TranslationSearch(problem.trace)
-    for params, gradient in gradients(problem.loss, problem.point):
+
+    def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
         slopes.add(params, gradient)
         shifts.add(gradient)
         covariance.add(gradient)
+
+    gradients(problem.loss, problem.point, receive)
     first = dict(zip(map(id, flat), slopes.residuals(), strict=True))
     moved = dict(zip(map(id, flat), drawn, strict=True))
     flatly = list(shifts.proposals())
@@ -239,8 +242,7 @@ def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     u = torch.randn(y.shape, generator=problem.generator, dtype=torch.float64).to(y)
     drawn = [draw(s, y, problem.generator) for s in proposed]
     slopes = Slopes(proposed, drawn)
-    for params, gradient in gradients(lambda p: (u * outputs(p)).sum(), point):
-        slopes.add(params, gradient)
+    gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add)
     turned = [s.rho(y, c) for s, c in zip(proposed, drawn, strict=True)]
     against = [(float((u * r).sum()), float(u.norm() * r.norm())) for r in turned]
     first = slopes.residuals(against)
@@ -295,13 +297,17 @@ class Discrete:
     ) -> None:
         self.problem = problem
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
-        self.proposed: list[DiscreteSymmetry] = [
+        mixed = [set(m.names) for m in first if m.family != "rope"]
+        every: list[DiscreteSymmetry] = [
             *listed,
             *propose_heads(first),
             *propose_experts(problem.trace),
             *propose_permutations(members(problem.trace, "label")[0]),
             *propose_sign_flips(members(problem.trace, "sign")[0]),
         ]
+        inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]
+        self.proposed = [s for s, within in zip(every, inside, strict=True) if not within]
+        self.deferred = [s for s, within in zip(every, inside, strict=True) if within]
         moves = [_elements(s, problem.generator) for s in self.proposed]
         self.changes = problem.changes(moves)
         whole = len(problem.point.chunks()) == 1  # else a piece may lack what is exchanged
@@ -319,17 +325,21 @@ class Discrete:
         turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
         problem = self.problem
         if self.covariance.elements:
-            for _, gradient in gradients(problem.loss, problem.point, self.covariance.elements):
-                self.covariance.compare(gradient)
+            compare = lambda _, gradient: self.covariance.compare(gradient)
+            gradients(problem.loss, problem.point, compare, self.covariance.elements)
         for proposal, order_0 in zip(self.proposed, self.changes, strict=True):
             own = set(proposal.names)
-            inside = own in covered and not getattr(proposal, "whole_heads", False)
-            if order_0 > problem.small or inside:
-                continue
-            if proposal.family == "sign_flip" and own in turned:
+            if order_0 > problem.small or (proposal.family == "sign_flip" and own in turned):
                 continue
             worst = max(order_0, self.covariance.residual(proposal.names))
             checked = judged(proposal, worst, problem.value.dtype)
+            if checked.status != "broken":
+                yield checked
+        # units within a larger group that did not hold: order 0 alone
+        left = [s for s in self.deferred if set(s.names) not in covered]
+        changes = problem.changes([_elements(s, problem.generator) for s in left])
+        for proposal, order_0 in zip(left, changes, strict=True):
+            checked = judged(proposal, order_0, problem.value.dtype)
             if checked.status != "broken":
                 yield checked
 

@@ -7,7 +7,7 @@ analytic function that vanishes at the element drawn: with probability zero, up 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -116,31 +116,32 @@ def joint_changes(
     return [w for part in parts for w in joint_changes(loss, params, part, value, small)]
 
 
-Piece = tuple[Parameters, Parameters]
+def gradients(
+    function: Loss,
+    params: Point,
+    receive: Callable[[Parameters, Parameters], None],
+    moves: Sequence[Move] = (),
+) -> None:
+    """Parameters and gradient at the moved point, piece by piece; zero where one takes no part.
 
-
-def gradients(function: Loss, params: Point, moves: Sequence[Move] = ()) -> Iterator[Piece]:
-    """(parameters, gradient) at the moved point in pieces, zero where a parameter takes no part.
-
-    One forward pass; the first of the parameters come last, when the rest of the graph goes.
+    One forward pass. No piece outlives its call of `receive`; the first parameters come last,
+    when the rest of the graph goes.
     """
     leaves = {n: p.detach().requires_grad_() for n, p in moved(params, moves).items()}
-    chunks = params.chunks()[::-1]
-    targets = [{n: leaves[n] for n in names} for names in chunks]
+    targets = [{n: leaves[n] for n in names} for names in params.chunks()]
     value = function(leaves)
     del leaves
     while targets:
-        own = targets.pop(0)
-        found: list[Tensor | None] = [None] * len(own)
+        own = targets.pop()
+        found: tuple[Tensor | None, ...] = (None,) * len(own)
         if value.requires_grad:
-            found = list(
-                torch.autograd.grad(
-                    value, list(own.values()), allow_unused=True, retain_graph=bool(targets)
-                )
+            found = torch.autograd.grad(
+                value, list(own.values()), allow_unused=True, retain_graph=bool(targets)
             )
         pairs = zip(own, found, strict=True)
         gradient = {n: torch.zeros_like(own[n]) if g is None else g for n, g in pairs}
-        yield {n: p.detach() for n, p in own.items()}, gradient
+        receive({n: p.detach() for n, p in own.items()}, gradient)
+        del found, pairs, gradient, own
 
 
 class Slopes:
