@@ -58,6 +58,10 @@ class ContinuousSymmetry(ParameterSymmetry):
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         """T_c theta for finite c of shape (dimension,); only the moved parameters."""
 
+    def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
+        """T_c as a map, for several calls with the same c."""
+        return lambda params: self.transform(params, coefficients)
+
     def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
         """rho_c(y) = d/ds R_s y at s = 0, of the outputs' shape; zero for a symmetry."""
         return torch.zeros_like(outputs)

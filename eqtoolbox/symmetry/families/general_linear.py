@@ -1,6 +1,6 @@
 """General linear: an axis that only linear maps touch, transformed by any invertible matrix."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,8 +70,12 @@ class MatrixSymmetry(ContinuousSymmetry):
         return moved
 
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
+        return self.flow(coefficients)(params)
+
+    def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
         a = self.matrices(coefficients)
-        return self._moved(params, torch.matrix_exp(a), torch.matrix_exp(-a.mT))
+        plus, minus = torch.matrix_exp(a), torch.matrix_exp(-a.mT)
+        return lambda params: self._moved(params, plus, minus)
 
     def _summed(self, tensors: Parameters, plus: Tensor, minus: Tensor) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}

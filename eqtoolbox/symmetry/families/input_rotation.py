@@ -104,5 +104,5 @@ def _first_layers(
         elif node.name == "convolution" and node.args[0].number == number:
             plain = node.args[8] == 1 and not node.args[6]  # one group, not transposed
             weight, axis, inputs = (node.args[1] if plain else None), 1, 1
-        known = isinstance(weight, Value) and weight.number in names
-        yield (names[weight.number], axis, inputs) if known else None
+        name = names.get(weight.number) if isinstance(weight, Value) else None
+        yield (name, axis, inputs) if name is not None else None

@@ -44,7 +44,6 @@ from eqtoolbox.symmetry.search.verification import (
     judged,
     limit,
     move,
-    transformed,
 )
 
 log = logging.getLogger(__name__)
@@ -216,8 +215,7 @@ def _checked(
     near = [k for k in worst if problem.small < worst[k] <= tried[k][0].tolerance]
     for together in (exact, *([k] for k in near)):
         moves = [
-            [move(s, partial(transformed, s, c)), move(s, partial(transformed, s, -c))]
-            for s, c, _ in (tried[k] for k in together)
+            [move(s, s.flow(c)), move(s, s.flow(-c))] for s, c, _ in (tried[k] for k in together)
         ]
         for k, order_0 in zip(together, problem.changes(moves), strict=True):
             worst[k] = max(worst[k], order_0)
@@ -247,7 +245,7 @@ def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     against = [(float((u * r).sum()), float(u.norm() * r.norm())) for r in turned]
     first = slopes.residuals(against)
     for symmetry, c, order_1 in zip(proposed, drawn, first, strict=True):
-        there = evaluated(outputs, point, [move(symmetry, partial(transformed, symmetry, c))])
+        there = evaluated(outputs, point, [move(symmetry, symmetry.flow(c))])
         defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
         checked = judged(symmetry, max(order_1, float(defect)), y.dtype)
         if checked.status != "broken":
@@ -265,9 +263,9 @@ def _joint(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSy
         turned = partial(symmetry.transform_inputs, coefficients=c)
         try:
             there = evaluated(
-                lambda p, turned=turned: moved_inputs(p, turned),
+                partial(_loss_of, moved_inputs, turned),
                 problem.point,
-                [move(symmetry, partial(transformed, symmetry, c))],
+                [move(symmetry, symmetry.flow(c))],
             )
         except RuntimeError:  # not the model's first argument
             continue
@@ -325,8 +323,8 @@ class Discrete:
         turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
         problem = self.problem
         if self.covariance.elements:
-            compare = lambda _, gradient: self.covariance.compare(gradient)
-            gradients(problem.loss, problem.point, compare, self.covariance.elements)
+            elements = self.covariance.elements
+            gradients(problem.loss, problem.point, self.covariance.compare, elements)
         for proposal, order_0 in zip(self.proposed, self.changes, strict=True):
             own = set(proposal.names)
             if order_0 > problem.small or (proposal.family == "sign_flip" and own in turned):
@@ -342,6 +340,12 @@ class Discrete:
             checked = judged(proposal, order_0, problem.value.dtype)
             if checked.status != "broken":
                 yield checked
+
+
+def _loss_of(
+    moved_inputs: MovedInputs, turned: Callable[[Tensor], Tensor], params: dict[str, Tensor]
+) -> Tensor:
+    return moved_inputs(params, turned)
 
 
 def _along(symmetry: ContinuousSymmetry, c: Tensor, s: Tensor, inputs: Tensor) -> Tensor:

@@ -60,5 +60,5 @@ def _nearest_to_one(basis: Array, degree: Array, matrices: NDArray[np.bool_]) ->
             continue
         best = best + free @ np.linalg.lstsq(rows @ free, 1.0 - rows @ best, rcond=1e-9)[0]
         free = free @ null_space(rows @ free, rcond=1e-9)
-    found = np.round(np.append(basis @ best, degree @ best), 9)
+    found: Array = np.append(basis @ best, degree @ best).round(9).astype(np.float64)
     return found if abs(found[-1]) > 1e-6 else None

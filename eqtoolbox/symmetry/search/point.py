@@ -56,7 +56,7 @@ class Point(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self._source.items()}
 
-    def chunks(self, parts: int = 3) -> list[list[str]]:
+    def chunks(self, parts: int = 5) -> list[list[str]]:
         """Names in runs of about equal numbers of entries; one run for a model that is kept."""
         sizes = {name: p.numel() for name, p in self._source.items()}
         total = sum(sizes.values())
@@ -87,4 +87,4 @@ class Point(Mapping[str, Tensor]):
 def _repetitive(p: Tensor) -> bool:
     """Whether entries repeat: zeros, ones, an identity."""
     some = p.reshape(-1)[:256]
-    return some.unique().numel() < some.numel()
+    return len(set(some.tolist())) < some.numel()

@@ -9,7 +9,6 @@ analytic function that vanishes at the element drawn: with probability zero, up 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -175,13 +174,6 @@ class Slopes:
         return found
 
 
-def transformed(
-    symmetry: ContinuousSymmetry, coefficients: Tensor, params: Parameters
-) -> dict[str, Tensor]:
-    """T_c theta."""
-    return symmetry.transform(params, coefficients)
-
-
 def residuals(
     symmetry: ContinuousSymmetry,
     loss: Loss,
@@ -202,7 +194,7 @@ def residuals(
     slopes = Slopes([symmetry], [coefficients])
     slopes.add(params, gradient)
     order_0 = max(
-        change(loss, params, [move(symmetry, partial(transformed, symmetry, c))], value.detach())
+        change(loss, params, [move(symmetry, symmetry.flow(c))], value.detach())
         for c in (coefficients, -coefficients)  # a dead unit is flat on one side only
     )
     return order_0, slopes.residuals()[0]
@@ -239,7 +231,7 @@ class Covariance:
         for name, tensor in moved(chosen, self.elements).items():
             self.sketches[name], self.sizes[name] = _sketch(tensor), math.sqrt(dot(tensor, tensor))
 
-    def compare(self, there: Parameters) -> None:
+    def compare(self, _: Parameters, there: Parameters) -> None:
         """A piece of the gradient at T theta."""
         for name in there.keys() & self.sketches.keys():
             self.differences[name] = abs(_sketch(there[name]) - self.sketches[name])
