@@ -28,6 +28,22 @@ class Gated(nn.Module):
         return self.d(F.silu(self.g(x)) * self.u(x))
 
 
+class ConvNext(nn.Module):
+    """Depthwise convolution, layer norm over channels, GELU bottleneck, skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.d = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 3, 1, 1, groups=4)
+        self.n, self.a, self.b = nn.LayerNorm(4, eps=1e-14), nn.Linear(4, 8), nn.Linear(8, 4)
+        self.h = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.n(self.d(x).permute(0, 2, 3, 1))
+        y = self.b(F.gelu(self.a(y)))
+        return self.h((x + y.permute(0, 3, 1, 2)).mean((2, 3)))
+
+
 class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()

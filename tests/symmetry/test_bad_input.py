@@ -26,7 +26,7 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.a(x))
-        return self.b(h) if float(h.sum()) > 0 else self.b(h.clamp(max=0.1))
+        return self.b(h) if float(h.detach().sum()) > 0 else self.b(h.clamp(max=0.1))
 
 
 def relu_pair(*between: nn.Module) -> nn.Sequential:
@@ -74,7 +74,7 @@ def test_operations_without_a_rule_and_parameters_read_twice_are_named() -> None
 
     torch.manual_seed(0)
     notes = " ".join(eq.symmetry.discover(Odd(), (X, Y)).notes)
-    assert "no rule for special_i0" in notes
+    assert "no rule for i0" in notes
     assert "read more than once, so that all uses must agree: a.weight, a.bias" in notes
     assert "not read by this loss, left out: idle" in notes
 

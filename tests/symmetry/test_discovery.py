@@ -11,6 +11,7 @@ import eqtoolbox as eq
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
 from tests.symmetry.architectures import (
     Block,
+    ConvNext,
     Experts,
     Gated,
     Lora,
@@ -113,6 +114,16 @@ EXPECTED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, in
         ),
         IMAGES,
         {"rescale": 16, "translation": 65, "permutation": 8},
+    ),
+    "convnext": (
+        ConvNext,
+        IMAGES,
+        # stream: rescale, exchanges and signs of 4 channels; norm: 4 gains, 4 biases, its input's
+        # scale, mean and sign; last bias of the block into the head's: 4; head: softmax
+        {
+            "rescale": 4, "gain_rescale": 4, "scale": 1, "translation": 6, "bias_shift": 8,
+            "permutation": 10, "sign_flip": 9,
+        },
     ),
     "skip": (Skip, VECTORS, {"rescale": 13, "translation": 9, "permutation": 11}),
     "unet": (UNet, IMAGES, {"rescale": 13, "translation": 5, "permutation": 10}),

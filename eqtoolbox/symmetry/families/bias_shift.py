@@ -92,7 +92,7 @@ class BiasShift(ContinuousSymmetry):
 _CARRIES = {
     "view", "_unsafe_view", "reshape", "transpose", "permute", "t", "clone", "expand", "unsqueeze",
     "squeeze", "alias", "detach", "split", "split_with_sizes", "chunk", "select", "unbind", "slice",
-    "bmm", "mean", "cat", "dropout", "native_dropout",
+    "bmm", "mean", "cat", "add", "dropout", "native_dropout",
 }  # fmt: skip
 
 
