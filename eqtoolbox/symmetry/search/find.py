@@ -208,14 +208,15 @@ def _checked(
 ) -> list[ContinuousSymmetry]:
     """Each (symmetry, coefficients, residual of order 1) judged with order 0 at c and -c.
 
-    Exact ones are tried together; those that may only be approximate, alone.
+    Exact ones are tried together; those that may only be approximate alone, and at c.
     """
     worst = {k: order_1 for k, (_, _, order_1) in enumerate(tried)}
     exact = [k for k in worst if worst[k] <= problem.small]
     near = [k for k in worst if problem.small < worst[k] <= tried[k][0].tolerance]
     for together in (exact, *([k] for k in near)):
         moves = [
-            [move(s, s.flow(c)), move(s, s.flow(-c))] for s, c, _ in (tried[k] for k in together)
+            [move(s, s.flow(sign * c)) for sign in ((1, -1) if together is exact else (1,))]
+            for s, c, _ in (tried[k] for k in together)
         ]
         for k, order_0 in zip(together, problem.changes(moves), strict=True):
             worst[k] = max(worst[k], order_0)
