@@ -65,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("config", metavar="CONFIG", help="a TOML file or a preset's name")
     check.add_argument("--json", action="store_true", help="print as JSON")
     check.set_defaults(run=_check)
+
+    found = commands.add_parser("symmetries", help="parameter symmetries of a model, verified")
+    found.add_argument(
+        "model",
+        metavar="MODEL",
+        help="package.module:name (a model, or a function that returns one, (model, batch) or "
+        "(model, batch, loss_fn)), or a TOML file with [symmetries]",
+    )
+    found.add_argument("--json", action="store_true", help="print as JSON")
+    found.set_defaults(run=_symmetries)
     return parser
 
 
@@ -123,6 +133,28 @@ def _check(arguments: argparse.Namespace) -> None:
         print(f"[{name}]")
         for key, value in options.items():
             print(f"  {key} = {value}")
+
+
+def _symmetries(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.symmetry import discover
+    from eqtoolbox.symmetry.source import load
+
+    model, batch, loss_fn, remark = load(arguments.model)
+    found = discover(model, batch, loss_fn)
+    keys = ("family", "name", "dimension", "status", "residual")
+    rows = [{key: getattr(symmetry, key) for key in keys} for symmetry in found]
+    if arguments.json:
+        _print_json(rows)
+        return
+    width = max((len(str(row["name"])) for row in rows), default=4)
+    print(f"{'family':15} {'name':{width}} {'dimension':>9} {'status':11} residual")
+    for row in rows:
+        print(
+            f"{row['family']:15} {row['name']:{width}} {row['dimension']:>9} "
+            f"{row['status']:11} {row['residual']:.1e}"
+        )
+    for note in filter(None, (remark, *getattr(found, "notes", ()))):
+        print(f"note: {note}")
 
 
 def _print_json(data: Any) -> None:

@@ -90,6 +90,45 @@ class Objective:
             raise LookupError("it needs a loss that calls the model once for one output tensor")
         return made[0]
 
+    def output_and_loss(self, params: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+        """The model's output, None unless it is called once for one tensor, and its loss.
+
+        Of an output with `logits` these are taken.
+        """
+        made: list[Any] = []
+
+        def body(model: nn.Module) -> Tensor:
+            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
+            try:
+                return scalar_loss(self.loss_fn(model, self._batch()))
+            finally:
+                handle.remove()
+
+        loss: Tensor = self._run(params, body)
+        output = getattr(made[0], "logits", made[0]) if len(made) == 1 else None
+        single = isinstance(output, Tensor) and output.dim() > 0
+        return (output if single else None), loss
+
+    def loss_of_moved_inputs(
+        self, params: Mapping[str, Tensor], move: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Training loss with `move` applied to the model's first floating-point argument."""
+
+        def moved(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            floating = [isinstance(x, Tensor) and x.is_floating_point() for x in args]
+            first = floating.index(True) if any(floating) else len(args)
+            return tuple(move(x) if k == first else x for k, x in enumerate(args))
+
+        def body(model: nn.Module) -> Tensor:
+            handle = model.register_forward_pre_hook(moved)
+            try:
+                return scalar_loss(self.loss_fn(model, self._batch()))
+            finally:
+                handle.remove()
+
+        loss: Tensor = self._run(params, body)
+        return loss
+
     @cached_property
     def call(self) -> Call:
         """How the loss calls the model at its live parameters in evaluation mode.

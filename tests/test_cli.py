@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from eqtoolbox.cli import main
 from eqtoolbox.demos.catalogue import DEMOS
@@ -70,7 +71,7 @@ def test_all_four_questions_are_answered_on_the_digits(demo: Path) -> None:
 
     run = Run(demo)
     families = {n.split("/")[2] for n in run.names() if n.startswith("noether/second_order/")}
-    assert families == {"rescale", "scale", "translation"}
+    assert families == {"gain_rescale", "rescale", "scale", "translation"}
     assert run.series("curvature/sharpness")[1].min() > 0
     assert run.records("equivariance/relative_error/cyclic4")[-1].verdict == "violated"
     assert run.records("noether/second_order/rescale")[-1].verdict == "holds"
@@ -85,6 +86,49 @@ def test_check_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[s
     assert "[curvature]" in capsys.readouterr().out
 
 
+def small() -> object:
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    return model, (torch.randn(16, 4), torch.arange(16) % 3)
+
+
+def bare() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+
+
+def strange() -> torch.nn.Module:
+    return torch.nn.Bilinear(3, 4, 5)
+
+
+def nothing() -> None:
+    return None
+
+
+def test_symmetries_prints_the_table_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["symmetries", "tests.test_cli:small"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("family")
+    assert "rescale" in out and "permutation" in out
+    assert main(["symmetries", "tests.test_cli:small", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"rescale": 8, "translation": 9}.items() <= {
+        r["family"]: r["dimension"] for r in rows
+    }.items()
+
+
+def test_symmetries_of_a_config_entry_and_of_a_model_without_a_batch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["symmetries", "configs/experiments/transformer.toml"]) == 0
+    out = capsys.readouterr().out
+    assert "rope" in out and "gated_rescale" in out
+    assert main(["symmetries", "tests.test_cli:bare"]) == 0
+    out = capsys.readouterr().out
+    assert "rescale" in out and "note: no batch given" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -93,6 +137,11 @@ def test_check_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[s
         (["report", "nowhere"], "nowhere"),
         (["demo", "--steps", "0"], "--steps must be >= 1"),
         (["demo", "robbot"], "did you mean 'robot'"),
+        (["symmetries", "nothing"], "expected package.module:factory"),
+        (["symmetries", "nowhere:made"], "cannot import 'nowhere:made'"),
+        (["symmetries", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["symmetries", "tests.test_cli:strange"], "return (model, batch)"),
+        (["symmetries", "tests.test_cli:nothing"], "got NoneType"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(

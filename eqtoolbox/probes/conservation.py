@@ -12,7 +12,7 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, verdict
 from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 
 CAUSES = ("symmetry", "decay", "optimizer", "finite_step")
 
@@ -42,7 +42,7 @@ class Conservation(Probe):
     symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        families = self.symmetries.by_family(snapshot)
+        families = _charged(self.symmetries.by_family(snapshot))
         start = {f: _charges(members, snapshot.before) for f, members in families.items()}
         causes = {
             f: {cause: torch.zeros_like(charge) for cause in CAUSES} for f, charge in start.items()
@@ -56,7 +56,7 @@ class Conservation(Probe):
             raise NotApplicable("no optimizer step here: drift is measured in step()")
         since = snapshot.step - reference["measured"]
         reference["measured"] = snapshot.step
-        for family, members in self.symmetries.by_family(snapshot).items():
+        for family, members in _charged(self.symmetries.by_family(snapshot)).items():
             start = reference["start"].setdefault(family, _charges(members, snapshot.before))
             causes = reference["causes"].setdefault(family, {})
             yield from self._family(snapshot, family, members, start, causes, since)
@@ -65,7 +65,7 @@ class Conservation(Probe):
         self,
         snapshot: Snapshot,
         family: str,
-        members: list[ParameterSymmetry],
+        members: list[ContinuousSymmetry],
         start: Tensor,
         causes: dict[str, Tensor],
         since: int,
@@ -101,7 +101,7 @@ class Conservation(Probe):
             yield Measurement(f"share_{cause}", share, family)
 
 
-def budget(snapshot: Snapshot, members: list[ParameterSymmetry]) -> dict[str, Tensor] | None:
+def budget(snapshot: Snapshot, members: list[ContinuousSymmetry]) -> dict[str, Tensor] | None:
     """The four causes of one step's drift, each (units,) in float64; see `Conservation`.
 
     None when the optimizer has no learning rate or there is no gradient.
@@ -130,17 +130,25 @@ def budget(snapshot: Snapshot, members: list[ParameterSymmetry]) -> dict[str, Te
     }
 
 
-def _charges(members: list[ParameterSymmetry], params: dict[str, Tensor]) -> Tensor:
+def _charged(
+    families: dict[str, list[ContinuousSymmetry]],
+) -> dict[str, list[ContinuousSymmetry]]:
+    """Only what conserves something: a bias shift obeys its laws and has no charge."""
+    kept = {f: [m for m in members if m.charges] for f, members in families.items()}
+    return {f: members for f, members in kept.items() if members}
+
+
+def _charges(members: list[ContinuousSymmetry], params: dict[str, Tensor]) -> Tensor:
     return torch.cat([m.charge(params) for m in members])
 
 
-def _worst(members: list[ParameterSymmetry], drift: Tensor, scales: Tensor) -> tuple[float, str]:
+def _worst(members: list[ContinuousSymmetry], drift: Tensor, scales: Tensor) -> tuple[float, str]:
     """Largest drift of one unit relative to its own scale, and which unit that is."""
     relative = drift.abs() / scales.clamp_min(1e-300)
     index = int(relative.argmax())
     value = float(relative[index])
     for member in members:
-        if index < member.dimension:
+        if index < member.charges:
             return value, f"{member.name}, unit {index}"
-        index -= member.dimension
+        index -= member.charges
     raise AssertionError("more units than members have")

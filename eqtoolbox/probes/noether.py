@@ -15,7 +15,7 @@ from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, verdict
 from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class _Laws:
         self.gradient = operator.gradient
         self.size = max(norm(self.gradient), 1e-300)
 
-    def of(self, members: list[ParameterSymmetry], elements: list[Tensor]) -> _Law:
+    def of(self, members: list[ContinuousSymmetry], elements: list[Tensor]) -> _Law:
         tangent = zeros_like(self.params)
         pulled = zeros_like(self.params)
         for member, element in zip(members, elements, strict=True):
@@ -123,7 +123,7 @@ class _Laws:
 
 def _noise(
     there: _Laws,
-    families: dict[str, list[ParameterSymmetry]],
+    families: dict[str, list[ContinuousSymmetry]],
     elements: dict[str, list[Tensor]],
     laws: dict[str, _Law],
 ) -> float:
@@ -144,7 +144,7 @@ def _nudged(params: Parameters, coarsest: float, rng: torch.Generator) -> Parame
     }
 
 
-def _known(members: list[ParameterSymmetry], first: float) -> float:
+def _known(members: list[ContinuousSymmetry], first: float) -> float:
     """How far approximate symmetries fail by their nature.
 
     At least their residual when found; a normalisation's epsilon breaks the second-order law three
@@ -160,7 +160,7 @@ def _residual(quantity: str, family: str, value: float, floor: float, matvecs: i
     )
 
 
-def _dimension(family: str, members: list[ParameterSymmetry]) -> Iterator[Measurement]:
+def _dimension(family: str, members: list[ContinuousSymmetry]) -> Iterator[Measurement]:
     note = "; ".join(f"{m.name}: {m.dimension} {m.status} {m.residual:.1e}" for m in members)
     total = sum(m.dimension for m in members)
     yield Measurement("dimension", float(total), family, note=note)

@@ -7,7 +7,7 @@ import torch
 
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
 
 
 @dataclass
@@ -31,27 +31,36 @@ class FoundSymmetries:
             self._shapes = shapes
         return self._found
 
-    def by_family(self, snapshot: Snapshot) -> dict[str, list[ParameterSymmetry]]:
-        """Usable symmetries by family.
+    def by_family(self, snapshot: Snapshot) -> dict[str, list[ContinuousSymmetry]]:
+        """Usable continuous symmetries of the loss (no equivariances) by family.
 
         Raises:
             NotApplicable: there are none.
         """
-        usable = [s for s in self.all(snapshot) if s.status in ("verified", "approximate")]
+        usable = [
+            s
+            for s in self.all(snapshot)
+            if s.status in ("verified", "approximate")
+            and isinstance(s, ContinuousSymmetry)
+            and not s.equivariant
+        ]
         if not usable:
-            raise NotApplicable(
-                "no rescale, scale (batch normalisation) or translation (softmax head) symmetry "
-                "found in what the loss runs"
-            )
+            raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
         usable.sort(key=lambda s: s.family)
         return {family: list(group) for family, group in groupby(usable, key=lambda s: s.family)}
 
 
 def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:
     """In float64; in the model's own type where the model insists on it."""
-    objective = snapshot.objective.single  # of one call: micro-batches share their structure
-    wide = objective.to(torch.float64)
+    own = snapshot.objective.single  # of one call: micro-batches share their structure
+    wide = own.to(torch.float64)
     try:
-        return find_symmetries(wide.loss, {n: p.double() for n, p in snapshot.before.items()})
-    except RuntimeError:
-        return find_symmetries(objective.loss, snapshot.before)
+        return find_symmetries(
+            wide.loss,
+            snapshot.before,
+            run=wide.output_and_loss,
+            dtype=torch.float64,
+            model=own.model,
+        )
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return find_symmetries(own.loss, snapshot.before, run=own.output_and_loss, model=own.model)

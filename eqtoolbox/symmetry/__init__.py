@@ -6,6 +6,7 @@ from eqtoolbox.symmetry.algebra import Discovery, discover_data
 from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.discovery import discover
 from eqtoolbox.symmetry.each import Chain, Each, Rebuilt, batch_of_one, factor, one_sample
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
@@ -25,7 +26,7 @@ from eqtoolbox.symmetry.matrices import (
     Orthogonal,
 )
 from eqtoolbox.symmetry.orbit import percent_of_loss, pulled_back
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.unbounded import Scalings, Translations
 
@@ -37,12 +38,14 @@ __all__ = [
     "SO2",
     "SO3",
     "Chain",
+    "ContinuousSymmetry",
     "Culprit",
     "Cyclic",
     "CyclicTranslation",
     "DataAsymmetry",
     "Dihedral",
     "Discovery",
+    "DiscreteSymmetry",
     "Each",
     "Equivariance",
     "EquivarianceResult",
@@ -68,6 +71,7 @@ __all__ = [
     "check_action",
     "culprit",
     "data_asymmetry",
+    "discover",
     "discover_data",
     "equivariance_error",
     "factor",

@@ -1,0 +1,1 @@
+"""Families of parameter symmetries: one file each, with finite action, generators and charges."""

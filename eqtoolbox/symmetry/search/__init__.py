@@ -1,0 +1,1 @@
+"""Search: parameter symmetries proposed from what a loss runs, and confirmed by numbers."""

@@ -1,0 +1,90 @@
+"""The point at which symmetries are looked for: parameters in general position, made when read.
+
+A symmetry holds everywhere, an accident of initialisation (all gains one, all biases zero) only
+there; so tensors are moved a little, but for large ones without a pattern. Large ones are not kept
+but made again at each reading: a float64 copy lives only as long as an evaluation needs it.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+_KEPT_MODEL = 2**22  # entries up to which a whole model is kept
+_KEPT_TENSOR = 2**14  # entries up to which a tensor of a larger model is kept
+_SMALL = 2**16  # entries up to which a tensor is moved whatever it holds
+
+
+class Point(Mapping[str, Tensor]):
+    """theta + noise of 0.1 of each tensor's root mean square and at least 0.01.
+
+    Args:
+        source: parameters, not copied.
+        dtype: of what is read; None: the parameters' own.
+
+    Example:
+        >>> point = Point({"gain": torch.ones(3)}, torch.float64)
+        >>> point["gain"].dtype, bool((point["gain"] == point["gain"]).all())
+        (torch.float64, True)
+    """
+
+    def __init__(
+        self, source: Mapping[str, Tensor], dtype: torch.dtype | None = None, seed: int = 0
+    ) -> None:
+        self._source = {name: p.detach() for name, p in source.items()}
+        self._dtype = dtype
+        self._seeds = {name: seed + k for k, name in enumerate(source)}
+        total = sum(p.numel() for p in source.values())
+        self._limit = total if total <= _KEPT_MODEL else _KEPT_TENSOR
+        self._kept: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._kept:
+            return self._kept[name]
+        made = self._made(name)
+        if made.numel() <= self._limit:
+            self._kept[name] = made
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        return {name: p.shape for name, p in self._source.items()}
+
+    def chunks(self, parts: int = 5) -> list[list[str]]:
+        """Names in runs of about equal numbers of entries; one run for a model that is kept."""
+        sizes = {name: p.numel() for name, p in self._source.items()}
+        total = sum(sizes.values())
+        if total <= self._limit:
+            return [list(sizes)]
+        runs: list[list[str]] = [[]]
+        filled = 0
+        for name, size in sizes.items():
+            if runs[-1] and filled + size > total / parts:
+                runs.append([])
+                filled = 0
+            runs[-1].append(name)
+            filled += size
+        return runs
+
+    def _made(self, name: str) -> Tensor:
+        p = self._source[name]
+        moved = p.to(self._dtype or p.dtype, copy=True)
+        if not p.numel():
+            return moved
+        if p.numel() <= _SMALL or _repetitive(p):
+            generator = torch.Generator().manual_seed(self._seeds[name])
+            amount = 0.1 * float(p.norm()) / p.numel() ** 0.5 + 0.01
+            moved += amount * torch.randn(p.shape, generator=generator).to(moved)
+        return moved
+
+
+def _repetitive(p: Tensor) -> bool:
+    """Whether entries repeat: zeros, ones, an identity."""
+    some = p.reshape(-1)[:256]
+    return len(set(some.tolist())) < some.numel()

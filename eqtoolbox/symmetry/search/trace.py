@@ -1,0 +1,164 @@
+"""A trace: the ATen operations that one evaluation of the loss runs, and what flows between them.
+
+Recorded by running, not by symbolic tracing: data-dependent branches, `.item()` and in-place
+operations are followed as this batch takes them, and nothing of the model has to be rewritten.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the trace: its number, its shape, and its entries when they are few integers."""
+
+    number: int
+    shape: tuple[int, ...]
+    integers: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: `args` are as it was called, with a `Value` in place of every tensor."""
+
+    name: str  # addmm, convolution, relu, ...; in-place ones without their underscore
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Value | None, ...]
+
+    @property
+    def inputs(self) -> list[Value]:
+        return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Value)]
+
+    def arg(self, position: int, keyword: str = "", default: Any = None) -> Any:
+        """The argument at `position` or called `keyword`."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(keyword, default)
+
+
+@dataclass
+class Trace:
+    """Operations in order that the last value depends on."""
+
+    parameters: dict[str, Value]
+    nodes: list[Node]
+    output: Value | None  # of the model, where it is a single tensor
+    loss: Value
+    value: Tensor = field(repr=False)  # of the loss
+    notes: list[str] = field(default_factory=list)
+
+    def live(self, *targets: Value) -> list[Node]:
+        """The operations that `targets` depend on."""
+        needed = {t.number for t in targets}
+        kept: list[Node] = []
+        for node in reversed(self.nodes):
+            if any(o is not None and o.number in needed for o in node.outputs):
+                needed.update(v.number for v in node.inputs)
+                kept.append(node)
+        return kept[::-1]
+
+
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Numbers tensors as they appear; a tensor written in place gets a new number."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values: Any = WeakIdKeyDictionary()
+        self.nodes: list[Node] = []
+        self.notes: list[str] = []
+        self.count = 0
+
+    def value(self, tensor: Tensor, new: bool = False) -> Value:
+        if new or tensor not in self.values:
+            few = not tensor.is_floating_point() and tensor.numel() <= 2**20
+            integers = tensor.detach() if few and not tensor.is_complex() else None
+            self.values[tensor] = Value(self.count, tuple(tensor.shape), integers)
+            self.count += 1
+        found: Value = self.values[tensor]
+        return found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        read = lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf
+        seen_args, seen_kwargs = tree_map(read, (args, kwargs))
+        result = func(*args, **kwargs)
+        made = result if isinstance(result, (tuple, list)) else (result,)
+        outputs = tuple(
+            self.value(x, new=True) if isinstance(x, Tensor) else None for x in tree_leaves(made)
+        )
+        name = func._schema.name.removeprefix("aten::")
+        if name == "_local_scalar_dense":
+            note = "control flow or a number depends on the data: analysed as this batch takes it"
+            if note not in self.notes:
+                self.notes.append(note)
+        in_place = name.endswith("_") and not name.startswith("__")
+        self.nodes.append(
+            Node(name.rstrip("_") if in_place else name, seen_args, seen_kwargs, outputs)
+        )
+        return result
+
+
+def trace(
+    run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]], params: Mapping[str, Tensor]
+) -> Trace:
+    """Evaluate `run(params) -> (output, loss)` once and return what ran.
+
+    Example:
+        >>> found = trace(lambda p: (None, (p["w"] @ p["w"]).relu()), {"w": torch.ones(3)})
+        >>> [node.name for node in found.nodes]
+        ['dot', 'relu']
+    """
+    leaves = {n: p.detach() for n, p in params.items()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Tracer() as tracer:
+            named = {n: tracer.value(p) for n, p in leaves.items()}
+            versions = {n: p._version for n, p in leaves.items()}
+            output, loss = run(leaves)
+            written = [n for n, p in leaves.items() if p._version != versions[n]]
+            made = tracer.value(output) if isinstance(output, Tensor) else None
+            final = tracer.value(loss)
+        if written:
+            tracer.notes.append(
+                f"the forward pass writes to parameters in place ({', '.join(written)}): what it "
+                "reads of them afterwards was taken as fixed"
+            )
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    tracer.notes += _uses(named, tracer.nodes)
+    return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes)
+
+
+def _uses(named: Mapping[str, Value], nodes: list[Node]) -> Iterator[str]:
+    """Notes on parameters that are read twice or not at all."""
+    counts = Counter(v.number for node in nodes for v in node.inputs)
+    twice = [n for n, v in named.items() if counts[v.number] > 1]
+    unread = [n for n, v in named.items() if not counts[v.number]]
+    if twice:
+        yield f"read more than once, so that all uses must agree: {', '.join(twice)}"
+    if unread:
+        yield f"not read by this loss, left out: {', '.join(unread)}"
+
+
+def untraced(params: Mapping[str, Tensor], value: Tensor) -> Trace:
+    """The trace of a computation that cannot be recorded: parameters and a loss, nothing between.
+
+    Example:
+        >>> untraced({"w": torch.ones(3)}, torch.tensor(0.5)).nodes
+        []
+    """
+    named = {n: Value(k, tuple(params[n].shape)) for k, n in enumerate(params)}
+    return Trace(named, [], None, Value(len(named), ()), value)

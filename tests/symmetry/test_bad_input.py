@@ -1,0 +1,91 @@
+"""Discovery says what it could not see, and what it saw stays right."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+import eqtoolbox as eq
+from eqtoolbox.symmetry.source import example_batch
+from tests.symmetry.test_discovery import counts
+
+X, Y = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+
+class Resisting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if _get_current_dispatch_mode() is not None:
+            raise RuntimeError("cannot be recorded")
+        return x
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.b(h) if float(h.detach().sum()) > 0 else self.b(h.clamp(max=0.1))
+
+
+def relu_pair(*between: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), *between, nn.Linear(5, 3))
+
+
+def test_what_cannot_be_recorded_is_inspected_layer_by_layer() -> None:
+    model = nn.Sequential(relu_pair(nn.ReLU()), Resisting())
+    found = eq.symmetry.discover(model, (X, Y))
+    assert counts(found) == {"rescale": 5, "translation": 6, "permutation": 4}
+    assert "could not be recorded (RuntimeError: cannot be recorded)" in found.notes[0]
+    spoilt = nn.Sequential(relu_pair(nn.Dropout(0.0), nn.GELU(), nn.ReLU()), Resisting())
+    assert "rescale" not in counts(eq.symmetry.discover(spoilt, (X, Y)))
+
+
+def test_order_of_layers_is_only_a_proposal() -> None:
+    """Two layers that look like neighbours, with something between them at run time."""
+
+    class Bent(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](self[1](self[0](x)).clamp(max=0.1))
+
+    torch.manual_seed(0)
+    bent = Bent(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    found = eq.symmetry.discover(nn.Sequential(bent, Resisting()), (X, Y))
+    assert not any(s.family == "rescale" and s.status != "broken" for s in found)
+
+
+def test_branches_on_data_are_followed_and_named() -> None:
+    torch.manual_seed(0)
+    found = eq.symmetry.discover(Branching(), (X, Y))
+    assert any("depends on the data" in note for note in found.notes)
+
+
+def test_operations_without_a_rule_and_parameters_read_twice_are_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.idle = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.special.i0(self.a(torch.relu(self.a(x)))))
+
+    torch.manual_seed(0)
+    notes = " ".join(eq.symmetry.discover(Odd(), (X, Y)).notes)
+    assert "no rule for i0" in notes
+    assert "read more than once, so that all uses must agree: a.weight, a.bias" in notes
+    assert "not read by this loss, left out: idle" in notes
+
+
+def test_in_place_activations_give_the_same_group() -> None:
+    plain = counts(eq.symmetry.discover(relu_pair(nn.ReLU()), (X, Y)))
+    assert counts(eq.symmetry.discover(relu_pair(nn.ReLU(inplace=True)), (X, Y))) == plain
+
+
+def test_inputs_of_a_model_without_a_batch_are_guessed_or_asked_for() -> None:
+    assert example_batch(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).shape == (4, 3, 32, 32)
+    assert example_batch(nn.Embedding(7, 3)).max() < 7
+    with pytest.raises(ValueError, match=r"return \(model, batch\)"):
+        example_batch(nn.Bilinear(3, 4, 5))
