@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from eqtoolbox.record import Record
 from eqtoolbox.sink import Sink
 
@@ -40,6 +42,10 @@ class Journal:
         row = replace(record, step=self.step, segment=self.segment, status=status)
         self._each(lambda sink: sink.write(row))
         return row
+
+    def array(self, name: str, values: NDArray[Any]) -> None:
+        """Pass on the vector behind a record."""
+        self._each(lambda sink: sink.array(self.step, name, values))
 
     def event(self, kind: str, probe: str, message: str) -> None:
         """Pass on something that happened: kind is info, warning or error."""

@@ -386,7 +386,10 @@ class Monitor:
     def _write(
         self, measurement: Measurement, probe: Probe, seconds: float | None = None
     ) -> Record:
-        return self._journal.write(record(measurement, probe, seconds))
+        row = self._journal.write(record(measurement, probe, seconds))
+        if measurement.vector is not None:
+            self._journal.array(row.name, measurement.vector)
+        return row
 
     def _emit(self, name: str, value: float, unit: str = "1") -> Record:
         return self._journal.write(Record(step=self.step, name=name, value=value, unit=unit))
