@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -346,10 +347,11 @@ class Monitor:
         rng = self._generator(probe)
         problem: Measurement | None = None
         try:
-            with self._isolated(snapshot):
-                if snapshot.measured is not None:
+            known = probe.name in self._references
+            with self._isolated(snapshot) if probe.evaluates or not known else nullcontext():
+                if snapshot.measured is not None and (probe.evaluates or not known):
                     check_batch(snapshot.measured.batch, self.model)
-                if probe.name not in self._references:
+                if not known:
                     self._references[probe.name] = probe.reference(snapshot, rng)
                 measurements.extend(probe.measure(snapshot, self._references[probe.name], rng))
         except NotApplicable as reason:

@@ -50,6 +50,7 @@ class Probe(ABC):
     name: ClassVar[str]  # first word of its records
     headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
     mode: ClassVar[Mode]
+    evaluates: ClassVar[bool] = True  # whether `measure` calls the model, which needs isolation
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Any:
         """What later measurements compare with, made at the first due step and checkpointed.
