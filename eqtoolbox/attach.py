@@ -137,7 +137,9 @@ def _check(
             f"expected a model with trainable parameters, got {type(model).__name__} with "
             f"{sum(1 for _ in model.parameters())} parameters, none of which requires gradients"
         )
-    if not any(group.names for group in parameter_groups(optimizer, model)):
+    if not any(
+        group.names for group in parameter_groups(optimizer, dict(model.named_parameters()))
+    ):
         raise ValueError(
             "the optimizer holds none of the model's parameters; make it from model.parameters()"
         )
@@ -198,7 +200,7 @@ def _facts(
                 ("momentum", g.momentum),
             )
         }
-        for g in parameter_groups(optimizer, model)
+        for g in parameter_groups(optimizer, dict(model.named_parameters()))
     ]
     return {
         "eqtoolbox": version("eqtoolbox"),

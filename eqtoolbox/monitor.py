@@ -74,6 +74,8 @@ class Monitor:
         self._left_at: float | None = None  # clock when training was last left alone
         self._todo: list[Probe] = []
         self._before: Parameters | None = None
+        self._parameters = dict(model.named_parameters())  # of the step at hand
+        self._memory: Parameters = {}  # of the copies that only probes that keep nothing see
         self._accumulated = 0  # losses caught since the last step
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
         self._checked = False
@@ -115,6 +117,7 @@ class Monitor:
                 "monitor.observe(batch) with loss_fn= first"
             )
         started = time.perf_counter()
+        self._parameters = dict(self.model.named_parameters())
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
         written = self._measure([p.probe for p in self.probes], before, None)
         if self._left_at is not None:
@@ -129,7 +132,7 @@ class Monitor:
         self._capture.remove()
         self._capture.drop()
         self._capture.armed = False
-        self._before = None
+        self._before, self._memory = None, {}
 
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
@@ -208,9 +211,24 @@ class Monitor:
             self._accumulated, self._capture.evaluations = self._capture.evaluations, 0
             self._capture.stepping = True
             if any(self._budget.affords(probe.name) for probe in self._todo):
-                self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+                self._parameters = dict(self.model.named_parameters())
+                self._before = self._copied()
         except Exception as error:
             self._journal.failed("monitor", error)
+
+    def _copied(self) -> Parameters:
+        """The parameters now, in memory of the last such copy where no probe can still hold it.
+
+        At every step, new memory would cost more than the copy: its pages come one by one.
+        """
+        now = {n: p.detach() for n, p in self._parameters.items() if p.requires_grad}
+        if any(probe.evaluates for probe in self._todo):
+            return {n: p.clone() for n, p in now.items()}
+        kept = self._memory
+        if kept.keys() != now.keys() or any(not _alike(kept[n], p) for n, p in now.items()):
+            self._memory = kept = {n: torch.empty_like(p) for n, p in now.items()}
+        torch._foreach_copy_(list(kept.values()), list(now.values()))
+        return dict(kept)
 
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._before is not None:
@@ -222,7 +240,7 @@ class Monitor:
             if self._todo:
                 self._context()
             if before is not None:
-                after = {n: p.detach() for n, p in trainable(self.model).items()}
+                after = {n: self._parameters[n].detach() for n in before}
                 self._measure(self._affordable(self._todo), before, after)
             else:
                 self._affordable(self._todo)
@@ -261,6 +279,7 @@ class Monitor:
         return written
 
     def _snapshot(self, before: Parameters, after: Parameters | None) -> Snapshot:
+        moving = {n: self._parameters[n] for n in before}
         training = self._capture.training()
         measured: Objective | None = training
         if self._probe_batch is not None:
@@ -269,10 +288,10 @@ class Monitor:
             step=self.step,
             before=before,
             after=after,
-            gradient=gradients(self.model) if self._capture.evaluations <= 1 else None,
-            groups=parameter_groups(self.optimizer, self.model),
+            gradient=gradients(moving) if self._capture.evaluations <= 1 else None,
+            groups=parameter_groups(self.optimizer, self._parameters),
             optimizer=type(self.optimizer).__name__,
-            state=optimizer_state(self.optimizer, self.model),
+            state=optimizer_state(self.optimizer, self._parameters),
             training=training,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
@@ -282,8 +301,9 @@ class Monitor:
         """Loss and learning rate of the step."""
         if self._capture.value is not None:
             self._emit("training/loss", float(self._capture.value))
-        groups = parameter_groups(self.optimizer, self.model)
-        rates = {g.lr for g in groups if g.names and math.isfinite(g.lr)}
+        own = {id(p) for p in self._parameters.values()}
+        groups = [g for g in self.optimizer.param_groups if any(id(p) in own for p in g["params"])]
+        rates = {float(g["lr"]) for g in groups if "lr" in g}
         if len(rates) == 1:
             self._emit("training/learning_rate", rates.pop())
 
@@ -399,6 +419,10 @@ class Monitor:
 
 def _headline(probe: Probe, status: Status, note: str) -> Measurement:
     return Measurement(probe.headline, math.nan, status=status, note=note)
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def _synchronize(model: nn.Module) -> None:

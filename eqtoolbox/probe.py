@@ -50,7 +50,7 @@ class Probe(ABC):
     name: ClassVar[str]  # first word of its records
     headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
     mode: ClassVar[Mode]
-    evaluates: ClassVar[bool] = True  # whether `measure` calls the model, which needs isolation
+    evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Any:
         """What later measurements compare with, made at the first due step and checkpointed.
@@ -76,7 +76,9 @@ class Scheduled:
 
 def record(measurement: Measurement, probe: Probe, seconds: float | None = None) -> Record:
     """The record of a measurement; step and segment are the journal's to fill in."""
-    fields = {k: v for k, v in vars(measurement).items() if k not in ("quantity", "target", "vector")}
+    fields = {
+        k: v for k, v in vars(measurement).items() if k not in ("quantity", "target", "vector")
+    }
     parts = (probe.name, measurement.quantity, measurement.target)
     name = "/".join(part for part in parts if part)
     return Record(step=0, name=name, mode=probe.mode, seconds=seconds, **fields)

@@ -4,6 +4,7 @@ Everything about step t refers to the parameters before it, theta_t, and to the 
 theta_{t+1} = theta_t + update.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -78,10 +79,10 @@ class Snapshot:
 
 
 def parameter_groups(
-    optimizer: torch.optim.Optimizer, model: nn.Module
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[ParameterGroup, ...]:
-    """The optimizer's groups with the model's names; parameters of other modules are left out."""
-    names = {id(p): n for n, p in model.named_parameters()}
+    """The optimizer's groups with these names; what is none of them is left out."""
+    names = {id(p): n for n, p in parameters.items()}
 
     def number(group: dict[str, Any], key: str, default: float) -> float:
         value = group.get(key, default)
@@ -102,10 +103,10 @@ def parameter_groups(
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, dict[str, Any]]:
     """The optimizer's state of every parameter it has one for, by name; not copied."""
-    return {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
+    return {n: optimizer.state[p] for n, p in parameters.items() if p in optimizer.state}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -113,9 +114,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def gradients(model: nn.Module) -> Parameters | None:
-    """Detached `.grad` of every trainable parameter, zero where unset; None if none is set."""
-    parameters = trainable(model)
+def gradients(parameters: Mapping[str, nn.Parameter]) -> Parameters | None:
+    """Detached `.grad` of every one of them, zero where unset; None if none is set."""
     if all(p.grad is None for p in parameters.values()):
         return None
     return {

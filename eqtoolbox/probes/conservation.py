@@ -115,7 +115,6 @@ def _read(charges: Charges, params: Parameters) -> dict[str, Any]:
     """Everything about the charges at these parameters, exactly: what later steps add to."""
     moments = charges.read(params)
     return {
-        "moments": moments,
         "values": charges.values(moments),
         "scales": charges.scales(params),
         "lengths": charges.lengths(params, moments),
@@ -127,17 +126,18 @@ def _advance(
     charges: Charges, snapshot: Snapshot, after: Parameters, state: dict[str, Any], size: float
 ) -> tuple[Change, str]:
     """What the step did to the charges, and why it has no budget where there is none."""
-    update, gradient = charges.update(snapshot.before, after), snapshot.gradient
-    rates, why = _rates(snapshot, charges), ""
+    rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
     if rates is None or gradient is None:
         why = "the optimizer has no learning rate or was given no gradient"
-    elif not math.isfinite(size) and any(bool(u.any()) for u in update.values()):
-        why = "the gradient is not finite, and yet the step moved the parameters"
-    if rates is None or gradient is None or not math.isfinite(size):
-        still = dict.fromkeys(charges.names, 0.0)  # as in a step that loss scaling skipped
-        rates, gradient = Rates(lr=still, decay=still), update
-    change, moments = charges.step(state["moments"], snapshot.before, update, gradient, rates)
-    state["moments"], state["values"] = moments, state["values"] + change.drift
+    elif not math.isfinite(size):
+        if any(not torch.equal(snapshot.before[n], after[n]) for n in charges.names):
+            why = "the gradient is not finite, and yet the step moved the parameters"
+        gradient = None  # otherwise a step that loss scaling skipped: all terms are zero
+    if rates is None or gradient is None:
+        still = dict.fromkeys(charges.names, 0.0)
+        rates, gradient = Rates(lr=still, decay=still), None
+    change = charges.step(state["values"], snapshot.before, after, gradient, rates)
+    state["values"] = state["values"] + change.drift
     state["steps"] += 1
     return change, why
 

@@ -56,9 +56,7 @@ class RunDirectory(Sink):
     def array(self, step: int, name: str, values: NDArray[Any]) -> None:
         if self._arrays is None:
             self._arrays = (self.path / "arrays.bin").open("ab")
-        self._arrays.write(
-            frame(Array(step=step, name=name, values=values, segment=self.segment))
-        )
+        self._arrays.write(frame(Array(step=step, name=name, values=values, segment=self.segment)))
         self._arrays.flush()
 
     def event(self, step: int, kind: str, probe: str, message: str) -> None:

@@ -1,6 +1,6 @@
 """Charges: the conserved quantities of many symmetries, and what one step does to all of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from eqtoolbox.symmetry.families.translation import Translation
 from eqtoolbox.symmetry.grams import Grams
 from eqtoolbox.symmetry.moments import Diagonals, Moments, Shifts, Singles
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
+from eqtoolbox.symmetry.stack import Layout, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,7 @@ class Rates:
     """Learning rate and decay that an optimizer applies to each parameter in one step."""
 
     lr: Mapping[str, float]  # sign included: negative where the optimizer ascends; 0 if not its
-    decay: Mapping[str, float]  # shrinks by lr * decay * theta: of either sign convention
-
-    def uniform(self, names: Iterable[str]) -> float | None:
-        """The common lr * decay of these parameters; None if they differ."""
-        found = {abs(self.lr[n]) * self.decay[n] for n in names}
-        return found.pop() if len(found) == 1 else None
+    decay: Mapping[str, float]  # gamma: theta shrinks by |lr| gamma theta
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,12 +57,14 @@ class Charges:
     """
 
     def __init__(self, members: Sequence[ContinuousSymmetry], params: Parameters) -> None:
-        self.kinds = list(_kinds(members, params))
+        names = tuple(dict.fromkeys(n for m in members for n in m.names))
+        self.names = names
+        layout = Layout(names, params)
+        self.kinds = list(_kinds(members, params, layout))
         self.members = [m for kind in self.kinds for m in kind.members]
-        self.names = tuple(dict.fromkeys(n for m in self.members for n in m.names))
         self.families = _stretches(self.members, [m.charges for m in self.members])
         self.generators = _stretches(self.members, [m.dimension for m in self.members])
-        self._update: dict[str, Tensor] = {}
+        self._stacks = [Stack(layout) for _ in range(3)]
 
     @property
     def count(self) -> int:
@@ -75,7 +73,8 @@ class Charges:
 
     def read(self, params: Parameters) -> list[Tensor]:
         """Moments of every kind at these parameters, in float64."""
-        return [kind.of(params, params, exact=True) for kind in self.kinds]
+        (stack,) = self._filled(params)
+        return [kind.of(stack, stack, exact=True) for kind in self.kinds]
 
     def values(self, moments: list[Tensor]) -> Tensor:
         """Q of every charge: (charges,), float64."""
@@ -87,63 +86,63 @@ class Charges:
 
     def lengths(self, params: Parameters, moments: list[Tensor]) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
-        return torch.cat(
-            [
-                k.lengths(m) if isinstance(k, (Diagonals, Grams, Shifts)) else _lengths(k, params)
-                for k, m in zip(self.kinds, moments, strict=True)
-            ]
-        )
-
-    def update(self, before: Parameters, after: Parameters) -> dict[str, Tensor]:
-        """after - before of what moves charges, in memory that the next call writes over.
-
-        In the parameters' own precision, where nearby numbers have an exact difference; float32
-        for half precision, whose products are made in it too.
-        """
-        for name in self.names:
-            kept, old = self._update.get(name), before[name]
-            if kept is None or kept.shape != old.shape or kept.device != old.device:
-                wide = torch.promote_types(old.dtype, torch.float32)
-                kept = self._update[name] = torch.empty_like(old, dtype=wide)
-            torch.sub(after[name].to(kept.dtype), old.to(kept.dtype), out=kept)
-        return self._update
-
-    def step(
-        self,
-        moments: list[Tensor],
-        before: Parameters,
-        update: Parameters,
-        gradient: Parameters,
-        rates: Rates,
-    ) -> tuple[Change, list[Tensor]]:
-        """What one step does to every charge, and the moments after it.
-
-        Args:
-            moments: of `before` with itself.
-            before: parameters at the start of the step.
-            update: what the step added.
-            gradient: at `before`, as the optimizer was given it.
-            rates: of the step.
-        """
-        parts, after = [], []
-        for kind, own in zip(self.kinds, moments, strict=True):
-            first, law = kind.of(before, update), kind.of(before, gradient)
-            second = kind.of(update, update) if kind.quadratic else first
-            linear = kind.pair(first)
-            finite = 0.5 * kind.pair(second) if kind.quadratic else torch.zeros_like(linear)
-            pull = -_rates(kind, rates, linear) * kind.pair(law)
-            decay = -_decay(kind, own, before, rates)
-            parts.append((linear + finite, pull, decay, finite, kind.slopes(law)))
-            after.append(kind.after(own, first, second))
-        drift, pull, decay, finite, slopes = (torch.cat(p) for p in zip(*parts, strict=True))
-        change = Change(
-            drift=drift, symmetry=pull, decay=decay, finite_step=finite, slopes=slopes
-        )
-        return change, after
+        pairs = zip(self.kinds, moments, strict=True)
+        return torch.cat([k.lengths(m, params) for k, m in pairs])
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
-        return torch.cat([k.slopes(k.of(params, cotangent)) for k in self.kinds])
+        here, there = self._filled(params, cotangent)
+        return torch.cat([k.slopes(k.of(here, there), here, there) for k in self.kinds])
+
+    def step(
+        self,
+        values: Tensor,
+        before: Parameters,
+        after: Parameters,
+        gradient: Parameters | None,
+        rates: Rates,
+    ) -> Change:
+        """What one step does to every charge.
+
+        Args:
+            values: Q at `before`, (charges,).
+            before: parameters at the start of the step.
+            after: and at its end.
+            gradient: at `before`, as the optimizer was given it; None for a step without.
+            rates: of the step.
+        """
+        here, update, pull = self._filled(before, after, gradient or before)
+        update.subtract(here)
+        if gradient is None:
+            for whole in pull.whole:
+                whole.zero_()
+        parts = []
+        counts = [sum(m.charges for m in kind.members) for kind in self.kinds]
+        for kind, own in zip(self.kinds, torch.split(values, counts), strict=True):
+            drift = kind.pair(kind.of(here, update))
+            finite = torch.zeros_like(drift)
+            if kind.quadratic:
+                finite = 0.5 * kind.pair(kind.of(update, update))
+                drift = drift + finite
+            law = kind.of(here, pull)
+            symmetry = -_rates(kind, rates, drift) * kind.pair(law)
+            slopes = kind.slopes(law, here, pull)
+            parts.append((drift, symmetry, -_decay(kind, own, here, rates), finite, slopes))
+        drift, symmetry, decay, finite, slopes = (torch.cat(p) for p in zip(*parts, strict=True))
+        return Change(
+            drift=drift, symmetry=symmetry, decay=decay, finite_step=finite, slopes=slopes
+        )
+
+    def _filled(self, *several: Parameters) -> list[Stack]:
+        """Stacks of these parameters, in memory that the next call writes over.
+
+        Nearby numbers have an exact difference in their own precision; what is half precision
+        becomes float32, where its differences and products are made.
+        """
+        stacks = self._stacks[: len(several)]
+        for stack, tensors in zip(stacks, several, strict=True):
+            stack.fill(tensors)
+        return stacks
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""
@@ -154,7 +153,9 @@ class Charges:
         raise IndexError("more charges than the symmetries have")
 
 
-def _kinds(members: Sequence[ContinuousSymmetry], params: Parameters) -> Iterator[Moments]:
+def _kinds(
+    members: Sequence[ContinuousSymmetry], params: Parameters, layout: Layout
+) -> Iterator[Moments]:
     """Symmetries that are evaluated together; whole families, so that theirs lie together."""
     families: dict[str, list[ContinuousSymmetry]] = {}
     for m in members:
@@ -168,13 +169,13 @@ def _kinds(members: Sequence[ContinuousSymmetry], params: Parameters) -> Iterato
             groups.setdefault(kinds.pop(), []).extend(of)
     for (kind, option), of in groups.items():
         if kind == "diagonal":
-            yield Diagonals([m for m in of if isinstance(m, DiagonalSymmetry)])
+            yield Diagonals([m for m in of if isinstance(m, DiagonalSymmetry)], layout)
         elif kind == "shift":
-            yield Shifts([m for m in of if isinstance(m, Translation)])
+            yield Shifts([m for m in of if isinstance(m, Translation)], layout)
         elif kind == "single":
             yield Singles(of, quadratic=bool(option))
         else:
-            yield Grams([m for m in of if isinstance(m, MatrixSymmetry)])
+            yield Grams([m for m in of if isinstance(m, MatrixSymmetry)], layout)
 
 
 def _kind(member: ContinuousSymmetry) -> tuple[str, int]:
@@ -214,20 +215,10 @@ def _rates(kind: Moments, rates: Rates, like: Tensor) -> Tensor | float:
     return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
 
 
-def _decay(kind: Moments, moments: Tensor, before: Parameters, rates: Rates) -> Tensor:
+def _decay(kind: Moments, values: Tensor, here: Stack, rates: Rates) -> Tensor:
+    """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
     names = [n for m in kind.members for n in m.names]
-    same = rates.uniform(names)
-    if same is not None:
-        return same * kind.pair(moments)
-    return kind.decay(moments, before, {n: abs(rates.lr[n]) * rates.decay[n] for n in names})
-
-
-def _lengths(kind: Moments, params: Parameters) -> Tensor:
-    """|K_i| one generator at a time, for the few symmetries without moments of their own."""
-    found = []
-    for m in kind.members:
-        like = params[m.names[0]]
-        for unit in torch.eye(m.dimension, dtype=like.dtype, device=like.device):
-            parts = [k.double().square().sum() for k in m.tangent(params, unit).values()]
-            found.append(torch.stack(parts).sum().sqrt())
-    return torch.stack(found)
+    weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in names}
+    if len(set(weights.values())) == 1:
+        return weights[names[0]] * (2 if kind.quadratic else 1) * values
+    return kind.decay(kind.of(here, here), here, weights)
