@@ -88,10 +88,12 @@ class Drift:
         relative = self.total / self.scales.clamp_min(TINY)
         for family, where in self._families().items():
             charge, drift = self.state["values"][where], relative[where]
+            members = [m for m in self.charges.members if m.family == family and m.charges]
+            note = "; ".join(f"{m.name}: {m.charges}" for m in members)
             for quantity, values in (("charge", charge), ("unit_drift", drift)):
                 rms = float(values.square().mean().sqrt())
                 vector = values.to("cpu", torch.float32).numpy()
-                yield Measurement(quantity, rms, family, vector=vector)
+                yield Measurement(quantity, rms, family, vector=vector, note=note)
 
     def budget(self) -> Iterator[Measurement]:
         """The causes of this step's drift and of the drift since the start, along the drifts."""

@@ -17,6 +17,7 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_symmetry.found,
     rules_symmetry.laws,
     rules_conservation.conservation,
+    rules_conservation.gradient_laws,
     rules_conservation.budget_closure,
     rules_symmetry.predicted_curvature,
     rules_curvature.engine,

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eqtoolbox.report.finding import Evidence, Finding
+from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.rules_symmetry import floor_words
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.trace import Trace, trace, traces
-from eqtoolbox.report.words import CAUSES, number, percent
+from eqtoolbox.report.trace import Trace, judged, trace, traces
+from eqtoolbox.report.words import CAUSES, number, percent, plural
 
 OUTLIER = 5.0  # times the mean: the worst unit is then named
 MENTIONED = 0.01  # share of a drift below which a cause is left out of the sentence
@@ -20,7 +20,7 @@ def conservation(run: Run) -> Iterator[Finding]:
     """One finding a family: how far its charges drifted, and through what."""
     for family, drift in drifts(run).items():
         size, evidence = abs(drift.last.value), [drift.latest()]
-        charges = f"{family.capitalize()} charges"
+        charges = f"{family.capitalize().replace('_', ' ')} charges"
         if size <= (drift.last.floor or 0.0):
             text = f"{charges} are conserved: relative drift {number(size, 2)}{floor_words(drift)}."
             yield Finding(level="good", text=text, evidence=tuple(evidence))
@@ -60,6 +60,26 @@ def drifts(run: Run) -> dict[str, Trace]:
         )
         for family, t in found.items()
     }
+
+
+def gradient_laws(run: Run) -> Iterator[Finding]:
+    """Whether the gradient that the optimizer was given obeys the laws, at every step."""
+    for family, law in traces(run, "conservation/first_order").items():
+        size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
+        name = family.replace("_", " ")
+        if law.verdict == "violated":
+            when = law.since([judged(r) == "violated" for r in law.records])
+            text = (
+                f"The training gradient breaks the {name} law {when}: {size}; something beside "
+                "the loss shapes it, such as a penalty added to it, or the loss lost the symmetry."
+            )
+            yield Finding(level="warning", text=text, evidence=(law.evidence(),))
+        elif law.verdict == "holds":
+            broken = sum(judged(r) == "violated" for r in law.records)
+            every = f"at {len(law.records) - broken} of {plural(len(law.records), 'step')}"
+            text = f"The training gradient obeys the {name} law {every}: {size}."
+            level: Level = "note" if broken else "good"
+            yield Finding(level=level, text=text, evidence=(law.evidence(),))
 
 
 def budget_closure(run: Run) -> Iterator[Finding]:
