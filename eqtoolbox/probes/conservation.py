@@ -11,6 +11,7 @@ from torch import Tensor
 from eqtoolbox.linalg.vectors import random_like
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode
@@ -109,6 +110,8 @@ class Conservation(Probe):
             yield from drift.closure(predicted - state["values"], steps)
             yield from drift.vectors()
             yield from drift.budget()
+            if snapshot.gradient is not None and math.isfinite(size):
+                yield from balance(charges, snapshot, snapshot.gradient, state)
 
 
 def _read(charges: Charges, params: Parameters) -> dict[str, Any]:

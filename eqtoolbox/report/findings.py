@@ -19,6 +19,7 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_conservation.conservation,
     rules_conservation.gradient_laws,
     rules_conservation.budget_closure,
+    rules_conservation.equilibrium,
     rules_symmetry.predicted_curvature,
     rules_curvature.engine,
     rules_curvature.stability,

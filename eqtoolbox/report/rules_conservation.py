@@ -12,6 +12,7 @@ from eqtoolbox.report.words import CAUSES, number, percent, plural
 
 OUTLIER = 5.0  # times the mean: the worst unit is then named
 MENTIONED = 0.01  # share of a drift below which a cause is left out of the sentence
+NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
 UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
@@ -60,6 +61,23 @@ def drifts(run: Run) -> dict[str, Trace]:
         )
         for family, t in found.items()
     }
+
+
+def equilibrium(run: Run) -> Iterator[Finding]:
+    """How far the norm of scale-symmetric weights is from where decay and gradient balance."""
+    for family, ratio in traces(run, "conservation/equilibrium").items():
+        steps = trace(run, f"conservation/equilibrium_steps/{family}")
+        rate = trace(run, f"conservation/effective_lr/{family}")
+        if steps is None or rate is None:
+            continue
+        near = abs(ratio.now - 1) <= NEAR
+        state = "at" if near else f"{number(ratio.now, 2)}x"
+        left = "" if near else f", about {number(steps.now, 2)} steps away"
+        text = (
+            f"The norms of {family}-symmetric weights are {state} their equilibrium of decay and "
+            f"gradient{left}; their effective learning rate lr/|w|^2 is {number(rate.now, 2)}."
+        )
+        yield Finding(level="note", text=text, evidence=(ratio.evidence(), steps.evidence()))
 
 
 def gradient_laws(run: Run) -> Iterator[Finding]:

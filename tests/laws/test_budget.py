@@ -282,3 +282,23 @@ def test_vectors_of_charges_and_drift_go_with_their_records() -> None:
     assert sum(r.name == "conservation/drift/rescale" for r in sink.records) == 20
     with pytest.raises(ValueError, match="growth must be >= 0"):
         Conservation(growth=-1)
+
+
+def test_the_equilibrium_of_norms_is_measured_under_sgd_with_decay_alone() -> None:
+    records = measured(OPTIMIZERS["sgd with decay"], steps=2)
+    torch.manual_seed(0)
+    model = Net()
+    loss = nn.functional.cross_entropy(model(blobs()[0]), blobs()[1])
+    rows = [model.first.weight, model.first.bias]
+    grads = torch.autograd.grad(loss, rows)
+    square = lambda pair: pair[0].detach().square().sum(1) + pair[1].detach().square()
+    new = [p.detach() - 0.1 * (g + 0.01 * p.detach()) for p, g in zip(rows, grads, strict=True)]
+    ratio = square(new).sqrt() / (0.1 / 0.02 * square(new) * square(grads)) ** 0.25
+    found = value(records, "equilibrium/scale", 0)
+    assert found == pytest.approx(float(ratio.median()), rel=1e-4)
+    assert value(records, "effective_lr/scale", 0) == pytest.approx(
+        float((0.1 / square(new)).median()), rel=1e-4
+    )
+    for name in ("sgd", "momentum", "adamw"):
+        others = measured(OPTIMIZERS[name], steps=1)
+        assert not any("equilibrium" in r.name for r in others)

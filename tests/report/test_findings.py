@@ -282,6 +282,23 @@ def test_a_gradient_that_breaks_a_law_is_dated(make_run: MakeRun) -> None:
     assert "breaks the rescale law since step 60" in finding.text
 
 
+def balanced(ratio: float) -> list[Record]:
+    rows = series("conservation/equilibrium/scale", [ratio] * 6)
+    rows += series("conservation/equilibrium_steps/scale", [2300.0] * 6)
+    return rows + series("conservation/effective_lr/scale", [0.05] * 6)
+
+
+def test_weights_on_the_way_to_their_equilibrium_say_how_far_it_is(make_run: MakeRun) -> None:
+    finding = the(make_run(balanced(1.8)), "equilibrium")
+    assert "are 1.8x their equilibrium of decay and gradient, about 2300 steps" in finding.text
+    assert "effective learning rate lr/|w|^2 is 0.05." in finding.text
+
+
+def test_weights_at_their_equilibrium_have_no_steps_left(make_run: MakeRun) -> None:
+    finding = the(make_run(balanced(1.01)), "equilibrium")
+    assert "are at their equilibrium of decay and gradient; their" in finding.text
+
+
 # curvature
 
 
