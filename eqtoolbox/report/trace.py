@@ -17,6 +17,7 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
     "noether/first_order/",
     "noether/second_order/",
     "conservation/first_order/",
+    "noether/bracket",
     "conservation/closure/",
 )
 
