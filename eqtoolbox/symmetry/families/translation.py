@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.search.members import layer_name
 from eqtoolbox.symmetry.search.trace import Trace
 
 _ZERO = 1e-9  # gradient sums below this share of their terms count as zero
@@ -97,6 +96,8 @@ def propose_translations(trace: Trace, gradient: Mapping[str, Tensor]) -> Iterat
     Tried are: each entry of a vector, all indices of an axis together, and the groups of group
     normalisations. Whether they are symmetries is for the finite check to say.
     """
+    from eqtoolbox.symmetry.search.members import layer_name  # brings scipy
+
     largest = max((float(g.abs().max()) for g in gradient.values()), default=0.0)
     counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
     layers: dict[str, list[Shift]] = {}
