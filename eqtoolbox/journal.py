@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from eqtoolbox.record import Record
 from eqtoolbox.sink import Sink
 
@@ -45,6 +47,10 @@ class Journal:
     def emit(self, name: str, value: float, unit: str = "1", note: str = "") -> Record:
         """Write a number of the monitor's own."""
         return self.write(Record(step=self.step, name=name, value=value, unit=unit, note=note))
+
+    def array(self, name: str, values: NDArray[Any]) -> None:
+        """Pass on the vector behind a record."""
+        self._each(lambda sink: sink.array(self.step, name, values))
 
     def event(self, kind: str, probe: str, message: str) -> None:
         """Pass on something that happened: kind is info, warning or error."""

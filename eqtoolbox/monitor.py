@@ -73,6 +73,7 @@ class Monitor:
         self._left_at: float | None = None  # clock when training was last left alone
         self._todo: list[Probe] = []
         self._before: Parameters | None = None
+        self._memory: Parameters = {}  # of copies that only probes that keep nothing see
         self._noted: Parameters = {}  # gradients of optimizers that have stepped already
         self._missed: Exception | None = None  # why the step could not be caught
         self._scale = 1.0  # of a gradient scaler
@@ -174,7 +175,7 @@ class Monitor:
         self._handles.clear()
         self._capture.armed = False
         self._capture.forget()
-        self._before, self._noted = None, {}
+        self._before, self._memory, self._noted = None, {}, {}
 
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
@@ -314,10 +315,24 @@ class Monitor:
             self._capture.step_starts(self._unmoved)
             if any(self._budget.affords(probe.name) for probe in self._todo):
                 self._scale = gradient_scale()
-                self._before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+                self._before = self._copied()
         except Exception as error:
             self._missed = error
             self._failed(error)
+
+    def _copied(self) -> Parameters:
+        """The parameters now, in memory of the last such copy where no probe can still hold it.
+
+        At every step, new memory would cost more than the copy: its pages come one by one.
+        """
+        now = {n: p.detach() for n, p in trainable(self.model).items()}
+        if any(probe.evaluates for probe in self._todo):
+            return {n: p.clone() for n, p in now.items()}
+        kept = self._memory
+        if kept.keys() != now.keys() or any(not _alike(kept[n], p) for n, p in now.items()):
+            self._memory = kept = {n: torch.empty_like(p) for n, p in now.items()}
+        torch._foreach_copy_(list(kept.values()), list(now.values()))
+        return dict(kept)
 
     def _finish(self) -> None:
         """The step is over: measure it and forget it."""
@@ -455,6 +470,10 @@ class Monitor:
             f"the trainable parameters changed ({len(new)} more, {len(gone)} fewer): what is "
             "measured since the start, such as drift, is counted from this step on",
         )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def monitors_of(optimizer: torch.optim.Optimizer) -> Iterable[Monitor]:

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 
 from eqtoolbox.record import Mode, Record, Status, Verdict
 from eqtoolbox.schedule import Schedule
@@ -14,7 +15,11 @@ from eqtoolbox.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number of a probe; becomes a `Record` with the step and the cost filled in."""
+    """One number of a probe; becomes a `Record` with the step and the cost filled in.
+
+    The numbers that it summarises, one a unit, can go along as its `vector`: sinks with an array
+    store keep them whole.
+    """
 
     quantity: str
     value: float
@@ -26,6 +31,7 @@ class Measurement:
     verdict: Verdict | None = None
     matvecs: int | None = None
     note: str = ""
+    vector: NDArray[Any] | None = field(default=None, repr=False)  # what the value summarises
 
     def __post_init__(self) -> None:
         """Numbers may come as tensors of one element; anything else raises here, by its name."""
@@ -44,6 +50,7 @@ class Probe(ABC):
     name: ClassVar[str]  # first word of its records
     headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
     mode: ClassVar[Mode]
+    evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Any:
         """What later measurements compare with, made at the first due step and checkpointed.
@@ -69,7 +76,9 @@ class Scheduled:
 
 def record(measurement: Measurement, probe: Probe, seconds: float | None = None) -> Record:
     """The record of a measurement; step and segment are the journal's to fill in."""
-    fields = {k: v for k, v in vars(measurement).items() if k not in ("quantity", "target")}
+    fields = {
+        k: v for k, v in vars(measurement).items() if k not in ("quantity", "target", "vector")
+    }
     parts = (probe.name, measurement.quantity, measurement.target)
     name = "/".join(part for part in parts if part)
     return Record(step=0, name=name, mode=probe.mode, seconds=seconds, **fields)

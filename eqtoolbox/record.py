@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed", "skipped_budget"]
@@ -49,8 +49,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Fields as strict JSON values: NaN and infinities become strings, empty fields go."""
-        row = {k: v for k, v in asdict(self).items() if v is not None and v != ""}
-        return {k: _encode(v) for k, v in row.items()}
+        return {k: _encode(v) for k, v in vars(self).items() if v is not None and v != ""}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Record":

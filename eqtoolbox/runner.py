@@ -5,6 +5,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -81,10 +82,12 @@ class Runner:
         try:
             if probe.name in self.halved:
                 snapshot = snapshot.halved()
-            with isolated_for(snapshot, self._model):
-                if snapshot.measured is not None:
+            known = probe.name in self.references
+            evaluates = probe.evaluates or not known
+            with isolated_for(snapshot, self._model) if evaluates else nullcontext():
+                if snapshot.measured is not None and evaluates:
                     check_batch(snapshot.measured.batch, self._model)
-                if probe.name not in self.references:
+                if not known:
                     self.references[probe.name] = probe.reference(snapshot, rng)
                 rows.extend(probe.measure(snapshot, self.references[probe.name], rng))
         except NotApplicable as reason:
@@ -129,7 +132,10 @@ class Runner:
     def _write(
         self, measurement: Measurement, probe: Probe, seconds: float | None = None
     ) -> Record:
-        return self._journal.write(record(measurement, probe, seconds))
+        row = self._journal.write(record(measurement, probe, seconds))
+        if measurement.vector is not None:
+            self._journal.array(row.name, measurement.vector)
+        return row
 
 
 def headline(probe: Probe, status: Status, note: str) -> Measurement:

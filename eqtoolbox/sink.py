@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+from numpy.typing import NDArray
+
 from eqtoolbox.record import Record
 
 
@@ -12,6 +14,11 @@ class Sink(ABC):
     @abstractmethod
     def write(self, record: Record) -> None:
         """Store or show one record at once: a killed run loses nothing already written."""
+
+    def array(  # noqa: B027 - optional
+        self, step: int, name: str, values: NDArray[Any]
+    ) -> None:
+        """Keep the vector that the record `name` of this step summarises: one number a unit."""
 
     def event(  # noqa: B027 - optional
         self, step: int, kind: str, probe: str, message: str

@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.gradient_check import replayed_gradient
+from eqtoolbox.linalg.vectors import random_like
+from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.balance import balance
+from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.symmetries import FoundSymmetries
-from eqtoolbox.record import Mode, verdict
+from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
-
-CAUSES = ("symmetry", "decay", "optimizer", "finite_step")
+from eqtoolbox.symmetry.charges import Change, Charges, Rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,126 +32,165 @@ class Conservation(Probe):
                                 + optimizer   <K, d + eta (g + gamma theta)>   zero for plain SGD
                                 + finite_step (Q(d) for quadratic, 0 for linear charges)
 
+    An equivariance f(T theta) = R f(theta) moves its charge: its first term is `implicit_bias`,
+    -eta c with c = <K, g> = <dl/dy, rho(y)>. `first_order` is |<K, g>| / (|K| |g|) over all
+    generators of a family, the law g . K = 0 as the training gradient itself shows it.
+
     Numbers are norms over all units of a family, relative to the norm of the charges' scale (what
     |Q| could be at these parameter sizes); a cause is counted along the drift, so that the
     budget's terms add up to the step's drift and the shares, with `share_unmeasured`, to 1.
     Shares since the start take each measured step as typical of those since the last measured.
+
+    Drift, its worst unit and the first-order law are recorded at every due step. Budgets are
+    summed up at every due step too; they, the vectors over units and `closure` are recorded when
+    the step has grown by `growth` since they last were: at each of the first 1 / `growth` steps.
     """
 
     name: ClassVar[str] = "conservation"
     headline: ClassVar[str] = "drift"
     mode: ClassVar[Mode] = "train"
+    evaluates: ClassVar[bool] = False
 
+    growth: float = 0.01
     symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
+    def __post_init__(self) -> None:
+        if not self.growth >= 0:
+            raise ValueError(f"growth must be >= 0 (0 keeps every due step), got {self.growth}")
+
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        families = _charged(self.symmetries.by_family(snapshot))
-        start = {f: _charges(members, snapshot.before) for f, members in families.items()}
-        causes = {
-            f: {cause: torch.zeros_like(charge) for cause in CAUSES} for f, charge in start.items()
+        charges = self.symmetries.charges(snapshot)
+        if not any(m.charges for m in charges.members):
+            raise NotApplicable("the symmetries found conserve nothing")
+        here = _read(charges, snapshot.before)
+        return here | {
+            "start": here["values"],
+            "causes": {cause: torch.zeros_like(here["values"]) for cause in CAUSES},
+            "noise": _noise(snapshot, charges, here["lengths"], rng),
+            "measured": snapshot.step - 1,
+            "kept": None,
         }
-        return {"start": start, "causes": causes, "measured": snapshot.step - 1}
 
     def measure(
         self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
         if snapshot.after is None:
             raise NotApplicable("no optimizer step here: drift is measured in step()")
-        since = snapshot.step - reference["measured"]
-        reference["measured"] = snapshot.step
-        for family, members in _charged(self.symmetries.by_family(snapshot)).items():
-            start = reference["start"].setdefault(family, _charges(members, snapshot.before))
-            causes = reference["causes"].setdefault(family, {})
-            yield from self._family(snapshot, family, members, start, causes, since)
+        with torch.autocast(next(iter(snapshot.before.values())).device.type, enabled=False):
+            yield from self._measure(snapshot, snapshot.after, reference, rng)
 
-    def _family(
-        self,
-        snapshot: Snapshot,
-        family: str,
-        members: list[ContinuousSymmetry],
-        start: Tensor,
-        causes: dict[str, Tensor],
-        since: int,
+    def _measure(
+        self, snapshot: Snapshot, after: Parameters, state: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        assert snapshot.after is not None
-        after = _charges(members, snapshot.after)
-        scales = torch.cat([m.charge_scale(snapshot.before) for m in members])
-        scale = float(scales.norm())
-        drift = after - start
-        worst, where = _worst(members, drift, scales)
-        eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
-        rounding = eps * math.sqrt(snapshot.step + 1)  # a random walk of roundings
-        yield Measurement("drift", float(drift.norm()) / scale, family, floor=rounding)
-        yield Measurement("worst_drift", worst, family, note=where)
-        terms = budget(snapshot, members)
-        if terms is None:
-            note = "the optimizer has no learning rate or was given no gradient"
-            yield Measurement("closure", float("nan"), family, status="not_applicable", note=note)
-            return
-        step_drift = after - _charges(members, snapshot.before)
-        closure = step_drift - torch.stack([*terms.values()]).sum(0)
-        yield Measurement("step_drift", float(step_drift.norm()) / scale, family)
-        error = float(closure.abs().max() / scales.max())
-        yield Measurement("closure", error, family, floor=1e-12, verdict=verdict(error, 1e-12))
-        for cause, term in terms.items():
-            along = float(term @ step_drift) / max(float(step_drift.norm()), 1e-300)
-            yield Measurement(cause, along / scale, family)
-            causes[cause] = causes.get(cause, torch.zeros_like(term)) + since * term
-        energy = float(drift @ drift)
-        shares = {c: float(causes[c] @ drift) / energy if energy else 0.0 for c in CAUSES}
-        shares["unmeasured"] = 1.0 - sum(shares.values()) if energy else 0.0
-        for cause, share in shares.items():
-            yield Measurement(f"share_{cause}", share, family)
+        charges = self.symmetries.charges(snapshot)
+        if len(state["start"]) != charges.count:  # the model was given other shapes
+            state |= self.reference(snapshot, rng)
+        since = snapshot.step - state["measured"]
+        if since != 1:  # parameters moved unseen
+            state |= _read(charges, snapshot.before)
+        size = math.nan if snapshot.gradient is None else _norm(snapshot.gradient)
+        change, why = _advance(charges, snapshot, after, state, size)
+        state["measured"] = snapshot.step
+        if not why:
+            for cause, term in change.causes.items():
+                state["causes"][cause] += since * term
+        drift = Drift(
+            charges=charges,
+            change=change,
+            state=state,
+            scales=state["scales"],
+            eps=_eps(snapshot),
+            why=why,
+        )
+        yield from drift.every_step(snapshot.step, size)
+        kept = state["kept"]
+        if kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth)):
+            predicted, steps = state["values"], state["steps"]
+            state |= _read(charges, after) | {"kept": snapshot.step}
+            yield from drift.closure(predicted - state["values"], steps)
+            yield from drift.vectors()
+            yield from drift.budget()
+            if snapshot.gradient is not None and math.isfinite(size):
+                yield from balance(charges, snapshot, snapshot.gradient, state)
 
 
-def budget(snapshot: Snapshot, members: list[ContinuousSymmetry]) -> dict[str, Tensor] | None:
-    """The four causes of one step's drift, each (units,) in float64; see `Conservation`.
-
-    None when the optimizer has no learning rate or there is no gradient.
-    """
-    gradient = snapshot.gradient
-    if gradient is None:
-        return None
-    names = {n for m in members for n in m.names}
-    rate, decay, sign = (dict.fromkeys(names, start) for start in (0.0, 0.0, 1.0))
-    for name in names:
-        group = snapshot.group_of(name)
-        if group is not None:
-            rate[name], decay[name] = group.lr, group.weight_decay
-            sign[name] = -1.0 if group.maximize else 1.0
-    if any(value != value for value in rate.values()):
-        return None
-    before = {n: snapshot.before[n].double() for n in names}
-    pull = {n: -sign[n] * rate[n] * gradient[n].double() for n in names}
-    shrink = {n: -rate[n] * decay[n] * before[n] for n in names}
-    rest = {n: snapshot.update[n] - pull[n] - shrink[n] for n in names}
+def _read(charges: Charges, params: Parameters) -> dict[str, Any]:
+    """Everything about the charges at these parameters, exactly: what later steps add to."""
+    moments = charges.read(params)
     return {
-        "symmetry": torch.cat([m.pairing(before, pull) for m in members]),
-        "decay": torch.cat([m.pairing(before, shrink) for m in members]),
-        "optimizer": torch.cat([m.pairing(before, rest) for m in members]),
-        "finite_step": torch.cat([m.finite_step(snapshot.update) for m in members]),
+        "values": charges.values(moments),
+        "scales": charges.scales(params),
+        "lengths": charges.lengths(params, moments),
+        "steps": 0,
     }
 
 
-def _charged(
-    families: dict[str, list[ContinuousSymmetry]],
-) -> dict[str, list[ContinuousSymmetry]]:
-    """Only what conserves something: a bias shift obeys its laws and has no charge."""
-    kept = {f: [m for m in members if m.charges] for f, members in families.items()}
-    return {f: members for f, members in kept.items() if members}
+def _advance(
+    charges: Charges, snapshot: Snapshot, after: Parameters, state: dict[str, Any], size: float
+) -> tuple[Change, str]:
+    """What the step did to the charges, and why it has no budget where there is none."""
+    rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
+    if rates is None or gradient is None:
+        why = "the optimizer has no learning rate or was given no gradient"
+    elif not math.isfinite(size):
+        if any(not torch.equal(snapshot.before[n], after[n]) for n in charges.names):
+            why = "the gradient is not finite, and yet the step moved the parameters"
+        gradient = None  # otherwise a step that loss scaling skipped: all terms are zero
+    if rates is None or gradient is None:
+        still = dict.fromkeys(charges.names, 0.0)
+        rates, gradient = Rates(lr=still, decay=still), None
+    change = charges.step(state["values"], snapshot.before, after, gradient, rates)
+    state["values"] = state["values"] + change.drift
+    state["steps"] += 1
+    return change, why
 
 
-def _charges(members: list[ContinuousSymmetry], params: dict[str, Tensor]) -> Tensor:
-    return torch.cat([m.charge(params) for m in members])
+def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:
+    """Rates of the step; 0 for a parameter in nobody's group, None for an unknown rate."""
+    lr, decay = dict.fromkeys(charges.names, 0.0), dict.fromkeys(charges.names, 0.0)
+    for name in charges.names:
+        group = snapshot.group_of(name)
+        if group is not None:
+            lr[name] = -group.lr if group.maximize else group.lr
+            decay[name] = group.weight_decay
+    if any(math.isnan(rate) for rate in lr.values()):
+        return None
+    return Rates(lr=lr, decay=decay)
 
 
-def _worst(members: list[ContinuousSymmetry], drift: Tensor, scales: Tensor) -> tuple[float, str]:
-    """Largest drift of one unit relative to its own scale, and which unit that is."""
-    relative = drift.abs() / scales.clamp_min(1e-300)
-    index = int(relative.argmax())
-    value = float(relative[index])
-    for member in members:
-        if index < member.charges:
-            return value, f"{member.name}, unit {index}"
-        index -= member.charges
-    raise AssertionError("more units than members have")
+def _noise(
+    snapshot: Snapshot, charges: Charges, lengths: Tensor, rng: torch.Generator
+) -> dict[str, tuple[float, float]]:
+    """What rounding leaves of the first-order law of each family: absolute, and over |g|.
+
+    The change of <K, g> / |K| when every parameter moves by a rounding, evaluated as trained; of
+    approximate symmetries at least three times what their nature leaves now.
+    """
+    objective = snapshot.training or snapshot.measured
+    assert objective is not None, "symmetries were found in it"
+    draw = random_like(snapshot.before, rng)
+    moved = {n: p * (1 + torch.finfo(p.dtype).eps * draw[n]) for n, p in snapshot.before.items()}
+    zeros = {n: torch.zeros_like(p) for n, p in moved.items()}  # of parameters that take no part
+    here = zeros | replayed_gradient(objective, snapshot.before)
+    there = zeros | replayed_gradient(objective, moved)
+    size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
+    change, law = charges.slopes(snapshot.before, apart), charges.slopes(snapshot.before, here)
+    found = {}
+    for family, where in charges.generators.items():
+        members = [m for m in charges.members if m.family == family]
+        left = change[where].norm()
+        if any(m.status == "approximate" for m in members):
+            left = torch.maximum(left, 3 * law[where].norm())
+        noise = float(left / lengths[where].norm().clamp_min(1e-300))
+        found[family] = (noise, noise / max(size, 1e-300))
+    return found
+
+
+def _norm(tensors: Parameters) -> float:
+    """Norm over all tensors."""
+    each = torch._foreach_norm([t.detach() for t in tensors.values()])
+    return float(torch.stack([n.double() for n in each]).norm())
+
+
+def _eps(snapshot: Snapshot) -> float:
+    return max(torch.finfo(p.dtype).eps for p in snapshot.before.values())

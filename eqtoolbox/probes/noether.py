@@ -23,9 +23,16 @@ class Noether(Probe):
     """Residuals of g.K = 0 and H K + (DK)^T g = 0 along a random element of each family.
 
     The laws are linear in the generator, so that one Hessian product with a random element checks
-    a whole family: a broken member escapes with probability zero. Normalised by |g||K| and by
+    a whole family: in exact arithmetic a broken member escapes with probability zero. Against a
+    floor f, members whose laws fail by d together (the norm of their residuals, on the residual's
+    scale) escape with probability P(|c d| < f) = erf(f / (d sqrt 2)) <= 0.8 f / d for Gaussian c,
+    and by chance at the next measurement with the square of that. Normalised by |g||K| and by
     |HK| + |(DK)^T g| + sqrt(eps) |H| |K|, where the last term keeps rounding noise over rounding
     noise from reading as a violation (translations: every term of their law vanishes).
+
+    `bracket` is g . [K, K'] over the size of its terms for two random elements over all
+    families: brackets of symmetries are symmetries. `sharpness_bound` is the largest predicted
+    curvature along a family: the largest eigenvalue of the Hessian is at least that.
 
     `rayleigh` is the measured curvature K^T H K / K^T K along the symmetry, and
     `predicted_rayleigh` = -g^T (DK) K / K^T K what the gradient alone says it is.
@@ -63,7 +70,7 @@ class Noether(Probe):
         noise = _noise(there, families, elements, laws)
         gradient_noise = norm(add(there.gradient, here.gradient, -1.0)) / here.size
         eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
-        small = math.sqrt(eps)
+        small, bounds = math.sqrt(eps), []
         for family, members in families.items():
             law = laws[family]
             length = norm(law.tangent)
@@ -81,6 +88,10 @@ class Noether(Probe):
             error = max(noise, known * scale)
             yield Measurement("rayleigh", measured, family, floor=error)
             yield Measurement("predicted_rayleigh", predicted, family)
+            bounds.append((predicted, family))
+        bound, where = max(bounds)
+        yield Measurement("sharpness_bound", bound, note=f"along {where} directions")
+        yield _bracket(here, families, elements, rng, max(gradient_noise, eps))
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,13 @@ class _Laws:
         self.size = max(norm(self.gradient), 1e-300)
 
     def of(self, members: list[ContinuousSymmetry], elements: list[Tensor]) -> _Law:
+        tangent, pulled = self.terms(members, elements)
+        return _Law(tangent, self.operator(tangent), pulled)
+
+    def terms(
+        self, members: list[ContinuousSymmetry], elements: list[Tensor]
+    ) -> tuple[Parameters, Parameters]:
+        """K and (DK)^T g of the sum of these elements."""
         tangent = zeros_like(self.params)
         pulled = zeros_like(self.params)
         for member, element in zip(members, elements, strict=True):
@@ -114,11 +132,35 @@ class _Laws:
                 tangent[name] = tangent[name] + part
             for name, part in member.pullback(coefficients, self.gradient).items():
                 pulled[name] = pulled[name] + part
-        return _Law(tangent, self.operator(tangent), pulled)
+        return tangent, pulled
 
     def curvature_scale(self) -> float:
         """|H g| / |g|: near the largest curvature once the gradient has aligned with it."""
         return norm(self.operator(self.gradient)) / self.size
+
+
+def _bracket(
+    here: "_Laws",
+    families: dict[str, list[ContinuousSymmetry]],
+    elements: dict[str, list[Tensor]],
+    rng: torch.Generator,
+    noise: float,
+) -> Measurement:
+    """g . [K, K'] = <(DK')^T g, K> - <(DK)^T g, K'>, over the sizes of its two terms.
+
+    Both terms may vanish (shifts commute); |g| |K| keeps their rounding from being compared.
+    """
+    members = [m for of in families.values() for m in of]
+    one = here.terms(members, [c for of in elements.values() for c in of])
+    draws = [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
+    two = here.terms(members, draws)
+    gap = abs(dot(two[1], one[0]) - dot(one[1], two[0]))
+    scale = norm(two[1]) * norm(one[0]) + norm(one[1]) * norm(two[0])
+    scale += here.size * (norm(one[0]) + norm(two[0]))
+    known = max([m.residual for m in members if m.status == "approximate"], default=0.0)
+    floor = max(noise, 3 * known)
+    value = gap / max(scale, 1e-300)
+    return Measurement("bracket", value, floor=floor, verdict=verdict(value, floor))
 
 
 def _noise(

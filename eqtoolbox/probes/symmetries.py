@@ -6,6 +6,7 @@ from itertools import groupby
 import torch
 
 from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.symmetry.charges import Charges
 from eqtoolbox.symmetry.discovery import find_symmetries
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
 
@@ -16,6 +17,8 @@ class FoundSymmetries:
 
     _found: list[ParameterSymmetry] = field(default_factory=list)
     _shapes: dict[str, torch.Size] | None = None
+    _charges: Charges | None = None
+    _charges_of: list[ParameterSymmetry] | None = None
 
     def all(self, snapshot: Snapshot) -> list[ParameterSymmetry]:
         """Everything proposed, with its status; broken ones included.
@@ -27,12 +30,13 @@ class FoundSymmetries:
         if shapes != self._shapes:
             if any(p.is_complex() for p in snapshot.before.values()):
                 raise NotApplicable("complex parameters: their symmetries are not supported")
-            self._found = _find(snapshot)
+            with snapshot.objective.isolated():
+                self._found = _find(snapshot)
             self._shapes = shapes
         return self._found
 
-    def by_family(self, snapshot: Snapshot) -> dict[str, list[ContinuousSymmetry]]:
-        """Usable continuous symmetries of the loss (no equivariances) by family.
+    def continuous(self, snapshot: Snapshot) -> list[ContinuousSymmetry]:
+        """Usable continuous symmetries and equivariances, sorted by family.
 
         Raises:
             NotApplicable: there are none.
@@ -40,14 +44,34 @@ class FoundSymmetries:
         usable = [
             s
             for s in self.all(snapshot)
-            if s.status in ("verified", "approximate")
-            and isinstance(s, ContinuousSymmetry)
-            and not s.equivariant
+            if s.status in ("verified", "approximate") and isinstance(s, ContinuousSymmetry)
         ]
         if not usable:
             raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
-        usable.sort(key=lambda s: s.family)
+        return sorted(usable, key=lambda s: s.family)
+
+    def by_family(self, snapshot: Snapshot) -> dict[str, list[ContinuousSymmetry]]:
+        """Usable continuous symmetries of the loss (no equivariances) by family.
+
+        Raises:
+            NotApplicable: there are none.
+        """
+        usable = [s for s in self.continuous(snapshot) if not s.equivariant]
+        if not usable:
+            raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
         return {family: list(group) for family, group in groupby(usable, key=lambda s: s.family)}
+
+    def charges(self, snapshot: Snapshot) -> Charges:
+        """The charges of everything continuous, planned once.
+
+        Raises:
+            NotApplicable: there are none.
+        """
+        found = self.all(snapshot)
+        if self._charges is None or self._charges_of is not found:
+            self._charges = Charges(self.continuous(snapshot), snapshot.before)
+            self._charges_of = found
+        return self._charges
 
 
 def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from eqtoolbox.report.drawing import GREY, PALETTE, arrays, faded
 from eqtoolbox.report.figures import Panel, Plot
+from eqtoolbox.report.panels_charges import charge_panels
 from eqtoolbox.report.rules_conservation import drifts
 from eqtoolbox.report.rules_symmetry import fraction
 from eqtoolbox.report.run import Run
@@ -14,6 +15,7 @@ from eqtoolbox.report.words import CAUSES, symmetry
 
 CAUSE_COLOURS = {
     "symmetry": PALETTE[1],
+    "implicit_bias": PALETTE[0],
     "decay": PALETTE[4],
     "optimizer": PALETTE[3],
     "finite_step": PALETTE[5],
@@ -59,6 +61,15 @@ def conservation_panels(run: Run) -> Iterator[Panel]:
     for family, drift in found.items():
         if judged(drift.last) != "holds":
             yield from _causes(run, family)
+    yield from charge_panels(run)
+    yield from _by_target(
+        run,
+        Plot(last_step=run.last_step, log=True),
+        "conservation/first_order",
+        "First-order law of the training gradient",
+        "Slope of the loss along the symmetry over the gradient's length, from the gradient that "
+        "the optimizer was given; near its dotted floor nothing but a symmetric loss shapes it.",
+    )
     for order, vector in (("first", "gradient"), ("second", "Hessian")):
         yield from _by_target(
             run,

@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eqtoolbox.report.finding import Evidence, Finding
+from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.rules_symmetry import floor_words
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.trace import Trace, trace, traces
-from eqtoolbox.report.words import CAUSES, number, percent
+from eqtoolbox.report.trace import Trace, judged, trace, traces
+from eqtoolbox.report.words import CAUSES, number, percent, plural
 
 OUTLIER = 5.0  # times the mean: the worst unit is then named
 MENTIONED = 0.01  # share of a drift below which a cause is left out of the sentence
+NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
 UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
@@ -20,7 +21,7 @@ def conservation(run: Run) -> Iterator[Finding]:
     """One finding a family: how far its charges drifted, and through what."""
     for family, drift in drifts(run).items():
         size, evidence = abs(drift.last.value), [drift.latest()]
-        charges = f"{family.capitalize()} charges"
+        charges = f"{family.capitalize().replace('_', ' ')} charges"
         if size <= (drift.last.floor or 0.0):
             text = f"{charges} are conserved: relative drift {number(size, 2)}{floor_words(drift)}."
             yield Finding(level="good", text=text, evidence=tuple(evidence))
@@ -60,6 +61,43 @@ def drifts(run: Run) -> dict[str, Trace]:
         )
         for family, t in found.items()
     }
+
+
+def equilibrium(run: Run) -> Iterator[Finding]:
+    """How far the norm of scale-symmetric weights is from where decay and gradient balance."""
+    for family, ratio in traces(run, "conservation/equilibrium").items():
+        steps = trace(run, f"conservation/equilibrium_steps/{family}")
+        rate = trace(run, f"conservation/effective_lr/{family}")
+        if steps is None or rate is None:
+            continue
+        near = abs(ratio.now - 1) <= NEAR
+        state = "at" if near else f"{number(ratio.now, 2)}x"
+        left = "" if near else f", about {number(steps.now, 2)} steps away"
+        text = (
+            f"The norms of {family}-symmetric weights are {state} their equilibrium of decay and "
+            f"gradient{left}; their effective learning rate lr/|w|^2 is {number(rate.now, 2)}."
+        )
+        yield Finding(level="note", text=text, evidence=(ratio.evidence(), steps.evidence()))
+
+
+def gradient_laws(run: Run) -> Iterator[Finding]:
+    """Whether the gradient that the optimizer was given obeys the laws, at every step."""
+    for family, law in traces(run, "conservation/first_order").items():
+        size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
+        name = family.replace("_", " ")
+        if law.verdict == "violated":
+            when = law.since([judged(r) == "violated" for r in law.records])
+            text = (
+                f"The training gradient breaks the {name} law {when}: {size}; something beside "
+                "the loss shapes it, such as a penalty added to it, or the loss lost the symmetry."
+            )
+            yield Finding(level="warning", text=text, evidence=(law.evidence(),))
+        elif law.verdict == "holds":
+            broken = sum(judged(r) == "violated" for r in law.records)
+            every = f"at {len(law.records) - broken} of {plural(len(law.records), 'step')}"
+            text = f"The training gradient obeys the {name} law {every}: {size}."
+            level: Level = "note" if broken else "good"
+            yield Finding(level=level, text=text, evidence=(law.evidence(),))
 
 
 def budget_closure(run: Run) -> Iterator[Finding]:

@@ -5,12 +5,14 @@ import math
 import operator
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eqtoolbox.arrays import frames
 from eqtoolbox.record import Record
 from eqtoolbox.report.directory import facts, nearest, require_run, rows
 
@@ -123,6 +125,40 @@ class Run:
         if known[field].type in (str, "str") or any(isinstance(v, str) for v in values):
             return np.array(values, dtype=object)
         return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+    def array(self, name: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The vectors behind the records of one name, where they were kept.
+
+        Args:
+            name: full record name, one of `arrays()`.
+
+        Returns:
+            steps (n,) and values (n, ...), by increasing step; a step that a resumed run repeats
+            counts once. Vectors of another shape than the newest are left out.
+
+        Raises:
+            KeyError: no vectors of this name were kept; the message names the nearest.
+        """
+        kept = self._arrays.get(name)
+        if not kept:
+            raise KeyError(f"no array is named {name!r}; {nearest(name, self.arrays())}")
+        shape = kept[max(kept)].shape
+        steps = sorted(step for step, values in kept.items() if values.shape == shape)
+        return np.array(steps, dtype=np.int64), np.stack([kept[step] for step in steps])
+
+    def arrays(self) -> list[str]:
+        """Names for which `array` has vectors, sorted."""
+        return sorted(self._arrays, key=_natural)
+
+    @cached_property
+    def _arrays(self) -> dict[str, dict[int, NDArray[Any]]]:
+        found: dict[str, dict[int, NDArray[Any]]] = {}
+        for array in frames(self.path / "arrays.bin"):
+            if array is None:
+                self.torn += 1
+            else:
+                found.setdefault(array.name, {})[array.step] = array.values
+        return found
 
     def frame(self, long: bool = False) -> Any:
         """The run as a pandas DataFrame.

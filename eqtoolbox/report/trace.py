@@ -16,6 +16,8 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
     "equivariance/relative_error/",
     "noether/first_order/",
     "noether/second_order/",
+    "conservation/first_order/",
+    "noether/bracket",
     "conservation/closure/",
 )
 

@@ -5,6 +5,7 @@ import re
 
 CAUSES = {
     "symmetry": "broken symmetry",
+    "implicit_bias": "implicit bias",
     "decay": "weight decay",
     "optimizer": "optimizer",
     "finite_step": "finite step",

@@ -1,4 +1,4 @@
-"""The run directory: append-only `records.jsonl` and `events.jsonl`, and `run.json`."""
+"""The run directory: append-only `records.jsonl`, `events.jsonl`, `arrays.bin`, and `run.json`."""
 
 import errno
 import json
@@ -8,6 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
+from eqtoolbox.arrays import Array, frame
 from eqtoolbox.record import Record
 from eqtoolbox.sink import Sink
 
@@ -16,6 +19,8 @@ FORMAT = 1
 
 class RunDirectory(Sink):
     """Writes one JSON line per record, flushed at once, so that a killed run keeps every row.
+
+    Vectors behind records go as frames to `arrays.bin`, which is made when the first one comes.
 
     Args:
         path: directory, created if missing.
@@ -44,9 +49,16 @@ class RunDirectory(Sink):
         self.describe(started=started, finished=None, segments=self.segment + 1)
         self._records = _append(self.path / "records.jsonl")
         self._events = _append(self.path / "events.jsonl")
+        self._arrays: Any = None
 
     def write(self, record: Record) -> None:
         _line(self._records, record.to_json())
+
+    def array(self, step: int, name: str, values: NDArray[Any]) -> None:
+        if self._arrays is None:
+            self._arrays = (self.path / "arrays.bin").open("ab")
+        self._arrays.write(frame(Array(step=step, name=name, values=values, segment=self.segment)))
+        self._arrays.flush()
 
     def event(self, step: int, kind: str, probe: str, message: str) -> None:
         row = {"time": time.time(), "step": step, "kind": kind, "probe": probe, "message": message}
@@ -64,6 +76,8 @@ class RunDirectory(Sink):
             return
         self._records.close()
         self._events.close()
+        if self._arrays is not None:
+            self._arrays.close()
         self.describe(finished=time.time())
 
 

@@ -1,11 +1,15 @@
 """Records kept in memory."""
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from eqtoolbox.record import Record
 from eqtoolbox.sink import Sink
 
 
 class MemorySink(Sink):
-    """Keeps every record in the list `records` and every event in `events`.
+    """Keeps records, events and arrays in the lists `records`, `events` and `arrays`.
 
     Example:
         >>> sink = MemorySink()
@@ -17,9 +21,13 @@ class MemorySink(Sink):
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.events: list[tuple[int, str, str, str]] = []
+        self.arrays: list[tuple[int, str, NDArray[Any]]] = []
 
     def write(self, record: Record) -> None:
         self.records.append(record)
+
+    def array(self, step: int, name: str, values: NDArray[Any]) -> None:
+        self.arrays.append((step, name, values))
 
     def event(self, step: int, kind: str, probe: str, message: str) -> None:
         self.events.append((step, kind, probe, message))

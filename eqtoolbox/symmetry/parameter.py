@@ -91,6 +91,18 @@ class ContinuousSymmetry(ParameterSymmetry):
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
         """(D K_c)^T cotangent; only the moved parameters."""
 
+    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
+        """<K_i(theta), cotangent> for every generator i: (dimension,), float64."""
+        like = params[self.names[0]]
+        with torch.inference_mode(False), torch.enable_grad():
+            coefficients = torch.zeros(
+                self.dimension, dtype=torch.float64, device=like.device, requires_grad=True
+            )
+            tangent = self.tangent(params, coefficients)
+            parts = [(k.double() * cotangent[n].double()).sum() for n, k in tangent.items()]
+            (found,) = torch.autograd.grad(torch.stack(parts).sum(), coefficients)
+        return found
+
     @abstractmethod
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         """<grad Q_i(theta), direction> for every charge i: (charges,), float64."""

@@ -50,7 +50,7 @@ class Hungry(Probe):
         self.limit = limit
 
     def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
-        samples = sum(len(piece.inputs) for piece in snapshot.objective.pieces)
+        samples = sum(len(piece.call.args[0]) for piece in snapshot.objective.pieces)
         if samples > self.limit:
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
         yield Measurement("samples", samples)

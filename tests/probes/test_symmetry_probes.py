@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.record import Record
@@ -123,6 +124,30 @@ def test_laws_hold_during_training_and_the_gradient_predicts_the_curvature() -> 
     predicted = records["noether/predicted_rayleigh/rescale"]
     assert measured.value == pytest.approx(predicted.value, rel=1e-3)
     assert records["noether/dimension/rescale"].value == 24
+
+
+def test_brackets_of_symmetries_close_and_those_of_another_network_do_not() -> None:
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3))
+    probe = Noether()
+    records = run(linear, probe, blobs(), steps=2)
+    assert records["noether/bracket"].verdict == "holds"
+    curved = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3))
+    squared = lambda m, b: F.cross_entropy(m[2](m[1](m[0](b[0]).tanh())), b[1])
+    records = run(curved, probe, blobs(), loss=squared)
+    assert records["noether/bracket"].verdict == "violated"
+
+
+def test_the_gradient_alone_bounds_the_sharpness_from_below() -> None:
+    torch.manual_seed(0)
+    model = mlp(6, 8, 3)
+    records = run(model, Noether(), blobs(), steps=3)
+    bound = records["noether/sharpness_bound"]
+    families = [n for n in records if n.startswith("noether/predicted_rayleigh/")]
+    assert bound.value == max(records[n].value for n in families)
+    assert bound.note.startswith("along ")
+    top = run(model, Curvature(k=1), blobs())["curvature/sharpness"].value
+    assert bound.value < top
 
 
 def test_a_law_of_another_network_is_violated() -> None:

@@ -264,6 +264,49 @@ def test_the_fastest_unit_is_named(make_run: MakeRun) -> None:
     assert "the worst one by 90 % in conv1, unit 5" in the(run, "charges").text
 
 
+def test_an_equivariance_is_moved_by_its_implicit_bias_and_that_is_no_warning(
+    make_run: MakeRun,
+) -> None:
+    finding = the(make_run(drifting("head_scale", 0.2, implicit_bias=0.9, decay=0.1)), "drifted")
+    assert finding.level == "note"
+    assert finding.text == (
+        "Head scale charges drifted 20 % since the start: 90 % implicit bias, 10 % weight decay."
+    )
+
+
+def test_a_gradient_that_obeys_a_law_at_every_step_is_good(make_run: MakeRun) -> None:
+    rows = series("conservation/first_order/gain_rescale", [2e-8] * 12, floor=1e-7)
+    finding = the(make_run(rows), "obeys the gain rescale law")
+    assert finding.level == "good"
+    assert "at 12 of 12 steps: slope 2e-8 of the gradient's length (floor 1e-7)" in finding.text
+
+
+def test_a_gradient_that_breaks_a_law_is_dated(make_run: MakeRun) -> None:
+    values = [1e-8] * 6 + [1e-3] * 6
+    finding = the(
+        make_run(series("conservation/first_order/rescale", values, floor=1e-7)), "breaks"
+    )
+    assert finding.level == "warning"
+    assert "breaks the rescale law since step 60" in finding.text
+
+
+def balanced(ratio: float) -> list[Record]:
+    rows = series("conservation/equilibrium/scale", [ratio] * 6)
+    rows += series("conservation/equilibrium_steps/scale", [2300.0] * 6)
+    return rows + series("conservation/effective_lr/scale", [0.05] * 6)
+
+
+def test_weights_on_the_way_to_their_equilibrium_say_how_far_it_is(make_run: MakeRun) -> None:
+    finding = the(make_run(balanced(1.8)), "equilibrium")
+    assert "are 1.8x their equilibrium of decay and gradient, about 2300 steps" in finding.text
+    assert "effective learning rate lr/|w|^2 is 0.05." in finding.text
+
+
+def test_weights_at_their_equilibrium_have_no_steps_left(make_run: MakeRun) -> None:
+    finding = the(make_run(balanced(1.01)), "equilibrium")
+    assert "are at their equilibrium of decay and gradient; their" in finding.text
+
+
 # curvature
 
 

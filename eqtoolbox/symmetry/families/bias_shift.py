@@ -76,6 +76,11 @@ class BiasShift(ContinuousSymmetry):
             total[r.weight] = total[r.weight] - (outer if r.inner == 1 else outer.mT)
         return total
 
+    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
+        end = self.offset + self.dimension
+        pulled = sum(r.back(params[r.weight], cotangent[r.bias]) for r in self.readers)
+        return (cotangent[self.source][self.offset : end] - pulled).double()
+
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         return params[self.source].new_zeros(0, dtype=torch.float64)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.families.compensation import column_sums
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.search.members import layer_name
 from eqtoolbox.symmetry.search.trace import Trace
 
 _ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
@@ -129,6 +128,8 @@ class TranslationSearch:
 
     def proposals(self) -> Iterator[Translation]:
         """One proposal a layer."""
+        from eqtoolbox.symmetry.search.members import layer_name  # brings scipy
+
         layers: dict[str, list[Shift]] = {}
         for name in self.names:
             found = self._shifts.get(name)

@@ -1,0 +1,104 @@
+"""Panels of vectors: one number a unit and step, as heat maps."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqtoolbox.report.drawing import PALETTE, plain
+from eqtoolbox.report.figures import Figure, Panel
+from eqtoolbox.report.run import Run
+from eqtoolbox.report.words import plural
+
+UNITS, STEPS = 96, 120  # rows and columns of a heat map at most
+CLIPPED = 0.99  # share of the cells within the colour scale
+SCALE = [[0.0, PALETTE[0]], [0.5, "rgba(125,133,144,0.10)"], [1.0, PALETTE[1]]]
+
+
+def charge_panels(run: Run) -> Iterator[Panel]:
+    """Drift of the charge of every unit over the steps at which vectors were kept."""
+    for name in run.arrays():
+        probe, quantity, family = [*name.split("/", 2), "", ""][:3]
+        if (probe, quantity) == ("conservation", "unit_drift"):
+            steps, values = run.array(name)
+            if values.ndim == 2 and values.shape[1] > 1 and len(steps) > 1:
+                members = run.records(name)[-1].note if name in run else ""
+                yield _heat(family, steps, values.T, members)
+
+
+def _heat(
+    family: str, steps: NDArray[np.int64], values: NDArray[np.float64], members: str
+) -> Panel:
+    """A heat map; values are (units, steps)."""
+    total = len(values)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(STEPS, len(steps))).round().astype(int))
+    cells, starts = strongest(values[:, chosen], UNITS)
+    finite = np.abs(cells[np.isfinite(cells)])
+    top = float(np.quantile(finite, CLIPPED)) if finite.size else 0.0
+    top = top or float(finite.max(initial=0.0)) or 1.0
+    labels = list(_labels(members, total))
+    figure: Figure = {
+        "type": "heatmap", "x": [int(s) for s in steps[chosen]],
+        "y": [int(s) for s in starts],
+        "z": [plain(100 * row) for row in cells], "zmin": -100 * top, "zmax": 100 * top,
+        "colorscale": SCALE, "hovertemplate": "step %{x}, unit %{y}: %{z:.3~g} %<extra></extra>",
+        "colorbar": {"thickness": 9, "outlinewidth": 0, "ticksuffix": " %", "nticks": 5},
+    }  # fmt: skip
+    layout: Figure = {
+        "xaxis": {"title": {"text": "step"}, "showgrid": False},
+        "yaxis": {
+            "showgrid": False,
+            "zeroline": False,
+            "automargin": True,
+            "autorange": "reversed",
+        },
+    }
+    if labels:
+        layout["yaxis"] |= {
+            "tickvals": [at for at, _ in labels],
+            "ticktext": [n for _, n in labels],
+        }
+    shown = f"{plural(total, 'unit')}"
+    if len(cells) < total:
+        shown += f"; each row is the strongest of {math.ceil(total / len(cells))} neighbours"
+    reading = (
+        f"Change of each unit's charge since the start, relative to its own size ({shown}). A "
+        "single dark row is a unit that something moves on its own."
+    )
+    slug, title = f"units-{family}", f"Drift of the {family} charges, unit by unit"
+    return Panel(
+        slug=slug, title=title, reading=reading, figure={"data": [figure], "layout": layout}
+    )
+
+
+def strongest(
+    values: NDArray[np.float64], limit: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """At most `limit` rows, each cell the entry of largest size among the rows it stands for.
+
+    Returns:
+        cells (rows, steps) and the first of the rows that each stands for, (rows,).
+
+    Example:
+        >>> strongest(np.array([[1.0], [-3.0], [0.5], [0.0]]), 2)[0].ravel()
+        array([-3. ,  0.5])
+    """
+    parts = np.array_split(np.arange(len(values)), min(limit, len(values)))
+    cells = []
+    for part in parts:
+        block = np.nan_to_num(values[part], nan=0.0)
+        where = np.abs(block).argmax(axis=0)
+        cells.append(values[part][where, np.arange(values.shape[1])])
+    return np.array(cells), np.array([part[0] for part in parts], dtype=np.int64)
+
+
+def _labels(members: str, total: int) -> Iterator[tuple[int, str]]:
+    """Where each symmetry's units begin: "conv1: 8; conv2: 16" as (0, conv1), (8, conv2)."""
+    at = 0
+    for part in filter(None, members.split("; ")):
+        name, _, count = part.rpartition(": ")
+        if not count.isdigit():
+            return
+        yield at, name
+        at += int(count)

@@ -1,0 +1,115 @@
+"""Flow: what SGD with decay and momentum does to conserved quantities, in closed form.
+
+With <K, g> = 0 the gradient moves a charge at second order only, so that SGD without momentum obeys
+
+    linear     Q_{n+1} = (1 - eta gamma) Q_n
+    quadratic  Q_{n+1} = (1 - eta gamma)^2 Q_n + eta^2 Q(g_n)
+
+exactly; the modified flow of Kunin et al. replaces the powers by exponentials, at an error of the
+order of eta gamma over the whole run. A positive Q(g) makes weights grow and decay shrinks them:
+scale-symmetric weights end where both agree.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def linear_charge(
+    start: Tensor, step: int, *, lr: float, decay: float, momentum: float = 0.0
+) -> Tensor:
+    """A linear charge (translation) after n steps of SGD at constant rates: exact.
+
+    Q_{n+1} = (1 + beta - eta gamma) Q_n - beta Q_{n-1} with Q_{-1} = Q_0, from a resting momentum.
+
+    Args:
+        start: Q_0, (charges,).
+        step: n.
+        lr: eta.
+        decay: gamma, coupled.
+        momentum: beta, without dampening and not Nesterov's.
+
+    Reference:
+        Kunin et al. 2021 (arXiv 2012.04728), section 5.
+    """
+    if momentum == 0:
+        return start * (1 - lr * decay) ** step
+    rows = [[1 + momentum - lr * decay, -momentum], [1.0, 0.0]]
+    power = torch.linalg.matrix_power(torch.tensor(rows, dtype=torch.float64), step)
+    return start * float(power[0].sum())
+
+
+def quadratic_charge(start: Tensor, forces: Tensor, *, lr: float, decay: float) -> Tensor:
+    """A quadratic charge (rescale, scale) by the modified flow of SGD at constant rates.
+
+    Q(t) = e^{-2 gamma t} Q_0 + eta int e^{-2 gamma (t - s)} Q(g(s)) ds with t = eta n, the integral
+    as a sum over the steps. To leading order it is n (eta gamma)^2 of Q too high.
+
+    Args:
+        start: Q_0, (charges,).
+        forces: Q(g_k) of the gradient of every step, (steps, charges).
+        lr: eta.
+        decay: gamma, coupled or decoupled.
+
+    Returns:
+        Q after the last step, (charges,).
+
+    Reference:
+        Kunin et al. 2021 (arXiv 2012.04728), section 5.
+    """
+    ages = torch.arange(len(forces) - 1, -1, -1, dtype=start.dtype, device=start.device)
+    weights = torch.exp(-2 * decay * lr * ages)
+    return start * math.exp(-2 * decay * lr * len(forces)) + lr**2 * (weights @ forces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equilibrium:
+    """Where decay and gradient balance the norm of scale-symmetric weights w.
+
+    |w|^4 tends to (eta / 2 gamma) |w|^2 |g|^2, where |w| |g| does not depend on |w|. Each step then
+    turns w by sqrt(2 eta gamma), and |w|^4 comes nearer by e^{-4 eta gamma} a step.
+
+    Reference:
+        van Laarhoven 2017 (arXiv 1706.05350); Wan et al. 2021 (arXiv 2006.08419).
+    """
+
+    norm: Tensor  # |w| now, (units,)
+    target: Tensor  # |w| at equilibrium for the present |w| |g|, (units,)
+    angle: float  # radians a step at equilibrium, sqrt(2 eta gamma)
+    effective_lr: Tensor  # eta / |w|^2, (units,)
+    steps: Tensor  # until |w|^4 is within 10 % of its equilibrium, (units,)
+
+
+def equilibrium(norm: Tensor, gradient: Tensor, *, lr: float, decay: float) -> Equilibrium:
+    """The equilibrium of SGD at constant rates.
+
+    Args:
+        norm: |w| of every unit, (units,), positive.
+        gradient: |g| of every unit, (units,); a mean over steps says more than one step.
+        lr: eta, positive.
+        decay: gamma, positive: without it there is no equilibrium.
+
+    Raises:
+        ValueError: a rate is not positive.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> found = equilibrium(one, one, lr=0.1, decay=0.05)
+        >>> round(float(found.target), 6), round(found.angle, 6)
+        (1.0, 0.1)
+    """
+    for name, rate in (("lr", lr), ("decay", decay)):
+        if not rate > 0:
+            raise ValueError(f"{name} must be positive for an equilibrium, got {rate}")
+    target = (lr / (2 * decay)) ** 0.25 * (norm * gradient).sqrt()
+    apart = ((norm / target.clamp_min(1e-300)) ** 4 - 1).abs()
+    steps = (apart / 0.1).clamp_min(1.0).log() / (4 * lr * decay)
+    return Equilibrium(
+        norm=norm,
+        target=target,
+        angle=math.sqrt(2 * lr * decay),
+        effective_lr=lr / norm.square(),
+        steps=steps,
+    )
