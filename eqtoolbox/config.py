@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.discrete import Discrete
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.noether import Noether
@@ -29,10 +30,16 @@ from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
 
-PROBES: dict[str, type[Probe]] = {
-    probe.name: probe
-    for probe in (EquivarianceError, Conservation, Noether, Curvature, Tracking, Spectrum)
-}
+KINDS: tuple[type[Probe], ...] = (
+    EquivarianceError,
+    Conservation,
+    Noether,
+    Discrete,
+    Curvature,
+    Tracking,
+    Spectrum,
+)
+PROBES = {probe.name: probe for probe in KINDS}
 PRESETS = ("light", "standard", "full")
 Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]
 

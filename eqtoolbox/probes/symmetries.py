@@ -7,7 +7,7 @@ import torch
 
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 
 
 @dataclass
@@ -48,6 +48,20 @@ class FoundSymmetries:
             raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
         usable.sort(key=lambda s: s.family)
         return {family: list(group) for family, group in groupby(usable, key=lambda s: s.family)}
+
+    def discrete(self, snapshot: Snapshot) -> dict[str, list[DiscreteSymmetry]]:
+        """Verified discrete symmetries of the loss by family.
+
+        Raises:
+            NotApplicable: there are none.
+        """
+        found: dict[str, list[DiscreteSymmetry]] = {}
+        for s in self.all(snapshot):
+            if isinstance(s, DiscreteSymmetry) and s.status == "verified":
+                found.setdefault(s.family, []).append(s)
+        if not found:
+            raise NotApplicable("no discrete parameter symmetry found in what the loss runs")
+        return found
 
 
 def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:

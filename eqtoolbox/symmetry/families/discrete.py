@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.families.general_linear import MatrixSymmetry
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry, Parameters
-from eqtoolbox.symmetry.search.members import Member
+
+if TYPE_CHECKING:  # brings scipy
+    from eqtoolbox.symmetry.search.members import Member
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +48,16 @@ class Permutation(UnitSymmetry):
     family: ClassVar[str] = "permutation"
 
     def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
+        return self.exchange(params, torch.tensor([which]), torch.tensor([which + 1]))
+
+    def exchange(self, params: Parameters, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """Units first[k] and second[k] change places for every k; no unit may occur twice."""
         moved: dict[str, Tensor] = {}
         for slot in self.slots:
             tensor = moved.get(slot.name, params[slot.name])
             order = torch.arange(tensor.shape[slot.axis], device=tensor.device)
-            first, second = slot.positions[which], slot.positions[which + 1]
-            order[first], order[second] = second.to(order), first.to(order)
+            here, there = slot.positions[first].flatten(), slot.positions[second].flatten()
+            order[here], order[there] = there.to(order), here.to(order)
             moved[slot.name] = tensor.index_select(slot.axis, order)
         return moved
 
@@ -67,17 +73,21 @@ class SignFlip(UnitSymmetry):
     family: ClassVar[str] = "sign_flip"
 
     def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
+        return self.flip(params, torch.tensor([which]))
+
+    def flip(self, params: Parameters, units: Tensor) -> dict[str, Tensor]:
+        """Several units change sign."""
         moved: dict[str, Tensor] = {}
         for slot in self.slots:
             tensor = moved.get(slot.name, params[slot.name])
             signs = torch.ones(tensor.shape[slot.axis], dtype=tensor.dtype, device=tensor.device)
-            signs[slot.positions[which].to(signs.device)] = -1.0
+            signs[slot.positions[units].flatten().to(signs.device)] = -1.0
             shape = [-1 if a == slot.axis else 1 for a in range(tensor.dim())]
             moved[slot.name] = tensor * signs.reshape(shape)
         return moved
 
 
-def slots(member: Member) -> tuple[Slots, ...]:
+def slots(member: "Member") -> tuple[Slots, ...]:
     """What each unit of a member owns; empty where units own different numbers of entries."""
     found = []
     for entry in member.entries:
@@ -95,7 +105,7 @@ def _sorted(units: Tensor, positions: object) -> Tensor:
     return by_position[units[by_position].argsort(stable=True)]
 
 
-def propose_permutations(members: list[Member]) -> Iterator[Permutation]:
+def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
     """Neighbours exchanged, for members whose units are alike.
 
     Members that share an axis (a depthwise convolution between two) move together.
@@ -137,7 +147,7 @@ def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
         )
 
 
-def propose_sign_flips(members: list[Member]) -> Iterator[SignFlip]:
+def propose_sign_flips(members: "list[Member]") -> Iterator[SignFlip]:
     """Units that an odd number of exponents flips."""
     for member in members:
         owned = slots(member)
