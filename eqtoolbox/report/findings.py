@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterable
 from typing import get_args
 
-from eqtoolbox.report import rules_conservation, rules_curvature, rules_run, rules_symmetry
+from eqtoolbox.report import (
+    rules_conservation,
+    rules_curvature,
+    rules_discrete,
+    rules_run,
+    rules_symmetry,
+)
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.run import Run
 
@@ -19,10 +25,14 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_conservation.conservation,
     rules_conservation.budget_closure,
     rules_symmetry.predicted_curvature,
+    rules_discrete.duplicates,
+    rules_discrete.dead,
+    rules_discrete.collapse,
     rules_curvature.engine,
     rules_curvature.stability,
     rules_curvature.overshoot,
     rules_curvature.sharpening,
+    rules_curvature.orbit_free,
     rules_curvature.alignment,
     rules_curvature.negative_curvature,
     rules_run.loss_trend,

@@ -16,6 +16,9 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
     "equivariance/relative_error/",
     "noether/first_order/",
     "noether/second_order/",
+    "discrete/first_order/",
+    "discrete/second_order/",
+    "discrete/block/",
     "conservation/closure/",
 )
 
