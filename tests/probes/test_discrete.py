@@ -32,6 +32,7 @@ def run(
     *,
     loss: Any = cross_entropy,
     steps: int = 1,
+    due: Any = 1,
     **options: float,
 ) -> list[Record]:
     optimizer = torch.optim.SGD(model.parameters(), **{"lr": 0.05, **options})
@@ -40,7 +41,7 @@ def run(
         model,
         optimizer,
         probes=[probe or Discrete()],
-        schedule=1,
+        schedule=due,
         budget=None,
         sinks=[sink],
         on_error="raise",
@@ -214,6 +215,32 @@ def test_the_margin_says_whether_two_units_merge_or_part_and_how_fast(
     assert apart == pytest.approx(2e-5 * kept, rel=1e-6)
 
 
+@pytest.mark.parametrize(("slope", "decay", "merge"), [(1.0, 0.2, True), (5.0, 0.05, False)])
+def test_a_margin_measured_early_foretells_whether_trained_units_become_duplicates(
+    slope: float, decay: float, merge: bool
+) -> None:
+    """Two tanh units fit a curve; what becomes of them is told 1000 steps ahead."""
+    model = mlp(1, 2, 1, activation=nn.Tanh, bias=False).double()
+    with torch.no_grad():
+        model[0].weight[0], model[0].weight[1] = 1.0, 0.7
+        model[2].weight[0, 0], model[2].weight[0, 1] = 0.6, 0.9
+    x = torch.linspace(-2, 2, 16).double()[:, None]
+    batch = (x, 1.5 * torch.tanh(slope * x))
+    probe = Discrete(laws=False, pairs=1)
+    records = run(
+        model, batch, probe, loss=squared, lr=0.2, weight_decay=decay, steps=1201,
+        due=eq.at([200, 1200]),
+    )  # fmt: skip
+    early, late = of(records, "nearest/1", 200), of(records, "distance/permutation", 1200)
+    assert early.value > 1e-4, "nothing has merged yet"
+    margin = of(records, "margin/1", 200)
+    assert abs(margin.value) > 10 * (margin.stderr or 0.0)
+    assert (margin.value > 0) == merge
+    assert of(records, "shrinking/1", 200).value == pytest.approx(0.2 * margin.value, rel=0.3)
+    assert (late.value < early.value) == merge
+    assert of(records, "duplicates", 1200).value == int(merge)
+
+
 def test_the_margin_is_the_smallest_eigenvalue_of_the_dense_projected_hessian() -> None:
     model = network(nn.Tanh)
     x, y = data()
@@ -267,6 +294,27 @@ def test_a_small_odd_unit_is_measured_against_its_own_zero() -> None:
     records = run(model, data(), weight_decay=1.0)
     assert of(records, "margin/1").value > 0
     assert of(records, "shrinking/1").value > 0
+
+
+class Mixed(nn.Module):
+    """Tanh on the first four units, GELU on the others: the two kinds cannot be exchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.tanh(x[:, :4]), F.gelu(x[:, 4:])], dim=1)
+
+
+def test_the_block_structure_fails_where_the_exchange_is_no_symmetry() -> None:
+    """Negative control: exchanges found for tanh, claimed where units 2 and 5 differ in kind."""
+    probe = Discrete(pairs=1)
+    for activation, verdict in ((nn.Tanh(), "holds"), (Mixed(), "violated")):
+        model = network(nn.Tanh)
+        model[3] = activation
+        with torch.no_grad():
+            model[2].weight[5], model[2].bias[5] = model[2].weight[2], model[2].bias[2]
+            model[4].weight[:, 5] = model[4].weight[:, 2]
+        records = run(model, data(), probe)
+        assert of(records, "nearest/1").note == "2-4 units 2 and 5"
+        assert of(records, "block/1").verdict == verdict
 
 
 def test_far_pairs_get_no_hessian_part() -> None:
