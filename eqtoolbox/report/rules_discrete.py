@@ -45,7 +45,13 @@ def collapse(run: Run) -> Iterator[Finding]:
             level = "warning"
             fate = "all deviations shrink" if alike else "about to merge" if pair else "dying"
         else:
-            fate = "some deviations grow" if alike else "parting" if pair else "growing"
+            fate = (
+                "some deviations grow"
+                if alike
+                else "parting in some direction"
+                if pair
+                else "growing"
+            )
         bend = trace(run, f"discrete/normal_curvature/{rank}")
         why = f"margin {number(size)}"
         if bend is not None and bend.last.step == near.last.step:
