@@ -88,15 +88,26 @@ class TangentSpace:
 
     def _adjoint(self, v: Parameters) -> list[Tensor]:
         found = []
-        for (c, tangent), scale in zip(self._graphs, self._scales, strict=True):
-            seeds = [v[n] for n in tangent]
-            (slope,) = torch.autograd.grad(list(tangent.values()), c, seeds, retain_graph=True)
+        for s, graph, scale in zip(self._symmetries, self._graphs, self._scales, strict=True):
+            if graph is None:
+                slope = s.pairing(self._params, v)
+            else:
+                c, tangent = graph
+                seeds = [v[n] for n in tangent]
+                (slope,) = torch.autograd.grad(list(tangent.values()), c, seeds, retain_graph=True)
             found.append(scale * slope)
         return found
 
 
-def _graph(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
-    """Coefficients and the tangent as a function of them; linear, so that its graph serves all."""
+def _graph(
+    symmetry: ContinuousSymmetry, params: Parameters
+) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """Coefficients and the tangent as a function of them; linear, so that its graph serves all.
+
+    None where every generator has a charge: <K_i, v> is then its pairing, and faster.
+    """
+    if symmetry.charges == symmetry.dimension:
+        return None
     like = params[symmetry.names[0]]
     with torch.enable_grad():
         c = torch.zeros(symmetry.dimension, dtype=torch.float64, device=like.device)
