@@ -25,6 +25,7 @@ from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.discrete import Discrete
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.learned import LearnedAlgebra
@@ -36,19 +37,18 @@ from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
 from eqtoolbox.source import named
 from eqtoolbox.symmetry.claim import Equivariance
 
-PROBES: dict[str, type[Probe]] = {
-    probe.name: probe
-    for probe in (
-        EquivarianceError,
-        Asymmetry,
-        LearnedAlgebra,
-        Conservation,
-        Noether,
-        Curvature,
-        Tracking,
-        Spectrum,
-    )
-}
+KINDS: tuple[type[Probe], ...] = (
+    EquivarianceError,
+    Asymmetry,
+    LearnedAlgebra,
+    Conservation,
+    Noether,
+    Discrete,
+    Curvature,
+    Tracking,
+    Spectrum,
+)
+PROBES = {probe.name: probe for probe in KINDS}
 CLAIMING = (EquivarianceError, Asymmetry)  # their symmetries are names, or Equivariance objects
 PRESETS = ("light", "standard", "full")
 Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]

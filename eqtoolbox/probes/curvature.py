@@ -13,6 +13,7 @@ from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.alignment import along, overlaps, turn
 from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import stability_scale
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, Status
@@ -33,7 +34,9 @@ class Curvature(Probe):
     gradient_rayleigh, update_rayleigh: curvature along them. predicted_decrease and
     actual_decrease: of the loss, by the step. With `split`, gauss_newton_share: v^T G v / lambda at
     the top eigenvector v, G the Gauss-Newton matrix. With `angles`, turn: the largest principal
-    angle between the top spaces of two measurements.
+    angle between the top spaces of two measurements. With `orbit_free`, orbit_free_sharpness: the
+    largest curvature across the orbits of all parameter symmetries, at the orbit's canonical point
+    (`eqtoolbox.probes.orbit_free`), which moving along the orbits does not change.
 
     An eigenvalue's `stderr` is its residual |H v - lambda v|; `not_converged` marks one whose
     relative residual is above `tol`.
@@ -48,6 +51,7 @@ class Curvature(Probe):
     tol: float = 1e-2  # residual over the largest |eigenvalue|
     max_matvecs: int = 100
     split: bool = False  # Gauss-Newton part of the sharpness
+    orbit_free: bool = False  # sharpness across the orbits; costs a second eigenvalue
     angles: bool = False  # keep the top space for the next measurement and the checkpoint
     stability_scale: ScaleRule = field(default=stability_scale, repr=False)  # S of any optimizer
     engine: Engine = field(default_factory=Engine, repr=False)
@@ -91,6 +95,10 @@ class Curvature(Probe):
             reference["top"] = top
         if self.split:
             yield _gauss_newton_share(snapshot, found)
+        if self.orbit_free:
+            yield from orbit_free_sharpness(
+                snapshot, self.engine, self.symmetries, self.tol, self.max_matvecs, rng
+            )
 
     def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):

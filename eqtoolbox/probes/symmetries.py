@@ -8,7 +8,7 @@ import torch
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.charges import Charges
 from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 
 
 @dataclass
@@ -72,6 +72,20 @@ class FoundSymmetries:
             self._charges = Charges(self.continuous(snapshot), snapshot.before)
             self._charges_of = found
         return self._charges
+
+    def discrete(self, snapshot: Snapshot) -> dict[str, list[DiscreteSymmetry]]:
+        """Verified discrete symmetries of the loss by family.
+
+        Raises:
+            NotApplicable: there are none.
+        """
+        found: dict[str, list[DiscreteSymmetry]] = {}
+        for s in self.all(snapshot):
+            if isinstance(s, DiscreteSymmetry) and s.status == "verified":
+                found.setdefault(s.family, []).append(s)
+        if not found:
+            raise NotApplicable("no discrete parameter symmetry found in what the loss runs")
+        return found
 
 
 def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:

@@ -10,6 +10,7 @@ from eqtoolbox.report.drawing import PALETTE, arrays, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.panels_curvature import curvature_panels
 from eqtoolbox.report.panels_discovery import asymmetry_panels, discovery_panels
+from eqtoolbox.report.panels_discrete import discrete_panels
 from eqtoolbox.report.panels_symmetry import conservation_panels, equivariance_panels
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
@@ -127,6 +128,7 @@ _QUESTIONS: tuple[tuple[str, str, tuple[str, ...], Callable[[Run], Iterator[Pane
         ("noether", "conservation"),
         conservation_panels,
     ),
+    ("Do units merge or die?", "units", ("discrete",), discrete_panels),
     (
         "Where does curvature point?",
         "curvature",

@@ -13,8 +13,17 @@ TOP = "curvature/sharpness"
 
 def curvature_panels(run: Run) -> Iterator[Panel]:
     """Every panel on the Hessian that has data."""
-    for build in (_eigenvalues, _stability, _tracking, _overlaps, _decrease, _rayleigh, _spectrum):
+    for build in (
+        _eigenvalues,
+        _stability,
+        _orbit_free,
+        _tracking,
+        _overlaps,
+        _decrease,
+        _rayleigh,
+    ):
         yield from build(run)
+    yield from _spectrum(run)
 
 
 def _eigenvalues(run: Run) -> Iterator[Panel]:
@@ -64,6 +73,23 @@ def _stability(run: Run) -> Iterator[Panel]:
         "steps along the sharpest direction overshoot."
     )
     yield plot.panel("stability", "Stability", reading)
+
+
+def _orbit_free(run: Run) -> Iterator[Panel]:
+    free, plain = trace(run, "curvature/orbit_free_sharpness"), trace(run, TOP)
+    if free is None:
+        return
+    log = all(r.value > 0 for t in (free, plain) if t is not None for r in t.records)
+    plot = Plot(last_step=run.last_step, log=log)
+    plot.line(free, "across the orbits", PALETTE[0])
+    if plain is not None:
+        plot.line(plain, "plain", PALETTE[1])
+    plot.missing(run, ["curvature/orbit_free_sharpness"])
+    reading = (
+        "The largest curvature across the symmetry orbits, at their balanced point, beside the "
+        "plain one, which rescaling the weights changes without changing a prediction."
+    )
+    yield plot.panel("orbit-free", "Sharpness without symmetry orbits", reading)
 
 
 def _overlaps(run: Run) -> Iterator[Panel]:

@@ -11,6 +11,7 @@ EDGE = 0.9  # at the edge sharpness hovers around the threshold (Cohen et al. 20
 BEYOND = 1.2  # full-batch runs stay below this; beyond it steps overshoot for good
 CHANGED = 1.5  # ratio from which sharpening is worth a sentence
 LIVES_IN = 0.5  # share of the energy from which a vector is said to live in a subspace
+SCALED = 10.0  # ratio of plain to orbit-free sharpness from which scale explains the plain one
 STALE = 3  # unanswered attempts after which the last certified number is old news
 
 
@@ -60,6 +61,18 @@ def sharpening(run: Run) -> Iterator[Finding]:
     yield Finding(level="note", text=text, evidence=(top.evidence(),))
 
 
+def orbit_free(run: Run) -> Iterator[Finding]:
+    """The sharpness that no motion along the symmetry orbits changes, beside the plain one."""
+    free, plain = trace(run, "curvature/orbit_free_sharpness"), trace(run, "curvature/sharpness")
+    if free is None or plain is None:
+        return
+    text = f"Across the symmetry orbits the sharpness is {number(free.now)}"
+    text += f" (plain {number(plain.now)})"
+    if free.now > 0 and plain.now > SCALED * free.now:
+        text += ": most of the plain sharpness is a matter of scale, which changes no prediction"
+    yield Finding(level="note", text=f"{text}.", evidence=(free.evidence(), plain.evidence()))
+
+
 def negative_curvature(run: Run) -> Iterator[Finding]:
     """The most negative curvature, when it is resolved."""
     bottom = trace(run, "curvature/smallest")
@@ -102,7 +115,7 @@ def alignment(run: Run) -> Iterator[Finding]:
 
 def engine(run: Run) -> Iterator[Finding]:
     """How Hessian products were made, where it was not the exact default."""
-    for probe in ("curvature", "noether", "tracking", "spectrum"):
+    for probe in ("curvature", "noether", "discrete", "tracking", "spectrum"):
         name = f"{probe}/self_test/asymmetry"
         mode, _, reason = (run.records(name)[-1].note if name in run else "").partition(": ")
         if mode and mode != "exact":

@@ -98,7 +98,10 @@ def found(run: Run) -> Iterator[Finding]:
 
 def laws(run: Run) -> Iterator[Finding]:
     """First- and second-order identities of every parameter symmetry family."""
-    first, second = traces(run, "noether/first_order"), traces(run, "noether/second_order")
+    first, second = (
+        traces(run, f"noether/{order}_order") | traces(run, f"discrete/{order}_order")
+        for order in ("first", "second")
+    )
     for family in dict.fromkeys([*first, *second]):
         orders = {"first": first.get(family), "second": second.get(family)}
         present = {order: t for order, t in orders.items() if t is not None}

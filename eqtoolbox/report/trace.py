@@ -18,6 +18,9 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
     "noether/second_order/",
     "conservation/first_order/",
     "noether/bracket",
+    "discrete/first_order/",
+    "discrete/second_order/",
+    "discrete/block/",
     "conservation/closure/",
 )
 

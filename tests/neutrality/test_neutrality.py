@@ -38,7 +38,8 @@ class Net(nn.Module):
         self.drop = nn.Dropout(0.3)
         self.hidden = nn.Linear(6 * 4 * 4, 12)
         self.turn = nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12))
-        self.head = nn.Linear(12, 3)
+        self.last = nn.Linear(12, 6)
+        self.head = nn.Linear(6, 3)
         self.calls = 0
         for p in self.frozen.parameters():
             p.requires_grad_(False)
@@ -50,7 +51,7 @@ class Net(nn.Module):
         x = torch.max_pool2d(x + self.frozen(x), 2)
         x = self.drop(torch.relu(self.hidden(x.flatten(1))))
         x = x * (1 + 0.01 * random.random() + 0.01 * np.random.rand())
-        return self.head(torch.relu(self.turn(x)))
+        return self.head(torch.relu(self.last(torch.relu(self.turn(x)))))
 
 
 class Raising(Probe):
@@ -164,7 +165,7 @@ def test_training_is_bit_identical_with_every_preset(
     assert train(attach) == alone
     measured = {r.name.split("/")[0] for r in sink.records if r.status in ("ok", "not_converged")}
     assert {"equivariance", "conservation"} <= measured
-    assert name == "light" or {"noether", "curvature"} <= measured
+    assert name == "light" or {"noether", "discrete", "curvature"} <= measured
     measured_at = {r.step for r in sink.records if r.name != "cost/overhead"}
     assert measured_at == set(range(0, STEPS, schedule))
 
@@ -261,7 +262,7 @@ def eq_memory() -> Any:
     return MemorySink()
 
 
-def test_standard_resolves_to_all_four_questions() -> None:
+def test_standard_resolves_to_all_questions() -> None:
     assert {s.probe.name for s in resolve("standard")} == {
-        "equivariance", "conservation", "noether", "curvature",
+        "equivariance", "conservation", "noether", "discrete", "curvature",
     }  # fmt: skip

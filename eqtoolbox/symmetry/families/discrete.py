@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.families.general_linear import MatrixLeg, MatrixSymmetry
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry, Parameters
-from eqtoolbox.symmetry.search.members import Member
+
+if TYPE_CHECKING:  # brings scipy
+    from eqtoolbox.symmetry.search.members import Member
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,12 @@ class Permutation(UnitSymmetry):
         units = torch.randperm(self.dimension + 1, generator=generator)
         return lambda params: self.permuted(params, units)
 
+    def exchange(self, params: Parameters, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """Units first[k] and second[k] change places for every k; no unit may occur twice."""
+        units = torch.arange(self.dimension + 1)
+        units[first], units[second] = second, first
+        return self.permuted(params, units)
+
     def permuted(self, params: Parameters, units: Tensor) -> dict[str, Tensor]:
         """Unit k replaced by unit units[k], in those parameters that are given."""
         moved: dict[str, Tensor] = {}
@@ -100,7 +108,7 @@ class SignFlip(UnitSymmetry):
         return moved
 
 
-def slots(member: Member) -> tuple[Slots, ...]:
+def slots(member: "Member") -> tuple[Slots, ...]:
     """What each unit of a member owns; empty where units own different numbers of entries."""
     found = []
     for entry in member.entries:
@@ -118,7 +126,7 @@ def _sorted(units: Tensor, positions: object) -> Tensor:
     return by_position[units[by_position].argsort(stable=True)]
 
 
-def propose_permutations(members: list[Member]) -> Iterator[Permutation]:
+def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
     """Neighbours exchanged, for members whose units are alike.
 
     Members that share an axis (a depthwise convolution between two) move together.
@@ -187,7 +195,7 @@ def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iter
         )
 
 
-def propose_sign_flips(members: list[Member]) -> Iterator[SignFlip]:
+def propose_sign_flips(members: "list[Member]") -> Iterator[SignFlip]:
     """Units that an odd number of exponents flips."""
     for member in members:
         odd = tuple(e for e in member.entries if e.rates[0] % 2 == 1)

@@ -1,0 +1,125 @@
+"""Collapse: whether training near a fixed point of a reflection falls into it or leaves it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from eqtoolbox.linalg import FunctionOperator, top_eigenpairs
+from eqtoolbox.linalg.vectors import Vector, norm, random_like
+from eqtoolbox.probe import Measurement
+from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.record import verdict
+from eqtoolbox.snapshot import Snapshot
+from eqtoolbox.symmetry.approach import Approach
+from eqtoolbox.symmetry.reflection import Reflection
+
+TOL = 1e-3  # residual of the smallest eigenvalue over the largest |eigenvalue| of its block
+
+
+def collapse(
+    snapshot: Snapshot,
+    engine: Engine,
+    approach: Approach,
+    target: str,
+    floor: float | None,
+    max_matvecs: int,
+    rng: torch.Generator,
+) -> Iterator[Measurement]:
+    """Distance, rate, block structure and margin of one reflection, see `Discrete`.
+
+    Args:
+        snapshot: of the step.
+        engine: for the Hessian at the symmetric point.
+        approach: the reflection, near one of its fixed points.
+        target: last word of the records' names.
+        floor: relative noise of a Hessian product; None to leave the block structure out.
+        max_matvecs: budget of the eigenvalue.
+        rng: of random directions.
+    """
+    reflection = approach.reflection
+    label = reflection.label
+    yield Measurement("nearest", approach.distance, target, note=label)
+    z = reflection.coordinates(snapshot.before)
+    if snapshot.after is not None and norm(z) > 0:
+        left = norm(reflection.coordinates(snapshot.after)) / norm(z)
+        yield Measurement("shrinking", 1 - left, target, unit="1/step", note=label)
+    there = replace(snapshot, before=reflection.symmetric(snapshot.before))
+    operator = engine.operator(there)
+    if floor is not None:
+        yield _block(operator, reflection, target, floor, rng)
+    yield from _margin(there, operator, reflection, target, max_matvecs, rng)
+
+
+def _block(
+    operator: DifferentiatedOperator,
+    reflection: Reflection,
+    target: str,
+    floor: float,
+    rng: torch.Generator,
+) -> Measurement:
+    """|P H v| / (|H v| + |H| |v|) for an antisymmetric v: H T = T H sends it to 0."""
+    like = operator.gradient
+    v = reflection.embed(random_like(reflection.coordinates(like), rng), like)
+    product = operator(v)
+    typical = norm(operator(operator.gradient)) / max(norm(operator.gradient), 1e-300)
+    out = norm(reflection.symmetric(product))
+    value = out / max(norm(product) + typical * norm(v), 1e-300)
+    return Measurement(
+        "block",
+        value,
+        target,
+        floor=floor,
+        verdict=verdict(value, floor),
+        matvecs=2,
+        note=reflection.label,
+    )
+
+
+def _margin(
+    snapshot: Snapshot,
+    operator: DifferentiatedOperator,
+    reflection: Reflection,
+    target: str,
+    max_matvecs: int,
+    rng: torch.Generator,
+) -> Iterator[Measurement]:
+    """Smallest eigenvalue of H + gamma on the antisymmetric directions, and its part from H."""
+    decay = {n: _decay(snapshot, n) for n in reflection.entries}
+
+    def product(v: Vector) -> Vector:
+        bent = reflection.coordinates(operator(reflection.embed(v, snapshot.before)))
+        return {n: bent[n] + decay[n] * v[n] for n in v}
+
+    block = FunctionOperator(
+        product, reflection.coordinates(snapshot.before), accuracy=operator.accuracy
+    )
+    found = top_eigenpairs(
+        block, 1, which="smallest", tol=TOL, max_matvecs=max_matvecs, generator=rng
+    )
+    value, error = float(found.values[0]), float(found.error_bounds[0])
+    converged = bool(found.converged[0]) or abs(value) > 2 * error
+    pulled = sum(decay[n] * float(x.double().square().sum()) for n, x in found.vectors[0].items())
+    label = reflection.label
+    yield Measurement(
+        "margin",
+        value,
+        target,
+        stderr=error,
+        status="ok" if converged else "not_converged",
+        matvecs=found.matvecs,
+        note=label,
+    )
+    yield Measurement(
+        "normal_curvature",
+        value - pulled,
+        target,
+        stderr=error,
+        status="ok" if converged else "not_converged",
+        note=f"{label}; merge above {-pulled:.3g}",
+    )
+
+
+def _decay(snapshot: Snapshot, name: str) -> float:
+    group = snapshot.group_of(name)
+    return group.weight_decay if group is not None else 0.0

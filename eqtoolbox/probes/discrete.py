@@ -1,0 +1,160 @@
+"""Discrete symmetries: units that are equal, dead, about to merge, and the laws behind it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from eqtoolbox.objective import Parameters
+from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.probes.collapse import collapse
+from eqtoolbox.probes.covariance import Covariance, laws
+from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.symmetries import FoundSymmetries
+from eqtoolbox.record import HOLDS, Mode
+from eqtoolbox.snapshot import Snapshot
+from eqtoolbox.symmetry import units
+from eqtoolbox.symmetry.approach import Approach, approaches
+from eqtoolbox.symmetry.families.discrete import UnitSymmetry
+from eqtoolbox.symmetry.parameter import DiscreteSymmetry
+
+EQUAL = 1e-6  # relative distance below which units count as equal, if rounding allows no less
+NAMED = 3  # units that a note names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discrete(Probe):
+    """How near units are to the fixed points of exchanges and sign flips, and where they go.
+
+    A fixed point of the exchange of two units has both equal, one of a sign flip has the unit
+    zero: training that reaches it never leaves it by gradient flow (Yang & Ziyin 2025).
+
+    distance: the smallest over all pairs of units of all layers of |u_i - u_j| / sqrt(|u_i|^2 +
+    |u_j|^2), u all that a unit owns: 0 equal, about 1 unrelated; for sign flips the smallest
+    |u_i| over the root mean square of its layer. duplicates: pairs at distance 0 to rounding.
+    dead: units that do nothing on this batch; the note names them and says why.
+
+    For the nearest few, if nearer than `near`, at the symmetric point P theta, with H the Hessian
+    there and gamma the weight decay: margin, the smallest eigenvalue of (I-P)(H + gamma)(I-P) on
+    the antisymmetric directions. Deviations z obey dz/dt = -(H + gamma) z, so that above 0 the
+    units merge (or die) from every direction near by, and below 0 they part.
+    shrinking: -d log |z| of the actual step, whatever the optimizer.
+
+    With `laws`, on a random element of each group and a random direction: first_order,
+    |T^T g(T theta) - g(theta)| / |g|; second_order, |T^T H(T theta) T v - H(theta) v| / |H v|; and
+    at the symmetric points block, |(H T - T H) v| / |H v|. The floor repeats the measurement at
+    parameters moved by one unit in the last place.
+
+    References:
+        Simsek et al. 2021 (arXiv 2105.12221); Yang & Ziyin 2025 (arXiv 2512.21447).
+    """
+
+    name: ClassVar[str] = "discrete"
+    headline: ClassVar[str] = "distance"
+    mode: ClassVar[Mode] = "train"
+
+    pairs: int = 3  # how many of the nearest get the Hessian part
+    near: float = 0.3  # distance beyond which the symmetric point says nothing about the units
+    laws: bool = True
+    max_matvecs: int = 100
+    engine: Engine = field(default_factory=Engine, repr=False)
+    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.pairs < 0 or self.max_matvecs < 1 or not 0 <= self.near <= math.sqrt(2):
+            raise ValueError(
+                "discrete needs pairs >= 0, max_matvecs >= 1 and near from 0 to sqrt(2), got "
+                f"pairs={self.pairs}, max_matvecs={self.max_matvecs}, near={self.near}"
+            )
+
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any] | None:
+        return self.engine.state(snapshot) if self.pairs or self.laws else None
+
+    def measure(
+        self, snapshot: Snapshot, reference: dict[str, Any] | None, rng: torch.Generator
+    ) -> Iterator[Measurement]:
+        families = self.symmetries.discrete(snapshot)
+        eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
+        floor = max(eps * math.sqrt(snapshot.step + 1), EQUAL / HOLDS)  # a walk of roundings
+        nearest: list[Approach] = []
+        for family, members in families.items():
+            found, equal = _nearest(members, snapshot, max(self.pairs, NAMED), HOLDS * floor)
+            yield from _distances(family, found, equal, floor)
+            nearest += found
+        noise: float | None = None
+        gradient = snapshot.gradient
+        if reference is not None:
+            self.engine.resume(snapshot, reference)
+            yield from self.engine.report()
+        if self.laws:
+            covariance = Covariance(snapshot, self.engine, rng)
+            gradient, noise = covariance.gradient, covariance.floors[1]
+            yield from laws(covariance, families, rng)
+        yield _dead(families, snapshot, gradient or _gradient(snapshot))
+        nearest.sort(key=lambda a: a.distance)
+        for rank, approach in enumerate(nearest[: self.pairs], start=1):
+            if approach.distance <= self.near:
+                yield from collapse(
+                    snapshot, self.engine, approach, str(rank), noise, self.max_matvecs, rng
+                )
+
+
+def _nearest(
+    members: list[DiscreteSymmetry], snapshot: Snapshot, count: int, limit: float
+) -> tuple[list[Approach], int]:
+    """The nearest reflections of a family, and how many are within `limit`."""
+    found, equal = [], 0
+    for member in members:
+        some, inside = approaches(member, snapshot.before, count, limit)
+        found += some
+        equal += inside
+    return sorted(found, key=lambda a: a.distance)[:count], equal
+
+
+def _distances(
+    family: str, nearest: list[Approach], equal: int, floor: float
+) -> Iterator[Measurement]:
+    if not nearest:
+        why = "every unit is zero"
+        yield Measurement("distance", math.nan, family, status="not_applicable", note=why)
+        return
+    first = nearest[0]
+    yield Measurement("distance", first.distance, family, floor=floor, note=first.reflection.label)
+    if family == "permutation":
+        same = [a.reflection.label for a in nearest[:equal]]
+        yield Measurement("duplicates", float(equal), note=_listed(same, equal))
+
+
+def _dead(
+    families: dict[str, list[DiscreteSymmetry]], snapshot: Snapshot, gradient: Parameters
+) -> Measurement:
+    """How many units do nothing, each counted once though several symmetries move it."""
+    labels: list[str] = []
+    seen: list[set[tuple[str, int]]] = []
+    for member in (m for members in families.values() for m in members):
+        if not isinstance(member, UnitSymmetry) or member.name.endswith("heads"):
+            continue
+        own = {(slot.name, slot.axis) for slot in member.slots}
+        if any(own <= larger for larger in seen):
+            continue
+        seen.append(own)
+        found = units.dead(member, snapshot.before, gradient)
+        labels += [f"{member.name} unit {unit} ({why})" for unit, why in found.items()]
+    return Measurement("dead", float(len(labels)), note=_listed(labels[:NAMED], len(labels)))
+
+
+def _listed(named: list[str], count: int) -> str:
+    named = named[:NAMED]
+    rest = count - len(named)
+    return "; ".join([*named, *([f"{rest} more"] if rest else [])])
+
+
+def _gradient(snapshot: Snapshot) -> Parameters:
+    objective = snapshot.objective
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in snapshot.before.items()}
+    found = torch.autograd.grad(
+        objective.loss(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(leaves, found, strict=True))

@@ -1,0 +1,122 @@
+"""The units of a discrete symmetry: how large each is and how far each two are from being equal.
+
+A unit's vector u_i is all that it owns: the rows of what makes it, the columns of what reads it.
+The transposition T of units i and j has the order parameter |theta - P theta| = |u_i - u_j| /
+sqrt(2) where no parameter is owned along two axes, and in general
+
+    2 |theta - P theta|^2 = |theta - T theta|^2 / 2 =: D_ij
+
+which for a matrix A owned along both (a recurrent weight, a convolution inside a residual stream)
+counts the entries that cross, A_ii against A_jj and A_ij against A_ji, once.
+"""
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.symmetry.families.discrete import Permutation, UnitSymmetry
+from eqtoolbox.symmetry.parameter import Parameters
+
+DEAD = 1e-4  # of the layer's root mean square; smaller weights or gradients of a unit are none
+
+
+def count(symmetry: UnitSymmetry) -> int:
+    """Number of units."""
+    return len(symmetry.slots[0].positions)
+
+
+def owned(symmetry: UnitSymmetry) -> dict[str, dict[int, Tensor]]:
+    """Positions (units, entries) by parameter and axis."""
+    found: dict[str, dict[int, list[Tensor]]] = {}
+    for slot in symmetry.slots:
+        found.setdefault(slot.name, {}).setdefault(slot.axis, []).append(slot.positions)
+    return {n: {a: torch.cat(p, 1) for a, p in axes.items()} for n, axes in found.items()}
+
+
+def squares(symmetry: UnitSymmetry, params: Parameters) -> dict[str, Tensor]:
+    """|u_i|^2 by what it is made of: one entry, (units,) in float64, a parameter and axis.
+
+    Keys are `name` for the first axis, on which most parameters are owned, else `name[axis]`.
+    """
+    found = {}
+    for name, axes in owned(symmetry).items():
+        for axis, positions in axes.items():
+            key = name if axis == 0 else f"{name}[{axis}]"
+            found[key] = _rows(params[name], axis, positions).square().sum(1)
+    return found
+
+
+def gaps(symmetry: Permutation, params: Parameters) -> Tensor:
+    """D_ij of every two units relative to |u_i|^2 + |u_j|^2: (units, units), float64.
+
+    Its root is 0 for equal units, near 1 for unrelated and sqrt(2) for opposite ones. By Gram
+    matrices, so that roots below 1e-7 are rounding; NaN where both units are zero.
+    """
+    total = torch.zeros(count(symmetry), count(symmetry), dtype=torch.float64)
+    for name, axes in owned(symmetry).items():
+        for axis, positions in axes.items():
+            rows = _rows(params[name], axis, positions)
+            gram = (rows @ rows.mT).cpu()
+            total += gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
+        if len(axes) > 1:
+            total += _crossing(params[name], axes)
+    sizes = torch.stack([s.cpu() for s in squares(symmetry, params).values()]).sum(0)
+    scale = sizes[:, None] + sizes
+    return torch.where(scale > 0, total.clamp_min(0) / scale, torch.nan)
+
+
+def dead(symmetry: UnitSymmetry, params: Parameters, gradient: Parameters) -> dict[int, str]:
+    """Units that do nothing on the batch behind the gradient, with the reason.
+
+    A unit is dead when its gradient vanishes on all that it owns with weights that do not:
+    its incoming weights have none because what reads it is zero, its outgoing ones because it is
+    zero itself, or all of them because it is never active on the batch. Vanishing means below
+    1e-4 of the root mean square over the units.
+
+    Returns:
+        "zero PARAMETERS" or "never active" by unit; empty where no gradient reaches the layer.
+    """
+    weights, slopes = squares(symmetry, params), squares(symmetry, gradient)
+    keys = list(weights)
+    zero = {k: _vanishing(weights[k]) for k in keys}
+    flat = {k: _vanishing(slopes[k]) for k in keys}
+    if all(bool(f.all()) for f in flat.values()):
+        return {}
+    idle = torch.stack([zero[k] | flat[k] for k in keys]).all(0)
+    found = {}
+    for unit in idle.nonzero().flatten().tolist():
+        none = [k for k in keys if zero[k][unit]]
+        silent = all(flat[k][unit] for k in keys)
+        if silent and len(none) < len(keys):
+            found[unit] = "never active"
+        else:
+            found[unit] = f"zero {', '.join(none)}"
+    return found
+
+
+def _vanishing(squared: Tensor) -> Tensor:
+    return (squared <= DEAD**2 * squared.mean()).cpu()
+
+
+def _rows(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """What each unit owns along one axis, (units, entries), float64."""
+    chosen = tensor.detach().movedim(axis, 0)[positions.to(tensor.device)]
+    return chosen.reshape(len(positions), -1).double()
+
+
+def _crossing(tensor: Tensor, axes: dict[int, Tensor]) -> Tensor:
+    """Correction of D_ij for what two axes of one parameter both count, (units, units)."""
+    (one, rows), (two, columns) = axes.items()
+    moved = tensor.detach().movedim((one, two), (0, 1)).double()
+    block = moved[rows.to(moved.device)][:, :, columns.to(moved.device)]
+    block = block.reshape(*block.shape[:4], -1)  # (units i, entries, units j, entries, rest)
+    block = block.transpose(1, 2).flatten(2).cpu()  # (i, j, all)
+    own = block.diagonal(dim1=0, dim2=1).mT  # (i, all)
+
+    def apart(x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).square().sum(-1)
+
+    here = own[:, None].expand(block.shape)  # A_ii at (i, j)
+    there = own[None].expand(block.shape)  # A_jj
+    turned = block.transpose(0, 1)  # A_ji
+    twice = apart(here, turned) + apart(block, there) + apart(here, block) + apart(turned, there)
+    return apart(here, there) + apart(block, turned) - twice

@@ -1,0 +1,122 @@
+"""Distances between units and reflections against brute force, on units owned along two axes."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.symmetry import units
+from eqtoolbox.symmetry.approach import approaches
+from eqtoolbox.symmetry.discovery import discover
+from eqtoolbox.symmetry.families.discrete import Permutation, SignFlip
+from eqtoolbox.symmetry.parameter import DiscreteSymmetry
+from eqtoolbox.symmetry.reflection import Reflection
+from tests.conftest import mlp
+from tests.symmetry.architectures import Block, Patches, Recurrent
+
+Params = dict[str, Tensor]
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: mlp(6, 5, 4, 3, activation=nn.Tanh), (12, 6)),
+    "lstm": (lambda: Recurrent(nn.LSTM), (12, 4, 6)),
+    "residual": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3, 1, 1), Block(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        (12, 3, 6, 6),
+    ),
+    "transformer": (Patches, (12, 3, 8, 8)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CASES)
+def found(request: pytest.FixtureRequest) -> tuple[Params, list[DiscreteSymmetry]]:
+    make, shape = CASES[request.param]
+    torch.manual_seed(0)
+    model = make()
+    batch = (torch.randn(shape), torch.randint(0, 3, shape[:1]))
+    params = {n: torch.randn(p.shape).double() for n, p in model.named_parameters()}
+    discrete = [s for s in discover(model, batch) if isinstance(s, DiscreteSymmetry)]
+    assert any(isinstance(s, Permutation) for s in discrete)
+    return params, discrete
+
+
+def inner(a: Params, b: Params) -> float:
+    return sum(float((x * b[n]).sum()) for n, x in a.items())
+
+
+def minus(a: Params, b: Params) -> Params:
+    return {n: x - b[n] for n, x in a.items()}
+
+
+def reflection(symmetry: DiscreteSymmetry, params: Params, i: int, j: int) -> Reflection:
+    if isinstance(symmetry, Permutation):
+        move = partial(symmetry.exchange, first=torch.tensor([i]), second=torch.tensor([j]))
+    else:
+        assert isinstance(symmetry, SignFlip)
+        move = partial(symmetry.flip, units=torch.tensor([i]))  # type: ignore[assignment]
+    return Reflection.of(move, params, symmetry.names, "")
+
+
+def test_gaps_are_the_distances_that_exchanging_the_units_measures(found: tuple) -> None:
+    params, discrete = found
+    for symmetry in discrete:
+        if not isinstance(symmetry, Permutation):
+            continue
+        gap, sizes = units.gaps(symmetry, params), units.squares(symmetry, params).values()
+        size = torch.stack(list(sizes)).sum(0)
+        for i in range(units.count(symmetry)):
+            for j in range(i + 1, units.count(symmetry)):
+                moved = reflection(symmetry, params, i, j)(params)
+                between = minus(params, moved)
+                expected = inner(between, between) / 2 / float(size[i] + size[j])
+                assert float(gap[i, j]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_reflection_splits_the_space_in_two_orthogonal_halves(found: tuple) -> None:
+    params, discrete = found
+    for symmetry in discrete:
+        t = reflection(symmetry, params, 0, 1)
+        twice = t(t(params))
+        assert all(torch.equal(twice[n], p) for n, p in params.items())
+        fixed = t.symmetric(params)
+        assert all(torch.allclose(t(fixed)[n], p) for n, p in fixed.items())
+        rest = t.embed(t.coordinates(params), params)
+        assert all(torch.allclose(fixed[n] + rest[n], p) for n, p in params.items())
+        assert abs(inner(fixed, rest)) < 1e-9 * inner(params, params)
+        coordinates = t.coordinates(params)
+        assert inner(coordinates, coordinates) == pytest.approx(inner(rest, rest))
+        flipped = t(rest)
+        assert all(torch.allclose(flipped[n], -x) for n, x in rest.items())
+        assert max(x.abs().max() for x in rest.values()) > 1e-3, "it reflects something"
+
+
+def test_the_nearest_of_all_pairs_is_found_and_not_only_of_neighbours() -> None:
+    torch.manual_seed(0)
+    model = mlp(6, 12, 3)
+    batch = (torch.randn(12, 6), torch.randint(0, 3, (12,)))
+    (symmetry,) = [s for s in discover(model, batch) if isinstance(s, Permutation)]
+    params = {n: p.detach().double() for n, p in model.named_parameters()}
+    for unit, amount in ((9, 1e-3), (4, 1e-2)):
+        for name, axis in (("0.weight", 0), ("0.bias", 0), ("2.weight", 1)):
+            rows = params[name].movedim(axis, 0)
+            rows[unit] = rows[1] * (1 + amount)
+    nearest, inside = approaches(symmetry, params, 3, limit=2e-3)
+    labels = [a.reflection.label for a in nearest]
+    assert labels == ["0-2 units 1 and 9", "0-2 units 4 and 9", "0-2 units 1 and 4"]
+    assert nearest[0].distance == pytest.approx(1e-3 / 2**0.5, rel=1e-2)
+    assert inside == 1
+
+
+def test_the_family_must_be_known() -> None:
+    class Other(DiscreteSymmetry):
+        family = "other"
+        names = ()
+
+        def element(self, params: Params, which: int) -> Params:  # type: ignore[override]
+            return params
+
+    with pytest.raises(TypeError, match="expected a Permutation or SignFlip, got Other"):
+        approaches(Other(name="x", dimension=1), {}, 1, 0.1)
