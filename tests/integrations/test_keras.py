@@ -19,6 +19,7 @@ from eqtoolbox.integrations.keras import EqCallback
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.prediction import predicting
 from tests.conftest import blobs
 from tests.integrations.dense import sharpness
 from tests.integrations.records import rows
@@ -190,8 +191,8 @@ class Predicted(Probe):
     mode = "eval"
 
     def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
-        objective = snapshot.objective
-        yield Measurement("sum", objective.predict(snapshot.before, objective.inputs).sum().item())
+        total = lambda f: f.of_inputs(f.inputs).sum().item()
+        yield Measurement("sum", predicting(snapshot.objective, snapshot.before, total))
 
 
 def test_predictions_are_those_of_the_weights_before_the_step_in_evaluation_mode(

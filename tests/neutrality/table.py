@@ -22,7 +22,7 @@ from tests.neutrality.features import FEATURES, Feature
 from tests.neutrality.watch import PLACES, SURFACES, Faithful, Watch
 
 PROBES: dict[str, Callable[[FoundSymmetries, Engine], Any]] = {
-    "equivariance": lambda *_: EquivarianceError(samples=1, symmetries=("cyclic4",)),
+    "equivariance": lambda *_: EquivarianceError(samples=2, symmetries=("cyclic4",)),
     "conservation": lambda found, _: Conservation(symmetries=found),
     "noether": lambda found, engine: Noether(symmetries=found, engine=engine),
     "curvature": lambda found, engine: Curvature(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,9 @@ def test_the_family_must_be_known() -> None:
 
         def element(self, params: Params, which: int) -> Params:  # type: ignore[override]
             return params
+
+        def draw(self, generator: torch.Generator) -> Any:
+            return lambda params: params
 
     with pytest.raises(TypeError, match="expected a Permutation or SignFlip, got Other"):
         approaches(Other(name="x", dimension=1), {}, 1, 0.1)
