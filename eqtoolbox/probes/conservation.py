@@ -171,8 +171,9 @@ def _noise(
     draw = random_like(snapshot.before, rng)
     moved = {n: p * (1 + torch.finfo(p.dtype).eps * draw[n]) for n, p in snapshot.before.items()}
     zeros = {n: torch.zeros_like(p) for n, p in moved.items()}  # of parameters that take no part
-    here = zeros | replayed_gradient(objective, snapshot.before)
-    there = zeros | replayed_gradient(objective, moved)
+    with objective.isolated():  # where symmetries are found anew, `measure` runs without
+        here = zeros | replayed_gradient(objective, snapshot.before)
+        there = zeros | replayed_gradient(objective, moved)
     size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
     change, law = charges.slopes(snapshot.before, apart), charges.slopes(snapshot.before, here)
     found = {}

@@ -57,7 +57,7 @@ def reflection(symmetry: DiscreteSymmetry, params: Params, i: int, j: int) -> Re
         move = partial(symmetry.exchange, first=torch.tensor([i]), second=torch.tensor([j]))
     else:
         assert isinstance(symmetry, SignFlip)
-        move = partial(symmetry.flip, units=torch.tensor([i]))  # type: ignore[assignment]
+        move = partial(symmetry.flipped, units=torch.tensor([i]))  # type: ignore[assignment]
     return Reflection.of(move, params, symmetry.names, "")
 
 
