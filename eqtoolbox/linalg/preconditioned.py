@@ -9,8 +9,8 @@ from eqtoolbox.linalg.vectors import Vector
 class Preconditioned(LinearOperator):
     """P^(-1/2) H P^(-1/2)."""
 
-    def __init__(self, inner: LinearOperator, diagonal: Vector) -> None:
-        super().__init__(inner.space, inner.accuracy)
+    def __init__(self, inner: LinearOperator, diagonal: Vector, accuracy: float | None) -> None:
+        super().__init__(inner.space, inner.accuracy if accuracy is None else accuracy)
         diagonal = inner.space.admit(diagonal, "diagonal")
         for name, p in diagonal.items():
             if not bool(((p > 0) & p.isfinite()).all()):
@@ -26,12 +26,16 @@ class Preconditioned(LinearOperator):
         return {name: r * inner[name] for name, r in self._root.items()}
 
 
-def preconditioned(operator: LinearOperator, diagonal: Vector) -> LinearOperator:
+def preconditioned(
+    operator: LinearOperator, diagonal: Vector, *, accuracy: float | None = None
+) -> LinearOperator:
     """P^(-1/2) H P^(-1/2) for a diagonal P > 0, the curvature an adaptive optimizer feels.
 
     Args:
         operator: H.
         diagonal: P, in the operator's space; for Adam √v̂ + eps.
+        accuracy: relative error of a product, above which Lanczos calls it not symmetric; default
+            the operator's. A P that spans many orders amplifies the rounding of H's small entries.
 
     Raises:
         ValueError: an entry of P is not positive and finite.
@@ -46,4 +50,4 @@ def preconditioned(operator: LinearOperator, diagonal: Vector) -> LinearOperator
         >>> preconditioned(H, {"x": torch.tensor([4.0, 1.0])}).dense().diagonal().tolist()
         [2.0, 1.0]
     """
-    return Preconditioned(operator, diagonal)
+    return Preconditioned(operator, diagonal, accuracy)

@@ -305,3 +305,22 @@ def test_a_model_of_one_or_two_parameters_has_all_its_eigenvalues(size: int) -> 
     assert value(records, "curvature/sharpness") == pytest.approx(5.0)
     if size == 2:
         assert value(records, "curvature/smallest") == pytest.approx(1.0)
+
+
+def test_rounding_that_the_metric_of_adam_amplifies_is_in_the_residual_and_no_failure() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sink, x, y = MemorySink(), torch.randn(32, 1, 4, 4), torch.randint(0, 3, (32,))
+    criterion = nn.CrossEntropyLoss()
+    probes = [Curvature(k=2)]
+    with eq.attach(model, optimizer, criterion=criterion, probes=probes, budget=None, sinks=[sink]):
+        for _ in range(5):
+            optimizer.zero_grad()
+            criterion(model(x), y).backward()
+            optimizer.step()
+    rows = [r for r in sink.records if r.name == "curvature/stability"]
+    assert [r.status for r in rows] == ["ok"] * 5
+    assert all(r.stderr is not None and 0 < r.stderr < 0.05 * r.value for r in rows)
