@@ -1,4 +1,4 @@
-"""The example of each surface runs as a stranger would run it, and measures."""
+"""README's example of each surface runs as a stranger would run it, and measures."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,12 @@ import torch
 
 import eqtoolbox as eq
 
-TEXT = (Path(__file__).parent / "examples.md").read_text()
-BLOCKS = dict(re.findall(r"## ([^\n]*)\n\n```python\n(.*?)```", TEXT, re.S))
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = dict(re.findall(r"<summary>([^\n]*)</summary>\n\n```python\n(.*?)```", README, re.S))
+
+
+def test_there_is_an_example_of_every_surface() -> None:
+    assert len(BLOCKS) == 6
 
 
 @pytest.mark.filterwarnings("ignore")

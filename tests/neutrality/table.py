@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
+from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.discrete import Discrete
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.symmetries import FoundSymmetries
@@ -28,6 +31,9 @@ PROBES: dict[str, Callable[[FoundSymmetries, Engine], Any]] = {
     "curvature": lambda found, engine: Curvature(
         k=1, max_matvecs=6, split=True, angles=True, symmetries=found, engine=engine
     ),
+    "discrete": lambda found, engine: Discrete(pairs=1, symmetries=found, engine=engine),
+    "asymmetry": lambda _, engine: Asymmetry(symmetries=("cyclic4",), engine=engine),
+    "discovery": lambda *_: LearnedAlgebra(),
     "tracking": lambda _, engine: Tracking(max_matvecs=3, engine=engine),
     "spectrum": lambda _, engine: Spectrum(matvecs=6, probes=2, steps=2, engine=engine),
 }
