@@ -12,9 +12,10 @@ from eqtoolbox.linalg.vectors import add, dot, norm, random_like, zeros_like
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.probes.implicit_bias import biases
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, verdict
-from eqtoolbox.snapshot import Snapshot
+from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 
 
@@ -34,8 +35,12 @@ class Noether(Probe):
     families: brackets of symmetries are symmetries. `sharpness_bound` is the largest predicted
     curvature along a family: the largest eigenvalue of the Hessian is at least that.
 
+    Equivariances, which move the outputs too, obey g.K = c and H K + (DK)^T g = grad c instead,
+    with c read off the outputs (`eqtoolbox.probes.implicit_bias`).
+
     `rayleigh` is the measured curvature K^T H K / K^T K along the symmetry, and
-    `predicted_rayleigh` = -g^T (DK) K / K^T K what the gradient alone says it is.
+    `predicted_rayleigh` = -g^T (DK) K / K^T K what the gradient alone says it is (for
+    an equivariance with K.grad c added).
 
     The floor repeats the measurement at parameters moved by one unit in the last place; for
     approximate symmetries (epsilon of a normalisation) it is at least their residual when found.
@@ -56,21 +61,23 @@ class Noether(Probe):
     ) -> Iterator[Measurement]:
         self.engine.resume(snapshot, reference)
         yield from self.engine.report()
-        families = self.symmetries.by_family(snapshot)
-        elements = {
-            family: [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
-            for family, members in families.items()
-        }
         here = _Laws(snapshot.before, self.engine.operator(snapshot))
         coarsest = self.engine.test.coarsest if self.engine.test else 0.0
         nudged = replace(snapshot, before=_nudged(snapshot.before, coarsest, rng))
         there = _Laws(nudged.before, self.engine.operator(nudged))
+        predictions = []
+        for row in self._of_equivariances(snapshot, here, there, rng):
+            if row.quantity == "predicted_rayleigh":
+                predictions.append((row.value, row.target))
+            yield row
+        families = self.symmetries.by_family(snapshot)
+        elements = _drawn(families, rng)
         laws = {f: here.of(members, elements[f]) for f, members in families.items()}
         scale = here.curvature_scale()
         noise = _noise(there, families, elements, laws)
         gradient_noise = norm(add(there.gradient, here.gradient, -1.0)) / here.size
         eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
-        small, bounds = math.sqrt(eps), []
+        small = math.sqrt(eps)
         for family, members in families.items():
             law = laws[family]
             length = norm(law.tangent)
@@ -79,7 +86,7 @@ class Noether(Probe):
             yield from _dimension(family, members)
             floor = max(gradient_noise, known, eps)
             yield _residual("first_order", family, first, floor, matvecs=0)
-            total = norm(law.product) + norm(law.pulled) + small * scale * length
+            total = law.size + small * scale * length
             bound = known * (total + scale * length)  # what the epsilon leaves of the law
             floor = max(max(noise * length, bound) / total, eps)
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
@@ -88,10 +95,52 @@ class Noether(Probe):
             error = max(noise, known * scale)
             yield Measurement("rayleigh", measured, family, floor=error)
             yield Measurement("predicted_rayleigh", predicted, family)
-            bounds.append((predicted, family))
-        bound, where = max(bounds)
+            predictions.append((predicted, family))
+        bound, where = max(predictions)
         yield Measurement("sharpness_bound", bound, note=f"along {where} directions")
         yield _bracket(here, families, elements, rng, max(gradient_noise, eps))
+
+    def _of_equivariances(
+        self, snapshot: Snapshot, here: "_Laws", there: "_Laws", rng: torch.Generator
+    ) -> Iterator[Measurement]:
+        """The same numbers of equivariances: g.K = c and H K + (DK)^T g = grad c."""
+        families = self.symmetries.equivariances(snapshot)
+        elements = _drawn(families, rng)
+        try:
+            objective = self.engine.objective(snapshot)
+            bias = biases(objective, here.params, families, elements)
+            moved = biases(objective, there.params, families, elements)
+        except NotApplicable as reason:
+            for family in families:
+                for quantity in ("first_order", "second_order"):
+                    yield Measurement(
+                        quantity, math.nan, family, status="not_applicable", note=str(reason)
+                    )
+            return
+        eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
+        scale = here.curvature_scale() if families else 0.0
+        for family, members in families.items():
+            yield from _dimension(family, members)
+            law, other = (
+                at.of(members, elements[family]).less(c[family].gradient)
+                for at, c in ((here, bias), (there, moved))
+            )
+            length = norm(law.tangent)
+            gap = dot(here.gradient, law.tangent) - bias[family].value
+            shifted = dot(there.gradient, other.tangent) - moved[family].value
+            first = abs(gap) / (here.size * length)
+            known = _known(members, first)
+            floor = max(abs(shifted - gap) / (here.size * length), known, eps)
+            yield _residual("first_order", family, first, floor, matvecs=0)
+            noise = norm(add(other.defect, law.defect, -1.0))
+            total = law.size + math.sqrt(eps) * scale * length
+            floor = max(max(noise, known * (total + scale * length)) / total, eps)
+            yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
+            error = max(noise / length, known * scale)
+            measured = dot(law.tangent, law.product) / length**2
+            yield Measurement("rayleigh", measured, family, floor=error)
+            predicted = -dot(law.tangent, law.pulled) / length**2
+            yield Measurement("predicted_rayleigh", predicted, family)
 
 
 @dataclass(frozen=True)
@@ -100,11 +149,17 @@ class _Law:
 
     tangent: Parameters  # K
     product: Parameters  # H K
-    pulled: Parameters  # (DK)^T g
+    pulled: Parameters  # (DK)^T g; less grad c for an equivariance
+    size: float  # sum of the norms of the terms
 
     @property
     def defect(self) -> Parameters:
         return add(self.product, self.pulled)
+
+    def less(self, slope: Parameters) -> "_Law":
+        """The law of an equivariance, whose defect is H K + (DK)^T g - grad c."""
+        pulled = add(self.pulled, slope, -1.0)
+        return replace(self, pulled=pulled, size=self.size + norm(slope))
 
 
 class _Laws:
@@ -118,7 +173,8 @@ class _Laws:
 
     def of(self, members: list[ContinuousSymmetry], elements: list[Tensor]) -> _Law:
         tangent, pulled = self.terms(members, elements)
-        return _Law(tangent, self.operator(tangent), pulled)
+        product = self.operator(tangent)
+        return _Law(tangent, product, pulled, norm(product) + norm(pulled))
 
     def terms(
         self, members: list[ContinuousSymmetry], elements: list[Tensor]
@@ -161,6 +217,16 @@ def _bracket(
     floor = max(noise, 3 * known)
     value = gap / max(scale, 1e-300)
     return Measurement("bracket", value, floor=floor, verdict=verdict(value, floor))
+
+
+def _drawn(
+    families: dict[str, list[ContinuousSymmetry]], rng: torch.Generator
+) -> dict[str, list[Tensor]]:
+    """Gaussian coefficients of every member."""
+    return {
+        family: [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
+        for family, members in families.items()
+    }
 
 
 def _noise(

@@ -59,7 +59,13 @@ class FoundSymmetries:
         usable = [s for s in self.continuous(snapshot) if not s.equivariant]
         if not usable:
             raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
-        return {family: list(group) for family, group in groupby(usable, key=lambda s: s.family)}
+        return _grouped(usable)
+
+    def equivariances(self, snapshot: Snapshot) -> dict[str, list[ContinuousSymmetry]]:
+        """Equivariances by family: they move the outputs too."""
+        found = [s for s in self.all(snapshot) if s.status in ("verified", "approximate")]
+        moving = [s for s in found if isinstance(s, ContinuousSymmetry) and s.equivariant]
+        return _grouped(sorted(moving, key=lambda s: s.family))
 
     def charges(self, snapshot: Snapshot) -> Charges:
         """The charges of everything continuous, planned once.
@@ -86,6 +92,10 @@ class FoundSymmetries:
         if not found:
             raise NotApplicable("no discrete parameter symmetry found in what the loss runs")
         return found
+
+
+def _grouped(found: list[ContinuousSymmetry]) -> dict[str, list[ContinuousSymmetry]]:
+    return {family: list(group) for family, group in groupby(found, key=lambda s: s.family)}
 
 
 def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:

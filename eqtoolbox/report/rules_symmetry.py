@@ -143,7 +143,7 @@ def predicted_curvature(run: Run) -> Iterator[Finding]:
         if max(abs(m), abs(p)) <= noise:
             text = f"The {where} is zero within its error ({said}, error {number(noise, 2)})."
         elif abs(m - p) <= AGREES * max(abs(m), abs(p)):
-            text = f"The {where} is predicted by the gradient alone: {said}."
+            text = f"The {where} is predicted by {_predictor(family)}: {said}."
         elif abs(m - p) <= noise:
             level = "note"
             text = f"The {where} agrees with the gradient's prediction within its error: {said}, "
@@ -152,6 +152,12 @@ def predicted_curvature(run: Run) -> Iterator[Finding]:
             level = "warning"
             text = f"The {where} is not what the gradient predicts: {said}."
         yield Finding(level=level, text=text, evidence=(measured.latest(), predicted.latest()))
+
+
+def _predictor(family: str) -> str:
+    """What a prediction of curvature is made from; equivariances move the outputs too."""
+    moving = family == "homogeneity" or family.startswith("head_")
+    return "gradient and outputs" if moving else "the gradient alone"
 
 
 def floor_words(t: Trace) -> str:

@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.isolation import RandomState
+from eqtoolbox.objective import Objective
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.implicit_bias import biases
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.record import Record
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.symmetry.families.head import HeadScale
 from tests.conftest import blobs, mlp
 
 
@@ -164,3 +168,88 @@ def test_a_network_without_symmetries_is_not_applicable() -> None:
     loss = lambda m, b: F.mse_loss(m(b[0]), F.one_hot(b[1]).float())
     records = run(mlp(6, 8, 3, activation=nn.GELU), Noether(), blobs(), loss=loss)
     assert records["noether/second_order"].status == "not_applicable"
+
+
+class Sloped(nn.Module):
+    """A head whose output is bent: scaling the head no longer scales the output."""
+
+    def __init__(self, bent: bool) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.bent = bent
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+def biased(bent: bool) -> dict[str, Any]:
+    """c, grad c and g, H K + (DK)^T g of head scale, by dense float64 differentiation."""
+    torch.manual_seed(0)
+    model = Sloped(bent).double()
+    x, y = torch.randn(20, 5).double(), torch.randint(0, 3, (20,))
+
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+        bend = 0.3 * model.head.weight.square().sum() if model.bent else 0.0
+        return nn.functional.cross_entropy(model(batch[0]), batch[1]) + bend
+
+    params = {n: p.detach().clone() for n, p in model.named_parameters()}
+    member = HeadScale(
+        name="head",
+        dimension=1,
+        rates=(("head.weight", 1.0), ("head.bias", 1.0)),
+        status="verified",
+    )
+    c = [torch.ones(1, dtype=torch.float64)]
+    objective = Objective(
+        model=model, loss_fn=loss_fn, batch=(x, y), random=RandomState(), buffers={}
+    )
+    found = biases(objective, params, {"head_scale": [member]}, {"head_scale": c})["head_scale"]
+    flat = torch.cat([p.reshape(-1) for p in params.values()])
+    sizes = [p.numel() for p in params.values()]
+
+    def whole(v: Tensor) -> Tensor:
+        parts = dict(zip(params, v.split(sizes), strict=True))
+        return objective.loss({n: p.view_as(params[n]) for n, p in parts.items()})
+
+    g = torch.func.grad(whole)(flat)
+    H = torch.autograd.functional.hessian(whole, flat)
+    moving = torch.cat([torch.full((n,), float(k > 1)) for k, n in enumerate(sizes)]).double()
+    return {
+        "first": float(g @ (moving * flat)) - found.value,
+        "second": H @ (moving * flat)
+        + moving * g
+        - torch.cat([found.gradient[n].reshape(-1) for n in params]),
+        "scale": float(g.norm() * flat.norm()),
+    }
+
+
+def test_the_bias_of_an_equivariance_is_read_off_the_outputs() -> None:
+    law = biased(bent=False)
+    assert abs(law["first"]) < 1e-13 * law["scale"]
+    assert float(law["second"].norm()) < 1e-12 * law["scale"]
+
+
+def test_a_loss_that_sees_the_head_itself_breaks_the_law_of_the_outputs() -> None:
+    law = biased(bent=True)
+    assert abs(law["first"]) > 1e-2 * law["scale"]
+    assert float(law["second"].norm()) > 1e-2 * law["scale"]
+
+
+def test_laws_of_equivariances_hold_over_the_micro_batches_of_a_step() -> None:
+    torch.manual_seed(0)
+    model, sink = Sloped(bent=False), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(24, 5), torch.randint(0, 3, (24,))
+    with eq.attach(model, optimizer, probes=[Noether()], budget=None, sinks=[sink]) as monitor:
+        loss_fn = monitor.loss(lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]))
+        for part in range(3):
+            rows = slice(8 * part, 8 * part + 8)
+            (loss_fn(model, (x[rows], y[rows])) / 3).backward()
+        optimizer.step()
+    records = {r.name: r for r in sink.records}
+    for family in ("head_scale", "head_shift", "head_rotation"):
+        for order in ("first", "second"):
+            assert records[f"noether/{order}_order/{family}"].verdict == "holds"
+        measured = records[f"noether/rayleigh/{family}"]
+        predicted = records[f"noether/predicted_rayleigh/{family}"]
+        assert measured.value == pytest.approx(predicted.value, rel=1e-3, abs=3 * measured.floor)
