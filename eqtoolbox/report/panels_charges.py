@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from eqtoolbox.report.drawing import PALETTE, plain
 from eqtoolbox.report.figures import Figure, Panel
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.words import plural
+from eqtoolbox.report.words import plural, words
 
 UNITS, STEPS = 96, 120  # rows and columns of a heat map at most
 CLIPPED = 0.99  # share of the cells within the colour scale
@@ -66,7 +66,7 @@ def _heat(
         f"Change of each unit's charge since the start, relative to its own size ({shown}). A "
         "single dark row is a unit that something moves on its own."
     )
-    slug, title = f"units-{family}", f"Drift of the {family} charges, unit by unit"
+    slug, title = f"units-{family}", f"Drift of the {words(family)} charges, unit by unit"
     return Panel(
         slug=slug, title=title, reading=reading, figure={"data": [figure], "layout": layout}
     )

@@ -11,7 +11,7 @@ from eqtoolbox.report.rules_conservation import drifts
 from eqtoolbox.report.rules_symmetry import fraction
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
-from eqtoolbox.report.words import CAUSES, symmetry
+from eqtoolbox.report.words import CAUSES, symmetry, words
 
 CAUSE_COLOURS = {
     "symmetry": PALETTE[1],
@@ -85,7 +85,7 @@ def _drift(run: Run, found: dict[str, Trace]) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %")
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
     for (family, drift), colour in zip(found.items(), colours, strict=True):
-        plot.line(drift, family, colour, judge=judged(drift.last) == "holds")
+        plot.line(drift, words(family), colour, judge=judged(drift.last) == "holds")
     plot.floors(list(found.values()), colours)
     plot.missing(run, [f"conservation/drift/{family}" for family in found])
     reading = (
@@ -106,7 +106,7 @@ def _causes(run: Run, family: str) -> Iterator[Panel]:
     """Shares of the drift by cause; the budget of single steps where shares are missing."""
     shares = {c: trace(run, f"conservation/share_{c}/{family}") for c in CAUSES}
     terms = {c: trace(run, f"conservation/{c}/{family}") for c in CAUSES}
-    title = f"What moved the {family} charges"
+    title = f"What moved the {words(family)} charges"
     if any(shares.values()):
         shown = {c: t for c, t in shares.items() if t and _size(t) > VISIBLE}
         plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")

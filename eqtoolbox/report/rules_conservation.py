@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eqtoolbox.report.finding import Evidence, Finding, Level
-from eqtoolbox.report.rules_symmetry import floor_words
+from eqtoolbox.report.finding import Evidence, Finding
+from eqtoolbox.report.rules_symmetry import FEW, floor_words
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
-from eqtoolbox.report.words import CAUSES, number, percent, plural
+from eqtoolbox.report.words import CAUSES, listing, number, percent, plural, words
 
 OUTLIER = 5.0  # times the mean: the worst unit is then named
 MENTIONED = 0.01  # share of a drift below which a cause is left out of the sentence
@@ -82,9 +82,10 @@ def equilibrium(run: Run) -> Iterator[Finding]:
 
 def gradient_laws(run: Run) -> Iterator[Finding]:
     """Whether the gradient that the optimizer was given obeys the laws, at every step."""
+    obeyed: dict[str, Trace] = {}
     for family, law in traces(run, "conservation/first_order").items():
         size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
-        name = family.replace("_", " ")
+        name = words(family)
         if law.verdict == "violated":
             when = law.since([judged(r) == "violated" for r in law.records])
             text = (
@@ -94,10 +95,35 @@ def gradient_laws(run: Run) -> Iterator[Finding]:
             yield Finding(level="warning", text=text, evidence=(law.evidence(),))
         elif law.verdict == "holds":
             broken = sum(judged(r) == "violated" for r in law.records)
+            if not broken:
+                obeyed[family] = law
+                continue
             every = f"at {len(law.records) - broken} of {plural(len(law.records), 'step')}"
             text = f"The training gradient obeys the {name} law {every}: {size}."
-            level: Level = "note" if broken else "good"
-            yield Finding(level=level, text=text, evidence=(law.evidence(),))
+            yield Finding(level="note", text=text, evidence=(law.evidence(),))
+    yield from _obeyed(obeyed)
+
+
+def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
+    """Laws that the training gradient never broke: each by itself, or many in one sentence."""
+    steps = {len(law.records) for law in obeyed.values()}
+    if len(obeyed) > FEW and len(steps) == 1:
+        worst = max(obeyed.values(), key=lambda law: law.now)
+        laws, size = listing([words(f) for f in obeyed]), number(worst.now, 2)
+        text = (
+            f"The training gradient obeys the laws of {laws} at all of {plural(max(steps), "step")}: "
+            f"slope at most {size} of the gradient's length{floor_words(worst)}."
+        )
+        yield Finding(level="good", text=text, evidence=(worst.evidence(),))
+        return
+    for family, law in obeyed.items():
+        count = len(law.records)
+        text = (
+            f"The training gradient obeys the {words(family)} law at {count} of "
+            f"{plural(count, 'step')}: slope {number(law.now, 2)} of the gradient's length"
+            f"{floor_words(law)}."
+        )
+        yield Finding(level="good", text=text, evidence=(law.evidence(),))
 
 
 def budget_closure(run: Run) -> Iterator[Finding]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from eqtoolbox.report.finding import Finding, Level
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
-from eqtoolbox.report.words import listing, number, percent, plural, symmetry
+from eqtoolbox.report.words import listing, number, percent, plural, symmetry, words
 
 GREW = 1.5  # ratio worth a word; below it, levels count as unchanged
 CHEAP = 0.01  # of the loss: a violation below this hardly matters to the task
+FEW = 2  # findings of a kind that are told one by one
 AGREES = 0.02  # relative: both Rayleigh quotients come from float32 products
 _BLAME = ("first broken at", "wrong output action", "no single layer")
 FLAT = 1e-6  # of the sharpness: rounding of a float32 Hessian-vector product
@@ -83,9 +84,10 @@ def found(run: Run) -> Iterator[Finding]:
         for family, t in traces(run, "noether/dimension").items():
             dimensions[family] = round(t.last.value)
     if dimensions:
-        kinds = [f"{family} ({count})" for family, count in dimensions.most_common()]
+        kinds = [f"{words(family)} ({count})" for family, count in dimensions.most_common()]
         total = plural(sum(dimensions.values()), "direction")
-        text = f"{total} of parameter symmetry verified before use: {listing(kinds)}."
+        what = "symmetry and equivariance" if any(map(moving, dimensions)) else "symmetry"
+        text = f"{total} of parameter {what} verified before use: {listing(kinds)}."
         yield Finding(level="note", text=text)
     for row in symmetries:
         if row.get("status") == "broken":
@@ -102,6 +104,7 @@ def laws(run: Run) -> Iterator[Finding]:
         traces(run, f"noether/{order}_order") | traces(run, f"discrete/{order}_order")
         for order in ("first", "second")
     )
+    held: dict[str, dict[str, Trace]] = {}
     for family in dict.fromkeys([*first, *second]):
         orders = {"first": first.get(family), "second": second.get(family)}
         present = {order: t for order, t in orders.items() if t is not None}
@@ -112,7 +115,7 @@ def laws(run: Run) -> Iterator[Finding]:
         }
         verdicts = {order: t.verdict for order, t in present.items()}
         broken = [order for order, verdict in verdicts.items() if verdict == "violated"]
-        law = f"The {family} law"
+        law = f"The {words(family)} law"
         if broken:
             worst = present[broken[0]]
             when = worst.since([judged(r) == "violated" for r in worst.records])
@@ -120,30 +123,62 @@ def laws(run: Run) -> Iterator[Finding]:
             text = f"{law} is broken {when}: {what}; the loss as trained lacks this symmetry."
             yield Finding(level="warning", text=text, evidence=evidence)
         elif set(verdicts.values()) == {"holds"}:
-            text = f"{law} holds to rounding: {listing(list(said.values()))}."
-            yield Finding(level="good", text=text, evidence=evidence)
+            held[family] = present
         else:
             text = f"{law} is undecided: {listing(list(said.values()))}."
             yield Finding(level="note", text=text, evidence=evidence)
+    yield from _held(held)
+
+
+def _held(held: dict[str, dict[str, Trace]]) -> Iterator[Finding]:
+    """The laws that hold: each by itself, or many in one sentence."""
+    if len(held) > FEW:
+        worst = {
+            order: max((present[order] for present in held.values() if order in present), key=_now)
+            for order in ("first", "second")
+            if any(order in present for present in held.values())
+        }
+        said = [
+            f"{order}-order residual at most {number(t.now, 2)}{floor_words(t)}"
+            for order, t in worst.items()
+        ]
+        text = f"The laws of {listing([words(f) for f in held])} hold to rounding: {listing(said)}."
+        evidence = tuple(t.evidence() for t in worst.values())
+        yield Finding(level="good", text=text, evidence=evidence)
+        return
+    for family, present in held.items():
+        said = [
+            f"{order}-order residual {number(t.now, 2)}{floor_words(t)}"
+            for order, t in present.items()
+        ]
+        text = f"The {words(family)} law holds to rounding: {listing(said)}."
+        evidence = tuple(t.evidence() for t in present.values())
+        yield Finding(level="good", text=text, evidence=evidence)
+
+
+def _now(t: Trace) -> float:
+    return t.now
 
 
 def predicted_curvature(run: Run) -> Iterator[Finding]:
     """Whether the gradient alone predicts the curvature along symmetry directions."""
     sharpness = trace(run, "curvature/sharpness")
     flat = FLAT * abs(sharpness.now) if sharpness else 0.0
+    right: dict[str, tuple[Trace, Trace]] = {}
     for family, measured in traces(run, "noether/rayleigh").items():
         predicted = trace(run, f"noether/predicted_rayleigh/{family}")
         if predicted is None or predicted.last.step != measured.last.step:
             continue
         m, p = measured.last.value, predicted.last.value
         noise = max(measured.error, predicted.error, flat)
-        where = f"curvature along {family} directions"
+        where = f"curvature along {words(family)} directions"
         said = f"predicted {number(p)}, measured {number(m)}"
         level: Level = "good"
         if max(abs(m), abs(p)) <= noise:
             text = f"The {where} is zero within its error ({said}, error {number(noise, 2)})."
         elif abs(m - p) <= AGREES * max(abs(m), abs(p)):
-            text = f"The {where} is predicted by {_predictor(family)}: {said}."
+            right[family] = (measured, predicted)
+            continue
         elif abs(m - p) <= noise:
             level = "note"
             text = f"The {where} agrees with the gradient's prediction within its error: {said}, "
@@ -152,12 +187,29 @@ def predicted_curvature(run: Run) -> Iterator[Finding]:
             level = "warning"
             text = f"The {where} is not what the gradient predicts: {said}."
         yield Finding(level=level, text=text, evidence=(measured.latest(), predicted.latest()))
+    for outputs in (False, True):
+        yield from _right({f: pair for f, pair in right.items() if moving(f) == outputs}, outputs)
 
 
-def _predictor(family: str) -> str:
-    """What a prediction of curvature is made from; equivariances move the outputs too."""
-    moving = family == "homogeneity" or family.startswith("head_")
-    return "gradient and outputs" if moving else "the gradient alone"
+def _right(right: dict[str, tuple[Trace, Trace]], outputs: bool) -> Iterator[Finding]:
+    """Predictions that came true; those of equivariances need the outputs too."""
+    by = "gradient and outputs alone" if outputs else "the gradient alone"
+    if len(right) > FEW:
+        apart = max(abs(p.last.value / m.last.value - 1) for m, p in right.values())
+        names = listing([words(f) for f in right])
+        text = f"The curvature along {names} directions is predicted by {by}, to {percent(apart)}."
+        evidence = tuple(t.latest() for pair in right.values() for t in pair)
+        yield Finding(level="good", text=text, evidence=evidence)
+        return
+    for family, (measured, predicted) in right.items():
+        said = f"predicted {number(predicted.last.value)}, measured {number(measured.last.value)}"
+        text = f"The curvature along {words(family)} directions is predicted by {by}: {said}."
+        yield Finding(level="good", text=text, evidence=(measured.latest(), predicted.latest()))
+
+
+def moving(family: str) -> bool:
+    """Whether a family moves the outputs: an equivariance, not a symmetry."""
+    return family == "homogeneity" or family.startswith("head_")
 
 
 def floor_words(t: Trace) -> str:

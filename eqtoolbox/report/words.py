@@ -101,3 +101,8 @@ def listing(items: list[str]) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 step, 3 steps."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def words(name: str) -> str:
+    """A name in an identifier's spelling, as words."""
+    return name.replace("_", " ")

@@ -172,6 +172,29 @@ def test_a_broken_second_order_outweighs_a_first_order_that_holds(make_run: Make
     assert "second-order residual 0.3" in finding.text
 
 
+def held(*families: str) -> list[Record]:
+    return [
+        row
+        for i, family in enumerate(families)
+        for row in series(f"noether/first_order/{family}", [(i + 1) * 1e-8] * 4, floor=1e-7)
+    ]
+
+
+def test_many_laws_that_hold_share_a_sentence_with_the_worst_residual(make_run: MakeRun) -> None:
+    run = make_run(held("head_scale", "rescale", "scale"))
+    finding = the(run, "laws of head scale, rescale and scale hold to rounding")
+    assert finding.level == "good"
+    assert "first-order residual at most 3e-8 (floor 1e-7)" in finding.text
+    assert len(about(make_run(held("rescale", "scale")), "law holds")) == 2
+
+
+def test_a_law_that_breaks_is_never_lost_among_those_that_hold(make_run: MakeRun) -> None:
+    broken = series("noether/first_order/rope", [0.2] * 4, floor=1e-7, verdict="violated")
+    run = make_run(held("head_scale", "rescale", "scale"), broken)
+    assert the(run, "rope law is broken").level == "warning"
+    assert "rope" not in the(run, "hold to rounding").text
+
+
 def rayleigh(measured: float, predicted: float, floor: float | None = None) -> list[Record]:
     return [
         *series("noether/rayleigh/rescale", [measured], floor=floor),
