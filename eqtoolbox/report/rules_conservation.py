@@ -110,17 +110,18 @@ def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
     if len(obeyed) > FEW and len(steps) == 1:
         worst = max(obeyed.values(), key=lambda law: law.now)
         laws, size = listing([words(f) for f in obeyed]), number(worst.now, 2)
+        count = plural(max(steps), "step")
         text = (
-            f"The training gradient obeys the laws of {laws} at all of {plural(max(steps), "step")}: "
+            f"The training gradient obeys the laws of {laws} at all {count}: "
             f"slope at most {size} of the gradient's length{floor_words(worst)}."
         )
         yield Finding(level="good", text=text, evidence=(worst.evidence(),))
         return
     for family, law in obeyed.items():
-        count = len(law.records)
+        total = len(law.records)
         text = (
-            f"The training gradient obeys the {words(family)} law at {count} of "
-            f"{plural(count, 'step')}: slope {number(law.now, 2)} of the gradient's length"
+            f"The training gradient obeys the {words(family)} law at {total} of "
+            f"{plural(total, 'step')}: slope {number(law.now, 2)} of the gradient's length"
             f"{floor_words(law)}."
         )
         yield Finding(level="good", text=text, evidence=(law.evidence(),))
