@@ -105,11 +105,15 @@ class Noether(Probe):
     ) -> Iterator[Measurement]:
         """The same numbers of equivariances: g.K = c and H K + (DK)^T g = grad c."""
         families = self.symmetries.equivariances(snapshot)
+        if not families:
+            return
         elements = _drawn(families, rng)
+        everything = [m for members in families.values() for m in members]
+        whole = [c for drawn in elements.values() for c in drawn]
         try:
             objective = self.engine.objective(snapshot)
             bias = biases(objective, here.params, families, elements)
-            moved = biases(objective, there.params, families, elements)
+            moved = biases(objective, there.params, {"": everything}, {"": whole})[""]
         except NotApplicable as reason:
             for family in families:
                 for quantity in ("first_order", "second_order"):
@@ -117,26 +121,30 @@ class Noether(Probe):
                         quantity, math.nan, family, status="not_applicable", note=str(reason)
                     )
             return
+        laws = {
+            family: here.of(members, elements[family]).less(bias[family].gradient)
+            for family, members in families.items()
+        }
+        gaps = {f: dot(here.gradient, law.tangent) - bias[f].value for f, law in laws.items()}
+        other = there.of(everything, whole).less(moved.gradient)
+        left, all_of_it = other.defect, norm(other.tangent)
+        for law in laws.values():
+            left = add(left, law.defect, -1.0)
+        noise = norm(left) / all_of_it
+        shifted = dot(there.gradient, other.tangent) - moved.value
+        first_noise = abs(shifted - sum(gaps.values())) / (here.size * all_of_it)
         eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
-        scale = here.curvature_scale() if families else 0.0
+        scale = here.curvature_scale()
         for family, members in families.items():
             yield from _dimension(family, members)
-            law, other = (
-                at.of(members, elements[family]).less(c[family].gradient)
-                for at, c in ((here, bias), (there, moved))
-            )
-            length = norm(law.tangent)
-            gap = dot(here.gradient, law.tangent) - bias[family].value
-            shifted = dot(there.gradient, other.tangent) - moved[family].value
-            first = abs(gap) / (here.size * length)
+            law, length = laws[family], norm(laws[family].tangent)
+            first = abs(gaps[family]) / (here.size * length)
             known = _known(members, first)
-            floor = max(abs(shifted - gap) / (here.size * length), known, eps)
-            yield _residual("first_order", family, first, floor, matvecs=0)
-            noise = norm(add(other.defect, law.defect, -1.0))
+            yield _residual("first_order", family, first, max(first_noise, known, eps), matvecs=0)
             total = law.size + math.sqrt(eps) * scale * length
-            floor = max(max(noise, known * (total + scale * length)) / total, eps)
+            floor = max(max(noise * length, known * (total + scale * length)) / total, eps)
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
-            error = max(noise / length, known * scale)
+            error = max(noise, known * scale)
             measured = dot(law.tangent, law.product) / length**2
             yield Measurement("rayleigh", measured, family, floor=error)
             predicted = -dot(law.tangent, law.pulled) / length**2
