@@ -71,7 +71,8 @@ def test_all_four_questions_are_answered_on_the_digits(demo: Path) -> None:
 
     run = Run(demo)
     families = {n.split("/")[2] for n in run.names() if n.startswith("noether/second_order/")}
-    assert families == {"gain_rescale", "rescale", "scale", "translation"}
+    symmetries = {"gain_rescale", "rescale", "scale", "translation"}
+    assert families == symmetries | {"head_rotation", "head_scale", "head_shift", "homogeneity"}
     assert run.series("curvature/sharpness")[1].min() > 0
     assert run.records("equivariance/relative_error/cyclic4")[-1].verdict == "violated"
     assert run.records("noether/second_order/rescale")[-1].verdict == "holds"
