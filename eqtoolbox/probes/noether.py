@@ -81,12 +81,15 @@ class Noether(Probe):
         for family, members in families.items():
             law = laws[family]
             length = norm(law.tangent)
+            if length == 0:
+                yield from _resting(family)
+                continue
             first = abs(dot(here.gradient, law.tangent)) / (here.size * length)
             known = _known(members, first)
             yield from _dimension(family, members)
             floor = max(gradient_noise, known, eps)
             yield _residual("first_order", family, first, floor, matvecs=0)
-            total = law.size + small * scale * length
+            total = max(law.size + small * scale * length, 1e-300)
             bound = known * (total + scale * length)  # what the epsilon leaves of the law
             floor = max(max(noise * length, bound) / total, eps)
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
@@ -96,8 +99,9 @@ class Noether(Probe):
             yield Measurement("rayleigh", measured, family, floor=error)
             yield Measurement("predicted_rayleigh", predicted, family)
             predictions.append((predicted, family))
-        bound, where = max(predictions)
-        yield Measurement("sharpness_bound", bound, note=f"along {where} directions")
+        if predictions:
+            bound, where = max(predictions)
+            yield Measurement("sharpness_bound", bound, note=f"along {where} directions")
         yield _bracket(here, families, elements, rng, max(gradient_noise, eps))
 
     def _of_equivariances(
@@ -126,6 +130,9 @@ class Noether(Probe):
                 for at, c in ((here, bias), (there, moved))
             )
             length = norm(law.tangent)
+            if length == 0:
+                yield from _resting(family)
+                continue
             gap = dot(here.gradient, law.tangent) - bias[family].value
             shifted = dot(there.gradient, other.tangent) - moved[family].value
             first = abs(gap) / (here.size * length)
@@ -133,7 +140,7 @@ class Noether(Probe):
             floor = max(abs(shifted - gap) / (here.size * length), known, eps)
             yield _residual("first_order", family, first, floor, matvecs=0)
             noise = norm(add(other.defect, law.defect, -1.0))
-            total = law.size + math.sqrt(eps) * scale * length
+            total = max(law.size + math.sqrt(eps) * scale * length, 1e-300)
             floor = max(max(noise, known * (total + scale * length)) / total, eps)
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
             error = max(noise / length, known * scale)
@@ -217,6 +224,13 @@ def _bracket(
     floor = max(noise, 3 * known)
     value = gap / max(scale, 1e-300)
     return Measurement("bracket", value, floor=floor, verdict=verdict(value, floor))
+
+
+def _resting(family: str) -> Iterator[Measurement]:
+    """What is said of a family that moves nothing here, such as a zero head's scale."""
+    note = "the parameters that the family moves are zero: its generators vanish"
+    for quantity in ("first_order", "second_order"):
+        yield Measurement(quantity, math.nan, family, status="not_applicable", note=note)
 
 
 def _drawn(
