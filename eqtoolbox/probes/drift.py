@@ -79,7 +79,8 @@ class Drift:
                     "closure", math.nan, family, status="not_applicable", note=self.why
                 )
                 continue
-            error = float(gap[where].abs().max()) / max(float(self.scales[where].max()), TINY)
+            largest = torch.maximum(self.scales[where], self.state["scales"][where]).max()
+            error = float(gap[where].abs().max()) / max(float(largest), TINY)
             floor = 4 * self.eps * math.sqrt(steps + 1)
             yield Measurement("closure", error, family, floor=floor, verdict=verdict(error, floor))
 

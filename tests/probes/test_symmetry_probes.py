@@ -260,9 +260,13 @@ def points() -> tuple[Tensor, Tensor]:
     return torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
 
 
-def born_at_zero() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def born_at_zero() -> nn.Module:
+    model = network()
     for parameter in model[2].parameters():
         nn.init.zeros_(parameter)
     return model
@@ -285,3 +289,11 @@ def test_a_family_whose_parameters_are_zero_says_so() -> None:
     assert resting.status == "not_applicable"
     assert "are zero" in resting.note
     assert records["noether/first_order/rescale"].verdict == "holds"
+
+
+def test_the_budget_closes_over_a_step_that_outgrows_the_parameters() -> None:
+    records = run(
+        network(), Conservation(), points(), loss=lambda m, b: 1e6 * m(b[0]).square().mean()
+    )
+    closures = [r for r in records.values() if r.name.startswith("conservation/closure")]
+    assert closures and all(r.verdict == "holds" for r in closures)
