@@ -146,15 +146,7 @@ def _symmetries(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(rows)
         return
-    width = max((len(str(row["name"])) for row in rows), default=4)
-    print(f"{'family':15} {'name':{width}} {'dimension':>9} {'status':11} residual")
-    for row in rows:
-        print(
-            f"{row['family']:15} {row['name']:{width}} {row['dimension']:>9} "
-            f"{row['status']:11} {row['residual']:.1e}"
-        )
-    for note in filter(None, (remark, *getattr(found, "notes", ()))):
-        print(f"note: {note}")
+    print("\n".join(filter(None, (str(found), remark and f"note: {remark}"))))
 
 
 def _print_json(data: Any) -> None:

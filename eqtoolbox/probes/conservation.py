@@ -98,7 +98,7 @@ class Conservation(Probe):
             charges=charges,
             change=change,
             state=state,
-            scales=state["scales"],
+            scales=_grown(state["scales"], charges, after),
             eps=_eps(snapshot),
             why=why,
         )
@@ -123,6 +123,13 @@ def _read(charges: Charges, params: Parameters) -> dict[str, Any]:
         "lengths": charges.lengths(params, moments),
         "steps": 0,
     }
+
+
+def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
+    """The scales before a step; after it where parameters were born at zero."""
+    if bool((scales > 0).all()):
+        return scales
+    return torch.where(scales > 0, scales, charges.scales(after))
 
 
 def _advance(

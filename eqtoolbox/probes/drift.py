@@ -79,7 +79,8 @@ class Drift:
                     "closure", math.nan, family, status="not_applicable", note=self.why
                 )
                 continue
-            error = float(gap[where].abs().max() / self.scales[where].max())
+            largest = torch.maximum(self.scales[where], self.state["scales"][where]).max()
+            error = float(gap[where].abs().max()) / max(float(largest), TINY)
             floor = 4 * self.eps * math.sqrt(steps + 1)
             yield Measurement("closure", error, family, floor=floor, verdict=verdict(error, floor))
 
@@ -101,7 +102,7 @@ class Drift:
             return
         for family, where in self._families().items():
             total, moved = self.total[where], self.change.drift[where]
-            scale = float(self.scales[where].norm())
+            scale = max(float(self.scales[where].norm()), TINY)
             first = "implicit_bias" if self._moves_outputs(family) else "symmetry"
             for cause, term in self.change.causes.items():
                 along = float(term[where] @ moved) / max(float(moved.norm()), TINY)

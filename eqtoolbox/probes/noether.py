@@ -81,12 +81,15 @@ class Noether(Probe):
         for family, members in families.items():
             law = laws[family]
             length = norm(law.tangent)
+            if length == 0:
+                yield from _resting(family)
+                continue
             first = abs(dot(here.gradient, law.tangent)) / (here.size * length)
             known = _known(members, first)
             yield from _dimension(family, members)
             floor = max(gradient_noise, known, eps)
             yield _residual("first_order", family, first, floor, matvecs=0)
-            total = law.size + small * scale * length
+            total = max(law.size + small * scale * length, 1e-300)
             bound = known * (total + scale * length)  # what the epsilon leaves of the law
             floor = max(max(noise * length, bound) / total, eps)
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
@@ -96,8 +99,9 @@ class Noether(Probe):
             yield Measurement("rayleigh", measured, family, floor=error)
             yield Measurement("predicted_rayleigh", predicted, family)
             predictions.append((predicted, family))
-        bound, where = max(predictions)
-        yield Measurement("sharpness_bound", bound, note=f"along {where} directions")
+        if predictions:
+            bound, where = max(predictions)
+            yield Measurement("sharpness_bound", bound, note=f"along {where} directions")
         yield _bracket(here, families, elements, rng, max(gradient_noise, eps))
 
     def _of_equivariances(
@@ -127,7 +131,7 @@ class Noether(Probe):
         }
         gaps = {f: dot(here.gradient, law.tangent) - bias[f].value for f, law in laws.items()}
         other = there.of(everything, whole).less(moved.gradient)
-        left, all_of_it = other.defect, norm(other.tangent)
+        left, all_of_it = other.defect, max(norm(other.tangent), 1e-300)
         for law in laws.values():
             left = add(left, law.defect, -1.0)
         noise = norm(left) / all_of_it
@@ -138,10 +142,13 @@ class Noether(Probe):
         for family, members in families.items():
             yield from _dimension(family, members)
             law, length = laws[family], norm(laws[family].tangent)
+            if length == 0:
+                yield from _resting(family)
+                continue
             first = abs(gaps[family]) / (here.size * length)
             known = _known(members, first)
             yield _residual("first_order", family, first, max(first_noise, known, eps), matvecs=0)
-            total = law.size + math.sqrt(eps) * scale * length
+            total = max(law.size + math.sqrt(eps) * scale * length, 1e-300)
             floor = max(max(noise * length, known * (total + scale * length)) / total, eps)
             yield _residual("second_order", family, norm(law.defect) / total, floor, matvecs=1)
             error = max(noise, known * scale)
@@ -225,6 +232,13 @@ def _bracket(
     floor = max(noise, 3 * known)
     value = gap / max(scale, 1e-300)
     return Measurement("bracket", value, floor=floor, verdict=verdict(value, floor))
+
+
+def _resting(family: str) -> Iterator[Measurement]:
+    """What is said of a family that moves nothing here, such as a zero head's scale."""
+    note = "the parameters that the family moves are zero: its generators vanish"
+    for quantity in ("first_order", "second_order"):
+        yield Measurement(quantity, math.nan, family, status="not_applicable", note=note)
 
 
 def _drawn(

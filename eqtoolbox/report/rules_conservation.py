@@ -37,8 +37,10 @@ def conservation(run: Run) -> Iterator[Finding]:
         term = trace(run, f"conservation/symmetry/{family}")
         broken = abs(shares.get("symmetry", (None, 0.0))[1]) > UNMEASURED
         broken = broken and (term is None or term.verdict != "holds")
+        held = _law_held(run, family)  # then the charges moved by what its floor allows
+        broken = broken and not held
         span = "since the start" if drift.last.step else "in the first step"
-        text = f"{charges} drifted {percent(size)} {span}{_causes(shares)}{far}."
+        text = f"{charges} drifted {percent(size)} {span}{_causes(shares, held)}{far}."
         yield Finding(level="warning" if broken else "note", text=text, evidence=tuple(evidence))
 
 
@@ -148,11 +150,18 @@ def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float
     return dict(sorted(found.items(), key=lambda item: -abs(item[1][1])))
 
 
-def _causes(shares: dict[str, tuple[Evidence, float]]) -> str:
+def _law_held(run: Run, family: str) -> bool:
+    """Whether the gradient is known to have obeyed the family's law at every step."""
+    law = trace(run, f"conservation/first_order/{family}")
+    return law is not None and all(judged(r) == "holds" for r in law.records)
+
+
+def _causes(shares: dict[str, tuple[Evidence, float]], law_held: bool) -> str:
+    words = CAUSES | ({"symmetry": "a slope within its floor"} if law_held else {})
     parts = []
     for cause, (_, share) in shares.items():
         if abs(share) > (UNMEASURED if cause == "unmeasured" else MENTIONED):
-            parts.append(f"{percent(share)} {CAUSES[cause]}")
+            parts.append(f"{percent(share)} {words[cause]}")
     if not parts:
         return ""
     unknown = shares.get("unmeasured", (None, 0.0))[1]

@@ -189,8 +189,14 @@ def _kind(member: ContinuousSymmetry) -> tuple[str, int]:
 
 
 def _quadratic(members: Sequence[ContinuousSymmetry], params: Parameters) -> bool:
-    """Whether charges are quadratic: what is not of first order in a step does not vanish."""
-    return any(bool(m.finite_step(params).any()) for m in members)
+    """Whether charges are quadratic: what is not of first order in a step does not vanish.
+
+    Asked along a random step, since what the parameters are now may be zero.
+    """
+    rng = torch.Generator().manual_seed(0)
+    own = {n: params[n] for m in members for n in m.names}
+    steps = {n: torch.randn(p.shape, generator=rng).to(p) for n, p in own.items()}
+    return any(bool(m.finite_step(steps).any()) for m in members)
 
 
 def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict[str, slice]:

@@ -48,7 +48,7 @@ def discover(
         attribute `notes` says what was not analysed.
 
     Raises:
-        ValueError: lazy parameters, no parameters, or a loss that cannot be evaluated.
+        ValueError: lazy or no parameters, or a loss that cannot be evaluated or is not finite.
 
     Reference:
         Yang & Ziyin 2025 (arXiv 2512.21447).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import Objective
+from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.implicit_bias import biases
@@ -253,3 +254,46 @@ def test_laws_of_equivariances_hold_over_the_micro_batches_of_a_step() -> None:
         measured = records[f"noether/rayleigh/{family}"]
         predicted = records[f"noether/predicted_rayleigh/{family}"]
         assert measured.value == pytest.approx(predicted.value, rel=1e-3, abs=3 * measured.floor)
+
+
+def points() -> tuple[Tensor, Tensor]:
+    return torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def born_at_zero() -> nn.Module:
+    model = network()
+    for parameter in model[2].parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+def test_drifts_of_parameters_born_at_zero_are_relative_to_their_first_size() -> None:
+    records = run(born_at_zero(), Conservation(), points())
+    assert all(r.status == "ok" for r in records.values() if r.probe == "conservation")
+    assert records["conservation/drift/translation"].value < 1e-6  # conserved by SGD
+    assert 0.1 < records["conservation/drift/head_shift"].value < 1.1
+    assert 0.1 < records["conservation/worst_drift/head_shift"].value < 1.1
+    assert 0.1 < records["conservation/drift/head_scale"].value < 1.1
+    closures = [r for r in records.values() if r.name.startswith("conservation/closure")]
+    assert closures and all(r.verdict == "holds" for r in closures)
+
+
+def test_a_family_whose_parameters_are_zero_says_so() -> None:
+    records = run(born_at_zero(), Noether(), points())
+    resting = records["noether/first_order/head_scale"]
+    assert resting.status == "not_applicable"
+    assert "are zero" in resting.note
+    assert records["noether/first_order/rescale"].verdict == "holds"
+
+
+def test_the_budget_closes_over_a_step_that_outgrows_the_parameters() -> None:
+    records = run(
+        network(), Conservation(), points(), loss=lambda m, b: 1e6 * m(b[0]).square().mean()
+    )
+    closures = [r for r in records.values() if r.name.startswith("conservation/closure")]
+    assert closures and all(r.verdict == "holds" for r in closures)

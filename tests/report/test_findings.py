@@ -271,6 +271,16 @@ def test_a_broken_symmetry_among_the_causes_is_a_warning(make_run: MakeRun) -> N
     )
 
 
+@pytest.mark.parametrize(("slope", "level"), [(1e-8, "note"), (1e-3, "warning")])
+def test_what_rounding_moves_while_the_law_holds_is_no_broken_symmetry(
+    make_run: MakeRun, slope: float, level: str
+) -> None:
+    law = Record(step=100, name="conservation/first_order/scale", value=slope, floor=1e-7)
+    finding = the(make_run(drifting("scale", 0.1, symmetry=1.0), [law]), "drifted")
+    assert finding.level == level
+    assert ("broken symmetry" in finding.text) == (level == "warning")
+
+
 @pytest.mark.parametrize(("dtype", "conserved"), [("float32", True), ("float64", False)])
 def test_a_drift_of_the_size_of_rounding_is_none(
     make_run: MakeRun, dtype: str, conserved: bool

@@ -89,3 +89,14 @@ def test_inputs_of_a_model_without_a_batch_are_guessed_or_asked_for() -> None:
     assert example_batch(nn.Embedding(7, 3)).max() < 7
     with pytest.raises(ValueError, match=r"return \(model, batch\)"):
         example_batch(nn.Bilinear(3, 4, 5))
+
+
+def test_a_loss_that_is_not_finite_is_refused_rather_than_verified() -> None:
+    with pytest.raises(ValueError, match="expected a finite loss, got nan"):
+        eq.symmetry.discover(relu_pair(nn.ReLU()), (torch.full_like(X, torch.nan), Y))
+
+
+def test_what_was_found_prints_as_a_table() -> None:
+    head, *rows = str(eq.symmetry.discover(relu_pair(nn.ReLU()), (X, Y))).splitlines()
+    assert head.split() == ["family", "name", "dimension", "status", "residual"]
+    assert rows[0].split()[:4] == ["rescale", "0-2", "5", "verified"]

@@ -102,7 +102,7 @@ def find_symmetries(
         within a larger one. `notes` say what was not analysed.
 
     Raises:
-        ValueError: the loss itself cannot be evaluated.
+        ValueError: the loss itself cannot be evaluated, or is not finite.
     """
     with FullPrecision() if dtype == torch.float64 else nullcontext():
         problem = _problem(loss, params, generator, run, dtype)
@@ -145,6 +145,11 @@ def _problem(
         traced.notes.append(
             f"the computation could not be recorded ({type(error).__name__}: {error}): only the "
             "order of layers in nn.Sequential and what the gradient shows were analysed"
+        )
+    if not bool(traced.value.isfinite().all()):
+        raise ValueError(
+            f"expected a finite loss, got {float(traced.value)}: look for NaN or infinite numbers "
+            "in the batch and in the parameters"
         )
     outputs: Loss | None = None
     if traced.output is not None:

@@ -11,3 +11,13 @@ class Found(list[ParameterSymmetry]):
     def __init__(self, symmetries: Iterable[ParameterSymmetry] = (), notes: Iterable[str] = ()):
         super().__init__(symmetries)
         self.notes = tuple(notes)
+
+    def __str__(self) -> str:
+        """The table of `eqtoolbox symmetries`: one line a symmetry, then the notes."""
+        width = max((len(s.name) for s in self), default=4)
+        lines = [f"{'family':15} {'name':{width}} {'dimension':>9} {'status':11} residual"]
+        lines += [
+            f"{s.family:15} {s.name:{width}} {s.dimension:>9} {s.status:11} {s.residual:.1e}"
+            for s in self
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
