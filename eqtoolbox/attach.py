@@ -12,7 +12,15 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from eqtoolbox.batch import check_batch
+from eqtoolbox.capture.batch import check_batch
+from eqtoolbox.capture.unwrap import (
+    optimizers_in,
+    other_process,
+    processes,
+    refuse_engine,
+    refuse_sharded,
+    unwrapped,
+)
 from eqtoolbox.config import Probes, describe, resolve
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor, monitors_of
@@ -21,14 +29,6 @@ from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
-from eqtoolbox.unwrap import (
-    optimizers_in,
-    other_process,
-    processes,
-    refuse_engine,
-    refuse_sharded,
-    unwrapped,
-)
 
 
 def attach(

@@ -5,20 +5,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eqtoolbox.capture import LossCapture
-from eqtoolbox.gradient_check import (
+from eqtoolbox.capture.gradient_check import (
     MIN_COSINE,
     Circumstances,
     compare,
     repeats,
     replayed_gradient,
 )
-from eqtoolbox.guests import modules_in
+from eqtoolbox.capture.guests import modules_in
+from eqtoolbox.capture.loss_capture import LossCapture
+from eqtoolbox.capture.writes import LiveWrite, refuse_live_writes
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.record import Record
 from eqtoolbox.snapshot import Snapshot, trainable
-from eqtoolbox.writes import LiveWrite, refuse_live_writes
 
 CHECK = "monitor/closure_grad_cos"
 RATIO = "monitor/closure_grad_ratio"

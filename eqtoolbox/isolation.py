@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from eqtoolbox.capture.guests import guests, restore_attributes, set_apart
 from eqtoolbox.derivatives import twice_differentiable
-from eqtoolbox.guests import guests, restore_attributes, set_apart
 
 
 class RandomState:
@@ -67,9 +67,9 @@ def isolated(*modules: nn.Module, expected: Iterable[nn.Module] = ()) -> Iterato
 
     Hooks that belong to torch itself stay (old-style weight and spectral normalisation and
     pruning compute their weight in one). Other modules that are called meanwhile are protected
-    too, their buffers included (`eqtoolbox.guests`). Gradients are enabled whatever the caller's
-    mode; autocast is off, so that probes measure in the parameters' own precision; operations
-    without a second derivative are exchanged (`eqtoolbox.derivatives`).
+    too, their buffers included (`eqtoolbox.capture.guests`). Gradients are enabled whatever the
+    caller's mode; autocast is off, so that probes measure in the parameters' own precision;
+    operations without a second derivative are exchanged (`eqtoolbox.derivatives`).
     """
     everything = {id(m): m for module in modules for m in module.modules()}.values()
     before = [(m, dict(m.__dict__)) for m in everything]

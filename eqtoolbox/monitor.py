@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.budget import Budget
-from eqtoolbox.capture import LossCapture
+from eqtoolbox.capture.gradient_scale import gradient_scale
+from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.eager import eager
 from eqtoolbox.faithfulness import Faithfulness
 from eqtoolbox.isolation import RandomState
@@ -19,7 +20,6 @@ from eqtoolbox.objective import LossFunction, Objective, Parameters
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.record import Record
 from eqtoolbox.runner import Runner, synchronize
-from eqtoolbox.scaling import gradient_scale
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, gradients, optimizer_state, parameter_groups, trainable
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from eqtoolbox.batch import map_tensors, tensors
-from eqtoolbox.checkpoints import recomputed_within
-from eqtoolbox.guests import Scope, modules_in, renew_guests
+from eqtoolbox.capture.batch import map_tensors, tensors
+from eqtoolbox.capture.checkpoints import recomputed_within
+from eqtoolbox.capture.guests import Scope, modules_in, renew_guests
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 
 Parameters = dict[str, Tensor]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from eqtoolbox.batch import check_batch
 from eqtoolbox.budget import Budget
+from eqtoolbox.capture.batch import check_batch
 from eqtoolbox.isolation import isolated
 from eqtoolbox.journal import Journal
 from eqtoolbox.probe import Measurement, Probe, record

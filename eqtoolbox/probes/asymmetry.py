@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from eqtoolbox.batch import tensors
+from eqtoolbox.capture.batch import tensors
 from eqtoolbox.linalg.vectors import dot, norm
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.gradient_check import replayed_gradient
+from eqtoolbox.capture.gradient_check import replayed_gradient
 from eqtoolbox.linalg.vectors import random_like
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.capture.window import Window
 from eqtoolbox.linalg.graph import differentiating, filled
 from eqtoolbox.linalg.vectors import add, zeros_like
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.snapshot import NotApplicable
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry
-from eqtoolbox.window import Window
 
 Members = Mapping[str, Sequence[ContinuousSymmetry]]
 Elements = Mapping[str, Sequence[Tensor]]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.batch import map_tensors, tensors
+from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.objective import Call, Objective, Parameters
 from eqtoolbox.snapshot import NotApplicable
 

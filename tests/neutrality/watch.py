@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.gradient_check import compare, replayed_gradient
+from eqtoolbox.capture.gradient_check import compare, replayed_gradient
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.sinks.memory import MemorySink
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from eqtoolbox.capture import _buffers
+from eqtoolbox.capture.loss_capture import _buffers
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.linalg import hessian
 from eqtoolbox.linalg.vectors import add, norm, random_like, scale

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.capture.unwrap import processes
 from eqtoolbox.objective import Objective, Parameters
-from eqtoolbox.unwrap import processes
 
 MIN_COSINE = 0.99  # replayed against training gradient; below it the loss is another
 RANDOM = 1e-4  # relative change of a loss evaluated again; rounding gives 1e-7

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.batch import map_tensors, tensors
-from eqtoolbox.caught import Caught, Hook, gradients_are_clear, guessed, weighted
+from eqtoolbox.capture.batch import map_tensors, tensors
+from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, guessed, weighted
+from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
+from eqtoolbox.capture.unwrap import unwrapped
+from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
-from eqtoolbox.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
 from eqtoolbox.objective import LossFunction, Objective, Parameters, loss_tensor
-from eqtoolbox.unwrap import unwrapped
-from eqtoolbox.window import Window
 
 F = TypeVar("F", bound=Callable[..., Any])
 
