@@ -82,7 +82,7 @@ def idle(train: Training, batches: Any, steps: int) -> float:
 def reported(run_dir: Path) -> dict[str, float]:
     """What the run says about its own cost."""
     run = eq.Run(run_dir)
-    names = [n for n in run.names() if n in ("cost/overhead", "cost/setup", "cost/idle")]
+    names = [n for n in run.names() if n in ("cost/overhead", "cost/setup")]
     return {name: float(run.series(name)[1][-1]) for name in names}
 
 

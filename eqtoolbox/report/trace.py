@@ -104,6 +104,15 @@ def trace(run: Run, name: str) -> Trace | None:
     return Trace(records=tuple(rows[i] for i in held), unanswered=len(rows) - 1 - held[-1])
 
 
+def skipped(run: Run) -> dict[str, int]:
+    """How many due measurements the budget left out, by probe; not each of them has a row."""
+    rows = {(r.step, r.probe) for r in run.records() if r.status == "skipped_budget"}
+    found = dict(Counter(probe for _, probe in rows))
+    for probe, count in traces(run, "cost/skipped").items():
+        found[probe] = max(found.get(probe, 0), round(count.last.value))
+    return found
+
+
 def traces(run: Run, quantity: str) -> dict[str, Trace]:
     """Traces of a quantity by target: symmetry, family or rank."""
     found = {target: trace(run, f"{quantity}/{target}") for target in run.targets(quantity)}

@@ -141,7 +141,7 @@ def test_copies_pickles_and_averages_are_free_of_the_monitor(tmp_path: Any) -> N
         assert copy.deepcopy(optimizer).state_dict() == optimizer.state_dict()
         for other in (twin, whole, average):
             other(*batches(1)[0])
-        assert monitor._capture._coming == []
+        assert monitor._capture.pending.coming == []
     assert during[1:] == before[1:]
     assert len(during[0]) == len(before[0])
 

@@ -509,6 +509,19 @@ def test_skips_are_told_with_the_overhead(make_run: MakeRun) -> None:
     assert "overhead 4.9 %, budget 5 %" in finding.text
 
 
+def test_skips_without_a_row_are_counted_and_setup_is_told_apart(make_run: MakeRun) -> None:
+    run = make_run(
+        series("curvature/sharpness", [1.0] * 3),
+        missing("curvature/sharpness", [30, 40], "skipped_budget"),
+        series("cost/skipped/curvature", [1, 2, 7]),
+        series("cost/overhead", [0.049]),
+        series("cost/setup", [0.2, 1.26]),
+    )
+    text = the(run, "skipped by the budget").text
+    assert text.startswith("7 of 10 due measurements were skipped")
+    assert "overhead 4.9 %, budget 5 %, set-up of 1.3 s apart" in text
+
+
 def test_an_overdrawn_budget_is_said(make_run: MakeRun) -> None:
     assert the(make_run(series("cost/overhead", [0.09])), "overdrew").level == "note"
     fine = the(make_run(series("cost/overhead", [0.049])), "of the training time")
