@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,19 @@ def test_a_drift_that_is_all_weight_decay_says_so(make_run: MakeRun) -> None:
     finding = the(run, "rescale charges drifted")
     assert finding.text == "Rescale charges drifted 3.1 % since the start: 100 % weight decay."
     assert finding.level == "note"
+
+
+@pytest.mark.parametrize(("until", "told"), [(97, True), (50, False)])
+def test_causes_recorded_shortly_before_the_end_are_told(
+    make_run: MakeRun, until: int, told: bool
+) -> None:
+    rows = drifting("rescale", 0.031, decay=1.0, finite_step=0.0, unmeasured=0.0)
+    last = max(r.step for r in rows)
+    later = [replace(r, step=r.step - last + 100) for r in rows]
+    kept = [r for r in later if "share" not in r.name or r.step <= until]
+    early = [replace(r, step=until) for r in later if "share" in r.name and r.step == 100]
+    text = the(make_run([*kept, *early]), "rescale charges drifted").text
+    assert ("100 % weight decay" in text) == told
 
 
 def test_causes_are_told_largest_first(make_run: MakeRun) -> None:
