@@ -7,6 +7,7 @@ from eqtoolbox.report.drawing import PALETTE, faded
 from eqtoolbox.report.figures import Key, Panel, Plot
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
+from eqtoolbox.report.words import words
 
 TOP = "curvature/sharpness"
 
@@ -102,7 +103,7 @@ def _overlaps(run: Run) -> Iterator[Panel]:
         subject = name.rpartition("/")[2].removesuffix("_overlap")
         colour = PALETTE[i % len(PALETTE)]
         if share is not None:
-            plot.line(share, subject, colour)
+            plot.line(share, words(subject), colour)
             if subject == "update":  # under plain SGD it lies on the gradient's line
                 plot.data[-1]["line"]["dash"] = "dot"
                 plot.keys[-1] = replace(plot.keys[-1], dash="dot")
@@ -163,12 +164,12 @@ def _rayleigh(run: Run) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step)
     for i, (family, measured) in enumerate(traces(run, "noether/rayleigh").items()):
         colour = PALETTE[i % len(PALETTE)]
-        plot.line(measured, f"{family}, measured", colour, mode="lines", width=6)
+        plot.line(measured, f"{words(family)}, measured", colour, mode="lines", width=6)
         plot.data[-1]["opacity"] = 0.35
-        key = replace(plot.keys.pop(), label=family)
+        key = replace(plot.keys.pop(), label=words(family))
         predicted = trace(run, f"noether/predicted_rayleigh/{family}")
         if predicted is not None:
-            plot.line(predicted, f"{family}, predicted", colour, width=1.4)
+            plot.line(predicted, f"{words(family)}, predicted", colour, width=1.4)
             key = replace(key, traces=key.traces + plot.keys.pop().traces)
         plot.keys.append(key)
     if plot.data:
