@@ -113,9 +113,9 @@ def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
     if len(obeyed) > FEW and len(steps) == 1:
         worst = max(obeyed.values(), key=lambda law: law.now)
         laws, size = listing([words(f) for f in obeyed]), number(worst.now, 2)
-        count = plural(max(steps), "step")
+        count = f"all {max(steps)} steps" if max(steps) > 1 else "the one step measured"
         text = (
-            f"The training gradient obeys the laws of {laws} at all {count}: "
+            f"The training gradient obeys the laws of {laws} at {count}: "
             f"slope at most {size} of the gradient's length{floor_words(worst)}."
         )
         yield Finding(level="good", text=text, evidence=(worst.evidence(),))

@@ -366,6 +366,11 @@ def test_the_edge_of_stability_is_dated(make_run: MakeRun) -> None:
     assert finding.level == "note"
 
 
+def test_a_single_measurement_is_not_called_a_history(make_run: MakeRun) -> None:
+    finding = the(make_run(series(STABILITY, [2.6]), series(SHARPNESS, [23.0])), "edge of")
+    assert "beyond the edge of stability at step 0, the only measurement;" in finding.text
+
+
 @pytest.mark.parametrize("status", ["not_converged", "failed", "skipped_budget", "non_finite"])
 def test_an_uncertified_sharpness_never_speaks_of_stability(make_run: MakeRun, status: str) -> None:
     top = series(SHARPNESS, [40.0] * 20, status=status)
