@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from eqtoolbox.report.drawing import PALETTE, faded
 from eqtoolbox.report.figures import Key, Panel, Plot
+from eqtoolbox.report.panels_spectrum import spectrum_panels
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
 from eqtoolbox.report.words import words
@@ -24,7 +25,7 @@ def curvature_panels(run: Run) -> Iterator[Panel]:
         _rayleigh,
     ):
         yield from build(run)
-    yield from _spectrum(run)
+    yield from spectrum_panels(run)
 
 
 def _eigenvalues(run: Run) -> Iterator[Panel]:
@@ -142,22 +143,6 @@ def _decrease(run: Run) -> Iterator[Panel]:
             "predict: where they part, the step is too long for a parabola."
         )
         yield plot.panel("decrease", "Decrease of the loss by one step", reading)
-
-
-def _spectrum(run: Run) -> Iterator[Panel]:
-    for quantity, title, reading in (
-        ("trace", "Trace of the Hessian", "Sum of all eigenvalues, with its standard error."),
-        (
-            "effective_rank",
-            "Effective rank",
-            "Squared trace over squared Frobenius norm: how many equal eigenvalues would do.",
-        ),
-    ):
-        estimate = trace(run, f"spectrum/{quantity}")
-        if estimate is not None:
-            plot = Plot(last_step=run.last_step)
-            plot.line(estimate, quantity.replace("_", " "), PALETTE[0])
-            yield plot.panel(quantity.replace("_", "-"), title, reading)
 
 
 def _rayleigh(run: Run) -> Iterator[Panel]:
