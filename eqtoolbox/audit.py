@@ -63,7 +63,7 @@ def load(config: str | Path) -> Subject:
     samples = options.get("samples", 8)
     if not isinstance(samples, int) or samples < 2:
         raise ValueError(f"{path}: audit.samples must be an integer >= 2, got {samples!r}")
-    build = named(str(options["source"]), path, "audit.source")
+    build = named(str(options["source"]), path.parent, f"{path}: audit.source")
     if not callable(build):
         raise ValueError(f"{path}: {options['source']} must be a function, got {build!r}")
     built = build()

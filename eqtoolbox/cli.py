@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument(
         "model",
         metavar="MODEL",
-        help="package.module:name (a model, or a function that returns one, (model, batch) or "
-        "(model, batch, loss_fn)), or a TOML file with [symmetries]",
+        help="package.module:name or file.py:name (a model, or a function that returns one, "
+        "(model, batch) or (model, batch, loss_fn)), or a TOML file with [symmetries]",
     )
     found.add_argument("--json", action="store_true", help="print as JSON")
     found.set_defaults(run=_symmetries)

@@ -13,6 +13,7 @@ from eqtoolbox.report.words import CAUSES, listing, number, percent, plural, wor
 OUTLIER = 5.0  # times the mean: the worst unit is then named
 MENTIONED = 0.01  # share of a drift below which a cause is left out of the sentence
 NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
+RECENT = 0.95  # of the run's steps: budgets that were recorded since speak for its end
 UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
@@ -112,9 +113,9 @@ def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
     if len(obeyed) > FEW and len(steps) == 1:
         worst = max(obeyed.values(), key=lambda law: law.now)
         laws, size = listing([words(f) for f in obeyed]), number(worst.now, 2)
-        count = plural(max(steps), "step")
+        count = f"all {max(steps)} steps" if max(steps) > 1 else "the one step measured"
         text = (
-            f"The training gradient obeys the laws of {laws} at all {count}: "
+            f"The training gradient obeys the laws of {laws} at {count}: "
             f"slope at most {size} of the gradient's length{floor_words(worst)}."
         )
         yield Finding(level="good", text=text, evidence=(worst.evidence(),))
@@ -141,11 +142,11 @@ def budget_closure(run: Run) -> Iterator[Finding]:
 
 
 def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float]]:
-    """Shares of the drift by cause at one step, largest first."""
+    """Shares of the drift by cause, as last recorded up to a step, largest first."""
     found = {}
     for cause in CAUSES:
         share = trace(run, f"conservation/share_{cause}/{family}")
-        if share is not None and share.last.step == step:
+        if share is not None and RECENT * step <= share.last.step <= step:
             found[cause] = (share.latest(), share.last.value)
     return dict(sorted(found.items(), key=lambda item: -abs(item[1][1])))
 

@@ -91,6 +91,8 @@ class Trace:
         begin = onset(flags)
         if begin is None:
             return "not at present"
+        if len(flags) == 1:
+            return f"at step {self.last.step}, the only measurement"
         return "since the start" if begin == 0 else f"since step {self.records[begin].step}"
 
 

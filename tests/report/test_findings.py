@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,19 @@ def test_a_drift_that_is_all_weight_decay_says_so(make_run: MakeRun) -> None:
     assert finding.level == "note"
 
 
+@pytest.mark.parametrize(("until", "told"), [(97, True), (50, False)])
+def test_causes_recorded_shortly_before_the_end_are_told(
+    make_run: MakeRun, until: int, told: bool
+) -> None:
+    rows = drifting("rescale", 0.031, decay=1.0, finite_step=0.0, unmeasured=0.0)
+    last = max(r.step for r in rows)
+    later = [replace(r, step=r.step - last + 100) for r in rows]
+    kept = [r for r in later if "share" not in r.name or r.step <= until]
+    early = [replace(r, step=until) for r in later if "share" in r.name and r.step == 100]
+    text = the(make_run([*kept, *early]), "rescale charges drifted").text
+    assert ("100 % weight decay" in text) == told
+
+
 def test_causes_are_told_largest_first(make_run: MakeRun) -> None:
     run = make_run(drifting("rescale", 0.031, finite_step=0.08, decay=0.92))
     assert "3.1 % since the start: 92 % weight decay, 8 % finite step." in the(run, "charges").text
@@ -350,6 +364,11 @@ def test_the_edge_of_stability_is_dated(make_run: MakeRun) -> None:
     assert finding.text.startswith("Sharpness × lr/2 = 1.02: at the edge of stability since step")
     assert finding.text.endswith("since step 160.")
     assert finding.level == "note"
+
+
+def test_a_single_measurement_is_not_called_a_history(make_run: MakeRun) -> None:
+    finding = the(make_run(series(STABILITY, [2.6]), series(SHARPNESS, [23.0])), "edge of")
+    assert "beyond the edge of stability at step 0, the only measurement;" in finding.text
 
 
 @pytest.mark.parametrize("status", ["not_converged", "failed", "skipped_budget", "non_finite"])
