@@ -17,11 +17,14 @@ def eager(hook: F) -> F:
     nothing is being compiled the hook is called as it is: leaving and entering takes microseconds.
     """
     untraced: list[Any] = []
+    compiling = getattr(eval_frame, "get_eval_frame_callback", None)
 
     @functools.wraps(hook)
     def run(*args: Any) -> Any:
+        if compiling is not None and compiling() is None:
+            return hook(*args)
         compiler = sys.modules.get("torch._dynamo.eval_frame")
-        if compiler is None or _nothing_compiles():
+        if compiler is None:
             return hook(*args)
         if not untraced:
             untraced.append(compiler.DisableContext()(hook))
@@ -29,9 +32,3 @@ def eager(hook: F) -> F:
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]
-
-
-def _nothing_compiles() -> bool:
-    """Whether the frames that are called now are run as they are; False if that is not known."""
-    callback = getattr(eval_frame, "get_eval_frame_callback", None)
-    return callback is not None and callback() is None

@@ -1,8 +1,8 @@
 """The monitor: a due step is caught, measured in isolation, and its records go to the sinks."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from eqtoolbox.objective import LossFunction, Objective, Parameters
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.record import Record
 from eqtoolbox.runner import Runner, synchronize
+from eqtoolbox.schedule import following
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
 
@@ -76,6 +77,7 @@ class Monitor:
         self._todo: list[Probe] = []  # due at the coming step
         self._run: list[Probe] = []  # and paid for
         self._catches = False  # whether the coming step is caught
+        self._next = 0.0  # the step up to which nothing is due after the coming one
         self._taken = Step(model)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
@@ -252,14 +254,14 @@ class Monitor:
             self._catches = bool(self._run) or self._budget.affords(LOSS)
         elif self._catches:
             self._run, self._catches = [], False
+        self._next = min(
+            (following(s.schedule, self.step + 1) for s in self.probes), default=math.inf
+        )
         if self._catches or self._capture.armed:
             self._capture.armed = self._catches
 
     def _due(self, step: int) -> list[Probe]:
         disabled = self._journal.disabled
-        if not disabled:  # the way of nearly all steps
-            with suppress(Exception):
-                return [s.probe for s in self.probes if s.schedule(step)]
         if "monitor" in disabled:
             return []
         due = []
@@ -280,6 +282,13 @@ class Monitor:
     @eager
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         caught, started = self._catches, time.perf_counter()
+        if not self._todo and self.step + 1 < self._next:  # the way of nearly all steps
+            if self._left_at is None:
+                self._left_at = started
+            self._capture.unused = None
+            self.step = self._journal.step = self.step + 1
+            self._idle += time.perf_counter() - started
+            return
         try:
             if caught:
                 self._finish()

@@ -70,9 +70,6 @@ def test_writing_counts_as_the_monitors_time() -> None:
     run(20, [quick], pause=0.002)
     run(20, [slow, SlowSink()], pause=0.002)
     assert last(slow, "cost/overhead") > last(quick, "cost/overhead") + 1.0
-    assert last(slow, "cost/overhead") == pytest.approx(
-        sum(r.step > 0 for r in slow.records) * 0.001 / 0.04, rel=0.5
-    )
 
 
 def test_catching_counts_as_the_monitors_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,6 +279,27 @@ def test_a_cause_against_the_drift_is_marked(make_run: MakeRun) -> None:
     assert "130 % finite step, -30 % weight decay (negative: against" in the(run, "charges").text
 
 
+def test_causes_that_nearly_cancel_are_told_in_words(make_run: MakeRun) -> None:
+    run = make_run(drifting("scale", 0.02, finite_step=12.1, decay=-11.1, optimizer=0.002))
+    text = the(run, "charges").text
+    assert text == (
+        "Scale charges drifted 2 % since the start: finite step +12.1x and weight decay -11.1x "
+        "of this net drift nearly cancel."
+    )
+    shared = the(make_run(drifting("scale", 0.02, decay=2.9, finite_step=-1.9)), "charges").text
+    assert "290 % weight decay" in shared, "up to three times the drift a share can be read"
+    alone = drifting("scale", 0.02, decay=3.5, finite_step=-0.9, optimizer=-0.8, symmetry=-0.8)
+    assert "weight decay +3.5x of this net drift, nearly cancelled by the other" in (
+        the(make_run(alone), "charges").text
+    )
+
+
+def test_a_charge_that_was_born_at_zero_is_no_outlier(make_run: MakeRun) -> None:
+    worst = Record(step=100, name="conservation/worst_drift/translation", value=-0.999, note="key")
+    run = make_run(drifting("translation", 0.1, decay=1.0), [worst])
+    assert "worst" not in the(run, "charges").text
+
+
 def test_a_broken_symmetry_among_the_causes_is_a_warning(make_run: MakeRun) -> None:
     assert the(make_run(drifting("scale", 0.1, symmetry=0.4, decay=0.6)), "drifted").level == (
         "warning"
