@@ -1,14 +1,12 @@
 """The equivariance error: how far a function is from f(S_g x) = R_g f(x), floor and verdict."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
-from eqtoolbox.symmetry.actions import Action, inside_of, trivial
+from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
@@ -16,15 +14,14 @@ from eqtoolbox.symmetry.orbit import (
     Function,
     OrbitMoments,
     double,
-    gap,
     orbit,
     require_finite,
     require_inputs,
     respond,
     settled,
     square,
-    value,
 )
+from eqtoolbox.symmetry.price import Loss, Price
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
 
@@ -43,7 +40,7 @@ def equivariance_error(
     *,
     samples: int = 8,
     generator: torch.Generator | None = None,
-    loss: Callable[[Any], Tensor] | None = None,
+    loss: Loss | None = None,
     outputs: Tree | None = None,
     check: bool = True,
 ) -> EquivarianceResult:
@@ -81,7 +78,8 @@ def equivariance_error(
         symmetry: the claim.
         samples: group elements at most, the identity among them, >= 2.
         generator: draws elements and perturbations; a new one with seed 0 unless given.
-        loss: convex and >= 0, outputs -> one number, with the targets of `inputs` inside.
+        loss: convex and >= 0, outputs (a tensor or a tree) -> one number, with the targets of
+            `inputs` inside. Where it is a sum over the leaves, `loss_parts` has the share of each.
         outputs: f(x) if it is known already, in the same precision.
         check: verify the actions first; switch it off where the same shapes passed before.
 
@@ -115,8 +113,8 @@ def equivariance_error(
         symmetry.check(inputs, outputs)
     elements, enumerated = _draw(symmetry.group, samples, generator)
     layout = None if isinstance(outputs, Tensor) else Layout.of(outputs)
-    edged = hasattr(symmetry.output_action, "inside")
-    loss = None if edged or not symmetry.group.invertible else loss  # no average of predictions
+    averaged = symmetry.group.invertible and not has_edge(symmetry.output_action)
+    price = None if loss is None or not averaged else Price(loss, outputs, layout)
 
     def compared(y: Tree) -> Tensor:
         y = inside_of(symmetry.output_action, y)
@@ -124,7 +122,6 @@ def equivariance_error(
 
     base = compared(outputs)
     moments = OrbitMoments(base, symmetry.group.order, enumerated)
-    losses = [] if loss is None else [value(loss, outputs)]
     squares, energies, agreement = [], [], []
     parts = Parts(layout)
     ranked = symmetry.output_action is trivial and _ranked(outputs)
@@ -141,8 +138,8 @@ def equivariance_error(
             squares.append(square(defect))
             energies.append(square(right))
             parts.add(defect, right)
-        if loss is not None:
-            losses.append(value(loss, pulled))
+        if price is not None:
+            price.add(pulled)
         if ranked:
             agreement.append((response.argmax(1) == outputs.argmax(1)).double().mean())
     answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, generator)
@@ -154,6 +151,7 @@ def equivariance_error(
     worst = max(range(len(elements)), key=lambda i: errors[i])
     fraction, fraction_floor = moments.fraction(floor)
     verdict, note = _verdict(error, floor, note)
+    twirl = None if price is None else _twirl(moments, outputs, layout)
     return EquivarianceResult(
         relative_error=error,
         stderr=stderr,
@@ -165,9 +163,8 @@ def equivariance_error(
         verdict=verdict,
         samples=len(elements),
         enumerated=enumerated,
-        percent_of_loss=None
-        if loss is None
-        else gap(losses, value(loss, _twirl(moments, base, layout))),
+        percent_of_loss=None if price is None else price.percent(twirl),
+        loss_parts={} if price is None else price.parts(twirl),
         mean_square=float(torch.stack(squares).mean()) / _compared(symmetry, outputs),
         consistency=float(torch.stack(agreement).mean()) if agreement else None,
         parts=parts.errors(),
@@ -197,9 +194,9 @@ class Parts:
         )
 
 
-def _twirl(moments: OrbitMoments, base: Tensor, layout: Layout | None) -> Tree:
-    mean = moments.twirl(base)
-    return mean if layout is None else layout.unpack(mean)
+def _twirl(moments: OrbitMoments, outputs: Tree, layout: Layout | None) -> Tree:
+    mean = moments.twirl()
+    return layout.unpack(mean) if layout else mean.reshape(outputs.shape).to(outputs)
 
 
 def _ranked(outputs: Tree) -> bool:

@@ -26,6 +26,7 @@ class EquivarianceResult:
     mean_square: float = math.nan  # of f(S_g x) - R_g f(x) per compared number, one tensor only
     consistency: float | None = None  # [0, 1], same argmax as f(x); for (batch, K >= 2), R trivial
     parts: Mapping[str, float] = field(default_factory=dict)  # relative error of each output tensor
+    loss_parts: Mapping[str, float] = field(default_factory=dict)  # %, of each; sums to the whole
     note: str = ""  # what to mend before the numbers can be trusted
 
     def stderr_of(self, part: float) -> float:
