@@ -17,9 +17,11 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
     OutputAction,
+    as_claims,
     claimed,
     name_of,
-    require_claims,
+    require_elements,
+    require_output,
     require_tensor,
     structured,
 )
@@ -64,12 +66,9 @@ class Asymmetry(Probe):
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "symmetries", tuple(self.symmetries))
-        require_claims(self.symmetries)
-        if self.samples < 2:
-            raise ValueError(
-                f"samples must be >= 2, got {self.samples}; use every(0) to switch off"
-            )
+        object.__setattr__(self, "symmetries", as_claims(self.symmetries))
+        require_elements(self.samples)
+        require_output(self.output)
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
         try:

@@ -13,9 +13,11 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
     OutputAction,
+    as_claims,
     claimed,
     name_of,
-    require_claims,
+    require_elements,
+    require_output,
     require_tensor,
     structured,
 )
@@ -70,14 +72,11 @@ class EquivarianceError(Probe):
     layers: bool = False  # shares of layers in violated Lie derivatives, a derivative a layer each
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "symmetries", tuple(self.symmetries))
-        require_claims(self.symmetries)
-        if self.samples < 2:
-            raise ValueError(
-                f"samples must be >= 2, got {self.samples}; use every(0) to switch off"
-            )
-        if not self.peak > 0:
-            raise ValueError(f"peak must be > 0, the range of the output, got {self.peak}")
+        object.__setattr__(self, "symmetries", as_claims(self.symmetries))
+        require_elements(self.samples)
+        require_output(self.output)
+        if not isinstance(self.peak, int | float) or not self.peak > 0:
+            raise ValueError(f"peak must be > 0, the range of the output, got {self.peak!r}")
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
         """By symmetry: its smallest error so far, and the shapes that its actions fit."""
@@ -258,7 +257,7 @@ def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
         note = "a single sample, outputs that do not vary, or elements that cannot be undone"
         yield Measurement("orbit_variance", share, name, status="not_applicable", note=note)
     else:
-        floor, stderr = result.orbit_variance_floor, result.stderr_of(share)
+        floor, stderr = result.orbit_variance_floor, result.orbit_variance_stderr
         yield Measurement("orbit_variance", share, name, floor=floor, stderr=stderr)
     if result.percent_of_loss is not None:
         percent = result.percent_of_loss

@@ -12,7 +12,6 @@ from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
     Function,
-    OrbitMoments,
     double,
     orbit,
     require_finite,
@@ -24,6 +23,7 @@ from eqtoolbox.symmetry.orbit import (
 from eqtoolbox.symmetry.price import Loss, Price
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
+from eqtoolbox.symmetry.variance import OrbitMoments
 
 _HIDDEN = (
     "the floor hides any violation: low-pass the images (band_limited), use float64 or an exact "
@@ -52,7 +52,8 @@ def equivariance_error(
 
     Elements: all of G when there are at most `samples` of them, otherwise e and `samples` - 1
     independent uniform ones. Then the standard error is that of the delta method, orbit_variance
-    is a ratio of unbiased estimates, percent_of_loss is low by about 1 / samples of itself. What
+    is within / (within + between) of an analysis of variance, its parts unbiased and the second
+    >= 0, with a jackknife error; percent_of_loss is low by about 1 / samples of itself. What
     cannot be undone (`Strengths`) is compared at its elements and has neither of the two.
 
     floor: the largest of (1) the answer |f(x (1 + eps randn)) - f(x)| / |f(x)| to a change of x by
@@ -149,7 +150,7 @@ def equivariance_error(
     require_finite(torch.stack(squares), "from f(S_g x)")
     error, stderr, errors = _ratio(squares, energies, enumerated)
     worst = max(range(len(elements)), key=lambda i: errors[i])
-    fraction, fraction_floor = moments.fraction(floor)
+    share = moments.fraction(floor)
     verdict, note = _verdict(error, floor, note)
     twirl = None if price is None else _twirl(moments, outputs, layout)
     return EquivarianceResult(
@@ -157,8 +158,9 @@ def equivariance_error(
         stderr=stderr,
         worst=errors[worst],
         worst_element=elements[worst],
-        orbit_variance=fraction,
-        orbit_variance_floor=fraction_floor,
+        orbit_variance=share.value,
+        orbit_variance_floor=share.floor,
+        orbit_variance_stderr=share.stderr,
         floor=floor,
         verdict=verdict,
         samples=len(elements),

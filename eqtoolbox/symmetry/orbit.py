@@ -3,7 +3,6 @@
 Every sum is in float64 over deviations from f(x), so that a small violation survives a large f.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,8 +15,6 @@ from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
 
 Function = Callable[[Any], Any]  # of a batch: a tensor, or a dict, tuple or list of them
-
-_RESOLVED = 9.0  # a variance counts from this many squared roundings on
 
 
 def pulled_back(
@@ -61,51 +58,6 @@ def pulled_back(
 
 def _stacked(*leaves: Any) -> Any:
     return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
-
-
-class OrbitMoments:
-    """Running sums of f_g over the group, about f_e, so that the orbit itself is never stored."""
-
-    def __init__(self, outputs: Tensor, order: int | None, enumerated: bool) -> None:
-        self.base = double(outputs)  # f_e, (batch, features)
-        self.energy = square(self.base)  # |f_e|^2
-        self.share = 0.0 if order is None else 1.0 / order  # weight of e in the group
-        self.enumerated = enumerated
-        self.shift = torch.zeros_like(self.base)  # sum over g of f_g - f_e
-        self.squares: list[Tensor] = []  # |f_g - f_e|^2
-        self.means: list[Tensor] = []  # mean over x of f_g - f_e, (features,), when g is drawn
-
-    def add(self, pulled: Tensor) -> None:
-        deviation = double(pulled) - self.base
-        self.shift += deviation
-        self.squares.append(square(deviation))
-        if not self.enumerated:
-            self.means.append(deviation.mean(dim=0))
-
-    def twirl(self) -> Tensor:
-        """Mean of f_g over e and the elements added, (batch, features) in float64."""
-        return self.base + self.shift / (len(self.squares) + 1)
-
-    def fraction(self, floor: float) -> tuple[float, float]:
-        """E_x Var_g f_g / Var_{x,g} f_g over the whole group, and what rounding makes of it."""
-        count, batch = len(self.squares), len(self.base)
-        if count == 0 or batch < 2 or (count < 2 and not self.enumerated):
-            return math.nan, math.nan
-        others, shift = 1.0 - self.share, self.shift / count
-        level = torch.stack(self.squares).mean() / batch  # E |f_g - f_e|^2 over g != e
-        variance = level - square(shift) / batch  # E_x Var_g f_g over g != e
-        centre = square(shift.mean(dim=0))  # |E_x,g f_g - E_x f_e|^2 over g != e
-        if not self.enumerated:  # both become unbiased
-            variance = variance * count / (count - 1)
-            centre = centre - torch.stack(self.means).var(dim=0).sum() / count
-        centred = self.base - self.base.mean(dim=0)
-        spread = (centred.square() + 2.0 * others * centred * shift).sum() / batch
-        total = float(spread + others * level - others**2 * centre)
-        within = float(others**2 * variance + self.share * others * level)
-        rounding = floor**2 * float(self.energy) / batch
-        if not total > _RESOLVED * rounding:
-            return math.nan, math.nan
-        return within / total, rounding / total
 
 
 def orbit(

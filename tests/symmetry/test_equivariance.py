@@ -437,9 +437,13 @@ def test_standard_errors_of_shares_are_the_spread_over_draws() -> None:
         )
         for i in range(100)
     ]
-    for name in ("orbit_variance", "percent_of_loss"):
+    stated_by = {
+        "orbit_variance": lambda f: f.orbit_variance_stderr,
+        "percent_of_loss": lambda f: f.stderr_of(f.percent_of_loss),
+    }
+    for name, of in stated_by.items():
         values = torch.tensor([getattr(f, name) for f in found])
-        stated = torch.tensor([f.stderr_of(getattr(f, name)) for f in found])
+        stated = torch.tensor([of(f) for f in found])
         assert 1 / 1.7 < float(values.std() / stated.mean()) < 1.7
 
 
