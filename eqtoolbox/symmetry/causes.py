@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.symmetry.actions import dihedral, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.layers import Activation, Layers, label
 from eqtoolbox.symmetry.permuting import Permute
@@ -40,6 +41,11 @@ def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivarianc
         return f"{kind}: a positional embedding tells entries apart; remove it or permute it too"
     if _permutes(symmetry):
         return _order(module, at, [m[name] for m in layers.moved])
+    if boosts(symmetry) and _pointwise(module, at):
+        return (
+            f"{kind} bends what a wind adds to every value, and its output has no action of the "
+            "group: take the mean flow off before the network and put it back after, carried along"
+        )
     if isinstance(symmetry.input_action, FourierShift) and _pointwise(module, at):
         return (
             f"{kind} makes frequencies above what the grid holds, which come back as others "
@@ -168,6 +174,11 @@ def _grid(module: nn.Module, before: Tensor, symmetry: Equivariance) -> str:
             "low-pass before it, or test those shifts"
         )
     mode = getattr(module, "padding_mode", "zeros")
+    if boosts(symmetry) and pad and mode != "circular":
+        return (
+            f"{kind} pads with {mode}, which no wind blows through: use padding_mode='circular', "
+            "or take the mean flow off before it"
+        )
     if shifts and pad and mode != "circular":
         return (
             f"{kind} pads with {mode}: what leaves on one side does not return on the other; use "
@@ -178,6 +189,12 @@ def _grid(module: nn.Module, before: Tensor, symmetry: Equivariance) -> str:
             f"the kernel of {kind} is not symmetric: average it over the group, or average outputs"
         )
     return f"{kind} does not commute with the action"
+
+
+def boosts(symmetry: Equivariance) -> bool:
+    """Whether the claim is one of Galilean boosts."""
+    action = getattr(symmetry.input_action, "action", symmetry.input_action)
+    return any(isinstance(a, Boost) for a in tree_leaves(getattr(action, "parts", action)))
 
 
 def _side(module: nn.Module, word: str, default: int) -> int:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error
 from eqtoolbox.symmetry.actions import Action, check_action, dihedral, flip, quarter_turn, trivial
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor
 from eqtoolbox.symmetry.fields import (
-    Boost,
     Field,
     pseudo_scalar_field,
     scalar_field,
