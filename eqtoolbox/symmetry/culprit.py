@@ -113,7 +113,12 @@ def better_output_action(function: Function, inputs: Tree, symmetry: Equivarianc
         >>> better_output_action(moment, x, Equivariance(O3(), vectors, vectors))
         'axial_vectors'
     """
-    others: dict[str, Action] = {
+    own = symmetry.output_action
+    others: dict[str, Action] = {}
+    if isinstance(own, Boost):
+        others["a boost that carries nothing"] = replace(own, cells=0)
+        others["a boost that carries the other way"] = replace(own, cells=-own.cells)
+    others |= {
         "trivial": trivial,
         "the input action": symmetry.input_action,
         "vectors": vectors,
@@ -123,10 +128,6 @@ def better_output_action(function: Function, inputs: Tree, symmetry: Equivarianc
         "pseudo_scalar_field": Field(0, pseudo=True),
         "vector_field": Field(1),
     }
-    own = symmetry.output_action
-    if isinstance(own, Boost):
-        others["a boost that carries nothing"] = replace(own, cells=0)
-        others["a boost that carries the other way"] = replace(own, cells=-own.cells)
     for name, action in others.items():
         if action == symmetry.output_action:
             continue

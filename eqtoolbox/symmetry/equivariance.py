@@ -56,12 +56,12 @@ def equivariance_error(
     >= 0, with a jackknife error; percent_of_loss is low by about 1 / samples of itself. What
     cannot be undone (`Strengths`) is compared at its elements and has neither of the two.
 
-    floor: the largest of (1) the answer |f(x (1 + eps randn)) - f(x)| / |f(x)| to a change of x by
-    its rounding, eps being that of the inputs' dtype; (2) the difference of two runs on the same x;
-    (3) the round trips |S^-1 S x - x| / |x| and the same of R; (4) eps of the coarsest dtype among
-    the outputs and the operations inside, so that autocast is seen (TF32 is not: switch it off).
-    The first two come from the first few samples: one run sees both, and the run that tells them
-    apart is made only when the answer is large.
+    floor: the largest of (1) the answer of f to x (1 + eps randn), eps being the rounding of x,
+    with every operation inside rounded once more by chance, so that what many steps add up is in
+    it; (2) the difference of two runs on the same x; (3) the round trips |S^-1 S x - x| / |x| and
+    the same of R; (4) eps of the coarsest dtype among the outputs and the operations inside, so
+    that autocast is seen (TF32 is not: switch it off). One run of the first few samples sees the
+    first two; only a large answer takes two more, to tell them apart.
 
     verdict: `holds` up to 3 floors, `violated` above 10, else `unresolved` (rerun in float64).
     Never `holds` when the function is random, nor when the floor is so high (0.14) that not even an
@@ -70,7 +70,7 @@ def equivariance_error(
     Dicts, tuples and lists of tensors are batches too: give actions for them with `Each`. Output
     tensors then count alike, whatever their scales, and `parts` has the error of each.
 
-    Cost: `samples` forwards without gradients, f(x) among them, and two on a few samples; one
+    Cost: `samples` forwards without gradients, f(x) among them, and one on a few samples; one
     forward less when f(x) is given.
 
     Args:

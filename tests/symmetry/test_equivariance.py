@@ -122,7 +122,8 @@ def test_sum_pooling_is_invariant_and_one_pixel_is_not(symmetry, dtype) -> None:
         (torch.float32, 1e-8, "holds"),
         (torch.float32, 1e-7, "holds"),
         (torch.float32, 3e-7, "unresolved"),
-        (torch.float32, 1e-6, "violated"),
+        (torch.float32, 1e-6, "unresolved"),
+        (torch.float32, 2e-6, "violated"),
         (torch.float32, 1e-5, "violated"),
         (torch.float32, 1e-3, "violated"),
         (torch.bfloat16, 0.0, "holds"),
@@ -561,7 +562,7 @@ def test_eight_group_elements_cost_at_most_eight_and_a_half_forwards(batch, elem
     x = normal(batch, 1, 8, 8)
     result = equivariance_error(model, x, ROLL, samples=elements)
     assert result.samples == elements - 1
-    assert len(sizes) == elements + 2
+    assert len(sizes) == elements + 1
     assert sizes.count(batch) == elements
     assert sum(sizes) <= (elements + 0.5) * batch
     known = x.flatten(1).tanh()
