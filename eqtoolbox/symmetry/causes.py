@@ -14,6 +14,8 @@ from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.layers import Activation, Layers, label
 from eqtoolbox.symmetry.permuting import Permute
 from eqtoolbox.symmetry.resampling import FourierShift, Shift
+from eqtoolbox.symmetry.scaling import Degree, Parity
+from eqtoolbox.symmetry.structure import Tree, floating
 
 ORDERED = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "median", "mode"}
 _CENTRED = (quarter_turn, dihedral, flip)
@@ -52,6 +54,11 @@ def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivarianc
             "(aliasing): upsample before it and low-pass after it, or keep its input below half "
             "the band (a quarter of the sampling rate for squares)"
         )
+    if isinstance(symmetry.input_action, Parity | Degree) and _shifts(module):
+        return (
+            f"{kind} adds a constant (a bias or a running mean), which no sign and no scale "
+            "passes: leave it out"
+        )
     if isinstance(module, nn.Flatten | nn.Linear):
         return (
             f"{kind} gives every place its own weights: pool before it, or average over the group"
@@ -59,8 +66,15 @@ def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivarianc
     return f"{kind} does not commute with the action"
 
 
-def cause_between(model: nn.Module, name: str, layers: Layers) -> str:
+def cause_between(model: nn.Module, name: str, layers: Layers, inputs: Tree) -> str:
     """The likely cause of a loss that no layer makes, seen at the input of the layer `name`."""
+    before = layers.base[name].given
+    if before is not None and before.dim() == 2 and _in_one_row(before, inputs):
+        kind = type(model.get_submodule(name)).__name__
+        return (
+            "before it the entries are laid out in one row, where no action fits any more, and "
+            f"{kind} gives every place its own weights: pool, or feed it what does not move"
+        )
     parent = model.get_submodule(name.rpartition(".")[0])
     shape = layers.base[name].given
     tables = [
@@ -80,6 +94,12 @@ def cause_between(model: nn.Module, name: str, layers: Layers) -> str:
             "embedding, which tells entries apart; remove it or permute it too"
         )
     return "an operation before it, outside of any layer; wrap it in a module to have it named"
+
+
+def _in_one_row(rows: Tensor, inputs: Tree) -> bool:
+    """Whether rows (batch, features) have room for all entries of an input of several."""
+    entries = [x for x in floating(inputs) if x.dim() > 2 and len(x) == len(rows)]
+    return any(rows.shape[1] >= x[0].numel() for x in entries)
 
 
 def operations(body: Callable[[], Any]) -> set[str]:
@@ -141,6 +161,11 @@ def _pointwise(module: nn.Module, at: Activation) -> bool:
     """Whether a layer looks like an activation function: no weights, and the shape stays."""
     weightless = next(module.parameters(), None) is None
     return weightless and at.given is not None and at.given.shape == at.made.shape
+
+
+def _shifts(module: nn.Module) -> bool:
+    words = ("bias", "running_mean")
+    return any(isinstance(getattr(module, word, None), Tensor) for word in words)
 
 
 def _permutes(symmetry: Equivariance) -> bool:

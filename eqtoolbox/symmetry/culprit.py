@@ -75,7 +75,7 @@ def culprit(
     elif broken is None:
         cause = _wrong_output_action(model, inputs, symmetry)
     elif broken.broken_before:
-        cause = cause_between(model, broken.layer, found)
+        cause = cause_between(model, broken.layer, found, inputs)
     elif isinstance(symmetry.input_action, Turn | Zoom) and _interpolated(model, inputs, symmetry):
         cause = (
             f"interpolation: at {broken.kind} and before, the images are too rough to be turned; "
