@@ -112,14 +112,21 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> None:
-    from eqtoolbox import audit
+    from eqtoolbox.audit import audit, load
+    from eqtoolbox.audit_table import data, text
 
-    subject = audit.load(arguments.config)
-    found = audit.audit(subject.model, subject.inputs, subject.targets, samples=subject.samples)
+    subject = load(arguments.config)
+    found = audit(
+        subject.model,
+        subject.inputs,
+        subject.targets,
+        samples=subject.samples,
+        claims=subject.claims,
+    )
     if arguments.json:
-        _print_json(audit.data(found))
+        _print_json(data(found))
     else:
-        print(audit.text(found))
+        print(text(found))
 
 
 def _check(arguments: argparse.Namespace) -> None:
