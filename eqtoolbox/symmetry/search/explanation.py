@@ -33,30 +33,29 @@ def explained(
     """
     if not trials:
         return []
-    parameters = dict(point.items())
-    base = observed(loss, parameters)
+    base = observed(loss, moved(point, ()))  # parameters made anew each time, not kept
     if not base:
         return [trial.symmetry for trial in trials]
-    slopes = log_slopes(loss, parameters, base)
-    return [_explained(loss, parameters, value, base, slopes, trial) for trial in trials]
+    slopes = log_slopes(loss, moved(point, ()), base)
+    return [_explained(loss, point, value, base, slopes, trial) for trial in trials]
 
 
 def _explained(
     loss: Loss,
-    params: dict[str, Tensor],
+    point: Point,
     value: Tensor,
     base: Sequence[Tensor],
     slopes: Sequence[Tensor],
     trial: Trial,
 ) -> ContinuousSymmetry:
     symmetry = trial.symmetry
-    there = moved(params, [move(symmetry, symmetry.flow(trial.coefficients))])
+    there = move(symmetry, symmetry.flow(trial.coefficients))
     try:
-        along, factors = moved_along(loss, there, base)
+        along, factors = moved_along(loss, moved(point, [there]), base)
     except LookupError:
         return symmetry
     with torch.no_grad():
-        instead = at_factors(loss, params, [1 / f for f in factors])
+        instead = at_factors(loss, moved(point, ()), [1 / f for f in factors])
     size = float(value.abs().clamp_min(1e-300))
     p = float(prediction(slopes, [f.log() for f in factors]))
     scale = max(trial.scale, 1e-300)
