@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from eqtoolbox.linalg.vectors import wide
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.epsilon import Rates, instead
@@ -52,12 +53,13 @@ class ZerothOrder:
         """The residual of one family; with `rates` epsilon's part of it counts as floor."""
         every = torch.cat([c.reshape(-1) for c in elements])
         typical = float(every.norm()) / math.sqrt(max(len(every), 1))
-        s = min(STRONGEST, *(m.strength for m in members), STRONGEST) / max(typical, 1e-300)
-        drawn = [
-            (s * c).to(self.params[m.names[0]]) for m, c in zip(members, elements, strict=True)
-        ]
+        s = min(STRONGEST, *(m.strength for m in members)) / max(typical, 1e-300)
+        names = {n for m in members for n in m.names}
+        exact = {n: wide(p) if n in names else p for n, p in self.params.items()}
+        drawn = [(s * c).to(exact[members[0].names[0]]) for c in elements]
         pairs = zip(members, drawn, strict=True)
-        there = moved(self.params, [move(m, m.flow(c)) for m, c in pairs])
+        turned = moved(exact, [move(m, m.flow(c)) for m, c in pairs])
+        there = {n: t.to(self.params[n].dtype) for n, t in turned.items()}  # rounded once
         near = moved_by(there, self.rounding, self.rng)
         if any(m.equivariant for m in members):
             return self._of_outputs(family, members, drawn, (there, near), rates, s)
@@ -88,17 +90,17 @@ class ZerothOrder:
         def turned(outputs: Tensor) -> Tensor:
             for member, c in zip(members, drawn, strict=True):
                 outputs = member.transform_outputs(outputs, c)
-            return outputs.double()
+            return outputs
 
         there, near = (self._output(p).double() for p in points)
-        expected = turned(self._outputs)
+        expected = turned(self._outputs.double())
         size = max(float(expected.norm()), 1e-300)
         gap, floor = float((there - expected).norm()), float((near - there).norm())
         note = ""
         if rates is not None:
             with torch.no_grad():
                 other = at_factors(self._output, self.params, [(-s * r).exp() for r in rates[-1]])
-            predicted = float((turned(other) - expected).norm())
+            predicted = float((turned(other.double()) - expected).norm())
             floor, note = max(floor, predicted), f"epsilon predicts {predicted / size:.3e}"
         return self._measurement(family, gap / size, floor / size, note)
 
