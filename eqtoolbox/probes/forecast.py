@@ -87,6 +87,8 @@ def report(
         moved = float((state["values"] - found["start"])[where].norm()) / size
         error = float((state["values"] - found["charge"])[where].norm()) / size
         note = f"measured {moved:.3e} since step {found['since']}"
+        if any(m.status == "approximate" for m in charges.members if m.family == family):
+            note += "; approximate symmetry, which epsilon moves too"
         yield Measurement("forecast", expected, family, note=note)
         yield Measurement("forecast_error", error, family, floor=eps * math.sqrt(steps + 1))
 

@@ -19,6 +19,7 @@ from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 from eqtoolbox.symmetry.search.verification import move, moved
 
 STRONGEST = 1.0  # of the coefficients' root mean square; what verification draws, if less
+REPEATS = 3  # evaluations a rounding away, whose root mean square is the loss's own noise
 
 
 @dataclass
@@ -40,8 +41,9 @@ class ZerothOrder:
 
     def __post_init__(self) -> None:
         self.value = self._loss(self.params)
-        near = [moved_by(self.params, self.rounding, self.rng) for _ in range(2)]
-        self.noise = math.hypot(*(self._loss(p) - self.value for p in near)) / math.sqrt(2)
+        near = (moved_by(self.params, self.rounding, self.rng) for _ in range(REPEATS))
+        apart = [self._loss(p) - self.value for p in near]
+        self.noise = math.hypot(*apart) / math.sqrt(REPEATS)
 
     def of(
         self,
@@ -66,7 +68,7 @@ class ZerothOrder:
         size = max(abs(self.value), 1e-300)
         moved_value = self._loss(there)
         gap = abs(moved_value - self.value) / size
-        floor = max(self.noise, abs(self._loss(near) - moved_value)) / size
+        floor = math.hypot(self.noise, self._loss(near) - moved_value) / size
         note = ""
         if rates is not None:
             found = instead(self.objective, self.params, rates, s)
@@ -106,7 +108,7 @@ class ZerothOrder:
 
     def _measurement(self, family: str, gap: float, floor: float, note: str) -> Measurement:
         eps = max(torch.finfo(p.dtype).eps for p in self.params.values())
-        floor = max(floor, eps)
+        floor = max(floor, 2 * eps)  # both numbers are rounded
         judged = verdict(gap, floor)
         return Measurement("zeroth_order", gap, family, floor=floor, verdict=judged, note=note)
 

@@ -1,5 +1,7 @@
 """Findings on epsilon, on closed forms of charges and on angular updates."""
 
+from dataclasses import replace
+
 import pytest
 
 from eqtoolbox.record import Record
@@ -54,6 +56,13 @@ def test_charges_that_leave_the_closed_form_say_by_how_much(make_run: MakeRun) -
     finding = the(make_run(drifting(0.12, 0.05)), "left the closed form")
     assert finding.level == "note"
     assert "predicted drift 12 %, off by 5 %" in finding.text
+
+
+def test_what_epsilon_adds_to_a_drift_is_allowed_for(make_run: MakeRun) -> None:
+    rows = drifting(0.12, 0.005)
+    told = [replace(r, note="measured 1.2e-1 since step 0; approximate symmetry") for r in rows]
+    assert the(make_run(told), "as the closed form of SGD").level == "good"
+    assert the(make_run(rows), "left the closed form").level == "note"
 
 
 def test_a_drift_that_is_hardly_there_is_not_worth_a_word(make_run: MakeRun) -> None:
