@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -150,6 +151,8 @@ def _symmetries(arguments: argparse.Namespace) -> None:
     found = discover(model, batch, loss_fn)
     keys = ("family", "name", "dimension", "status", "residual")
     rows = [{key: getattr(symmetry, key) for key in keys} for symmetry in found]
+    for row, symmetry in zip(rows, found, strict=True):  # NaN has no word in JSON
+        row["epsilon"] = None if math.isnan(symmetry.epsilon) else symmetry.epsilon
     if arguments.json:
         _print_json(rows)
         return

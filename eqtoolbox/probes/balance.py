@@ -1,52 +1,71 @@
 """Balance: how far scale-symmetric weights are from where decay and gradient hold their norm."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement
-from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.charges import Charges
+from eqtoolbox.probes.sgd import sgd
+from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.symmetry.charges import Change, Charges
+from eqtoolbox.symmetry.families.scale import Scale
 from eqtoolbox.symmetry.flow import equilibrium
 
 FAMILY = "scale"
-MEMORY = 0.9  # share of the past in the running mean of |g|^2 over kept steps
+MEMORY = 0.9  # share of the past in the running mean of |v|^2 over kept steps
+TINY = 1e-300
 
 
 def balance(
-    charges: Charges, snapshot: Snapshot, gradient: Parameters, state: dict[str, Any]
+    charges: Charges, snapshot: Snapshot, change: Change, state: dict[str, Any]
 ) -> Iterator[Measurement]:
-    """Norm over its equilibrium, steps until it is reached, effective learning rate: medians.
+    """How far the step turned scale-symmetric weights, and their equilibrium: medians over units.
 
-    Under SGD with decay and without momentum only, where the closed form holds; Q of a scale
-    symmetry is |w|^2 / 2 and Q of the gradient |g|^2 / 2.
+    `angular_update` is the angle between w and w + d, in radians a step, of any optimizer. Under
+    SGD with decay and heavy-ball momentum, where the closed forms hold: `equilibrium_angle` that it
+    tends to, `equilibrium` the norm over its own, `equilibrium_steps` until that is reached, and
+    `effective_lr`; for other optimizers the reason, once.
+
+    From Q = |w|^2 / 2, <w, d> and Q(d) = |d|^2 / 2, which the budget knows.
     """
     where = charges.families.get(FAMILY)
-    rates = _rates(charges, snapshot)
-    if where is None or rates is None:
+    members = [m for m in charges.members if m.family == FAMILY]
+    if where is None or not all(_whole(m) for m in members):
         return
-    lr, decay = rates
-    now: Tensor = charges.values(charges.read(gradient))[where]
+    force, drift = change.finite_step[where], change.drift[where]
+    norm = (2 * (state["values"][where] - drift)).clamp_min(TINY).sqrt()  # before the step
+    along = (drift - force) / norm
+    across = (2 * force - along.square()).clamp_min(0).sqrt()
+    turned = torch.atan2(across, norm + along)
+    yield Measurement("angular_update", float(turned.median()), FAMILY, unit="rad/step")
+    try:
+        rates = sgd(snapshot, {n for m in members for n in m.names})
+        if not (rates.lr > 0 and rates.decay > 0):
+            raise NotApplicable("no weight decay: norms of scale-symmetric weights only grow")
+    except NotApplicable as reason:
+        if not state.get("balance_told"):
+            state["balance_told"] = True
+            yield Measurement(
+                "equilibrium", math.nan, FAMILY, status="not_applicable", note=str(reason)
+            )
+        return
+    now: Tensor = (across / rates.lr).square()
     past = state.get("forces")
     state["forces"] = forces = now if past is None else MEMORY * past + (1 - MEMORY) * now
-    norm = (2 * state["values"][where]).clamp_min(1e-300).sqrt()
-    found = equilibrium(norm, (2 * forces).clamp_min(0).sqrt(), lr=lr, decay=decay)
-    note = f"each step turns the weights by {found.angle:.2e} rad at equilibrium"
-    ratio = norm / found.target.clamp_min(1e-300)
-    yield Measurement("equilibrium", float(ratio.median()), FAMILY, note=note)
+    norm = (2 * state["values"][where]).clamp_min(TINY).sqrt()
+    found = equilibrium(
+        norm, forces.sqrt(), lr=rates.lr, decay=rates.decay, momentum=rates.momentum
+    )
+    yield Measurement("equilibrium_angle", found.angle, FAMILY, unit="rad/step")
+    ratio = norm / found.target.clamp_min(TINY)
+    yield Measurement("equilibrium", float(ratio.median()), FAMILY)
     yield Measurement("equilibrium_steps", float(found.steps.median()), FAMILY, unit="steps")
     yield Measurement("effective_lr", float(found.effective_lr.median()), FAMILY)
 
 
-def _rates(charges: Charges, snapshot: Snapshot) -> tuple[float, float] | None:
-    """The one learning rate and decay of all scale-symmetric weights under plain SGD."""
-    names = {n for m in charges.members if m.family == FAMILY for n in m.names}
-    groups = [snapshot.group_of(n) for n in names]
-    if snapshot.optimizer != "SGD" or not groups or any(g is None for g in groups):
-        return None
-    rates = {(g.lr, g.weight_decay, g.momentum, g.maximize) for g in groups if g is not None}
-    lr, decay, momentum, maximize = rates.pop()
-    alone = not rates and momentum == 0 and not maximize
-    return (lr, decay) if alone and lr > 0 and decay > 0 else None
+def _whole(member: object) -> bool:
+    """Whether a unit scales all that it owns alike, so that Q is half its squared norm."""
+    return isinstance(member, Scale) and all(bool((leg.rates == 1).all()) for leg in member.legs)

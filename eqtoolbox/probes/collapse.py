@@ -1,5 +1,6 @@
 """Collapse: whether training near a fixed point of a reflection falls into it or leaves it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,11 +10,13 @@ from eqtoolbox.linalg import FunctionOperator, top_eigenpairs
 from eqtoolbox.linalg.vectors import Vector, norm, random_like
 from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
-from eqtoolbox.record import verdict
+from eqtoolbox.probes.pull import MEMORY, Pull
+from eqtoolbox.record import Status, verdict
 from eqtoolbox.snapshot import Snapshot
 from eqtoolbox.symmetry.approach import Approach
 from eqtoolbox.symmetry.reflection import Reflection
 
+AMPLIFIED = 0.1  # relative error of a product that a metric of many orders makes of rounding
 TOL = 1e-3  # residual of the smallest eigenvalue over the largest |eigenvalue| of its block
 
 
@@ -84,42 +87,44 @@ def _margin(
     max_matvecs: int,
     rng: torch.Generator,
 ) -> Iterator[Measurement]:
-    """Smallest eigenvalue of H + gamma on the antisymmetric directions, and its part from H."""
-    decay = {n: _decay(snapshot, n) for n in reflection.entries}
+    """Smallest eigenvalue of what pulls deviations back, see `Pull`."""
+    label = reflection.label
+    pull, why = Pull.of(snapshot, reflection)
 
     def product(v: Vector) -> Vector:
-        bent = reflection.coordinates(operator(reflection.embed(v, snapshot.before)))
-        return {n: bent[n] + decay[n] * v[n] for n in v}
+        inner = {n: x * pull.root[n] for n, x in v.items()}
+        bent = reflection.coordinates(operator(reflection.embed(inner, snapshot.before)))
+        return {n: pull.root[n] * bent[n] + pull.decay[n] * v[n] for n in v}
 
+    adaptive = snapshot.optimizer in MEMORY
     block = FunctionOperator(
-        product, reflection.coordinates(snapshot.before), accuracy=operator.accuracy
+        product,
+        reflection.coordinates(snapshot.before),
+        accuracy=AMPLIFIED if adaptive else operator.accuracy,
     )
     found = top_eigenpairs(
         block, 1, which="smallest", tol=TOL, max_matvecs=max_matvecs, generator=rng
     )
     value, error = float(found.values[0]), float(found.error_bounds[0])
     converged = bool(found.converged[0]) or abs(value) > 2 * error
-    pulled = sum(decay[n] * float(x.double().square().sum()) for n, x in found.vectors[0].items())
-    label = reflection.label
-    yield Measurement(
-        "margin",
-        value,
-        target,
-        stderr=error,
-        status="ok" if converged else "not_converged",
-        matvecs=found.matvecs,
-        note=label,
-    )
+    status: Status = "ok" if converged else "not_converged"
+    along = found.vectors[0]
+    pulled = sum(float((pull.decay[n] * x.double().square()).sum()) for n, x in along.items())
+    note = f"{label}; in the metric of {snapshot.optimizer}" if adaptive else label
+    why = why or pull.too_slow(snapshot, value)
+    if why:
+        yield Measurement(
+            "margin", math.nan, target, status="not_applicable", note=f"{label}: {why}"
+        )
+    else:
+        yield Measurement(
+            "margin", value, target, stderr=error, status=status, matvecs=found.matvecs, note=note
+        )
     yield Measurement(
         "normal_curvature",
         value - pulled,
         target,
         stderr=error,
-        status="ok" if converged else "not_converged",
-        note=f"{label}; merge above {-pulled:.3g}",
+        status=status,
+        note=note if why else f"{note}; merge above {-pulled:.3g}",
     )
-
-
-def _decay(snapshot: Snapshot, name: str) -> float:
-    group = snapshot.group_of(name)
-    return group.weight_decay if group is not None else 0.0

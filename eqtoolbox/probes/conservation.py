@@ -14,6 +14,7 @@ from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
+from eqtoolbox.probes.forecast import advance, report
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
@@ -91,6 +92,7 @@ class Conservation(Probe):
         size = math.nan if snapshot.gradient is None else _norm(snapshot.gradient)
         change, why = _advance(charges, snapshot, after, state, size)
         state["measured"] = snapshot.step
+        advance(charges, snapshot, change, state, stepped=math.isfinite(size))
         if not why:
             for cause, term in change.causes.items():
                 state["causes"][cause] += since * term
@@ -111,7 +113,8 @@ class Conservation(Probe):
             yield from drift.vectors()
             yield from drift.budget()
             if snapshot.gradient is not None and math.isfinite(size):
-                yield from balance(charges, snapshot, snapshot.gradient, state)
+                yield from balance(charges, snapshot, change, state)
+            yield from report(charges, state, drift.scales, drift.eps)
 
 
 def _read(charges: Charges, params: Parameters) -> dict[str, Any]:

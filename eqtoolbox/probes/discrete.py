@@ -39,7 +39,8 @@ class Discrete(Probe):
     For the nearest few, if nearer than `near`, at the symmetric point P theta, with H the Hessian
     there and gamma the weight decay: margin, the smallest eigenvalue of (I-P)(H + gamma)(I-P) on
     the antisymmetric directions. Deviations z obey dz/dt = -(H + gamma) z, so that above 0 the
-    units merge (or die) from every direction near by, and below 0 they part.
+    units merge (or die) from every direction near by, and below 0 they part. Adaptive optimizers
+    have it in their own metric, not_applicable where that follows the units (`probes.pull.Pull`).
     shrinking: -d log |z| of the actual step, whatever the optimizer.
 
     With `laws`, on a random element of each group and a random direction: first_order,

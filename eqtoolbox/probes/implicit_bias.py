@@ -8,7 +8,6 @@ so that along a flow of the gradient a charge Q with K = grad Q moves by dQ/dt =
 bias. Yang & Ziyin 2025, arXiv 2512.21447.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +17,8 @@ from eqtoolbox.capture.window import Window
 from eqtoolbox.linalg.graph import differentiating, filled
 from eqtoolbox.linalg.vectors import add, zeros_like
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.probes.law import Elements, Members
 from eqtoolbox.snapshot import NotApplicable
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
-
-Members = Mapping[str, Sequence[ContinuousSymmetry]]
-Elements = Mapping[str, Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,7 @@ def biases(
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     value = dict.fromkeys(families, 0.0)
     total = {family: zeros_like(params) for family in families}
-    parts = objective.parts if isinstance(objective, Window) else ((objective, 1.0),)
-    for part, weight in parts:
+    for part, weight in weighted(objective):
         with differentiating(part, leaves):
             output, slope = _slope(part, leaves)
             for family, members in families.items():
@@ -66,6 +61,11 @@ def biases(
                 value[family] += float(c.detach())
                 total[family] = add(total[family], filled(leaves, rows))
     return {family: Bias(value[family], total[family]) for family in families}
+
+
+def weighted(objective: Objective) -> tuple[tuple[Objective, float], ...]:
+    """The losses whose weighted sum the objective is."""
+    return objective.parts if isinstance(objective, Window) else ((objective, 1.0),)
 
 
 def _slope(objective: Objective, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ References:
     Cohen et al. 2021 (arXiv 2103.00065); Cohen et al. 2022 (arXiv 2207.14484).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,27 +43,51 @@ def stability_scale(snapshot: Snapshot) -> Parameters:
     Raises:
         NotApplicable: the rule of this optimizer is not known, or it keeps no state yet.
     """
-    rule = RULES.get(snapshot.optimizer)
-    if rule is None:
-        why = NOT_DIAGONAL.get(snapshot.optimizer, "its stability threshold is not known")
-        raise NotApplicable(
-            f"{snapshot.optimizer}: {why}; known are {', '.join(RULES)}, and "
-            "Curvature(stability_scale=...) takes a rule of your own"
-        )
+    rule = _rule(snapshot, "and Curvature(stability_scale=...) takes a rule of your own")
     scale = {}
     for name, parameter in snapshot.before.items():
-        group, state = snapshot.group_of(name), snapshot.state.get(name, {})
+        group = snapshot.group_of(name)
         if group is None:
             scale[name] = torch.zeros_like(parameter)
             continue
-        try:
-            c, preconditioner = rule(group, state, parameter)
-        except KeyError as missing:
-            raise NotApplicable(
-                f"{snapshot.optimizer} keeps no {missing} for {name} yet: measured after a step"
-            ) from missing
+        c, preconditioner = _applied(rule, snapshot, name, group)
         scale[name] = group.lr / (c * preconditioner)
     return scale
+
+
+def metric(snapshot: Snapshot, names: Iterable[str]) -> Parameters:
+    """P of these parameters: the optimizer moves them by -eta P^-1 times its running gradient.
+
+    Raises:
+        NotApplicable: its metric is not known, or it keeps no state yet, or holds not all of them.
+    """
+    rule, found = _rule(snapshot, "whose metrics are diagonal"), {}
+    for name in names:
+        group = snapshot.group_of(name)
+        if group is None:
+            raise NotApplicable(f"{name} is in no group of the optimizer")
+        found[name] = _applied(rule, snapshot, name, group)[1]
+    return found
+
+
+def _rule(snapshot: Snapshot, remedy: str) -> Rule:
+    rule = RULES.get(snapshot.optimizer)
+    if rule is None:
+        why = NOT_DIAGONAL.get(snapshot.optimizer, "its stability threshold is not known")
+        raise NotApplicable(f"{snapshot.optimizer}: {why}; known are {', '.join(RULES)}, {remedy}")
+    return rule
+
+
+def _applied(
+    rule: Rule, snapshot: Snapshot, name: str, group: ParameterGroup
+) -> tuple[float, Tensor]:
+    """c and P of one parameter."""
+    try:
+        return rule(group, snapshot.state.get(name, {}), snapshot.before[name])
+    except KeyError as missing:
+        raise NotApplicable(
+            f"{snapshot.optimizer} keeps no {missing} for {name} yet: measured after a step"
+        ) from missing
 
 
 def _sgd(group: ParameterGroup, state: dict[str, Any], p: Tensor) -> tuple[float, Tensor]:

@@ -70,7 +70,7 @@ def conservation_panels(run: Run) -> Iterator[Panel]:
         "Slope of the loss along the symmetry over the gradient's length, from the gradient that "
         "the optimizer was given; near its dotted floor nothing but a symmetric loss shapes it.",
     )
-    for order, vector in (("first", "gradient"), ("second", "Hessian")):
+    for order, vector in (("zeroth", "loss"), ("first", "gradient"), ("second", "Hessian")):
         yield from _by_target(
             run,
             Plot(last_step=run.last_step, log=True),
@@ -79,6 +79,14 @@ def conservation_panels(run: Run) -> Iterator[Panel]:
             f"Residual of the identity that the symmetry imposes on the {vector}, on a "
             "logarithmic axis: near its dotted floor the symmetry is exact.",
         )
+    yield from _by_target(
+        run,
+        Plot(last_step=run.last_step, log=True),
+        "noether/epsilon",
+        "What epsilon leaves unexplained",
+        "First-order law of approximate symmetries less what the epsilon of the normalisations "
+        "predicts: near its dotted floor nothing else breaks the symmetry.",
+    )
 
 
 def _drift(run: Run, found: dict[str, Trace]) -> Iterator[Panel]:

@@ -57,6 +57,8 @@ def collapse(run: Run) -> Iterator[Finding]:
         if bend is not None and bend.last.step == near.last.step:
             decay = size - bend.last.value
             why = f"smallest curvature {number(bend.last.value)} against -{number(decay)} of decay"
+            _, _, metric = bend.last.note.partition("; in the metric of ")
+            why += f", in the metric of {metric.partition(';')[0]}" if metric else ""
         place = "equal" if alike else f"near each other (distance {number(near.last.value)})"
         if not pair:
             place = f"near zero ({number(near.last.value)} of its layer)"

@@ -11,6 +11,7 @@ from eqtoolbox.report.words import listing, number, percent, plural, symmetry, w
 GREW = 1.5  # ratio worth a word; below it, levels count as unchanged
 CHEAP = 0.01  # of the loss: a violation below this hardly matters to the task
 FEW = 2  # findings of a kind that are told one by one
+ORDERS = ("zeroth", "first", "second")
 AGREES = 0.02  # relative: both Rayleigh quotients come from float32 products
 _BLAME = ("first broken at", "wrong output action", "no single layer")
 FLAT = 1e-6  # of the sharpness: rounding of a float32 Hessian-vector product
@@ -99,15 +100,15 @@ def found(run: Run) -> Iterator[Finding]:
 
 
 def laws(run: Run) -> Iterator[Finding]:
-    """First- and second-order identities of every parameter symmetry family."""
-    first, second = (
-        traces(run, f"noether/{order}_order") | traces(run, f"discrete/{order}_order")
-        for order in ("first", "second")
-    )
+    """Identities of order 0, 1 and 2 of every family; of approximate ones see `rules_epsilon`."""
+    found = {
+        order: traces(run, f"noether/{order}_order") | traces(run, f"discrete/{order}_order")
+        for order in ORDERS
+    }
+    approximate = traces(run, "noether/epsilon")
     held: dict[str, dict[str, Trace]] = {}
-    for family in dict.fromkeys([*first, *second]):
-        orders = {"first": first.get(family), "second": second.get(family)}
-        present = {order: t for order, t in orders.items() if t is not None}
+    for family in dict.fromkeys(f for of in found.values() for f in of if f not in approximate):
+        present = {order: of[family] for order, of in found.items() if family in of}
         evidence = tuple(t.evidence() for t in present.values())
         said = {
             order: f"{order}-order residual {number(t.now, 2)}{floor_words(t)}"
@@ -135,7 +136,7 @@ def _held(held: dict[str, dict[str, Trace]]) -> Iterator[Finding]:
     if len(held) > FEW:
         worst = {
             order: max((present[order] for present in held.values() if order in present), key=_now)
-            for order in ("first", "second")
+            for order in ORDERS
             if any(order in present for present in held.values())
         }
         said = [

@@ -14,8 +14,11 @@ from eqtoolbox.report.run import Run, certified
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
     "equivariance/relative_error/",
+    "noether/zeroth_order/",
     "noether/first_order/",
     "noether/second_order/",
+    "noether/epsilon/",
+    "noether/epsilon_second_order/",
     "conservation/first_order/",
     "noether/bracket",
     "discrete/first_order/",

@@ -36,6 +36,7 @@ class ParameterSymmetry(ABC):
     status: Status = "proposed"
     residual: float = float("nan")  # largest of the residuals of order 0 and 1 at verification
     tolerance: float = 0.0  # residual up to which it counts as approximate, if it can
+    epsilon: float = float("nan")  # residual that normalisations' epsilon predicts; NaN: none asked
 
     @property
     @abstractmethod

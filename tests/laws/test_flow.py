@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.symmetry.flow import equilibrium, linear_charge, quadratic_charge
+from eqtoolbox.symmetry.flow import Course, equilibrium, linear_charge, quadratic_charge
 
 STEPS = 60
 
@@ -24,14 +24,18 @@ def trained(momentum: float = 0.0, lr: float = 0.05, decay: float = 0.1) -> dict
 
     charges = lambda: form([p.detach() for p in model.parameters()])
     start = {"rescale": charges(), "translation": model[2].weight.detach().sum(0)}
-    forces = []
+    forces, moves = [], []
     for _ in range(STEPS):
+        before = [p.detach().clone() for p in model.parameters()]
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         forces.append(form([p.grad for p in model.parameters()]))  # type: ignore[misc]
         optimizer.step()
+        moves.append(
+            form([p.detach() - b for p, b in zip(model.parameters(), before, strict=True)])
+        )
     end = {"rescale_end": charges(), "translation_end": model[2].weight.detach().sum(0)}
-    return start | end | {"forces": torch.stack(forces)}
+    return start | end | {"forces": torch.stack(forces), "moves": torch.stack(moves)}
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
@@ -63,18 +67,51 @@ def test_a_flow_without_its_force_or_its_decay_is_off() -> None:
         assert (wrong - run["rescale_end"]).norm() > 10 * gap
 
 
-def scale_invariant(steps: int, lr: float, decay: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Norms, gradient norms and turns of w under SGD on noise orthogonal to w, |g| = 1 / |w|."""
+def followed(run: dict[str, Tensor], charge: str, degree: float, momentum: float) -> Tensor:
+    """The charge after all steps by `Course`, from rest, given Q(d) of every step."""
+    rates = [torch.full_like(run[charge], x) for x in (0.05, 0.1, momentum, degree)]
+    course = Course(charge=run[charge], slope=torch.zeros_like(run[charge]))
+    for move in run["moves"]:
+        force = move if degree == 2 else torch.zeros_like(run[charge])
+        course = course.step(force, lr=rates[0], decay=rates[1], momentum=rates[2], degree=rates[3])
+    return course.charge
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize(("charge", "degree"), [("rescale", 2.0), ("translation", 1.0)])
+def test_the_course_of_charges_under_momentum_and_decay_is_exact(
+    momentum: float, charge: str, degree: float
+) -> None:
+    run = trained(momentum)
+    end = run[f"{charge}_end"]
+    right = followed(run, charge, degree, momentum)
+    assert torch.allclose(right, end, rtol=1e-10, atol=1e-13)
+    for wrong in (
+        followed(run, charge, degree, momentum + 0.05),
+        followed(run, charge, 1.5, momentum),
+    ):
+        assert (wrong - end).norm() > 1e-3 * end.norm()
+    if degree == 1.0:
+        closed = linear_charge(run[charge], STEPS, lr=0.05, decay=0.1, momentum=momentum)
+        assert torch.allclose(right, closed, rtol=1e-10, atol=1e-13)
+
+
+def scale_invariant(
+    steps: int, lr: float, decay: float, momentum: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms, velocities and turns of w under SGD on noise orthogonal to w, |g| = 1 / |w|."""
     torch.manual_seed(0)
     w = torch.randn(50, dtype=torch.float64)
+    v = torch.zeros_like(w)
     norms, gradients, turns = [], [], []
     for _ in range(steps):
         noise = torch.randn(50, dtype=torch.float64)
         noise = noise - (noise @ w) / (w @ w) * w
         g = noise / noise.norm() / w.norm()
-        new = w - lr * (g + decay * w)
+        v = momentum * v + g + decay * w
+        new = w - lr * v
         norms.append(w.norm())
-        gradients.append(g.norm())
+        gradients.append(v.norm() if momentum else g.norm())
         turns.append(torch.acos((w @ new) / (w.norm() * new.norm())))
         w = new
     return torch.stack(norms), torch.stack(gradients), torch.stack(turns)
@@ -91,6 +128,23 @@ def test_scale_symmetric_weights_reach_their_equilibrium_in_the_predicted_steps(
     assert first == pytest.approx(float(found.steps[0]), rel=0.05)
     assert float(found.effective_lr[0]) == pytest.approx(lr / float(norms[0]) ** 2)
     assert math.isclose(found.angle, math.sqrt(2 * lr * decay))
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_momentum_turns_scale_symmetric_weights_less_at_equilibrium(momentum: float) -> None:
+    """By sqrt(1 + beta), and |w| settles at (1 + beta) eta / 2 gamma |v|^2, as derived."""
+    lr, decay = 0.02, 0.02
+    norms, velocities, turns = scale_invariant(6000, lr, decay, momentum)
+    settled = slice(4000, None)
+    found = equilibrium(
+        norms[settled].mean()[None], velocities[settled].square().mean().sqrt()[None],
+        lr=lr, decay=decay, momentum=momentum,
+    )  # fmt: skip
+    assert float(turns[settled].square().mean().sqrt()) == pytest.approx(found.angle, rel=0.02)
+    assert float(norms[settled].mean()) == pytest.approx(float(found.target), rel=0.01)
+    assert found.angle == pytest.approx(math.sqrt(2 * lr * decay / (1 + momentum)))
+    without = equilibrium(norms[-1:], velocities[-1:], lr=lr, decay=decay)
+    assert abs(float(turns[settled].square().mean().sqrt()) / without.angle - 1) > 0.15
 
 
 def test_without_decay_there_is_no_equilibrium() -> None:

@@ -25,6 +25,7 @@ from eqtoolbox.symmetry.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
 )
+from eqtoolbox.symmetry.search.explanation import Trial, explained
 from eqtoolbox.symmetry.search.found import Found
 from eqtoolbox.symmetry.search.homogeneous import propose_homogeneity
 from eqtoolbox.symmetry.search.members import members, proposals
@@ -198,12 +199,22 @@ def _continuous(
         first[id(s)], moved[id(s)] = 0.0, draw(s, problem.value, problem.generator)
     chains = [*chains, *([s] for s in constant)]
     chosen: dict[int, ContinuousSymmetry] = {}
+    elements: dict[int, ContinuousSymmetry] = {}
     while any(chains):  # in each round the largest group left of every undecided member
         trials = [(k, chain[0]) for k, chain in enumerate(chains) if chain]
         checked = _checked(problem, [(s, moved[id(s)], first[id(s)]) for _, s in trials])
-        for (k, _), symmetry in zip(trials, checked, strict=True):
-            chosen[k] = symmetry
+        for (k, tried), symmetry in zip(trials, checked, strict=True):
+            chosen[k], elements[k] = symmetry, tried
             chains[k] = chains[k][1:] if symmetry.status == "broken" else []
+    where = {id(s): n for n, s in enumerate(flat)}
+    near = {
+        k: where[id(elements[k])]
+        for k, s in chosen.items()
+        if s.status == "approximate" and id(elements[k]) in where
+    }
+    asked = [Trial(chosen[k], drawn[n], slopes.dots[n], slopes.scale(n)) for k, n in near.items()]
+    answers = explained(problem.loss, problem.point, problem.value, asked)
+    chosen.update(zip(near, answers, strict=True))
     members_found = len(chains) - len(constant)  # a shift that fails is no news
     return [s for k, s in sorted(chosen.items()) if k < members_found or s.status != "broken"]
 

@@ -1,5 +1,6 @@
 """What a search found, with what it could not see."""
 
+import math
 from collections.abc import Iterable
 
 from eqtoolbox.symmetry.parameter import ParameterSymmetry
@@ -18,6 +19,15 @@ class Found(list[ParameterSymmetry]):
         lines = [f"{'family':15} {'name':{width}} {'dimension':>9} {'status':11} residual"]
         lines += [
             f"{s.family:15} {s.name:{width}} {s.dimension:>9} {s.status:11} {s.residual:.1e}"
+            + _by_epsilon(s)
             for s in self
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _by_epsilon(symmetry: ParameterSymmetry) -> str:
+    """What the epsilon of normalisations says of the residual, where it was asked."""
+    if math.isnan(symmetry.epsilon):
+        return ""
+    left = "" if symmetry.status == "approximate" else ", not what was found"
+    return f"  epsilon predicts {symmetry.epsilon:.1e}{left}"

@@ -169,9 +169,13 @@ class Slopes:
         found = []
         for k in range(len(self.symmetries)):
             constant, scale = against[k] if against else (0.0, 0.0)
-            total = math.sqrt(self.gradients[k] * self.tangents[k]) + scale
+            total = self.scale(k) + scale
             found.append(abs(self.dots[k] - constant) / total if total > 0 else 0.0)
         return found
+
+    def scale(self, k: int) -> float:
+        """|g| |K| of one symmetry, over the parameters that it moves."""
+        return math.sqrt(self.gradients[k] * self.tangents[k])
 
 
 def residuals(

@@ -1,0 +1,103 @@
+"""The terms of a symmetry's first- and second-order laws at one point, along an element."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.linalg.vectors import add, norm, random_like, zeros_like
+from eqtoolbox.objective import Parameters
+from eqtoolbox.probes.engine import DifferentiatedOperator
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry
+
+Members = Mapping[str, Sequence[ContinuousSymmetry]]
+Elements = Mapping[str, Sequence[Tensor]]
+
+FAR = 1e-3  # largest relative move between the two points whose rounding is compared
+
+
+@dataclass(frozen=True)
+class Law:
+    """The terms of the second-order law along one element of an algebra."""
+
+    tangent: Parameters  # K
+    product: Parameters  # H K
+    pulled: Parameters  # (DK)^T g; less grad c for an equivariance
+    size: float  # sum of the norms of the terms
+
+    @property
+    def defect(self) -> Parameters:
+        return add(self.product, self.pulled)
+
+    def less(self, slope: Parameters) -> "Law":
+        """The law whose defect is H K + (DK)^T g - slope: grad c of an equivariance, grad p."""
+        pulled = add(self.pulled, slope, -1.0)
+        return replace(self, pulled=pulled, size=self.size + norm(slope))
+
+
+class Laws:
+    """Gradient and Hessian of an objective at one point, and the laws there."""
+
+    def __init__(self, params: Parameters, operator: DifferentiatedOperator) -> None:
+        self.params = params
+        self.operator = operator
+        self.gradient = operator.gradient
+        self.size = max(norm(self.gradient), 1e-300)
+
+    def of(self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]) -> Law:
+        tangent, pulled = self.terms(members, elements)
+        product = self.operator(tangent)
+        return Law(tangent, product, pulled, norm(product) + norm(pulled))
+
+    def terms(
+        self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
+    ) -> tuple[Parameters, Parameters]:
+        """K and (DK)^T g of the sum of these elements."""
+        tangent = zeros_like(self.params)
+        pulled = zeros_like(self.params)
+        for member, element in zip(members, elements, strict=True):
+            coefficients = element.to(self.params[member.names[0]])
+            for name, part in member.tangent(self.params, coefficients).items():
+                tangent[name] = tangent[name] + part
+            for name, part in member.pullback(coefficients, self.gradient).items():
+                pulled[name] = pulled[name] + part
+        return tangent, pulled
+
+    def drawn(self, families: Members, rng: torch.Generator) -> dict[str, list[Tensor]]:
+        """Gaussian coefficients of every member, scaled so that |K| = 1 for each family.
+
+        Then one product along the sum over all families has at least the rounding of each.
+        """
+        found = {}
+        for family, members in families.items():
+            draws = [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
+            length = norm(self.terms(members, draws)[0])
+            found[family] = [c / length if length > 0 else c for c in draws]
+        return found
+
+    def curvature_scale(self) -> float:
+        """|H g| / |g|: near the largest curvature once the gradient has aligned with it."""
+        return norm(self.operator(self.gradient)) / self.size
+
+
+def moved_by(params: Parameters, amount: float, rng: torch.Generator) -> Parameters:
+    """Every parameter moved by a random relative `amount`, at least by a rounding of its own."""
+    draw = random_like(params, rng)
+    return {n: p * (1 + max(torch.finfo(p.dtype).eps, amount) * draw[n]) for n, p in params.items()}
+
+
+def afar(rounding: float) -> float:
+    """Relative move after which rounding errors of second derivatives are independent.
+
+    One unit in the last place is too near: saturated probabilities and what depends on the other
+    tensors alone are rounded the same way at both points, and that part of the error would be
+    missed. The laws of a symmetry hold at every point; a violation changes by this share of
+    itself, far below the 10 floors that a verdict asks for.
+
+    Example:
+        >>> afar(1e-16), afar(1e-8), afar(0.01)
+        (1e-08, 0.0001, 0.01)
+    """
+    return max(rounding, min(math.sqrt(rounding), FAR))
