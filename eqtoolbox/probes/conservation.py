@@ -119,8 +119,8 @@ def _read(charges: Charges, params: Parameters) -> dict[str, Any]:
     moments = charges.read(params)
     return {
         "values": charges.values(moments),
-        "scales": charges.scales(params),
-        "lengths": charges.lengths(params, moments),
+        "scales": charges.scales(moments, params),
+        "lengths": charges.lengths(moments, params),
         "steps": 0,
     }
 
@@ -129,7 +129,7 @@ def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
     """The scales before a step; after it where parameters were born at zero."""
     if bool((scales > 0).all()):
         return scales
-    return torch.where(scales > 0, scales, charges.scales(after))
+    return torch.where(scales > 0, scales, charges.scales(charges.read(after), after))
 
 
 def _advance(

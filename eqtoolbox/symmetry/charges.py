@@ -2,18 +2,28 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.symmetry.diagonals import Diagonals
+from eqtoolbox.symmetry.families.bias_shift import BiasShift
+from eqtoolbox.symmetry.families.compensation import Compensation
 from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixSymmetry
+from eqtoolbox.symmetry.families.head import HeadShift
+from eqtoolbox.symmetry.families.homogeneity import Homogeneity
 from eqtoolbox.symmetry.families.rope import Rope
 from eqtoolbox.symmetry.families.translation import Translation
 from eqtoolbox.symmetry.grams import Grams
-from eqtoolbox.symmetry.moments import Diagonals, Moments, Shifts, Singles
+from eqtoolbox.symmetry.moments import Moments, Singles
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
+from eqtoolbox.symmetry.shifts import BiasShifts, Shifts
 from eqtoolbox.symmetry.stack import Layout, Stack
+
+STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
+FIRST = ((1.0,), (1.0,), (0.0,))  # a linear charge has no term of second order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +32,11 @@ class Rates:
 
     lr: Mapping[str, float]  # sign included: negative where the optimizer ascends; 0 if not its
     decay: Mapping[str, float]  # gamma: theta shrinks by |lr| gamma theta
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all parameters learn and decay at the same rates."""
+        return len(set(self.lr.values())) == 1 and len(set(self.decay.values())) == 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,35 +79,40 @@ class Charges:
         self.members = [m for kind in self.kinds for m in kind.members]
         self.families = _stretches(self.members, [m.charges for m in self.members])
         self.generators = _stretches(self.members, [m.dimension for m in self.members])
-        self._stacks = [Stack(layout) for _ in range(3)]
+        self._layout = layout
+        self._points = Stack(layout, 3)  # theta, gradient, update
 
     @property
     def count(self) -> int:
         """How many charges there are."""
-        return sum(m.charges for m in self.members)
+        return sum(k.charges for k in self.kinds)
 
     def read(self, params: Parameters) -> list[Tensor]:
         """Moments of every kind at these parameters, in float64."""
-        (stack,) = self._filled(params)
-        return [kind.of(stack, stack, exact=True) for kind in self.kinds]
+        exact = Stack(self._layout, 1, torch.float64)
+        exact.fill(0, params)
+        return [kind.of(exact, [(0, 0)]) for kind in self.kinds]
 
     def values(self, moments: list[Tensor]) -> Tensor:
         """Q of every charge: (charges,), float64."""
-        return torch.cat([k.charge(m) for k, m in zip(self.kinds, moments, strict=True)])
+        return torch.cat([k.charge(m)[0] for k, m in zip(self.kinds, moments, strict=True)])
 
-    def scales(self, params: Parameters) -> Tensor:
+    def scales(self, moments: list[Tensor], params: Parameters) -> Tensor:
         """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
-        return torch.cat([m.charge_scale(params) for m in self.members])
+        pairs = zip(self.kinds, moments, strict=True)
+        return torch.cat([k.scales(m, params) for k, m in pairs])
 
-    def lengths(self, params: Parameters, moments: list[Tensor]) -> Tensor:
+    def lengths(self, moments: list[Tensor], params: Parameters) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
         pairs = zip(self.kinds, moments, strict=True)
         return torch.cat([k.lengths(m, params) for k, m in pairs])
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
-        here, there = self._filled(params, cotangent)
-        return torch.cat([k.slopes(k.of(here, there), here, there) for k in self.kinds])
+        points, pair = self._points, (0, 1)
+        points.fill(0, params)
+        points.fill(1, cotangent)
+        return torch.cat([k.slopes(k.of(points, [pair]), points, pair) for k in self.kinds])
 
     def step(
         self,
@@ -104,6 +124,9 @@ class Charges:
     ) -> Change:
         """What one step does to every charge.
 
+        Nearby numbers have an exact difference in their own precision; what is half precision
+        becomes float32, where its differences and products are made.
+
         Args:
             values: Q at `before`, (charges,).
             before: parameters at the start of the step.
@@ -111,38 +134,55 @@ class Charges:
             gradient: at `before`, as the optimizer was given it; None for a step without.
             rates: of the step.
         """
-        here, update, pull = self._filled(before, after, gradient or before)
-        update.subtract(here)
+        points = self._points
+        points.fill(0, before)
+        points.fill(2, after)
+        points.flat[2].sub_(points.flat[0])
         if gradient is None:
-            for whole in pull.whole:
-                whole.zero_()
-        parts = []
-        counts = [sum(m.charges for m in kind.members) for kind in self.kinds]
+            points.flat[1].zero_()
+        else:
+            points.fill(1, gradient)
+        paired, slopes, decay = [], [], []
+        counts = [kind.charges for kind in self.kinds]
         for kind, own in zip(self.kinds, torch.split(values, counts), strict=True):
-            drift = kind.pair(kind.of(here, update))
-            finite = torch.zeros_like(drift)
-            if kind.quadratic:
-                finite = 0.5 * kind.pair(kind.of(update, update))
-                drift = drift + finite
-            law = kind.of(here, pull)
-            symmetry = -_rates(kind, rates, drift) * kind.pair(law)
-            slopes = kind.slopes(law, here, pull)
-            parts.append((drift, symmetry, -_decay(kind, own, here, rates), finite, slopes))
-        drift, symmetry, decay, finite, slopes = (torch.cat(p) for p in zip(*parts, strict=True))
+            moments = kind.of(points, STEP)
+            forms = kind.pair(moments)
+            paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
+            slopes.append(kind.slopes(moments, points, STEP[0]))
+            decay.append(self._decay(kind, own, before, rates))
+        law, first, second = torch.cat(paired, 1)
+        finite = 0.5 * second
         return Change(
-            drift=drift, symmetry=symmetry, decay=decay, finite_step=finite, slopes=slopes
+            drift=first + finite,
+            symmetry=-self._rates(rates, law) * law,
+            decay=-torch.cat(decay),
+            finite_step=finite,
+            slopes=torch.cat(slopes),
         )
 
-    def _filled(self, *several: Parameters) -> list[Stack]:
-        """Stacks of these parameters, in memory that the next call writes over.
+    def _rates(self, rates: Rates, like: Tensor) -> Tensor | float:
+        """Learning rate of every charge: the largest among the parameters of its symmetry.
 
-        Nearby numbers have an exact difference in their own precision; what is half precision
-        becomes float32, where its differences and products are made.
+        Where they differ, the rest of the pull is the optimizer's doing and counted there.
         """
-        stacks = self._stacks[: len(several)]
-        for stack, tensors in zip(stacks, several, strict=True):
-            stack.fill(tensors)
-        return stacks
+        if rates.alike:
+            return next(iter(rates.lr.values()))
+        each = [
+            max((rates.lr[n] for n in m.names), key=abs) for k in self.kinds for m in k.members
+        ]
+        counts = torch.tensor([m.charges for k in self.kinds for m in k.members])
+        return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
+
+    def _decay(self, kind: Moments, values: Tensor, params: Parameters, rates: Rates) -> Tensor:
+        """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
+        if rates.alike:
+            weight = next(abs(rates.lr[n]) * rates.decay[n] for n in rates.lr)
+            return weight * (2 if kind.quadratic else 1) * values
+        names = [n for m in kind.members for n in m.names]
+        weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in names}
+        if len(set(weights.values())) == 1:
+            return weights[names[0]] * (2 if kind.quadratic else 1) * values
+        return kind.decay(kind.of(self._points, [(0, 0)]), params, weights)
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""
@@ -169,9 +209,13 @@ def _kinds(
             groups.setdefault(kinds.pop(), []).extend(of)
     for (kind, option), of in groups.items():
         if kind == "diagonal":
-            yield Diagonals([m for m in of if isinstance(m, DiagonalSymmetry)], layout)
+            diagonal = (DiagonalSymmetry, Homogeneity)
+            yield Diagonals([m for m in of if isinstance(m, diagonal)], layout)
         elif kind == "shift":
-            yield Shifts([m for m in of if isinstance(m, Translation)], layout)
+            shifting = (Translation, Compensation, HeadShift)
+            yield Shifts([m for m in of if isinstance(m, shifting)], layout)
+        elif kind == "bias_shift":
+            yield BiasShifts([m for m in of if isinstance(m, BiasShift)], layout)
         elif kind == "single":
             yield Singles(of, quadratic=bool(option))
         else:
@@ -179,10 +223,12 @@ def _kinds(
 
 
 def _kind(member: ContinuousSymmetry) -> tuple[str, int]:
-    if isinstance(member, DiagonalSymmetry):
+    if isinstance(member, (DiagonalSymmetry, Homogeneity)):
         return "diagonal", 0
-    if isinstance(member, Translation):
+    if isinstance(member, (Translation, Compensation, HeadShift)):
         return "shift", 0
+    if isinstance(member, BiasShift):
+        return "bias_shift", 0
     if isinstance(member, (GeneralLinear, Rope)):
         return member.family, member.size
     return "single", 0
@@ -207,24 +253,3 @@ def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict
         found[member.family] = slice(first, start + count)
         start += count
     return found
-
-
-def _rates(kind: Moments, rates: Rates, like: Tensor) -> Tensor | float:
-    """Learning rate of every charge: the largest among the parameters of its symmetry.
-
-    Where they differ, the rest of the pull is the optimizer's doing and counted there.
-    """
-    each = [max((rates.lr[n] for n in m.names), key=abs) for m in kind.members]
-    if len(set(each)) == 1:
-        return each[0]
-    counts = torch.tensor([m.charges for m in kind.members])
-    return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
-
-
-def _decay(kind: Moments, values: Tensor, here: Stack, rates: Rates) -> Tensor:
-    """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
-    names = [n for m in kind.members for n in m.names]
-    weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in names}
-    if len(set(weights.values())) == 1:
-        return weights[names[0]] * (2 if kind.quadratic else 1) * values
-    return kind.decay(kind.of(here, here), here, weights)
