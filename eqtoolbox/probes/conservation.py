@@ -62,10 +62,11 @@ class Conservation(Probe):
         charges = self.symmetries.charges(snapshot)
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
-        here = _read(charges, snapshot.before)
+        here, sketched = _read(charges, snapshot.before)
         return here | {
             "start": here["values"],
-            "causes": {cause: torch.zeros_like(here["values"]) for cause in CAUSES},
+            "sketched": {family: values for family, (values, *_) in sketched.items()},
+            "causes": here["values"].new_zeros(len(CAUSES), charges.count),
             "noise": _noise(snapshot, charges, here["lengths"], rng),
             "measured": snapshot.step - 1,
             "kept": None,
@@ -87,26 +88,30 @@ class Conservation(Probe):
             state |= self.reference(snapshot, rng)
         since = snapshot.step - state["measured"]
         if since != 1:  # parameters moved unseen
-            state |= _read(charges, snapshot.before)
+            state |= _read(charges, snapshot.before)[0]
         size = math.nan if snapshot.gradient is None else _norm(snapshot.gradient)
         change, why = _advance(charges, snapshot, after, state, size)
         state["measured"] = snapshot.step
         if not why:
-            for cause, term in change.causes.items():
-                state["causes"][cause] += since * term
+            state["causes"] += since * torch.stack(list(change.causes.values()))
+        kept = state["kept"]
+        keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
+        predicted, steps = state["values"], state["steps"]
+        scales, exact = _grown(state["scales"], charges, after), {}
+        if keep:
+            here, exact = _read(charges, after)
+            state |= here | {"kept": snapshot.step}
         drift = Drift(
             charges=charges,
             change=change,
             state=state,
-            scales=_grown(state["scales"], charges, after),
+            scales=scales,
             eps=_eps(snapshot),
             why=why,
+            exact=exact,
         )
         yield from drift.every_step(snapshot.step, size)
-        kept = state["kept"]
-        if kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth)):
-            predicted, steps = state["values"], state["steps"]
-            state |= _read(charges, after) | {"kept": snapshot.step}
+        if keep:
             yield from drift.closure(predicted - state["values"], steps)
             yield from drift.vectors()
             yield from drift.budget()
@@ -114,22 +119,26 @@ class Conservation(Probe):
                 yield from balance(charges, snapshot, snapshot.gradient, state)
 
 
-def _read(charges: Charges, params: Parameters) -> dict[str, Any]:
+def _read(
+    charges: Charges, params: Parameters
+) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor, Tensor]]]:
     """Everything about the charges at these parameters, exactly: what later steps add to."""
-    moments = charges.read(params)
-    return {
-        "values": charges.values(moments),
-        "scales": charges.scales(moments, params),
-        "lengths": charges.lengths(moments, params),
+    reading = charges.read(params)
+    lengths = charges.lengths(reading)
+    here = {
+        "values": charges.values(reading),
+        "scales": charges.scales(reading),
+        "lengths": {f: float(lengths[w].norm()) for f, w in charges.generators.items()},
         "steps": 0,
     }
+    return here, charges.sketched(reading)
 
 
 def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
     """The scales before a step; after it where parameters were born at zero."""
     if bool((scales > 0).all()):
         return scales
-    return torch.where(scales > 0, scales, charges.scales(charges.read(after), after))
+    return torch.where(scales > 0, scales, charges.scales(charges.read(after)))
 
 
 def _advance(
@@ -166,7 +175,7 @@ def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:
 
 
 def _noise(
-    snapshot: Snapshot, charges: Charges, lengths: Tensor, rng: torch.Generator
+    snapshot: Snapshot, charges: Charges, lengths: dict[str, float], rng: torch.Generator
 ) -> dict[str, tuple[float, float]]:
     """What rounding leaves of the first-order law of each family: absolute, and over |g|.
 
@@ -189,7 +198,7 @@ def _noise(
         left = change[where].norm()
         if any(m.status == "approximate" for m in members):
             left = torch.maximum(left, 3 * law[where].norm())
-        noise = float(left / lengths[where].norm().clamp_min(1e-300))
+        noise = float(left) / max(lengths[family], 1e-300)
         found[family] = (noise, noise / max(size, 1e-300))
     return found
 

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eqtoolbox.symmetry.diagonals import Diagonals
@@ -20,7 +22,10 @@ from eqtoolbox.symmetry.grams import Grams
 from eqtoolbox.symmetry.moments import Moments, Singles
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
 from eqtoolbox.symmetry.shifts import BiasShifts, Shifts
+from eqtoolbox.symmetry.sketch import Sketch
 from eqtoolbox.symmetry.stack import Layout, Stack
+
+SMALL = 16  # dimensions of a general linear group up to which no sketch is made of it
 
 STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
 FIRST = ((1.0,), (1.0,), (0.0,))  # a linear charge has no term of second order
@@ -60,6 +65,15 @@ class Change:
         return {c: getattr(self, c) for c in ("symmetry", "decay", "optimizer", "finite_step")}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What charges follow from at one point: moments of every kind."""
+
+    points: Stack  # of one point, float64
+    moments: list[Tensor]
+    full: list[Tensor]  # also of all charges that a sketch stands for
+
+
 class Charges:
     """All charges of many symmetries, evaluated together without a loop over units.
 
@@ -69,16 +83,30 @@ class Charges:
     Args:
         members: the symmetries.
         params: parameters of the shapes that they act on.
+        sketch: whether random elements stand for general linear groups of more than 16
+            dimensions, see `Sketch`.
     """
 
-    def __init__(self, members: Sequence[ContinuousSymmetry], params: Parameters) -> None:
+    def __init__(
+        self, members: Sequence[ContinuousSymmetry], params: Parameters, sketch: bool = False
+    ) -> None:
         names = tuple(dict.fromkeys(n for m in members for n in m.names))
         self.names = names
         layout = Layout(names, params)
-        self.kinds = list(_kinds(members, params, layout))
+        self.kinds = list(_kinds(members, params, layout, sketch))
         self.members = [m for kind in self.kinds for m in kind.members]
-        self.families = _stretches(self.members, [m.charges for m in self.members])
-        self.generators = _stretches(self.members, [m.dimension for m in self.members])
+        self._counts = [n for kind in self.kinds for n in kind.counts]
+        self.families = _stretches(self.members, self._counts)
+        self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
+        self.units = _numbered([kind.units for kind in self.kinds])  # (charges,), ascending
+        last = torch.cat([self.units.new_tensor([-1]), self.units[:-1]])
+        self.unit_starts = (self.units != last).nonzero()[:, 0].numpy()  # their first charges
+        self.unit_slices = {
+            family: slice(int(self.units[w.start]), int(self.units[w.stop - 1]) + 1)
+            for family, w in self.families.items()
+            if w.stop > w.start
+        }
+        self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
         self._layout = layout
         self._points = Stack(layout, 3)  # theta, gradient, update
 
@@ -87,25 +115,45 @@ class Charges:
         """How many charges there are."""
         return sum(k.charges for k in self.kinds)
 
-    def read(self, params: Parameters) -> list[Tensor]:
-        """Moments of every kind at these parameters, in float64."""
+    def read(self, params: Parameters) -> Reading:
+        """Everything that charges need to know of these parameters, in float64."""
         exact = Stack(self._layout, 1, torch.float64)
         exact.fill(0, params)
-        return [kind.of(exact, [(0, 0)]) for kind in self.kinds]
+        moments = [kind.of(exact, [(0, 0)]) for kind in self.kinds]
+        full = [
+            kind.full(exact) if isinstance(kind, Sketch) else own
+            for kind, own in zip(self.kinds, moments, strict=True)
+        ]
+        return Reading(points=exact, moments=moments, full=full)
 
-    def values(self, moments: list[Tensor]) -> Tensor:
+    def values(self, reading: Reading) -> Tensor:
         """Q of every charge: (charges,), float64."""
-        return torch.cat([k.charge(m)[0] for k, m in zip(self.kinds, moments, strict=True)])
+        pairs = zip(self.kinds, reading.moments, strict=True)
+        return torch.cat([k.charge(m)[0] for k, m in pairs])
 
-    def scales(self, moments: list[Tensor], params: Parameters) -> Tensor:
+    def scales(self, reading: Reading) -> Tensor:
         """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
-        pairs = zip(self.kinds, moments, strict=True)
-        return torch.cat([k.scales(m, params) for k, m in pairs])
+        pairs = zip(self.kinds, reading.full, strict=True)
+        return torch.cat([k.scales(m, reading.points) for k, m in pairs])
 
-    def lengths(self, moments: list[Tensor], params: Parameters) -> Tensor:
+    def lengths(self, reading: Reading) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
-        pairs = zip(self.kinds, moments, strict=True)
-        return torch.cat([k.lengths(m, params) for k, m in pairs])
+        pairs = zip(self.kinds, reading.full, strict=True)
+        return torch.cat([k.lengths(m, reading.points) for k, m in pairs])
+
+    def sketched(self, reading: Reading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Of families that a sketch stands for: all charges, their scales, their units."""
+        found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        for kind, full in zip(self.kinds, reading.full, strict=True):
+            if isinstance(kind, Sketch):
+                of = found.setdefault(kind.members[0].family, [])
+                units = kind.whole.units + sum(int(u[-1]) + 1 for _, _, u in of)
+                charges = kind.whole.charge(full)[0]
+                of.append((charges, kind.whole.scales(full, reading.points), units))
+        return {
+            family: (torch.cat(q), torch.cat(s), torch.cat(u))
+            for family, (q, s, u) in ((f, zip(*of, strict=True)) for f, of in found.items())
+        }
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
@@ -149,7 +197,7 @@ class Charges:
             forms = kind.pair(moments)
             paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
             slopes.append(kind.slopes(moments, points, STEP[0]))
-            decay.append(self._decay(kind, own, before, rates))
+            decay.append(self._decay(kind, own, rates))
         law, first, second = torch.cat(paired, 1)
         finite = 0.5 * second
         return Change(
@@ -160,6 +208,26 @@ class Charges:
             slopes=torch.cat(slopes),
         )
 
+    def error(
+        self, family: str, vector: NDArray[np.float64], generators: bool = False
+    ) -> float | None:
+        """Standard error of the norm of a family's charges, or of its slopes, where it is sketched.
+
+        Args:
+            family: whose norm is meant.
+            vector: charges of all families, or slopes.
+            generators: whether it is slopes.
+        """
+        start, variance, sketched = 0, 0.0, False
+        for kind in self.kinds:
+            stop = start + sum(kind.orders if generators else kind.counts)
+            if isinstance(kind, Sketch) and kind.members[0].family == family:
+                sketched, variance = True, variance + kind.variance(vector[start:stop])
+            start = stop
+        where = (self.generators if generators else self.families)[family]
+        norm = float(np.linalg.norm(vector[where]))
+        return variance**0.5 / (2 * norm) if sketched and norm else (0.0 if sketched else None)
+
     def _rates(self, rates: Rates, like: Tensor) -> Tensor | float:
         """Learning rate of every charge: the largest among the parameters of its symmetry.
 
@@ -167,13 +235,11 @@ class Charges:
         """
         if rates.alike:
             return next(iter(rates.lr.values()))
-        each = [
-            max((rates.lr[n] for n in m.names), key=abs) for k in self.kinds for m in k.members
-        ]
-        counts = torch.tensor([m.charges for k in self.kinds for m in k.members])
+        each = [max((rates.lr[n] for n in m.names), key=abs) for m in self.members]
+        counts = torch.tensor(self._counts)
         return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
 
-    def _decay(self, kind: Moments, values: Tensor, params: Parameters, rates: Rates) -> Tensor:
+    def _decay(self, kind: Moments, values: Tensor, rates: Rates) -> Tensor:
         """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
         if rates.alike:
             weight = next(abs(rates.lr[n]) * rates.decay[n] for n in rates.lr)
@@ -182,19 +248,20 @@ class Charges:
         weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in names}
         if len(set(weights.values())) == 1:
             return weights[names[0]] * (2 if kind.quadratic else 1) * values
-        return kind.decay(kind.of(self._points, [(0, 0)]), params, weights)
+        return kind.decay(kind.of(self._points, [(0, 0)]), self._points, weights)
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""
-        for member in self.members:
-            if index < member.charges:
-                return f"{member.name}, unit {index}"
-            index -= member.charges
+        first = 0
+        for member, count in zip(self.members, self._counts, strict=True):
+            if index < first + count:
+                return f"{member.name}, unit {int(self.units[index] - self.units[first])}"
+            first += count
         raise IndexError("more charges than the symmetries have")
 
 
 def _kinds(
-    members: Sequence[ContinuousSymmetry], params: Parameters, layout: Layout
+    members: Sequence[ContinuousSymmetry], params: Parameters, layout: Layout, sketch: bool
 ) -> Iterator[Moments]:
     """Symmetries that are evaluated together; whole families, so that theirs lie together."""
     families: dict[str, list[ContinuousSymmetry]] = {}
@@ -202,11 +269,12 @@ def _kinds(
         families.setdefault(m.family, []).append(m)
     groups: dict[tuple[str, int], list[ContinuousSymmetry]] = {}
     for of in families.values():
-        kinds = {_kind(m) for m in of}
-        if len(kinds) > 1 or ("single", 0) in kinds:
+        kinds = [_kind(m) for m in of]
+        if len({kind for kind, _ in kinds}) > 1 or kinds[0][0] == "single":
             groups.setdefault(("single", int(_quadratic(of, params))), []).extend(of)
         else:
-            groups.setdefault(kinds.pop(), []).extend(of)
+            for kind, m in zip(kinds, of, strict=True):
+                groups.setdefault(kind, []).append(m)
     for (kind, option), of in groups.items():
         if kind == "diagonal":
             diagonal = (DiagonalSymmetry, Homogeneity)
@@ -218,11 +286,14 @@ def _kinds(
             yield BiasShifts([m for m in of if isinstance(m, BiasShift)], layout)
         elif kind == "single":
             yield Singles(of, quadratic=bool(option))
+        elif sketch and kind == GeneralLinear.family and option > SMALL:
+            yield Sketch([m for m in of if isinstance(m, GeneralLinear)], layout)
         else:
             yield Grams([m for m in of if isinstance(m, MatrixSymmetry)], layout)
 
 
 def _kind(member: ContinuousSymmetry) -> tuple[str, int]:
+    """How a symmetry is evaluated; matrices of one size together."""
     if isinstance(member, (DiagonalSymmetry, Homogeneity)):
         return "diagonal", 0
     if isinstance(member, (Translation, Compensation, HeadShift)):
@@ -253,3 +324,13 @@ def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict
         found[member.family] = slice(first, start + count)
         start += count
     return found
+
+
+def _numbered(units: Sequence[Tensor]) -> Tensor:
+    """Units of all kinds, numbered on."""
+    found: list[Tensor] = []
+    start = 0
+    for own in units:
+        found.append(own + start)
+        start += int(own[-1]) + 1 if len(own) else 0
+    return torch.cat(found)

@@ -9,7 +9,6 @@ from torch import Tensor
 from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
 from eqtoolbox.symmetry.families.homogeneity import Homogeneity
 from eqtoolbox.symmetry.moments import Moments, Owners, Spread, each
-from eqtoolbox.symmetry.parameter import Parameters
 from eqtoolbox.symmetry.stack import Layout, Pair, Stack
 
 Axis = tuple[int, int, int]  # entries before it, its length, entries after it
@@ -20,9 +19,7 @@ LONG = 2**16  # entries up to which a float32 dot product is as good as a sum
 class Diagonals(Moments):
     """Products of two points summed over everything but one axis of a parameter, or over all."""
 
-    def __init__(
-        self, members: Sequence[DiagonalSymmetry | Homogeneity], layout: Layout
-    ) -> None:
+    def __init__(self, members: Sequence[DiagonalSymmetry | Homogeneity], layout: Layout) -> None:
         self.members = members
         self._layout = layout
         parts = [(m, part) for m in members for part in _parts(m, layout)]
@@ -79,10 +76,10 @@ class Diagonals(Moments):
     def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
         return self._spread.of(moments)[0]
 
-    def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        return self._spread.of(moments, squared=True)[0].clamp_min(0).sqrt()
+    def lengths(self, full: Tensor, points: Stack) -> Tensor:
+        return self._spread.of(full, squared=True)[0].clamp_min(0).sqrt()
 
-    def decay(self, moments: Tensor, params: Parameters, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
         return self._spread.of(moments * each(weights, self._owners, moments))[0]
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg, MatrixSymmetry
 from eqtoolbox.symmetry.moments import Moments, Owners, each
-from eqtoolbox.symmetry.parameter import Parameters
 from eqtoolbox.symmetry.stack import Layout, Pair, Stack
 
 Part = tuple[int, int, int, tuple[int, ...]]  # stack, axis, repetition, positions along the axis
@@ -64,14 +63,19 @@ class Grams(Moments):
             at += count
         return made.double()
 
+    @property
+    def units(self) -> Tensor:
+        """The blocks: entries of a matrix depend on the basis of the axis."""
+        return torch.arange(self.blocks).repeat_interleave(self.charges // self.blocks)
+
     def pair(self, moments: Tensor) -> Tensor:
         total = self._summed(moments, self._block, self.blocks)
         if not self.general:
             return total.diagonal(dim1=-2, dim2=-1).sum(-1)
         return self._upper(total + total.mT)
 
-    def scales(self, moments: Tensor, params: Parameters) -> Tensor:
-        lengths = moments[0].diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    def scales(self, full: Tensor, points: Stack) -> Tensor:
+        lengths = full[0].diagonal(dim1=-2, dim2=-1).clamp_min(0)
         if not self.general:
             return 0.5 * self._absolute(lengths.sum(-1))
         roots = lengths.sqrt()
@@ -79,29 +83,25 @@ class Grams(Moments):
 
     def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
         """A multiplies legs of sign + and -A^T those of sign -; gram_ij pairs row i of a."""
-        plus, minus = self.sides(moments[:1])
+        plus, minus = self._sides(moments[:1])
         if self.general:
             return (plus.mT + minus).reshape(-1)
         trace = (plus + minus).diagonal(dim1=1, dim2=2).sum(-1)
         turn = plus - minus
         return self._paired(trace, turn[:, 0, 1] - turn[:, 1, 0])
 
-    def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        squares = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
-        plus, minus = (side.abs() for side in self.sides(squares))
+    def lengths(self, full: Tensor, points: Stack) -> Tensor:
+        squares = full[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        plus, minus = (side.abs() for side in self._sides(squares))
         if self.general:  # A_ij reads row j of a + leg, row i of a - leg
             return (plus[:, None, :] + minus[:, :, None]).reshape(-1).sqrt()
         sizes = (plus + minus).sum(-1).sqrt()
         return self._paired(sizes, sizes)
 
-    def decay(self, moments: Tensor, params: Parameters, weights: Mapping[str, float]) -> Tensor:
-        return self.pair(moments * self.each(weights, moments))[0]
+    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+        return self.pair(moments * each(weights, self._owners, moments)[:, None, None])[0]
 
-    def each(self, weights: Mapping[str, float], like: Tensor) -> Tensor:
-        """The weight of the parameter that each leg belongs to: (legs, 1, 1)."""
-        return each(weights, self._owners, like)[:, None, None]
-
-    def sides(self, legs: Tensor) -> tuple[Tensor, Tensor]:
+    def _sides(self, legs: Tensor) -> tuple[Tensor, Tensor]:
         """Signed sums over the legs of sign + and over those of sign -, of every block."""
         count = self.blocks
         where = torch.where(self._sign > 0, self._block, self._block + count)

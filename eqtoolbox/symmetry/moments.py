@@ -43,36 +43,50 @@ class Moments(ABC):
         """<K_i(a), b> of every generator: (dimension,), float64; `moments` those of a with b."""
 
     @abstractmethod
-    def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        """|K_i| of every generator: (dimension,), float64; `moments` those of theta with itself."""
+    def lengths(self, full: Tensor, points: Stack) -> Tensor:
+        """|K_i| at point 0 of every generator: (dimension,), float64; `full` as `full` gives it."""
 
     @abstractmethod
-    def decay(self, moments: Tensor, params: Parameters, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
         """<grad Q_i(theta), w theta>, w a weight of each parameter: (charges,).
 
         Args:
             moments: of theta with itself.
-            params: theta.
+            points: with theta as point 0.
             weights: w by name.
         """
 
-    def scales(self, moments: Tensor, params: Parameters) -> Tensor:
-        """What |Q| of every charge could be at parameters of this size: (charges,), float64."""
-        return torch.cat([m.charge_scale(params) for m in self.members])
+    def full(self, points: Stack) -> Tensor:
+        """Moments of point 0 with itself, of all charges even where others are a sketch."""
+        return self.of(points, [(0, 0)])
+
+    def scales(self, full: Tensor, points: Stack) -> Tensor:
+        """What |Q| of every charge could be at parameters of point 0's size: (charges,)."""
+        return torch.cat([m.charge_scale(points.of(0, m.names)) for m in self.members])
+
+    @property
+    def units(self) -> Tensor:
+        """Which unit each charge belongs to: (charges,); every charge is one unless said."""
+        return torch.arange(self.charges)
 
     def charge(self, moments: Tensor) -> Tensor:
         """Q_i from the moments of theta with itself: (pairs, charges), float64."""
         return self.pair(moments) / (2 if self.quadratic else 1)
 
     @property
-    def charges(self) -> int:
-        """How many charges there are."""
-        return sum(m.charges for m in self.members)
+    def counts(self) -> list[int]:
+        """How many charges each symmetry has."""
+        return [m.charges for m in self.members]
 
     @property
-    def dimension(self) -> int:
-        """How many generators there are."""
-        return sum(m.dimension for m in self.members)
+    def orders(self) -> list[int]:
+        """How many generators each symmetry has."""
+        return [m.dimension for m in self.members]
+
+    @property
+    def charges(self) -> int:
+        """How many charges there are."""
+        return sum(self.counts)
 
 
 class Spread:
@@ -117,8 +131,8 @@ class Singles(Moments):
         x, y = (points.of(i, self._names) for i in pair)
         return torch.cat([m.slopes(x, y) for m in self.members])
 
-    def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        found = []
+    def lengths(self, full: Tensor, points: Stack) -> Tensor:
+        found, params = [], points.of(0, self._names)
         for m in self.members:
             like = params[m.names[0]]
             for unit in torch.eye(m.dimension, dtype=like.dtype, device=like.device):
@@ -126,8 +140,9 @@ class Singles(Moments):
                 found.append(torch.stack(parts).sum().sqrt())
         return torch.stack(found)
 
-    def decay(self, moments: Tensor, params: Parameters, weights: Mapping[str, float]) -> Tensor:
-        return self._paired(params, {n: weights[n] * params[n] for n in self._names})
+    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+        own = points.of(0, self._names)
+        return self._paired(own, {n: weights[n] * p for n, p in own.items()})
 
     def _paired(self, a: Parameters, b: Parameters) -> Tensor:
         return torch.cat([m.pairing(a, b) for m in self.members])

@@ -11,7 +11,6 @@ from eqtoolbox.symmetry.families.compensation import Compensation
 from eqtoolbox.symmetry.families.head import HeadShift
 from eqtoolbox.symmetry.families.translation import Shift, Translation
 from eqtoolbox.symmetry.moments import Moments, Owners, Spread, each
-from eqtoolbox.symmetry.parameter import Parameters
 from eqtoolbox.symmetry.stack import Layout, Pair, Stack
 
 Shifting = Translation | Compensation | HeadShift
@@ -74,11 +73,11 @@ class Shifts(Moments):
     def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
         return self._spread.of(moments)[0]
 
-    def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        added = self._added.to(moments.device)
+    def lengths(self, full: Tensor, points: Stack) -> Tensor:
+        added = self._added.to(full.device)
         return self._spread.of(added[None], squared=True)[0].sqrt()
 
-    def decay(self, moments: Tensor, params: Parameters, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
         return self._spread.of(moments * each(weights, self._owners, moments))[0]
 
 
@@ -137,16 +136,17 @@ class BiasShifts(Moments):
         read = self._spread.of(torch.cat(rows)[None].double())[0]
         return own.double() + read
 
-    def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
+    def lengths(self, full: Tensor, points: Stack) -> Tensor:
         found = []
         for m in self.members:
+            params = points.of(0, m.names)
             squares = [1.0 + params[m.source].new_zeros(m.dimension, dtype=torch.float64)]
             for r in m.readers:
                 squares.append(params[r.weight].double().square().sum(1 - r.inner))
             found.append(torch.stack(squares).sum(0).sqrt())
         return torch.cat(found)
 
-    def decay(self, moments: Tensor, params: Parameters, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
         return moments[0]
 
 

@@ -24,7 +24,7 @@ class Layout:
             groups.setdefault(like[name].shape, []).append(name)
             dtype, self.device = torch.promote_types(dtype, like[name].dtype), like[name].device
         self.dtype = dtype
-        self.groups = [(shape, members) for shape, members in groups.items()]
+        self.groups = list(groups.items())
         self.place = {
             name: (number, index)
             for number, (_, members) in enumerate(self.groups)
