@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqtoolbox.symmetry.bias_shifts import BiasShifts
 from eqtoolbox.symmetry.diagonals import Diagonals
 from eqtoolbox.symmetry.families.bias_shift import BiasShift
 from eqtoolbox.symmetry.families.compensation import Compensation
@@ -21,9 +22,9 @@ from eqtoolbox.symmetry.families.translation import Translation
 from eqtoolbox.symmetry.grams import Grams
 from eqtoolbox.symmetry.moments import Moments, Singles
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.shifts import BiasShifts, Shifts
+from eqtoolbox.symmetry.shifts import Shifts
 from eqtoolbox.symmetry.sketch import Sketch
-from eqtoolbox.symmetry.stack import Layout, Stack
+from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stacks
 
 SMALL = 16  # dimensions of a general linear group up to which no sketch is made of it
 
@@ -69,7 +70,7 @@ class Change:
 class Reading:
     """What charges follow from at one point: moments of every kind."""
 
-    points: Stack  # of one point, float64
+    points: Points  # one
     moments: list[Tensor]
     full: list[Tensor]  # also of all charges that a sketch stands for
 
@@ -108,7 +109,7 @@ class Charges:
         }
         self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
         self._layout = layout
-        self._points = Stack(layout, 3)  # theta, gradient, update
+        self._stacks = Stacks(layout, len(STEP))  # theta, gradient, update
 
     @property
     def count(self) -> int:
@@ -117,14 +118,14 @@ class Charges:
 
     def read(self, params: Parameters) -> Reading:
         """Everything that charges need to know of these parameters, in float64."""
-        exact = Stack(self._layout, 1, torch.float64)
-        exact.fill(0, params)
-        moments = [kind.of(exact, [(0, 0)]) for kind in self.kinds]
-        full = [
-            kind.full(exact) if isinstance(kind, Sketch) else own
-            for kind, own in zip(self.kinds, moments, strict=True)
-        ]
-        return Reading(points=exact, moments=moments, full=full)
+        exact, points = Stacks(self._layout, 1, torch.float64), Points(given=(params,))
+        whole = [k.whole for k in self.kinds if isinstance(k, Sketch)]
+        moments = _moments([*self.kinds, *whole], exact, points, [(0, 0)])
+        full = moments[: len(self.kinds)]
+        for i, kind in enumerate(self.kinds):
+            if isinstance(kind, Sketch):
+                full[i] = moments[len(self.kinds) + whole.index(kind.whole)]
+        return Reading(points=points, moments=moments[: len(self.kinds)], full=full)
 
     def values(self, reading: Reading) -> Tensor:
         """Q of every charge: (charges,), float64."""
@@ -157,10 +158,11 @@ class Charges:
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
-        points, pair = self._points, (0, 1)
-        points.fill(0, params)
-        points.fill(1, cotangent)
-        return torch.cat([k.slopes(k.of(points, [pair]), points, pair) for k in self.kinds])
+        points, pair = Points(given=(params, cotangent)), (0, 1)
+        found = _moments(self.kinds, Stacks(self._layout, 2), points, [pair])
+        return torch.cat(
+            [k.slopes(m, points, pair) for k, m in zip(self.kinds, found, strict=True)]
+        )
 
     def step(
         self,
@@ -182,28 +184,19 @@ class Charges:
             gradient: at `before`, as the optimizer was given it; None for a step without.
             rates: of the step.
         """
-        points = self._points
-        points.fill(0, before)
-        points.fill(2, after)
-        points.flat[2].sub_(points.flat[0])
-        if gradient is None:
-            points.flat[1].zero_()
-        else:
-            points.fill(1, gradient)
-        paired, slopes, decay = [], [], []
-        counts = [kind.charges for kind in self.kinds]
-        for kind, own in zip(self.kinds, torch.split(values, counts), strict=True):
-            moments = kind.of(points, STEP)
-            forms = kind.pair(moments)
+        points = Points(given=(before, gradient, after), update=True)
+        found = _moments(self.kinds, self._stacks, points, STEP)
+        paired, slopes = [], []
+        for kind, moments in zip(self.kinds, found, strict=True):
+            forms = kind.pair(moments).expand(len(STEP), -1)
             paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
             slopes.append(kind.slopes(moments, points, STEP[0]))
-            decay.append(self._decay(kind, own, rates))
         law, first, second = torch.cat(paired, 1)
         finite = 0.5 * second
         return Change(
             drift=first + finite,
             symmetry=-self._rates(rates, law) * law,
-            decay=-torch.cat(decay),
+            decay=-self._decay(values, before, rates),
             finite_step=finite,
             slopes=torch.cat(slopes),
         )
@@ -239,16 +232,18 @@ class Charges:
         counts = torch.tensor(self._counts)
         return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
 
-    def _decay(self, kind: Moments, values: Tensor, rates: Rates) -> Tensor:
+    def _decay(self, values: Tensor, params: Parameters, rates: Rates) -> Tensor:
         """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
-        if rates.alike:
-            weight = next(abs(rates.lr[n]) * rates.decay[n] for n in rates.lr)
-            return weight * (2 if kind.quadratic else 1) * values
-        names = [n for m in kind.members for n in m.names]
-        weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in names}
+        weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
         if len(set(weights.values())) == 1:
-            return weights[names[0]] * (2 if kind.quadratic else 1) * values
-        return kind.decay(kind.of(self._points, [(0, 0)]), self._points, weights)
+            twice = [2.0 if k.quadratic else 1.0 for k in self.kinds]
+            counts = torch.tensor([k.charges for k in self.kinds])
+            degree = values.new_tensor(twice).repeat_interleave(counts.to(values.device))
+            return weights[self.names[0]] * degree * values
+        points = Points(given=(params,))
+        found = _moments(self.kinds, Stacks(self._layout, 1), points, [(0, 0)])
+        pairs = zip(self.kinds, found, strict=True)
+        return torch.cat([k.decay(m, points, weights) for k, m in pairs])
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""
@@ -258,6 +253,17 @@ class Charges:
                 return f"{member.name}, unit {int(self.units[index] - self.units[first])}"
             first += count
         raise IndexError("more charges than the symmetries have")
+
+
+def _moments(
+    kinds: Sequence[Moments], stacks: Stacks, points: Points, pairs: Sequence[Pair]
+) -> list[Tensor]:
+    """Moments of every kind, all of them taken from one stack before the next."""
+    rows: list[list[list[Tensor]]] = [[] for _ in kinds]
+    for stack in stacks.over(points):
+        for into, kind in zip(rows, kinds, strict=True):
+            into.append(kind.rows(stack, points, pairs))
+    return [k.gathered(r, points, pairs) for k, r in zip(kinds, rows, strict=True)]
 
 
 def _kinds(

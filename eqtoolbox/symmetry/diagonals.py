@@ -9,7 +9,7 @@ from torch import Tensor
 from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
 from eqtoolbox.symmetry.families.homogeneity import Homogeneity
 from eqtoolbox.symmetry.moments import Moments, Owners, Spread, each
-from eqtoolbox.symmetry.stack import Layout, Pair, Stack
+from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack
 
 Axis = tuple[int, int, int]  # entries before it, its length, entries after it
 Part = tuple[str, Axis | None, Tensor, Tensor, Tensor]  # positions, units, rates along the axis
@@ -28,7 +28,7 @@ class Diagonals(Moments):
             those = axes.setdefault(layout.place[name][0], [])
             if axis is not None and axis not in those:
                 those.append(axis)
-        self._axes = list(axes.items())
+        self._axes = dict(sorted(axes.items()))
         starts, self._owners = self._plan()
         first = dict(zip(map(id, members), _starts(m.dimension for m in members), strict=True))
         rows, into, rates = [], [], []
@@ -50,7 +50,7 @@ class Diagonals(Moments):
         starts: dict[tuple[int, Axis | None], int] = {}
         owners: list[tuple[str, int]] = []
         at = 0
-        for number, axes in self._axes:
+        for number, axes in self._axes.items():
             names = self._layout.groups[number][1]
             for axis in axes or [None]:
                 starts[number, axis] = at
@@ -59,27 +59,30 @@ class Diagonals(Moments):
                 at += len(names) * length
         return starts, owners
 
-    def of(self, points: Stack, pairs: Sequence[Pair]) -> Tensor:
-        rows = []
-        for number, axes in self._axes:
-            whole = points.whole[number]
-            if axes or whole[0, 0].numel() > LONG:
-                product = points.products(number, pairs)
-                rows += [_outside(product, axis) for axis in axes or [(1, 1, whole[0, 0].numel())]]
-            else:
-                rows.append(_dots(whole, pairs))
-        return torch.cat(rows, 1).double()
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        axes = self._axes.get(stack.number)
+        if axes is None:
+            return []
+        entries = stack.scratch[0].numel()
+        if not axes and entries <= LONG:
+            return [_dots(stack.whole, pairs)]
+        sums: list[list[Tensor]] = [[] for _ in axes or [None]]
+        for pair in pairs:
+            product = stack.product(pair)
+            for into, axis in zip(sums, axes or [(1, 1, entries)], strict=True):
+                into.append(_outside(product, axis))
+        return [torch.stack(of) for of in sums]
 
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
 
-    def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
+    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         return self._spread.of(moments)[0]
 
-    def lengths(self, full: Tensor, points: Stack) -> Tensor:
-        return self._spread.of(full, squared=True)[0].clamp_min(0).sqrt()
+    def lengths(self, moments: Tensor, points: Points) -> Tensor:
+        return self._spread.of(moments, squared=True)[0].clamp_min(0).sqrt()
 
-    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
         return self._spread.of(moments * each(weights, self._owners, moments))[0]
 
 
@@ -106,17 +109,17 @@ def _starts(sizes: Iterator[int]) -> list[int]:
 
 
 def _outside(product: Tensor, axis: Axis) -> Tensor:
-    """Sums over everything but the axis, of every tensor of a stack: (pairs, stacked * length)."""
-    pairs, count = product.shape[:2]
+    """Sums over everything but the axis, of every tensor of a stack: (stacked * length,)."""
+    count = len(product)
     before, length, after = axis
     if before > 1:
-        product = product.reshape(pairs, count, before, length * after).sum(2)
-    rows = product.reshape(pairs, count * length, after)
-    return rows.sum(2) if after > 1 or before == 1 else rows[:, :, 0]
+        product = product.reshape(count, before, length * after).sum(1)
+    rows = product.reshape(count * length, after)
+    return rows.sum(1) if after > 1 or before == 1 else rows[:, 0]
 
 
 def _dots(whole: Tensor, pairs: Sequence[Pair]) -> Tensor:
     """Inner products of whole tensors, without a product in between: (pairs, stacked)."""
-    flat = whole.flatten(2)
-    rows = [torch.bmm(flat[a, :, None], flat[b, :, :, None])[:, 0, 0] for a, b in pairs]
-    return torch.stack(rows)
+    flat = [list(point) for point in whole.flatten(2)]
+    dots = [torch.dot(x, y) for a, b in pairs for x, y in zip(flat[a], flat[b], strict=True)]
+    return torch.stack(dots).view(len(pairs), -1)

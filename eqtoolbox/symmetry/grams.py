@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg, MatrixSymmetry
 from eqtoolbox.symmetry.moments import Moments, Owners, each
-from eqtoolbox.symmetry.stack import Layout, Pair, Stack
+from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack
 
 Part = tuple[int, int, int, tuple[int, ...]]  # stack, axis, repetition, positions along the axis
 
@@ -38,11 +38,13 @@ class Grams(Moments):
                 blocks = torch.arange(start, start + m.blocks)
                 rows.setdefault(part, {})[index] = blocks, leg.sign
             start += m.blocks
+        views = {part: views[part] for part in sorted(views)}
         self._views = [(part[0], view) for part, view in views.items()]
         self.blocks = start
         where, signs = [], []
         owners: list[tuple[str, int]] = []
-        for part, legs in rows.items():
+        for part in views:
+            legs = rows[part]
             like = next(iter(legs.values()))[0]
             for index, name in enumerate(layout.groups[part[0]][1]):
                 block, sign = legs.get(index, (torch.zeros_like(like), 0))
@@ -52,16 +54,13 @@ class Grams(Moments):
         self._owners: Owners = owners
         self._block, self._sign = torch.cat(where), torch.cat(signs)
 
-    def of(self, points: Stack, pairs: Sequence[Pair]) -> Tensor:
-        made = points.flat.new_empty(len(pairs), len(self._sign), self.size, self.size)
-        at = 0
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        found = []
         for number, view in self._views:
-            given = [view(whole) for whole in points.whole[number]]
-            count = len(given[0])
-            for out, (a, b) in zip(made, pairs, strict=True):
-                torch.bmm(given[a], given[b].mT, out=out[at : at + count])
-            at += count
-        return made.double()
+            if number == stack.number:
+                given = [view(whole) for whole in stack.whole]
+                found.append(torch.stack([torch.bmm(given[a], given[b].mT) for a, b in pairs]))
+        return found
 
     @property
     def units(self) -> Tensor:
@@ -74,14 +73,14 @@ class Grams(Moments):
             return total.diagonal(dim1=-2, dim2=-1).sum(-1)
         return self._upper(total + total.mT)
 
-    def scales(self, full: Tensor, points: Stack) -> Tensor:
-        lengths = full[0].diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    def scales(self, moments: Tensor, points: Points) -> Tensor:
+        lengths = moments[0].diagonal(dim1=-2, dim2=-1).clamp_min(0)
         if not self.general:
             return 0.5 * self._absolute(lengths.sum(-1))
         roots = lengths.sqrt()
         return self._upper(self._absolute(roots[:, :, None] * roots[:, None, :])[None])[0]
 
-    def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
+    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         """A multiplies legs of sign + and -A^T those of sign -; gram_ij pairs row i of a."""
         plus, minus = self._sides(moments[:1])
         if self.general:
@@ -90,15 +89,15 @@ class Grams(Moments):
         turn = plus - minus
         return self._paired(trace, turn[:, 0, 1] - turn[:, 1, 0])
 
-    def lengths(self, full: Tensor, points: Stack) -> Tensor:
-        squares = full[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    def lengths(self, moments: Tensor, points: Points) -> Tensor:
+        squares = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
         plus, minus = (side.abs() for side in self._sides(squares))
         if self.general:  # A_ij reads row j of a + leg, row i of a - leg
             return (plus[:, None, :] + minus[:, :, None]).reshape(-1).sqrt()
         sizes = (plus + minus).sum(-1).sqrt()
         return self._paired(sizes, sizes)
 
-    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
         return self.pair(moments * each(weights, self._owners, moments)[:, None, None])[0]
 
     def _sides(self, legs: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.stack import Pair, Stack
+from eqtoolbox.symmetry.stack import Pair, Points, Stack, pieces
 
 Owners = Sequence[tuple[str, int]]  # which parameter the next so many moments belong to
 
@@ -28,26 +28,41 @@ class Moments(ABC):
     members: Sequence[ContinuousSymmetry]
 
     @abstractmethod
-    def of(self, points: Stack, pairs: Sequence[Pair]) -> Tensor:
-        """Moments of a with b for every pair (a, b) of points, of b alone if linear: (pairs, ...).
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        """What one stack gives to the moments of every pair of points: (pairs, ...) each.
 
-        They may lie in memory that the next call writes over.
+        Args:
+            stack: filled with `points`; its memory is written over by the next one.
+            points: everything.
+            pairs: of points.
         """
+
+    def gathered(
+        self, rows: Sequence[list[Tensor]], points: Points, pairs: Sequence[Pair]
+    ) -> Tensor:
+        """Moments of a with b for every pair (a, b), of b alone if linear: (pairs, ...), float64.
+
+        Args:
+            rows: of all stacks, in their order.
+            points: that the stacks were filled with.
+            pairs: of them.
+        """
+        return pieces(rows)
 
     @abstractmethod
     def pair(self, moments: Tensor) -> Tensor:
         """<grad Q_i(a), b> from the moments of a with b: (pairs, charges), float64."""
 
     @abstractmethod
-    def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
+    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         """<K_i(a), b> of every generator: (dimension,), float64; `moments` those of a with b."""
 
     @abstractmethod
-    def lengths(self, full: Tensor, points: Stack) -> Tensor:
-        """|K_i| at point 0 of every generator: (dimension,), float64; `full` as `full` gives it."""
+    def lengths(self, moments: Tensor, points: Points) -> Tensor:
+        """|K_i| at point 0 of every generator: (dimension,), float64."""
 
     @abstractmethod
-    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
         """<grad Q_i(theta), w theta>, w a weight of each parameter: (charges,).
 
         Args:
@@ -56,11 +71,7 @@ class Moments(ABC):
             weights: w by name.
         """
 
-    def full(self, points: Stack) -> Tensor:
-        """Moments of point 0 with itself, of all charges even where others are a sketch."""
-        return self.of(points, [(0, 0)])
-
-    def scales(self, full: Tensor, points: Stack) -> Tensor:
+    def scales(self, moments: Tensor, points: Points) -> Tensor:
         """What |Q| of every charge could be at parameters of point 0's size: (charges,)."""
         return torch.cat([m.charge_scale(points.of(0, m.names)) for m in self.members])
 
@@ -120,18 +131,23 @@ class Singles(Moments):
         self.members, self.quadratic = members, quadratic
         self._names = tuple(dict.fromkeys(n for m in members for n in m.names))
 
-    def of(self, points: Stack, pairs: Sequence[Pair]) -> Tensor:
-        given = [points.of(i, self._names) for i in range(len(points.flat))]
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        return []
+
+    def gathered(
+        self, rows: Sequence[list[Tensor]], points: Points, pairs: Sequence[Pair]
+    ) -> Tensor:
+        given = [points.of(i, self._names) for i in range(len(points.given))]
         return torch.stack([self._paired(given[a], given[b]) for a, b in pairs])
 
     def pair(self, moments: Tensor) -> Tensor:
         return moments
 
-    def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
+    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         x, y = (points.of(i, self._names) for i in pair)
         return torch.cat([m.slopes(x, y) for m in self.members])
 
-    def lengths(self, full: Tensor, points: Stack) -> Tensor:
+    def lengths(self, moments: Tensor, points: Points) -> Tensor:
         found, params = [], points.of(0, self._names)
         for m in self.members:
             like = params[m.names[0]]
@@ -140,7 +156,7 @@ class Singles(Moments):
                 found.append(torch.stack(parts).sum().sqrt())
         return torch.stack(found)
 
-    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
         own = points.of(0, self._names)
         return self._paired(own, {n: weights[n] * p for n, p in own.items()})
 

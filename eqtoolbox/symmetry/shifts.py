@@ -1,4 +1,4 @@
-"""Shifts: the charges of translations, from sums of entries, and the laws of bias shifts."""
+"""Shifts: the charges of translations, from sums of entries."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.families.bias_shift import BiasShift
 from eqtoolbox.symmetry.families.compensation import Compensation
 from eqtoolbox.symmetry.families.head import HeadShift
 from eqtoolbox.symmetry.families.translation import Shift, Translation
 from eqtoolbox.symmetry.moments import Moments, Owners, Spread, each
-from eqtoolbox.symmetry.stack import Layout, Pair, Stack
+from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack, pieces
 
 Shifting = Translation | Compensation | HeadShift
 Grouped = tuple[int, int, int, int]  # entries before an axis, its length, entries after it, and
@@ -32,12 +31,12 @@ class Shifts(Moments):
             those = sums.setdefault(layout.place[name][0], [])
             if grouped not in those:
                 those.append(grouped)
-        self._sums = list(sums.items())
+        self._sums = dict(sorted(sums.items()))
         starts: dict[tuple[int, Grouped], int] = {}
         owners: list[tuple[str, int]] = []
         added: list[Tensor] = []
         at = 0
-        for number, those in self._sums:
+        for number, those in self._sums.items():
             shape, names = layout.groups[number]
             for grouped in those:
                 starts[number, grouped] = at
@@ -58,96 +57,29 @@ class Shifts(Moments):
             first += m.dimension
         self._spread = Spread(torch.cat(rows), torch.cat(into), torch.cat(rates), first)
 
-    def of(self, points: Stack, pairs: Sequence[Pair]) -> Tensor:
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        those = self._sums.get(stack.number, [])
         first, last = min(b for _, b in pairs), max(b for _, b in pairs)
-        rows = []
-        for number, those in self._sums:
-            whole = points.whole[number][first : last + 1]
-            rows += [_summed(whole, grouped) for grouped in those]
-        sums = torch.cat(rows, 1).double()
-        return sums[[b - first for _, b in pairs]]
+        return [_summed(stack.whole[first : last + 1], grouped) for grouped in those]
+
+    def gathered(
+        self, rows: Sequence[list[Tensor]], points: Points, pairs: Sequence[Pair]
+    ) -> Tensor:
+        first = min(b for _, b in pairs)
+        return pieces(rows)[[b - first for _, b in pairs]]
 
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
 
-    def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
+    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         return self._spread.of(moments)[0]
 
-    def lengths(self, full: Tensor, points: Stack) -> Tensor:
-        added = self._added.to(full.device)
+    def lengths(self, moments: Tensor, points: Points) -> Tensor:
+        added = self._added.to(moments.device)
         return self._spread.of(added[None], squared=True)[0].sqrt()
 
-    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
         return self._spread.of(moments * each(weights, self._owners, moments))[0]
-
-
-class BiasShifts(Moments):
-    """Laws of bias shifts, <K_j, g> = (entry j of g_b) - (column j of W)^T g_o; no charges.
-
-    Readers of one shape are evaluated together.
-    """
-
-    quadratic = False
-
-    def __init__(self, members: Sequence[BiasShift], layout: Layout) -> None:
-        self.members = members
-        self._biases: dict[tuple[int, int, int], Tensor] = {}
-        where: dict[tuple[int, int, int], int] = {}
-        at = 0
-        for r in (r for m in members for r in m.readers):
-            (weights, _), (biases, _) = layout.place[r.weight], layout.place[r.bias]
-            key = weights, r.inner, biases
-            shape, names = layout.groups[weights]
-            if key not in where:
-                where[key] = at
-                self._biases[key] = torch.zeros(len(names), dtype=torch.long)
-                at += len(names) * shape[r.inner]
-            self._biases[key][layout.place[r.weight][1]] = layout.place[r.bias][1]
-        rows, into, first = [], [], 0
-        sources = []
-        for m in members:
-            number, index = layout.place[m.source]
-            sources.append((number, index, slice(m.offset, m.offset + m.dimension)))
-            for r in m.readers:
-                weights, index = layout.place[r.weight]
-                length = layout.groups[weights][0][r.inner]
-                start = where[weights, r.inner, layout.place[r.bias][0]] + index * length
-                rows.append(start + torch.arange(length))
-                into.append(first + torch.arange(length))
-            first += m.dimension
-        self._sources = sources
-        minus = torch.full((sum(map(len, rows)),), -1.0, dtype=torch.float64)
-        self._spread = Spread(torch.cat(rows), torch.cat(into), minus, first)
-
-    def of(self, points: Stack, pairs: Sequence[Pair]) -> Tensor:
-        return points.flat.new_zeros(len(pairs), 0, dtype=torch.float64)
-
-    def pair(self, moments: Tensor) -> Tensor:
-        return moments
-
-    def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
-        a, b = pair
-        rows = []
-        for (weights, inner, biases), chosen in self._biases.items():
-            weight = points.whole[weights][a]
-            pulls = points.whole[biases][b][chosen.to(weight.device)][:, None]
-            rows.append(torch.bmm(pulls, weight if inner == 1 else weight.mT).reshape(-1))
-        own = torch.cat([points.whole[n][b, i, where] for n, i, where in self._sources])
-        read = self._spread.of(torch.cat(rows)[None].double())[0]
-        return own.double() + read
-
-    def lengths(self, full: Tensor, points: Stack) -> Tensor:
-        found = []
-        for m in self.members:
-            params = points.of(0, m.names)
-            squares = [1.0 + params[m.source].new_zeros(m.dimension, dtype=torch.float64)]
-            for r in m.readers:
-                squares.append(params[r.weight].double().square().sum(1 - r.inner))
-            found.append(torch.stack(squares).sum(0).sqrt())
-        return torch.cat(found)
-
-    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
-        return moments[0]
 
 
 def _entries(member: Shifting, layout: Layout) -> Iterator[Entries]:
@@ -193,5 +125,4 @@ def _summed(whole: Tensor, grouped: Grouped) -> Tensor:
     points, count = whole.shape[:2]
     before, length, after, size = grouped
     rows = whole.reshape(points, count, before, length // size, size, after)
-    rows = rows.sum(4) if size > 1 else rows[:, :, :, :, 0]
-    return rows.movedim(3, 2).reshape(points, -1)
+    return rows.sum(4).movedim(3, 2).reshape(points, -1)  # a copy even of single entries

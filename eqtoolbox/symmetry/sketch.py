@@ -16,7 +16,7 @@ from torch import Tensor
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear
 from eqtoolbox.symmetry.grams import Grams
 from eqtoolbox.symmetry.moments import Moments, Owners, each
-from eqtoolbox.symmetry.stack import Layout, Pair, Stack
+from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack
 
 PROJECTIONS = 6  # random vectors s of each block
 
@@ -69,35 +69,33 @@ class Sketch(Moments):
     def units(self) -> Tensor:
         return torch.arange(self.blocks).repeat_interleave(self._upper.shape[1])
 
-    def of(self, points: Stack, pairs: Sequence[Pair]) -> Tensor:
-        """s_a^T X Y^T s_b of every slot: (pairs, slots, k, k)."""
-        rows = []
-        for part in range(len(self._slots)):
-            seen = self._seen(part, points)  # (points, slots, k, rest)
-            rows.append(torch.stack([torch.bmm(seen[a], seen[b].mT) for a, b in pairs]))
-        return torch.cat(rows, 1).double()
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        """s_a^T X Y^T s_b of every slot: (pairs, slots, k, k) each."""
+        found = []
+        for part, slots in enumerate(self._slots):
+            if slots.number == stack.number:
+                seen = self._seen(part, stack)  # (points, slots, k, rest)
+                found.append(torch.stack([torch.bmm(seen[a], seen[b].mT) for a, b in pairs]))
+        return found
 
     def pair(self, moments: Tensor) -> Tensor:
         total = self._summed(moments, self._block, self.blocks)
         return self._among(total + total.mT, self._upper, 2.0)
 
-    def slopes(self, moments: Tensor, points: Stack, pair: Pair) -> Tensor:
+    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         where = torch.where(self._sign > 0, self._block, self._block + self.blocks)
         plus, minus = self._summed(moments[:1], where, 2 * self.blocks)[0].split(self.blocks)
         ordered = torch.cat([self._upper, self._upper.flip(0)], 1)
         return self._among((plus.mT + minus)[None], ordered, 1.0)[0]
 
-    def full(self, points: Stack) -> Tensor:
-        return self.whole.full(points)
-
-    def scales(self, full: Tensor, points: Stack) -> Tensor:
+    def scales(self, moments: Tensor, points: Points) -> Tensor:
         """Alike within a block, of its exact norm."""
-        return self._alike(self.whole.scales(full, points), self._upper.shape[1])
+        return self._alike(self.whole.scales(moments, points), self._upper.shape[1])
 
-    def lengths(self, full: Tensor, points: Stack) -> Tensor:
-        return self._alike(self.whole.lengths(full, points), 2 * self._upper.shape[1])
+    def lengths(self, moments: Tensor, points: Points) -> Tensor:
+        return self._alike(self.whole.lengths(moments, points), 2 * self._upper.shape[1])
 
-    def decay(self, moments: Tensor, points: Stack, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
         own = each(weights, self._owners, moments)[:, None, None]
         return self.pair(moments * own)[0]
 
@@ -130,10 +128,10 @@ class Sketch(Moments):
             into.index_add_(0, where.to(slots.device), values * sign)
         return total
 
-    def _seen(self, part: int, points: Stack) -> Tensor:
+    def _seen(self, part: int, stack: Stack) -> Tensor:
         """s_a^T X of every slot: (points, slots, k, everything but the axis)."""
         slots, d, k = self._slots[part], self.size, PROJECTIONS
-        x, many = points.whole[slots.number], len(points.flat)
+        x, many = stack.whole, len(stack.whole)
         if slots.taken is not None:
             x = x.index_select(slots.axis + 2, slots.taken.to(x.device))
         shape, count = x.shape[2:], slots.block.numel()
@@ -201,5 +199,7 @@ def _slots(members: Sequence[GeneralLinear], layout: Layout) -> list[Slots]:
             block=block,
             sign=sign,
         )
-        for (number, axis, taken, _), (block, sign) in found.items()
+        for (number, axis, taken, _), (block, sign) in sorted(
+            found.items(), key=lambda item: item[0]
+        )
     ]
