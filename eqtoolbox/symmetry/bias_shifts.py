@@ -40,7 +40,9 @@ class BiasShifts(Moments):
         for inner, readers in sorted(self._readers.get(stack.number, {}).items()):
             biases = points.of(b, [bias for _, bias in readers])
             pulls = torch.stack([biases[bias].to(stack.whole) for _, bias in readers])
-            weight = stack.whole[a][[index for index, _ in readers]]
+            chosen = [index for index, _ in readers]
+            whole = stack.whole[a]
+            weight = whole if chosen == list(range(len(whole))) else whole[chosen]
             weight = weight if inner == 1 else weight.mT
             found.append(torch.bmm(pulls[:, None], weight).reshape(1, -1))
         return found
