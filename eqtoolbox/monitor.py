@@ -161,7 +161,7 @@ class Monitor:
             )
         started = time.perf_counter()
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
-        snapshot = self._snapshot(before, None)
+        snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
         written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._journal.flush()
         if self._left_at is not None:
@@ -345,10 +345,11 @@ class Monitor:
                 for probe in self._todo:
                     self._runner.fail(probe, self._missed)
                 return
-            self._context()
+            named = dict(self.model.named_parameters())
+            self._context(named)
             due = self._runner.affordable(self._todo, caught=before is not None)
             if before is not None:
-                self._measure(due, before)
+                self._measure(due, before, named)
             self._journal.succeeded("monitor")
         except Exception as error:
             self._failed(error)
@@ -392,23 +393,27 @@ class Monitor:
 
     # -- measuring ------------------------------------------------------------------------------
 
-    def _measure(self, probes: list[Probe], before: Parameters) -> None:
-        now = self.model.named_parameters()  # GAN loops take gradients off and on inside a step
-        after = {n: p.detach() for n, p in now if n in before}
-        snapshot = self._snapshot(before, after)
+    def _measure(
+        self, probes: list[Probe], before: Parameters, named: dict[str, nn.Parameter]
+    ) -> None:
+        # GAN loops take gradients off and on inside a step
+        after = {n: p.detach() for n, p in named.items() if n in before}
+        snapshot = self._snapshot(before, after, named)
         self._parameters_changed(before)
         self._applied(before, after)
         if not self._faithful.checked:
             self._faithful.checked = True
             self._warn_of_lost_state()
             if self._faithful.check(snapshot):
-                snapshot = self._snapshot(before, after)
+                snapshot = self._snapshot(before, after, named)
         for probe in probes:
             self._runner.run(probe, snapshot)
         if probes:
             self._journal.emit("cost/overhead", self._budget.overhead)
 
-    def _snapshot(self, before: Parameters, after: Parameters | None) -> Snapshot:
+    def _snapshot(
+        self, before: Parameters, after: Parameters | None, named: dict[str, nn.Parameter]
+    ) -> Snapshot:
         training = self._capture.training(self._scale)
         measured: Objective | None = training
         if self._probe_batch is not None:
@@ -420,21 +425,21 @@ class Monitor:
             step=self.step,
             before=before,
             after=after,
-            gradient=None if self._capture.moved else gradients(self.model, self._noted),
-            groups=parameter_groups(self.optimizers, self.model),
+            gradient=None if self._capture.moved else gradients(named, self._noted),
+            groups=parameter_groups(self.optimizers, named),
             optimizer="+".join(known),
-            state=optimizer_state(self.optimizers, self.model),
+            state=optimizer_state(self.optimizers, named),
             training=training,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
         )
 
-    def _context(self) -> None:
+    def _context(self, named: dict[str, nn.Parameter]) -> None:
         """Loss and learning rate of the step."""
         loss = self._capture.value(self._scale)
         if loss is not None:
             self._journal.emit("training/loss", loss)
-        groups = parameter_groups(self.optimizers, self.model)
+        groups = parameter_groups(self.optimizers, named)
         rates = {g.lr for g in groups if g.names and math.isfinite(g.lr)}
         if len(rates) == 1:
             self._journal.emit("training/learning_rate", rates.pop())

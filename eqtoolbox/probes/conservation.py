@@ -164,11 +164,10 @@ def _advance(
 def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:
     """Rates of the step; 0 for a parameter in nobody's group, None for an unknown rate."""
     lr, decay = dict.fromkeys(charges.names, 0.0), dict.fromkeys(charges.names, 0.0)
-    for name in charges.names:
-        group = snapshot.group_of(name)
-        if group is not None:
-            lr[name] = -group.lr if group.maximize else group.lr
-            decay[name] = group.weight_decay
+    for group in snapshot.groups:
+        own = [n for n in group.names if n in lr]
+        lr |= dict.fromkeys(own, -group.lr if group.maximize else group.lr)
+        decay |= dict.fromkeys(own, group.weight_decay)
     if any(math.isnan(rate) for rate in lr.values()):
         return None
     return Rates(lr=lr, decay=decay)
@@ -206,7 +205,9 @@ def _noise(
 def _norm(tensors: Parameters) -> float:
     """Norm over all tensors."""
     each = torch._foreach_norm([t.detach() for t in tensors.values()])
-    return float(torch.stack([n.double() for n in each]).norm())
+    if len({n.dtype for n in each}) > 1 or len({n.device for n in each}) > 1:
+        each = [n.to(each[0].device, torch.float64) for n in each]
+    return float(torch.stack(list(each)).double().norm())
 
 
 def _eps(snapshot: Snapshot) -> float:

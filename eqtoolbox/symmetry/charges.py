@@ -107,6 +107,10 @@ class Charges:
             for family, w in self.families.items()
             if w.stop > w.start
         }
+        self._sketched = {k.members[0].family for k in self.kinds if isinstance(k, Sketch)}
+        self._degrees = torch.tensor(
+            [float(1 + k.quadratic) for k in self.kinds]
+        ).repeat_interleave(torch.tensor([k.charges for k in self.kinds]))
         self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
         self._layout = layout
         self._stacks = Stacks(layout, len(STEP))  # theta, gradient, update
@@ -190,7 +194,8 @@ class Charges:
         for kind, moments in zip(self.kinds, found, strict=True):
             forms = kind.pair(moments).expand(len(STEP), -1)
             paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
-            slopes.append(kind.slopes(moments, points, STEP[0]))
+            alike = isinstance(kind, (Diagonals, Shifts))  # a generator each for their charges
+            slopes.append(forms[0] if alike else kind.slopes(moments, points, STEP[0]))
         law, first, second = torch.cat(paired, 1)
         finite = 0.5 * second
         return Change(
@@ -211,15 +216,17 @@ class Charges:
             vector: charges of all families, or slopes.
             generators: whether it is slopes.
         """
-        start, variance, sketched = 0, 0.0, False
+        if family not in self._sketched:
+            return None
+        start, variance = 0, 0.0
         for kind in self.kinds:
             stop = start + sum(kind.orders if generators else kind.counts)
             if isinstance(kind, Sketch) and kind.members[0].family == family:
-                sketched, variance = True, variance + kind.variance(vector[start:stop])
+                variance += kind.variance(vector[start:stop])
             start = stop
         where = (self.generators if generators else self.families)[family]
         norm = float(np.linalg.norm(vector[where]))
-        return variance**0.5 / (2 * norm) if sketched and norm else (0.0 if sketched else None)
+        return variance**0.5 / (2 * norm) if norm else 0.0
 
     def _rates(self, rates: Rates, like: Tensor) -> Tensor | float:
         """Learning rate of every charge: the largest among the parameters of its symmetry.
@@ -236,10 +243,7 @@ class Charges:
         """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
         weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
         if len(set(weights.values())) == 1:
-            twice = [2.0 if k.quadratic else 1.0 for k in self.kinds]
-            counts = torch.tensor([k.charges for k in self.kinds])
-            degree = values.new_tensor(twice).repeat_interleave(counts.to(values.device))
-            return weights[self.names[0]] * degree * values
+            return weights[self.names[0]] * self._degrees.to(values) * values
         points = Points(given=(params,))
         found = _moments(self.kinds, Stacks(self._layout, 1), points, [(0, 0)])
         pairs = zip(self.kinds, found, strict=True)

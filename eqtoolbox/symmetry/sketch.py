@@ -55,6 +55,8 @@ class Sketch(Moments):
         names = [(layout.groups[s.number][1], s.block.shape[1]) for s in self._slots]
         self._owners: Owners = [(n, slots) for of, slots in names for n in of]
         self._upper = torch.triu_indices(k, k, 1)
+        first, second = self._upper.numpy()[:, :, None] == np.arange(k)
+        self._members = (first | second).astype(np.float64)  # (pairs, k): which s_a each is of
         self._maps: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     @property
@@ -104,10 +106,9 @@ class Sketch(Moments):
 
         Blocks draw their vectors on their own, so that their variances add up.
         """
-        k, where = PROJECTIONS, self._upper.numpy()
-        squares = np.square(vector).reshape(self.blocks, -1, where.shape[1]).sum(1)
-        members = (where[0][:, None] == np.arange(k)) | (where[1][:, None] == np.arange(k))
-        shares = squares @ members  # (blocks, k): of the pairs that each vector is in
+        k = PROJECTIONS
+        squares = np.square(vector).reshape(self.blocks, -1, len(self._members)).sum(1)
+        shares = squares @ self._members  # (blocks, k): of the pairs that each vector is in
         spread = np.square(shares - shares.mean(1, keepdims=True)).sum()
         return float(spread * (k - 1) / k * (k / (k - 2)) ** 2)
 
