@@ -89,8 +89,7 @@ class Conservation(Probe):
         since = snapshot.step - state["measured"]
         if since != 1:  # parameters moved unseen
             state |= _read(charges, snapshot.before)[0]
-        size = math.nan if snapshot.gradient is None else _norm(snapshot.gradient)
-        change, why = _advance(charges, snapshot, after, state, size)
+        change, size, why = _advance(charges, snapshot, after, state)
         state["measured"] = snapshot.step
         if not why:
             state["causes"] += since * torch.stack(list(change.causes.values()))
@@ -142,23 +141,28 @@ def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
 
 
 def _advance(
-    charges: Charges, snapshot: Snapshot, after: Parameters, state: dict[str, Any], size: float
-) -> tuple[Change, str]:
-    """What the step did to the charges, and why it has no budget where there is none."""
+    charges: Charges, snapshot: Snapshot, after: Parameters, state: dict[str, Any]
+) -> tuple[Change, float, str]:
+    """What the step did to the charges, |g|, and why there is no budget where there is none."""
     rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
+    before, size = snapshot.before, math.nan
     if rates is None or gradient is None:
         why = "the optimizer has no learning rate or was given no gradient"
-    elif not math.isfinite(size):
-        if any(not torch.equal(snapshot.before[n], after[n]) for n in charges.names):
+    else:
+        change = charges.step(state["values"], before, after, gradient, rates)
+        others = {n: g for n, g in gradient.items() if n not in rates.lr}
+        size = math.hypot(change.pull, _norm(others)) if others else change.pull
+        if not math.isfinite(size) and any(
+            not torch.equal(before[n], after[n]) for n in charges.names
+        ):
             why = "the gradient is not finite, and yet the step moved the parameters"
-        gradient = None  # otherwise a step that loss scaling skipped: all terms are zero
-    if rates is None or gradient is None:
+    if not math.isfinite(size):  # without a reason, loss scaling skipped it: all terms are zero
         still = dict.fromkeys(charges.names, 0.0)
-        rates, gradient = Rates(lr=still, decay=still), None
-    change = charges.step(state["values"], snapshot.before, after, gradient, rates)
+        resting = Rates(lr=still, decay=still)
+        change = charges.step(state["values"], before, after, None, resting)
     state["values"] = state["values"] + change.drift
     state["steps"] += 1
-    return change, why
+    return change, size, why
 
 
 def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqtoolbox.symmetry.bias_shifts import BiasShifts
-from eqtoolbox.symmetry.diagonals import Diagonals
+from eqtoolbox.symmetry.diagonals import LONG, Diagonals
 from eqtoolbox.symmetry.families.bias_shift import BiasShift
 from eqtoolbox.symmetry.families.compensation import Compensation
 from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
@@ -54,6 +54,7 @@ class Change:
     decay: Tensor  # -eta gamma <K, theta>
     finite_step: Tensor  # Q(d) for quadratic charges, 0 for linear ones
     slopes: Tensor  # <K_i, g> of every generator, (dimension,)
+    pull: float  # |g| over the parameters of all symmetries
 
     @property
     def optimizer(self) -> Tensor:
@@ -189,7 +190,8 @@ class Charges:
             rates: of the step.
         """
         points = Points(given=(before, gradient, after), update=True)
-        found = _moments(self.kinds, self._stacks, points, STEP)
+        squares: list[Tensor] = []
+        found = _moments(self.kinds, self._stacks, points, STEP, squares)
         paired, slopes = [], []
         for kind, moments in zip(self.kinds, found, strict=True):
             forms = kind.pair(moments).expand(len(STEP), -1)
@@ -204,6 +206,7 @@ class Charges:
             decay=-self._decay(values, before, rates),
             finite_step=finite,
             slopes=torch.cat(slopes),
+            pull=float(torch.stack(squares).double().sum().sqrt()),
         )
 
     def error(
@@ -260,13 +263,23 @@ class Charges:
 
 
 def _moments(
-    kinds: Sequence[Moments], stacks: Stacks, points: Points, pairs: Sequence[Pair]
+    kinds: Sequence[Moments],
+    stacks: Stacks,
+    points: Points,
+    pairs: Sequence[Pair],
+    squares: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Moments of every kind, all of them taken from one stack before the next."""
+    """Moments of every kind, all of them taken from one stack before the next.
+
+    `squares` is given |point 1|^2 of every stack.
+    """
     rows: list[list[list[Tensor]]] = [[] for _ in kinds]
     for stack in stacks.over(points):
         for into, kind in zip(rows, kinds, strict=True):
             into.append(kind.rows(stack, points, pairs))
+        if squares is not None:
+            flat = stack.whole[1].reshape(-1)
+            squares += [torch.dot(part, part) for part in flat.split(LONG)]
     return [k.gathered(r, points, pairs) for k, r in zip(kinds, rows, strict=True)]
 
 

@@ -18,7 +18,7 @@ from eqtoolbox.symmetry.grams import Grams
 from eqtoolbox.symmetry.moments import Moments, Owners, each
 from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack
 
-PROJECTIONS = 6  # random vectors s of each block
+PROJECTIONS = 4  # random vectors s of each block
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
