@@ -96,7 +96,8 @@ class Conservation(Probe):
         kept = state["kept"]
         keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
         predicted, steps = state["values"], state["steps"]
-        scales, exact = _grown(state["scales"], charges, after), {}
+        scales = _grown(state["scales"], charges, after)
+        exact: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         if keep:
             here, exact = _read(charges, after)
             state |= here | {"kept": snapshot.step}
@@ -208,10 +209,10 @@ def _noise(
 
 def _norm(tensors: Parameters) -> float:
     """Norm over all tensors."""
-    each = torch._foreach_norm([t.detach() for t in tensors.values()])
+    each = list(torch._foreach_norm([t.detach() for t in tensors.values()]))
     if len({n.dtype for n in each}) > 1 or len({n.device for n in each}) > 1:
         each = [n.to(each[0].device, torch.float64) for n in each]
-    return float(torch.stack(list(each)).double().norm())
+    return float(torch.stack(each).double().norm())
 
 
 def _eps(snapshot: Snapshot) -> float:

@@ -17,6 +17,7 @@ class BiasShifts(Moments):
     """
 
     quadratic = False
+    members: Sequence[BiasShift]
 
     def __init__(self, members: Sequence[BiasShift], layout: Layout) -> None:
         self.members = members

@@ -278,8 +278,8 @@ def _moments(
         for into, kind in zip(rows, kinds, strict=True):
             into.append(kind.rows(stack, points, pairs))
         if squares is not None:
-            flat = stack.whole[1].reshape(-1)
-            squares += [torch.dot(part, part) for part in flat.split(LONG)]
+            parts = torch.split(stack.whole[1].reshape(-1), LONG)
+            squares += [torch.dot(part, part) for part in parts]
     return [k.gathered(r, points, pairs) for k, r in zip(kinds, rows, strict=True)]
 
 
@@ -296,8 +296,8 @@ def _kinds(
         if len({kind for kind, _ in kinds}) > 1 or kinds[0][0] == "single":
             groups.setdefault(("single", int(_quadratic(of, params))), []).extend(of)
         else:
-            for kind, m in zip(kinds, of, strict=True):
-                groups.setdefault(kind, []).append(m)
+            for own, m in zip(kinds, of, strict=True):
+                groups.setdefault(own, []).append(m)
     for (kind, option), of in groups.items():
         if kind == "diagonal":
             diagonal = (DiagonalSymmetry, Homogeneity)

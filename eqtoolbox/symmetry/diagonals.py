@@ -13,6 +13,7 @@ from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack
 
 Axis = tuple[int, int, int]  # entries before it, its length, entries after it
 Part = tuple[str, Axis | None, Tensor, Tensor, Tensor]  # positions, units, rates along the axis
+WHOLE: list[Axis | None] = [None]
 LONG = 2**16  # entries up to which a float32 dot product is as good as a sum
 
 
@@ -52,7 +53,7 @@ class Diagonals(Moments):
         at = 0
         for number, axes in self._axes.items():
             names = self._layout.groups[number][1]
-            for axis in axes or [None]:
+            for axis in axes or WHOLE:
                 starts[number, axis] = at
                 length = 1 if axis is None else axis[1]
                 owners += [(name, length) for name in names]
@@ -66,7 +67,7 @@ class Diagonals(Moments):
         entries = stack.scratch[0].numel()
         if not axes and entries <= LONG:
             return [_dots(stack.whole, pairs)]
-        sums: list[list[Tensor]] = [[] for _ in axes or [None]]
+        sums: list[list[Tensor]] = [[] for _ in axes or WHOLE]
         for pair in pairs:
             product = stack.product(pair)
             for into, axis in zip(sums, axes or [(1, 1, entries)], strict=True):
@@ -94,7 +95,7 @@ def _parts(member: DiagonalSymmetry | Homogeneity, layout: Layout) -> Iterator[P
             yield name, None, none, none, torch.tensor([rate], dtype=torch.float64)
         return
     for leg in member.legs:
-        every = len(leg.positions) == leg.length and len(leg.positions.unique()) == leg.length
+        every = len(leg.positions) == leg.length and len(set(leg.positions.tolist())) == leg.length
         alike = bool((leg.units == leg.units[0]).all() and (leg.rates == leg.rates[0]).all())
         if every and alike:
             yield leg.name, None, none, leg.units[:1], leg.rates[:1]

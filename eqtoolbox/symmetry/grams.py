@@ -119,7 +119,8 @@ class Grams(Moments):
         signed = legs * self._sign.to(device).reshape(-1, *[1] * (legs.dim() - 2))
         places = torch.cat([where.to(device) + k * count for k in range(many)])
         total = legs.new_zeros(many * count, *legs.shape[2:])
-        return total.index_add_(0, places, signed.flatten(0, 1)).unflatten(0, (many, count))
+        total.index_add_(0, places, signed.flatten(0, 1))
+        return total.view(many, count, *legs.shape[2:])
 
     def _absolute(self, legs: Tensor) -> Tensor:
         """Sum over all legs of each block, whatever their sign."""

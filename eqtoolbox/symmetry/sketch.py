@@ -5,6 +5,7 @@ whole gl(d): with independent signs in s, E <s_a s_b^T, S>^2 = |S|^2 (Frobenius)
 elements act within the axis alone, so that each one's law and charge are exact.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,8 @@ class Sketch(Moments):
 
     def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         where = torch.where(self._sign > 0, self._block, self._block + self.blocks)
-        plus, minus = self._summed(moments[:1], where, 2 * self.blocks)[0].split(self.blocks)
+        both = self._summed(moments[:1], where, 2 * self.blocks)[0]
+        plus, minus = both[: self.blocks], both[self.blocks :]
         ordered = torch.cat([self._upper, self._upper.flip(0)], 1)
         return self._among((plus.mT + minus)[None], ordered, 1.0)[0]
 
@@ -113,13 +115,13 @@ class Sketch(Moments):
         return float(spread * (k - 1) / k * (k / (k - 2)) ** 2)
 
     def _alike(self, entries: Tensor, count: int) -> Tensor:
-        norms = entries.reshape(self.blocks, -1).norm(dim=1)
-        return (norms / count**0.5).repeat_interleave(count)
+        norms = torch.linalg.vector_norm(entries.reshape(self.blocks, -1), dim=1)
+        return torch.repeat_interleave(norms / math.sqrt(count), count)
 
     def _among(self, matrices: Tensor, where: Tensor, divisor: float) -> Tensor:
         """Entries of every block over the root of how many they are: (pairs, ...)."""
         chosen = matrices[:, :, where[0], where[1]]
-        return chosen.flatten(1) / (divisor * where.shape[1] ** 0.5)
+        return torch.flatten(chosen, 1) / (divisor * math.sqrt(where.shape[1]))
 
     def _summed(self, slots: Tensor, where: Tensor, count: int) -> Tensor:
         """Signed sum over the slots that go to each place: (pairs, count, k, k)."""
@@ -161,7 +163,12 @@ class Sketch(Moments):
             block = self._slots[part].block
             vectors = self._vectors.to(like)[block.to(like.device)]  # (stacked, slots, k, d)
             if across:
-                made = torch.stack([torch.block_diag(*own) for own in vectors]).mT
+                made = torch.stack(
+                    [
+                        torch.block_diag(*own)  # type: ignore[no-untyped-call]
+                        for own in vectors
+                    ]
+                ).mT
             else:
                 made = vectors.flatten(0, 1)
             made = self._maps[key] = made.repeat(many, 1, 1).contiguous()

@@ -1,4 +1,4 @@
-"""A few random elements speak for a large general linear group: exactly each, on average for all."""
+"""A few random elements speak for a large general linear group: each exactly, all on average."""
 
 import pytest
 import torch
