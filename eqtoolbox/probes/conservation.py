@@ -44,6 +44,18 @@ class Conservation(Probe):
     Drift, its worst unit and the first-order law are recorded at every due step. Budgets are
     summed up at every due step too; they, the vectors over units and `closure` are recorded when
     the step has grown by `growth` since they last were: at each of the first 1 / `growth` steps.
+
+    A general linear group of more than 16 dimensions has d (d + 1) / 2 charges a block (a head).
+    At every step a few random elements of its algebra, drawn once, stand for all of them: laws and
+    charges are linear in the generator, each element's own law and budget are exact, and the norms
+    over the family are unbiased in their squares, with their standard errors beside them (about
+    0.2 of one block's norm for a dense matrix and 0.5 for one of rank one, less by the root of the
+    number of blocks). Its worst unit is a block. A broken law of one block shows less than a tenth
+    of its size with a probability below 1 %. On kept steps drift and vectors are those of all
+    charges; the causes remain those of the random elements.
+
+    References:
+        Yang & Ziyin 2025 (arXiv 2512.21447) for the laws; Hutchinson 1990 for random signs.
     """
 
     name: ClassVar[str] = "conservation"
