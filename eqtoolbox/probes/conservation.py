@@ -96,7 +96,8 @@ class Conservation(Probe):
         self, snapshot: Snapshot, after: Parameters, state: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
         charges = self.symmetries.charges(snapshot)
-        if len(state["start"]) != charges.count:  # the model was given other shapes
+        known = "sketched" in state  # not so in what earlier versions saved
+        if not known or len(state["start"]) != charges.count:  # or of other shapes
             state |= self.reference(snapshot, rng)
         since = snapshot.step - state["measured"]
         if since != 1:  # parameters moved unseen
