@@ -1,7 +1,7 @@
 """The account: what the monitor itself records, of the training step and of its own cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ class Account:
 
     def __init__(
         self,
-        model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         budget: Budget,
         journal: Journal,
@@ -33,16 +32,15 @@ class Account:
         self._told: dict[str, int] = {}  # how many of these are on record
         self._row: dict[str, int] = {}  # how many in a row
         self._setup = -1.0  # seconds on record
-        self._model = model
         self._optimizers = optimizers
         self._budget = budget
         self._journal = journal
 
-    def step(self, loss: float | None) -> None:
-        """Loss and learning rate of the step."""
+    def step(self, loss: float | None, named: Mapping[str, nn.Parameter]) -> None:
+        """Loss and learning rate of the step; `named` holds the model's parameters."""
         if loss is not None:
             self._journal.emit("training/loss", loss)
-        groups = parameter_groups(self._optimizers, self._model)
+        groups = parameter_groups(self._optimizers, named)
         rates = {g.lr for g in groups if g.names and math.isfinite(g.lr)}
         if len(rates) == 1:
             self._journal.emit("training/learning_rate", rates.pop())

@@ -150,7 +150,9 @@ def _check(
             f"expected a model with trainable parameters, got {type(model).__name__} with "
             f"{sum(1 for _ in model.parameters())} parameters, none of which requires gradients"
         )
-    if not any(group.names for group in parameter_groups(optimizers, model)):
+    if not any(
+        group.names for group in parameter_groups(optimizers, dict(model.named_parameters()))
+    ):
         raise ValueError(
             "the optimizer holds none of the model's parameters; make it from model.parameters()"
         )
@@ -204,7 +206,7 @@ def _facts(
                 ("momentum", g.momentum),
             )
         }
-        for g in parameter_groups(optimizers, model)
+        for g in parameter_groups(optimizers, dict(model.named_parameters()))
     ]
     return {
         "eqtoolbox": version("eqtoolbox"),

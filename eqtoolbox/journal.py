@@ -39,12 +39,23 @@ class Journal:
 
     def write(self, record: Record) -> Record:
         """Complete a record by step and segment, mark what is no number, pass it on."""
+        row = self._completed(record)
+        self._each(lambda sink: sink.write(row))
+        return row
+
+    def write_all(self, records: Sequence[Record]) -> list[Record]:
+        """The same for all records of a probe at one step."""
+        rows = [self._completed(record) for record in records]
+        self._each(lambda sink: sink.write_all(rows))
+        return rows
+
+    def _completed(self, record: Record) -> Record:
         status = record.status
         if status == "ok" and not math.isfinite(record.value):
             status = "non_finite"
-        row = replace(record, step=self.step, segment=self.segment, status=status)
-        self._each(lambda sink: sink.write(row))
-        return row
+        if (record.step, record.segment, record.status) == (self.step, self.segment, status):
+            return record
+        return replace(record, step=self.step, segment=self.segment, status=status)
 
     def emit(self, name: str, value: float, unit: str = "1", note: str = "") -> Record:
         """Write a number of the monitor's own."""

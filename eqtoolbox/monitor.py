@@ -69,7 +69,7 @@ class Monitor:
         self._probe_random = RandomState.seeded(seed)
         self._journal = Journal(sinks, on_error, segment)
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
-        self._account = Account(model, self.optimizers, self._budget, self._journal)
+        self._account = Account(self.optimizers, self._budget, self._journal)
         self._runner = Runner(model, seed, self._journal)
         self._left_at: float | None = None  # clock when training was last left alone
         self._idle = 0.0  # seconds that hooks took at steps that were not caught
@@ -163,7 +163,7 @@ class Monitor:
             )
         started = time.perf_counter()
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
-        snapshot = self._snapshot(before, None)
+        snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
         written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
@@ -356,9 +356,10 @@ class Monitor:
                 for probe in self._todo:
                     self._runner.fail(probe, self._taken.missed)
                 return
-            self._account.step(self._capture.value(self._taken.scale))
+            named = dict(self.model.named_parameters())
+            self._account.step(self._capture.value(self._taken.scale), named)
             if self._run and self._taken.before is not None:
-                self._measure(self._run, self._taken.before)
+                self._measure(self._run, self._taken.before, named)
             self._account.skip([probe for probe in self._todo if probe not in self._run])
             self._journal.succeeded("monitor")
         except Exception as error:
@@ -406,21 +407,26 @@ class Monitor:
 
     # -- measuring ------------------------------------------------------------------------------
 
-    def _measure(self, probes: list[Probe], before: Parameters) -> None:
-        after = self._taken.after([*before])
-        snapshot = self._snapshot(before, after)
+    def _measure(
+        self, probes: list[Probe], before: Parameters, named: dict[str, nn.Parameter]
+    ) -> None:
+        # GAN loops take gradients off and on inside a step
+        after = {n: p.detach() for n, p in named.items() if n in before}
+        snapshot = self._snapshot(before, after, named)
         self._parameters_changed(before)
         self._account.applied(before, after)
         if not self._faithful.checked:
             self._faithful.checked = True
             self._warn_of_lost_state()
             if self._faithful.check(snapshot):
-                snapshot = self._snapshot(before, after)
+                snapshot = self._snapshot(before, after, named)
         for probe in probes:
             self._runner.run(probe, snapshot)
         self._account.measured(probes)
 
-    def _snapshot(self, before: Parameters, after: Parameters | None) -> Snapshot:
+    def _snapshot(
+        self, before: Parameters, after: Parameters | None, named: dict[str, nn.Parameter]
+    ) -> Snapshot:
         training = self._capture.training(self._taken.scale)
         measured: Objective | None = training
         if self._probe_batch is not None:
@@ -432,10 +438,10 @@ class Monitor:
             step=self.step,
             before=before,
             after=after,
-            gradient=None if self._capture.pending.moved else self._taken.gradient(),
-            groups=parameter_groups(self.optimizers, self.model),
+            gradient=None if self._capture.pending.moved else self._taken.gradient(named),
+            groups=parameter_groups(self.optimizers, named),
             optimizer="+".join(known),
-            state=optimizer_state(self.optimizers, self.model),
+            state=optimizer_state(self.optimizers, named),
             training=training,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),

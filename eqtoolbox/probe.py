@@ -74,11 +74,28 @@ class Scheduled:
     schedule: Schedule
 
 
-def record(measurement: Measurement, probe: Probe, seconds: float | None = None) -> Record:
-    """The record of a measurement; step and segment are the journal's to fill in."""
-    fields = {
-        k: v for k, v in vars(measurement).items() if k not in ("quantity", "target", "vector")
-    }
-    parts = (probe.name, measurement.quantity, measurement.target)
-    name = "/".join(part for part in parts if part)
-    return Record(step=0, name=name, mode=probe.mode, seconds=seconds, **fields)
+def record(
+    measurement: Measurement,
+    probe: Probe,
+    seconds: float | None = None,
+    *,
+    step: int = 0,
+    segment: int = 0,
+) -> Record:
+    """The record of a measurement; step and segment are the journal's."""
+    m = measurement
+    return Record(
+        step=step,
+        name="/".join(part for part in (probe.name, m.quantity, m.target) if part),
+        value=m.value,
+        stderr=m.stderr,
+        floor=m.floor,
+        unit=m.unit,
+        status=m.status,
+        verdict=m.verdict,
+        mode=probe.mode,
+        seconds=seconds,
+        matvecs=m.matvecs,
+        note=m.note,
+        segment=segment,
+    )

@@ -9,6 +9,7 @@ Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed"
 Verdict = Literal["holds", "violated", "unresolved"]
 Mode = Literal["train", "eval"]
 
+_STATUSES = get_args(Status)
 HOLDS, VIOLATED = 3.0, 10.0  # verdict thresholds, in floors
 
 _NUMBERS = ("value", "stderr", "floor", "seconds")
@@ -39,8 +40,8 @@ class Record:
     segment: int = 0  # 0 for the first start of a run, one more after each resume
 
     def __post_init__(self) -> None:
-        if self.status not in get_args(Status):
-            raise ValueError(f"status must be one of {get_args(Status)}, got {self.status!r}")
+        if self.status not in _STATUSES:
+            raise ValueError(f"status must be one of {_STATUSES}, got {self.status!r}")
 
     @property
     def probe(self) -> str:

@@ -47,7 +47,13 @@ class Runner:
         synchronize(self._model)
         seconds = time.perf_counter() - started
         self.seconds[probe.name] = seconds
-        written = [self._write(row, probe, seconds) for row in rows]
+        step, segment = self._journal.step, self._journal.segment
+        written = self._journal.write_all(
+            [record(row, probe, seconds, step=step, segment=segment) for row in rows]
+        )
+        for row, written_row in zip(rows, written, strict=True):
+            if row.vector is not None:
+                self._journal.array(written_row.name, row.vector)
         matvecs = sum(row.matvecs or 0 for row in rows)
         written.append(self._journal.emit(f"cost/seconds/{probe.name}", seconds, unit="s"))
         if matvecs:
@@ -120,13 +126,8 @@ class Runner:
         digest = hashlib.sha256(f"{self._seed}/{step}/{probe.name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def _write(
-        self, measurement: Measurement, probe: Probe, seconds: float | None = None
-    ) -> Record:
-        row = self._journal.write(record(measurement, probe, seconds))
-        if measurement.vector is not None:
-            self._journal.array(row.name, measurement.vector)
-        return row
+    def _write(self, measurement: Measurement, probe: Probe) -> Record:
+        return self._journal.write(record(measurement, probe))
 
 
 def headline(probe: Probe, status: Status, note: str) -> Measurement:

@@ -1,6 +1,7 @@
 """A sink: where records go."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,6 +15,11 @@ class Sink(ABC):
     @abstractmethod
     def write(self, record: Record) -> None:
         """Store or show one record at once: a killed run loses nothing already written."""
+
+    def write_all(self, records: Sequence[Record]) -> None:
+        """Store or show the records of one probe at one step."""
+        for record in records:
+            self.write(record)
 
     def array(  # noqa: B027 - optional
         self, step: int, name: str, values: NDArray[Any]

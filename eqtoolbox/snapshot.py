@@ -4,7 +4,7 @@ Everything about step t refers to the parameters before it, theta_t, and to the 
 theta_{t+1} = theta_t + update.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -96,10 +96,10 @@ class Snapshot:
 
 
 def parameter_groups(
-    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer], named: Mapping[str, nn.Parameter]
 ) -> tuple[ParameterGroup, ...]:
     """The optimizers' groups with the model's names; parameters of other modules are left out."""
-    names = {id(p): n for n, p in model.named_parameters()}
+    names = {id(p): n for n, p in named.items()}
 
     def number(group: dict[str, Any], key: str, default: float) -> float:
         value = group.get(key, default)
@@ -121,12 +121,12 @@ def parameter_groups(
 
 
 def optimizer_state(
-    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer], named: Mapping[str, nn.Parameter]
 ) -> dict[str, dict[str, Any]]:
     """The optimizers' state of every parameter that has one, by name; not copied."""
     return {
         name: optimizer.state[p]
-        for name, p in model.named_parameters()
+        for name, p in named.items()
         for optimizer in optimizers
         if p in optimizer.state
     }
@@ -137,17 +137,21 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def gradients(model: nn.Module, known: Parameters | None = None) -> Parameters | None:
+def gradients(
+    named: Mapping[str, nn.Parameter], known: Parameters | None = None
+) -> Parameters | None:
     """Detached `.grad` of every trainable parameter, zero where unset; None if none is set.
 
     Args:
+        named: the model's parameters.
         known: gradients that were noted before they were thrown away.
     """
-    parameters = trainable(model)
+    parameters = {n: p for n, p in named.items() if p.requires_grad}
     found = dict(known or {})
     for name, p in parameters.items():
         if name not in found and p.grad is not None:
-            found[name] = p.grad.detach().to_dense()
+            own = p.grad.detach()
+            found[name] = own if own.layout == torch.strided else own.to_dense()
     if not found:
         return None
     return {n: found[n] if n in found else torch.zeros_like(p) for n, p in parameters.items()}

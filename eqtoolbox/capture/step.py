@@ -1,6 +1,6 @@
 """A step: what one optimizer step began from and which gradients it used, kept until it is over."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,13 +61,9 @@ class Step:
                 if id(p) in names and p.grad is not None:
                     self._noted[names[id(p)]] = p.grad.detach().to_dense().clone()
 
-    def gradient(self) -> Parameters | None:
-        """The gradients that the step used; None if there are none."""
-        return gradients(self._model, self._noted)
-
-    def after(self, names: Sequence[str]) -> Parameters:
-        """theta_{t+1} of these parameters; GAN loops take gradients off and on inside a step."""
-        return {n: p.detach() for n, p in self._model.named_parameters() if n in names}
+    def gradient(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
+        """The gradients that the step used, of the model's parameters; None if there are none."""
+        return gradients(named, self._noted)
 
     def over(self) -> None:
         """Keep nothing of it."""

@@ -1,10 +1,11 @@
 """Drift: what one step and all steps so far did to the charges, as measurements by family."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Drift:
     scales: Tensor  # what |Q| of each charge could be, (charges,)
     eps: float  # rounding of the parameters
     why: str  # why there is no budget; empty if there is one
+    exact: Mapping[str, tuple[Tensor, Tensor, Tensor]]  # what is sketched, on kept steps
 
     @property
     def total(self) -> Tensor:
@@ -35,40 +37,60 @@ class Drift:
 
     def every_step(self, step: int, size: float) -> Iterator[Measurement]:
         """Drift and first-order law of every family; `size` is the gradient's norm."""
-        families, total, scales = self._families(), self.total, self.scales
-        relative = total.abs() / scales.clamp_min(TINY)
-        rows = []
-        for where in families.values():
-            norms = torch.stack(
-                [x[where].norm() for x in (total, self.change.drift, scales)]
-                + [relative[where].max(), relative[where].argmax().double()]
-            )
-            rows.append(norms)
+        charges, families = self.charges, self._families()
+        vectors = torch.stack([self.total, self.change.drift, self.scales]).cpu().numpy()
+        units = np.add.reduceat(np.square(vectors), charges.unit_starts, axis=1)
+        norms = np.sqrt(np.add.reduceat(units, self._first_units(families), axis=1))
+        relative = np.sqrt(units[0]) / np.maximum(np.sqrt(units[2]), TINY)
         rounding = self.eps * math.sqrt(step + 1)  # a random walk of roundings
-        for (family, where), row in zip(families.items(), torch.stack(rows).tolist(), strict=True):
-            drift, moved, scale, worst, index = row
+        for i, family in enumerate(families):
+            drift, moved, scale = (float(x) for x in norms[:, i])
             scale = max(scale, TINY)
-            yield Measurement("drift", drift / scale, family, floor=rounding)
-            unit = self.charges.unit(where.start + int(index))
-            yield Measurement("worst_drift", worst, family, note=unit)
-            yield Measurement("step_drift", moved / scale, family)
+            own = charges.unit_slices[family]
+            index = own.start + int(relative[own].argmax())
+            worst, error = float(relative[index]), charges.error(family, vectors[0])
+            if family in self.exact:
+                drift, worst, index = self._exactly(family, own.start)
+                error, scale = None, 1.0
+            error = error / scale if error is not None else None
+            yield Measurement("drift", drift / scale, family, stderr=error, floor=rounding)
+            unit = charges.unit(int(charges.unit_starts[index]))
+            note = unit if error is None else f"{unit}, by random elements"
+            yield Measurement("worst_drift", worst, family, note=note)
+            error = charges.error(family, vectors[1])
+            error = error / max(float(norms[2, i]), TINY) if error is not None else None
+            moved /= max(float(norms[2, i]), TINY)
+            yield Measurement("step_drift", moved, family, stderr=error)
         if math.isfinite(size):
             yield from self._first_order(size)
 
+    def _exactly(self, family: str, first: int) -> tuple[float, float, int]:
+        """Of all charges that a sketch stands for: drift, worst drift of a unit, and which."""
+        charges, scales, units = (x.cpu().numpy() for x in self.exact[family])
+        drift = charges - self.state["sketched"][family].cpu().numpy()
+        squares = np.stack([np.bincount(units, np.square(x)) for x in (drift, scales)])
+        relative = np.sqrt(squares[0]) / np.maximum(np.sqrt(squares[1]), TINY)
+        size = math.sqrt(squares[0].sum()) / max(math.sqrt(squares[1].sum()), TINY)
+        worst = int(relative.argmax())
+        return size, float(relative[worst]), first + worst
+
     def _first_order(self, size: float) -> Iterator[Measurement]:
-        laws = {f: w for f, w in self.charges.generators.items() if not self._moves_outputs(f)}
-        pairs = [
-            torch.stack([self.change.slopes[w].norm(), self.state["lengths"][w].norm()])
-            for w in laws.values()
-        ]
-        if not pairs:
-            return
-        for family, (slope, length) in zip(laws, torch.stack(pairs).tolist(), strict=True):
+        slopes = self.change.slopes.cpu().numpy()
+        for family, where in self.charges.generators.items():
+            if family in self.charges.moving:
+                continue
             noise, ratio = self.state["noise"][family]
             floor = max(noise / max(size, TINY), ratio, self.eps)
-            value = slope / max(size * length, TINY)
+            whole = max(size * self.state["lengths"][family], TINY)
+            value = float(np.linalg.norm(slopes[where])) / whole
+            error = self.charges.error(family, slopes, generators=True)
             yield Measurement(
-                "first_order", value, family, floor=floor, verdict=verdict(value, floor)
+                "first_order",
+                value,
+                family,
+                stderr=error / whole if error is not None else None,
+                floor=floor,
+                verdict=verdict(value, floor),
             )
 
     def closure(self, gap: Tensor, steps: int) -> Iterator[Measurement]:
@@ -85,10 +107,13 @@ class Drift:
             yield Measurement("closure", error, family, floor=floor, verdict=verdict(error, floor))
 
     def vectors(self) -> Iterator[Measurement]:
-        """Charges and their drift, one number a unit."""
+        """Charges and their drift, one number a charge."""
         relative = self.total / self.scales.clamp_min(TINY)
         for family, where in self._families().items():
             charge, drift = self.state["values"][where], relative[where]
+            if family in self.exact:
+                charge, scales, _ = self.exact[family]
+                drift = (charge - self.state["sketched"][family]) / scales.clamp_min(TINY)
             members = [m for m in self.charges.members if m.family == family and m.charges]
             note = "; ".join(f"{m.name}: {m.charges}" for m in members)
             for quantity, values in (("charge", charge), ("unit_drift", drift)):
@@ -103,15 +128,15 @@ class Drift:
         for family, where in self._families().items():
             total, moved = self.total[where], self.change.drift[where]
             scale = max(float(self.scales[where].norm()), TINY)
-            first = "implicit_bias" if self._moves_outputs(family) else "symmetry"
+            first = "implicit_bias" if family in self.charges.moving else "symmetry"
             for cause, term in self.change.causes.items():
                 along = float(term[where] @ moved) / max(float(moved.norm()), TINY)
                 yield Measurement(first if cause == "symmetry" else cause, along / scale, family)
             energy = float(total @ total)
-            causes = self.state["causes"]
-            shares = {
-                c: float(causes[c][where] @ total) / energy if energy else 0.0 for c in CAUSES
-            }
+            along = self.state["causes"][:, where] @ total
+            shares = dict.fromkeys(CAUSES, 0.0)
+            if energy:
+                shares = dict(zip(CAUSES, (along / energy).tolist(), strict=True))
             shares["unmeasured"] = 1.0 - sum(shares.values()) if energy else 0.0
             for cause, share in shares.items():
                 name = first if cause == "symmetry" else cause
@@ -121,5 +146,5 @@ class Drift:
         """Only what has charges: a bias shift obeys its laws and conserves nothing."""
         return {f: w for f, w in self.charges.families.items() if w.stop > w.start}
 
-    def _moves_outputs(self, family: str) -> bool:
-        return any(m.equivariant for m in self.charges.members if m.family == family)
+    def _first_units(self, families: dict[str, slice]) -> list[int]:
+        return [self.charges.unit_slices[family].start for family in families]

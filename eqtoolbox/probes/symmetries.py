@@ -68,14 +68,17 @@ class FoundSymmetries:
         return _grouped(sorted(moving, key=lambda s: s.family))
 
     def charges(self, snapshot: Snapshot) -> Charges:
-        """The charges of everything continuous, planned once.
+        """The charges and laws of everything continuous, planned once; large groups sketched.
+
+        What moves outputs and conserves nothing has neither.
 
         Raises:
             NotApplicable: there are none.
         """
         found = self.all(snapshot)
         if self._charges is None or self._charges_of is not found:
-            self._charges = Charges(self.continuous(snapshot), snapshot.before)
+            members = [m for m in self.continuous(snapshot) if m.charges or not m.equivariant]
+            self._charges = Charges(members, snapshot.before, sketch=True)
             self._charges_of = found
         return self._charges
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from eqtoolbox.record import Record
 from eqtoolbox.sink import Sink
 
 FORMAT = 1
+_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 class RunDirectory(Sink):
-    """Writes one JSON line per record, flushed at once, so that a killed run keeps every row.
+    """Writes one JSON line per record; those of a probe are on disk before the next one runs.
 
     Vectors behind records go as frames to `arrays.bin`, which is made when the first one comes.
 
@@ -52,7 +54,10 @@ class RunDirectory(Sink):
         self._arrays: Any = None
 
     def write(self, record: Record) -> None:
-        _line(self._records, record.to_json())
+        self.write_all([record])
+
+    def write_all(self, records: Sequence[Record]) -> None:
+        _lines(self._records, [record.to_json() for record in records])
 
     def array(self, step: int, name: str, values: NDArray[Any]) -> None:
         if self._arrays is None:
@@ -62,7 +67,7 @@ class RunDirectory(Sink):
 
     def event(self, step: int, kind: str, probe: str, message: str) -> None:
         row = {"time": time.time(), "step": step, "kind": kind, "probe": probe, "message": message}
-        _line(self._events, row)
+        _lines(self._events, [row])
 
     def describe(self, **facts: Any) -> None:
         """Merge facts into run.json, replaced whole so that it is never half written."""
@@ -102,11 +107,11 @@ def _append(path: Path) -> Any:
     return file
 
 
-def _line(file: Any, row: dict[str, Any]) -> None:
-    """Write a row whole, or raise: a full disk takes a part, a deleted file all without a word."""
-    line = json.dumps(row, allow_nan=False).encode() + b"\n"
-    written = file.write(line)
-    if written != len(line):
+def _lines(file: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows whole, or raise: a full disk takes a part, a deleted file all without a word."""
+    lines = "".join([_ENCODER.encode(row) + "\n" for row in rows]).encode()
+    written = file.write(lines)
+    if written != len(lines):
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {file.name}")
     if os.fstat(file.fileno()).st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, f"{file.name} was removed while it was written")

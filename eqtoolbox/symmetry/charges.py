@@ -2,18 +2,34 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from eqtoolbox.symmetry.bias_shifts import BiasShifts
+from eqtoolbox.symmetry.diagonals import LONG, Diagonals
+from eqtoolbox.symmetry.families.bias_shift import BiasShift
+from eqtoolbox.symmetry.families.compensation import Compensation
 from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixSymmetry
+from eqtoolbox.symmetry.families.head import HeadShift
+from eqtoolbox.symmetry.families.homogeneity import Homogeneity
 from eqtoolbox.symmetry.families.rope import Rope
 from eqtoolbox.symmetry.families.translation import Translation
 from eqtoolbox.symmetry.grams import Grams
-from eqtoolbox.symmetry.moments import Diagonals, Moments, Shifts, Singles
+from eqtoolbox.symmetry.moments import Moments, Singles
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.stack import Layout, Stack
+from eqtoolbox.symmetry.shifts import Shifts
+from eqtoolbox.symmetry.sketch import Sketch
+from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stacks
+
+SMALL = 16  # dimensions of a general linear group up to which no sketch is made of it
+
+STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
+FIRST = ((1.0,), (1.0,), (0.0,))  # a linear charge has no term of second order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +38,11 @@ class Rates:
 
     lr: Mapping[str, float]  # sign included: negative where the optimizer ascends; 0 if not its
     decay: Mapping[str, float]  # gamma: theta shrinks by |lr| gamma theta
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all parameters learn and decay at the same rates."""
+        return len(set(self.lr.values())) == 1 and len(set(self.decay.values())) == 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +54,7 @@ class Change:
     decay: Tensor  # -eta gamma <K, theta>
     finite_step: Tensor  # Q(d) for quadratic charges, 0 for linear ones
     slopes: Tensor  # <K_i, g> of every generator, (dimension,)
+    pull: float  # |g| over the parameters of all symmetries
 
     @property
     def optimizer(self) -> Tensor:
@@ -45,6 +67,15 @@ class Change:
         return {c: getattr(self, c) for c in ("symmetry", "decay", "optimizer", "finite_step")}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What charges follow from at one point: moments of every kind."""
+
+    points: Points  # one
+    moments: list[Tensor]
+    full: list[Tensor]  # also of all charges that a sketch stands for
+
+
 class Charges:
     """All charges of many symmetries, evaluated together without a loop over units.
 
@@ -54,45 +85,89 @@ class Charges:
     Args:
         members: the symmetries.
         params: parameters of the shapes that they act on.
+        sketch: whether random elements stand for general linear groups of more than 16
+            dimensions, see `Sketch`.
     """
 
-    def __init__(self, members: Sequence[ContinuousSymmetry], params: Parameters) -> None:
+    def __init__(
+        self, members: Sequence[ContinuousSymmetry], params: Parameters, sketch: bool = False
+    ) -> None:
         names = tuple(dict.fromkeys(n for m in members for n in m.names))
         self.names = names
         layout = Layout(names, params)
-        self.kinds = list(_kinds(members, params, layout))
+        self.kinds = list(_kinds(members, params, layout, sketch))
         self.members = [m for kind in self.kinds for m in kind.members]
-        self.families = _stretches(self.members, [m.charges for m in self.members])
-        self.generators = _stretches(self.members, [m.dimension for m in self.members])
-        self._stacks = [Stack(layout) for _ in range(3)]
+        self._counts = [n for kind in self.kinds for n in kind.counts]
+        self.families = _stretches(self.members, self._counts)
+        self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
+        self.units = _numbered([kind.units for kind in self.kinds])  # (charges,), ascending
+        last = torch.cat([self.units.new_tensor([-1]), self.units[:-1]])
+        self.unit_starts = (self.units != last).nonzero()[:, 0].numpy()  # their first charges
+        self.unit_slices = {
+            family: slice(int(self.units[w.start]), int(self.units[w.stop - 1]) + 1)
+            for family, w in self.families.items()
+            if w.stop > w.start
+        }
+        self._sketched = {k.members[0].family for k in self.kinds if isinstance(k, Sketch)}
+        self._degrees = torch.tensor(
+            [float(1 + k.quadratic) for k in self.kinds]
+        ).repeat_interleave(torch.tensor([k.charges for k in self.kinds]))
+        self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
+        self._layout = layout
+        self._stacks = Stacks(layout, len(STEP))  # theta, gradient, update
 
     @property
     def count(self) -> int:
         """How many charges there are."""
-        return sum(m.charges for m in self.members)
+        return sum(k.charges for k in self.kinds)
 
-    def read(self, params: Parameters) -> list[Tensor]:
-        """Moments of every kind at these parameters, in float64."""
-        (stack,) = self._filled(params)
-        return [kind.of(stack, stack, exact=True) for kind in self.kinds]
+    def read(self, params: Parameters) -> Reading:
+        """Everything that charges need to know of these parameters, in float64."""
+        exact, points = Stacks(self._layout, 1, torch.float64), Points(given=(params,))
+        whole = [k.whole for k in self.kinds if isinstance(k, Sketch)]
+        moments = _moments([*self.kinds, *whole], exact, points, [(0, 0)])
+        full = moments[: len(self.kinds)]
+        for i, kind in enumerate(self.kinds):
+            if isinstance(kind, Sketch):
+                full[i] = moments[len(self.kinds) + whole.index(kind.whole)]
+        return Reading(points=points, moments=moments[: len(self.kinds)], full=full)
 
-    def values(self, moments: list[Tensor]) -> Tensor:
+    def values(self, reading: Reading) -> Tensor:
         """Q of every charge: (charges,), float64."""
-        return torch.cat([k.charge(m) for k, m in zip(self.kinds, moments, strict=True)])
+        pairs = zip(self.kinds, reading.moments, strict=True)
+        return torch.cat([k.charge(m)[0] for k, m in pairs])
 
-    def scales(self, params: Parameters) -> Tensor:
+    def scales(self, reading: Reading) -> Tensor:
         """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
-        return torch.cat([m.charge_scale(params) for m in self.members])
+        pairs = zip(self.kinds, reading.full, strict=True)
+        return torch.cat([k.scales(m, reading.points) for k, m in pairs])
 
-    def lengths(self, params: Parameters, moments: list[Tensor]) -> Tensor:
+    def lengths(self, reading: Reading) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
-        pairs = zip(self.kinds, moments, strict=True)
-        return torch.cat([k.lengths(m, params) for k, m in pairs])
+        pairs = zip(self.kinds, reading.full, strict=True)
+        return torch.cat([k.lengths(m, reading.points) for k, m in pairs])
+
+    def sketched(self, reading: Reading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Of families that a sketch stands for: all charges, their scales, their units."""
+        found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        for kind, full in zip(self.kinds, reading.full, strict=True):
+            if isinstance(kind, Sketch):
+                of = found.setdefault(kind.members[0].family, [])
+                units = kind.whole.units + sum(int(u[-1]) + 1 for _, _, u in of)
+                charges = kind.whole.charge(full)[0]
+                of.append((charges, kind.whole.scales(full, reading.points), units))
+        return {
+            family: (torch.cat(q), torch.cat(s), torch.cat(u))
+            for family, (q, s, u) in ((f, zip(*of, strict=True)) for f, of in found.items())
+        }
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
-        here, there = self._filled(params, cotangent)
-        return torch.cat([k.slopes(k.of(here, there), here, there) for k in self.kinds])
+        points, pair = Points(given=(params, cotangent)), (0, 1)
+        found = _moments(self.kinds, Stacks(self._layout, 2), points, [pair])
+        return torch.cat(
+            [k.slopes(m, points, pair) for k, m in zip(self.kinds, found, strict=True)]
+        )
 
     def step(
         self,
@@ -104,6 +179,9 @@ class Charges:
     ) -> Change:
         """What one step does to every charge.
 
+        Nearby numbers have an exact difference in their own precision; what is half precision
+        becomes float32, where its differences and products are made.
+
         Args:
             values: Q at `before`, (charges,).
             before: parameters at the start of the step.
@@ -111,50 +189,102 @@ class Charges:
             gradient: at `before`, as the optimizer was given it; None for a step without.
             rates: of the step.
         """
-        here, update, pull = self._filled(before, after, gradient or before)
-        update.subtract(here)
-        if gradient is None:
-            for whole in pull.whole:
-                whole.zero_()
-        parts = []
-        counts = [sum(m.charges for m in kind.members) for kind in self.kinds]
-        for kind, own in zip(self.kinds, torch.split(values, counts), strict=True):
-            drift = kind.pair(kind.of(here, update))
-            finite = torch.zeros_like(drift)
-            if kind.quadratic:
-                finite = 0.5 * kind.pair(kind.of(update, update))
-                drift = drift + finite
-            law = kind.of(here, pull)
-            symmetry = -_rates(kind, rates, drift) * kind.pair(law)
-            slopes = kind.slopes(law, here, pull)
-            parts.append((drift, symmetry, -_decay(kind, own, here, rates), finite, slopes))
-        drift, symmetry, decay, finite, slopes = (torch.cat(p) for p in zip(*parts, strict=True))
+        points = Points(given=(before, gradient, after), update=True)
+        squares: list[Tensor] = []
+        found = _moments(self.kinds, self._stacks, points, STEP, squares)
+        paired, slopes = [], []
+        for kind, moments in zip(self.kinds, found, strict=True):
+            forms = kind.pair(moments).expand(len(STEP), -1)
+            paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
+            alike = isinstance(kind, (Diagonals, Shifts))  # a generator each for their charges
+            slopes.append(forms[0] if alike else kind.slopes(moments, points, STEP[0]))
+        law, first, second = torch.cat(paired, 1)
+        finite = 0.5 * second
         return Change(
-            drift=drift, symmetry=symmetry, decay=decay, finite_step=finite, slopes=slopes
+            drift=first + finite,
+            symmetry=-self._rates(rates, law) * law,
+            decay=-self._decay(values, before, rates),
+            finite_step=finite,
+            slopes=torch.cat(slopes),
+            pull=float(torch.stack(squares).double().sum().sqrt()),
         )
 
-    def _filled(self, *several: Parameters) -> list[Stack]:
-        """Stacks of these parameters, in memory that the next call writes over.
+    def error(
+        self, family: str, vector: NDArray[np.float64], generators: bool = False
+    ) -> float | None:
+        """Standard error of the norm of a family's charges, or of its slopes, where it is sketched.
 
-        Nearby numbers have an exact difference in their own precision; what is half precision
-        becomes float32, where its differences and products are made.
+        Args:
+            family: whose norm is meant.
+            vector: charges of all families, or slopes.
+            generators: whether it is slopes.
         """
-        stacks = self._stacks[: len(several)]
-        for stack, tensors in zip(stacks, several, strict=True):
-            stack.fill(tensors)
-        return stacks
+        if family not in self._sketched:
+            return None
+        start, variance = 0, 0.0
+        for kind in self.kinds:
+            stop = start + sum(kind.orders if generators else kind.counts)
+            if isinstance(kind, Sketch) and kind.members[0].family == family:
+                variance += kind.variance(vector[start:stop])
+            start = stop
+        where = (self.generators if generators else self.families)[family]
+        norm = float(np.linalg.norm(vector[where]))
+        return variance**0.5 / (2 * norm) if norm else 0.0
+
+    def _rates(self, rates: Rates, like: Tensor) -> Tensor | float:
+        """Learning rate of every charge: the largest among the parameters of its symmetry.
+
+        Where they differ, the rest of the pull is the optimizer's doing and counted there.
+        """
+        if rates.alike:
+            return next(iter(rates.lr.values()))
+        each = [max((rates.lr[n] for n in m.names), key=abs) for m in self.members]
+        counts = torch.tensor(self._counts)
+        return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
+
+    def _decay(self, values: Tensor, params: Parameters, rates: Rates) -> Tensor:
+        """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
+        weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
+        if len(set(weights.values())) == 1:
+            return weights[self.names[0]] * self._degrees.to(values) * values
+        points = Points(given=(params,))
+        found = _moments(self.kinds, Stacks(self._layout, 1), points, [(0, 0)])
+        pairs = zip(self.kinds, found, strict=True)
+        return torch.cat([k.decay(m, points, weights) for k, m in pairs])
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""
-        for member in self.members:
-            if index < member.charges:
-                return f"{member.name}, unit {index}"
-            index -= member.charges
+        first = 0
+        for member, count in zip(self.members, self._counts, strict=True):
+            if index < first + count:
+                return f"{member.name}, unit {int(self.units[index] - self.units[first])}"
+            first += count
         raise IndexError("more charges than the symmetries have")
 
 
+def _moments(
+    kinds: Sequence[Moments],
+    stacks: Stacks,
+    points: Points,
+    pairs: Sequence[Pair],
+    squares: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """Moments of every kind, all of them taken from one stack before the next.
+
+    `squares` is given |point 1|^2 of every stack.
+    """
+    rows: list[list[list[Tensor]]] = [[] for _ in kinds]
+    for stack in stacks.over(points):
+        for into, kind in zip(rows, kinds, strict=True):
+            into.append(kind.rows(stack, points, pairs))
+        if squares is not None:
+            parts = torch.split(stack.whole[1].reshape(-1), LONG)
+            squares += [torch.dot(part, part) for part in parts]
+    return [k.gathered(r, points, pairs) for k, r in zip(kinds, rows, strict=True)]
+
+
 def _kinds(
-    members: Sequence[ContinuousSymmetry], params: Parameters, layout: Layout
+    members: Sequence[ContinuousSymmetry], params: Parameters, layout: Layout, sketch: bool
 ) -> Iterator[Moments]:
     """Symmetries that are evaluated together; whole families, so that theirs lie together."""
     families: dict[str, list[ContinuousSymmetry]] = {}
@@ -162,27 +292,37 @@ def _kinds(
         families.setdefault(m.family, []).append(m)
     groups: dict[tuple[str, int], list[ContinuousSymmetry]] = {}
     for of in families.values():
-        kinds = {_kind(m) for m in of}
-        if len(kinds) > 1 or ("single", 0) in kinds:
+        kinds = [_kind(m) for m in of]
+        if len({kind for kind, _ in kinds}) > 1 or kinds[0][0] == "single":
             groups.setdefault(("single", int(_quadratic(of, params))), []).extend(of)
         else:
-            groups.setdefault(kinds.pop(), []).extend(of)
+            for own, m in zip(kinds, of, strict=True):
+                groups.setdefault(own, []).append(m)
     for (kind, option), of in groups.items():
         if kind == "diagonal":
-            yield Diagonals([m for m in of if isinstance(m, DiagonalSymmetry)], layout)
+            diagonal = (DiagonalSymmetry, Homogeneity)
+            yield Diagonals([m for m in of if isinstance(m, diagonal)], layout)
         elif kind == "shift":
-            yield Shifts([m for m in of if isinstance(m, Translation)], layout)
+            shifting = (Translation, Compensation, HeadShift)
+            yield Shifts([m for m in of if isinstance(m, shifting)], layout)
+        elif kind == "bias_shift":
+            yield BiasShifts([m for m in of if isinstance(m, BiasShift)], layout)
         elif kind == "single":
             yield Singles(of, quadratic=bool(option))
+        elif sketch and kind == GeneralLinear.family and option > SMALL:
+            yield Sketch([m for m in of if isinstance(m, GeneralLinear)], layout)
         else:
             yield Grams([m for m in of if isinstance(m, MatrixSymmetry)], layout)
 
 
 def _kind(member: ContinuousSymmetry) -> tuple[str, int]:
-    if isinstance(member, DiagonalSymmetry):
+    """How a symmetry is evaluated; matrices of one size together."""
+    if isinstance(member, (DiagonalSymmetry, Homogeneity)):
         return "diagonal", 0
-    if isinstance(member, Translation):
+    if isinstance(member, (Translation, Compensation, HeadShift)):
         return "shift", 0
+    if isinstance(member, BiasShift):
+        return "bias_shift", 0
     if isinstance(member, (GeneralLinear, Rope)):
         return member.family, member.size
     return "single", 0
@@ -209,22 +349,11 @@ def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict
     return found
 
 
-def _rates(kind: Moments, rates: Rates, like: Tensor) -> Tensor | float:
-    """Learning rate of every charge: the largest among the parameters of its symmetry.
-
-    Where they differ, the rest of the pull is the optimizer's doing and counted there.
-    """
-    each = [max((rates.lr[n] for n in m.names), key=abs) for m in kind.members]
-    if len(set(each)) == 1:
-        return each[0]
-    counts = torch.tensor([m.charges for m in kind.members])
-    return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
-
-
-def _decay(kind: Moments, values: Tensor, here: Stack, rates: Rates) -> Tensor:
-    """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
-    names = [n for m in kind.members for n in m.names]
-    weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in names}
-    if len(set(weights.values())) == 1:
-        return weights[names[0]] * (2 if kind.quadratic else 1) * values
-    return kind.decay(kind.of(here, here), here, weights)
+def _numbered(units: Sequence[Tensor]) -> Tensor:
+    """Units of all kinds, numbered on."""
+    found: list[Tensor] = []
+    start = 0
+    for own in units:
+        found.append(own + start)
+        start += int(own[-1]) + 1 if len(own) else 0
+    return torch.cat(found)

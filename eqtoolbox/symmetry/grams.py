@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg, MatrixSymmetry
-from eqtoolbox.symmetry.moments import Moments
-from eqtoolbox.symmetry.parameter import Parameters
-from eqtoolbox.symmetry.stack import Layout, Stack
+from eqtoolbox.symmetry.moments import Moments, Owners, each
+from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack
 
 Part = tuple[int, int, int, tuple[int, ...]]  # stack, axis, repetition, positions along the axis
 
 
 class Grams(Moments):
-    """Matrix symmetries of one class and one size d: X Y^T of every leg, (legs, d, d).
+    """Matrix symmetries of one class and one size d: X Y^T of every leg, (pairs, legs, d, d).
 
     A leg here is one block of one parameter; all blocks of all legs of all members lie in one
     tensor, which is summed into one matrix per block with the legs' signs.
@@ -39,90 +38,101 @@ class Grams(Moments):
                 blocks = torch.arange(start, start + m.blocks)
                 rows.setdefault(part, {})[index] = blocks, leg.sign
             start += m.blocks
+        views = {part: views[part] for part in sorted(views)}
         self._views = [(part[0], view) for part, view in views.items()]
-        self._blocks = start
+        self.blocks = start
         where, signs = [], []
-        self._owners: list[tuple[str, int]] = []
-        for part, legs in rows.items():
+        owners: list[tuple[str, int]] = []
+        for part in views:
+            legs = rows[part]
             like = next(iter(legs.values()))[0]
             for index, name in enumerate(layout.groups[part[0]][1]):
                 block, sign = legs.get(index, (torch.zeros_like(like), 0))
                 where.append(block)
                 signs.append(torch.full((len(like),), float(sign), dtype=torch.float64))
-                self._owners.append((name, len(like)))
+                owners.append((name, len(like)))
+        self._owners: Owners = owners
         self._block, self._sign = torch.cat(where), torch.cat(signs)
-        self._upper = torch.triu_indices(self.size, self.size)
-        self._memory: dict[torch.dtype, Tensor] = {}
 
-    def of(self, a: Stack, b: Stack, exact: bool = False) -> Tensor:
-        like = a.whole[self._views[0][0]]
-        dtype = torch.float64 if exact else like.dtype
-        kept = self._memory.get(dtype)
-        if kept is None or kept.device != like.device:
-            shape = len(self._sign), self.size, self.size
-            kept = self._memory[dtype] = torch.empty(shape, dtype=dtype, device=like.device)
-        at = 0
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        found = []
         for number, view in self._views:
-            x, y = view(a.whole[number]).to(dtype), view(b.whole[number]).to(dtype)
-            torch.bmm(x, y.mT, out=kept[at : at + len(x)])
-            at += len(x)
-        return kept
+            if number == stack.number:
+                given = [view(whole) for whole in stack.whole]
+                found.append(torch.stack([torch.bmm(given[a], given[b].mT) for a, b in pairs]))
+        return found
+
+    @property
+    def units(self) -> Tensor:
+        """The blocks: entries of a matrix depend on the basis of the axis."""
+        return torch.arange(self.blocks).repeat_interleave(self.charges // self.blocks)
 
     def pair(self, moments: Tensor) -> Tensor:
-        total = self._total(moments)
+        total = self._summed(moments, self._block, self.blocks)
         if not self.general:
-            return total.diagonal(dim1=1, dim2=2).sum(-1).double()
-        both = total + total.mT
-        both.diagonal(dim1=1, dim2=2).mul_(0.5)
-        return self._halves(both)
+            return total.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return self._upper(total + total.mT)
 
-    def slopes(self, moments: Tensor, a: Stack, b: Stack) -> Tensor:
+    def scales(self, moments: Tensor, points: Points) -> Tensor:
+        lengths = moments[0].diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        if not self.general:
+            return 0.5 * self._absolute(lengths.sum(-1))
+        roots = lengths.sqrt()
+        return self._upper(self._absolute(roots[:, :, None] * roots[:, None, :])[None])[0]
+
+    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
         """A multiplies legs of sign + and -A^T those of sign -; gram_ij pairs row i of a."""
-        plus, minus = self._sides(moments)
+        plus, minus = self._sides(moments[:1])
         if self.general:
-            return (plus.mT + minus).reshape(-1).double()
+            return (plus.mT + minus).reshape(-1)
         trace = (plus + minus).diagonal(dim1=1, dim2=2).sum(-1)
         turn = plus - minus
         return self._paired(trace, turn[:, 0, 1] - turn[:, 1, 0])
 
-    def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        squares = moments.diagonal(dim1=1, dim2=2).clamp_min(0)
+    def lengths(self, moments: Tensor, points: Points) -> Tensor:
+        squares = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
         plus, minus = (side.abs() for side in self._sides(squares))
         if self.general:  # A_ij reads row j of a + leg, row i of a - leg
-            return (plus[:, None, :] + minus[:, :, None]).reshape(-1).double().sqrt()
+            return (plus[:, None, :] + minus[:, :, None]).reshape(-1).sqrt()
         sizes = (plus + minus).sum(-1).sqrt()
         return self._paired(sizes, sizes)
 
-    def decay(self, moments: Tensor, params: Stack, weights: Mapping[str, float]) -> Tensor:
-        each = torch.tensor([weights.get(n, 0.0) for n, _ in self._owners], dtype=moments.dtype)
-        counts = torch.tensor([count for _, count in self._owners])
-        return self.pair(moments * each.repeat_interleave(counts).to(moments)[:, None, None])
+    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
+        return self.pair(moments * each(weights, self._owners, moments)[:, None, None])[0]
+
+    def _sides(self, legs: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed sums over the legs of sign + and over those of sign -, of every block."""
+        count = self.blocks
+        where = torch.where(self._sign > 0, self._block, self._block + count)
+        both = self._summed(legs, where, 2 * count)[0]
+        return both[:count], both[count:]
 
     def _paired(self, scalings: Tensor, turns: Tensor) -> Tensor:
         """Generators of rotary symmetries: of each member all scalings, then all turns."""
         counts = [m.dimension // 2 for m in self.members]
         parts = zip(torch.split(scalings, counts), torch.split(turns, counts), strict=True)
-        return torch.cat([t for pair in parts for t in pair]).double()
-
-    def _sides(self, legs: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed sums over the legs of sign + and over those of sign -, of every block."""
-        count = self._blocks
-        where = torch.where(self._sign > 0, self._block, self._block + count)
-        both = self._summed(legs, where, 2 * count)
-        return both[:count], both[count:]
-
-    def _total(self, legs: Tensor) -> Tensor:
-        """Signed sum over all legs of every block."""
-        return self._summed(legs, self._block, self._blocks)
+        return torch.cat([t for pair in parts for t in pair])
 
     def _summed(self, legs: Tensor, where: Tensor, count: int) -> Tensor:
-        signed = legs * self._sign.to(legs).reshape(-1, *[1] * (legs.dim() - 1))
-        total = legs.new_zeros(count, *legs.shape[1:])
-        return total.index_add_(0, where.to(legs.device), signed)
+        """Signed sum over the legs that go to each place: (pairs, count, ...)."""
+        many, device = len(legs), legs.device
+        signed = legs * self._sign.to(device).reshape(-1, *[1] * (legs.dim() - 2))
+        places = torch.cat([where.to(device) + k * count for k in range(many)])
+        total = legs.new_zeros(many * count, *legs.shape[2:])
+        total.index_add_(0, places, signed.flatten(0, 1))
+        return total.view(many, count, *legs.shape[2:])
 
-    def _halves(self, symmetric: Tensor) -> Tensor:
-        self._upper = self._upper.to(symmetric.device)
-        return symmetric[:, self._upper[0], self._upper[1]].reshape(-1).double()
+    def _absolute(self, legs: Tensor) -> Tensor:
+        """Sum over all legs of each block, whatever their sign."""
+        taken = legs * self._sign.abs().to(legs.device).reshape(-1, *[1] * (legs.dim() - 1))
+        total = legs.new_zeros(self.blocks, *legs.shape[1:])
+        return total.index_add_(0, self._block.to(legs.device), taken)
+
+    def _upper(self, symmetric: Tensor) -> Tensor:
+        """Along orthonormal symmetric matrices, see `GeneralLinear`: (pairs, charges)."""
+        i, j = torch.triu_indices(self.size, self.size, device=symmetric.device)
+        weights = torch.where(i == j, 0.5, 0.5**0.5).to(symmetric)
+        return (symmetric[:, :, i, j] * weights).flatten(1)
 
 
 def _view(leg: MatrixLeg) -> Callable[[Tensor], Tensor]:

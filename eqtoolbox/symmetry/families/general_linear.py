@@ -109,8 +109,9 @@ class GeneralLinear(MatrixSymmetry):
     """GL(d): linear-linear, query-key and value-output of each head, low-rank adapters.
 
     T_A: W1 -> e^A W1, b1 -> e^A b1, W2 -> W2 e^-A; grouped queries share the matrix of their key.
-    Symmetric A conserve W1 W1^T + b1 b1^T - W2^T W2: d (d + 1) / 2 charges a block (entry ii
-    halved); for antisymmetric A the laws hold and nothing is conserved.
+    Symmetric A conserve D = W1 W1^T + b1 b1^T - W2^T W2: d (d + 1) / 2 charges <A, D> / 2 a block,
+    of orthonormal A, so that their norm |D| / 2 is the same in every basis of the axis; for
+    antisymmetric A the laws hold and nothing is conserved.
 
     References:
         Arora et al. 2018 (arXiv 1802.06509); Marcotte et al. 2023 (arXiv 2307.00144).
@@ -127,25 +128,26 @@ class GeneralLinear(MatrixSymmetry):
         return self.blocks * self.size * (self.size + 1) // 2
 
     def _upper(self, forms: Tensor) -> Tensor:
+        """Along E_ii and (E_ij + E_ji) / sqrt 2, half of <A, form> each: (charges,)."""
         i, j = torch.triu_indices(self.size, self.size, device=forms.device)
-        return forms[:, i, j].reshape(-1)
+        weights = torch.where(i == j, 0.5, 0.5**0.5).to(forms)
+        return (forms[:, i, j] * weights).reshape(-1)
 
     def charge(self, params: Parameters) -> Tensor:
         total = sum((sign * gram for sign, gram in self._grams(params, params)), torch.tensor(0.0))
-        return self._upper(total - 0.5 * torch.diag_embed(total.diagonal(dim1=1, dim2=2)))
+        return self._upper(total)
 
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         grams = self._grams(params, direction)
         total = sum((sign * gram for sign, gram in grams), torch.tensor(0.0))
-        both = total + total.mT
-        return self._upper(both - 0.5 * torch.diag_embed(both.diagonal(dim1=1, dim2=2)))
+        return self._upper(total + total.mT)
 
     def charge_scale(self, params: Parameters) -> Tensor:
         total = torch.tensor(0.0)
         for _, gram in self._grams(params, params):
             lengths = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
             total = total + lengths[:, :, None] * lengths[:, None, :]
-        return self._upper(total - 0.5 * torch.diag_embed(total.diagonal(dim1=1, dim2=2)))
+        return self._upper(total)
 
     def finite_step(self, direction: Parameters) -> Tensor:
         return self.charge(direction)
