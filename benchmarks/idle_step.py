@@ -23,7 +23,7 @@ from torch import nn
 import eqtoolbox as eq
 
 BLOCK, BLOCKS = 300, 40
-IMPORTS = 5
+IMPORTS = 9
 
 
 def trainer(attached: bool, surface: str) -> Callable[[], None]:
@@ -68,7 +68,7 @@ def microseconds(surface: str) -> tuple[float, float]:
 
 
 def import_seconds() -> float:
-    """Smallest extra time of `import eqtoolbox` behind `import torch, numpy`, in new processes."""
+    """Median time of `import eqtoolbox` behind `import torch, numpy`, in new processes."""
     code = (
         "import torch, numpy, time; t = time.process_time(); import eqtoolbox;"
         "print(time.process_time() - t)"
@@ -85,7 +85,7 @@ def import_seconds() -> float:
             )
             for _ in range(IMPORTS + 1)
         ]
-    return min(float(run.stdout) for run in runs[1:])
+    return statistics.median(float(run.stdout) for run in runs[1:])
 
 
 def main() -> None:

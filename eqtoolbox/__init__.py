@@ -1,14 +1,22 @@
 """eqtoolbox: see how a network learns through its symmetries, while it trains."""
 
-from eqtoolbox import linalg, symmetry
-from eqtoolbox.attach import attach
-from eqtoolbox.monitor import Monitor
-from eqtoolbox.probe import Measurement, Probe, Scheduled
-from eqtoolbox.record import Record
-from eqtoolbox.report.run import Run
-from eqtoolbox.schedule import at, every, log_spaced
-from eqtoolbox.sink import Sink
-from eqtoolbox.snapshot import NotApplicable, Snapshot
+import gc
+
+_collecting = gc.isenabled()
+gc.disable()  # a full collection amid these imports walks through all of torch, as long again
+try:
+    from eqtoolbox import linalg, symmetry
+    from eqtoolbox.attach import attach
+    from eqtoolbox.monitor import Monitor
+    from eqtoolbox.probe import Measurement, Probe, Scheduled
+    from eqtoolbox.record import Record
+    from eqtoolbox.report.run import Run
+    from eqtoolbox.schedule import at, every, log_spaced
+    from eqtoolbox.sink import Sink
+    from eqtoolbox.snapshot import NotApplicable, Snapshot
+finally:
+    if _collecting:
+        gc.enable()
 
 __version__ = "0.1.0"
 

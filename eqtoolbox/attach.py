@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from eqtoolbox.budget import check_share
 from eqtoolbox.capture.batch import check_batch
 from eqtoolbox.capture.unwrap import (
     optimizers_in,
@@ -68,8 +69,9 @@ def attach(
         probe_batch: a fixed batch to measure on, instead of each step's own.
         schedule: when to measure, overriding the probes' own: every n-th step, a callable
             `step -> bool`, or a dict of these by probe name.
-        budget: largest share of training time that probes may take; None for no limit, so that
-            exactly the scheduled steps are measured. Skips are recorded.
+        budget: largest share of training time that the monitor may take, set-up (the first run of
+            each probe) apart; None for no limit, so that exactly the scheduled steps are measured.
+            Skips are recorded.
         run_dir: directory for the records; None to keep none.
         sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
             `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`.
@@ -164,11 +166,7 @@ def _check(
         )
     if loss_fn is not None and not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function (model, batch) -> loss, got {loss_fn!r}")
-    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-    if budget is not None and not (number and budget > 0):
-        raise ValueError(
-            f"budget is a share of training time such as 0.05, or None for no limit, got {budget!r}"
-        )
+    check_share(budget)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
     if on_error not in get_args(OnError):

@@ -3,10 +3,12 @@
 [audit]
 source = "mine.py:build"     # or "package.module:build"; build() -> (model, inputs[, targets])
 samples = 8                  # group elements of each candidate, the identity among them
+symmetries = ["mine.py:CLAIM"]   # claims of your own, tried beside those that the shapes suggest
 """
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.isolation import evaluation, isolated
+from eqtoolbox.reading import Reading, opened
 from eqtoolbox.source import named
 from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
 from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.candidates import Score, candidates, rank
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.culprit import culprit, summary
+from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.structure import batch_size, floating, like_outputs, tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +32,10 @@ class Subject:
     """What a configuration names."""
 
     model: nn.Module
-    inputs: Tensor
-    targets: Tensor | None
+    inputs: Any  # (batch, ...), or a dict, tuple, list or dataclass of tensors that share the batch
+    targets: Any  # classes, or values like the outputs; None
     samples: int
+    claims: tuple[Equivariance, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ class Audit:
     """Candidates of a model, ranked; its continuous symmetries when the inputs are vectors."""
 
     scores: tuple[Score, ...]
-    culprits: dict[str, str]  # first broken layer in words, by the name of a violated candidate
+    culprits: dict[str, Culprit]  # first broken layer, by the name of a violated candidate
     algebra: Discovery | None  # None for images and long vectors
     data: dict[str, DataAsymmetry]  # by the name of a candidate; none for fewer than 8 samples
 
@@ -57,28 +62,50 @@ def load(config: str | Path) -> Subject:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
     options = table.get("audit")
-    known = {"source", "samples"}
+    known = {"source", "samples", "symmetries"}
     if not isinstance(options, dict) or "source" not in options or options.keys() - known:
         raise ValueError(f'{path}: expected a table [audit] with source = "file.py:function"')
     samples = options.get("samples", 8)
     if not isinstance(samples, int) or samples < 2:
         raise ValueError(f"{path}: audit.samples must be an integer >= 2, got {samples!r}")
-    build = named(str(options["source"]), path, "audit.source")
+    build = named(str(options["source"]), path.parent, f"{path}: audit.source")
     if not callable(build):
         raise ValueError(f"{path}: {options['source']} must be a function, got {build!r}")
     built = build()
     sound = isinstance(built, tuple) and len(built) in (2, 3) and isinstance(built[0], nn.Module)
-    if not sound or not all(isinstance(part, Tensor) for part in built[1:]):
+    if not sound or not all(tensors(opened(part)) for part in built[1:]):
         raise ValueError(
-            f"{path}: {options['source']} must return (model, inputs tensor) or "
-            "(model, inputs, targets)"
+            f"{path}: {options['source']} must return (model, inputs) or (model, inputs, targets), "
+            "inputs and targets being tensors or dicts, tuples, lists or dataclasses of tensors"
         )
-    targets = built[2] if len(built) == 3 else None
-    return Subject(model=built[0], inputs=built[1], targets=targets, samples=samples)
+    return Subject(
+        model=built[0],
+        inputs=built[1],
+        targets=built[2] if len(built) == 3 else None,
+        samples=samples,
+        claims=_claims(options.get("symmetries", []), path),
+    )
+
+
+def _claims(entries: Any, path: Path) -> tuple[Equivariance, ...]:
+    if not isinstance(entries, list) or not all(isinstance(e, str) and ":" in e for e in entries):
+        raise ValueError(
+            f'{path}: audit.symmetries must be a list such as ["mine.py:CLAIM"], got {entries!r}'
+        )
+    claims = tuple(named(entry, path, "audit.symmetries") for entry in entries)
+    for entry, claim in zip(entries, claims, strict=True):
+        if not isinstance(claim, Equivariance):
+            raise ValueError(f"{path}: {entry} must be an Equivariance, got {claim!r}")
+    return claims
 
 
 def audit(
-    model: nn.Module, inputs: Tensor, targets: Tensor | None = None, *, samples: int = 8
+    model: nn.Module,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    samples: int = 8,
+    claims: Sequence[Equivariance] = (),
 ) -> Audit:
     """Score the candidate symmetries of a model and its data, leaving no trace.
 
@@ -86,10 +113,16 @@ def audit(
     included where they are classes or values like the outputs.
 
     Args:
-        model: inputs -> one tensor.
-        inputs: (batch, ...), floating point.
+        model: called as model(inputs), as model(*inputs) for a tuple, as model(**inputs) for a
+            dict whose keys are its arguments; returns a tensor or a tree of tensors.
+        inputs: (batch, ...), floating point, or a dict, tuple, list or dataclass of tensors that
+            start with the batch size; claims see a dataclass as a dict.
         targets: classes (batch,), or values like the outputs; None for the inputs alone.
         samples: group elements of each candidate, the identity among them.
+        claims: tried beside those that the shapes suggest, and listed instead where names agree.
+
+    Raises:
+        ValueError: no tensors in the inputs or outputs, or tensors of different batch sizes.
 
     Example:
         >>> x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -99,91 +132,56 @@ def audit(
         ...     "cyclic4.invariant", "translation.invariant", "sign.odd"}
         True
     """
+    single = isinstance(inputs, Tensor)
+    function = model if single else Reading(model, inputs)
+    tree, asked = opened(inputs), opened(targets)
+    if not tensors(tree) or batch_size(tree) == 0:
+        raise ValueError(f"inputs must hold at least one sample, got {type(inputs).__name__}")
     with evaluation(model), isolated(model):
         with torch.no_grad():
-            outputs = model(inputs)
-        if not isinstance(outputs, Tensor):
-            raise ValueError(f"the model must return one tensor, got {type(outputs).__name__}")
-        scores = rank(model, inputs, candidates(inputs, outputs), samples=samples)
+            outputs = opened(function(tree))
+        if not tensors(outputs):
+            raise ValueError(f"the model must return tensors, got {type(outputs).__name__}")
+        names = {claim.name for claim in claims}
+        called = function.arguments if isinstance(function, Reading) else ()
+        suggested = candidates(tree, outputs, called)
+        tried = [*claims, *(c for c in suggested if c.name not in names)]
+        scores = rank(function, tree, tried, samples=samples)
         blame = {
-            s.symmetry.name: summary(culprit(model, inputs, s.symmetry))
+            s.symmetry.name: _blamed(function, tree, s.symmetry)
             for s in scores
             if s.result is not None and s.result.verdict == "violated"
         }
-        small = inputs.dim() in (2, 3) and inputs.shape[-1] <= 16
-        algebra = discover_data(model, inputs) if small else None
+        small = single and inputs.dim() in (2, 3) and inputs.shape[-1] <= 16
+        plain = small and isinstance(outputs, Tensor)
+        algebra = discover_data(model, inputs) if plain else None
     data = {
         s.symmetry.name: found
         for s in scores
-        if (found := _data(inputs, targets, outputs, s.symmetry)) is not None
+        if (found := _data(tree, asked, outputs, s.symmetry)) is not None
     }
     return Audit(scores=tuple(scores), culprits=blame, algebra=algebra, data=data)
 
 
-def _data(
-    inputs: Tensor, targets: Tensor | None, outputs: Tensor, symmetry: Equivariance
-) -> DataAsymmetry | None:
+def _blamed(function: nn.Module, inputs: Any, symmetry: Equivariance) -> Culprit:
+    """The culprit, its layers by the names that the model knows them by."""
+    try:
+        found = culprit(function, inputs, symmetry)
+    except (ValueError, TypeError, RuntimeError, LookupError) as reason:
+        return Culprit(layer=None, cause=f"no layer to blame: {reason}", layers=(), floor=0.0)
+    if not isinstance(function, Reading) or found.layer is None:
+        return found
+    return replace(found, layer=found.layer.removeprefix("model."))
+
+
+def _data(inputs: Any, targets: Any, outputs: Any, symmetry: Equivariance) -> DataAsymmetry | None:
     """The data's own asymmetry, with the targets where the output action can move them."""
-    if targets is not None and targets.shape != outputs.shape:
-        classes = targets.dim() == 1 and not targets.is_floating_point()
-        targets = targets if classes and symmetry.output_action is trivial else None
+    classes = isinstance(targets, Tensor) and targets.dim() == 1 and not floating(targets)
+    if not classes:
+        targets = like_outputs(targets, outputs)
+    elif symmetry.output_action is not trivial:
+        targets = None
     try:
         return data_asymmetry(inputs, targets, symmetry)
     except (ValueError, TypeError, RuntimeError, LookupError):
         return None
-
-
-def text(found: Audit) -> str:
-    """The audit as a table."""
-    head = f"{'candidate':32} {'model':11} {'error':>9} {'floor':>9} {'of output':>9}"
-    lines = [f"{head}  {'data':11} {'distance':>9} {'floor':>9}"]
-    for score in found.scores:
-        r, name = score.result, score.symmetry.name
-        if r is None:
-            lines.append(f"{name:32} {'-':11} {score.note}")
-            continue
-        row = f"{name:32} {r.verdict:11} {r.relative_error:9.2g} {r.floor:9.2g} "
-        row += f"{r.orbit_variance:9.2g}"
-        d = found.data.get(name)
-        if d is not None:
-            row += f"  {d.verdict:11} {d.coefficient:9.2g} {d.floor:9.2g}"
-        lines.append(row)
-        why = found.culprits.get(name) or score.note
-        if why:
-            lines.append(f"{'':32} {why}")
-    if found.algebra is not None:
-        a = found.algebra
-        known = a.name or a.note
-        lines.append(f"continuous: {known} (gap {a.gap:.2g}, shuffled {a.null_gap:.2g})")
-    return "\n".join(lines)
-
-
-def data(found: Audit) -> list[dict[str, Any]]:
-    """The audit as JSON values, in rank order."""
-    rows = []
-    for score in found.scores:
-        r = score.result
-        numbers = (
-            {"relative_error": r.relative_error, "floor": r.floor, "stderr": r.stderr} if r else {}
-        )
-        rows.append(
-            {
-                "candidate": score.symmetry.name,
-                "verdict": r.verdict if r else "not_applicable",
-                **_of_data(found.data.get(score.symmetry.name)),
-                **{k: v if v == v and abs(v) != float("inf") else None for k, v in numbers.items()},
-                "note": found.culprits.get(score.symmetry.name) or score.note,
-            }
-        )
-    return rows
-
-
-def _of_data(d: DataAsymmetry | None) -> dict[str, Any]:
-    if d is None:
-        return {}
-    return {
-        "data_verdict": d.verdict,
-        "data_distance": d.coefficient,
-        "data_floor": d.floor,
-        "data_p_value": d.p_value,
-    }

@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument(
         "model",
         metavar="MODEL",
-        help="package.module:name (a model, or a function that returns one, (model, batch) or "
-        "(model, batch, loss_fn)), or a TOML file with [symmetries]",
+        help="package.module:name or file.py:name (a model, or a function that returns one, "
+        "(model, batch) or (model, batch, loss_fn)), or a TOML file with [symmetries]",
     )
     found.add_argument("--json", action="store_true", help="print as JSON")
     found.set_defaults(run=_symmetries)
@@ -113,14 +113,21 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> None:
-    from eqtoolbox import audit
+    from eqtoolbox.audit import audit, load
+    from eqtoolbox.audit_table import data, text
 
-    subject = audit.load(arguments.config)
-    found = audit.audit(subject.model, subject.inputs, subject.targets, samples=subject.samples)
+    subject = load(arguments.config)
+    found = audit(
+        subject.model,
+        subject.inputs,
+        subject.targets,
+        samples=subject.samples,
+        claims=subject.claims,
+    )
     if arguments.json:
-        _print_json(audit.data(found))
+        _print_json(data(found))
     else:
-        print(audit.text(found))
+        print(text(found))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -136,7 +136,7 @@ def from_tables(
         given |= {name: shared[name] for name in own & shared.keys() & _shared(kind)}
         where = f"{source}: probes.{name}"
         if kind in CLAIMING and "symmetries" in given:
-            given["symmetries"] = [_claim(entry, source) for entry in given["symmetries"]]
+            given["symmetries"] = [_claim(entry, source, name) for entry in given["symmetries"]]
         try:
             probe = kind(**given)
             when = schedule_from(table.get("schedule", 1))
@@ -146,17 +146,17 @@ def from_tables(
     return scheduled
 
 
-def _claim(entry: str, source: str) -> Any:
+def _claim(entry: str, source: str, probe: str) -> Any:
     """A symmetry by its name, or the object that `module:NAME` stands for."""
     if ":" not in entry:
         return entry
-    key = "probes.equivariance.symmetries"
+    where = f"{source}: probes.{probe}.symmetries"
     try:
-        claim = named(entry, Path(source), key)
+        claim = named(entry, Path(source).parent, where)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if not isinstance(claim, Equivariance):
-        raise ConfigError(f"{source}: {key}: {entry} must be an Equivariance, got {claim!r}")
+        raise ConfigError(f"{where}: {entry} must be an Equivariance, got {claim!r}")
     return claim
 
 

@@ -5,22 +5,29 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch._C._dynamo import eval_frame
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def eager(hook: F) -> F:
     """`hook`, never traced and with nothing inside it compiled; as `torch.compiler.disable` does.
 
-    That would import the compiler, which takes a second, for programs that compile nothing.
+    That would import the compiler, which takes a second, for programs that compile nothing. Where
+    nothing is being compiled the hook is called as it is: leaving and entering takes microseconds.
     """
     untraced: list[Any] = []
+    compiling = getattr(eval_frame, "get_eval_frame_callback", None)
 
     @functools.wraps(hook)
     def run(*args: Any) -> Any:
-        if "torch._dynamo.eval_frame" not in sys.modules:
+        if compiling is not None and compiling() is None:
+            return hook(*args)
+        compiler = sys.modules.get("torch._dynamo.eval_frame")
+        if compiler is None:
             return hook(*args)
         if not untraced:
-            untraced.append(sys.modules["torch._dynamo.eval_frame"].DisableContext()(hook))
+            untraced.append(compiler.DisableContext()(hook))
         return untraced[0](*args)
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]

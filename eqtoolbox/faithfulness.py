@@ -16,7 +16,7 @@ from eqtoolbox.capture.guests import modules_in
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.writes import LiveWrite, refuse_live_writes
 from eqtoolbox.journal import Journal
-from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
 from eqtoolbox.snapshot import Snapshot, trainable
 
@@ -35,7 +35,7 @@ class Faithfulness:
         self._harmless = False
 
     def harmless(self, objective: Objective | None, params: Parameters) -> bool:
-        """Whether the loss can be evaluated without a trace; warns once where it cannot."""
+        """Whether the loss is one and can be evaluated without a trace; warns where not."""
         if objective is None or self._harmless:
             return True
         if self._capture.refused:
@@ -46,6 +46,10 @@ class Faithfulness:
                 refuse_live_writes(objective, params, guests)
         except LiveWrite as reason:
             self._capture.refused = str(reason)
+            self._journal.warn("monitor", str(reason))
+            return False
+        except NotALoss as reason:
+            self._capture.missed = str(reason)
             self._journal.warn("monitor", str(reason))
             return False
         except Exception:  # what else fails is told where it is measured
@@ -77,14 +81,14 @@ class Faithfulness:
     def _judge(
         self, replayed: dict[str, Tensor], gradient: Parameters, before: Parameters, repeated: float
     ) -> bool:
-        caught, reached = self._capture.counts
+        caught, reached = self._capture.pending.counts
         told = Circumstances(
             hooked=tuple(n for n, p in trainable(self._model).items() if _has_hooks(p)),
-            unreached=self._capture.unreached,
+            unreached=self._capture.pending.unreached,
             repeated=repeated,
         )
         found = compare(replayed, gradient, before, told)
-        summed = self._capture.learn_weights(found.ratio)
+        summed = self._capture.pending.learn_weights(found.ratio)
         if summed:
             replayed = {n: found.ratio * r for n, r in replayed.items()}
             found = compare(replayed, gradient, before, told)

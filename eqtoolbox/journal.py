@@ -23,8 +23,9 @@ MAX_FAILURES = 3  # in a row, after which a probe is disabled
 class Journal:
     """Hands records and events to every sink; nothing that fails here stops training.
 
-    A failing probe is recorded and warned of once, and disabled after three failures in a row; a
-    failing sink is disabled at once. With `on_error="raise"` errors come through.
+    A failing probe is recorded and disabled after three failures in a row; a failing sink is
+    disabled at once. One cause is warned of once, however many probes fail by it. With
+    `on_error="raise"` errors come through.
     """
 
     def __init__(self, sinks: Sequence[Sink], on_error: OnError, segment: int) -> None:
@@ -34,6 +35,7 @@ class Journal:
         self._sinks = list(sinks)
         self._on_error = on_error
         self._failures: dict[str, int] = {}
+        self._warned: set[str] = set()
 
     def write(self, record: Record) -> Record:
         """Complete a record by step and segment, mark what is no number, pass it on."""
@@ -57,7 +59,10 @@ class Journal:
         self._each(lambda sink: sink.event(self.step, kind, probe, message))
 
     def warn(self, probe: str, message: str) -> None:
-        """Tell sinks and user."""
+        """Tell sinks and user, each thing once."""
+        if message in self._warned:
+            return
+        self._warned.add(message)
         self.event("warning", probe, message)
         try:
             warnings.warn(f"eqtoolbox: {message}", RuntimeWarning, stacklevel=2)
@@ -77,8 +82,10 @@ class Journal:
         self._failures[name] = self._failures.get(name, 0) + 1
         trace = "".join(traceback.format_exception(error)).strip()
         self.event("error", name, f"{type(error).__name__}: {error}\n{trace}")
-        if self._failures[name] == 1:
-            self.warn(name, f"{name} failed with {type(error).__name__}: {error}")
+        cause = f"{type(error).__name__}: {error}"
+        if self._failures[name] == 1 and cause not in self._warned:
+            self._warned.add(cause)  # whatever else fails alike is only recorded
+            self.warn(name, f"{name} failed with {cause}")
         if self._failures[name] == MAX_FAILURES:
             self.disabled.add(name)
             self.event("warning", name, f"{name} is disabled after {MAX_FAILURES} failures")

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.budget import Budget
-from eqtoolbox.capture.gradient_scale import gradient_scale
+from eqtoolbox.account import Account
+from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
+from eqtoolbox.capture.step import Step
 from eqtoolbox.eager import eager
 from eqtoolbox.faithfulness import Faithfulness
 from eqtoolbox.isolation import RandomState
@@ -20,8 +21,9 @@ from eqtoolbox.objective import LossFunction, Objective, Parameters
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.record import Record
 from eqtoolbox.runner import Runner, synchronize
+from eqtoolbox.schedule import following
 from eqtoolbox.sink import Sink
-from eqtoolbox.snapshot import Snapshot, gradients, optimizer_state, parameter_groups, trainable
+from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,16 +69,16 @@ class Monitor:
         self._probe_random = RandomState.seeded(seed)
         self._journal = Journal(sinks, on_error, segment)
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
-        self._runner = Runner(
-            model, [s.probe for s in self.probes], seed, self._budget, self._journal
-        )
+        self._account = Account(model, self.optimizers, self._budget, self._journal)
+        self._runner = Runner(model, seed, self._journal)
         self._left_at: float | None = None  # clock when training was last left alone
-        self._todo: list[Probe] = []
-        self._before: Parameters | None = None
-        self._memory: Parameters = {}  # of copies that only probes that keep nothing see
-        self._noted: Parameters = {}  # gradients of optimizers that have stepped already
-        self._missed: Exception | None = None  # why the step could not be caught
-        self._scale = 1.0  # of a gradient scaler
+        self._idle = 0.0  # seconds that hooks took at steps that were not caught
+        self._busy = 0.0  # and at the one that is, up to now
+        self._todo: list[Probe] = []  # due at the coming step
+        self._run: list[Probe] = []  # and paid for
+        self._catches = False  # whether the coming step is caught
+        self._next = 0.0  # the step up to which nothing is due after the coming one
+        self._taken = Step(model)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
@@ -163,6 +165,7 @@ class Monitor:
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
         snapshot = self._snapshot(before, None)
         written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
+        self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
         if self._left_at is not None:
             self._left_at += time.perf_counter() - started
@@ -175,7 +178,7 @@ class Monitor:
         self._handles.clear()
         self._capture.armed = False
         self._capture.forget()
-        self._before, self._memory, self._noted = None, {}, {}
+        self._taken.forget()
 
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
@@ -185,9 +188,9 @@ class Monitor:
         self.detach()
         if attached:
             self._earn()
-            if self._budget.probing and self._budget.training:
+            if self._budget.setup:
                 self._journal.step = max(self.step - 1, 0)
-                self._journal.emit("cost/overhead", self._budget.overhead)
+                self._account.costs()
         self._journal.close()
 
     def __enter__(self) -> "Monitor":
@@ -212,7 +215,8 @@ class Monitor:
             "budget": self._budget.state_dict(),
             "halved": sorted(self._runner.halved),
             "checked": self._faithful.checked,
-            "summed": self._capture.summed,
+            "summed": self._capture.pending.summed,
+            "skipped": self._account.state_dict(),
             "shapes": {n: list(s) for n, s in (self._shapes or {}).items()},
         }
 
@@ -231,7 +235,8 @@ class Monitor:
         self._journal.disabled = set(state["disabled"])
         self._budget.load_state_dict(state["budget"])
         self._faithful.checked = bool(state.get("checked", False))
-        self._capture.summed = bool(state.get("summed", False))
+        self._capture.pending.summed = bool(state.get("summed", False))
+        self._account.load_state_dict(state.get("skipped", {}))
         self._loaded, shapes = True, state.get("shapes", {})
         self._shapes = {n: torch.Size(s) for n, s in shapes.items()} or None
         self._arm()
@@ -239,16 +244,27 @@ class Monitor:
     # -- one optimizer step ---------------------------------------------------------------------
 
     def _arm(self) -> None:
-        """Find out what is due at the coming step."""
+        """Find out what is due at the coming step, and what of it is paid for."""
         self._journal.step = self.step
         self._todo = self._due(self.step)
-        if self._todo or self._capture.armed:
-            self._capture.armed = bool(self._todo)
+        if self._todo:
+            if self._left_at is not None:
+                self._earn()
+            self._run = [probe for probe in self._todo if self._budget.affords(probe.name)]
+            self._catches = bool(self._run) or self._budget.affords(LOSS)
+        elif self._catches:
+            self._run, self._catches = [], False
+        self._next = min(
+            (following(s.schedule, self.step + 1) for s in self.probes), default=math.inf
+        )
+        if self._catches or self._capture.armed:
+            self._capture.armed = self._catches
 
     def _due(self, step: int) -> list[Probe]:
-        disabled, due = self._journal.disabled, []
+        disabled = self._journal.disabled
         if "monitor" in disabled:
             return []
+        due = []
         for scheduled in self.probes:
             try:
                 if scheduled.schedule(step) and scheduled.probe.name not in disabled:
@@ -260,20 +276,33 @@ class Monitor:
 
     @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._todo:
-            self._begin(optimizer)
+        if self._catches:
+            self._begin(closure=len(args) > 1 or "closure" in kwargs)
 
     @eager
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        caught, started = self._catches, time.perf_counter()
+        if not self._todo and self.step + 1 < self._next:  # the way of nearly all steps
+            if self._left_at is None:
+                self._left_at = started
+            self._capture.unused = None
+            self.step = self._journal.step = self.step + 1
+            self._idle += time.perf_counter() - started
+            return
         try:
-            if self._todo:
+            if caught:
                 self._finish()
-            elif self._left_at is None:
-                self._left_at = time.perf_counter()
+            elif self._todo:
+                self._account.skip(self._todo)
+                self._journal.flush()
+            if self._left_at is None:
+                self._left_at = started
         finally:  # an interrupt from the keyboard passes, and the next step is counted right
             self._capture.unused = None
             self.step += 1
             self._arm()
+        if not caught:
+            self._idle += time.perf_counter() - started
 
     @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -282,103 +311,88 @@ class Monitor:
             self._close_step()
         if not self._open:
             self._open = True
-            if self._todo:
-                self._begin(optimizer)
+            if self._catches:
+                self._begin(closure=True)
             elif self._capture.armed:
-                self._capture.step_starts(self._unmoved)
-            self._capture.armed = bool(self._todo) or bool(self._due(self.step + 1))
-        self._capture.step_goes_on()
+                self._capture.pending.step_starts(self._taken.unmoved)
+            self._capture.armed = self._catches or bool(self._due(self.step + 1))
+        self._capture.pending.step_goes_on()
 
     @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self._capture.step_pauses()
+        self._capture.pending.step_pauses()
         self._stepped.add(id(optimizer))
-        if self._before is not None:
-            try:
-                self._note_gradients(optimizer)
-            except Exception as error:
-                self._failed(error)
+        self._safely(self._taken.note_gradients, optimizer)
         if len(self._stepped) == len(self.optimizers):
             self._close_step()
 
     def _close_step(self) -> None:
         self._open = False
         self._stepped.clear()
-        if not self._todo:
+        if not self._catches:
             self._capture.drop()
         self._step_ends(None, (), {})
 
-    def _begin(self, optimizer: Any) -> None:
-        """The parameters are still theta_t: keep what will be gone after the step."""
-        self._earn()
+    def _begin(self, closure: bool) -> None:
+        """The parameters are still theta_t; a closure may evaluate the loss at others."""
+        started = self._earn()
         try:
-            self._capture.step_starts(self._unmoved)
-            if any(self._budget.affords(probe.name) for probe in self._todo):
-                self._scale = gradient_scale()
-                self._before = self._copied()
+            self._capture.pending.step_starts(self._taken.unmoved)
+            if self._run or closure:
+                self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
         except Exception as error:
-            self._missed = error
+            self._taken.missed = error
             self._failed(error)
-
-    def _copied(self) -> Parameters:
-        """The parameters now, in memory of the last such copy where no probe can still hold it.
-
-        At every step, new memory would cost more than the copy: its pages come one by one.
-        """
-        now = {n: p.detach() for n, p in trainable(self.model).items()}
-        if any(probe.evaluates for probe in self._todo):
-            return {n: p.clone() for n, p in now.items()}
-        kept = self._memory
-        if kept.keys() != now.keys() or any(not _alike(kept[n], p) for n, p in now.items()):
-            self._memory = kept = {n: torch.empty_like(p) for n, p in now.items()}
-        torch._foreach_copy_(list(kept.values()), list(now.values()))
-        return dict(kept)
+        self._left_at = time.perf_counter()
+        self._busy += self._left_at - started
 
     def _finish(self) -> None:
         """The step is over: measure it and forget it."""
-        if self._before is not None:
+        if self._taken.before is not None:
             synchronize(self.model)
-        self._earn()
+        started = self._earn()
         try:
-            before, self._before = self._before, None
-            if self._missed is not None:
+            if self._taken.missed is not None:
                 for probe in self._todo:
-                    self._runner.fail(probe, self._missed)
+                    self._runner.fail(probe, self._taken.missed)
                 return
-            self._context()
-            due = self._runner.affordable(self._todo, caught=before is not None)
-            if before is not None:
-                self._measure(due, before)
+            self._account.step(self._capture.value(self._taken.scale))
+            if self._run and self._taken.before is not None:
+                self._measure(self._run, self._taken.before)
+            self._account.skip([probe for probe in self._todo if probe not in self._run])
             self._journal.succeeded("monitor")
         except Exception as error:
             self._failed(error)
         finally:
-            self._noted, self._scale, self._missed = {}, 1.0, None
+            self._taken.over()
             self._capture.drop()
-            self._journal.flush()
-            self._left_at = time.perf_counter()
+            self._left_at = self._pay(started)
 
-    def _earn(self) -> None:
-        """Training took the time since it was last left alone."""
+    def _pay(self, started: float) -> float:
+        """What the step took since then, and before, is shared by what was measured; the time."""
+        spent, once = self._runner.take()
+        measured = bool(spent)
+        if self._budget.affords(LOSS):
+            spent[LOSS] = 0.0
+        ended = time.perf_counter()
+        self._budget.spend(spent, once, self._busy + ended - started - sum(spent.values()))
+        if measured:
+            self._account.costs()
+        self._journal.flush()
+        self._busy, now = 0.0, time.perf_counter()
+        self._idle += now - ended
+        return now
+
+    def _earn(self) -> float:
+        """Training took the time since it was last left alone, but for catching; the time now."""
         now = time.perf_counter()
+        caught, idle, self._idle = self._capture.stopwatch.take(), self._idle, 0.0
+        self._busy += caught
+        self._budget.keep(idle)
         if self._left_at is not None:
-            self._budget.earn(now - self._left_at)
+            self._budget.earn(now - self._left_at - caught - idle)
         self._left_at = now
-
-    def _unmoved(self) -> bool:
-        """Whether the parameters are still those from before the step."""
-        if self._before is None:
-            return True
-        current = trainable(self.model)
-        return all(torch.equal(p, current[n]) for n, p in self._before.items() if n in current)
-
-    def _note_gradients(self, optimizer: Any) -> None:
-        """Keep the gradients of one of several optimizers: they may be gone at the end."""
-        names = {id(p): n for n, p in trainable(self.model).items()}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) in names and p.grad is not None:
-                    self._noted[names[id(p)]] = p.grad.detach().to_dense().clone()
+        return now
 
     def _safely(self, act: Callable[..., None], *given: Any) -> None:
         """What goes wrong here is no reason to stop training."""
@@ -393,11 +407,10 @@ class Monitor:
     # -- measuring ------------------------------------------------------------------------------
 
     def _measure(self, probes: list[Probe], before: Parameters) -> None:
-        now = self.model.named_parameters()  # GAN loops take gradients off and on inside a step
-        after = {n: p.detach() for n, p in now if n in before}
+        after = self._taken.after([*before])
         snapshot = self._snapshot(before, after)
         self._parameters_changed(before)
-        self._applied(before, after)
+        self._account.applied(before, after)
         if not self._faithful.checked:
             self._faithful.checked = True
             self._warn_of_lost_state()
@@ -405,11 +418,10 @@ class Monitor:
                 snapshot = self._snapshot(before, after)
         for probe in probes:
             self._runner.run(probe, snapshot)
-        if probes:
-            self._journal.emit("cost/overhead", self._budget.overhead)
+        self._account.measured(probes)
 
     def _snapshot(self, before: Parameters, after: Parameters | None) -> Snapshot:
-        training = self._capture.training(self._scale)
+        training = self._capture.training(self._taken.scale)
         measured: Objective | None = training
         if self._probe_batch is not None:
             measured = self._capture.on(self._probe_batch, self._probe_random)
@@ -420,7 +432,7 @@ class Monitor:
             step=self.step,
             before=before,
             after=after,
-            gradient=None if self._capture.moved else gradients(self.model, self._noted),
+            gradient=None if self._capture.pending.moved else self._taken.gradient(),
             groups=parameter_groups(self.optimizers, self.model),
             optimizer="+".join(known),
             state=optimizer_state(self.optimizers, self.model),
@@ -428,22 +440,6 @@ class Monitor:
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
         )
-
-    def _context(self) -> None:
-        """Loss and learning rate of the step."""
-        loss = self._capture.value(self._scale)
-        if loss is not None:
-            self._journal.emit("training/loss", loss)
-        groups = parameter_groups(self.optimizers, self.model)
-        rates = {g.lr for g in groups if g.names and math.isfinite(g.lr)}
-        if len(rates) == 1:
-            self._journal.emit("training/learning_rate", rates.pop())
-
-    def _applied(self, before: Parameters, after: Parameters) -> None:
-        """Whether the step moved anything: gradient scalers skip steps inside fused optimizers."""
-        moved = any(not torch.equal(p, after[n]) for n, p in before.items() if n in after)
-        note = "" if moved else "no parameter changed: skipped, or a learning rate of zero"
-        self._journal.emit("training/applied", float(moved), note=note)
 
     def _warn_of_lost_state(self) -> None:
         if self._unloaded:
@@ -470,10 +466,6 @@ class Monitor:
             f"the trainable parameters changed ({len(new)} more, {len(gone)} fewer): what is "
             "measured since the start, such as drift, is counted from this step on",
         )
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def monitors_of(optimizer: torch.optim.Optimizer) -> Iterable[Monitor]:

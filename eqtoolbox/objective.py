@@ -20,6 +20,10 @@ Parameters = dict[str, Tensor]
 LossFunction = Callable[[nn.Module, Any], Any]
 
 
+class NotALoss(TypeError):
+    """What a loss function returned is no scalar loss."""
+
+
 @dataclass(frozen=True)
 class Call:
     """The first call of the model inside the loss: its arguments and its output."""
@@ -286,7 +290,7 @@ def loss_tensor(result: Any) -> Tensor:
     """The tensor of one element in it: itself, `(loss, ...)`, `.loss` or `["loss"]`.
 
     Raises:
-        TypeError: there is none.
+        NotALoss: there is none.
     """
     loss = result
     if isinstance(result, Mapping):
@@ -297,7 +301,7 @@ def loss_tensor(result: Any) -> Tensor:
         loss = result[0]
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
-        raise TypeError(
+        raise NotALoss(
             "expected the loss as a scalar tensor, (loss, ...), an object with .loss or a mapping "
             f"with 'loss', got {got}; reduce it, e.g. loss.mean()"
         )

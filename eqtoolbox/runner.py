@@ -4,7 +4,6 @@ import gc
 import hashlib
 import math
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from eqtoolbox.budget import Budget
 from eqtoolbox.capture.batch import check_batch
 from eqtoolbox.isolation import isolated
 from eqtoolbox.journal import Journal
@@ -31,45 +29,36 @@ class Runner:
     either it is disabled.
     """
 
-    def __init__(
-        self, model: nn.Module, probes: Sequence[Probe], seed: int, budget: Budget, journal: Journal
-    ) -> None:
+    def __init__(self, model: nn.Module, seed: int, journal: Journal) -> None:
         self.references: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}  # that each probe took at this step
+        self.once: dict[str, float] = {}  # of these, those that no later run takes again
         self.halved: set[str] = set()  # probes that measure half of a batch
         self._model = model
-        self._probes = probes
         self._seed = seed
-        self._budget = budget
         self._journal = journal
 
-    def affordable(self, due: Sequence[Probe], caught: bool = True) -> list[Probe]:
-        """Due probes that the budget allows; the rest is recorded as skipped.
-
-        Nothing was caught where no probe could be paid for before the step, even if one can now.
-        """
-        run = [probe for probe in due if caught and self._budget.affords(probe.name)]
-        for probe in due:
-            if probe not in run:
-                so_far, allowed = self._budget.overhead, self._budget.share
-                limit = f"overhead {so_far:.1%} so far, budget {allowed:.1%}"
-                self._write(headline(probe, "skipped_budget", limit), probe)
-        return run
-
     def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
-        """Measure, write and pay."""
-        started = time.perf_counter()
+        """Measure and write; `take` tells what it took."""
+        started, self.once[probe.name] = time.perf_counter(), 0.0
         rows, fits = self._measured(probe, snapshot)
         if not fits:
             rows = self._on_half(probe, snapshot)
         synchronize(self._model)
         seconds = time.perf_counter() - started
-        self._budget.spend(probe.name, seconds)
+        self.seconds[probe.name] = seconds
         written = [self._write(row, probe, seconds) for row in rows]
         matvecs = sum(row.matvecs or 0 for row in rows)
         written.append(self._journal.emit(f"cost/seconds/{probe.name}", seconds, unit="s"))
         if matvecs:
             written.append(self._journal.emit(f"cost/matvecs/{probe.name}", float(matvecs)))
         return written
+
+    def take(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds of each probe since the last `take`, and those that no later run takes again."""
+        taken = self.seconds, self.once
+        self.seconds, self.once = {}, {}
+        return taken
 
     def fail(self, probe: Probe, error: Exception) -> Record:
         """Record that nothing could be measured at all."""
@@ -88,7 +77,9 @@ class Runner:
                 if snapshot.measured is not None and evaluates:
                     check_batch(snapshot.measured.batch, self._model)
                 if not known:
+                    started = time.perf_counter()
                     self.references[probe.name] = probe.reference(snapshot, rng)
+                    self.once[probe.name] += time.perf_counter() - started
                 rows.extend(probe.measure(snapshot, self.references[probe.name], rng))
         except NotApplicable as reason:
             rows.append(headline(probe, "not_applicable", str(reason)))

@@ -1,7 +1,10 @@
 """A schedule: a function from the optimizer step (0, 1, 2, ...) to whether a probe is due."""
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 
 Schedule = Callable[[int], bool]
 
@@ -28,6 +31,12 @@ class every:
     def __call__(self, step: int) -> bool:
         return self.n > 0 and step >= self.offset and (step - self.offset) % self.n == 0
 
+    def following(self, step: int) -> float:
+        """The first step from `step` on that is due; infinite if there is none."""
+        if self.n == 0:
+            return math.inf
+        return self.offset + max(0, -(-(step - self.offset) // self.n)) * self.n
+
 
 @dataclass(frozen=True)
 class at:
@@ -47,6 +56,14 @@ class at:
 
     def __call__(self, step: int) -> bool:
         return step in self.steps
+
+    def following(self, step: int) -> float:
+        """The first step from `step` on that is due; infinite if there is none."""
+        return _following(self._sorted, step)
+
+    @cached_property
+    def _sorted(self) -> list[int]:
+        return sorted(self.steps)
 
     def __repr__(self) -> str:
         return f"at({sorted(self.steps)})"
@@ -77,6 +94,25 @@ class log_spaced:
 
     def __call__(self, step: int) -> bool:
         return step in self.steps
+
+    def following(self, step: int) -> float:
+        """The first step from `step` on that is due; infinite if there is none."""
+        return _following(self._sorted, step)
+
+    @cached_property
+    def _sorted(self) -> list[int]:
+        return sorted(self.steps)
+
+
+def following(schedule: Schedule, step: int) -> float:
+    """The first step from `step` on that may be due; of a function only asking it can tell."""
+    known = getattr(schedule, "following", None)
+    return float(known(step)) if known is not None else step
+
+
+def _following(steps: list[int], step: int) -> float:
+    place = bisect_left(steps, step)
+    return steps[place] if place < len(steps) else math.inf
 
 
 def as_schedule(value: "int | Schedule") -> Schedule:

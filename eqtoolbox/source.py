@@ -1,39 +1,57 @@
-"""Objects that a configuration names: `package.module:NAME`, or `file.py:NAME` beside it."""
+"""Objects that a command or a configuration names: `package.module:NAME`, or `file.py:NAME`."""
 
 import importlib
 import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def named(reference: str, config: Path, key: str) -> Any:
+def named(reference: str, folder: Path, said: str) -> Any:
     """The object that a reference stands for; the module or file is run to get it.
 
     Args:
-        reference: "package.module:NAME", or "file.py:NAME", relative to the folder of the file.
-        config: the configuration file, for relative paths and messages.
-        key: where the reference stands in it.
+        reference: "package.module:NAME", or "file.py:NAME".
+        folder: that files and modules of the user are looked for in.
+        said: where the reference was given, for messages, such as "a.toml: audit.source".
 
     Raises:
         ValueError: no such file, module or name; says the remedy.
 
     Example:
-        >>> named("math:pi", Path("here.toml"), "audit.source")
+        >>> named("math:pi", Path(), "here")
         3.141592653589793
     """
     where, _, name = reference.partition(":")
-    if where.endswith(".py"):
-        file = config.parent / where
-        if not file.exists():
-            raise ValueError(f"{config}: no file {file}; {key} is relative to the config")
-        names = runpy.run_path(str(file))
-    else:
-        try:
-            names = vars(importlib.import_module(where))
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"{config}: {key}: {error}; write 'package.module:NAME' or 'file.py:NAME'"
-            ) from error
+    if not name:
+        raise ValueError(
+            f"{said}: expected 'package.module:NAME' or 'file.py:NAME', got {reference!r}"
+        )
+    with _found_first(folder):
+        if where.endswith(".py"):
+            file = folder / where
+            if not file.exists():
+                raise ValueError(f"{said}: no file {file}; paths are relative to {folder}")
+            names = runpy.run_path(str(file))
+        else:
+            try:
+                names = vars(importlib.import_module(where))
+            except ModuleNotFoundError as error:
+                raise ValueError(
+                    f"{said}: {error}; write 'package.module:NAME' or 'file.py:NAME'"
+                ) from error
     if name not in names:
-        raise ValueError(f"{config}: {where} has no {name!r}; {key} names 'file.py:NAME'")
+        raise ValueError(f"{said}: {where} has no {name!r}")
     return names[name]
+
+
+@contextmanager
+def _found_first(folder: Path) -> Iterator[None]:
+    """Scope in which modules of this folder can be imported."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))

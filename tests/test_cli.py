@@ -1,6 +1,7 @@
 """The command line does what its help says, and says what is wrong."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,22 @@ def test_symmetries_of_a_config_entry_and_of_a_model_without_a_batch(
     assert "rescale" in out and "note: no batch given" in out
 
 
+def test_symmetries_of_a_model_in_a_file_that_imports_its_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wide.py").write_text("WIDTH = 5\n")
+    Path("mine.py").write_text(
+        "from torch import nn\nfrom wide import WIDTH\n"
+        "build = nn.Sequential(nn.Linear(3, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2))\n"
+    )
+    before = list(sys.path)
+    assert main(["symmetries", "mine.py:build", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert next(r["dimension"] for r in rows if r["family"] == "rescale") == 5
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -138,8 +155,8 @@ def test_symmetries_of_a_config_entry_and_of_a_model_without_a_batch(
         (["report", "nowhere"], "nowhere"),
         (["demo", "--steps", "0"], "--steps must be >= 1"),
         (["demo", "robbot"], "did you mean 'robot'"),
-        (["symmetries", "nothing"], "expected package.module:factory"),
-        (["symmetries", "nowhere:made"], "cannot import 'nowhere:made'"),
+        (["symmetries", "nothing"], "expected 'package.module:NAME' or 'file.py:NAME'"),
+        (["symmetries", "nowhere:made"], "No module named 'nowhere'"),
         (["symmetries", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["symmetries", "tests.test_cli:strange"], "return (model, batch)"),
         (["symmetries", "tests.test_cli:nothing"], "got NoneType"),

@@ -85,7 +85,7 @@ def test_values_reach_the_probe_and_parameter_probes_share_their_symmetries(
         ("[probes.curvature]\nschedule = {often = 1}", "schedule must be an int"),
         ("[probes.equivariance]\nsymmetries = ['cyclic5']", "expected symmetries among"),
         ("[probes.equivariance]\nsymmetries = 'flip'", "expected a list of str"),
-        ("[probes.equivariance]\nsymmetries = ['a.py:B']", "no file .*is relative to the config"),
+        ("[probes.equivariance]\nsymmetries = ['a.py:B']", "no file .*a.py; paths are relative to"),
         ("[probes.equivariance]\nsymmetries = ['nowhere:B']", "No module named 'nowhere'"),
         ("[probes.equivariance]\nsymmetries = ['math:B']", "math has no 'B'"),
         ("[probes.equivariance]\nsymmetries = ['math:pi']", "must be an Equivariance, got 3.14"),

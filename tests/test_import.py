@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ["scipy", "pandas", "plotly", "jinja2", "sklearn", "tqdm", "lightning", "transformers"]
 
 
@@ -19,3 +21,18 @@ def test_import_loads_only_torch_and_numpy() -> None:
     assert done.returncode == 0, done.stderr
     allowed = {"torch", "numpy", "functorch", "typing_extensions"}
     assert set(eval(done.stdout)) <= allowed, done.stdout
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_import_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
+    code = (
+        f"import gc, torch; (gc.enable if {enabled} else gc.disable)();"
+        "before = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), gc.get_debug();"
+        "import eqtoolbox;"
+        "after = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), gc.get_debug();"
+        f"assert before == after and after[0] is {enabled}, (before, after)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

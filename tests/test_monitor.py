@@ -357,11 +357,11 @@ def test_the_budget_holds_and_skips_are_recorded() -> None:
             time.sleep(0.004)
             optimizer.step()
     rows = [r for r in sink.records if r.name == "slow/time"]
-    assert len(rows) == 100
     run = sum(r.status == "ok" for r in rows)
-    skipped = [r for r in rows if r.status == "skipped_budget"]
-    assert run + len(skipped) == 100
     assert 2 <= run <= 20, "0.4 s of training at 20 % pay for about 4 runs of 20 ms"
+    skipped = [r for r in rows if r.status == "skipped_budget"]
+    assert run + values(sink, "cost/skipped/slow")[-1] == 100, "each skip is counted"
+    assert len(skipped) <= run * 8, "but of skips in a row only the 1st, 2nd, 4th, ... is told"
     assert "budget 20.0%" in skipped[0].note
     assert all(math.isnan(r.value) for r in skipped)
 

@@ -1,10 +1,11 @@
 """Schedules are due when they say."""
 
+import math
 from itertools import pairwise
 
 import pytest
 
-from eqtoolbox.schedule import as_schedule, at, every, log_spaced
+from eqtoolbox.schedule import Schedule, as_schedule, at, every, following, log_spaced
 
 
 def due(schedule: object, until: int = 30) -> list[int]:
@@ -51,3 +52,25 @@ def test_anything_else_is_none(value: object) -> None:
 def test_a_bad_schedule_is_refused_at_construction(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        every(3, offset=4),
+        every(1),
+        every(0),
+        every(7),
+        at([]),
+        at([0, 5, 6, 90]),
+        log_spaced(9, 80),
+    ],
+)
+def test_the_following_due_step_is_the_first_that_the_schedule_names(schedule: Schedule) -> None:
+    for step in range(100):
+        due = [s for s in range(step, 300) if schedule(s)]
+        assert following(schedule, step) == (due[0] if due else math.inf)
+
+
+def test_a_function_is_asked_at_every_step() -> None:
+    assert following(lambda step: step % 5 == 0, 3) == 3

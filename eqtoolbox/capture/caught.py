@@ -11,7 +11,10 @@ from eqtoolbox.objective import Objective
 
 
 class Hook:
-    """A hook that does not keep its owner alive and that copies and pickles as an inert one."""
+    """A hook that does not keep its owner alive and that copies and pickles as an inert one.
+
+    The owner has a `stopwatch` for the time its methods take, and is told by `fail` of errors.
+    """
 
     def __init__(self, owner: Any = None, method: str = "") -> None:
         self._owner = weakref.ref(owner) if owner is not None else lambda: None
@@ -23,7 +26,8 @@ class Hook:
         owner = self._owner()
         if owner is not None:
             try:
-                getattr(owner, self._method)(*args)
+                with owner.stopwatch:
+                    getattr(owner, self._method)(*args)
             except Exception as error:
                 owner.fail(error)
 

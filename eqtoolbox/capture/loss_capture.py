@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.capture.batch import map_tensors, tensors
-from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, guessed, weighted
+from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
+from eqtoolbox.capture.pending import Pending
+from eqtoolbox.capture.stopwatch import Stopwatch
 from eqtoolbox.capture.unwrap import unwrapped
 from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import LossFunction, Objective, Parameters, loss_tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-ROUNDED = 0.01  # of a ratio of gradients that is read as a whole number
-MAX_WAITING = 64  # losses that no backward has reached; the oldest are let go
 
 
 class LossCapture:
@@ -48,17 +47,12 @@ class LossCapture:
         self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.refused = ""  # why the loss must not be evaluated
         self.missed = ""  # why nothing could be caught although the model was called
-        self.summed = False  # losses of unknown weight: their sum, not their mean
-        self.moved = False  # whether a closure evaluated the loss at other parameters
+        self.pending = Pending(model)
+        self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False
         self._wrapped: LossFunction | None = None
-        self._step: list[Caught] = []  # losses of the step that is being taken
-        self._coming: list[Caught] = []  # and of the one after it
-        self._unmoved: Callable[[], bool] | None = None  # is the model still at theta_t?
-        self._inside: Callable[[], bool] | None = None  # the same, while step() runs
         self.fail: Callable[[Exception], None] = _raise
-        self._task = -1  # backward that was last seen
         self._own_loss = False
         self._start: tuple[RandomState, Parameters] | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
@@ -101,8 +95,12 @@ class LossCapture:
         if not self._armed:
             self.unused = batch
             return
-        loss_fn, losses = self._wrapped or self.loss_fn, self._target()
-        if loss_fn is None or not self._belongs():
+        with self.stopwatch:
+            self._observed(batch, weight)
+
+    def _observed(self, batch: Any, weight: float | None) -> None:
+        loss_fn, losses = self._wrapped or self.loss_fn, self.pending.here
+        if loss_fn is None or not self.pending.belongs():
             return
         if losses and gradients_are_clear(self.model):
             losses.clear()
@@ -114,49 +112,27 @@ class LossCapture:
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """The loop is about to evaluate `loss_fn(model, batch)` in its own code."""
         if self._armed and torch.is_grad_enabled():
-            self._start, self._autocast = None, self._around()
-            self._begun = self._objective(loss_fn, _fresh(batch)), batch, _versions(batch)
+            with self.stopwatch:
+                self._start, self._autocast = None, self._around()
+                self._begun = self._objective(loss_fn, _fresh(batch)), batch, _versions(batch)
 
     def end(self, loss: Tensor | None) -> None:
         """What it evaluated to."""
         begun, self._begun = self._begun, None
         if begun is not None:
             objective, batch, versions = begun
-            self._catch(replace(objective, mutates=versions != _versions(batch)), loss)
-
-    # -- one step -------------------------------------------------------------------------------
-
-    def step_starts(self, unmoved: Callable[[], bool]) -> None:
-        """The optimizer was called: what was caught so far is this step's.
-
-        Args:
-            unmoved: whether the parameters are still those from before the step; closures
-                evaluate the loss inside it.
-        """
-        self._step, self._coming = self._coming, []
-        self.moved, self._unmoved = False, unmoved
-        self._inside = unmoved
-
-    def step_goes_on(self) -> None:
-        """The next of several optimizers was called."""
-        self._inside = self._unmoved
-
-    def step_pauses(self) -> None:
-        """The optimizer returned: what is caught from now on belongs to the coming step."""
-        self._inside = None
+            with self.stopwatch:
+                self._catch(replace(objective, mutates=versions != _versions(batch)), loss)
 
     def drop(self) -> None:
         """Forget the step: no reference to its batches or graphs stays."""
-        for caught in self._step:
-            caught.release()
-        self._step = []
-        self._start = self._output = self._begun = self._inside = self.unused = None
+        self.pending.drop()
+        self._start = self._output = self._begun = self.unused = None
         self._calls = ((), {})
 
     def forget(self) -> None:
         """Forget the coming step, too."""
-        self._step += self._coming
-        self._coming = []
+        self.pending.forget()
         self.drop()
 
     # -- taking ---------------------------------------------------------------------------------
@@ -167,7 +143,7 @@ class LossCapture:
         Args:
             scale: by which a gradient scaler had multiplied the losses.
         """
-        parts = weighted(self._losses(), scale, self.summed)
+        parts = self.pending.weighted(scale)
         if parts:
             return Window.of(tuple((c.objective, w) for c, w in parts))
         loss_fn = self._wrapped or self.loss_fn
@@ -176,32 +152,9 @@ class LossCapture:
 
     def value(self, scale: float = 1.0) -> float | None:
         """The loss that the training loop saw, with the same weights."""
-        parts = weighted(self._losses(), scale, self.summed)
+        parts = self.pending.weighted(scale)
         terms = [(w, c.value) for c, w in parts if c.value is not None]
         return sum(w * float(v) for w, v in terms) if terms and len(terms) == len(parts) else None
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Losses caught for the step, and how many of them the backward reached."""
-        step = self._losses()
-        return len(step), sum(c.weight is not None for c in step)
-
-    @property
-    def unreached(self) -> bool:
-        """Whether backwards could have been seen, and none reached a loss of the step."""
-        step = self._losses()
-        return bool(step) and all(c.weight is None and c.handle is not None for c in step)
-
-    def learn_weights(self, ratio: float) -> bool:
-        """Whether losses of unknown weight turn out to be summed.
-
-        Args:
-            ratio: of the gradient's norm to that of the mean of the losses.
-        """
-        count = len(self._losses())
-        unknown = guessed(self._losses()) and not self.summed
-        self.summed = self.summed or (unknown and abs(ratio / count - 1) < ROUNDED)
-        return unknown and self.summed
 
     def on(self, batch: Any, random: RandomState) -> Objective | None:
         """Objective on a batch of the user's choice; None while no loss function is known."""
@@ -213,7 +166,7 @@ class LossCapture:
         if loss_fn is None:
             return None
         objective = self._objective(loss_fn, batch)
-        step = self._losses()
+        step = self.pending.losses
         last = step[-1].objective if step else objective
         return replace(objective, random=random, buffers=last.buffers, flags=last.flags)
 
@@ -235,19 +188,21 @@ class LossCapture:
         """Call the decorated function and catch what it was given and what it gave."""
         objective, versions = None, []
         try:
-            owner = self._owner(args)
-            if owner is not None:
-                batch, versions = _fresh((args[1:], kwargs)), _versions((args[1:], kwargs))
-                self._start, self._autocast = None, self._around()
-                loss_fn = Spread(function, None if owner is self.model else owner)
-                objective = self._objective(loss_fn, batch)
+            with self.stopwatch:
+                owner = self._owner(args)
+                if owner is not None:
+                    batch, versions = _fresh((args[1:], kwargs)), _versions((args[1:], kwargs))
+                    self._start, self._autocast = None, self._around()
+                    loss_fn = Spread(function, None if owner is self.model else owner)
+                    objective = self._objective(loss_fn, batch)
         except Exception as error:
             self.fail(error)
         result = function(*args, **kwargs)
         try:
             if objective is not None:
-                changed = versions != _versions((args[1:], kwargs))
-                self._catch(replace(objective, mutates=changed), result)
+                with self.stopwatch:
+                    changed = versions != _versions((args[1:], kwargs))
+                    self._catch(replace(objective, mutates=changed), result)
         except Exception as error:
             self.fail(error)
         return result
@@ -282,16 +237,13 @@ class LossCapture:
             loss = None
         caught = Caught(objective, value=None if loss is None else loss.detach())
         caught.started = True
-        if not self._belongs():
+        if not self.pending.belongs():
             return
         if loss is not None and loss.requires_grad:
             caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
                 _Reached(self, caught)
             )
-        self._target().append(caught)
-        waiting = [c for c in self._coming if c.weight is None]
-        for old in waiting[:-MAX_WAITING]:
-            self._coming.remove(old)
+        self.pending.add(caught)
 
     def _around(self) -> tuple[str, torch.dtype] | None:
         """Device and type of the autocast in force around the loss, or inside the model."""
@@ -299,30 +251,6 @@ class LossCapture:
         if not torch.is_autocast_enabled(device):
             return self.inside
         return device, torch.get_autocast_dtype(device)
-
-    def _belongs(self) -> bool:
-        """Whether the loss is evaluated at the parameters that the step starts from."""
-        if self._inside is not None and not self._inside():
-            self.moved = True
-        return not self.moved or self._inside is None
-
-    def _target(self) -> list[Caught]:
-        return self._coming if self._inside is None else self._step
-
-    def _losses(self) -> list[Caught]:
-        return self._step or self._coming
-
-    def reached(self, caught: Caught, gradient: Tensor) -> None:
-        """A backward arrived at this loss: what arrives is the weight of the loss in the step."""
-        task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._task = task
-            known = [c for c in (*self._step, *self._coming) if c.weight is not None]
-            if known and gradients_are_clear(self.model):
-                for earlier in known:  # their gradients were thrown away
-                    earlier.weight = None
-        weight = gradient.detach().reshape(())
-        caught.weight = weight if caught.weight is None else caught.weight + weight
 
     # -- hooks ----------------------------------------------------------------------------------
 
@@ -342,18 +270,17 @@ class LossCapture:
         self._handles.clear()
 
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._begun is not None or not torch.is_grad_enabled() or not self._belongs():
+        if self._begun is not None or not torch.is_grad_enabled() or not self.pending.belongs():
             return
         self._start = (RandomState(), _buffers(self.model))
         self._autocast = self._around()
         if self.loss_fn is None:
             self._calls = _fresh((args, kwargs))
             return
-        waiting = self._target() or self._step
-        if waiting and not waiting[-1].started:
-            known = waiting[-1].objective
-            waiting[-1].objective = self._objective(known.loss_fn, known.batch)
-            waiting[-1].started, self._start = True, None
+        last = self.pending.last
+        if last is not None and not last.started:
+            last.objective = self._objective(last.objective.loss_fn, last.objective.batch)
+            last.started, self._start = True, None
 
     def _model_answered(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._start is None or self.loss_fn is not None:
@@ -415,7 +342,8 @@ class _Reached:
         capture, caught = self._capture(), self._caught()
         if capture is not None and caught is not None:
             try:
-                capture.reached(caught, gradient)
+                with capture.stopwatch:
+                    capture.pending.reached(caught, gradient)
             except Exception as error:
                 capture.fail(error)
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
 from eqtoolbox.demos.scores import relative_error
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.fields import Boost
 from eqtoolbox.symmetry.group import Cyclic
 from eqtoolbox.symmetry.permuting import Roll
 from eqtoolbox.symmetry.unbounded import Translations

@@ -2,11 +2,12 @@
 
 import difflib
 
-from eqtoolbox.demos import burgers, digits, flow, graphs, molecules, robot, rotated, tokens
+from eqtoolbox.demos import burgers, digits, flow, graphs, molecules, robot, rotated, text, tokens
 from eqtoolbox.demos.demo import Demo
 
 DEMOS: dict[str, Demo] = {
-    d.DEMO.name: d.DEMO for d in (digits, rotated, robot, flow, burgers, graphs, molecules, tokens)
+    d.DEMO.name: d.DEMO
+    for d in (digits, rotated, robot, flow, burgers, graphs, molecules, tokens, text)
 }
 
 

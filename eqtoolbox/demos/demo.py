@@ -11,6 +11,7 @@ from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Tree, batch_size, on_tensors
 
+Maker = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[Tree, Tree]  # inputs and targets; a tuple of inputs holds the network's arguments
 
 
@@ -28,6 +29,7 @@ class Entry:
 
     network: Callable[[], nn.Module]
     augment: Equivariance | None = None  # every training batch is moved by a random element of it
+    optimizer: Maker | None = None  # the demo's own unless given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Demo:
     entries: Mapping[str, Entry]  # by the name of their run directory
     loss: Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
     score: Score
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    optimizer: Maker
     steps: int
     batch: int  # samples
     anneal: bool = False  # the learning rate falls to zero as a half cosine

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
+from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score, batches
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.claim import Equivariance
@@ -158,6 +158,20 @@ def load() -> Data:
         ones = torch.ones(len(species), 1)
         labels["energy"] -= (torch.cat([species.sum(1), ones], dim=1) @ atoms).squeeze(1)
     return Data(train=(train, known), test=(test, asked))
+
+
+def trained(steps: int = 100) -> tuple[nn.Module, tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """A `Plain` potential after a few steps without the monitor, with test data: for the audit."""
+    data = load()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Plain()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for inputs, targets in batches(data.train, 32, steps, seed=0):
+        optimizer.zero_grad()
+        loss(model(*inputs), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval(), *data.test
 
 
 def energies(positions: Tensor, species: Tensor) -> dict[str, Tensor]:

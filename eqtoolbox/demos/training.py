@@ -57,7 +57,7 @@ def train(
     chosen, memory = demo.entries[entry], MemorySink()
     torch.manual_seed(seed)
     network = chosen.network()
-    optimizer = demo.optimizer(network.parameters())
+    optimizer = (chosen.optimizer or demo.optimizer)(network.parameters())
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if demo.anneal else None
     rng = torch.Generator().manual_seed(seed)
     with attach(

@@ -1,4 +1,4 @@
-"""A small transformer of today's kind and a batch of tokens, for `eqtoolbox symmetries`."""
+"""A small transformer of today's kind; with a batch of tokens, for `eqtoolbox symmetries`."""
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,12 @@ def rotated(x: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """Two blocks between a token table and a linear head: tokens -> logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int = TOKENS) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(TOKENS, WIDTH)
+        self.tokens = nn.Embedding(tokens, WIDTH)
         self.blocks = nn.ModuleList([Block(), Block()])
         self.norm = nn.RMSNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, TOKENS, bias=False)
+        self.head = nn.Linear(WIDTH, tokens, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens)

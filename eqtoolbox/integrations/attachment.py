@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from eqtoolbox.attach import attach
+from eqtoolbox.budget import check_share
 from eqtoolbox.config import Probes
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor
@@ -41,6 +42,9 @@ class Attachment:
     _state: dict[str, Any] | None = field(init=False, default=None, repr=False)
     _function: Callable[..., Any] | None = field(init=False, default=None, repr=False)
     _caught: Callable[..., Any] | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_share(self.budget)
 
     def loss(self, function: F) -> F:
         """Decorate `loss_fn(model, batch, ...)` before there is a monitor; as `Monitor.loss`."""

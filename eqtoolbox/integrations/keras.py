@@ -44,6 +44,7 @@ class EqCallback(Attachment, keras.callbacks.Callback):
     _taken: list[str] = field(init=False, default_factory=list, repr=False)  # patched methods
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         keras.callbacks.Callback.__init__(self)
         if keras.backend.backend() != "torch":
             raise RuntimeError(

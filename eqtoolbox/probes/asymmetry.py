@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -16,19 +17,24 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
     OutputAction,
+    as_claims,
     claimed,
     name_of,
-    require_claims,
+    require_elements,
+    require_output,
     require_tensor,
     structured,
 )
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.prediction import Prediction, predicting
+from eqtoolbox.probes.view import View
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.symmetry.actions import has_edge
 from eqtoolbox.symmetry.asymmetry import data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.orbit import pulled_back
+from eqtoolbox.symmetry.structure import Tree, batch_size, like_outputs, on_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,8 @@ class Asymmetry(Probe):
     data: distance of the batch from its transformed self, see `data_asymmetry`; what percentages
     of the loss mean rests on it.
 
-    The split is taken in evaluation mode, the Hessian is that of the training loss.
+    The split is taken in evaluation mode, the Hessian is that of the training loss. Claims with
+    `Each` average every leaf of the whole output.
 
     Reference: the split in arXiv 2512.02303.
     """
@@ -59,12 +66,9 @@ class Asymmetry(Probe):
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "symmetries", tuple(self.symmetries))
-        require_claims(self.symmetries)
-        if self.samples < 2:
-            raise ValueError(
-                f"samples must be >= 2, got {self.samples}; use every(0) to switch off"
-            )
+        object.__setattr__(self, "symmetries", as_claims(self.symmetries))
+        require_elements(self.samples)
+        require_output(self.output)
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
         try:
@@ -108,21 +112,18 @@ class Asymmetry(Probe):
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
         name = name_of(entry)
-        if structured(entry):
-            yield _none("cosine", name, "claims on all arguments have no split; see equivariance")
-            return
         try:
-            require_tensor(f.inputs)
-            symmetry = claimed(entry, f.inputs, f.outputs, self.output)
+            view = View.of(f, entry)
+            symmetry = claimed(entry, view.inputs, view.outputs, self.output)
         except NotApplicable as reason:
             yield _none("cosine", name, reason)
             return
         try:
-            yield _data(f, symmetry, name, rng)
-        except (ValueError, TypeError, RuntimeError) as reason:
+            yield _data(view, symmetry, name, rng)
+        except (ValueError, TypeError, RuntimeError, LookupError) as reason:
             yield _none("data", name, reason)
         try:
-            part, rest = self._split(f, symmetry, rng)
+            part, rest = self._split(view, symmetry, rng)
         except (NotApplicable, ValueError, TypeError) as reason:
             yield _none("cosine", name, reason)
             return
@@ -136,14 +137,16 @@ class Asymmetry(Probe):
             yield Measurement("share", sizes[0] / sum(sizes), name)
 
     def _split(
-        self, f: Prediction, symmetry: Equivariance, rng: torch.Generator
+        self, view: View, symmetry: Equivariance, rng: torch.Generator
     ) -> tuple[Parameters, Parameters]:
         """Gradients of E_g l(f_g) - l(E_g f_g) and of l(E_g f_g)."""
-        loss, group = f.loss(), symmetry.group
+        loss, group = view.f.loss() if view.priced else None, symmetry.group
         if loss is None:
             raise NotApplicable(
-                "the loss is no function of one output tensor alone: it has no equivariance part"
+                "the loss is no function of the claim's output alone: it has no equivariance part"
             )
+        if has_edge(symmetry.output_action):
+            raise NotApplicable("outputs with an edge that is not compared have no average")
         if group.order is not None and group.order <= self.samples:
             elements = list(group.elements())
         else:
@@ -151,10 +154,11 @@ class Asymmetry(Probe):
             others = [g for g in drawn if g != group.identity]
             elements = [group.identity, *others[: self.samples - 1]]
         with torch.enable_grad():
-            pulled = pulled_back(f.of_inputs, f.inputs, symmetry, elements)
-            rest = loss(pulled.mean(dim=0))
-            part = torch.stack([loss(y) for y in pulled]).mean() - rest
-        return _gradient(part, f.params), _gradient(rest, f.params)
+            pulled = pulled_back(view.function, view.inputs, symmetry, elements)
+            rest = loss(on_tensors(lambda y: y.mean(dim=0), pulled))
+            each = [on_tensors(itemgetter(i), pulled) for i in range(len(elements))]
+            part = torch.stack([loss(y) for y in each]).mean() - rest
+        return _gradient(part, view.f.params), _gradient(rest, view.f.params)
 
 
 def _gradient(value: Tensor, params: Parameters) -> Parameters:
@@ -165,9 +169,9 @@ def _gradient(value: Tensor, params: Parameters) -> Parameters:
     }
 
 
-def _data(f: Prediction, symmetry: Equivariance, name: str, rng: torch.Generator) -> Measurement:
-    targets = _targets(f)
-    found = data_asymmetry(f.inputs, targets, symmetry, generator=rng)
+def _data(view: View, symmetry: Equivariance, name: str, rng: torch.Generator) -> Measurement:
+    targets = _targets(view)
+    found = data_asymmetry(view.inputs, targets, symmetry, generator=rng)
     what = "of inputs and targets" if targets is not None else "of inputs alone"
     return Measurement(
         "data",
@@ -179,23 +183,24 @@ def _data(f: Prediction, symmetry: Equivariance, name: str, rng: torch.Generator
     )
 
 
-def _targets(f: Prediction) -> Tensor | None:
-    """The batch's last tensor that is no argument of the model: classes, or values like f(x)."""
+def _targets(view: View) -> Tree | None:
+    """What the batch holds beside the arguments: classes, or values like those of the output."""
+    f, outputs = view.f, view.outputs
+    if not isinstance(outputs, Tensor):
+        return like_outputs(f.objective.batch, outputs)
     given = {id(x) for x in tree_leaves((f.call.args, f.call.kwargs))}
     pointers = {x.data_ptr() for x in tree_leaves(f.call.args) if isinstance(x, Tensor)}
+    samples = batch_size(view.inputs)
     rest = [
         x
         for x in tensors(f.objective.batch)
-        if id(x) not in given
-        and x.data_ptr() not in pointers
-        and x.dim() > 0
-        and len(x) == len(f.inputs)
+        if id(x) not in given and x.data_ptr() not in pointers and x.dim() > 0 and len(x) == samples
     ]
     if not rest:
         return None
     y = rest[-1]
     classes = y.dim() == 1 and not y.is_floating_point()
-    return y if classes or y.shape == f.outputs.shape else None
+    return y if classes or y.shape == outputs.shape else None
 
 
 def _none(quantity: str, name: str, reason: object) -> Measurement:

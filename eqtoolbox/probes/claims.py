@@ -1,6 +1,7 @@
 """Claims of data symmetries as probes take them: by name for images, or as Equivariance objects."""
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -16,18 +17,61 @@ OutputAction = Literal["auto", "invariant", "same"]
 IMAGE_SYMMETRIES = ("cyclic4", "dihedral4", "flip", "translation")
 
 
-def require_claims(entries: tuple[Claim, ...]) -> None:
-    """Refuse unknown names and an empty list.
+def as_claims(entries: Any) -> tuple[Claim, ...]:
+    """The claims of a probe, refused when they are none.
 
     Raises:
-        ValueError: says which names there are.
+        TypeError: no collection, or something in it that is neither a name nor an Equivariance.
+        ValueError: an unknown name, the same name twice, or an empty collection.
     """
-    unknown = [s for s in entries if isinstance(s, str) and s not in IMAGE_SYMMETRIES]
-    if unknown or not entries:
-        raise ValueError(
-            f"expected symmetries among {', '.join(IMAGE_SYMMETRIES)} or Equivariance objects, "
-            f"got {list(entries)}"
+    if isinstance(entries, str | Equivariance) or not isinstance(entries, Iterable):
+        raise TypeError(
+            f"symmetries must be a tuple of names or Equivariance objects, got {entries!r}; "
+            "one alone is written (claim,)"
         )
+    given: tuple[Any, ...] = tuple(entries)
+    names = ", ".join(IMAGE_SYMMETRIES)
+    for entry in given:
+        if not isinstance(entry, str | Equivariance):
+            hint = "; a group needs its actions: Equivariance(group, input_action, output_action)"
+            raise TypeError(
+                f"symmetries must be names among {names} or Equivariance objects, got {entry!r}"
+                + (hint if isinstance(entry, Group) else "")
+            )
+    unknown = [s for s in given if isinstance(s, str) and s not in IMAGE_SYMMETRIES]
+    if unknown or not given:
+        raise ValueError(
+            f"expected symmetries among {names} or Equivariance objects, got {list(given)}"
+        )
+    called = [name_of(entry) for entry in given]
+    twice = sorted({name for name in called if called.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"symmetries must have different names, got {twice[0]!r} twice; set name= of one"
+        )
+    return given
+
+
+def require_output(output: Any) -> None:
+    """Refuse an output action that is none.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    if output not in get_args(OutputAction):
+        raise ValueError(f"output must be one of {get_args(OutputAction)}, got {output!r}")
+
+
+def require_elements(samples: Any) -> None:
+    """Refuse a number of group elements that is none.
+
+    Raises:
+        TypeError, ValueError: no integer, or below 2.
+    """
+    if not isinstance(samples, int) or isinstance(samples, bool):
+        raise TypeError(f"samples must be an integer >= 2, got {samples!r}")
+    if samples < 2:
+        raise ValueError(f"samples must be >= 2, got {samples}; use every(0) to switch off")
 
 
 def name_of(entry: Claim) -> str:

@@ -13,18 +13,21 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
     OutputAction,
+    as_claims,
     claimed,
     name_of,
-    require_claims,
+    require_elements,
+    require_output,
     require_tensor,
     structured,
 )
 from eqtoolbox.probes.prediction import Prediction, predicting
+from eqtoolbox.probes.view import View
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.culprit import Culprit, culprit, summary
+from eqtoolbox.symmetry.culprit import Culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import lie_derivative
@@ -40,7 +43,8 @@ class EquivarianceError(Probe):
     """Violation of f(S_g x) = R_g f(x) in evaluation mode, at the parameters of the step.
 
     relative_error, worst, orbit_variance: see `eqtoolbox.symmetry.equivariance_error`.
-    percent_of_loss: share of the loss that averaging predictions over the group would save.
+    percent_of_loss: share of the loss that averaging predictions over the group would save; of
+    each output beside it, where the output has several and the loss is a sum over them.
     growth: relative_error over its smallest value in this run; `alarm` in the note from 3 on.
     consistency: share of samples whose class stays, for classifiers.
     decibels: EQ-T or EQ-R, peak signal-to-noise of the violation, for models that return images.
@@ -68,14 +72,11 @@ class EquivarianceError(Probe):
     layers: bool = False  # shares of layers in violated Lie derivatives, a derivative a layer each
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "symmetries", tuple(self.symmetries))
-        require_claims(self.symmetries)
-        if self.samples < 2:
-            raise ValueError(
-                f"samples must be >= 2, got {self.samples}; use every(0) to switch off"
-            )
-        if not self.peak > 0:
-            raise ValueError(f"peak must be > 0, the range of the output, got {self.peak}")
+        object.__setattr__(self, "symmetries", as_claims(self.symmetries))
+        require_elements(self.samples)
+        require_output(self.output)
+        if not isinstance(self.peak, int | float) or not self.peak > 0:
+            raise ValueError(f"peak must be > 0, the range of the output, got {self.peak!r}")
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
         """By symmetry: its smallest error so far, and the shapes that its actions fit."""
@@ -98,13 +99,13 @@ class EquivarianceError(Probe):
         self,
         f: Prediction,
         entry: Claim,
-        loss: Callable[[Tensor], Tensor] | None,
+        loss: Callable[[Any], Tensor] | None,
         memory: dict[str, Any],
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
         name = name_of(entry)
         try:
-            view = _View.of(f, entry)
+            view = View.of(f, entry)
             symmetry = claimed(entry, view.inputs, view.outputs, self.output)
             result = self._measured(view, symmetry, name, loss, memory, rng)
         except (NotApplicable, ValueError, TypeError, FloatingPointError) as reason:
@@ -134,10 +135,10 @@ class EquivarianceError(Probe):
 
     def _measured(
         self,
-        view: "_View",
+        view: View,
         symmetry: Equivariance,
         name: str,
-        loss: Callable[[Tensor], Tensor] | None,
+        loss: Callable[[Any], Tensor] | None,
         memory: dict[str, Any],
         rng: torch.Generator,
     ) -> EquivarianceResult:
@@ -148,7 +149,7 @@ class EquivarianceError(Probe):
             symmetry,
             samples=self.samples,
             generator=rng,
-            loss=None if view.whole else loss,
+            loss=loss if view.priced else None,
             outputs=view.outputs,
             check=memory["fits"].get(name) != shapes,
         )
@@ -157,7 +158,7 @@ class EquivarianceError(Probe):
             return result
 
         def again(wide: Prediction) -> EquivarianceResult:
-            same = _View(wide, view.whole)
+            same = View(wide, view.whole)
             return equivariance_error(
                 same.function,
                 same.inputs,
@@ -169,46 +170,6 @@ class EquivarianceError(Probe):
             )
 
         return replace(view.f.in_float64(again), note="in float64")
-
-
-@dataclass(frozen=True)
-class _View:
-    """The model as a function of what a claim speaks of."""
-
-    f: Prediction
-    whole: bool  # all arguments and the whole output, or the first argument and the logits
-
-    @classmethod
-    def of(cls, f: Prediction, entry: Claim) -> "_View":
-        if not structured(entry):
-            require_tensor(f.inputs)
-        return cls(f, structured(entry))
-
-    @property
-    def inputs(self) -> Any:
-        return self.f.arguments if self.whole else self.f.inputs
-
-    @property
-    def outputs(self) -> Any:
-        return self.f.call.output if self.whole else self.f.outputs
-
-    @property
-    def function(self) -> Callable[[Any], Any]:
-        return self.f.of_arguments if self.whole else self.f.of_inputs
-
-    @property
-    def images(self) -> bool:
-        """Whether the output is one tensor of images."""
-        return isinstance(self.outputs, Tensor) and self.outputs.dim() >= 4
-
-    def culprit(self, symmetry: Equivariance) -> Culprit | None:
-        """The first broken layer; None where the model cannot be run on the inputs alone."""
-        if len(self.f.call.args) != 1 and not self.whole:
-            return None
-        try:
-            return culprit(self.f.model, self.inputs, symmetry)
-        except (RuntimeError, ValueError, TypeError, LookupError):
-            return None
 
 
 def _layer_errors(found: Culprit, name: str) -> Iterator[Measurement]:
@@ -225,7 +186,7 @@ def _letters(layer: str) -> str:
 
 
 def _derivatives(
-    view: _View, symmetry: Equivariance, name: str, rng: torch.Generator, layers: bool
+    view: View, symmetry: Equivariance, name: str, rng: torch.Generator, layers: bool
 ) -> Iterator[Measurement]:
     """One rate and direction ratio a generator; why there are none where an action has none."""
     try:
@@ -251,7 +212,7 @@ def _derivatives(
 
 
 def _shares(
-    view: _View, symmetry: Equivariance, generator: int, target: str
+    view: View, symmetry: Equivariance, generator: int, target: str
 ) -> Iterator[Measurement]:
     """What each layer adds to the Lie derivative along one generator; they add up to 1."""
     try:
@@ -296,9 +257,13 @@ def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
         note = "a single sample, outputs that do not vary, or elements that cannot be undone"
         yield Measurement("orbit_variance", share, name, status="not_applicable", note=note)
     else:
-        floor, stderr = result.orbit_variance_floor, result.stderr_of(share)
+        floor, stderr = result.orbit_variance_floor, result.orbit_variance_stderr
         yield Measurement("orbit_variance", share, name, floor=floor, stderr=stderr)
     if result.percent_of_loss is not None:
         percent = result.percent_of_loss
         stderr = result.stderr_of(percent)
         yield Measurement("percent_of_loss", percent, name, unit="%", stderr=stderr)
+    for leaf, percent in result.loss_parts.items():
+        target = f"{name}/{_letters(leaf)}"
+        stderr = result.stderr_of(percent)
+        yield Measurement("percent_of_loss", percent, target, unit="%", stderr=stderr)

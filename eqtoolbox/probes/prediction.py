@@ -73,17 +73,21 @@ class Prediction:
         params = {n: p.to(torch.float64) for n, p in self.params.items()}
         return predicting(self.objective.to(torch.float64), params, body)
 
-    def loss(self) -> Callable[[Tensor], Tensor] | None:
-        """The loss as a function of the output, where so evaluated it is itself."""
-        if not isinstance(self.call.output, Tensor) or self.call.times != 1:
+    def loss(self) -> Callable[[Any], Tensor] | None:
+        """The loss as a function of the model's whole output, where so evaluated it is itself.
+
+        None where it sees more than that, where it is random, and where it does not see all of
+        its value through floating-point outputs (a model that returns its own loss).
+        """
+        if self.call.times != 1 or any(x.dim() == 0 for x in tensors(self.call.output)):
             return None
 
-        def loss(y: Tensor) -> Tensor:
+        def loss(y: Any) -> Tensor:
             return self.objective.loss_given(self.model, y)
 
         try:
             with torch.no_grad():
-                once, again = float(loss(self.outputs)), float(loss(self.outputs))
+                once, again = float(loss(self.call.output)), float(loss(self.call.output))
         except (RuntimeError, TypeError, ValueError):
             return None
         assert self.call.loss is not None

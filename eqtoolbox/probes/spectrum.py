@@ -20,6 +20,8 @@ class Spectrum(Probe):
     """Trace, Frobenius norm, effective rank tr^2 / |H|_F^2, negative and outlying eigenvalues.
 
     Stochastic estimates with their standard errors; `trace/<layer>` for each layer on request.
+    `density` is the extent of the spectrum; its vector holds nodes and weights of the quadrature,
+    (2, probes * steps), and the report draws them as a map of the density over training.
     """
 
     name: ClassVar[str] = "spectrum"
@@ -52,6 +54,9 @@ class Spectrum(Probe):
         density = spectral_density(operator, probes=self.probes, steps=self.steps, generator=rng)
         for quantity, count in (("negative", density.negative()), ("outlying", density.outlying())):
             yield Measurement(quantity, count.value, stderr=count.stderr, unit="eigenvalues")
+        low, high = density.extent
+        quadrature = torch.stack([density.nodes, density.weights / self.probes]).flatten(1)
+        yield Measurement("density", high - low, vector=quadrature.numpy())
         if self.layers:
             for layer in dict.fromkeys(name.rpartition(".")[0] for name in snapshot.before):
                 pattern = f"{layer}.*" if layer else "*"

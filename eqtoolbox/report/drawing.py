@@ -10,7 +10,10 @@ from eqtoolbox.report.trace import Trace
 from eqtoolbox.report.words import raised
 
 # Mid-tones: contrast of at least 3.3 on the light and on the dark page.
-PALETTE = ("#3f7fc1", "#d2603a", "#34936a", "#8d6fc0", "#b0831c", "#2594a0", "#c65d92")
+PALETTE = (
+    "#3f7fc1", "#d2603a", "#34936a", "#8d6fc0", "#b0831c", "#2594a0", "#c65d92", "#7a8a2e",
+    "#8a7160", "#5b7bd6", "#a2708a", "#4e8f4a",
+)  # fmt: skip
 GREY = "#7d8590"
 POINTS = 1500  # a trace; a panel is at most about a thousand pixels wide
 

@@ -10,7 +10,7 @@ from typing import Any
 from eqtoolbox.report.drawing import arrays
 from eqtoolbox.report.panels import sections, training_panel
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.trace import judged, trace
+from eqtoolbox.report.trace import judged, skipped, trace
 from eqtoolbox.report.words import number, percent, plural, typeset
 
 EVENTS = 200  # newest events shown
@@ -135,11 +135,11 @@ def _costs(run: Run) -> list[dict[str, Any]]:
     for _, probe, word in {(r.step, r.probe, r.status) for r in run.records()}:
         if probe not in ("training", "monitor", "cost"):
             status.setdefault(probe, Counter())[word] += 1
-    rows = []
+    rows, left_out = [], skipped(run)
     for probe, count in sorted(status.items()):
         seconds = trace(run, f"cost/seconds/{probe}")
         products = trace(run, f"cost/matvecs/{probe}")
-        row = {"probe": probe, "measured": count["ok"], "skipped": count["skipped_budget"]}
+        row = {"probe": probe, "measured": count["ok"], "skipped": left_out.get(probe, 0)}
         row |= {"unconverged": count["not_converged"], "inapplicable": count["not_applicable"]}
         row["failed"] = count["failed"] + count["non_finite"]
         row["seconds"] = f"{number(float(arrays(seconds)[1].mean()))} s" if seconds else ""

@@ -77,7 +77,7 @@ def cost_panels(run: Run) -> Iterator[Panel]:
         plot.line(overhead, "overhead", PALETTE[0])
         if budget is not None:
             plot.level(100 * budget, "budget")
-        reading = "Time of all probes so far, as a share of the training time."
+        reading = "Time of the monitor so far, its set-up apart, as a share of the training time."
         yield plot.panel("overhead", "Overhead", reading)
 
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from eqtoolbox.report.drawing import PALETTE, faded
 from eqtoolbox.report.figures import Key, Panel, Plot
+from eqtoolbox.report.panels_spectrum import spectrum_panels
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
+from eqtoolbox.report.words import words
 
 TOP = "curvature/sharpness"
 
@@ -23,7 +25,7 @@ def curvature_panels(run: Run) -> Iterator[Panel]:
         _rayleigh,
     ):
         yield from build(run)
-    yield from _spectrum(run)
+    yield from spectrum_panels(run)
 
 
 def _eigenvalues(run: Run) -> Iterator[Panel]:
@@ -102,7 +104,7 @@ def _overlaps(run: Run) -> Iterator[Panel]:
         subject = name.rpartition("/")[2].removesuffix("_overlap")
         colour = PALETTE[i % len(PALETTE)]
         if share is not None:
-            plot.line(share, subject, colour)
+            plot.line(share, words(subject), colour)
             if subject == "update":  # under plain SGD it lies on the gradient's line
                 plot.data[-1]["line"]["dash"] = "dot"
                 plot.keys[-1] = replace(plot.keys[-1], dash="dot")
@@ -143,32 +145,16 @@ def _decrease(run: Run) -> Iterator[Panel]:
         yield plot.panel("decrease", "Decrease of the loss by one step", reading)
 
 
-def _spectrum(run: Run) -> Iterator[Panel]:
-    for quantity, title, reading in (
-        ("trace", "Trace of the Hessian", "Sum of all eigenvalues, with its standard error."),
-        (
-            "effective_rank",
-            "Effective rank",
-            "Squared trace over squared Frobenius norm: how many equal eigenvalues would do.",
-        ),
-    ):
-        estimate = trace(run, f"spectrum/{quantity}")
-        if estimate is not None:
-            plot = Plot(last_step=run.last_step)
-            plot.line(estimate, quantity.replace("_", " "), PALETTE[0])
-            yield plot.panel(quantity.replace("_", "-"), title, reading)
-
-
 def _rayleigh(run: Run) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step)
     for i, (family, measured) in enumerate(traces(run, "noether/rayleigh").items()):
         colour = PALETTE[i % len(PALETTE)]
-        plot.line(measured, f"{family}, measured", colour, mode="lines", width=6)
+        plot.line(measured, f"{words(family)}, measured", colour, mode="lines", width=6)
         plot.data[-1]["opacity"] = 0.35
-        key = replace(plot.keys.pop(), label=family)
+        key = replace(plot.keys.pop(), label=words(family))
         predicted = trace(run, f"noether/predicted_rayleigh/{family}")
         if predicted is not None:
-            plot.line(predicted, f"{family}, predicted", colour, width=1.4)
+            plot.line(predicted, f"{words(family)}, predicted", colour, width=1.4)
             key = replace(key, traces=key.traces + plot.keys.pop().traces)
         plot.keys.append(key)
     if plot.data:

@@ -144,7 +144,7 @@ def _by_target(run: Run, plot: Plot, quantity: str, title: str, reading: str) ->
     found = traces(run, quantity)
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
     for (name, t), colour in zip(found.items(), colours, strict=True):
-        label = symmetry(name) if quantity.startswith("equivariance/") else name
+        label = symmetry(name) if quantity.startswith("equivariance/") else words(name)
         plot.line(t, label, colour, judge=True)
     plot.floors(list(found.values()), colours)
     plot.missing(run, [f"{quantity}/{name}" for name in found])

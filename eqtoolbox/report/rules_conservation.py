@@ -10,9 +10,12 @@ from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
 from eqtoolbox.report.words import CAUSES, listing, number, percent, plural, words
 
+CANCEL = 3.0  # share of a drift from which causes are said to cancel, not given as shares
 OUTLIER = 5.0  # times the mean: the worst unit is then named
 MENTIONED = 0.01  # share of a drift below which a cause is left out of the sentence
 NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
+RECENT = 0.95  # of the run's steps: budgets that were recorded since speak for its end
+ALL = 0.01  # distance from a drift of 100 % of what the charge can be
 UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
@@ -30,7 +33,7 @@ def conservation(run: Run) -> Iterator[Finding]:
         evidence += [e for e, share in shares.values() if abs(share) >= MENTIONED]
         worst = trace(run, f"conservation/worst_drift/{family}")
         far = ""
-        if worst is not None and abs(worst.last.value) > OUTLIER * size > 0:
+        if worst is not None and abs(worst.last.value) > OUTLIER * size > 0 and not _born(worst):
             unit = f" in {worst.last.note}" if worst.last.note else ""
             far = f"; the worst one by {percent(abs(worst.last.value))}{unit}"
             evidence.append(worst.latest())
@@ -112,9 +115,9 @@ def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
     if len(obeyed) > FEW and len(steps) == 1:
         worst = max(obeyed.values(), key=lambda law: law.now)
         laws, size = listing([words(f) for f in obeyed]), number(worst.now, 2)
-        count = plural(max(steps), "step")
+        count = f"all {max(steps)} steps" if max(steps) > 1 else "the one step measured"
         text = (
-            f"The training gradient obeys the laws of {laws} at all {count}: "
+            f"The training gradient obeys the laws of {laws} at {count}: "
             f"slope at most {size} of the gradient's length{floor_words(worst)}."
         )
         yield Finding(level="good", text=text, evidence=(worst.evidence(),))
@@ -141,11 +144,11 @@ def budget_closure(run: Run) -> Iterator[Finding]:
 
 
 def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float]]:
-    """Shares of the drift by cause at one step, largest first."""
+    """Shares of the drift by cause, as last recorded up to a step, largest first."""
     found = {}
     for cause in CAUSES:
         share = trace(run, f"conservation/share_{cause}/{family}")
-        if share is not None and share.last.step == step:
+        if share is not None and RECENT * step <= share.last.step <= step:
             found[cause] = (share.latest(), share.last.value)
     return dict(sorted(found.items(), key=lambda item: -abs(item[1][1])))
 
@@ -156,6 +159,11 @@ def _law_held(run: Run, family: str) -> bool:
     return law is not None and all(judged(r) == "holds" for r in law.records)
 
 
+def _born(worst: Trace) -> bool:
+    """Whether the charge is all drift: it was zero at the start, as that of a bias born at zero."""
+    return abs(abs(worst.last.value) - 1) < ALL
+
+
 def _causes(shares: dict[str, tuple[Evidence, float]], law_held: bool) -> str:
     words = CAUSES | ({"symmetry": "a slope within its floor"} if law_held else {})
     parts = []
@@ -164,9 +172,24 @@ def _causes(shares: dict[str, tuple[Evidence, float]], law_held: bool) -> str:
             parts.append(f"{percent(share)} {words[cause]}")
     if not parts:
         return ""
+    cancelling = _cancelling(shares, words)
+    if cancelling:
+        return cancelling
     unknown = shares.get("unmeasured", (None, 0.0))[1]
     known = [share for cause, (_, share) in shares.items() if cause != "unmeasured"]
     remark = " (negative: against the drift)" if min(known, default=0.0) < -MENTIONED else ""
     if abs(unknown) > 0.5:
         remark += " (the measured steps do not explain it: measure more often)"
     return f": {', '.join(parts)}{remark}"
+
+
+def _cancelling(shares: dict[str, tuple[Evidence, float]], words: dict[str, str]) -> str:
+    """Causes many times as large as the drift, which is their small difference, in words."""
+    told = [(c, share) for c, (_, share) in shares.items() if abs(share) > MENTIONED]
+    if not told or abs(told[0][1]) <= CANCEL:
+        return ""
+    large = [(c, share) for c, share in told if abs(share) > 1]
+    terms = listing([f"{words[c]} {share:+.3g}x" for c, share in large])
+    if len(large) < 2:  # what cancels it is spread over small causes
+        return f": {terms} of this net drift, nearly cancelled by the other causes"
+    return f": {terms} of this net drift nearly cancel"

@@ -9,7 +9,7 @@ import numpy as np
 from eqtoolbox.record import Record
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.trace import trace
+from eqtoolbox.report.trace import skipped, trace
 from eqtoolbox.report.words import listing, number, percent, plural
 
 FAITHFUL = 0.99  # gradient cosine below which the monitor itself warns about the replayed loss
@@ -156,25 +156,32 @@ def unanswered(run: Run) -> Iterator[Finding]:
 def cost(run: Run) -> Iterator[Finding]:
     """What share of the training time the probes took, and what the budget left out."""
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
-    skipped = {(r.step, r.probe) for r in run.records() if r.status == "skipped_budget"}
-    due = {(r.step, r.probe) for r in run.records() if r.probe not in _NO_PROBES}
+    left_out, setup = sum(skipped(run).values()), trace(run, "cost/setup")
+    due = left_out + len(
+        {
+            (r.step, r.probe)
+            for r in run.records()
+            if r.probe not in _NO_PROBES and r.status != "skipped_budget"
+        }
+    )
     took = f"overhead {_share(overhead.last.value)}" if overhead else "overhead not recorded"
     if overhead and budget is not None:
         took += f", budget {percent(budget)}"
-    evidence = (overhead.latest(),) if overhead else ()
+    once = f", set-up of {number(setup.last.value, 2)} s apart" if setup else ""
+    evidence = tuple(t.latest() for t in (overhead, setup) if t is not None)
     if overhead and budget is not None and overhead.last.value > OVERDRAWN * budget:
-        text = f"Probes overdrew their budget ({took}): the first run of each is free, and weighs "
-        text += "less the longer the run."
+        text = f"Probes overdrew their budget ({took}{once}): a run that takes longer than the one "
+        text += "before overdraws it, and weighs less the longer the training."
         yield Finding(level="note", text=text, evidence=evidence)
-    elif overhead and not skipped:
+    elif overhead and not left_out:
         share = _share(overhead.last.value) + (" of" if overhead.last.value < 2 else "")
         limit = "no budget was set" if budget is None else f"budget {percent(budget)}"
-        text = f"Probes cost {share} the training time ({limit}); no measurement was skipped."
+        text = f"Probes cost {share} the training time ({limit}){once}; no measurement was skipped."
         level: Level = "good" if budget is not None or overhead.last.value <= LIGHT else "note"
         yield Finding(level=level, text=text, evidence=evidence)
-    if skipped:
-        text = f"{len(skipped)} of {plural(len(due), 'due measurement')} were skipped by the budget"
-        yield Finding(level="note", text=f"{text} ({took}).", evidence=evidence)
+    if left_out:
+        text = f"{left_out} of {plural(due, 'due measurement')} were skipped by the budget"
+        yield Finding(level="note", text=f"{text} ({took}{once}).", evidence=evidence)
 
 
 def incidents(run: Run) -> Iterator[Finding]:

@@ -94,6 +94,8 @@ class Trace:
         begin = onset(flags)
         if begin is None:
             return "not at present"
+        if len(flags) == 1:
+            return f"at step {self.last.step}, the only measurement"
         return "since the start" if begin == 0 else f"since step {self.records[begin].step}"
 
 
@@ -105,6 +107,15 @@ def trace(run: Run, name: str) -> Trace | None:
     if not held:
         return None
     return Trace(records=tuple(rows[i] for i in held), unanswered=len(rows) - 1 - held[-1])
+
+
+def skipped(run: Run) -> dict[str, int]:
+    """How many due measurements the budget left out, by probe; not each of them has a row."""
+    rows = {(r.step, r.probe) for r in run.records() if r.status == "skipped_budget"}
+    found = dict(Counter(probe for _, probe in rows))
+    for probe, count in traces(run, "cost/skipped").items():
+        found[probe] = max(found.get(probe, 0), round(count.last.value))
+    return found
 
 
 def traces(run: Run, quantity: str) -> dict[str, Trace]:

@@ -25,8 +25,9 @@ from eqtoolbox.symmetry.matrices import (
     Lorentz,
     Orthogonal,
 )
-from eqtoolbox.symmetry.orbit import percent_of_loss, pulled_back
+from eqtoolbox.symmetry.orbit import pulled_back
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
+from eqtoolbox.symmetry.price import percent_of_loss
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.unbounded import Scalings, Translations
 

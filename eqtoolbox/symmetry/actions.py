@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.structure import Tree, batch_size, first, floating, precision, tensors
@@ -216,6 +217,18 @@ def inside_of(action: Any, x: Tree) -> Tree:
     """
     mask = getattr(action, "inside", None)
     return x if mask is None else mask(x)
+
+
+def has_edge(action: Any) -> bool:
+    """Whether the action, or one that it is made of, cannot compare all that it moves.
+
+    Example:
+        >>> has_edge(roll)
+        False
+    """
+    inner = [getattr(action, name, None) for name in ("action", "actions", "parts")]
+    made_of = [leaf for leaf in tree_leaves(inner) if leaf is not None]
+    return any(map(has_edge, made_of)) if made_of else hasattr(action, "inside")
 
 
 def _defect(left: Tree, right: Tree, bound: float) -> str:

@@ -31,7 +31,7 @@ class DataAsymmetry:
 
 def data_asymmetry(
     inputs: Tree,
-    targets: Tensor | None,
+    targets: Tree | None,
     symmetry: Equivariance,
     *,
     generator: torch.Generator | None = None,
@@ -51,8 +51,8 @@ def data_asymmetry(
 
     Args:
         inputs: x, (batch, ...) or a tree of such, at least 8 samples; 512 at most are used.
-        targets: y, (batch, ...), moved by the output action, classes (batch,) by none; None for x
-            alone.
+        targets: y, (batch, ...) or a tree of such, moved by the output action, classes (batch,) by
+            none; None for x alone.
         symmetry: the claim.
         generator: draws elements and exchanges; a new one with seed 0 unless given.
 
@@ -75,8 +75,8 @@ def data_asymmetry(
     count = batch_size(inputs)
     if count < _FEWEST:
         raise ValueError(f"data asymmetry needs at least {_FEWEST} samples, got {count}")
-    if targets is not None and len(targets) != count:
-        raise ValueError(f"expected {count} targets, got {len(targets)}")
+    if targets is not None and batch_size(targets) != count:
+        raise ValueError(f"expected {count} targets, got {batch_size(targets)}")
     rng = torch.Generator().manual_seed(0) if generator is None else generator
     width = sum(x[0].numel() for x in tensors(inputs))
     most = max(_FEWEST, min(_LARGEST, _NUMBERS // max(width, 1)))
@@ -87,8 +87,8 @@ def data_asymmetry(
     pool = [_rows(inputs, order)] + [act(g, _rows(inputs, rows)) for rows, g in hands]
     distances = _distances([inside_of(act, x) for x in pool])
     if targets is not None:
-        images = [_moved(symmetry, g, targets[rows.to(targets.device)]) for rows, g in hands]
-        own = _moved(symmetry, symmetry.group.identity, targets[order.to(targets.device)])
+        images = [_moved(symmetry, g, _rows(targets, rows)) for rows, g in hands]
+        own = _moved(symmetry, symmetry.group.identity, _rows(targets, order))
         distances = (distances.square() + _distances([own, *images]).square()).sqrt()
     swaps = torch.randint(2, (_SHUFFLES, len(order)), generator=rng, device=rng.device).cpu()
     signs = torch.cat([torch.ones(1, len(order), dtype=torch.int64), 1 - 2 * swaps]).double()
@@ -122,12 +122,11 @@ def _rows(tree: Tree, rows: Tensor) -> Tree:
     return on_tensors(lambda x: x[rows.to(x.device)], tree)
 
 
-def _moved(symmetry: Equivariance, g: object, targets: Tensor) -> Tensor:
-    if not targets.is_floating_point():
+def _moved(symmetry: Equivariance, g: object, targets: Tree) -> Tree:
+    if isinstance(targets, Tensor) and not targets.is_floating_point():
         return targets
     act = symmetry.output_action
-    moved: Tensor = inside_of(act, act(g, targets))
-    return moved
+    return inside_of(act, act(g, targets))
 
 
 def _distances(parts: list[Tree]) -> Tensor:

@@ -1,6 +1,6 @@
 """Candidate symmetries of a function by the shapes of its inputs and outputs, scored and ranked."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,9 +14,12 @@ from eqtoolbox.symmetry.finite import Octahedral, Sign, Symmetric
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 from eqtoolbox.symmetry.linear import positions, vectors
 from eqtoolbox.symmetry.matrices import Euclidean, Orthogonal
+from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.permuting import Box, Permute, Reverse, Roll, Signed
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.scaling import Degree, Negated, Parity
+from eqtoolbox.symmetry.structure import Tree
+from eqtoolbox.symmetry.structured import structured_candidates
 from eqtoolbox.symmetry.unbounded import Scalings
 
 _AXES = 8  # coordinates whose single mirrors and exchanges are tried
@@ -32,18 +35,21 @@ class Score:
     note: str = ""
 
 
-def candidates(inputs: Tensor, outputs: Tensor) -> list[Equivariance]:
+def candidates(inputs: Tree, outputs: Tree, arguments: Sequence[str] = ()) -> list[Equivariance]:
     """Symmetries whose actions fit tensors of these shapes, as invariances and equivariances.
 
     Args:
         inputs: (batch, channels, H, W) images, (batch, channels, D, H, W) volumes, (batch, n, d)
-            sets, point clouds or series, (batch, d).
+            sets, point clouds or series, (batch, d); or a tree, see `structured_candidates`.
         outputs: of the function.
+        arguments: what the entries of a tuple are called.
 
     Example:
         >>> [c.name for c in candidates(torch.ones(2, 9), torch.ones(2, 1))][:2]
         ['sign.even', 'sign.odd']
     """
+    if not isinstance(inputs, Tensor) or not isinstance(outputs, Tensor):
+        return structured_candidates(inputs, outputs, arguments)
     found = list(_candidates(inputs, outputs))
     names = [c.name for c in found]
     assert len(set(names)) == len(names), names
@@ -51,8 +57,8 @@ def candidates(inputs: Tensor, outputs: Tensor) -> list[Equivariance]:
 
 
 def rank(
-    function: Callable[[Tensor], Tensor],
-    inputs: Tensor,
+    function: Function,
+    inputs: Tree,
     claims: Iterable[Equivariance],
     *,
     samples: int = 8,
@@ -79,7 +85,7 @@ def rank(
         try:
             result = equivariance_error(function, inputs, claim, samples=samples, generator=rng)
             scores.append(Score(symmetry=claim, result=result, note=result.note))
-        except (ValueError, TypeError, FloatingPointError) as reason:
+        except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as reason:
             scores.append(Score(symmetry=claim, result=None, note=str(reason)))
     return sorted(scores, key=_order)
 

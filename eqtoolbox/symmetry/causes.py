@@ -9,10 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.symmetry.actions import dihedral, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.layers import Activation, Layers, label
 from eqtoolbox.symmetry.permuting import Permute
 from eqtoolbox.symmetry.resampling import FourierShift, Shift
+from eqtoolbox.symmetry.scaling import Degree, Parity
+from eqtoolbox.symmetry.structure import Tree, floating
 
 ORDERED = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "median", "mode"}
 _CENTRED = (quarter_turn, dihedral, flip)
@@ -40,11 +43,21 @@ def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivarianc
         return f"{kind}: a positional embedding tells entries apart; remove it or permute it too"
     if _permutes(symmetry):
         return _order(module, at, [m[name] for m in layers.moved])
+    if boosts(symmetry) and _pointwise(module, at):
+        return (
+            f"{kind} bends what a wind adds to every value, and its output has no action of the "
+            "group: take the mean flow off before the network and put it back after, carried along"
+        )
     if isinstance(symmetry.input_action, FourierShift) and _pointwise(module, at):
         return (
             f"{kind} makes frequencies above what the grid holds, which come back as others "
             "(aliasing): upsample before it and low-pass after it, or keep its input below half "
             "the band (a quarter of the sampling rate for squares)"
+        )
+    if isinstance(symmetry.input_action, Parity | Degree) and _shifts(module):
+        return (
+            f"{kind} adds a constant (a bias or a running mean), which no sign and no scale "
+            "passes: leave it out"
         )
     if isinstance(module, nn.Flatten | nn.Linear):
         return (
@@ -53,8 +66,15 @@ def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivarianc
     return f"{kind} does not commute with the action"
 
 
-def cause_between(model: nn.Module, name: str, layers: Layers) -> str:
+def cause_between(model: nn.Module, name: str, layers: Layers, inputs: Tree) -> str:
     """The likely cause of a loss that no layer makes, seen at the input of the layer `name`."""
+    before = layers.base[name].given
+    if before is not None and before.dim() == 2 and _in_one_row(before, inputs):
+        kind = type(model.get_submodule(name)).__name__
+        return (
+            "before it the entries are laid out in one row, where no action fits any more, and "
+            f"{kind} gives every place its own weights: pool, or feed it what does not move"
+        )
     parent = model.get_submodule(name.rpartition(".")[0])
     shape = layers.base[name].given
     tables = [
@@ -74,6 +94,12 @@ def cause_between(model: nn.Module, name: str, layers: Layers) -> str:
             "embedding, which tells entries apart; remove it or permute it too"
         )
     return "an operation before it, outside of any layer; wrap it in a module to have it named"
+
+
+def _in_one_row(rows: Tensor, inputs: Tree) -> bool:
+    """Whether rows (batch, features) have room for all entries of an input of several."""
+    entries = [x for x in floating(inputs) if x.dim() > 2 and len(x) == len(rows)]
+    return any(rows.shape[1] >= x[0].numel() for x in entries)
 
 
 def operations(body: Callable[[], Any]) -> set[str]:
@@ -137,6 +163,11 @@ def _pointwise(module: nn.Module, at: Activation) -> bool:
     return weightless and at.given is not None and at.given.shape == at.made.shape
 
 
+def _shifts(module: nn.Module) -> bool:
+    words = ("bias", "running_mean")
+    return any(isinstance(getattr(module, word, None), Tensor) for word in words)
+
+
 def _permutes(symmetry: Equivariance) -> bool:
     action = getattr(symmetry.input_action, "action", symmetry.input_action)
     leaves = tree_leaves(getattr(action, "parts", action))
@@ -168,6 +199,11 @@ def _grid(module: nn.Module, before: Tensor, symmetry: Equivariance) -> str:
             "low-pass before it, or test those shifts"
         )
     mode = getattr(module, "padding_mode", "zeros")
+    if boosts(symmetry) and pad and mode != "circular":
+        return (
+            f"{kind} pads with {mode}, which no wind blows through: use padding_mode='circular', "
+            "or take the mean flow off before it"
+        )
     if shifts and pad and mode != "circular":
         return (
             f"{kind} pads with {mode}: what leaves on one side does not return on the other; use "
@@ -178,6 +214,12 @@ def _grid(module: nn.Module, before: Tensor, symmetry: Equivariance) -> str:
             f"the kernel of {kind} is not symmetric: average it over the group, or average outputs"
         )
     return f"{kind} does not commute with the action"
+
+
+def boosts(symmetry: Equivariance) -> bool:
+    """Whether the claim is one of Galilean boosts."""
+    action = getattr(symmetry.input_action, "action", symmetry.input_action)
+    return any(isinstance(a, Boost) for a in tree_leaves(getattr(action, "parts", action)))
 
 
 def _side(module: nn.Module, word: str, default: int) -> int:

@@ -1,12 +1,13 @@
 """The culprit: the first layer at which the violation leaves the floor, and the likely cause."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from eqtoolbox.symmetry.actions import Action, trivial
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.causes import ORDERED, cause_between, cause_of, operations
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -41,8 +42,9 @@ def culprit(
 
     The error of layer i is |h_i(S_g x) - rho_g h_i(x)| / |rho_g h_i(x)| for the network up to it,
     at up to 4 elements. Hidden actions rho are guessed: the input action where it fits the shape,
-    the output action, the trivial one; the smallest error counts. An image flattened into rows has
-    none of them and is left out. Layers with hidden vectors or irreps need `hidden`.
+    the output action, the trivial one, under boosts a constant of each channel; the smallest error
+    counts. An image flattened into rows has none of them and is left out. Layers with hidden
+    vectors or irreps need `hidden`.
 
     The model runs as it is (in its mode, with dropout as set), on copies of its buffers.
 
@@ -73,7 +75,7 @@ def culprit(
     elif broken is None:
         cause = _wrong_output_action(model, inputs, symmetry)
     elif broken.broken_before:
-        cause = cause_between(model, broken.layer, found)
+        cause = cause_between(model, broken.layer, found, inputs)
     elif isinstance(symmetry.input_action, Turn | Zoom) and _interpolated(model, inputs, symmetry):
         cause = (
             f"interpolation: at {broken.kind} and before, the images are too rough to be turned; "
@@ -111,7 +113,12 @@ def better_output_action(function: Function, inputs: Tree, symmetry: Equivarianc
         >>> better_output_action(moment, x, Equivariance(O3(), vectors, vectors))
         'axial_vectors'
     """
-    others: dict[str, Action] = {
+    own = symmetry.output_action
+    others: dict[str, Action] = {}
+    if isinstance(own, Boost):
+        others["a boost that carries nothing"] = replace(own, cells=0)
+        others["a boost that carries the other way"] = replace(own, cells=-own.cells)
+    others |= {
         "trivial": trivial,
         "the input action": symmetry.input_action,
         "vectors": vectors,

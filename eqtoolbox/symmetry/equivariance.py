@@ -1,32 +1,29 @@
 """The equivariance error: how far a function is from f(S_g x) = R_g f(x), floor and verdict."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
-from eqtoolbox.symmetry.actions import Action, inside_of, trivial
+from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
     Function,
-    OrbitMoments,
     double,
-    gap,
     orbit,
     require_finite,
     require_inputs,
     respond,
     settled,
     square,
-    value,
 )
+from eqtoolbox.symmetry.price import Loss, Price
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
+from eqtoolbox.symmetry.variance import OrbitMoments
 
 _HIDDEN = (
     "the floor hides any violation: low-pass the images (band_limited), use float64 or an exact "
@@ -43,7 +40,7 @@ def equivariance_error(
     *,
     samples: int = 8,
     generator: torch.Generator | None = None,
-    loss: Callable[[Any], Tensor] | None = None,
+    loss: Loss | None = None,
     outputs: Tree | None = None,
     check: bool = True,
 ) -> EquivarianceResult:
@@ -55,15 +52,16 @@ def equivariance_error(
 
     Elements: all of G when there are at most `samples` of them, otherwise e and `samples` - 1
     independent uniform ones. Then the standard error is that of the delta method, orbit_variance
-    is a ratio of unbiased estimates, percent_of_loss is low by about 1 / samples of itself. What
+    is within / (within + between) of an analysis of variance, its parts unbiased and the second
+    >= 0, with a jackknife error; percent_of_loss is low by about 1 / samples of itself. What
     cannot be undone (`Strengths`) is compared at its elements and has neither of the two.
 
-    floor: the largest of (1) the answer |f(x (1 + eps randn)) - f(x)| / |f(x)| to a change of x by
-    its rounding, eps being that of the inputs' dtype; (2) the difference of two runs on the same x;
-    (3) the round trips |S^-1 S x - x| / |x| and the same of R; (4) eps of the coarsest dtype among
-    the outputs and the operations inside, so that autocast is seen (TF32 is not: switch it off).
-    The first two come from the first few samples: one run sees both, and the run that tells them
-    apart is made only when the answer is large.
+    floor: the largest of (1) the answer of f to x (1 + eps randn), eps being the rounding of x,
+    with every operation inside rounded once more by chance, so that what many steps add up is in
+    it; (2) the difference of two runs on the same x; (3) the round trips |S^-1 S x - x| / |x| and
+    the same of R; (4) eps of the coarsest dtype among the outputs and the operations inside, so
+    that autocast is seen (TF32 is not: switch it off). One run of the first few samples sees the
+    first two; only a large answer takes two more, to tell them apart.
 
     verdict: `holds` up to 3 floors, `violated` above 10, else `unresolved` (rerun in float64).
     Never `holds` when the function is random, nor when the floor is so high (0.14) that not even an
@@ -72,7 +70,7 @@ def equivariance_error(
     Dicts, tuples and lists of tensors are batches too: give actions for them with `Each`. Output
     tensors then count alike, whatever their scales, and `parts` has the error of each.
 
-    Cost: `samples` forwards without gradients, f(x) among them, and two on a few samples; one
+    Cost: `samples` forwards without gradients, f(x) among them, and one on a few samples; one
     forward less when f(x) is given.
 
     Args:
@@ -81,7 +79,8 @@ def equivariance_error(
         symmetry: the claim.
         samples: group elements at most, the identity among them, >= 2.
         generator: draws elements and perturbations; a new one with seed 0 unless given.
-        loss: convex and >= 0, outputs -> one number, with the targets of `inputs` inside.
+        loss: convex and >= 0, outputs (a tensor or a tree) -> one number, with the targets of
+            `inputs` inside. Where it is a sum over the leaves, `loss_parts` has the share of each.
         outputs: f(x) if it is known already, in the same precision.
         check: verify the actions first; switch it off where the same shapes passed before.
 
@@ -115,8 +114,8 @@ def equivariance_error(
         symmetry.check(inputs, outputs)
     elements, enumerated = _draw(symmetry.group, samples, generator)
     layout = None if isinstance(outputs, Tensor) else Layout.of(outputs)
-    edged = hasattr(symmetry.output_action, "inside")
-    loss = None if edged or not symmetry.group.invertible else loss  # no average of predictions
+    averaged = symmetry.group.invertible and not has_edge(symmetry.output_action)
+    price = None if loss is None or not averaged else Price(loss, outputs, layout)
 
     def compared(y: Tree) -> Tensor:
         y = inside_of(symmetry.output_action, y)
@@ -124,7 +123,6 @@ def equivariance_error(
 
     base = compared(outputs)
     moments = OrbitMoments(base, symmetry.group.order, enumerated)
-    losses = [] if loss is None else [value(loss, outputs)]
     squares, energies, agreement = [], [], []
     parts = Parts(layout)
     ranked = symmetry.output_action is trivial and _ranked(outputs)
@@ -141,8 +139,8 @@ def equivariance_error(
             squares.append(square(defect))
             energies.append(square(right))
             parts.add(defect, right)
-        if loss is not None:
-            losses.append(value(loss, pulled))
+        if price is not None:
+            price.add(pulled)
         if ranked:
             agreement.append((response.argmax(1) == outputs.argmax(1)).double().mean())
     answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, generator)
@@ -152,22 +150,23 @@ def equivariance_error(
     require_finite(torch.stack(squares), "from f(S_g x)")
     error, stderr, errors = _ratio(squares, energies, enumerated)
     worst = max(range(len(elements)), key=lambda i: errors[i])
-    fraction, fraction_floor = moments.fraction(floor)
+    share = moments.fraction(floor)
     verdict, note = _verdict(error, floor, note)
+    twirl = None if price is None else _twirl(moments, outputs, layout)
     return EquivarianceResult(
         relative_error=error,
         stderr=stderr,
         worst=errors[worst],
         worst_element=elements[worst],
-        orbit_variance=fraction,
-        orbit_variance_floor=fraction_floor,
+        orbit_variance=share.value,
+        orbit_variance_floor=share.floor,
+        orbit_variance_stderr=share.stderr,
         floor=floor,
         verdict=verdict,
         samples=len(elements),
         enumerated=enumerated,
-        percent_of_loss=None
-        if loss is None
-        else gap(losses, value(loss, _twirl(moments, base, layout))),
+        percent_of_loss=None if price is None else price.percent(twirl),
+        loss_parts={} if price is None else price.parts(twirl),
         mean_square=float(torch.stack(squares).mean()) / _compared(symmetry, outputs),
         consistency=float(torch.stack(agreement).mean()) if agreement else None,
         parts=parts.errors(),
@@ -197,9 +196,9 @@ class Parts:
         )
 
 
-def _twirl(moments: OrbitMoments, base: Tensor, layout: Layout | None) -> Tree:
-    mean = moments.twirl(base)
-    return mean if layout is None else layout.unpack(mean)
+def _twirl(moments: OrbitMoments, outputs: Tree, layout: Layout | None) -> Tree:
+    mean = moments.twirl()
+    return layout.unpack(mean) if layout else mean.reshape(outputs.shape).to(outputs)
 
 
 def _ranked(outputs: Tree) -> bool:

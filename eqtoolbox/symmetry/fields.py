@@ -61,29 +61,6 @@ vector_field = Field(1)
 tensor_field = Field(2)
 
 
-@dataclass(frozen=True)
-class Boost:
-    """A Galilean boost u -> u + c of a periodic velocity field, seen from the moving frame.
-
-    Element (k,) of Translations((n,)) is the velocity c = k · speed; after a time t the field has
-    moved by k · cells grid cells, c t / dx, which must be a whole number: 0 for the input.
-
-    Args:
-        speed: velocity of one step of the group.
-        cells: grid cells that one step moves the field by, along the last dimension.
-
-    Example:
-        >>> Boost(0.5, cells=1)((2,), torch.tensor([0.0, 0.0, 1.0]))
-        tensor([1., 2., 1.])
-    """
-
-    speed: float
-    cells: int = 0
-
-    def __call__(self, g: tuple[int], x: Tensor) -> Tensor:
-        return torch.roll(x, g[0] * self.cells, -1) + g[0] * self.speed
-
-
 def _parts(g: Any) -> tuple[int, bool]:
     """(k, flipped) of an element of Cyclic(4), Flip or Dihedral(4)."""
     if isinstance(g, bool):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.record import VIOLATED
 from eqtoolbox.symmetry.actions import SPATIAL, Action, inside_of, trivial
+from eqtoolbox.symmetry.boosts import Boost, FeatureBoost
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Rebuilt
 from eqtoolbox.symmetry.group import Element
@@ -122,11 +123,12 @@ class Layers:
             choices = [known[name]] if name in known else candidate_actions(symmetry)
             made = [m[name].made for m in moved if name in m]
             given = [x for m in moved if name in m and (x := m[name].given) is not None]
-            error, action = _best(choices, elements, at.made, made)
+            rounding = max(distance(near[name].made, at.made), 8 * torch.finfo(at.made.dtype).eps)
+            bar = VIOLATED * rounding
+            error, action = _best(choices, elements, at.made, made, bar)
             entering = 0.0
             if at.given is not None:
-                entering = _best(choices, elements, at.given, given)[0]
-            rounding = max(distance(near[name].made, at.made), 8 * torch.finfo(at.made.dtype).eps)
+                entering = _best(choices, elements, at.given, given, bar)[0]
             if action is not None:
                 actions[name] = action
                 rounding = max(rounding, _trip(action, symmetry, elements, at.made))
@@ -194,12 +196,20 @@ def _elements(symmetry: Equivariance) -> list[Element]:
 
 
 def _best(
-    choices: list[Action], elements: list[Element], x: Tensor, moved: list[Tensor]
+    choices: list[Action], elements: list[Element], x: Tensor, moved: list[Tensor], bar: float
 ) -> tuple[float, Action | None]:
-    """Smallest error over the actions that fit, and the first of them that has it."""
+    """Smallest error over the actions that fit, and the first of them that has it.
+
+    Boosts have no action on features of their own; one is fitted where nothing else is sound.
+    """
     if len(moved) < len(elements):
         return math.nan, None
     tried = [(_error(action, elements, x, moved), action) for action in choices]
+    if not any(e <= bar for e, _ in tried):
+        for cells in sorted({a.cells for a in choices if isinstance(a, Boost)}):
+            action = FeatureBoost.fitted(elements, x, moved, cells)
+            if action is not None:
+                tried.append((_error(action, elements, x, moved), action))
     fitting = [(e, a) for e, a in tried if not math.isnan(e)]
     return min(fitting, key=lambda pair: pair[0]) if fitting else (math.nan, None)
 

@@ -59,7 +59,7 @@ def lie_derivative(
     to speak of: the verdict is `unresolved`, never `holds`.
 
     Cost: one forward and one derivative a generator, together below two forwards for each of
-    several, and three on a few samples for the floor and the random direction.
+    several, and two on a few samples for the floor and the random direction.
 
     Args:
         function, inputs, symmetry: as in `equivariance_error`.

@@ -48,12 +48,12 @@ class Linear:
 
     def _part(self, m: Tensor, x: Tensor) -> Tensor:
         size = (x.shape[-1] if x.dim() else 1) if self.size is None else self.size
-        if len(m) == size + 1:
+        if len(m) == size + 1 and not m[-1, :-1].any():  # of a Euclidean group
             return m[:-1, :-1]
         if len(m) != size:
             raise ValueError(
-                f"expected matrices of {size} or {size + 1} rows for shape {tuple(x.shape)}, "
-                f"got {len(m)}; the last dimension must be the one that turns"
+                f"expected matrices of {size} rows for shape {tuple(x.shape)}, or of a Euclidean "
+                f"group with one row more, got {len(m)}; the last axis must be the one that turns"
             )
         return m
 

@@ -171,11 +171,7 @@ class Shifts(Moments):
         return moments
 
     def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        counts = [
-            torch.bincount(s.groups[s.groups >= 0], minlength=s.count).repeat_interleave(s.width)
-            for s in self._shifts
-        ]
-        return torch.cat(counts).to(moments).sqrt()
+        return torch.cat([m.lengths(params) for m in self.members])
 
     def decay(self, moments: Tensor, params: Stack, weights: Mapping[str, float]) -> Tensor:
         owners = [(s.name, s.count * s.width) for s in self._shifts]
@@ -203,13 +199,7 @@ class Singles(Moments):
         return torch.cat([m.slopes(x, y) for m in self.members])
 
     def lengths(self, moments: Tensor, params: Parameters) -> Tensor:
-        found = []
-        for m in self.members:
-            like = params[m.names[0]]
-            for unit in torch.eye(m.dimension, dtype=like.dtype, device=like.device):
-                parts = [k.double().square().sum() for k in m.tangent(params, unit).values()]
-                found.append(torch.stack(parts).sum().sqrt())
-        return torch.stack(found)
+        return torch.cat([m.lengths(params) for m in self.members])
 
     def decay(self, moments: Tensor, params: Stack, weights: Mapping[str, float]) -> Tensor:
         own = params.of(self._names)

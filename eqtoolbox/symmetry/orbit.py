@@ -3,12 +3,12 @@
 Every sum is in float64 over deviations from f(x), so that a small violation survives a large f.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.group import Element
@@ -16,24 +16,22 @@ from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors,
 
 Function = Callable[[Any], Any]  # of a batch: a tensor, or a dict, tuple or list of them
 
-_RESOLVED = 9.0  # a variance counts from this many squared roundings on
-
 
 def pulled_back(
     function: Function, inputs: Tree, symmetry: Equivariance, elements: Iterable[Element]
-) -> Tensor:
+) -> Tree:
     """Predictions f_g(x) = R_g^-1 f(S_g x), all equal to f(x) exactly when f is equivariant.
 
     Gradients flow when they are enabled.
 
     Args:
         function: f, (batch, ...) -> (batch, ...).
-        inputs: x, (batch, ...), floating point.
+        inputs: x, (batch, ...), floating point, or a tree of tensors, some of them so.
         symmetry: the claim.
         elements: K elements of its group, K >= 1.
 
     Returns:
-        (K, batch, ...), in the order of the elements.
+        (K, batch, ...), in the order of the elements; a tree of such for a structured output.
 
     Raises:
         TypeError, ValueError, FloatingPointError: as in `equivariance_error`; no elements.
@@ -49,95 +47,17 @@ def pulled_back(
     require_inputs(inputs)
     if not symmetry.group.invertible:
         raise ValueError(f"{symmetry.group.name} cannot be undone: nothing can be pulled back")
-    pulled = [_single(fg).clone() for _, _, fg in orbit(function, inputs, symmetry, elements)]
+    found = orbit(function, inputs, symmetry, elements)
+    pulled = [on_tensors(torch.clone, fg) for _, _, fg in found]
     if not pulled:
         raise ValueError("elements must hold at least one group element, got none")
-    predictions = torch.stack(pulled)
+    predictions = tree_map(_stacked, *pulled)
     require_finite(predictions, "on the orbit of x")
     return predictions
 
 
-def _single(outputs: Tree) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"pulled_back stacks one tensor, got {type(outputs).__name__}; pick one")
-    return outputs
-
-
-@torch.no_grad()
-def percent_of_loss(pulled: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """What the violation of a symmetry costs, in percent of the loss averaged over the orbit.
-
-        100 (E_g l(f_g) - l(E_g f_g)) / E_g l(f_g)
-
-    For a convex loss the gap is >= 0 (Jensen); for the mean squared error it is exactly the
-    variance over the orbit, E_g|f_g - y|^2 = |E_g f_g - y|^2 + E_g|f_g - E_g f_g|^2. It
-    assumes that x and S_g x are equally likely and that the loss does not prefer one of them.
-
-    Args:
-        pulled: (K, batch, ...), the identity among the K elements; see `pulled_back`.
-        loss: convex and >= 0, (batch, ...) -> one number.
-
-    Returns:
-        Percent in [0, 100]; NaN when the mean loss is not a positive number.
-
-    Raises:
-        ValueError: no predictions, or the loss returns more than one number.
-
-    Example:
-        >>> pulled = torch.tensor([[[1.0]], [[-1.0]]])
-        >>> percent_of_loss(pulled, lambda y: y.square().mean())
-        100.0
-    """
-    if pulled.dim() < 2 or len(pulled) == 0:
-        raise ValueError(f"pulled must be (K, batch, ...) with K >= 1, got {tuple(pulled.shape)}")
-    twirl = pulled.to(wide(pulled), torch.float64).mean(dim=0).to(pulled)
-    return gap([value(loss, prediction) for prediction in pulled], value(loss, twirl))
-
-
-class OrbitMoments:
-    """Running sums of f_g over the group, about f_e, so that the orbit itself is never stored."""
-
-    def __init__(self, outputs: Tensor, order: int | None, enumerated: bool) -> None:
-        self.base = double(outputs)  # f_e, (batch, features)
-        self.energy = square(self.base)  # |f_e|^2
-        self.share = 0.0 if order is None else 1.0 / order  # weight of e in the group
-        self.enumerated = enumerated
-        self.shift = torch.zeros_like(self.base)  # sum over g of f_g - f_e
-        self.squares: list[Tensor] = []  # |f_g - f_e|^2
-        self.means: list[Tensor] = []  # mean over x of f_g - f_e, (features,), when g is drawn
-
-    def add(self, pulled: Tensor) -> None:
-        deviation = double(pulled) - self.base
-        self.shift += deviation
-        self.squares.append(square(deviation))
-        if not self.enumerated:
-            self.means.append(deviation.mean(dim=0))
-
-    def twirl(self, outputs: Tensor) -> Tensor:
-        """Mean of f_g over e and the elements added, as `outputs`."""
-        mean = self.base + self.shift / (len(self.squares) + 1)
-        return mean.reshape(outputs.shape).to(outputs)
-
-    def fraction(self, floor: float) -> tuple[float, float]:
-        """E_x Var_g f_g / Var_{x,g} f_g over the whole group, and what rounding makes of it."""
-        count, batch = len(self.squares), len(self.base)
-        if count == 0 or batch < 2 or (count < 2 and not self.enumerated):
-            return math.nan, math.nan
-        others, shift = 1.0 - self.share, self.shift / count
-        level = torch.stack(self.squares).mean() / batch  # E |f_g - f_e|^2 over g != e
-        variance = level - square(shift) / batch  # E_x Var_g f_g over g != e
-        centre = square(shift.mean(dim=0))  # |E_x,g f_g - E_x f_e|^2 over g != e
-        if not self.enumerated:  # both become unbiased
-            variance = variance * count / (count - 1)
-            centre = centre - torch.stack(self.means).var(dim=0).sum() / count
-        centred = self.base - self.base.mean(dim=0)
-        spread = (centred.square() + 2.0 * others * centred * shift).sum() / batch
-        total = float(spread + others * level - others**2 * centre)
-        within = float(others**2 * variance + self.share * others * level)
-        rounding = floor**2 * float(self.energy) / batch
-        if not total > _RESOLVED * rounding:
-            return math.nan, math.nan
-        return within / total, rounding / total
+def _stacked(*leaves: Any) -> Any:
+    return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
 def orbit(
@@ -192,18 +112,6 @@ def require_finite(outputs: Tree, where: str) -> None:
         raise FloatingPointError(
             f"outputs must be finite, got NaN or infinity {where}; measure before training diverges"
         )
-
-
-def gap(losses: list[float], of_twirl: float) -> float:
-    mean = math.fsum(losses) / len(losses)
-    return 100.0 * (mean - of_twirl) / mean if 0.0 < mean < math.inf else math.nan
-
-
-def value(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> float:
-    value = torch.as_tensor(loss(outputs)).detach()
-    if value.numel() != 1:
-        raise ValueError(f"loss must return one number, got shape {tuple(value.shape)}; reduce it")
-    return float(value)
 
 
 def require_inputs(inputs: Tree) -> None:

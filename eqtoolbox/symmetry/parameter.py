@@ -104,6 +104,16 @@ class ContinuousSymmetry(ParameterSymmetry):
             (found,) = torch.autograd.grad(torch.stack(parts).sum(), coefficients)
         return found
 
+    def lengths(self, params: Parameters) -> Tensor:
+        """|K_i(theta)| of every generator i: (dimension,), float64."""
+        like = params[self.names[0]]
+        units = torch.eye(self.dimension, dtype=like.dtype, device=like.device)
+        squares = [
+            torch.stack([k.double().square().sum() for k in self.tangent(params, u).values()])
+            for u in units
+        ]
+        return torch.stack(squares).sum(1).sqrt()
+
     @abstractmethod
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         """<grad Q_i(theta), direction> for every charge i: (charges,), float64."""

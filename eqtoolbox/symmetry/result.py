@@ -18,6 +18,7 @@ class EquivarianceResult:
     worst_element: Element  # the element of `worst`
     orbit_variance: float  # [0, 1], 0 invariant, 1 noise of g; NaN: cannot be said
     orbit_variance_floor: float  # what rounding alone makes of it; NaN as above
+    orbit_variance_stderr: float  # over group samples; 0 when enumerated, NaN for fewer than 3
     floor: float  # relative error that rounding, noise and the actions alone produce
     verdict: Verdict  # of relative_error against the floor
     samples: int  # non-identity elements used
@@ -26,21 +27,21 @@ class EquivarianceResult:
     mean_square: float = math.nan  # of f(S_g x) - R_g f(x) per compared number, one tensor only
     consistency: float | None = None  # [0, 1], same argmax as f(x); for (batch, K >= 2), R trivial
     parts: Mapping[str, float] = field(default_factory=dict)  # relative error of each output tensor
+    loss_parts: Mapping[str, float] = field(default_factory=dict)  # %, of each; sums to the whole
     note: str = ""  # what to mend before the numbers can be trusted
 
     def stderr_of(self, part: float) -> float:
-        """Standard error of a share that is quadratic in the violation: variance, percent of loss.
+        """Standard error of a share that is quadratic in the violation, such as percent of loss.
 
             2 |part| stderr / relative_error, to leading order in a small violation
 
         Example:
-            >>> from dataclasses import replace
             >>> nothing = EquivarianceResult(
             ...     relative_error=0.2, stderr=0.01, worst=0.2, worst_element=1, floor=1e-7,
-            ...     orbit_variance=0.04, orbit_variance_floor=1e-14, verdict="violated",
-            ...     samples=7, enumerated=False)
-            >>> round(nothing.stderr_of(0.04), 6)
-            0.004
+            ...     orbit_variance=0.04, orbit_variance_floor=1e-14, orbit_variance_stderr=0.004,
+            ...     verdict="violated", samples=7, enumerated=False)
+            >>> round(nothing.stderr_of(4.0), 6)
+            0.4
         """
         relative = self.stderr / self.relative_error if self.relative_error > 0 else 0.0
         return 2.0 * abs(part) * relative if self.stderr > 0 or math.isnan(self.stderr) else 0.0

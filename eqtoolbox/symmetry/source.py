@@ -1,7 +1,5 @@
 """The model that a command names: an import path or a configuration entry, with a batch."""
 
-import importlib
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from eqtoolbox.source import named
 
 _NEEDS = (
     "return (model, batch) or (model, batch, loss_fn) from the factory: symmetries are those of "
@@ -20,28 +20,22 @@ def load(text: str) -> tuple[nn.Module, Any, Any, str]:
     """(model, batch, loss_fn or None, remark) that `text` names.
 
     Args:
-        text: `package.module:name`, where the name is a model, a class without arguments or a
-            function that returns model, (model, batch) or (model, batch, loss_fn); or a TOML file
-            with a table [symmetries] whose `source` is such a path.
+        text: `package.module:name` or `file.py:name`, where the name is a model, a class without
+            arguments or a function that returns model, (model, batch) or (model, batch, loss_fn);
+            or a TOML file with a table [symmetries] whose `source` is such a reference.
 
     Raises:
         ValueError: nothing such, or inputs that cannot be guessed; says the remedy.
     """
-    path = _from_config(Path(text)) if text.endswith(".toml") else text
-    module, _, name = path.partition(":")
-    if not name:
-        raise ValueError(f"expected package.module:factory or a TOML file, got {path!r}")
-    sys.path.insert(0, "")
-    try:
-        named = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {path!r}: {error}") from error
-    finally:
-        sys.path.remove("")
-    made = named
-    if not isinstance(named, nn.Module):
+    if text.endswith(".toml"):
+        path = _from_config(Path(text))
+        made = named(path, Path(text).parent, f"{text}: symmetries.source")
+    else:
+        path = text
+        made = named(path, Path(), "model (or give a TOML file)")
+    if not isinstance(made, nn.Module):
         try:
-            made = named()
+            made = made()
         except TypeError as error:
             raise ValueError(f"{path} must be callable without arguments: {error}") from error
     if isinstance(made, nn.Module):

@@ -1,7 +1,7 @@
 """Batches that are more than one tensor: dicts, tuples and lists of tensors that share a length."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,40 @@ def precision(tree: Tree) -> float:
     return max(torch.finfo(x.dtype).eps for x in floating(tree))
 
 
+def like_outputs(batch: Tree, outputs: Tree) -> Tree | None:
+    """The last branch of a batch with the structure and the shapes of an output: its targets.
+
+    Example:
+        >>> y = {"energy": torch.ones(2), "forces": torch.ones(2, 3)}
+        >>> like_outputs((torch.ones(2, 3), y | {"name": "water"}), y)["energy"]
+        tensor([1., 1.])
+    """
+    found = _shaped(batch, outputs)
+    if found is None and isinstance(batch, Mapping | tuple | list):
+        children = list(batch.values() if isinstance(batch, Mapping) else batch)
+        branches = (like_outputs(child, outputs) for child in reversed(children))
+        found = next((branch for branch in branches if branch is not None), None)
+    return found
+
+
+def _shaped(branch: Tree, outputs: Tree) -> Tree | None:
+    """The parts of a branch that an output has, as it has them; None where one differs."""
+    if isinstance(outputs, Tensor):
+        fits = isinstance(branch, Tensor) and branch.shape == outputs.shape
+        return branch if fits and branch.is_floating_point() else None
+    if isinstance(outputs, Mapping):
+        if not isinstance(branch, Mapping) or not outputs.keys() <= branch.keys():
+            return None
+        parts = {k: _shaped(branch[k], outputs[k]) for k in outputs}
+        return None if any(p is None for p in parts.values()) else parts
+    if not isinstance(outputs, tuple | list) or not isinstance(branch, tuple | list):
+        return None
+    if len(outputs) != len(branch):
+        return None
+    several = [_shaped(b, o) for b, o in zip(branch, outputs, strict=True)]
+    return None if any(p is None for p in several) else type(outputs)(several)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the floating-point tensors of a structured output lie in one matrix (batch, features).
@@ -78,6 +112,7 @@ class Layout:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     scales: tuple[float, ...]
+    dtypes: tuple[torch.dtype, ...]
 
     @classmethod
     def of(cls, tree: Tree) -> "Layout":
@@ -102,6 +137,7 @@ class Layout:
             tuple(keystr(path).strip("[]'.") for path, _ in paths),
             tuple(tuple(leaf.shape[1:]) for leaf in leaves),
             tuple(_scale(leaf) for leaf in leaves),
+            tuple(leaf.dtype for leaf in leaves),
         )
 
     def pack(self, tree: Tree) -> Tensor:
@@ -123,11 +159,10 @@ class Layout:
 
     def unpack(self, packed: Tensor) -> Tree:
         """The inverse of `pack`."""
+        parts = zip(self.columns(packed), self.shapes, self.scales, self.dtypes, strict=True)
         leaves = [
-            columns.reshape(len(packed), *shape) * scale
-            for columns, shape, scale in zip(
-                self.columns(packed), self.shapes, self.scales, strict=True
-            )
+            (columns.reshape(len(packed), *shape) * scale).to(dtype)
+            for columns, shape, scale, dtype in parts
         ]
         return tree_unflatten(leaves, self.spec)
 

@@ -9,6 +9,7 @@ from eqtoolbox.demos.burgers import (
     DEMO,
     SHIFTS,
     STANDING,
+    STEP,
     TIME,
     VISCOSITY,
     evolve,
@@ -16,6 +17,9 @@ from eqtoolbox.demos.burgers import (
     waves,
 )
 from eqtoolbox.demos.training import train
+from eqtoolbox.symmetry import Equivariance, Translations, equivariance_error, lie_derivative
+from eqtoolbox.symmetry.boosts import Boost
+from eqtoolbox.symmetry.resampling import FourierShift
 from eqtoolbox.testing import assert_equivariant
 
 
@@ -48,6 +52,31 @@ def test_the_solver_obeys_galileo_to_1e_12_and_commutes_with_shifts() -> None:
         assert assert_equivariant(evolve, u, claim, tolerance=1e-12).relative_error < 1e-12
     with pytest.raises(AssertionError, match="violated"):
         assert_equivariant(evolve, u, STANDING)
+
+
+def winds(cells: int) -> Equivariance:
+    """Boosts by any velocity, which have a Lie derivative."""
+    return Equivariance(
+        Translations((8.0,), whole=False), Boost(STEP), Boost(STEP, cells=cells), name="winds"
+    )
+
+
+def test_the_lie_derivative_of_the_solver_along_boosts_is_0_to_rounding() -> None:
+    u = waves(8, torch.Generator().manual_seed(1))
+    (kept,) = lie_derivative(evolve, u, winds(1))
+    assert kept.verdict == "holds"
+    assert kept.rate < 1e-13
+    assert equivariance_error(evolve, u, winds(1)).relative_error < 1e-12
+
+
+@pytest.mark.parametrize("cells", [0, -1])
+def test_along_a_wrong_boost_it_is_the_slope_that_was_not_carried(cells: int) -> None:
+    """J X - Y = (cells - 1) dx du/dx of the solution, exactly."""
+    u = waves(8, torch.Generator().manual_seed(1))
+    (broken,) = lie_derivative(evolve, u, winds(cells))
+    slope = FourierShift((-1,)).tangent(torch.tensor([1.0 - cells]), evolve(u))
+    assert broken.verdict == "violated"
+    assert broken.rate == pytest.approx(float(slope.norm() / len(u) ** 0.5), rel=1e-10)
 
 
 def test_a_network_in_the_moving_frame_obeys_galileo_and_the_others_learn_it_at_best() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.charges import Charges, Rates
 from eqtoolbox.symmetry.discovery import find_symmetries
+from eqtoolbox.symmetry.families.compensation import Compensation
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 from tests.laws.test_family_laws import CASES, Params, case
@@ -116,3 +117,16 @@ def test_low_precision_steps_are_exact_to_float32(dtype: torch.dtype) -> None:
     assert near(
         charges.values(charges.read(low)), torch.cat([m.charge(wide(low)) for m in charges.members])
     )
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_lengths_of_a_compensation_are_those_of_its_tangents(centred: bool) -> None:
+    torch.manual_seed(0)
+    params = {"a": torch.randn(5, 4).double(), "b": torch.randn(4).double()}
+    member = Compensation(
+        name="a", dimension=3, first="a", second="b", entries=torch.arange(4 if centred else 3),
+        centred=centred,
+    )  # fmt: skip
+    tangents = [member.tangent(params, unit) for unit in torch.eye(3, dtype=torch.float64)]
+    squares = [sum(k.square().sum() for k in tangent.values()) for tangent in tangents]
+    assert near(member.lengths(params).square(), torch.stack(squares))

@@ -287,7 +287,7 @@ def test_batches_are_held_on_due_windows_only() -> None:
         loss_fn = monitor.loss(cross_entropy)
         for part in thirds(batch):
             (loss_fn(model, part) / PARTS).backward()
-            kept += [weakref.ref(c.objective) for c in monitor._capture._coming]
+            kept += [weakref.ref(c.objective) for c in monitor._capture.pending.coming]
         alive.append(len(kept))
 
     run(loop, steps=4, schedule=2)

@@ -146,7 +146,7 @@ def test_a_probe_that_does_not_fit_on_half_a_batch_is_disabled() -> None:
 def test_no_memory_for_a_copy_of_the_parameters_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import eqtoolbox.monitor as module
+    import eqtoolbox.capture.step as module
 
     def full(model: nn.Module) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")

@@ -37,7 +37,7 @@ def train(
     parts = [model, optimizer, scheduler]
     probes = make(name for name in PROBES if name != "equivariance")
     monitor = eq.attach(
-        model, optimizer, probes=probes, schedule=2, budget=None, run_dir=run_dir,
+        model, optimizer, probes=probes, schedule=3, budget=None, run_dir=run_dir,
         resume=saved is not None, on_error=on_error,
     )  # fmt: skip
     if saved is not None:

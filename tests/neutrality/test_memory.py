@@ -55,7 +55,11 @@ def watched_steps(steps: int, probe: Probe) -> tuple[list[int], list[Any]]:
     generator = torch.Generator().manual_seed(0)
     refs, alive = [], []
     with eq.attach(
-        model, optimizer, probes=[probe, Conservation()], budget=None, schedule=5
+        model,
+        optimizer,
+        probes=[probe, Conservation()],
+        budget=None,
+        schedule={"gradient": 5, "conservation": 50},
     ) as monitor:
         loss_fn = monitor.loss(lambda m, b: F.cross_entropy(m(b[0]), b[1]))
         gc.collect()
@@ -87,7 +91,7 @@ def test_no_batch_and_no_graph_is_left_after_500_steps_without_the_collector() -
 def test_a_probe_that_keeps_its_graph_is_found_out() -> None:
     leaking = Gradient()
     leaking.keep = []
-    alive, _ = watched_steps(300, leaking)
+    alive, _ = watched_steps(150, leaking)
     assert alive[-1] > alive[0]
 
 
@@ -141,7 +145,7 @@ def test_copies_pickles_and_averages_are_free_of_the_monitor(tmp_path: Any) -> N
         assert copy.deepcopy(optimizer).state_dict() == optimizer.state_dict()
         for other in (twin, whole, average):
             other(*batches(1)[0])
-        assert monitor._capture._coming == []
+        assert monitor._capture.pending.coming == []
     assert during[1:] == before[1:]
     assert len(during[0]) == len(before[0])
 

@@ -17,6 +17,7 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.sinks.memory import MemorySink
 
 SURFACES = ("decorator", "loss_fn", "criterion", "model returns its loss")
+OFTEN = ("faithful", "equivariance", "conservation")  # the others at every second step
 PLACES = ("before the forward", "before the backward", "before the step", "after the step")
 Batch = tuple[Tensor, Tensor]
 
@@ -94,7 +95,8 @@ class Watch:
                 given["criterion"] = self.criterion
             if self.place != "step":
                 given |= {"probe_batch": batches(1)[0], "loss_fn": loss, "schedule": 10**6}
-            given = {"schedule": 1} | given
+            rare = {p.name: 2 for p in self.probes if p.name not in OFTEN}
+            given = {"schedule": {p.name: 1 for p in self.probes} | rare} | given
             monitor = eq.attach(
                 model, optimizer, probes=self.probes, budget=None, sinks=[self.sink],
                 on_error=self.on_error, **given,

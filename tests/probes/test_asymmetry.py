@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.probes.asymmetry import Asymmetry
-from eqtoolbox.symmetry import Equivariance, Sign
+from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.symmetry import Each, Equivariance, Sign
 from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.asymmetry import data_asymmetry
 from eqtoolbox.symmetry.linear import vectors
@@ -80,7 +81,7 @@ def test_a_loss_that_sees_more_than_the_output_has_no_split() -> None:
     torch.manual_seed(0)
     both = lambda model, batch: model(batch).square().mean() + model(2 * batch).mean()
     records = measured(line(1.0, 1.0), both, normal(32, 1), Asymmetry(symmetries=(ODD,)), steps=1)
-    assert "no function of one output tensor" in records["asymmetry/cosine/odd"].note
+    assert "no function of the claim's output" in records["asymmetry/cosine/odd"].note
     kept = measured(line(1.0, 1.0), loss, normal(32, 1), Asymmetry(symmetries=(ODD,)), steps=1)
     assert kept["asymmetry/share/odd"].status == "ok"
 
@@ -147,3 +148,69 @@ def test_bad_options_are_refused() -> None:
         Asymmetry(samples=1)
     with pytest.raises(ValueError, match="expected symmetries among cyclic4"):
         Asymmetry(symmetries=("cyclic5",))
+
+
+class Curves(nn.Module):
+    """An odd output off by `offset` and an even one off by `slope` x, scaled by a gain."""
+
+    def __init__(self, offset: float, slope: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        self.offset = nn.Parameter(torch.tensor(offset, dtype=torch.float64))
+        self.slope = nn.Parameter(torch.tensor(slope, dtype=torch.float64))
+
+    def forward(self, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        return {
+            "odd": self.gain * x + self.offset,
+            "even": weight * x.square() + self.slope * x,
+        }
+
+
+MIRROR = Equivariance(
+    Sign(), Each((Parity(), trivial)), Each({"odd": Parity(), "even": trivial}), name="mirror"
+)
+
+
+def sum_of_squares(model: nn.Module, batch) -> Tensor:
+    inputs, targets = batch
+    y = model(*inputs)
+    return sum((y[k] - targets[k]).square().mean() for k in y)
+
+
+@pytest.mark.parametrize(("offset", "slope"), [(3.0, 0.4), (0.0, 0.0)])
+def test_structured_claims_split_the_loss_as_the_closed_form_does(offset, slope) -> None:
+    """Violation b^2 + d^2 E x^2: its gradient is (0, 2b, 2d E x^2), that of the rest (r, 0, 0)."""
+    x, weight = normal(64, 1), normal(64, 1, seed=1)
+    targets = {"odd": 2 * x, "even": weight * x.square()}
+    batch = ((x, weight), targets)
+    probes = (Asymmetry(symmetries=(MIRROR,)), EquivarianceError(symmetries=(MIRROR,)))
+    records = [
+        measured(Curves(offset, slope), sum_of_squares, batch, probe, steps=1) for probe in probes
+    ]
+    found = records[0] | records[1]
+    power = float(x.square().mean())
+    part = math.hypot(2 * offset, 2 * slope * power)
+    rest = abs(2 * (1.5 - 2) * power)
+    assert found["asymmetry/share/mirror"].value == pytest.approx(part / (part + rest), abs=1e-12)
+    total = offset**2 + slope**2 * power + 0.25 * power
+    price = found["equivariance/percent_of_loss/mirror"].value
+    assert price == pytest.approx(100 * (offset**2 + slope**2 * power) / total, abs=1e-9)
+    odd = found["equivariance/percent_of_loss/mirror/odd"].value
+    assert odd == pytest.approx(100 * offset**2 / total, abs=1e-9)
+    if offset:
+        assert found["asymmetry/cosine/mirror"].value == pytest.approx(0.0, abs=1e-12)
+        g = torch.tensor([2 * offset, 2 * slope * power])
+        bend = float((g.square() * torch.tensor([2.0, 2 * power])).sum() / g.square().sum())
+        assert found["asymmetry/rayleigh/mirror"].value == pytest.approx(bend, rel=1e-6)
+    else:
+        assert found["asymmetry/cosine/mirror"].status == "not_applicable"
+    assert "of inputs and targets" in found["asymmetry/data/mirror"].note
+
+
+def test_structured_targets_that_break_the_mirror_are_seen() -> None:
+    x, weight = normal(200, 1), normal(200, 1, seed=1)
+    kept = {"odd": 2 * x, "even": x.square()}
+    broken = kept | {"even": x.square() + x}
+    assert data_asymmetry((x, weight), kept, MIRROR).verdict == "holds"
+    assert data_asymmetry((x, weight), broken, MIRROR).verdict == "violated"
+    assert data_asymmetry((x, weight), None, MIRROR).verdict == "holds"

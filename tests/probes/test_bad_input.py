@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.symmetry import CyclicTranslation, Each, Equivariance, Sign, Symmetric, Translations
 from eqtoolbox.symmetry.actions import flip, quarter_turn, roll, trivial
@@ -158,13 +159,13 @@ def test_image_to_image_models_have_decibels_and_float64_settles_what_is_unresol
     records = measured(Wave(0.05), LOSS, images(8, 1, 8, 8), probe, steps=1)
     assert records["equivariance/decibels/flip"].value == pytest.approx(26.02, abs=0.01)
     assert records["equivariance/decibels/flip"].unit == "dB"
-    tiny = measured(Wave(2e-7), LOSS, images(8, 1, 8, 8), probe, steps=1)
+    tiny = measured(Wave(4e-7), LOSS, images(8, 1, 8, 8), probe, steps=1)
     found = tiny["equivariance/relative_error/flip"]
     assert (found.verdict, found.note) == ("violated", "in float64; ") or (
         found.verdict == "violated" and found.note.startswith("in float64")
     )
     plain = EquivarianceError(symmetries=("flip",))
-    undecided = measured(Wave(2e-7), LOSS, images(8, 1, 8, 8), plain, steps=1)
+    undecided = measured(Wave(4e-7), LOSS, images(8, 1, 8, 8), plain, steps=1)
     assert undecided["equivariance/relative_error/flip"].verdict == "unresolved"
 
 
@@ -185,7 +186,33 @@ def test_shares_of_layers_add_up_to_one() -> None:
         assert sum(shares.values()) == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.parametrize("probe", [EquivarianceError, Asymmetry])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"symmetries": (3.14,)}, TypeError, r"names among cyclic4, .* objects, got 3\.14$"),
+        ({"symmetries": (Cyclic(4),)}, TypeError,
+         r"got Cyclic\(n=4\); a group needs its actions: Equivariance\(group"),
+        ({"symmetries": "flip"}, TypeError, r"must be a tuple of names .* written \(claim,\)"),
+        ({"symmetries": TURN(quarter_turn)}, TypeError, r"must be a tuple .* \(claim,\)"),
+        ({"symmetries": None}, TypeError, "must be a tuple of names .* got None"),
+        ({"symmetries": ()}, ValueError, "expected symmetries among cyclic4"),
+        ({"symmetries": ("flap",)}, ValueError, r"expected symmetries among .* got \['flap'\]"),
+        ({"symmetries": ("flip", "flip")}, ValueError, "different names, got 'flip' twice"),
+        ({"samples": 1}, ValueError, r"samples must be >= 2, got 1; use every\(0\)"),
+        ({"samples": 2.5}, TypeError, "samples must be an integer >= 2, got 2.5"),
+        ({"samples": "8"}, TypeError, "samples must be an integer >= 2, got '8'"),
+        ({"output": "sane"}, ValueError, "output must be one of .* got 'sane'"),
+    ],
+)  # fmt: skip
+def test_options_of_the_wrong_kind_are_refused_at_construction(probe, options, error, message):
+    with pytest.raises(error, match=message):
+        probe(**options)
+
+
 def test_bad_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"peak must be > 0, .* got '2'"):
+        EquivarianceError(peak="2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="peak must be > 0"):
         EquivarianceError(peak=0.0)
     with pytest.raises(TypeError, match="group must be a Group"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,19 @@ def test_a_drift_that_is_all_weight_decay_says_so(make_run: MakeRun) -> None:
     assert finding.level == "note"
 
 
+@pytest.mark.parametrize(("until", "told"), [(97, True), (50, False)])
+def test_causes_recorded_shortly_before_the_end_are_told(
+    make_run: MakeRun, until: int, told: bool
+) -> None:
+    rows = drifting("rescale", 0.031, decay=1.0, finite_step=0.0, unmeasured=0.0)
+    last = max(r.step for r in rows)
+    later = [replace(r, step=r.step - last + 100) for r in rows]
+    kept = [r for r in later if "share" not in r.name or r.step <= until]
+    early = [replace(r, step=until) for r in later if "share" in r.name and r.step == 100]
+    text = the(make_run([*kept, *early]), "rescale charges drifted").text
+    assert ("100 % weight decay" in text) == told
+
+
 def test_causes_are_told_largest_first(make_run: MakeRun) -> None:
     run = make_run(drifting("rescale", 0.031, finite_step=0.08, decay=0.92))
     assert "3.1 % since the start: 92 % weight decay, 8 % finite step." in the(run, "charges").text
@@ -263,6 +277,27 @@ def test_a_mostly_unmeasured_drift_asks_for_more_measurements(make_run: MakeRun)
 def test_a_cause_against_the_drift_is_marked(make_run: MakeRun) -> None:
     run = make_run(drifting("scale", 0.1, finite_step=1.3, decay=-0.3))
     assert "130 % finite step, -30 % weight decay (negative: against" in the(run, "charges").text
+
+
+def test_causes_that_nearly_cancel_are_told_in_words(make_run: MakeRun) -> None:
+    run = make_run(drifting("scale", 0.02, finite_step=12.1, decay=-11.1, optimizer=0.002))
+    text = the(run, "charges").text
+    assert text == (
+        "Scale charges drifted 2 % since the start: finite step +12.1x and weight decay -11.1x "
+        "of this net drift nearly cancel."
+    )
+    shared = the(make_run(drifting("scale", 0.02, decay=2.9, finite_step=-1.9)), "charges").text
+    assert "290 % weight decay" in shared, "up to three times the drift a share can be read"
+    alone = drifting("scale", 0.02, decay=3.5, finite_step=-0.9, optimizer=-0.8, symmetry=-0.8)
+    assert "weight decay +3.5x of this net drift, nearly cancelled by the other" in (
+        the(make_run(alone), "charges").text
+    )
+
+
+def test_a_charge_that_was_born_at_zero_is_no_outlier(make_run: MakeRun) -> None:
+    worst = Record(step=100, name="conservation/worst_drift/translation", value=-0.999, note="key")
+    run = make_run(drifting("translation", 0.1, decay=1.0), [worst])
+    assert "worst" not in the(run, "charges").text
 
 
 def test_a_broken_symmetry_among_the_causes_is_a_warning(make_run: MakeRun) -> None:
@@ -350,6 +385,11 @@ def test_the_edge_of_stability_is_dated(make_run: MakeRun) -> None:
     assert finding.text.startswith("Sharpness × lr/2 = 1.02: at the edge of stability since step")
     assert finding.text.endswith("since step 160.")
     assert finding.level == "note"
+
+
+def test_a_single_measurement_is_not_called_a_history(make_run: MakeRun) -> None:
+    finding = the(make_run(series(STABILITY, [2.6]), series(SHARPNESS, [23.0])), "edge of")
+    assert "beyond the edge of stability at step 0, the only measurement;" in finding.text
 
 
 @pytest.mark.parametrize("status", ["not_converged", "failed", "skipped_budget", "non_finite"])
@@ -507,6 +547,19 @@ def test_skips_are_told_with_the_overhead(make_run: MakeRun) -> None:
     finding = the(run, "skipped by the budget")
     assert finding.text.startswith("1 of 4 due measurements were skipped")
     assert "overhead 4.9 %, budget 5 %" in finding.text
+
+
+def test_skips_without_a_row_are_counted_and_setup_is_told_apart(make_run: MakeRun) -> None:
+    run = make_run(
+        series("curvature/sharpness", [1.0] * 3),
+        missing("curvature/sharpness", [30, 40], "skipped_budget"),
+        series("cost/skipped/curvature", [1, 2, 7]),
+        series("cost/overhead", [0.049]),
+        series("cost/setup", [0.2, 1.26]),
+    )
+    text = the(run, "skipped by the budget").text
+    assert text.startswith("7 of 10 due measurements were skipped")
+    assert "overhead 4.9 %, budget 5 %, set-up of 1.3 s apart" in text
 
 
 def test_an_overdrawn_budget_is_said(make_run: MakeRun) -> None:

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.demos import burgers
+from eqtoolbox.demos.burgers import BOOSTS, STEP, Moving, Surrogate
 from eqtoolbox.symmetry import Equivariance
 from eqtoolbox.symmetry.actions import quarter_turn, roll, trivial
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.culprit import better_output_action, culprit
 from eqtoolbox.symmetry.each import Each
 from eqtoolbox.symmetry.finite import Symmetric
@@ -259,3 +262,33 @@ def test_a_failed_assertion_names_the_layer() -> None:
     with pytest.raises(AssertionError, match="first broken at 1: MaxPool2d"):
         assert_equivariant(model, normal(4, 1, 9, 9), TURN)
     assert assert_equivariant(model, normal(4, 1, 9, 9), TURN, tolerance=2.0).verdict == "violated"
+
+
+def test_under_boosts_the_layer_that_bends_the_wind_is_named_and_affine_ones_are_not() -> None:
+    """A convolution adds to every channel a constant for the wind; an activation does not."""
+    torch.manual_seed(0)
+    u = burgers.waves(16, torch.Generator().manual_seed(0)).float()
+    found = culprit(Surrogate(), u, BOOSTS)
+    assert (found.layer, found.layers[0].broken) == ("layers.1", False)
+    assert found.layers[0].action.startswith("a constant of each channel")
+    assert "GELU bends what a wind adds" in found.cause
+    assert culprit(Moving(), u, BOOSTS).layer is None
+
+    padded = Surrogate()
+    padded.layers[0] = nn.Conv1d(1, 16, 9, padding=4)
+    found = culprit(padded, u, BOOSTS)
+    assert found.layer == "layers.0"
+    assert "pads with zeros, which no wind blows through" in found.cause
+
+
+@pytest.mark.parametrize(("cells", "word"), [(0, "carries nothing"), (-1, "carries the other way")])
+def test_an_output_boost_of_the_wrong_motion_is_named(cells: int, word: str) -> None:
+    """A network that obeys a boost of one motion, judged by another; by its own it has no cause."""
+    torch.manual_seed(0)
+    u = burgers.waves(16, torch.Generator().manual_seed(0)).float()
+
+    claims = {c: Equivariance(BOOSTS.group, Boost(STEP), Boost(STEP, cells=c)) for c in (-1, 0, 1)}
+    model, own, judged = (nn.Identity(), 0, 1) if cells == 0 else (Moving(), 1, -1)
+    assert culprit(model, u, claims[own]).cause == ""
+    found = culprit(model, u, claims[judged])
+    assert f"wrong output action: it holds for a boost that {word}" in found.cause

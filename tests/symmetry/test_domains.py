@@ -9,9 +9,9 @@ from torch import Tensor
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error
 from eqtoolbox.symmetry.actions import Action, check_action, dihedral, flip, quarter_turn, trivial
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor
 from eqtoolbox.symmetry.fields import (
-    Boost,
     Field,
     pseudo_scalar_field,
     scalar_field,
@@ -154,6 +154,7 @@ ACTIONS: list[tuple[Group, Action, tuple[int, ...]]] = [
       for pseudo in (False, True)],
     (Cyclic(4), vector_field, (2, 5, 5)), (Flip(), tensor_field, (4, 5, 5)),
     (Translations((2,)), Boost(0.5, cells=1), (7,)),
+    (Translations((2.0,), whole=False), Boost(0.5, cells=1.0), (7,)),
     (Scalings(), Degree(3), (2,)), (Sign(), Parity(), (2,)),
     (Translations((1, 2)), Shift((1, 2)), (12, 12)),
     (Translations((2.0, 2.0), whole=False), FourierShift(), (7, 9)),
@@ -307,7 +308,11 @@ def test_each_leaf_needs_an_action() -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: vectors(SO3().identity, normal(2, 5)), "expected matrices of 5 or 6 rows"),
+        (lambda: vectors(SO3().identity, normal(2, 5)), "expected matrices of 5 rows"),
+        (
+            lambda: vectors(O3().sample(1, torch.Generator().manual_seed(0))[0], normal(2, 2)),
+            "of a Euclidean group with one row more, got 3",
+        ),
         (lambda: Permute(-2)((0, 1), normal(3, 4)), r"take Symmetric\(3\)"),
         (lambda: Box()(((1, 0, 2), (1, 1, 1)), normal(2, 3, 4)), "spacing of the voxels"),
         (lambda: vector_field(1, normal(3, 4, 4)), "multiple of 2 channels"),

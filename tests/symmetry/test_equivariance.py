@@ -122,7 +122,8 @@ def test_sum_pooling_is_invariant_and_one_pixel_is_not(symmetry, dtype) -> None:
         (torch.float32, 1e-8, "holds"),
         (torch.float32, 1e-7, "holds"),
         (torch.float32, 3e-7, "unresolved"),
-        (torch.float32, 1e-6, "violated"),
+        (torch.float32, 1e-6, "unresolved"),
+        (torch.float32, 2e-6, "violated"),
         (torch.float32, 1e-5, "violated"),
         (torch.float32, 1e-3, "violated"),
         (torch.bfloat16, 0.0, "holds"),
@@ -437,9 +438,13 @@ def test_standard_errors_of_shares_are_the_spread_over_draws() -> None:
         )
         for i in range(100)
     ]
-    for name in ("orbit_variance", "percent_of_loss"):
+    stated_by = {
+        "orbit_variance": lambda f: f.orbit_variance_stderr,
+        "percent_of_loss": lambda f: f.stderr_of(f.percent_of_loss),
+    }
+    for name, of in stated_by.items():
         values = torch.tensor([getattr(f, name) for f in found])
-        stated = torch.tensor([f.stderr_of(getattr(f, name)) for f in found])
+        stated = torch.tensor([of(f) for f in found])
         assert 1 / 1.7 < float(values.std() / stated.mean()) < 1.7
 
 
@@ -557,7 +562,7 @@ def test_eight_group_elements_cost_at_most_eight_and_a_half_forwards(batch, elem
     x = normal(batch, 1, 8, 8)
     result = equivariance_error(model, x, ROLL, samples=elements)
     assert result.samples == elements - 1
-    assert len(sizes) == elements + 2
+    assert len(sizes) == elements + 1
     assert sizes.count(batch) == elements
     assert sum(sizes) <= (elements + 0.5) * batch
     known = x.flatten(1).tanh()

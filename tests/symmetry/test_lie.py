@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from eqtoolbox.symmetry import Equivariance, equivariance_error
 from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.algebra import closure, discover_data
+from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.derivative import Derivative
 from eqtoolbox.symmetry.each import Each, batch_of_one, one_sample
 from eqtoolbox.symmetry.fields import (
-    Boost,
     pseudo_scalar_field,
     scalar_field,
     vector_field,

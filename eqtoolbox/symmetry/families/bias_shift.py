@@ -81,6 +81,13 @@ class BiasShift(ContinuousSymmetry):
         pulled = sum(r.back(params[r.weight], cotangent[r.bias]) for r in self.readers)
         return (cotangent[self.source][self.offset : end] - pulled).double()
 
+    def lengths(self, params: Parameters) -> Tensor:
+        totals: dict[str, Tensor] = {}
+        for r in self.readers:
+            moved = params[r.weight] if r.inner == 1 else params[r.weight].mT
+            totals[r.bias] = totals.get(r.bias, 0) + moved.double()
+        return torch.stack([t.square().sum(0) for t in totals.values()]).sum(0).add(1).sqrt()
+
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         return params[self.source].new_zeros(0, dtype=torch.float64)
 

@@ -53,6 +53,13 @@ class Compensation(ContinuousSymmetry):
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         return {n: params[n] + k for n, k in self.tangent(params, coefficients).items()}
 
+    def lengths(self, params: Parameters) -> Tensor:
+        entries = sum(params[n].numel() // params[n].shape[-1] for n in self.names)
+        both = entries * (2 if self.centred else 1)
+        return torch.full((self.dimension,), both**0.5, dtype=torch.float64).to(
+            params[self.first].device
+        )
+
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
         return {n: torch.zeros_like(cotangent[n]) for n in self.names}
 

@@ -40,6 +40,12 @@ class HeadShift(ContinuousSymmetry):
     def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         return {n: coefficients.to(params[n]) for n in self.names if n in params}
 
+    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
+        return self.pairing(params, cotangent)
+
+    def lengths(self, params: Parameters) -> Tensor:
+        return torch.ones_like(params[self.bias], dtype=torch.float64)
+
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
         return {self.bias: torch.zeros_like(cotangent[self.bias])}
 
@@ -77,6 +83,18 @@ class HeadRotation(MatrixSymmetry):
     @property
     def charges(self) -> int:
         return 0
+
+    def lengths(self, params: Parameters) -> Tensor:
+        """Generator ij puts row j in the place of row i and minus row i in that of row j."""
+        gram = torch.stack([g for _, g in self._grams(params, params)]).sum(0)[0]
+        i, j = torch.triu_indices(self.size, self.size, 1, device=gram.device)
+        squares = gram.diagonal()
+        return (squares[i] + squares[j]).sqrt()
+
+    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
+        cross = torch.stack([g for _, g in self._grams(params, cotangent)]).sum(0)[0]
+        i, j = torch.triu_indices(self.size, self.size, 1, device=cross.device)
+        return cross[j, i] - cross[i, j]
 
     def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
         return outputs @ self.matrices(coefficients)[0].mT.to(outputs)

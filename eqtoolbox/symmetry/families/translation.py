@@ -35,6 +35,12 @@ class Shift:
         moved = like.movedim(self.axis, 0)
         return padded[self.groups.to(like.device)].reshape(moved.shape).movedim(0, self.axis)
 
+    @property
+    def lengths(self) -> Tensor:
+        """|K| of every shift, the root of the entries it moves: (count * width,), float64."""
+        counts = torch.bincount(self.groups[self.groups >= 0], minlength=self.count)
+        return counts.double().sqrt().repeat_interleave(self.width)
+
     def sums(self, tensor: Tensor) -> Tensor:
         """Sum per group and column, (count * width,), float64."""
         rows = self.rows(tensor).double()
@@ -75,6 +81,12 @@ class Translation(ContinuousSymmetry):
 
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         return {n: params[n] + k for n, k in self.tangent(params, coefficients).items()}
+
+    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
+        return self.pairing(params, cotangent)
+
+    def lengths(self, params: Parameters) -> Tensor:
+        return torch.cat([s.lengths for s in self.shifts]).to(params[self.shifts[0].name].device)
 
     def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
         return {name: torch.zeros_like(cotangent[name]) for name in self.names}
