@@ -42,6 +42,10 @@ class Conservation(Probe):
     budget's terms add up to the step's drift and the shares, with `share_unmeasured`, to 1.
     Shares since the start take each measured step as typical of those since the last measured.
 
+    Beside them stand closed forms of SGD with decay and momentum: `forecast`, the drift that they
+    predict, with `forecast_error`, how far the charges are from it (`probes.forecast`);
+    `angular_update` of scale-symmetric weights, with `equilibrium_angle` (`probes.balance`).
+
     Drift, its worst unit and the first-order law are recorded at every due step. Budgets are
     summed up at every due step too; they, the vectors over units and `closure` are recorded when
     the step has grown by `growth` since they last were: at each of the first 1 / `growth` steps.

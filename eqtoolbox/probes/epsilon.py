@@ -57,7 +57,7 @@ def rates(
             ]
             try:
                 _, factors = moved_along(part.loss, moved(params, steps), base)
-            except LookupError as reason:
+            except (LookupError, RuntimeError) as reason:
                 raise NotApplicable(str(reason)) from reason
             found[family].append([f.log() / s for f in factors])
     return found

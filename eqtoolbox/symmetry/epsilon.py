@@ -11,8 +11,11 @@ The rates r come from one evaluation at T_s theta in which every constant moves 
 is added to; what is left then is broken by something else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 SMALL = 1e-3  # a constant up to this, added to a tensor, counts as an epsilon; as in the search
+
+_CHECKPOINT = "_checkpoint_without_reentrant_generator"
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 Factor = Callable[[int, Tensor, float], Tensor]
@@ -30,7 +35,8 @@ class Epsilons(TorchFunctionMode):
     """Scope in which every epsilon is multiplied by a factor of the shape of what it is added to.
 
     Normalisations of torch are computed from formulas with a tensor for their epsilon; of others
-    (`variance + 1e-6`) the sum itself is seen. Kernels of other libraries are not.
+    (`variance + 1e-6`) the sum itself is seen. Kernels of other libraries are not. Checkpoints are
+    off inside: what they run again in the backward would not be in this scope.
 
     Args:
         factor: (number in the order of calls, what it is added to, epsilon) -> factor.
@@ -47,6 +53,18 @@ class Epsilons(TorchFunctionMode):
         super().__init__()
         self.factor = factor
         self.amounts: list[Tensor] = []
+
+    def __enter__(self) -> Self:
+        self._uncheckpointed = ExitStack()
+        if hasattr(sys.modules.get("torch.utils.checkpoint"), _CHECKPOINT):
+            plain = mock.patch.object(torch.utils.checkpoint, _CHECKPOINT, _just_run)
+            self._uncheckpointed.enter_context(plain)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._uncheckpointed.close()
 
     def plus(self, amount: Tensor, eps: float) -> Tensor:
         """What to add to `amount` in place of eps."""
@@ -130,6 +148,11 @@ def log_slopes(loss: Loss, params: Mapping[str, Tensor], base: Sequence[Tensor])
         if not ones or not value.requires_grad:
             return [torch.zeros_like(one) for one in ones]
         return list(torch.autograd.grad(value, ones, allow_unused=True, materialize_grads=True))
+
+
+def _just_run(*_: Any, **__: Any) -> Iterator[None]:
+    """What a checkpoint does around its function, without the checkpoint."""
+    yield
 
 
 def _normalised(plus: Plus, x: Tensor, dims: list[int], eps: float, centred: bool = True) -> Tensor:

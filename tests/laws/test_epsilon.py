@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import eqtoolbox as eq
 from eqtoolbox.symmetry.epsilon import (
@@ -211,6 +212,34 @@ def test_an_approximate_symmetry_that_epsilon_does_not_explain_is_broken() -> No
 
     assert judge(0.0).status == "approximate"
     assert judge(1e-6).status == "broken"
+
+
+def test_epsilon_explains_why_a_normalised_network_is_only_nearly_homogeneous() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8, eps=EPS), nn.ReLU(),
+        nn.Linear(8, 3, bias=False),
+    )  # fmt: skip
+    whole = next(s for s in eq.symmetry.discover(model, data()) if s.family == "homogeneity")
+    assert whole.status == "approximate"
+    assert whole.epsilon == pytest.approx(whole.residual, rel=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_normalisations_are_seen(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 8, bias=False), nn.LayerNorm(8, eps=EPS))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone().requires_grad_() if reentrant else x
+            return self.head(torch.tanh(checkpoint(self.body, x, use_reentrant=reentrant)))
+
+    torch.manual_seed(0)
+    scale = next(s for s in eq.symmetry.discover(Checkpointed(), data()) if s.family == "scale")
+    assert scale.epsilon == pytest.approx(scale.residual, rel=1e-5)
 
 
 def test_an_amount_at_zero_has_no_rate() -> None:

@@ -261,10 +261,14 @@ def _equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     turned = [s.rho(y, c) for s, c in zip(proposed, drawn, strict=True)]
     against = [(float((u * r).sum()), float(u.norm() * r.norm())) for r in turned]
     first = slopes.residuals(against)
-    for symmetry, c, order_1 in zip(proposed, drawn, first, strict=True):
+    for k, (symmetry, c, order_1) in enumerate(zip(proposed, drawn, first, strict=True)):
         there = evaluated(outputs, point, [move(symmetry, symmetry.flow(c))])
         defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
         checked = judged(symmetry, max(order_1, float(defect)), y.dtype)
+        if checked.status == "approximate":
+            constant, size = against[k]
+            asked = Trial(checked, c, slopes.dots[k] - constant, slopes.scale(k) + size)
+            (checked,) = explained(outputs, point, y, [asked], u)
         if checked.status != "broken":
             yield checked
 
