@@ -3,6 +3,7 @@
 from eqtoolbox.symmetry import actions
 from eqtoolbox.symmetry.actions import check_action
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
+from eqtoolbox.symmetry.alike import Alike, Kept
 from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
@@ -38,6 +39,7 @@ __all__ = [
     "SE3",
     "SO2",
     "SO3",
+    "Alike",
     "Chain",
     "ContinuousSymmetry",
     "Culprit",
@@ -53,6 +55,7 @@ __all__ = [
     "Euclidean",
     "Flip",
     "Group",
+    "Kept",
     "LayerShare",
     "LieDerivative",
     "Lorentz",

@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp, vmap
-from torch.overrides import TorchFunctionMode
 
 from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.symmetry.orbit import Function
+from eqtoolbox.symmetry.still import still_linear
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors, tensors
 
 _TOGETHER = 8  # directions in one pass: each holds a batch of activations
@@ -137,57 +138,18 @@ def _like(tangent: Tree, inputs: Tree) -> Parts:
 
 @contextmanager
 def _differentiable() -> Iterator[None]:
-    """No graph for reverse mode, and no kernel that has no forward derivative."""
+    """No graph for reverse mode, no kernel without a forward derivative, weights that stay.
+
+    Linear layers are exchanged by name: a mode does not reach those inside torch's attention.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), twice_differentiable(()), _Linear():
+        with (
+            torch.no_grad(),
+            twice_differentiable(()),
+            mock.patch.object(F, "linear", still_linear),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-class _Linear(TorchFunctionMode):
-    """Linear layers whose weights do not move: torch would multiply x by zero tangents of W."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.linear and not kwargs and len(args) == 3:
-            return _Still.apply(*args)  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
-
-
-class _Still(torch.autograd.Function):
-    """x W^T + b as a function of x alone."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.set_materialize_grads(False)  # no zeros in the shape of W
-        ctx.save_for_forward(inputs[1])
-        ctx.save_for_backward(*inputs[:2])
-        ctx.biased = inputs[2] is not None
-
-    @staticmethod
-    def jvp(ctx: Any, x: Tensor, *_: Any) -> Tensor:
-        return F.linear(x, ctx.saved_tensors[-1])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
-        """For models that take gradients inside, such as forces of an energy."""
-        x, weight = ctx.saved_tensors
-        if g is None:
-            return None, None, None
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = g.reshape(-1, g.shape[-1])
-        return (
-            g @ weight if of_x else None,
-            rows.T @ x.reshape(-1, x.shape[-1]) if of_weight else None,
-            rows.sum(0) if of_bias and ctx.biased else None,
-        )

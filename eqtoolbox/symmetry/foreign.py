@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -43,11 +44,11 @@ class FromIrreps:
             )
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
-        return _apply(self._wigner(matrix(g)[:3, :3]), x)
+        return _apply(_represented(self, g), x)
 
     def tangent(self, generator: Tensor, x: Tensor) -> Tensor:
         """d rho(A) x, from the logarithm of a turn by a sixteenth; degrees up to 8."""
-        d = self._wigner(torch.linalg.matrix_exp(generator[:3, :3] / 16))
+        d = self.wigner(torch.linalg.matrix_exp(generator[:3, :3] / 16))
         change, one = torch.zeros_like(d), torch.eye(len(d), dtype=d.dtype)
         power = one
         for k in range(1, 41):
@@ -55,10 +56,16 @@ class FromIrreps:
             change = change - (-1) ** k * power / k
         return _apply(16 * change, x)
 
-    def _wigner(self, m: Tensor) -> Tensor:
+    def wigner(self, m: Tensor) -> Tensor:
+        """Their matrix of a turn or mirror, (d, d) in float64."""
         with _float64():
             d: Tensor = self.irreps.D_from_matrix(m)
         return d.to(torch.float64)
+
+
+@lru_cache(maxsize=64)  # one probe moves inputs and outputs to and fro by the same elements
+def _represented(action: FromIrreps, g: Rows) -> Tensor:
+    return action.wigner(matrix(g)[:3, :3])
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Linear:
         if len(m) != size:
             raise ValueError(
                 f"expected matrices of {size} rows for shape {tuple(x.shape)}, or of a Euclidean "
-                f"group with one row more, got {len(m)}; the last axis must be the one that turns"
+                f"group with one row more, got {len(m)}; the last dimension is the one that turns"
             )
         return m
 

@@ -62,16 +62,16 @@ class OrbitMoments:
             return Share(value=math.nan, floor=math.nan, stderr=math.nan)
         shift = self.shift / count
         centred = self.base - self.base.mean(dim=0)
-        spread = 0.0 if self.enumerated else float(torch.stack(self.means).var(dim=0).sum())
-        within, total = self._parts(
-            level=float(torch.stack(self.squares).mean()) / batch,
-            mean=float(square(shift)) / batch,
-            centre=float(square(shift.mean(dim=0))),
-            spread=spread,
-            along=float((centred * shift).sum()) / batch,
-            still=float(square(centred)) / batch,
+        parts = self._parts(
+            level=torch.stack(self.squares).mean() / batch,
+            mean=square(shift) / batch,
+            centre=square(shift.mean(dim=0)),
+            spread=shift.new_zeros(()) if self.enumerated else _spread(self.means),
+            along=(centred * shift).sum() / batch,
+            still=square(centred) / batch,
             count=count,
         )
+        within, total = map(float, parts)
         rounding = floor**2 * float(self.energy) / batch
         if not total > _RESOLVED * rounding:
             return Share(value=math.nan, floor=math.nan, stderr=math.nan)
@@ -81,22 +81,22 @@ class OrbitMoments:
     def _parts(
         self,
         *,
-        level: float,  # E |f_g - f_e|^2 over g != e
-        mean: float,  # |E_g f_g - f_e|^2
-        centre: float,  # |E_x E_g f_g - E_x f_e|^2
-        spread: float,  # variance over g of E_x f_g
-        along: float,  # E <f_e - E_x f_e, E_g f_g - f_e>
-        still: float,  # Var_x f_e
+        level: Tensor,  # E |f_g - f_e|^2 over g != e
+        mean: Tensor,  # |E_g f_g - f_e|^2
+        centre: Tensor,  # |E_x E_g f_g - E_x f_e|^2
+        spread: Tensor,  # variance over g of E_x f_g
+        along: Tensor,  # E <f_e - E_x f_e, E_g f_g - f_e>
+        still: Tensor,  # Var_x f_e
         count: int,
-    ) -> tuple[float, float]:
-        """Within, and within + between."""
+    ) -> tuple[Tensor, Tensor]:
+        """Within, and within + between; of any shape."""
         others = 1.0 - self.share
         variance = level - mean  # E_x Var_g f_g over g != e
         if not self.enumerated:  # both become unbiased
             variance, centre = variance * count / (count - 1), centre - spread / count
         within = others**2 * variance + self.share * others * level
         total = still + 2.0 * others * along + others * level - others**2 * centre
-        return within, within + max(total - within, 0.0)
+        return within, within + (total - within).clamp(min=0.0)
 
     def _jackknife(self) -> float:
         """Standard error of the share: each element left out once, from the rows that were kept."""
@@ -104,25 +104,33 @@ class OrbitMoments:
         if count < 3:
             return math.nan
         rows = torch.stack(self.rows).reshape(count, -1, self.base.shape[1])
-        base = self.base[: rows.shape[1]]
-        centred, means, n = base - base.mean(dim=0), rows.mean(dim=1), rows.shape[1]
-        products = torch.einsum("gbf,hbf->gh", rows, rows) / n
-        of_means = means @ means.T
-        along = torch.einsum("bf,gbf->g", centred, rows) / n
-        still, shares = float(square(centred)) / n, []
-        for left_out in range(count):
-            kept = [i for i in range(count) if i != left_out]
-            inner, outer = of_means[kept][:, kept], products[kept][:, kept]
-            centre = float(inner.mean())
-            within, total = self._parts(
-                level=float(outer.diagonal().mean()),
-                mean=float(outer.mean()),
-                centre=centre,
-                spread=(float(inner.diagonal().mean()) - centre) * (count - 1) / (count - 2),
-                along=float(along[kept].mean()),
-                still=still,
-                count=count - 1,
-            )
-            shares.append(within / total if total > 0 else math.nan)
-        found = torch.tensor(shares, dtype=torch.float64)
-        return math.sqrt(float((count - 1) * found.var(correction=0)))
+        n = rows.shape[1]
+        base = self.base[:n]
+        centred, means = base - base.mean(dim=0), rows.mean(dim=1)
+        products, of_means = _products(rows.flatten(1)) / n, _products(means)
+        along = rows.flatten(1) @ centred.flatten() / n
+        inner, lengths = _without(of_means), (of_means.diagonal().sum() - of_means.diagonal())
+        within, total = self._parts(
+            level=(products.diagonal().sum() - products.diagonal()) / (count - 1),
+            mean=_without(products),
+            centre=inner,
+            spread=(lengths / (count - 1) - inner) * (count - 1) / (count - 2),
+            along=(along.sum() - along) / (count - 1),
+            still=square(centred) / n,
+            count=count - 1,
+        )
+        return math.sqrt(float((count - 1) * (within / total).var(correction=0)))
+
+
+def _spread(means: list[Tensor]) -> Tensor:
+    return torch.stack(means).var(dim=0).sum()
+
+
+def _products(rows: Tensor) -> Tensor:
+    return rows @ rows.T
+
+
+def _without(products: Tensor) -> Tensor:
+    """|mean of all rows but one|^2, for each row left out."""
+    whole = products.sum() - 2.0 * products.sum(dim=1) + products.diagonal()
+    return whole / (len(products) - 1) ** 2

@@ -6,10 +6,10 @@ import importlib
 import pytest
 
 MODULES = (
-    "actions", "algebra", "asymmetry", "candidates", "causes", "claim", "culprit", "each",
-    "equivariance", "fields", "finite", "foreign", "group", "irregular", "layerwise", "lie",
-    "linear", "matrices", "orbit", "permuting", "resampling", "result", "scaling", "structure",
-    "tangent", "unbounded",
+    "actions", "algebra", "alike", "asymmetry", "boosts", "candidates", "causes", "claim",
+    "culprit", "each", "equivariance", "fields", "finite", "foreign", "group", "irregular",
+    "layerwise", "lie", "linear", "matrices", "orbit", "permuting", "price", "resampling",
+    "result", "scaling", "structure", "structured", "tangent", "unbounded",
 )  # fmt: skip
 
 
@@ -20,7 +20,12 @@ def test_examples_run(name: str) -> None:
 
 
 def test_testing_and_audit_examples_run() -> None:
-    for name in ("eqtoolbox.testing", "eqtoolbox.audit"):
+    for name in (
+        "eqtoolbox.testing",
+        "eqtoolbox.audit",
+        "eqtoolbox.audit_table",
+        "eqtoolbox.reading",
+    ):
         found = doctest.testmod(importlib.import_module(name))
         assert found.attempted > 0
         assert found.failed == 0
