@@ -94,6 +94,7 @@ def train(
     model: Any = None,
     resume: Any = None,
     smooth: bool = False,
+    scaler: float | None = None,
     **options: Any,
 ) -> Any:
     trail = Trail()
@@ -101,6 +102,9 @@ def train(
         model=model or gpt(), args=arguments(folder, **options), train_dataset=Data(),
         callbacks=[*callbacks, trail],
     )  # fmt: skip
+    if scaler is not None:  # which Accelerate itself makes on an accelerator only
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scaler)
+        trainer.accelerator.native_amp = True
     if smooth and callbacks:
         trainer.compute_loss = callbacks[0].loss(trainer.compute_loss)
     trainer.train(resume_from_checkpoint=resume)
@@ -123,6 +127,8 @@ CASES: dict[str, dict[str, Any]] = {
     "smoothed": {"label_smoothing_factor": 0.1, "smooth": True},
     "bf16": {"bf16": True},
     "fused": {"optim": "adamw_torch_fused"},
+    "fp16": {"fp16": True, "scaler": 1024.0},
+    "fp16, fused": {"fp16": True, "scaler": 1024.0, "optim": "adamw_torch_fused"},
 }
 
 
