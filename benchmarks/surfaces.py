@@ -233,13 +233,13 @@ def run_directory(folder: str | Path, number: int) -> dict[str, Any]:
 
 small = lambda: classes(features=8, kinds=3)
 SURFACES: dict[str, tuple[Callable[[Stream, Watch], None], Callable[[], list[Batch]], int]] = {
-    "decorator": (decorator, classes, 8000),
-    "criterion": (criterion, classes, 8000),
-    "loss_fn, observe": (observed, classes, 8000),
-    "own loss": (own_loss, classes, 8000),
-    "Lightning": (lightning, small, 3000),
-    "Transformers": (transformers, tokens, 1500),
-    "Accelerate": (accelerate, small, 6000),
-    "Ignite": (ignite, small, 6000),
-    "Keras": (keras, small, 3000),
+    "decorator": (decorator, classes, 5000),
+    "criterion": (criterion, classes, 5000),
+    "loss_fn, observe": (observed, classes, 5000),
+    "own loss": (own_loss, classes, 5000),
+    "Lightning": (lightning, small, 1500),
+    "Transformers": (transformers, tokens, 600),
+    "Accelerate": (accelerate, small, 4000),
+    "Ignite": (ignite, small, 4000),
+    "Keras": (keras, small, 1500),
 }  # training, its batches, and steps for some seconds

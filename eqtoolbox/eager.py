@@ -10,15 +10,22 @@ from torch._C._dynamo import eval_frame
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def untraced(hook: F) -> F:
+    """`hook`, never traced; what it calls may be compiled: it should call nothing of ours."""
+    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return hook
+
+
 def eager(hook: F) -> F:
     """`hook`, never traced and with nothing inside it compiled; as `torch.compiler.disable` does.
 
     That would import the compiler, which takes a second, for programs that compile nothing. Where
     nothing is being compiled the hook is called as it is: leaving and entering takes microseconds.
     """
-    untraced: list[Any] = []
+    disabled: list[Any] = []
     compiling = getattr(eval_frame, "get_eval_frame_callback", None)
 
+    @untraced
     @functools.wraps(hook)
     def run(*args: Any) -> Any:
         if compiling is not None and compiling() is None:
@@ -26,9 +33,8 @@ def eager(hook: F) -> F:
         compiler = sys.modules.get("torch._dynamo.eval_frame")
         if compiler is None:
             return hook(*args)
-        if not untraced:
-            untraced.append(compiler.DisableContext()(hook))
-        return untraced[0](*args)
+        if not disabled:
+            disabled.append(compiler.DisableContext()(hook))
+        return disabled[0](*args)
 
-    run._torchdynamo_disable = True  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]

@@ -13,7 +13,7 @@ from eqtoolbox.account import Account
 from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.step import Step
-from eqtoolbox.eager import eager
+from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
@@ -85,14 +85,10 @@ class Monitor:
         self._faithful = Faithfulness(model, self._capture, self._journal)
         self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
         self._loaded = False
-        starts, ends = self._step_starts, self._step_ends
-        if len(self.optimizers) > 1:
-            starts, ends = self._one_starts, self._one_ends
-        self._handles = [
-            handle
-            for o in self.optimizers
-            for handle in (o.register_step_pre_hook(starts), o.register_step_post_hook(ends))
-        ]
+        self._several = len(self.optimizers) > 1
+        ends = self._one_ends if self._several else self._step_ends
+        self._handles = [o.register_step_post_hook(ends) for o in self.optimizers]
+        self._starts: list[Any] = []  # hooks that only steps which are caught have
         self._capture.fail = self._failed
         self._arm()
 
@@ -173,6 +169,7 @@ class Monitor:
 
     def detach(self) -> None:
         """Take every hook off; the model and the optimizer are as they were."""
+        self._watch_starts(False)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -259,6 +256,18 @@ class Monitor:
         )
         if self._catches or self._capture.armed:
             self._capture.armed = self._catches
+        if self._handles:
+            self._watch_starts(self._catches or self._several)
+
+    def _watch_starts(self, wanted: bool) -> None:
+        """Have hooks that the optimizers call before they step, or have none."""
+        if wanted and not self._starts:
+            hook = self._one_starts if self._several else self._step_starts
+            self._starts = [o.register_step_pre_hook(hook) for o in self.optimizers]
+        elif self._starts and not wanted:
+            for handle in self._starts:
+                handle.remove()
+            self._starts = []
 
     def _due(self, step: int) -> list[Probe]:
         disabled = self._journal.disabled
@@ -279,16 +288,22 @@ class Monitor:
         if self._catches:
             self._begin(closure=len(args) > 1 or "closure" in kwargs)
 
-    @eager
+    @untraced
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        caught, started = self._catches, time.perf_counter()
-        if not self._todo and self.step + 1 < self._next:  # the way of nearly all steps
-            if self._left_at is None:
-                self._left_at = started
-            self._capture.unused = None
-            self.step = self._journal.step = self.step + 1
-            self._idle += time.perf_counter() - started
+        started = time.perf_counter()
+        if self._todo or self.step + 1 >= self._next:
+            self._due_step_ends(started)
             return
+        if self._left_at is None:
+            self._left_at = started
+        self._capture.unused = None
+        self.step = self._journal.step = self.step + 1
+        self._idle += time.perf_counter() - started
+
+    @eager
+    def _due_step_ends(self, started: float) -> None:
+        """A step ends that was due, or that one which may be due follows."""
+        caught = self._catches
         try:
             if caught:
                 self._finish()

@@ -125,6 +125,11 @@ def renew_guests() -> None:
         present.renew()
 
 
+def evaluating() -> bool:
+    """Whether a probe evaluates the loss, not the training loop."""
+    return bool(_scopes)
+
+
 def restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
     """Make the attributes of a module what they were."""
     for name in module.__dict__.keys() - attributes.keys():

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ class EqCallback(Attachment, Callback):
     optimizer: int | None = None
     module: str = ""
 
-    @property
+    @cached_property
     def state_key(self) -> str:
+        """Lightning asks for it at every hook of every step."""
         key: str = self._generate_state_key(module=self.module, optimizer=self.optimizer)
         return key
 

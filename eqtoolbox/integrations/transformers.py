@@ -1,12 +1,17 @@
 """Hugging Face Transformers: `EqCallback` for `Trainer(callbacks=[...])`."""
 
+import copy
+import functools
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from eqtoolbox.capture.guests import evaluating
 from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
 
@@ -14,6 +19,8 @@ with extra("transformers", "eqtoolbox.integrations.transformers"):
     from transformers import TrainerCallback
 
 STATE = "eqtoolbox.pt"  # inside a checkpoint
+SHORT = 100_000  # entries of a list that is copied where a probe evaluates the loss
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(kw_only=True, eq=False)
@@ -21,7 +28,7 @@ class EqCallback(Attachment, TrainerCallback):
     """Watches the model of a `Trainer`; its numbers also go to `trainer.state.log_history`.
 
     The loss that the model returns is caught by itself. Where the Trainer computes it (label
-    smoothing, `compute_loss_func`, an own `compute_loss`), say so once:
+    smoothing, `compute_loss_func`, an own `compute_loss`, TRL's SFT and DPO), say so once:
 
         trainer.compute_loss = callback.loss(trainer.compute_loss)
 
@@ -32,6 +39,10 @@ class EqCallback(Attachment, TrainerCallback):
         >>> EqCallback(run_dir="runs/a", budget=None).run_dir
         'runs/a'
     """
+
+    def loss(self, function: F) -> F:
+        """Decorate `trainer.compute_loss`; what it notes when a probe calls it is forgotten."""
+        return super().loss(quietly(function))
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **others: Any
@@ -72,6 +83,58 @@ class EqCallback(Attachment, TrainerCallback):
             if (folder / STATE).is_file():
                 self.load_state_dict(torch.load(folder / STATE, map_location="cpu"))
                 return
+
+
+def quietly(function: F) -> F:
+    """A Trainer's method that leaves no trace in the Trainer where a probe evaluates it."""
+    trainer = getattr(function, "__self__", None)
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if trainer is None or not evaluating():
+            return function(*args, **kwargs)
+        with quiet(trainer):
+            return function(*args, **kwargs)
+
+    return called  # type: ignore[return-value]
+
+
+@contextmanager
+def quiet(trainer: Any) -> Iterator[None]:
+    """Scope in which a Trainer's numbers and lists are copies and it talks to no other process.
+
+    TRL's `compute_loss` counts tokens, appends to metrics and gathers them from all processes.
+    """
+    own = dict(vars(trainer))
+    alone = {"accelerator": _Alone(own["accelerator"])} if "accelerator" in own else {}
+    try:
+        vars(trainer).update({k: _own(v) for k, v in own.items()} | alone)
+        yield
+    finally:
+        vars(trainer).clear()
+        vars(trainer).update(own)
+
+
+class _Alone:
+    """An Accelerator as one process alone may use it: what others would answer is its own."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("gather", "gather_for_metrics", "reduce", "pad_across_processes"):
+            return lambda tensor, *args, **kwargs: tensor
+        return getattr(self._accelerator, name)
+
+
+def _own(value: Any, depth: int = 3) -> Any:
+    """A copy of what a step may change in place: dicts and short lists, down to some depth."""
+    if isinstance(value, dict) and depth:
+        fresh = copy.copy(value)
+        for key, inner in value.items():
+            fresh[key] = _own(inner, depth - 1)
+        return fresh
+    return copy.copy(value) if isinstance(value, (list, set)) and len(value) <= SHORT else value
 
 
 class _History:

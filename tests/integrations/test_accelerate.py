@@ -53,7 +53,11 @@ class Loop:
         model = mlp(6, 5, 3, activation=nn.Tanh)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loader = DataLoader(TensorDataset(*blobs(64)), batch_size=8)
+        scaler = options.pop("scaler", None)
         accelerator = Accelerator(cpu=True, log_with=list(trackers), project_dir=folder, **options)
+        if scaler is not None:  # which Accelerate itself makes on an accelerator only
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scaler, growth_interval=2)
+            accelerator.native_amp = True
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         evaluate = loss_fn
         self.monitor = None
@@ -102,6 +106,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"mixed_precision": "bf16"},
     "accumulated": {"gradient_accumulation_steps": 2},
+    "fp16": {"mixed_precision": "fp16", "scaler": 1024.0},
 }
 
 

@@ -1,6 +1,7 @@
 """A Hugging Face Trainer with the callback: same training, right numbers, resumed runs."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def train(
     model: Any = None,
     resume: Any = None,
     smooth: bool = False,
+    scaler: float | None = None,
     **options: Any,
 ) -> Any:
     trail = Trail()
@@ -100,6 +102,9 @@ def train(
         model=model or gpt(), args=arguments(folder, **options), train_dataset=Data(),
         callbacks=[*callbacks, trail],
     )  # fmt: skip
+    if scaler is not None:  # which Accelerate itself makes on an accelerator only
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scaler)
+        trainer.accelerator.native_amp = True
     if smooth and callbacks:
         trainer.compute_loss = callbacks[0].loss(trainer.compute_loss)
     trainer.train(resume_from_checkpoint=resume)
@@ -122,6 +127,8 @@ CASES: dict[str, dict[str, Any]] = {
     "smoothed": {"label_smoothing_factor": 0.1, "smooth": True},
     "bf16": {"bf16": True},
     "fused": {"optim": "adamw_torch_fused"},
+    "fp16": {"fp16": True, "scaler": 1024.0},
+    "fp16, fused": {"fp16": True, "scaler": 1024.0, "optim": "adamw_torch_fused"},
 }
 
 
@@ -220,3 +227,45 @@ def test_label_smoothing_without_the_trainers_loss_says_what_to_write(tmp_path: 
         train(tmp_path, watching, label_smoothing_factor=0.1, max_steps=1)
     (row, *_) = eq.Run(tmp_path / "run").records("curvature/sharpness")
     assert row.status == "not_applicable"
+
+
+class Counting(Trainer):
+    """Counts and collects in `compute_loss`, as TRL's trainers do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen, self.metrics = 0, {"train": defaultdict(list)}
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = 2 * super().compute_loss(model, inputs, *args, **kwargs)
+        self.seen += inputs["input_ids"].numel()
+        value = self.accelerator.gather_for_metrics(loss.detach()).mean().item()
+        self.metrics["train"]["loss"].append(value)
+        return loss
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_the_trainers_own_loss_notes_is_noted_once_and_alone(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(watched: bool) -> Any:
+        trainer = Counting(model=gpt(), args=arguments(tmp_path / "out"), train_dataset=Data())
+        if size > 1:  # with other processes, one that asks them alone would wait for ever
+            calls = iter(range(STEPS))
+            own = lambda loss: (next(calls), loss)[1]
+            monkeypatch.setattr(trainer.accelerator, "gather_for_metrics", own)
+        if watched:
+            added = callback(tmp_path / f"run{size}")
+            trainer.add_callback(added)
+            trainer.compute_loss = added.loss(trainer.compute_loss)
+        trainer.train()
+        return trainer
+
+    alone, watched = fit(False), fit(True)
+    assert watched.seen == alone.seen
+    assert watched.metrics == alone.metrics
+    run = eq.Run(tmp_path / f"run{size}")
+    assert run.series("monitor/closure_grad_cos")[1] == pytest.approx([1.0], abs=1e-5)
+    assert run.series("monitor/closure_grad_ratio")[1] == pytest.approx([1.0], abs=1e-5)
+    assert run.series("training/loss")[1] == pytest.approx(alone.metrics["train"]["loss"], rel=1e-5)
+    assert not [r for r in run.records() if r.status == "failed"]
