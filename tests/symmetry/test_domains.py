@@ -403,3 +403,19 @@ def test_scalar_and_pseudo_scalar_fields_differ_by_the_mirror_alone() -> None:
     for g in Dihedral(4).elements():
         sign = -1 if g[1] else 1
         assert torch.equal(pseudo_scalar_field(g, x), sign * scalar_field(g, x))
+
+
+def test_foreign_matrices_are_made_once_an_element() -> None:
+    """Inputs, outputs and round trips share them: three elements and their inverses, six in all."""
+    made = []
+
+    class Two:
+        def D_from_matrix(self, turn: Tensor) -> Tensor:
+            made.append(turn)
+            return torch.block_diag(turn, turn)
+
+    action = FromIrreps(Two())
+    claim = Equivariance(SO3(), action, action)
+    result = equivariance_error(torch.tanh, normal(8, 6), claim, samples=4, check=False)
+    assert (result.samples, result.verdict) == (3, "violated")
+    assert len(made) == 6
