@@ -53,7 +53,9 @@ class Compensation(ContinuousSymmetry):
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         return {n: params[n] + k for n, k in self.tangent(params, coefficients).items()}
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         return {n: torch.zeros_like(cotangent[n]) for n in self.names}
 
     def _difference(self, first: Tensor, second: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.families.compensation import column_sums
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.search.trace import Trace
+from eqtoolbox.symmetry.search.trace import Trace, layer_name
 
 _ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
 
@@ -76,7 +76,9 @@ class Translation(ContinuousSymmetry):
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         return {n: params[n] + k for n, k in self.tangent(params, coefficients).items()}
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         return {name: torch.zeros_like(cotangent[name]) for name in self.names}
 
     def charge(self, params: Parameters) -> Tensor:
@@ -128,8 +130,6 @@ class TranslationSearch:
 
     def proposals(self) -> Iterator[Translation]:
         """One proposal a layer."""
-        from eqtoolbox.symmetry.search.members import layer_name  # brings scipy
-
         layers: dict[str, list[Shift]] = {}
         for name in self.names:
             found = self._shifts.get(name)

@@ -30,7 +30,7 @@ from eqtoolbox.symmetry.search.independence import (
 )
 from eqtoolbox.symmetry.search.nullspace import nullspace
 from eqtoolbox.symmetry.search.propagation import Mode, Propagation, propagate
-from eqtoolbox.symmetry.search.trace import Trace
+from eqtoolbox.symmetry.search.trace import Trace, layer_name
 
 RULE_FILES = (rules_linear, rules_shape)  # imported for the rules that they register
 EPSILON_LEFT = 3e-2  # residual that a normalisation's epsilon may leave
@@ -127,11 +127,6 @@ class Member:
             found = stacked.transpose(0, 2, 1, 3).reshape(len(blocks), counts[0] // pair, -1)
             legs.append(MatrixLeg(e.name, e.axis, torch.from_numpy(found), int(e.rates[0])))
         return tuple(legs)
-
-
-def layer_name(parameter: str) -> str:
-    """`features.3` for `features.3.weight`."""
-    return parameter.rpartition(".")[0] or parameter
 
 
 def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], Propagation]:
