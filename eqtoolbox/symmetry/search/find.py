@@ -106,7 +106,7 @@ def find_symmetries(
     """
     with FullPrecision() if dtype == torch.float64 else nullcontext():
         problem = _problem(loss, params, generator, run, dtype)
-        found, state = members(problem.trace)
+        found, unknown = members(problem.trace)
         notes = list(problem.trace.notes)
         chains = [trials for _, trials in proposals(found)]
         listed: list[DiscreteSymmetry] = []
@@ -114,9 +114,9 @@ def find_symmetries(
             inspected = list(propose_from_modules(model))
             chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
             listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-        if state.unknown:
+        if unknown:
             notes.append(
-                f"no rule for {', '.join(sorted(state.unknown))}: what these operations read was "
+                f"no rule for {', '.join(sorted(unknown))}: what these operations read was "
                 "taken as fixed, so that symmetries through them are missed"
             )
         discrete = Discrete(problem, chains, listed)
@@ -192,7 +192,7 @@ def _continuous(
     constant: list[ContinuousSymmetry] = [
         *flatly,
         *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),
-        *propose_compensations(shifts.columns, problem.point.shapes, common),
+        *propose_compensations(shifts.in_order(shifts.columns), problem.point.shapes, common),
     ]
     for s in constant:  # the gradient proposed them: order 1 holds
         first[id(s)], moved[id(s)] = 0.0, draw(s, problem.value, problem.generator)
@@ -314,7 +314,7 @@ class Discrete:
         self.deferred = [s for s, within in zip(every, inside, strict=True) if within]
         moves = [_elements(s, problem.generator) for s in self.proposed]
         self.changes = problem.changes(moves)
-        whole = len(problem.point.chunks()) == 1  # else a piece may lack what is exchanged
+        whole = problem.point.whole  # else a piece may lack what is exchanged
         passed = [
             m[0]
             for m, c in zip(moves, self.changes, strict=True)

@@ -129,8 +129,8 @@ class Member:
         return tuple(legs)
 
 
-def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], Propagation]:
-    """Members of the diagonal group that leaves the loss of a trace unchanged."""
+def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], set[str]]:
+    """Members of the diagonal group that leaves a trace's loss unchanged; operations unknown."""
     constraints = Constraints()
     start: dict[int, Exponent] = {}
     offsets: dict[tuple[str, int], int] = {}
@@ -156,8 +156,8 @@ def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], Propagati
     rank[: sum(map(len, ranks))] = np.concatenate(ranks) if ranks else ()
     basis = nullspace(system, rank)
     if not basis.shape[1]:
-        return [], state
-    return list(_members(trace, state, basis, offsets)), state
+        return [], state.unknown
+    return list(_members(trace, state, basis, offsets)), state.unknown
 
 
 def stacked(rows: list[Form], count: int) -> sparse.csr_matrix:
