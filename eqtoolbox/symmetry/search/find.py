@@ -280,7 +280,8 @@ def _joint(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSy
         leaves = {n: p.detach() for n, p in problem.point.items()}
         leaves |= {n: leaves[n].clone().requires_grad_() for n in symmetry.names}
         loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
-        slope, *own = torch.autograd.grad(loss, [s, *(leaves[n] for n in symmetry.names)])
+        wanted = [s, *(leaves[n] for n in symmetry.names)]
+        slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
         tangent = symmetry.tangent(problem.point, c)
         pairs = zip(symmetry.names, own, strict=True)
         along = sum(float((g * tangent[n]).sum()) for n, g in pairs)

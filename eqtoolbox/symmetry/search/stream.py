@@ -1,4 +1,4 @@
-"""Gradients of large models: parameter by parameter in one backward, the weights made anew for it."""
+"""Gradients of large models: one backward, parameter by parameter, the weights made anew for it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
