@@ -13,7 +13,7 @@ from eqtoolbox.symmetry.families.general_linear import MatrixLeg, MatrixSymmetry
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry, Parameters
 
 if TYPE_CHECKING:  # brings scipy
-    from eqtoolbox.symmetry.search.members import Member
+    from eqtoolbox.symmetry.search.member import Member
 
 
 @dataclass(frozen=True, eq=False)
