@@ -61,7 +61,7 @@ class Laws:
             coefficients = element.to(self.params[member.names[0]])
             for name, part in member.tangent(self.params, coefficients).items():
                 tangent[name] = tangent[name] + part
-            for name, part in member.pullback(coefficients, self.gradient).items():
+            for name, part in member.pullback(self.params, coefficients, self.gradient).items():
                 pulled[name] = pulled[name] + part
         return tangent, pulled
 

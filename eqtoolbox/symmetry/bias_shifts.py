@@ -13,7 +13,7 @@ from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stack
 class BiasShifts(Moments):
     """Laws of bias shifts, <K_j, g> = (entry j of g_b) - (column j of W)^T g_o; no charges.
 
-    Readers of one shape are evaluated together.
+    Readers of one shape are evaluated together; a single matrix lies before each (`direct`).
     """
 
     quadratic = False
@@ -26,9 +26,11 @@ class BiasShifts(Moments):
         first = 0
         for m in members:
             for r in m.readers:
-                number, index = layout.place[r.weight]
-                of = self._readers.setdefault(number, {}).setdefault(r.inner, [])
-                places.append((number, r.inner, len(of), first, m.dimension))
+                (map_,) = r.maps
+                number, index = layout.place[map_.name]
+                inner = 1 if map_.kind == "rows" else 0
+                of = self._readers.setdefault(number, {}).setdefault(inner, [])
+                places.append((number, inner, len(of), first, m.dimension))
                 of.append((index, r.bias))
             first += m.dimension
         into = torch.cat([torch.arange(at, at + count) for *_, at, count in sorted(places)])
@@ -57,14 +59,7 @@ class BiasShifts(Moments):
         return torch.cat(own).double() + self._spread.of(moments)[0]
 
     def lengths(self, moments: Tensor, points: Points) -> Tensor:
-        found = []
-        for m in self.members:
-            params = points.of(0, m.names)
-            squares = [1.0 + params[m.source].new_zeros(m.dimension, dtype=torch.float64)]
-            for r in m.readers:
-                squares.append(params[r.weight].double().square().sum(1 - r.inner))
-            found.append(torch.stack(squares).sum(0).sqrt())
-        return torch.cat(found)
+        return torch.cat([m.lengths(points.of(0, m.names)) for m in self.members])
 
     def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
         return moments.new_zeros(0)

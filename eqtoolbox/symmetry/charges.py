@@ -321,7 +321,7 @@ def _kind(member: ContinuousSymmetry) -> tuple[str, int]:
         return "diagonal", 0
     if isinstance(member, (Translation, Compensation, HeadShift)):
         return "shift", 0
-    if isinstance(member, BiasShift):
+    if isinstance(member, BiasShift) and member.direct:
         return "bias_shift", 0
     if isinstance(member, (GeneralLinear, Rope)):
         return member.family, member.size

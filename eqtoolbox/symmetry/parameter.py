@@ -89,7 +89,9 @@ class ContinuousSymmetry(ParameterSymmetry):
         """K_c(theta); only the moved parameters."""
 
     @abstractmethod
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         """(D K_c)^T cotangent; only the moved parameters."""
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:

@@ -142,7 +142,7 @@ def _counts(symmetry: ContinuousSymmetry, params: Parameters) -> Tensor:
 def _shifted(symmetry: "BiasShift", params: Parameters) -> Tensor:
     total = torch.ones(symmetry.dimension, dtype=torch.float64)
     for reader in symmetry.readers:
-        columns = params[reader.weight].square().sum(1 - reader.inner)
+        columns = reader.matrix(params).square().sum(0)
         total = total.to(columns) + columns
     return total
 

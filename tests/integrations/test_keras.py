@@ -1,6 +1,7 @@
 """A Keras model on torch with the callback: same training, right numbers, resumed runs."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.integrations.keras import EqCallback
+from eqtoolbox.integrations.keras_model import KerasModel
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
@@ -276,3 +278,22 @@ def test_an_interrupted_fit_leaves_the_model_to_the_next_one(tmp_path: Path) -> 
     assert list(first.series("curvature/sharpness")[0]) == [2]
     assert list(second.series("curvature/sharpness")[0]) == [3, 4]
     assert not {"train_step", "compute_loss"} & vars(model).keys()
+
+
+def test_a_keras_model_has_the_symmetries_of_its_torch_twin() -> None:
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    net = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(5), layers.Dense(3)]
+    )
+    x, y = torch.randn(16, 6), torch.arange(16) % 3
+    dimensions: Counter[str] = Counter()
+    for symmetry in eq.symmetry.discover(KerasModel(net), (x, y)):
+        assert symmetry.status == "verified"
+        dimensions[symmetry.family] += symmetry.dimension
+    assert dimensions["rescale"] == 8
+    assert dimensions["general_linear"] == 25
+    assert dimensions["translation"] == 6
+    assert dimensions["bias_shift"] == 5
+    with pytest.raises(ValueError, match="KerasModel"):
+        eq.symmetry.discover(net, (x, y))

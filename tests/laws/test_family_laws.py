@@ -96,7 +96,7 @@ def test_laws_of_order_one_and_two_hold_and_fail_for_another_loss(found: tuple) 
         def defect(of: Callable, tangent: Params = tangent, s: object = symmetry, c: Tensor = c):
             with sdpa_kernel(SDPBackend.MATH):
                 g, product = torch.func.jvp(torch.func.grad(of), (params,), (tangent,))
-            pulled = s.pullback(c, g)
+            pulled = s.pullback(params, c, g)
             total = {n: h + pulled.get(n, 0) for n, h in product.items()}
             first = abs(inner(g, tangent)) / (size(g) * size(tangent))
             return first, size(total) / (size(tangent) * size(g))

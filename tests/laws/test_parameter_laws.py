@@ -198,7 +198,7 @@ def test_first_and_second_order_laws_hold_to_rounding(family: str, exact: tuple)
         assert abs(g @ k) < 1e-13 * g.norm() * k.norm()
         pieces = dict(zip(params, g.split([p.numel() for p in params.values()]), strict=True))
         gradient = {n: piece.view(params[n].shape) for n, piece in pieces.items()}
-        pulled = flat(symmetry.pullback(c, gradient), params)
+        pulled = flat(symmetry.pullback(params, c, gradient), params)
         product = hessian @ k
         assert (product + pulled).norm() < 1e-12 * (hessian.norm() * k.norm())
         if family != "translation":

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import eqtoolbox as eq
 from eqtoolbox.symmetry.source import example_batch
-from tests.symmetry.test_discovery import counts
+from tests.symmetry.expected import counts
 
 X, Y = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
 
@@ -100,3 +100,41 @@ def test_what_was_found_prints_as_a_table() -> None:
     head, *rows = str(eq.symmetry.discover(relu_pair(nn.ReLU()), (X, Y))).splitlines()
     assert head.split() == ["family", "name", "dimension", "status", "residual"]
     assert rows[0].split()[:4] == ["rescale", "0-2", "5", "verified"]
+
+
+def test_a_batch_of_one_is_analysed_with_running_statistics_and_says_so() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    found = eq.symmetry.discover(model, (X[:1], Y[:1]))
+    assert "running statistics" in found.notes[-1] and model[1].training
+    assert "scale" not in counts(found) and counts(found)["gain_rescale"] == 5
+    assert counts(eq.symmetry.discover(model, (X, Y)))["scale"] == 5
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.h(torch.relu(self.a(first) + self.b(second)))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(X, X.flip(0)), (X, X.flip(0), Y), ((X, X.flip(0)), Y), ({"first": X, "second": X}, Y)],
+    ids=["inputs alone", "inputs and targets", "a tuple of inputs", "keywords"],
+)
+def test_models_of_several_inputs_take_them_as_a_tuple_or_by_name(batch: tuple) -> None:
+    torch.manual_seed(0)
+    assert counts(eq.symmetry.discover(Pair(), batch))["rescale"] == 5
+
+
+def test_an_output_that_is_no_tensor_asks_for_a_loss() -> None:
+    with pytest.raises(ValueError, match=r"one tensor as output, got tuple: give loss_fn"):
+        eq.symmetry.discover(nn.LSTM(6, 4), X[None])
+
+
+def test_a_keras_model_is_told_its_adapter() -> None:
+    foreign = type("Dense", (nn.Linear,), {"__module__": "keras.src.layers"})(3, 2)
+    with pytest.raises(ValueError, match=r"KerasModel\(model\)"):
+        eq.symmetry.discover(foreign, torch.ones(2, 3))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import eqtoolbox as eq
-from tests.symmetry.test_discovery import counts, equivariances
+from tests.symmetry.expected import counts, equivariances
 
 transformers = pytest.importorskip("transformers")
 WIDTH, VOCABULARY, LAYERS = 16, 20, 2

@@ -60,7 +60,9 @@ class Compensation(ContinuousSymmetry):
             params[self.first].device
         )
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         return {n: torch.zeros_like(cotangent[n]) for n in self.names}
 
     def _difference(self, first: Tensor, second: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ class DiagonalSymmetry(ContinuousSymmetry):
             total[leg.name] = total[leg.name] + part if leg.name in total else part
         return total
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         return self.tangent(cotangent, coefficients)
 
     def _form(self, a: Parameters, b: Parameters, absolute: bool = False) -> Tensor:

@@ -1,5 +1,6 @@
 """Discrete parameter symmetries: units exchanged (permutation) or reflected (sign flip)."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from eqtoolbox.symmetry.families.general_linear import MatrixLeg, MatrixSymmetry
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry, Parameters
 
 if TYPE_CHECKING:  # brings scipy
-    from eqtoolbox.symmetry.search.members import Member
+    from eqtoolbox.symmetry.search.member import Member
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
 
 def _parent(parameter: str) -> str:
     """`layers.0.attention` for `layers.0.attention.query.weight`."""
-    return parameter.rpartition(".")[0].rpartition(".")[0]
+    return re.sub(r"[./]?[^./]*[./][^./]*$", "", parameter)
 
 
 def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iterator[Permutation]:

@@ -93,7 +93,9 @@ class MatrixSymmetry(ContinuousSymmetry):
         a = self.matrices(coefficients)
         return self._summed(params, a, -a.mT)
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         a = self.matrices(coefficients)
         return self._summed(cotangent, a.mT, -a)
 

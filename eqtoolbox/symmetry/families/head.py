@@ -10,7 +10,8 @@ from torch import Tensor
 from eqtoolbox.symmetry.families.general_linear import MatrixLeg, MatrixSymmetry
 from eqtoolbox.symmetry.families.homogeneity import Homogeneity
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.search.trace import Trace, Value
+from eqtoolbox.symmetry.search.constants import Uses
+from eqtoolbox.symmetry.search.trace import Node, Trace, layer_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,9 @@ class HeadShift(ContinuousSymmetry):
     def lengths(self, params: Parameters) -> Tensor:
         return torch.ones_like(params[self.bias], dtype=torch.float64)
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         return {self.bias: torch.zeros_like(cotangent[self.bias])}
 
     def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
@@ -119,48 +122,47 @@ _THROUGH = {"view", "_unsafe_view", "clone", "unsqueeze", "squeeze", "reshape", 
 _LARGEST_ROTATION = 128  # classes; beyond, C (C - 1) / 2 generators serve no purpose
 
 
+def _through(uses: Uses, node: Node | None) -> Node | None:
+    """The operation whose result this one only reshapes."""
+    while node is not None and node.name in _THROUGH:
+        node = uses.makers.get(node.args[0].number)
+    return node
+
+
 def propose_head(trace: Trace) -> Iterator[ContinuousSymmetry]:
     """The equivariances of the linear map whose result is the model's output."""
     if trace.output is None:
         return
-    makers = {o.number: node for node in trace.nodes for o in node.outputs if o is not None}
-    names = {v.number: n for n, v in trace.parameters.items()}
-
-    def parameter(value: object) -> tuple[str, bool] | None:
-        """Name of the parameter that a value is, and whether it is transposed."""
-        if not isinstance(value, Value):
-            return None
-        if value.number in names:
-            return names[value.number], False
-        maker = makers.get(value.number)
-        if maker is not None and maker.name == "t":
-            inner = parameter(maker.args[0])
-            return (inner[0], not inner[1]) if inner else None
-        return None
-
-    last = makers.get(trace.output.number)
-    while last is not None and last.name in _THROUGH:
-        last = makers.get(last.args[0].number)
-    if last is None or last.name not in ("addmm", "mm"):
+    uses = Uses.of(trace)
+    last = _through(uses, uses.makers.get(trace.output.number))
+    bias = None
+    if last is not None and last.name == "add":
+        made, bias = last.args[0], uses.names.get(getattr(last.args[1], "number", -1))
+        if bias is None or len(last.args[1].shape) != 1:
+            return
+        last = _through(uses, uses.makers.get(made.number))
+    elif last is not None and last.name == "addmm":
+        bias = uses.names.get(last.args[0].number)
+        if bias is None:
+            return
+    if last is None or last.name not in ("addmm", "mm", "bmm"):
         return
-    weight = parameter(last.args[-1])
-    bias = parameter(last.args[0]) if last.name == "addmm" else None
-    if weight is None or (last.name == "addmm" and bias is None):
+    weight = uses.matrix(last.args[2] if last.name == "addmm" else last.args[1])
+    if weight is None:
         return
-    moved = (weight[0], *((bias[0],) if bias else ()))
-    uses = [v.number for n in trace.live(trace.loss) for v in n.inputs]
-    if any(uses.count(trace.parameters[n].number) > 1 for n in moved):
+    moved = (weight[0], *((bias,) if bias else ()))
+    if any(len(uses.readers[trace.parameters[n].number]) > 1 for n in moved):
         return
-    layer = weight[0].rpartition(".")[0] or weight[0]
+    layer = layer_name(weight[0])
     axis = 0 if weight[1] else 1
     classes = trace.parameters[weight[0]].shape[axis]
     yield HeadScale(name=layer, dimension=1, rates=tuple((n, 1.0) for n in moved))
     if bias:
-        yield HeadShift(name=layer, dimension=classes, bias=bias[0])
+        yield HeadShift(name=layer, dimension=classes, bias=bias)
     if 1 < classes <= _LARGEST_ROTATION:
         every = torch.arange(classes)[None, None]
         legs = [MatrixLeg(weight[0], axis, every, 1)]
         if bias:
-            legs.append(MatrixLeg(bias[0], 0, every, 1))
+            legs.append(MatrixLeg(bias, 0, every, 1))
         dimension = classes * (classes - 1) // 2
         yield HeadRotation(name=layer, dimension=dimension, legs=tuple(legs))

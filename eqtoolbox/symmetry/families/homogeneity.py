@@ -42,7 +42,9 @@ class Homogeneity(ContinuousSymmetry):
         given = [(n, r) for n, r in self.rates if n in params]
         return {n: params[n] * (r * s).to(params[n]) for n, r in given}
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         return self.tangent(cotangent, coefficients)
 
     def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eqtoolbox.symmetry.families.compensation import column_sums
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.symmetry.search.trace import Trace
+from eqtoolbox.symmetry.search.trace import Trace, layer_name
 
 _ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
 
@@ -88,7 +88,9 @@ class Translation(ContinuousSymmetry):
     def lengths(self, params: Parameters) -> Tensor:
         return torch.cat([s.lengths for s in self.shifts]).to(params[self.shifts[0].name].device)
 
-    def pullback(self, coefficients: Tensor, cotangent: Parameters) -> dict[str, Tensor]:
+    def pullback(
+        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
         return {name: torch.zeros_like(cotangent[name]) for name in self.names}
 
     def charge(self, params: Parameters) -> Tensor:
@@ -117,14 +119,13 @@ class TranslationSearch:
         self.counts = sorted(counts, reverse=True)
         self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
         self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
-        self.names: list[str] = []
+        self._order = list(trace.parameters)
         self._shifts: dict[str, Shift] = {}
         self._largest = 0.0
 
     def add(self, gradient: Mapping[str, Tensor]) -> None:
         """Take one piece of the gradient into account."""
         for name, g in gradient.items():
-            self.names.append(name)
             if not g.numel():
                 continue
             low, high = g.aminmax()
@@ -138,12 +139,14 @@ class TranslationSearch:
                 if shift is not None:
                     self._shifts[name] = shift
 
+    def in_order(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By parameter, in the model's order and not in that of the backward."""
+        return {name: found[name] for name in self._order if name in found}
+
     def proposals(self) -> Iterator[Translation]:
         """One proposal a layer."""
-        from eqtoolbox.symmetry.search.members import layer_name  # brings scipy
-
         layers: dict[str, list[Shift]] = {}
-        for name in self.names:
+        for name in self._order:
             found = self._shifts.get(name)
             if found is None and name in self.vectors:
                 found = self._of_vector(name, self.vectors[name])

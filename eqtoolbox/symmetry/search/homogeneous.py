@@ -8,7 +8,8 @@ from scipy.linalg import null_space
 
 from eqtoolbox.symmetry.families.homogeneity import Homogeneity
 from eqtoolbox.symmetry.search.exponents import Constraints, Exponent
-from eqtoolbox.symmetry.search.members import EPSILON_LEFT, stacked
+from eqtoolbox.symmetry.search.member import EPSILON_LEFT
+from eqtoolbox.symmetry.search.members import stacked
 from eqtoolbox.symmetry.search.propagation import propagate
 from eqtoolbox.symmetry.search.trace import Trace
 

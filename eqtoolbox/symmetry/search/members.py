@@ -6,21 +6,11 @@ and operations that tell units apart split a member's units into blocks (matrice
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry, Leg, leg
-from eqtoolbox.symmetry.families.gain_rescale import GainRescale
-from eqtoolbox.symmetry.families.gated_rescale import GatedRescale
-from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg, MatrixSymmetry
-from eqtoolbox.symmetry.families.rescale import Rescale
-from eqtoolbox.symmetry.families.rope import Rope
-from eqtoolbox.symmetry.families.scale import Scale
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 from eqtoolbox.symmetry.search import rules_linear, rules_shape
 from eqtoolbox.symmetry.search.exponents import Constraints, Exponent, Form
 from eqtoolbox.symmetry.search.independence import (
@@ -28,114 +18,17 @@ from eqtoolbox.symmetry.search.independence import (
     independent_signs,
     whole_factors,
 )
+from eqtoolbox.symmetry.search.member import Entry, Member
 from eqtoolbox.symmetry.search.nullspace import nullspace
 from eqtoolbox.symmetry.search.propagation import Mode, Propagation, propagate
 from eqtoolbox.symmetry.search.trace import Trace
 
 RULE_FILES = (rules_linear, rules_shape)  # imported for the rules that they register
-EPSILON_LEFT = 3e-2  # residual that a normalisation's epsilon may leave
 Bits = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One parameter axis of a member: index positions[k] carries rates[k] of unit units[k]."""
-
-    name: str
-    axis: int
-    positions: NDArray[np.int64]
-    units: NDArray[np.int64]
-    rates: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """Units with the same legs: what they scale, and which of them nothing tells apart."""
-
-    entries: tuple[Entry, ...]
-    units: int
-    blocks: tuple[NDArray[np.int64], ...]
-    gated: bool
-    gain: bool
-    normalised: bool
-    shapes: dict[str, tuple[int, ...]] = field(repr=False)
-
-    @property
-    def signs(self) -> set[float]:
-        return {float(r) for e in self.entries for r in np.unique(e.rates)}
-
-    def legs(self) -> tuple[Leg, ...]:
-        return tuple(
-            leg(
-                e.name,
-                self.shapes[e.name],
-                e.axis,
-                torch.from_numpy(e.positions),
-                torch.from_numpy(e.units),
-                torch.from_numpy(e.rates),
-            )
-            for e in self.entries
-        )
-
-    @property
-    def name(self) -> str:
-        first = next((e.name for e in self.entries if e.rates[0] > 0), self.entries[0].name)
-        rest = [layer_name(e.name) for e in self.entries if e.rates[0] < 0]
-        if not rest and any(e.axis > 0 for e in self.entries):  # labels and signs
-            rest = [layer_name(self.entries[-1].name)]
-        ends = dict.fromkeys([layer_name(first), *rest[-1:]])
-        return "-".join(ends)
-
-    def diagonal(self) -> DiagonalSymmetry:
-        """The member as a family of one-parameter groups, one per unit."""
-        kind: type[DiagonalSymmetry] = Rescale
-        if min(self.signs) > 0:
-            kind = Scale
-        elif self.gain:
-            kind = GainRescale
-        elif self.gated:
-            kind = GatedRescale
-        tolerance = EPSILON_LEFT if self.normalised else 0.0
-        return kind(name=self.name, dimension=self.units, legs=self.legs(), tolerance=tolerance)
-
-    def matrices(self) -> Iterator[MatrixSymmetry]:
-        """Larger groups that the blocks suggest: GL(d) where d > 1, else rotary pairs."""
-        if not self.signs <= {1.0, -1.0} or len(self.signs) < 2:
-            return
-        size = len(self.blocks[0])
-        if size > 1 and all(len(b) == size for b in self.blocks):
-            if legs := self._matrix_legs(self.blocks, 1):
-                dimension = len(self.blocks) * size**2
-                yield GeneralLinear(name=self.name, dimension=dimension, legs=legs)
-        elif size == 1 and len(self.blocks) > 1 and (legs := self._matrix_legs(self.blocks, 2)):
-            yield Rope(name=self.name, dimension=2 * len(self.blocks), legs=legs)
-
-    def _matrix_legs(
-        self, blocks: tuple[NDArray[np.int64], ...], pair: int
-    ) -> tuple[MatrixLeg, ...]:
-        """Positions (blocks, copies, size * pair) of every leg; empty where they do not line up."""
-        legs = []
-        for e in self.entries:
-            if len(np.unique(e.rates)) != 1 or len(np.unique(e.positions)) != len(e.positions):
-                return ()
-            order = np.lexsort((e.positions, e.units))
-            counts = np.bincount(e.units, minlength=self.units)
-            if len(set(counts.tolist())) != 1 or counts[0] % pair:
-                return ()
-            per_unit = e.positions[order].reshape(self.units, counts[0] // pair, pair)
-            stacked = np.stack([per_unit[b] for b in blocks])  # (blocks, size, copies, pair)
-            found = stacked.transpose(0, 2, 1, 3).reshape(len(blocks), counts[0] // pair, -1)
-            legs.append(MatrixLeg(e.name, e.axis, torch.from_numpy(found), int(e.rates[0])))
-        return tuple(legs)
-
-
-def layer_name(parameter: str) -> str:
-    """`features.3` for `features.3.weight`."""
-    return parameter.rpartition(".")[0] or parameter
-
-
-def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], Propagation]:
-    """Members of the diagonal group that leaves the loss of a trace unchanged."""
+def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], set[str]]:
+    """Members of the diagonal group that leaves a trace's loss unchanged; operations unknown."""
     constraints = Constraints()
     start: dict[int, Exponent] = {}
     offsets: dict[tuple[str, int], int] = {}
@@ -161,8 +54,8 @@ def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], Propagati
     rank[: sum(map(len, ranks))] = np.concatenate(ranks) if ranks else ()
     basis = nullspace(system, rank)
     if not basis.shape[1]:
-        return [], state
-    return list(_members(trace, state, basis, offsets)), state
+        return [], state.unknown
+    return list(_members(trace, state, basis, offsets)), state.unknown
 
 
 def stacked(rows: list[Form], count: int) -> sparse.csr_matrix:
@@ -366,9 +259,3 @@ def _gains(
         if value.number in state.gains and (name, 0) in effects:
             touched |= np.diff(effects[name, 0].indptr) > 0
     return touched
-
-
-def proposals(found: list[Member]) -> Iterator[tuple[Member, list[ContinuousSymmetry]]]:
-    """For every member what to try, the larger groups first; the first that holds is it."""
-    for member in found:
-        yield member, [*member.matrices(), member.diagonal()]

@@ -56,21 +56,10 @@ class Point(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self._source.items()}
 
-    def chunks(self, parts: int = 5) -> list[list[str]]:
-        """Names in runs of about equal numbers of entries; one run for a model that is kept."""
-        sizes = {name: p.numel() for name, p in self._source.items()}
-        total = sum(sizes.values())
-        if total <= self._limit:
-            return [list(sizes)]
-        runs: list[list[str]] = [[]]
-        filled = 0
-        for name, size in sizes.items():
-            if runs[-1] and filled + size > total / parts:
-                runs.append([])
-                filled = 0
-            runs[-1].append(name)
-            filled += size
-        return runs
+    @property
+    def whole(self) -> bool:
+        """Whether the model is small enough to be kept."""
+        return sum(p.numel() for p in self._source.values()) <= self._limit
 
     def _made(self, name: str) -> Tensor:
         p = self._source[name]

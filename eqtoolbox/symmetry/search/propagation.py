@@ -23,6 +23,7 @@ POINTWISE = {
     "hardtanh", "hardswish", "hardsigmoid", "log_sigmoid", "tanh", "sin", "erf", "pow", "clamp",
     "clamp_min", "clamp_max", "celu", "expm1",
 }  # fmt: skip
+RESHAPES = {"view", "unsqueeze", "squeeze", "reshape", "expand", "_to_copy", "t", "_unsafe_view"}
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Propagation:
     normalised: list[Form] = field(default_factory=list)  # absorbed by a normalisation
     zeros: set[int] = field(default_factory=set)  # values that are zero whatever scales them
     derived: set[int] = field(default_factory=set)  # values that depend on data and parameters
+    origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
     unknown: set[str] = field(default_factory=set)  # operations without a rule
 
     def of(self, value: Any) -> Exponent:
@@ -72,6 +74,7 @@ def propagate(
 ) -> Propagation:
     """Exponents up to `target` from those of the parameters in `start`."""
     state = Propagation(mode=mode, exponents=dict(start), constraints=constraints)
+    state.origin = {number: number for number in start}
     reach = set(start)  # values that depend on parameters
     for node in trace.live(target):
         inputs = node.inputs
@@ -79,9 +82,13 @@ def propagate(
             state.zeros.update(o.number for o in node.outputs if o is not None)
             continue
         if any(v.number in reach for v in inputs):
-            reach.update(o.number for o in node.outputs if o is not None)
+            outputs = [o.number for o in node.outputs if o is not None]
+            reach.update(outputs)
+            if any(v.number not in reach or v.number in state.derived for v in inputs):
+                state.derived.update(outputs)
+            elif node.name in RESHAPES and inputs[0].number in state.origin:
+                state.origin.update(dict.fromkeys(outputs, state.origin[inputs[0].number]))
             if not any(state.of(v).terms for v in inputs):
-                state.derived.update(o.number for o in node.outputs if o is not None)
                 continue
             rule = RULES.get(node.name, unknown)
             try:
@@ -91,7 +98,6 @@ def propagate(
             output = node.outputs[0] if node.outputs else None
             if made is not None and output is not None:
                 state.exponents[output.number] = made
-            state.derived.update(o.number for o in node.outputs if o is not None)
     return state
 
 
@@ -238,8 +244,8 @@ def _product(state: Propagation, node: Node) -> Exponent:
             state.separate(mine, *_listed(a + lead for a, n in enumerate(other.shape) if n != 1))
             if other.number in state.derived and value.number in state.derived:
                 state.gated += mine.terms.values()
-            if own.terms and value.number not in state.derived and len(value.shape) == 1:
-                state.gains.add(value.number)
+            if own.terms and value.number in state.origin and value.size in value.shape:
+                state.gains.add(state.origin[value.number])
     if state.mode == "label" and len(wide) == 2:
         larger, smaller = (0, 1) if len(sides[0][1].shape) >= len(sides[1][1].shape) else (1, 0)
         full = [a for a, n in enumerate(sides[smaller][0].shape) if n != 1]

@@ -130,7 +130,19 @@ def _normalisation(state: Propagation, node: Node) -> Exponent:
     return result
 
 
-@rule("sum", "mean", "amax", "amin", "linalg_vector_norm", "var", "std", "max", "min", "prod")
+@rule(
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "linalg_vector_norm",
+    "var",
+    "std",
+    "max",
+    "min",
+    "prod",
+    "var_mean",
+)
 def _reduction(state: Propagation, node: Node) -> Exponent | None:
     value = node.args[0]
     dims = len(value.shape)
@@ -143,7 +155,7 @@ def _reduction(state: Propagation, node: Node) -> Exponent | None:
     axes = [a % dims for a in axes]
     if node.name not in ("sum", "mean"):
         state.separate(exponent)
-        if state.mode == "sign":
+        if state.mode == "sign" and node.name != "var_mean":
             state.constraints.pin(exponent)
     if state.mode == "label":  # the order of what is reduced does not matter
         inside = [t for t in exponent.terms if set(t) <= set(axes)]
@@ -154,4 +166,9 @@ def _reduction(state: Propagation, node: Node) -> Exponent | None:
     kept = [a for a in range(dims) if a not in axes]
     names = {a: a for a in kept} if len(made) == dims else {a: i for i, a in enumerate(kept)}
     result = renumbered(rest, made, names)
+    if node.name == "var_mean":
+        mean = node.outputs[1]
+        if mean is not None:
+            state.exponents[mean.number] = result
+        return None if state.mode == "sign" else result.scaled(2.0)  # even
     return result.scaled(2.0) if node.name == "var" else result

@@ -4,6 +4,8 @@ Recorded by running, not by symbolic tracing: data-dependent branches, `.item()`
 operations are followed as this batch takes them, and nothing of the model has to be rewritten.
 """
 
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,11 @@ class Value:
     number: int
     shape: tuple[int, ...]
     integers: Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -162,3 +169,8 @@ def untraced(params: Mapping[str, Tensor], value: Tensor) -> Trace:
     """
     named = {n: Value(k, tuple(params[n].shape)) for k, n in enumerate(params)}
     return Trace(named, [], None, Value(len(named), ()), value)
+
+
+def layer_name(parameter: str) -> str:
+    """`features.3` for `features.3.weight`, `model/dense` for `model/dense/kernel`."""
+    return re.sub(r"[./][^./]*$", "", parameter)

@@ -20,7 +20,9 @@ from eqtoolbox.symmetry.parameter import (
     ParameterSymmetry,
     Status,
 )
+from eqtoolbox.symmetry.search.memory import give_back
 from eqtoolbox.symmetry.search.point import Point
+from eqtoolbox.symmetry.search.stream import streamed
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 S = TypeVar("S", bound=ParameterSymmetry)
@@ -52,6 +54,7 @@ def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
             if one.separable and name in one.names:
                 tensor = one.apply({name: tensor})[name]
         made[name] = tensor
+        give_back(tensor.numel())
     for one in moves:
         if not one.separable:
             made.update(one.apply(made))
@@ -85,6 +88,8 @@ def draw(symmetry: ContinuousSymmetry, like: Tensor, generator: torch.Generator)
 
 def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) -> Tensor:
     """The function where `params` are moved."""
+    if isinstance(params, Point) and not params.whole:
+        give_back()
     with torch.no_grad():
         return function(moved(params, moves))
 
@@ -121,26 +126,21 @@ def gradients(
     receive: Callable[[Parameters, Parameters], None],
     moves: Sequence[Move] = (),
 ) -> None:
-    """Parameters and gradient at the moved point, piece by piece; zero where one takes no part.
+    """Parameters and gradient at the moved point; zero where one takes no part.
 
-    One forward pass. No piece outlives its call of `receive`; the first parameters come last,
-    when the rest of the graph goes.
+    All at once, or for a large model one after the other: no piece outlives its call of `receive`.
     """
+    if not params.whole:
+        streamed(function, list(params), lambda n: moved({n: params[n]}, moves)[n], receive)
+        return
     leaves = {n: p.detach().requires_grad_() for n, p in moved(params, moves).items()}
-    targets = [{n: leaves[n] for n in names} for names in params.chunks()]
     value = function(leaves)
-    del leaves
-    while targets:
-        own = targets.pop()
-        found: tuple[Tensor | None, ...] = (None,) * len(own)
-        if value.requires_grad:
-            found = torch.autograd.grad(
-                value, list(own.values()), allow_unused=True, retain_graph=bool(targets)
-            )
-        pairs = zip(own, found, strict=True)
-        gradient = {n: torch.zeros_like(own[n]) if g is None else g for n, g in pairs}
-        receive({n: p.detach() for n, p in own.items()}, gradient)
-        del found, pairs, gradient, own
+    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    pairs = zip(leaves.items(), found, strict=True)
+    gradient = {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
+    receive({n: p.detach() for n, p in leaves.items()}, gradient)
 
 
 class Slopes:
@@ -163,6 +163,7 @@ class Slopes:
                 self.dots[k] += dot(gradient[name], t)
                 self.gradients[k] += squares[name]
                 self.tangents[k] += dot(t, t)
+                del t  # before the next is made
 
     def residuals(self, against: Sequence[tuple[float, float]] | None = None) -> list[float]:
         """|g . K - c| / (|g| |K| + scale of c), with (c, scale) of each from `against`."""

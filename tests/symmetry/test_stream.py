@@ -1,0 +1,96 @@
+"""The gradient of a large model, parameter by parameter, is the gradient."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from eqtoolbox.symmetry.search.stream import streamed
+
+X = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Tied(nn.Module):
+    """A weight that is read twice, once transposed; a parameter that is not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bias = nn.Linear(5, 5), nn.Parameter(torch.ones(5))
+        self.idle = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.a(x) * self.bias) @ self.a.weight
+
+
+class Checkpointed(Tied):
+    """Reads its weights again in the backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+class Twice(torch.autograd.Function):
+    """x * w, keeping w where no hook sees it."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, w: Tensor) -> Tensor:
+        ctx.kept = (x, w)  # type: ignore[attr-defined]
+        return x * w
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.kept  # type: ignore[attr-defined]
+        return g * w, (g * x).sum(0)
+
+
+class Custom(Tied):
+    """Its own function keeps a parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Twice.apply(torch.tanh(self.a(x)), self.bias)
+
+
+@pytest.mark.parametrize("kind", [Tied, Checkpointed, Custom])
+def test_streamed_gradients_are_those_of_autograd(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().double()
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    loss = lambda p: functional_call(model, p, (X,)).square().sum()
+    leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
+    expected = torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True)
+    found: dict[str, Tensor] = {}
+
+    def receive(given: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
+        assert given.keys() == gradient.keys()
+        assert all(torch.equal(p, params[n]) for n, p in given.items())
+        found.update({n: g.clone() for n, g in gradient.items()})
+
+    streamed(loss, list(params), lambda n: params[n].clone(), receive)
+    assert found.keys() == params.keys()
+    pairs = zip(params, expected, strict=True)
+    assert all(torch.allclose(found[n], g, rtol=1e-14, atol=1e-14) for n, g in pairs)
+    assert found["idle"].abs().max() == 0
+
+
+def test_between_forward_and_backward_no_parameter_is_held() -> None:
+    torch.manual_seed(0)
+    params = {n: p.detach() for n, p in Tied().double().named_parameters()}
+    made: list[str] = []
+    alive: list[Tensor] = []
+
+    def make(name: str) -> Tensor:
+        made.append(name)
+        return params[name].clone()
+
+    def loss(p: dict[str, Tensor]) -> Tensor:
+        alive.extend(p.values())
+        return functional_call(Tied().double(), p, (X,)).square().sum()
+
+    def receive(_: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
+        assert all(bool(p.isnan().all()) for p in alive)
+
+    streamed(loss, list(params), make, receive)
+    assert made.count("a.weight") > 1, "made again for the backward"
