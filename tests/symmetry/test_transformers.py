@@ -97,3 +97,31 @@ def test_half_precision_of_the_model_does_not_blunt_the_check() -> None:
     found = found_in(llama(False).to(torch.bfloat16))
     assert max(s.residual for s in found if s.status == "verified") <= 1e-10
     assert counts(found)["rope"] == 8 * LAYERS
+
+
+def changed(model: torch.nn.Module, twin: torch.nn.Module) -> dict[str, int]:
+    """Dimensions of each family that the twin has less."""
+    whole, left = Counter(counts(found_in(model))), Counter(counts(found_in(twin)))
+    return dict(whole - left)
+
+
+def limited(layer: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.Sequential(layer, torch.nn.Hardtanh(-0.03, 0.05))
+
+
+def test_gpt2_with_clamped_heads_loses_what_moves_them() -> None:
+    torch.manual_seed(0)
+    twin, whole = gpt2(tied=False), gpt2(tied=False)
+    twin.transformer.h[0].attn.c_attn = limited(twin.transformer.h[0].attn.c_attn)
+    # query-key and value-output of one layer, its key bias, its value bias; the exchange of its
+    # heads is still there, but proposed only along with the larger groups
+    lost = {"general_linear": 64, "translation": 8, "bias_shift": 8, "permutation": 1}
+    assert changed(whole, twin) == lost
+
+
+def test_llama_with_a_clamped_gate_loses_its_units() -> None:
+    torch.manual_seed(0)
+    twin, whole = llama(tied=False), llama(tied=False)
+    mlp = twin.model.layers[0].mlp
+    mlp.up_proj = limited(mlp.up_proj)
+    assert changed(whole, twin) == {"gated_rescale": 12, "sign_flip": 12}
