@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
 
 
@@ -12,7 +13,8 @@ class Budget:
     Training earns `share` of its time as credit. A probe runs when it has saved up what its last
     run cost: cheap probes run often, dear ones seldom, and together they stay within the share.
     What the monitor itself takes counts too: hooks of steps that are not due come off the income,
-    and catching and writing a due step are paid by what was measured at it.
+    with `UNSEEN` for each step, and catching and writing a due step are paid by what was measured
+    at it.
 
     The first run of each probe is free and counted apart, as set-up (symmetries found, the
     self-test, libraries loaded): it would silence a short run for good.

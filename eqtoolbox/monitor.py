@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.account import Account
-from eqtoolbox.budget import LOSS, Budget
+from eqtoolbox.budget import LOSS, UNSEEN, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.step import Step
 from eqtoolbox.eager import eager, untraced
@@ -298,7 +298,7 @@ class Monitor:
             self._left_at = started
         self._capture.unused = None
         self.step = self._journal.step = self.step + 1
-        self._idle += time.perf_counter() - started
+        self._idle += time.perf_counter() - started + UNSEEN
 
     @eager
     def _due_step_ends(self, started: float) -> None:
@@ -317,7 +317,7 @@ class Monitor:
             self.step += 1
             self._arm()
         if not caught:
-            self._idle += time.perf_counter() - started
+            self._idle += time.perf_counter() - started + UNSEEN
 
     @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -396,7 +396,7 @@ class Monitor:
             self._account.costs()
         self._journal.flush()
         self._busy, now = 0.0, time.perf_counter()
-        self._idle += now - ended
+        self._idle += now - ended + UNSEEN
         return now
 
     def _earn(self) -> float:
