@@ -92,7 +92,7 @@ def _claims(entries: Any, path: Path) -> tuple[Equivariance, ...]:
         raise ValueError(
             f'{path}: audit.symmetries must be a list such as ["mine.py:CLAIM"], got {entries!r}'
         )
-    claims = tuple(named(entry, path, "audit.symmetries") for entry in entries)
+    claims = tuple(named(entry, path.parent, f"{path}: audit.symmetries") for entry in entries)
     for entry, claim in zip(entries, claims, strict=True):
         if not isinstance(claim, Equivariance):
             raise ValueError(f"{path}: {entry} must be an Equivariance, got {claim!r}")
