@@ -1,6 +1,6 @@
 """Charges: the conserved quantities of many symmetries, and what one step does to all of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,24 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqtoolbox.symmetry.bias_shifts import BiasShifts
-from eqtoolbox.symmetry.diagonals import LONG, Diagonals
-from eqtoolbox.symmetry.families.bias_shift import BiasShift
-from eqtoolbox.symmetry.families.compensation import Compensation
-from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
-from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixSymmetry
-from eqtoolbox.symmetry.families.head import HeadShift
-from eqtoolbox.symmetry.families.homogeneity import Homogeneity
-from eqtoolbox.symmetry.families.rope import Rope
-from eqtoolbox.symmetry.families.translation import Translation
-from eqtoolbox.symmetry.grams import Grams
-from eqtoolbox.symmetry.moments import Moments, Singles
+from eqtoolbox.symmetry.diagonals import Diagonals
+from eqtoolbox.symmetry.kinds import kinds_of, taken
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
 from eqtoolbox.symmetry.shifts import Shifts
 from eqtoolbox.symmetry.sketch import Sketch
-from eqtoolbox.symmetry.stack import Layout, Pair, Points, Stacks
-
-SMALL = 16  # dimensions of a general linear group up to which no sketch is made of it
+from eqtoolbox.symmetry.stack import Layout, Points, Stacks
 
 STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
 FIRST = ((1.0,), (1.0,), (0.0,))  # a linear charge has no term of second order
@@ -95,7 +83,7 @@ class Charges:
         names = tuple(dict.fromkeys(n for m in members for n in m.names))
         self.names = names
         layout = Layout(names, params)
-        self.kinds = list(_kinds(members, params, layout, sketch))
+        self.kinds = list(kinds_of(members, params, layout, sketch))
         self.members = [m for kind in self.kinds for m in kind.members]
         self._counts = [n for kind in self.kinds for n in kind.counts]
         self.families = _stretches(self.members, self._counts)
@@ -125,7 +113,7 @@ class Charges:
         """Everything that charges need to know of these parameters, in float64."""
         exact, points = Stacks(self._layout, 1, torch.float64), Points(given=(params,))
         whole = [k.whole for k in self.kinds if isinstance(k, Sketch)]
-        moments = _moments([*self.kinds, *whole], exact, points, [(0, 0)])
+        moments = taken([*self.kinds, *whole], exact, points, [(0, 0)])
         full = moments[: len(self.kinds)]
         for i, kind in enumerate(self.kinds):
             if isinstance(kind, Sketch):
@@ -164,7 +152,7 @@ class Charges:
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
         points, pair = Points(given=(params, cotangent)), (0, 1)
-        found = _moments(self.kinds, Stacks(self._layout, 2), points, [pair])
+        found = taken(self.kinds, Stacks(self._layout, 2), points, [pair])
         return torch.cat(
             [k.slopes(m, points, pair) for k, m in zip(self.kinds, found, strict=True)]
         )
@@ -191,7 +179,7 @@ class Charges:
         """
         points = Points(given=(before, gradient, after), update=True)
         squares: list[Tensor] = []
-        found = _moments(self.kinds, self._stacks, points, STEP, squares)
+        found = taken(self.kinds, self._stacks, points, STEP, squares)
         paired, slopes = [], []
         for kind, moments in zip(self.kinds, found, strict=True):
             forms = kind.pair(moments).expand(len(STEP), -1)
@@ -248,7 +236,7 @@ class Charges:
         if len(set(weights.values())) == 1:
             return weights[self.names[0]] * self._degrees.to(values) * values
         points = Points(given=(params,))
-        found = _moments(self.kinds, Stacks(self._layout, 1), points, [(0, 0)])
+        found = taken(self.kinds, Stacks(self._layout, 1), points, [(0, 0)])
         pairs = zip(self.kinds, found, strict=True)
         return torch.cat([k.decay(m, points, weights) for k, m in pairs])
 
@@ -260,83 +248,6 @@ class Charges:
                 return f"{member.name}, unit {int(self.units[index] - self.units[first])}"
             first += count
         raise IndexError("more charges than the symmetries have")
-
-
-def _moments(
-    kinds: Sequence[Moments],
-    stacks: Stacks,
-    points: Points,
-    pairs: Sequence[Pair],
-    squares: list[Tensor] | None = None,
-) -> list[Tensor]:
-    """Moments of every kind, all of them taken from one stack before the next.
-
-    `squares` is given |point 1|^2 of every stack.
-    """
-    rows: list[list[list[Tensor]]] = [[] for _ in kinds]
-    for stack in stacks.over(points):
-        for into, kind in zip(rows, kinds, strict=True):
-            into.append(kind.rows(stack, points, pairs))
-        if squares is not None:
-            parts = torch.split(stack.whole[1].reshape(-1), LONG)
-            squares += [torch.dot(part, part) for part in parts]
-    return [k.gathered(r, points, pairs) for k, r in zip(kinds, rows, strict=True)]
-
-
-def _kinds(
-    members: Sequence[ContinuousSymmetry], params: Parameters, layout: Layout, sketch: bool
-) -> Iterator[Moments]:
-    """Symmetries that are evaluated together; whole families, so that theirs lie together."""
-    families: dict[str, list[ContinuousSymmetry]] = {}
-    for m in members:
-        families.setdefault(m.family, []).append(m)
-    groups: dict[tuple[str, int], list[ContinuousSymmetry]] = {}
-    for of in families.values():
-        kinds = [_kind(m) for m in of]
-        if len({kind for kind, _ in kinds}) > 1 or kinds[0][0] == "single":
-            groups.setdefault(("single", int(_quadratic(of, params))), []).extend(of)
-        else:
-            for own, m in zip(kinds, of, strict=True):
-                groups.setdefault(own, []).append(m)
-    for (kind, option), of in groups.items():
-        if kind == "diagonal":
-            diagonal = (DiagonalSymmetry, Homogeneity)
-            yield Diagonals([m for m in of if isinstance(m, diagonal)], layout)
-        elif kind == "shift":
-            shifting = (Translation, Compensation, HeadShift)
-            yield Shifts([m for m in of if isinstance(m, shifting)], layout)
-        elif kind == "bias_shift":
-            yield BiasShifts([m for m in of if isinstance(m, BiasShift)], layout)
-        elif kind == "single":
-            yield Singles(of, quadratic=bool(option))
-        elif sketch and kind == GeneralLinear.family and option > SMALL:
-            yield Sketch([m for m in of if isinstance(m, GeneralLinear)], layout)
-        else:
-            yield Grams([m for m in of if isinstance(m, MatrixSymmetry)], layout)
-
-
-def _kind(member: ContinuousSymmetry) -> tuple[str, int]:
-    """How a symmetry is evaluated; matrices of one size together."""
-    if isinstance(member, (DiagonalSymmetry, Homogeneity)):
-        return "diagonal", 0
-    if isinstance(member, (Translation, Compensation, HeadShift)):
-        return "shift", 0
-    if isinstance(member, BiasShift) and member.direct:
-        return "bias_shift", 0
-    if isinstance(member, (GeneralLinear, Rope)):
-        return member.family, member.size
-    return "single", 0
-
-
-def _quadratic(members: Sequence[ContinuousSymmetry], params: Parameters) -> bool:
-    """Whether charges are quadratic: what is not of first order in a step does not vanish.
-
-    Asked along a random step, since what the parameters are now may be zero.
-    """
-    rng = torch.Generator().manual_seed(0)
-    own = {n: params[n] for m in members for n in m.names}
-    steps = {n: torch.randn(p.shape, generator=rng).to(p) for n, p in own.items()}
-    return any(bool(m.finite_step(steps).any()) for m in members)
 
 
 def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict[str, slice]:
