@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.account import Account
-from eqtoolbox.budget import LOSS, UNSEEN, Budget
+from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.step import Step
+from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
 from eqtoolbox.isolation import RandomState
@@ -71,9 +72,7 @@ class Monitor:
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
         self._account = Account(self.optimizers, self._budget, self._journal)
         self._runner = Runner(model, seed, self._journal)
-        self._left_at: float | None = None  # clock when training was last left alone
-        self._idle = 0.0  # seconds that hooks took at steps that were not caught
-        self._busy = 0.0  # and at the one that is, up to now
+        self._clock = Clock(self._budget, self._capture.stopwatch)
         self._todo: list[Probe] = []  # due at the coming step
         self._run: list[Probe] = []  # and paid for
         self._catches = False  # whether the coming step is caught
@@ -163,8 +162,7 @@ class Monitor:
         written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
-        if self._left_at is not None:
-            self._left_at += time.perf_counter() - started
+        self._clock.apart(started)
         return written
 
     def detach(self) -> None:
@@ -184,7 +182,7 @@ class Monitor:
             self._close_step()
         self.detach()
         if attached:
-            self._earn()
+            self._clock.earn()
             if self._budget.setup:
                 self._journal.step = max(self.step - 1, 0)
                 self._account.costs()
@@ -245,8 +243,8 @@ class Monitor:
         self._journal.step = self.step
         self._todo = self._due(self.step)
         if self._todo:
-            if self._left_at is not None:
-                self._earn()
+            if self._clock.running:
+                self._clock.earn()
             self._run = [probe for probe in self._todo if self._budget.affords(probe.name)]
             self._catches = bool(self._run) or self._budget.affords(LOSS)
         elif self._catches:
@@ -294,11 +292,10 @@ class Monitor:
         if self._todo or self.step + 1 >= self._next:
             self._due_step_ends(started)
             return
-        if self._left_at is None:
-            self._left_at = started
+        self._clock.begin(started)
         self._capture.unused = None
         self.step = self._journal.step = self.step + 1
-        self._idle += time.perf_counter() - started + UNSEEN
+        self._clock.idle(started)
 
     @eager
     def _due_step_ends(self, started: float) -> None:
@@ -310,14 +307,13 @@ class Monitor:
             elif self._todo:
                 self._account.skip(self._todo)
                 self._journal.flush()
-            if self._left_at is None:
-                self._left_at = started
+            self._clock.begin(started)
         finally:  # an interrupt from the keyboard passes, and the next step is counted right
             self._capture.unused = None
             self.step += 1
             self._arm()
         if not caught:
-            self._idle += time.perf_counter() - started + UNSEEN
+            self._clock.idle(started)
 
     @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -350,7 +346,7 @@ class Monitor:
 
     def _begin(self, closure: bool) -> None:
         """The parameters are still theta_t; a closure may evaluate the loss at others."""
-        started = self._earn()
+        started = self._clock.earn()
         try:
             self._capture.pending.step_starts(self._taken.unmoved)
             if self._run or closure:
@@ -358,14 +354,13 @@ class Monitor:
         except Exception as error:
             self._taken.missed = error
             self._failed(error)
-        self._left_at = time.perf_counter()
-        self._busy += self._left_at - started
+        self._clock.leave(started)
 
     def _finish(self) -> None:
         """The step is over: measure it and forget it."""
         if self._taken.before is not None:
             synchronize(self.model)
-        started = self._earn()
+        started = self._clock.earn()
         try:
             if self._taken.missed is not None:
                 for probe in self._todo:
@@ -382,33 +377,16 @@ class Monitor:
         finally:
             self._taken.over()
             self._capture.drop()
-            self._left_at = self._pay(started)
+            self._pay(started)
 
-    def _pay(self, started: float) -> float:
-        """What the step took since then, and before, is shared by what was measured; the time."""
+    def _pay(self, started: float) -> None:
+        """Settle what the step took, and say what the monitor took so far."""
         spent, once = self._runner.take()
-        measured = bool(spent)
-        if self._budget.affords(LOSS):
-            spent[LOSS] = 0.0
-        ended = time.perf_counter()
-        self._budget.spend(spent, once, self._busy + ended - started - sum(spent.values()))
-        if measured:
+        ended = self._clock.pay(started, spent, once)
+        if spent:
             self._account.costs()
         self._journal.flush()
-        self._busy, now = 0.0, time.perf_counter()
-        self._idle += now - ended + UNSEEN
-        return now
-
-    def _earn(self) -> float:
-        """Training took the time since it was last left alone, but for catching; the time now."""
-        now = time.perf_counter()
-        caught, idle, self._idle = self._capture.stopwatch.take(), self._idle, 0.0
-        self._busy += caught
-        self._budget.keep(idle)
-        if self._left_at is not None:
-            self._budget.earn(now - self._left_at - caught - idle)
-        self._left_at = now
-        return now
+        self._clock.resume(ended)
 
     def _safely(self, act: Callable[..., None], *given: Any) -> None:
         """What goes wrong here is no reason to stop training."""
