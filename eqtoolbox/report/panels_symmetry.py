@@ -7,7 +7,7 @@ import numpy as np
 from eqtoolbox.report.drawing import GREY, PALETTE, arrays, faded
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.panels_charges import charge_panels
-from eqtoolbox.report.rules_conservation import drifts
+from eqtoolbox.report.rules_conservation import cause_words, drifts, law_held
 from eqtoolbox.report.rules_symmetry import fraction
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
@@ -115,6 +115,7 @@ def _causes(run: Run, family: str) -> Iterator[Panel]:
     shares = {c: trace(run, f"conservation/share_{c}/{family}") for c in CAUSES}
     terms = {c: trace(run, f"conservation/{c}/{family}") for c in CAUSES}
     title = f"What moved the {words(family)} charges"
+    said = cause_words(law_held(run, family))
     if any(shares.values()):
         shown = {c: t for c, t in shares.items() if t and _size(t) > VISIBLE}
         plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
@@ -131,7 +132,7 @@ def _causes(run: Run, family: str) -> Iterator[Panel]:
         reading = "Relative change of the charges in one step, by cause, along the step's drift."
     for cause, t in shown.items():
         colour = CAUSE_COLOURS[cause]
-        plot.line(t, CAUSES[cause], colour, width=0 if stacked else 1.8)
+        plot.line(t, said[cause], colour, width=0 if stacked else 1.8)
         if stacked:
             area = {"stackgroup": "causes", "fillcolor": faded(colour, 0.8), "mode": "lines"}
             plot.data[-1] |= area

@@ -40,7 +40,7 @@ def conservation(run: Run) -> Iterator[Finding]:
         term = trace(run, f"conservation/symmetry/{family}")
         broken = abs(shares.get("symmetry", (None, 0.0))[1]) > UNMEASURED
         broken = broken and (term is None or term.verdict != "holds")
-        held = _law_held(run, family)  # then the charges moved by what its floor allows
+        held = law_held(run, family)  # then the charges moved by what its floor allows
         broken = broken and not held
         span = "since the start" if drift.last.step else "in the first step"
         text = f"{charges} drifted {percent(size)} {span}{_causes(shares, held)}{far}."
@@ -143,6 +143,11 @@ def budget_closure(run: Run) -> Iterator[Finding]:
             yield Finding(level="warning", text=text, evidence=(gap.evidence(),))
 
 
+def cause_words(held: bool) -> dict[str, str]:
+    """The causes in words; what a held law leaves of the symmetry's slope is no broken symmetry."""
+    return CAUSES | ({"symmetry": "a slope within its floor"} if held else {})
+
+
 def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float]]:
     """Shares of the drift by cause, as last recorded up to a step, largest first."""
     found = {}
@@ -153,7 +158,7 @@ def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float
     return dict(sorted(found.items(), key=lambda item: -abs(item[1][1])))
 
 
-def _law_held(run: Run, family: str) -> bool:
+def law_held(run: Run, family: str) -> bool:
     """Whether the gradient is known to have obeyed the family's law at every step."""
     law = trace(run, f"conservation/first_order/{family}")
     return law is not None and all(judged(r) == "holds" for r in law.records)
@@ -164,8 +169,8 @@ def _born(worst: Trace) -> bool:
     return abs(abs(worst.last.value) - 1) < ALL
 
 
-def _causes(shares: dict[str, tuple[Evidence, float]], law_held: bool) -> str:
-    words = CAUSES | ({"symmetry": "a slope within its floor"} if law_held else {})
+def _causes(shares: dict[str, tuple[Evidence, float]], held: bool) -> str:
+    words = cause_words(held)
     parts = []
     for cause, (_, share) in shares.items():
         if abs(share) > (UNMEASURED if cause == "unmeasured" else MENTIONED):

@@ -88,7 +88,9 @@ def found(run: Run) -> Iterator[Finding]:
         kinds = [f"{words(family)} ({count})" for family, count in dimensions.most_common()]
         total = plural(sum(dimensions.values()), "direction")
         what = "symmetry and equivariance" if any(map(moving, dimensions)) else "symmetry"
-        text = f"{total} of parameter {what} verified before use: {listing(kinds)}."
+        near = [words(f) for f in dimensions if trace(run, f"noether/epsilon/{f}") is not None]
+        but = f"; {listing(near)} but for the epsilon of the normalisations" if near else ""
+        text = f"{total} of parameter {what} verified before use: {listing(kinds)}{but}."
         yield Finding(level="note", text=text)
     for row in symmetries:
         if row.get("status") == "broken":
