@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         "model",
         metavar="MODEL",
         help="package.module:name or file.py:name (a model, or a function that returns one, "
-        "(model, batch) or (model, batch, loss_fn)), or a TOML file with [symmetries]",
+        "(model, batch), (model, inputs, targets) or (model, batch, loss_fn)), or a TOML file with "
+        "[symmetries]",
     )
     found.add_argument("--json", action="store_true", help="print as JSON")
     found.set_defaults(run=_symmetries)

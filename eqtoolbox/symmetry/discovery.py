@@ -53,6 +53,7 @@ def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) 
 
     Raises:
         ValueError: lazy or no parameters, or a loss that cannot be evaluated or is not finite.
+        TypeError: a loss that is no function, such as targets.
 
     Reference:
         Yang & Ziyin 2025 (arXiv 2512.21447).
@@ -66,12 +67,17 @@ def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) 
     if any(is_lazy(p) for p in model.parameters()):
         raise ValueError("lazy parameters have no shape yet: run the model once, then discover")
     _refuse_foreign(model)
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(
+            "loss_fn: expected a function (model, batch) -> loss, got "
+            f"{type(loss_fn).__name__}; targets belong in the batch: (inputs, targets)"
+        )
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError("the model has no trainable parameters: nothing can move")
     objective = Objective(
         model=model,
-        loss_fn=loss_fn or default_loss,
+        loss_fn=default_loss if loss_fn is None else loss_fn,
         batch=batch,
         random=RandomState(),
         buffers={n: b.detach().clone() for n, b in model.named_buffers()},

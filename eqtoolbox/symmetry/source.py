@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from eqtoolbox.source import named
 
 _NEEDS = (
-    "return (model, batch) or (model, batch, loss_fn) from the factory: symmetries are those of "
-    "a computation, and this model's inputs cannot be guessed"
+    "return (model, batch), (model, inputs, targets) or (model, batch, loss_fn) from the factory: "
+    "symmetries are those of a computation, and this model's inputs cannot be guessed"
 )
 
 
@@ -21,8 +21,9 @@ def load(text: str) -> tuple[nn.Module, Any, Any, str]:
 
     Args:
         text: `package.module:name` or `file.py:name`, where the name is a model, a class without
-            arguments or a function that returns model, (model, batch) or (model, batch, loss_fn);
-            or a TOML file with a table [symmetries] whose `source` is such a reference.
+            arguments or a function that returns model, (model, batch), (model, inputs, targets)
+            as for `[audit]`, or (model, batch, loss_fn); or a TOML file with a table [symmetries]
+            whose `source` is such a reference.
 
     Raises:
         ValueError: nothing such, or inputs that cannot be guessed; says the remedy.
@@ -43,11 +44,13 @@ def load(text: str) -> tuple[nn.Module, Any, Any, str]:
         return made, batch, None, "no batch given: random inputs and targets of a guessed shape"
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
         raise ValueError(
-            f"{path} must give a model, (model, batch) or (model, batch, loss_fn), "
-            f"got {type(made).__name__}"
+            f"{path} must give a model, (model, batch), (model, inputs, targets) or "
+            f"(model, batch, loss_fn), got {type(made).__name__}"
         )
-    model, batch = made[:2]
-    return model, batch, made[2] if len(made) == 3 else None, ""
+    model, batch, last = (*made, None)[:3]
+    if last is None or callable(last):
+        return model, batch, last, ""
+    return model, (batch, last), None, ""  # the last are targets
 
 
 def _from_config(path: Path) -> str:

@@ -1,12 +1,14 @@
 """Discovery says what it could not see, and what it saw stays right."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import eqtoolbox as eq
-from eqtoolbox.symmetry.source import example_batch
+from eqtoolbox.symmetry.source import example_batch, load
 from tests.symmetry.expected import counts
 
 X, Y = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
@@ -89,6 +91,29 @@ def test_inputs_of_a_model_without_a_batch_are_guessed_or_asked_for() -> None:
     assert example_batch(nn.Embedding(7, 3)).max() < 7
     with pytest.raises(ValueError, match=r"return \(model, batch\)"):
         example_batch(nn.Bilinear(3, 4, 5))
+
+
+@pytest.mark.parametrize("inputs", ["X", "(X, X.flip(0))"], ids=["one", "several"])
+def test_a_factory_of_model_inputs_targets_gives_targets_in_the_batch(
+    tmp_path: Path, inputs: str
+) -> None:
+    kind = "Pair()" if "," in inputs else "relu_pair(nn.ReLU())"
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tests.symmetry.test_bad_input import *\n"
+        f"def build():\n    torch.manual_seed(0)\n    return {kind}, {inputs}, Y\n"
+        "def summed(model, batch):\n    return model(batch).square().sum()\n"
+        "def own():\n    return relu_pair(nn.ReLU()), X, summed\n"
+    )
+    model, batch, loss_fn, _ = load(f"{file}:build")
+    assert loss_fn is None and torch.equal(batch[1], Y)
+    assert counts(eq.symmetry.discover(model, batch))["rescale"] == 5
+    assert load(f"{file}:own")[2].__name__ == "summed"
+
+
+def test_targets_in_the_place_of_a_loss_are_told_where_they_belong() -> None:
+    with pytest.raises(TypeError, match=r"got Tensor; targets belong in the batch: \(inputs"):
+        eq.symmetry.discover(relu_pair(nn.ReLU()), X, Y)
 
 
 def test_a_loss_that_is_not_finite_is_refused_rather_than_verified() -> None:
