@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 SMALL = 1e-3  # a constant up to this, added to a tensor, counts as an epsilon; as in the search
+LARGEST = 0.1  # up to this where a root or a division follows; as in the search
 
 _CHECKPOINT = "_checkpoint_without_reentrant_generator"
 
@@ -35,7 +37,8 @@ class Epsilons(TorchFunctionMode):
     """Scope in which every epsilon is multiplied by a factor of the shape of what it is added to.
 
     Normalisations of torch are computed from formulas with a tensor for their epsilon; of others
-    (`variance + 1e-6`) the sum itself is seen. Kernels of other libraries are not. Checkpoints are
+    (`variance + 1e-6`) the sum itself is seen, or the root or division after it where the constant
+    alone does not tell. Kernels of other libraries are not. Checkpoints are
     off inside: what they run again in the backward would not be in this scope.
 
     Args:
@@ -53,6 +56,7 @@ class Epsilons(TorchFunctionMode):
         super().__init__()
         self.factor = factor
         self.amounts: list[Tensor] = []
+        self._sums = WeakIdKeyDictionary()  # (constant, version) of sums with what may be one
 
     def __enter__(self) -> Self:
         self._uncheckpointed = ExitStack()
@@ -78,11 +82,32 @@ class Epsilons(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _SUMS and len(args) == 2 and not kwargs:
             amount, eps = args
-            if isinstance(eps, float) and 0 < abs(eps) <= SMALL and amount.is_floating_point():
-                return func(amount, self.plus(amount, eps))
+            if isinstance(eps, float) and 0 < abs(eps) <= LARGEST and amount.is_floating_point():
+                return self._summed(func, amount, eps)
+        position = _ROOTS.get(func)
+        if position is not None and not kwargs and len(args) > position:
+            args = self._rooted(func, args, position)
         twin = _TWINS.get(func)
         made = None if twin is None else twin(self.plus, *args, **kwargs)
         return func(*args, **kwargs) if made is None else made
+
+    def _summed(self, func: Callable[..., Tensor], amount: Tensor, eps: float) -> Tensor:
+        if abs(eps) <= SMALL:
+            return func(amount, self.plus(amount, eps))
+        made = func(amount, eps)
+        self._sums[made] = eps, made._version
+        return made
+
+    def _rooted(self, func: Any, args: tuple[Any, ...], position: int) -> tuple[Any, ...]:
+        """The arguments, with an epsilon in what a root is taken of or something is divided by."""
+        found = args[position]
+        known = self._sums.get(found) if isinstance(found, Tensor) else None
+        if known is None or found._version != known[1] or (func in _POWERS and _whole(args[1])):
+            return args
+        eps = known[0]
+        more = self.plus(found - eps, eps) - eps
+        made = found.add_(more) if func in _IN_PLACE else found + more
+        return (*args[:position], made, *args[position + 1 :])
 
 
 def observed(loss: Loss, params: dict[str, Tensor]) -> list[Tensor]:
@@ -148,6 +173,11 @@ def log_slopes(loss: Loss, params: Mapping[str, Tensor], base: Sequence[Tensor])
         if not ones or not value.requires_grad:
             return [torch.zeros_like(one) for one in ones]
         return list(torch.autograd.grad(value, ones, allow_unused=True, materialize_grads=True))
+
+
+def _whole(power: Any) -> bool:
+    """Whether a power is no root."""
+    return not isinstance(power, (int, float)) or (power > 0 and power % 1 == 0)
 
 
 def _just_run(*_: Any, **__: Any) -> Iterator[None]:
@@ -243,6 +273,14 @@ def _rms_norm(
 
 
 _SUMS: set[Any] = {Tensor.add, Tensor.add_, torch.add, Tensor.__add__, Tensor.__radd__}
+_POWERS: set[Any] = {torch.pow, Tensor.pow, Tensor.__pow__}
+_IN_PLACE: set[Any] = {Tensor.sqrt_, Tensor.rsqrt_, Tensor.reciprocal_}
+_ROOTS: dict[Any, int] = {  # with the position of what they are taken of, or divide by
+    **dict.fromkeys((torch.sqrt, torch.rsqrt, torch.reciprocal, *_POWERS, *_IN_PLACE), 0),
+    **dict.fromkeys((Tensor.sqrt, Tensor.rsqrt, Tensor.reciprocal, Tensor.__rtruediv__), 0),
+    **dict.fromkeys((torch.div, torch.true_divide, Tensor.div, Tensor.true_divide), 1),
+    **dict.fromkeys((Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__), 1),
+}
 _TWINS: dict[Any, Callable[..., Tensor | None]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,

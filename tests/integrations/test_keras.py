@@ -297,3 +297,19 @@ def test_a_keras_model_has_the_symmetries_of_its_torch_twin() -> None:
     assert dimensions["bias_shift"] == 5
     with pytest.raises(ValueError, match="KerasModel"):
         eq.symmetry.discover(net, (x, y))
+
+
+def normalised(epsilon: float) -> KerasModel:
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    net = [layers.Dense(5), layers.BatchNormalization(epsilon=epsilon), layers.ReLU()]
+    return KerasModel(keras.Sequential([keras.Input((6,)), *net, layers.Dense(3)]))
+
+
+def test_a_larger_epsilon_of_keras_leaves_the_scales_that_the_default_leaves() -> None:
+    data = torch.randn(16, 6), torch.arange(16) % 3
+    for epsilon in (1e-3, 1.1e-3):
+        found = eq.symmetry.discover(normalised(epsilon), data)
+        left = {s.family: s for s in found if s.status == "approximate"}
+        assert left.keys() == {"scale", "homogeneity"} and left["scale"].dimension == 5
+        assert all(s.epsilon == pytest.approx(s.residual, rel=1e-6) for s in left.values())

@@ -20,7 +20,7 @@ from eqtoolbox.symmetry.search.independence import (
 )
 from eqtoolbox.symmetry.search.member import Entry, Member
 from eqtoolbox.symmetry.search.nullspace import nullspace
-from eqtoolbox.symmetry.search.propagation import Mode, Propagation, propagate
+from eqtoolbox.symmetry.search.propagation import LARGEST, Mode, Propagation, propagate
 from eqtoolbox.symmetry.search.trace import Trace
 
 RULE_FILES = (rules_linear, rules_shape)  # imported for the rules that they register
@@ -49,6 +49,12 @@ def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], set[str]]
             constraints.pin(start[value.number])
     state = propagate(trace, start, trace.loss, constraints, mode)
     constraints.pin(state.of(trace.loss))
+    if state.constants and mode == "scale":
+        trace.notes.append(
+            f"{', '.join(f'{v:g}' for v in sorted(state.constants))} added before a root or a "
+            f"division: more than {LARGEST:g}, so taken for a part of the function and not for "
+            "the epsilon of a normalisation, which would leave approximate scale symmetries"
+        )
     system = stacked(constraints.rows, constraints.count)
     rank = np.full(constraints.count, -1)
     rank[: sum(map(len, ranks))] = np.concatenate(ranks) if ranks else ()

@@ -15,8 +15,8 @@ from eqtoolbox.symmetry.search.exponents import Constraints, Exponent, Form, Ind
 from eqtoolbox.symmetry.search.trace import Node, Trace, Value
 
 Mode = Literal["scale", "sign", "label"]
-EPSILON = 1e-3  # a constant up to this, added before a root, is a normalisation's epsilon
-
+EPSILON = 1e-3  # a constant up to this counts as a normalisation's epsilon wherever it is added
+LARGEST = 0.1  # up to this where a root or a division follows; verification judges what is left
 
 POINTWISE = {
     "gelu", "silu", "sigmoid", "softplus", "elu", "selu", "mish", "exp", "log", "log1p", "cos",
@@ -47,6 +47,8 @@ class Propagation:
     derived: set[int] = field(default_factory=set)  # values that depend on data and parameters
     origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
     unknown: set[str] = field(default_factory=set)  # operations without a rule
+    rooted: set[int] = field(default_factory=set)  # values before a root, or divided by
+    constants: set[float] = field(default_factory=set)  # added there, too large for an epsilon
 
     def of(self, value: Any) -> Exponent:
         """Exponent of a value; zero for data and constants."""
@@ -75,6 +77,7 @@ def propagate(
     """Exponents up to `target` from those of the parameters in `start`."""
     state = Propagation(mode=mode, exponents=dict(start), constraints=constraints)
     state.origin = {number: number for number in start}
+    state.rooted = trace.rooted()
     reach = set(start)  # values that depend on parameters
     for node in trace.live(target):
         inputs = node.inputs
@@ -278,8 +281,12 @@ def _sum(state: Propagation, node: Node) -> Exponent | None:
     wide = [state.of(v).broadcast(shape) for v in tensors]
     for other in wide[1:]:
         state.constraints.equate(wide[0], other)
-    if state.mode != "label" and any(abs(v) > EPSILON and not math.isinf(v) for v in numbers):
+    rooted = made_by(node).number in state.rooted
+    largest = LARGEST if rooted and node.name == "add" else EPSILON
+    real = [abs(v) for v in numbers if abs(v) > largest and not math.isinf(v)]
+    if state.mode != "label" and real:
         state.constraints.pin(wide[0])
+        state.constants.update(v for v in real if rooted and wide[0].terms and v < 1)
     elif any(v != 0 for v in numbers):
         state.normalised += wide[0].terms.values()
     if node.name in ("maximum", "minimum", "where"):

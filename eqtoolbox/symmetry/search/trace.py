@@ -74,6 +74,17 @@ class Trace:
                 kept.append(node)
         return kept[::-1]
 
+    def rooted(self) -> set[int]:
+        """Numbers of the values that a root is taken of, or that something is divided by."""
+        found: set[int] = set()
+        for node in self.nodes:
+            operand = node.args[1 if node.name == "div" else 0] if node.args else None
+            power = node.args[1] if node.name == "pow" and len(node.args) > 1 else None
+            root = isinstance(power, (int, float)) and (power < 0 or power % 1 != 0)
+            if root or node.name in ("sqrt", "rsqrt", "reciprocal", "div"):
+                found.update([operand.number] if isinstance(operand, Value) else ())
+        return found
+
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors as they appear; a tensor written in place gets a new number."""
