@@ -37,8 +37,9 @@ class Conservation(Probe):
     -eta c with c = <K, g> = <dl/dy, rho(y)>. `first_order` is |<K, g>| / (|K| |g|) over all
     generators of a family, the law g . K = 0 as the training gradient itself shows it.
 
-    Numbers are norms over all units of a family, relative to the norm of the charges' scale (what
-    |Q| could be at these parameter sizes); a cause is counted along the drift, so that the
+    Numbers are norms over all units of a family, relative to the norm of the charges' scale: what
+    |Q| could be at these parameter sizes and, for drifts since the start, at those of the start,
+    whichever is larger. A cause is counted along the drift, so that the
     budget's terms add up to the step's drift and the shares, with `share_unmeasured`, to 1.
     Shares since the start take each measured step as typical of those since the last measured.
 
@@ -82,7 +83,9 @@ class Conservation(Probe):
         here, sketched = _read(charges, snapshot.before)
         return here | {
             "start": here["values"],
+            "reach": here["scales"],
             "sketched": {family: values for family, (values, *_) in sketched.items()},
+            "sketched_reach": {family: scales.cpu() for family, (_, scales, _) in sketched.items()},
             "causes": here["values"].new_zeros(len(CAUSES), charges.count),
             "noise": _noise(snapshot, charges, here["lengths"], rng),
             "measured": snapshot.step - 1,
@@ -136,7 +139,7 @@ class Conservation(Probe):
             yield from drift.budget()
             if snapshot.gradient is not None and math.isfinite(size):
                 yield from balance(charges, snapshot, change, state)
-            yield from report(charges, state, drift.scales, drift.eps)
+            yield from report(charges, state, drift.reach, drift.eps)
 
 
 def _read(

@@ -35,17 +35,22 @@ class Drift:
         drift: Tensor = self.state["values"] - self.state["start"]
         return drift
 
+    @property
+    def reach(self) -> Tensor:
+        """What |Q| could be now or could be at the start, whichever is larger, (charges,)."""
+        return torch.maximum(self.scales, self.state.get("reach", self.scales))
+
     def every_step(self, step: int, size: float) -> Iterator[Measurement]:
         """Drift and first-order law of every family; `size` is the gradient's norm."""
         charges, families = self.charges, self._families()
-        vectors = torch.stack([self.total, self.change.drift, self.scales]).cpu().numpy()
+        rows = [self.total, self.change.drift, self.scales, self.reach]
+        vectors = torch.stack(rows).cpu().numpy()
         units = np.add.reduceat(np.square(vectors), charges.unit_starts, axis=1)
         norms = np.sqrt(np.add.reduceat(units, self._first_units(families), axis=1))
-        relative = np.sqrt(units[0]) / np.maximum(np.sqrt(units[2]), TINY)
+        relative = np.sqrt(units[0]) / np.maximum(np.sqrt(units[3]), TINY)
         rounding = self.eps * math.sqrt(step + 1)  # a random walk of roundings
         for i, family in enumerate(families):
-            drift, moved, scale = (float(x) for x in norms[:, i])
-            scale = max(scale, TINY)
+            drift, moved, now, scale = (max(float(x), TINY) for x in norms[:, i])
             own = charges.unit_slices[family]
             index = own.start + int(relative[own].argmax())
             worst, error = float(relative[index]), charges.error(family, vectors[0])
@@ -53,26 +58,33 @@ class Drift:
                 drift, worst, index = self._exactly(family, own.start)
                 error, scale = None, 1.0
             error = error / scale if error is not None else None
-            yield Measurement("drift", drift / scale, family, stderr=error, floor=rounding)
+            drift = drift / scale if drift > TINY else 0.0
+            yield Measurement("drift", drift, family, stderr=error, floor=rounding)
             unit = charges.unit(int(charges.unit_starts[index]))
             note = unit if error is None else f"{unit}, by random elements"
             yield Measurement("worst_drift", worst, family, note=note)
             error = charges.error(family, vectors[1])
-            error = error / max(float(norms[2, i]), TINY) if error is not None else None
-            moved /= max(float(norms[2, i]), TINY)
+            error = error / now if error is not None else None
+            moved = moved / now if moved > TINY else 0.0
             yield Measurement("step_drift", moved, family, stderr=error)
         if math.isfinite(size):
             yield from self._first_order(size)
 
     def _exactly(self, family: str, first: int) -> tuple[float, float, int]:
         """Of all charges that a sketch stands for: drift, worst drift of a unit, and which."""
-        charges, scales, units = (x.cpu().numpy() for x in self.exact[family])
+        charges, _, units = (x.cpu().numpy() for x in self.exact[family])
         drift = charges - self.state["sketched"][family].cpu().numpy()
+        scales = self._exact_reach(family).cpu().numpy()
         squares = np.stack([np.bincount(units, np.square(x)) for x in (drift, scales)])
         relative = np.sqrt(squares[0]) / np.maximum(np.sqrt(squares[1]), TINY)
         size = math.sqrt(squares[0].sum()) / max(math.sqrt(squares[1].sum()), TINY)
         worst = int(relative.argmax())
         return size, float(relative[worst]), first + worst
+
+    def _exact_reach(self, family: str) -> Tensor:
+        scales = self.exact[family][1]
+        began: Tensor = self.state.get("sketched_reach", {}).get(family, scales)
+        return torch.maximum(scales, began.to(scales))
 
     def _first_order(self, size: float) -> Iterator[Measurement]:
         slopes = self.change.slopes.cpu().numpy()
@@ -108,12 +120,12 @@ class Drift:
 
     def vectors(self) -> Iterator[Measurement]:
         """Charges and their drift, one number a charge."""
-        relative = self.total / self.scales.clamp_min(TINY)
+        relative = self.total / self.reach.clamp_min(TINY)
         for family, where in self._families().items():
             charge, drift = self.state["values"][where], relative[where]
             if family in self.exact:
-                charge, scales, _ = self.exact[family]
-                drift = (charge - self.state["sketched"][family]) / scales.clamp_min(TINY)
+                charge, reach = self.exact[family][0], self._exact_reach(family)
+                drift = (charge - self.state["sketched"][family]) / reach.clamp_min(TINY)
             members = [m for m in self.charges.members if m.family == family and m.charges]
             note = "; ".join(f"{m.name}: {m.charges}" for m in members)
             for quantity, values in (("charge", charge), ("unit_drift", drift)):

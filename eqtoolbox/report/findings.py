@@ -1,6 +1,7 @@
 """Findings: every rule applied to a run, the gravest sentence first."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import get_args
 
 from eqtoolbox.report import (
@@ -56,5 +57,17 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
 def find(run: Run) -> list[Finding]:
     """All findings of a run: alarms, warnings, notes, then what is good; rule order within."""
     gravity = {level: -i for i, level in enumerate(get_args(Level))}
-    found = [finding for rule in RULES for finding in rule(run)]
+    found = [_dated(run, finding) for rule in RULES for finding in rule(run)]
     return sorted(found, key=lambda f: gravity[f.level])
+
+
+def _dated(run: Run, finding: Finding) -> Finding:
+    """A finding with its step, where the run went on and its numbers were measured only once."""
+    names = {e.name for e in finding.evidence if not e.name.startswith(("monitor/", "cost/"))}
+    steps = {r.step for name in names for r in run.records(name) if r.status == "ok"}
+    if not names or len(steps) != 1 or "only measurement" in finding.text:
+        return finding
+    (step,) = steps
+    if run.last_step is None or step >= run.last_step:
+        return finding
+    return replace(finding, text=f"{finding.text[:-1]} (measured once, at step {step}).")

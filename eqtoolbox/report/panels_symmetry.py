@@ -50,7 +50,8 @@ def equivariance_panels(run: Run) -> Iterator[Panel]:
         Plot(last_step=run.last_step, scale=scale, suffix=" %"),
         "equivariance/percent_of_loss",
         "Cost of the violation",
-        "Share of the loss that averaging the predictions over the symmetry would take away.",
+        "Share of the loss on moved samples, targets moved along, that averaging the predictions "
+        "over the symmetry would take away.",
     )
 
 

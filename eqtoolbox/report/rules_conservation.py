@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from eqtoolbox.record import Record
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.rules_symmetry import FEW, floor_words
 from eqtoolbox.report.run import Run
@@ -16,6 +17,7 @@ MENTIONED = 0.01  # share of a drift below which a cause is left out of the sent
 NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
 RECENT = 0.95  # of the run's steps: budgets that were recorded since speak for its end
 ALL = 0.01  # distance from a drift of 100 % of what the charge can be
+UNEXPLAINED = 0.5  # share of a drift that no measured step explains, from which none is trusted
 UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
@@ -23,7 +25,8 @@ ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16"
 def conservation(run: Run) -> Iterator[Finding]:
     """One finding a family: how far its charges drifted, and through what."""
     for family, drift in drifts(run).items():
-        size, evidence = abs(drift.last.value), [drift.latest()]
+        last = _exact(drift)
+        size, evidence = abs(last.value), [replace(drift, records=(last,)).latest()]
         charges = f"{family.capitalize().replace('_', ' ')} charges"
         if size <= (drift.last.floor or 0.0):
             text = f"{charges} are conserved: relative drift {number(size, 2)}{floor_words(drift)}."
@@ -43,8 +46,18 @@ def conservation(run: Run) -> Iterator[Finding]:
         held = law_held(run, family)  # then the charges moved by what its floor allows
         broken = broken and not held
         span = "since the start" if drift.last.step else "in the first step"
-        text = f"{charges} drifted {percent(size)} {span}{_causes(shares, held)}{far}."
+        about = f" ± {percent(last.stderr)}" if last.stderr else ""
+        beside = trace(run, f"conservation/closure/{family}")
+        moved = beside is not None and beside.verdict == "violated"
+        causes = _causes(shares, held, moved)
+        text = f"{charges} drifted {percent(size)}{about} {span}{causes}{far}."
         yield Finding(level="warning" if broken else "note", text=text, evidence=tuple(evidence))
+
+
+def _exact(drift: Trace) -> Record:
+    """The newest drift; of one that is estimated at most steps, a recent one that is not."""
+    recent = [r for r in drift.records if r.step >= RECENT * drift.last.step and not r.stderr]
+    return recent[-1] if recent else drift.last
 
 
 def drifts(run: Run) -> dict[str, Trace]:
@@ -113,14 +126,16 @@ def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
     """Laws that the training gradient never broke: each by itself, or many in one sentence."""
     steps = {len(law.records) for law in obeyed.values()}
     if len(obeyed) > FEW and len(steps) == 1:
-        worst = max(obeyed.values(), key=lambda law: law.now)
-        laws, size = listing([words(f) for f in obeyed]), number(worst.now, 2)
+        worst = max(obeyed.values(), key=lambda law: max(r.value for r in law.records))
+        peak = max(worst.records, key=lambda r: r.value)
+        laws, size = listing([words(f) for f in obeyed]), number(peak.value, 2)
         count = f"all {max(steps)} steps" if max(steps) > 1 else "the one step measured"
         text = (
             f"The training gradient obeys the laws of {laws} at {count}: "
-            f"slope at most {size} of the gradient's length{floor_words(worst)}."
+            f"slope at most {size} of the gradient's length"
+            f"{floor_words(replace(worst, records=(peak,)))}."
         )
-        yield Finding(level="good", text=text, evidence=(worst.evidence(),))
+        yield Finding(level="good", text=text, evidence=(replace(worst, records=(peak,)).latest(),))
         return
     for family, law in obeyed.items():
         total = len(law.records)
@@ -169,7 +184,8 @@ def _born(worst: Trace) -> bool:
     return abs(abs(worst.last.value) - 1) < ALL
 
 
-def _causes(shares: dict[str, tuple[Evidence, float]], held: bool) -> str:
+def _causes(shares: dict[str, tuple[Evidence, float]], held: bool, moved: bool) -> str:
+    """The causes of a drift in words; `moved`: something beside the step moves parameters."""
     words = cause_words(held)
     parts = []
     for cause, (_, share) in shares.items():
@@ -177,13 +193,13 @@ def _causes(shares: dict[str, tuple[Evidence, float]], held: bool) -> str:
             parts.append(f"{percent(share)} {words[cause]}")
     if not parts:
         return ""
-    cancelling = _cancelling(shares, words)
+    unknown = shares.get("unmeasured", (None, 0.0))[1]
+    cancelling = _cancelling(shares, words) if abs(unknown) <= UNEXPLAINED else ""
     if cancelling:
         return cancelling
-    unknown = shares.get("unmeasured", (None, 0.0))[1]
     known = [share for cause, (_, share) in shares.items() if cause != "unmeasured"]
     remark = " (negative: against the drift)" if min(known, default=0.0) < -MENTIONED else ""
-    if abs(unknown) > 0.5:
+    if abs(unknown) > UNEXPLAINED and not moved:
         remark += " (the measured steps do not explain it: measure more often)"
     return f": {', '.join(parts)}{remark}"
 

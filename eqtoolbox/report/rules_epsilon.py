@@ -32,7 +32,7 @@ def epsilon(run: Run) -> Iterator[Finding]:
             yield Finding(level="warning", text=text, evidence=evidence)
         elif all(t.verdict == "holds" for t in both):
             text = f"{law} holds but for the epsilon of the normalisations, which explains all of "
-            text += f"it: {said}, {number(left.now, 2)} left{floor_words(left)}."
+            text += f"it: {said}, {number(left.last.value, 2)} left{floor_words(left)}."
             yield Finding(level="good", text=text, evidence=evidence)
         else:
             text = f"{law}: whether epsilon explains what it lacks is undecided: {said}."

@@ -10,6 +10,7 @@ from eqtoolbox.report.words import listing, number, percent, words
 CLOSE = 0.01  # of the predicted drift
 NEARLY = 0.1  # the same where epsilon moves charges too, of which closed forms know nothing
 LITTLE = 1e-4  # drift below which a prediction is not worth a word
+MOVES = 0.01  # share of the drift from which the gradient is said to move charges
 STEADY = 0.05  # of the equilibrium's angular update
 
 
@@ -28,8 +29,7 @@ def forecasts(run: Run) -> Iterator[Finding]:
             continue
         text = (
             f"{words(family).capitalize()} charges left the closed form of SGD: predicted drift "
-            f"{percent(size)}, off by {percent(off)} ({expected.last.note}); the gradient moves "
-            "them, which it does not while the symmetry holds."
+            f"{percent(size)}, off by {percent(off)} ({expected.last.note}); {_mover(run, family)}."
         )
         yield Finding(level="note", text=text, evidence=(expected.latest(), error.latest()))
     if followed:
@@ -41,6 +41,14 @@ def forecasts(run: Run) -> Iterator[Finding]:
         )
         evidence = tuple(t.latest() for pair in followed.values() for t in pair)
         yield Finding(level="good", text=text, evidence=evidence)
+
+
+def _mover(run: Run, family: str) -> str:
+    """What else than a conserving SGD step moved the charges, in words."""
+    share = trace(run, f"conservation/share_symmetry/{family}")
+    if share is not None and abs(share.last.value) > MOVES:
+        return "the gradient moves them, which it does not while the symmetry holds"
+    return "something that is no step of SGD moves them"
 
 
 def turning(run: Run) -> Iterator[Finding]:

@@ -31,7 +31,9 @@ def equivariance(run: Run) -> Iterator[Finding]:
             part = None if price is None else fraction(price, price.now)
             evidence += [] if price is None else [price.evidence()]
             shrinks = error.start > GREW * error.now
-            paid = "" if part is None else f"; it costs {percent(part)} of the loss"
+            paid = (
+                "" if part is None else f"; it makes {percent(part)} of the loss on moved samples"
+            )
             yield Finding(
                 level="note" if (part is not None and part < CHEAP) or shrinks else "warning",
                 text=f"{law} is violated: {size}{_history(error)}{paid}.{_culprit(error)}",
@@ -190,13 +192,21 @@ def predicted_curvature(run: Run) -> Iterator[Finding]:
             level = "warning"
             text = f"The {where} is not what the gradient predicts: {said}."
         yield Finding(level=level, text=text, evidence=(measured.latest(), predicted.latest()))
-    for outputs in (False, True):
-        yield from _right({f: pair for f, pair in right.items() if moving(f) == outputs}, outputs)
+    sources = {family: _source(run, family) for family in right}
+    for source in dict.fromkeys(sources.values()):
+        yield from _right({f: pair for f, pair in right.items() if sources[f] == source}, source)
 
 
-def _right(right: dict[str, tuple[Trace, Trace]], outputs: bool) -> Iterator[Finding]:
-    """Predictions that came true; those of equivariances need the outputs too."""
-    by = "gradient and outputs alone" if outputs else "the gradient alone"
+def _source(run: Run, family: str) -> str:
+    """What the prediction of a curvature was made from."""
+    if moving(family):
+        return "gradient and outputs alone"
+    near = trace(run, f"noether/epsilon/{family}") is not None
+    return "gradient and epsilon alone" if near else "the gradient alone"
+
+
+def _right(right: dict[str, tuple[Trace, Trace]], by: str) -> Iterator[Finding]:
+    """Predictions that came true, all made from the same."""
     if len(right) > FEW:
         apart = max(abs(p.last.value / m.last.value - 1) for m, p in right.values())
         names = listing([words(f) for f in right])

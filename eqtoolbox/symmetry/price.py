@@ -26,7 +26,8 @@ def percent_of_loss(pulled: Tree, loss: Loss) -> float:
 
     For a convex loss the gap is >= 0 (Jensen); for the mean squared error it is exactly the
     variance over the orbit, E_g|f_g - y|^2 = |E_g f_g - y|^2 + E_g|f_g - E_g f_g|^2. It
-    assumes that x and S_g x are equally likely and that the loss does not prefer one of them.
+    assumes that x and S_g x are equally likely and that the loss does not prefer one of them. Of K
+    elements drawn from a larger group it is too small by about 1 / K of itself.
 
     Args:
         pulled: (K, batch, ...), the identity among the K elements, or a tree of such; see

@@ -69,7 +69,12 @@ def test_a_violation_is_told_with_its_growth_and_price(make_run: MakeRun) -> Non
     run = make_run(series(ERROR, values, floor=2.1e-7, verdict="violated"), price)
     finding = the(run, "quarter turns is violated")
     assert finding.level == "warning"
-    for part in ("relative error 0.39", "floor 2.1e-7", "grew 5.1x", "costs 12 % of the loss"):
+    for part in (
+        "relative error 0.39",
+        "floor 2.1e-7",
+        "grew 5.1x",
+        "makes 12 % of the loss on moved samples",
+    ):
         assert part in finding.text
     assert {e.name for e in finding.evidence} == {ERROR, price[0].name}
 
@@ -77,7 +82,7 @@ def test_a_violation_is_told_with_its_growth_and_price(make_run: MakeRun) -> Non
 def test_a_price_in_parts_of_one_reads_the_same(make_run: MakeRun) -> None:
     price = series("equivariance/percent_of_loss/cyclic4", [0.12] * 5)
     run = make_run(series(ERROR, [0.4] * 5, floor=1e-7, verdict="violated"), price)
-    assert "costs 12 % of the loss" in the(run, "violated").text
+    assert "makes 12 % of the loss on moved samples" in the(run, "violated").text
 
 
 def test_the_layer_to_blame_is_named_where_it_was_located(make_run: MakeRun) -> None:

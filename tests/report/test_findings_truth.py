@@ -1,0 +1,101 @@
+"""Sentences say no more than their numbers: when, how sure, and relative to what."""
+
+from collections.abc import Callable
+
+import pytest
+
+from eqtoolbox.record import Record
+from eqtoolbox.report import Finding, Run
+from tests.report.runs import series
+
+MakeRun = Callable[..., Run]
+LAW = "conservation/first_order"
+
+
+def the(run: Run, words: str) -> Finding:
+    (found,) = [f for f in run.findings() if words in f.text]
+    return found
+
+
+def drift(value: float, **shares: float) -> list[Record]:
+    rows = [Record(step=90, name="conservation/drift/head_shift", value=value)]
+    return rows + [
+        Record(step=90, name=f"conservation/share_{cause}/head_shift", value=share)
+        for cause, share in shares.items()
+    ]
+
+
+def test_a_drift_that_sparse_steps_do_not_explain_is_no_cancellation(make_run: MakeRun) -> None:
+    text = the(make_run(drift(0.1, implicit_bias=7.7, unmeasured=-6.7)), "charges drifted").text
+    assert "cancel" not in text and "measure more often" in text
+    text = the(make_run(drift(0.1, finite_step=7.7, decay=-6.7)), "charges drifted").text
+    assert "nearly cancel" in text and "measure more often" not in text
+
+
+def test_no_more_measuring_is_asked_for_where_the_budget_shows_another_mover(
+    make_run: MakeRun,
+) -> None:
+    gap = series("conservation/closure/head_shift", [0.1] * 6, floor=1e-7, verdict="violated")
+    run = make_run(drift(0.1, implicit_bias=0.0, unmeasured=1.0), gap)
+    assert "100 % unmeasured" in the(run, "charges drifted").text
+    assert "measure more often" not in the(run, "charges drifted").text
+
+
+def test_the_largest_slope_of_all_steps_is_told(make_run: MakeRun) -> None:
+    rows = []
+    for family in ("rescale", "rope", "scale", "translation"):
+        values = [1e-9] * 12
+        values[3] = 5e-8 if family == "rope" else 1e-9
+        rows += series(f"{LAW}/{family}", values, floor=1e-7, verdict="holds")
+    finding = the(make_run(rows), "training gradient obeys")
+    assert "at all 12 steps: slope at most 5e-8 of" in finding.text
+    assert finding.evidence[0].value == 5e-8
+
+
+@pytest.mark.parametrize(("recent", "told"), [(True, "drifted 18 % since"), (False, "± 2 %")])
+def test_an_estimated_drift_is_told_exactly_or_with_its_error(
+    make_run: MakeRun, recent: bool, told: str
+) -> None:
+    rows = [
+        Record(step=i, name="conservation/drift/general_linear", value=0.13, stderr=0.02)
+        for i in range(100)
+    ]
+    rows[98 if recent else 10] = Record(
+        step=98 if recent else 10, name="conservation/drift/general_linear", value=0.18
+    )
+    assert told in the(make_run(rows), "charges drifted").text
+
+
+def test_what_was_measured_once_is_dated(make_run: MakeRun) -> None:
+    loss = series("training/loss", [1.0] * 30)
+    once = [
+        Record(step=0, name="curvature/stability", value=0.36),
+        Record(step=0, name="curvature/sharpness", value=7.2),
+    ]
+    text = the(make_run(loss, once), "edge of stability").text
+    assert text.endswith("below the edge of stability (measured once, at step 0).")
+    again = series("curvature/stability", [0.36] * 3), series("curvature/sharpness", [7.2] * 3)
+    assert "measured once" not in the(make_run(loss, *again), "edge of stability").text
+
+
+def test_charges_that_left_the_closed_form_are_not_laid_to_a_gradient_that_moved_none(
+    make_run: MakeRun,
+) -> None:
+    rows = [
+        Record(step=90, name="conservation/forecast/rescale", value=0.1, note="measured 0.5"),
+        Record(step=90, name="conservation/forecast_error/rescale", value=0.4, floor=1e-6),
+    ]
+    share = Record(step=90, name="conservation/share_symmetry/rescale", value=1e-6)
+    assert "something that is no step of SGD" in the(make_run([*rows, share]), "closed form").text
+    share = Record(step=90, name="conservation/share_symmetry/rescale", value=0.8)
+    assert "the gradient moves them" in the(make_run([*rows, share]), "closed form").text
+
+
+def test_the_prediction_of_an_approximate_symmetrys_curvature_names_epsilon(
+    make_run: MakeRun,
+) -> None:
+    rows = series("noether/rayleigh/scale", [0.01] * 6)
+    rows += series("noether/predicted_rayleigh/scale", [0.01] * 6)
+    assert "predicted by the gradient alone" in the(make_run(rows), "curvature along").text
+    rows += series("noether/epsilon/scale", [1e-9] * 6, floor=1e-7)
+    assert "by gradient and epsilon alone" in the(make_run(rows), "curvature along").text
