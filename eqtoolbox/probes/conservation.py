@@ -35,7 +35,10 @@ class Conservation(Probe):
 
     An equivariance f(T theta) = R f(theta) moves its charge: its first term is `implicit_bias`,
     -eta c with c = <K, g> = <dl/dy, rho(y)>. `first_order` is |<K, g>| / (|K| |g|) over all
-    generators of a family, the law g . K = 0 as the training gradient itself shows it.
+    generators of a family, the law g . K = 0 as the training gradient itself shows it. Of an
+    approximate symmetry it is violated where it exceeds by far what its nature left at the start,
+    which grows as the weights shrink; above rounding it is undecided, as a small penalty would hide
+    there: the epsilon of a normalisation is told apart by `eqtoolbox.probes.noether`.
 
     Numbers are norms over all units of a family, relative to the norm of the charges' scale: what
     |Q| could be at these parameter sizes and, for drifts since the start, at those of the start,
@@ -81,13 +84,15 @@ class Conservation(Probe):
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
         here, sketched = _read(charges, snapshot.before)
+        noise, left = _noise(snapshot, charges, here["lengths"], rng)
         return here | {
             "start": here["values"],
             "reach": here["scales"],
             "sketched": {family: values for family, (values, *_) in sketched.items()},
             "sketched_reach": {family: scales.cpu() for family, (_, scales, _) in sketched.items()},
             "causes": here["values"].new_zeros(len(CAUSES), charges.count),
-            "noise": _noise(snapshot, charges, here["lengths"], rng),
+            "noise": noise,
+            "left": left,
             "measured": snapshot.step - 1,
             "kept": None,
         }
@@ -203,11 +208,12 @@ def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:
 
 def _noise(
     snapshot: Snapshot, charges: Charges, lengths: dict[str, float], rng: torch.Generator
-) -> dict[str, tuple[float, float]]:
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[Tensor, float]]]:
     """What rounding leaves of the first-order law of each family: absolute, and over |g|.
 
-    The change of <K, g> / |K| when every parameter moves by a rounding, evaluated as trained; of
-    approximate symmetries at least three times what their nature leaves now.
+    The change of <K, g> / |K| when every parameter moves by a rounding, evaluated as trained.
+    Beside it, of approximate families: |<K, g>| / (|K| |g|) of every generator now, at least the
+    residual as found where the gradient shows none, and |K| |g|.
     """
     objective = snapshot.training or snapshot.measured
     assert objective is not None, "symmetries were found in it"
@@ -219,15 +225,18 @@ def _noise(
         there = zeros | replayed_gradient(objective, moved)
     size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
     change, law = charges.slopes(snapshot.before, apart), charges.slopes(snapshot.before, here)
-    found = {}
+    found, left = {}, {}
     for family, where in charges.generators.items():
         members = [m for m in charges.members if m.family == family]
-        left = change[where].norm()
-        if any(m.status == "approximate" for m in members):
-            left = torch.maximum(left, 3 * law[where].norm())
-        noise = float(left) / max(lengths[family], 1e-300)
+        noise = float(change[where].norm()) / max(lengths[family], 1e-300)
         found[family] = (noise, noise / max(size, 1e-300))
-    return found
+        known = [m.residual for m in members if m.status == "approximate"]
+        if known:
+            whole, own = lengths[family] * size, law[where].abs().cpu()
+            shown = own.norm() > change[where].norm().cpu()
+            least = torch.full_like(own, max(known) / math.sqrt(len(own)))
+            left[family] = own / max(whole, 1e-300) if shown else least, whole
+    return found, left
 
 
 def _norm(tensors: Parameters) -> float:

@@ -15,6 +15,7 @@ from eqtoolbox.symmetry.charges import Change, Charges
 
 CAUSES = ("symmetry", "decay", "optimizer", "finite_step")
 TINY = 1e-300
+WITHIN = "within what the epsilon of normalisations may leave"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,14 +97,37 @@ class Drift:
             whole = max(size * self.state["lengths"][family], TINY)
             value = float(np.linalg.norm(slopes[where])) / whole
             error = self.charges.error(family, slopes, generators=True)
+            left, said = self._left(family, whole), verdict(value, floor)
+            if left and said != "holds":  # rounding is not all that an approximate law may lack
+                beyond = verdict(value, max(left, floor)) == "violated"
+                said = "violated" if beyond else "unresolved"
+            told = f"{WITHIN} ({left:.1e}); noether/epsilon tells"
             yield Measurement(
                 "first_order",
                 value,
                 family,
                 stderr=error / whole if error is not None else None,
                 floor=floor,
-                verdict=verdict(value, floor),
+                verdict=said,
+                note=told if left and said == "unresolved" else "",
             )
+
+    def _left(self, family: str, whole: float) -> float:
+        """What the nature of an approximate law may leave of it now, relative; else 0.
+
+        Three times the slopes at the start, over the smaller gradient. That of an epsilon grows as
+        eps / variance, which is with 1 / |w|^2: as a quadratic charge's scale shrinks.
+        """
+        if family not in self.state.get("left", {}):
+            return 0.0
+        began, whole_then = self.state["left"][family]
+        where = self.charges.families.get(family, slice(0, 0))
+        now, then = self.scales[where].cpu(), self.state["reach"][where].cpu()
+        if len(now) != len(began):  # charges of other units than the generators
+            now, then = now.norm().reshape(-1), then.norm().reshape(-1)
+        grown = (then / now.clamp_min(TINY)).clamp_min(1.0) if where.stop else began.new_ones(1)
+        smaller: float = max(whole_then / whole, 1.0)
+        return 3 * float((began * grown).norm()) * smaller
 
     def closure(self, gap: Tensor, steps: int) -> Iterator[Measurement]:
         """How far the charges are from what the budgets of the last `steps` steps add up to."""

@@ -7,7 +7,7 @@ import numpy as np
 from eqtoolbox.report.drawing import GREY, PALETTE, arrays, faded
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.panels_charges import charge_panels
-from eqtoolbox.report.rules_conservation import cause_words, drifts, law_held
+from eqtoolbox.report.rules_conservation import cause_words, drifts, law_held, law_undecided
 from eqtoolbox.report.rules_symmetry import fraction
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
@@ -116,7 +116,7 @@ def _causes(run: Run, family: str) -> Iterator[Panel]:
     shares = {c: trace(run, f"conservation/share_{c}/{family}") for c in CAUSES}
     terms = {c: trace(run, f"conservation/{c}/{family}") for c in CAUSES}
     title = f"What moved the {words(family)} charges"
-    said = cause_words(law_held(run, family))
+    said = cause_words(law_held(run, family), law_undecided(run, family))
     if any(shares.values()):
         shown = {c: t for c, t in shares.items() if t and _size(t) > VISIBLE}
         plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")

@@ -44,12 +44,13 @@ def conservation(run: Run) -> Iterator[Finding]:
         broken = abs(shares.get("symmetry", (None, 0.0))[1]) > UNMEASURED
         broken = broken and (term is None or term.verdict != "holds")
         held = law_held(run, family)  # then the charges moved by what its floor allows
-        broken = broken and not held
+        undecided = law_undecided(run, family)
+        broken = broken and not held and not undecided
         span = "since the start" if drift.last.step else "in the first step"
         about = f" ± {percent(last.stderr)}" if last.stderr else ""
         beside = trace(run, f"conservation/closure/{family}")
         moved = beside is not None and beside.verdict == "violated"
-        causes = _causes(shares, held, moved)
+        causes = _causes(shares, cause_words(held, undecided), moved)
         text = f"{charges} drifted {percent(size)}{about} {span}{causes}{far}."
         yield Finding(level="warning" if broken else "note", text=text, evidence=tuple(evidence))
 
@@ -111,7 +112,7 @@ def gradient_laws(run: Run) -> Iterator[Finding]:
                 "the loss shapes it, such as a penalty added to it, or the loss lost the symmetry."
             )
             yield Finding(level="warning", text=text, evidence=(law.evidence(),))
-        elif law.verdict == "holds":
+        elif law.verdict == "holds" and not law_undecided(run, family):
             broken = sum(judged(r) == "violated" for r in law.records)
             if not broken:
                 obeyed[family] = law
@@ -158,8 +159,10 @@ def budget_closure(run: Run) -> Iterator[Finding]:
             yield Finding(level="warning", text=text, evidence=(gap.evidence(),))
 
 
-def cause_words(held: bool) -> dict[str, str]:
-    """The causes in words; what a held law leaves of the symmetry's slope is no broken symmetry."""
+def cause_words(held: bool, undecided: bool = False) -> dict[str, str]:
+    """The causes in words; a slope is no broken symmetry while its law holds or is undecided."""
+    if undecided:
+        return CAUSES | {"symmetry": "a slope that an epsilon may leave"}
     return CAUSES | ({"symmetry": "a slope within its floor"} if held else {})
 
 
@@ -179,14 +182,23 @@ def law_held(run: Run, family: str) -> bool:
     return law is not None and all(judged(r) == "holds" for r in law.records)
 
 
+def law_undecided(run: Run, family: str) -> bool:
+    """Whether the gradient's law is that of an approximate symmetry, above rounding, not broken."""
+    law = trace(run, f"conservation/first_order/{family}")
+    return (
+        law is not None
+        and law.verdict != "violated"
+        and any(r.verdict == "unresolved" and "epsilon" in r.note for r in law.records)
+    )
+
+
 def _born(worst: Trace) -> bool:
     """Whether the charge is all drift: it was zero at the start, as that of a bias born at zero."""
     return abs(abs(worst.last.value) - 1) < ALL
 
 
-def _causes(shares: dict[str, tuple[Evidence, float]], held: bool, moved: bool) -> str:
+def _causes(shares: dict[str, tuple[Evidence, float]], words: dict[str, str], moved: bool) -> str:
     """The causes of a drift in words; `moved`: something beside the step moves parameters."""
-    words = cause_words(held)
     parts = []
     for cause, (_, share) in shares.items():
         if abs(share) > (UNMEASURED if cause == "unmeasured" else MENTIONED):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.rules_conservation import law_undecided
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import listing, number, percent, words
@@ -47,6 +48,8 @@ def _mover(run: Run, family: str) -> str:
     """What else than a conserving SGD step moved the charges, in words."""
     share = trace(run, f"conservation/share_symmetry/{family}")
     if share is not None and abs(share.last.value) > MOVES:
+        if law_undecided(run, family):
+            return "the gradient moves them, no more than the epsilon of normalisations may leave"
         return "the gradient moves them, which it does not while the symmetry holds"
     return "something that is no step of SGD moves them"
 

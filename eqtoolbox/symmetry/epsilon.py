@@ -101,10 +101,11 @@ class Epsilons(TorchFunctionMode):
     def _rooted(self, func: Any, args: tuple[Any, ...], position: int) -> tuple[Any, ...]:
         """The arguments, with an epsilon in what a root is taken of or something is divided by."""
         found = args[position]
-        known = self._sums.get(found) if isinstance(found, Tensor) else None
-        if known is None or found._version != known[1] or (func in _POWERS and _whole(args[1])):
+        if not isinstance(found, Tensor) or found not in self._sums:
             return args
-        eps = known[0]
+        eps, version = self._sums[found]
+        if found._version != version or (func in _POWERS and _whole(args[1])):
+            return args
         more = self.plus(found - eps, eps) - eps
         made = found.add_(more) if func in _IN_PLACE else found + more
         return (*args[:position], made, *args[position + 1 :])

@@ -244,7 +244,9 @@ def test_a_regulariser_beside_the_loss_breaks_the_first_order_law_of_the_gradien
     clean = measured(OPTIMIZERS["sgd"])
     laws = [r for r in clean if r.name.startswith("conservation/first_order/")]
     assert {r.name.rpartition("/")[2] for r in laws} >= {"rescale", "scale", "translation"}
-    assert all(r.verdict == "holds" for r in laws)
+    exact = [r for r in laws if not r.name.endswith("/scale")]  # that has an epsilon
+    assert all(r.verdict == "holds" for r in exact)
+    assert all(r.verdict == "unresolved" for r in laws if r not in exact)
 
     def penalty(model: Net, step: int) -> None:
         if step:  # the first one is compared with the replayed gradient, and warned of
