@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import LossFunction, Objective
+from eqtoolbox.symmetry.epsilon import observed
 
 if TYPE_CHECKING:  # brings scipy
     from eqtoolbox.symmetry.search.found import Found
@@ -84,7 +86,10 @@ def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) 
         dtype=torch.float64,
     )
     try:
-        return _found(objective, params)
+        found = _found(objective, params)
+        if _one_sample(batch) and _still(objective, params):
+            found.notes = (*found.notes, _STILL)
+        return found
     except (RuntimeError, TypeError, ValueError) as error:
         if _ONE_SAMPLE not in str(error):
             raise ValueError(f"the loss could not be analysed on this batch: {error}") from error
@@ -98,6 +103,25 @@ _STATISTICS = (
     "one value per channel cannot be normalised as in training: batch normalisation was analysed "
     "with its running statistics, without the scale symmetries that it has on larger batches"
 )
+_STILL = (
+    "a normalisation of this one sample finds a variance of zero and passes nothing on: what comes "
+    "before it has no effect here, and symmetries of it mean nothing; give more samples"
+)
+
+
+def _one_sample(batch: Any) -> bool:
+    shapes = [x.shape for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim()]
+    return bool(shapes) and shapes[0][0] == 1
+
+
+def _still(objective: Objective, params: Mapping[str, Tensor]) -> bool:
+    """Whether a normalisation divides by nothing but its epsilon, as those of Keras may."""
+    wide = {n: p.detach().to(torch.float64) for n, p in params.items()}
+    with objective.isolated():
+        try:
+            return any(not bool(amount.any()) for amount in observed(objective.loss, wide))
+        except RuntimeError:  # formulas in place of kernels may not run where these do
+            return False
 
 
 def _found(objective: Objective, params: Mapping[str, Tensor]) -> "Found":

@@ -313,3 +313,13 @@ def test_a_larger_epsilon_of_keras_leaves_the_scales_that_the_default_leaves() -
         left = {s.family: s for s in found if s.status == "approximate"}
         assert left.keys() == {"scale", "homogeneity"} and left["scale"].dimension == 5
         assert all(s.epsilon == pytest.approx(s.residual, rel=1e-6) for s in left.values())
+
+
+def test_a_batch_of_one_that_a_normalisation_blanks_out_is_named() -> None:
+    one, many = (torch.randn(1, 6), torch.arange(1)), (torch.randn(16, 6), torch.arange(16) % 3)
+    noted = lambda model, batch: (
+        "variance of zero" in " ".join(eq.symmetry.discover(model, batch).notes)
+    )
+    assert noted(normalised(1e-3), one)
+    assert not noted(normalised(1e-3), many)
+    assert not noted(normalised(1e-3).eval(), one)
