@@ -1,7 +1,7 @@
 """Search: parameter symmetries proposed from what a loss runs, confirmed by numbers."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -23,6 +23,7 @@ from eqtoolbox.symmetry.search.members import members
 from eqtoolbox.symmetry.search.modules import propose_from_modules
 from eqtoolbox.symmetry.search.precision import FullPrecision
 from eqtoolbox.symmetry.search.problem import MovedInputs, Problem, Run, posed
+from eqtoolbox.symmetry.search.propagation import EPSILON, LARGEST, Propagation
 from eqtoolbox.symmetry.search.verification import (
     Covariance,
     Loss,
@@ -71,26 +72,47 @@ def find_symmetries(
     """
     with FullPrecision() if dtype == torch.float64 else nullcontext():
         problem = posed(loss, params, generator, run, dtype)
-        found, unknown = members(problem.trace)
-        notes = list(problem.trace.notes)
-        chains = [trials for _, trials in proposals(found)]
-        listed: list[DiscreteSymmetry] = []
-        if not problem.trace.nodes and model is not None:
-            inspected = list(propose_from_modules(model))
-            chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
-            listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-        if unknown:
-            notes.append(
-                f"no rule for {', '.join(sorted(unknown))}: what these operations read was "
-                "taken as fixed, so that symmetries through them are missed"
-            )
-        discrete = Discrete(problem, chains, listed)
-        continuous = _continuous(problem, chains, discrete.covariance)
+        continuous, discrete, state = _found(problem, model, LARGEST)
+        if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
+            # no epsilons after all: what is exact beside them must not be lost
+            continuous, discrete, state = _found(problem, model, EPSILON)
+        notes = [*problem.trace.notes, *_unseen(state)]
         tied = tied_to_inputs(problem, moved_inputs) if moved_inputs is not None else ()
         every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
     for note in notes:
         log.info("symmetries: %s", note)
     return Found(every, notes)
+
+
+def _found(
+    problem: Problem, model: nn.Module | None, largest: float
+) -> tuple[list[ContinuousSymmetry], Discrete, Propagation]:
+    """Continuous and discrete symmetries with constants up to `largest` as epsilons."""
+    found, state = members(problem.trace, largest=largest)
+    chains = [trials for _, trials in proposals(found)]
+    listed: list[DiscreteSymmetry] = []
+    if not problem.trace.nodes and model is not None:
+        inspected = list(propose_from_modules(model))
+        chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
+        listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
+    discrete = Discrete(problem, chains, listed)
+    return _continuous(problem, chains, discrete.covariance), discrete, state
+
+
+def _unseen(state: Propagation) -> Iterator[str]:
+    """What the analysis took for fixed, in sentences."""
+    if state.unknown:
+        yield (
+            f"no rule for {', '.join(sorted(state.unknown))}: what these operations read was "
+            "taken as fixed, so that symmetries through them are missed"
+        )
+    if state.constants:
+        numbers = ", ".join(f"{v:g}" for v in sorted(state.constants))
+        yield (
+            f"{numbers} added before a root or a division: too large for the epsilon of a "
+            "normalisation, which would leave approximate scale symmetries, and so taken for a "
+            "part of the function"
+        )
 
 
 def _continuous(

@@ -27,8 +27,16 @@ RULE_FILES = (rules_linear, rules_shape)  # imported for the rules that they reg
 Bits = NDArray[np.bool_]
 
 
-def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], set[str]]:
-    """Members of the diagonal group that leaves a trace's loss unchanged; operations unknown."""
+def members(
+    trace: Trace, mode: Mode = "scale", largest: float = LARGEST
+) -> tuple[list[Member], Propagation]:
+    """Members of the diagonal group that leaves a trace's loss unchanged; how they were found.
+
+    Args:
+        trace: of the loss.
+        mode: see `Propagation`.
+        largest: constant before a root or a division that may be an epsilon.
+    """
     constraints = Constraints()
     start: dict[int, Exponent] = {}
     offsets: dict[tuple[str, int], int] = {}
@@ -47,21 +55,15 @@ def members(trace: Trace, mode: Mode = "scale") -> tuple[list[Member], set[str]]
     for value in trace.parameters.values():
         if value.number not in used:
             constraints.pin(start[value.number])
-    state = propagate(trace, start, trace.loss, constraints, mode)
+    state = propagate(trace, start, trace.loss, constraints, mode, largest)
     constraints.pin(state.of(trace.loss))
-    if state.constants and mode == "scale":
-        trace.notes.append(
-            f"{', '.join(f'{v:g}' for v in sorted(state.constants))} added before a root or a "
-            f"division: more than {LARGEST:g}, so taken for a part of the function and not for "
-            "the epsilon of a normalisation, which would leave approximate scale symmetries"
-        )
     system = stacked(constraints.rows, constraints.count)
     rank = np.full(constraints.count, -1)
     rank[: sum(map(len, ranks))] = np.concatenate(ranks) if ranks else ()
     basis = nullspace(system, rank)
     if not basis.shape[1]:
-        return [], state.unknown
-    return list(_members(trace, state, basis, offsets)), state.unknown
+        return [], state
+    return list(_members(trace, state, basis, offsets)), state
 
 
 def stacked(rows: list[Form], count: int) -> sparse.csr_matrix:

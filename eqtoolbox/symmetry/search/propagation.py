@@ -48,7 +48,9 @@ class Propagation:
     origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
     unknown: set[str] = field(default_factory=set)  # operations without a rule
     rooted: set[int] = field(default_factory=set)  # values before a root, or divided by
-    constants: set[float] = field(default_factory=set)  # added there, too large for an epsilon
+    largest: float = LARGEST  # constant that may be an epsilon there
+    taken: set[float] = field(default_factory=set)  # above EPSILON, and taken for one
+    constants: set[float] = field(default_factory=set)  # too large for one
 
     def of(self, value: Any) -> Exponent:
         """Exponent of a value; zero for data and constants."""
@@ -73,11 +75,12 @@ def propagate(
     target: Value,
     constraints: Constraints,
     mode: Mode = "scale",
+    largest: float = LARGEST,
 ) -> Propagation:
     """Exponents up to `target` from those of the parameters in `start`."""
     state = Propagation(mode=mode, exponents=dict(start), constraints=constraints)
     state.origin = {number: number for number in start}
-    state.rooted = trace.rooted()
+    state.rooted, state.largest = trace.rooted(), largest
     reach = set(start)  # values that depend on parameters
     for node in trace.live(target):
         inputs = node.inputs
@@ -282,13 +285,14 @@ def _sum(state: Propagation, node: Node) -> Exponent | None:
     for other in wide[1:]:
         state.constraints.equate(wide[0], other)
     rooted = made_by(node).number in state.rooted
-    largest = LARGEST if rooted and node.name == "add" else EPSILON
+    largest = state.largest if rooted and node.name == "add" else EPSILON
     real = [abs(v) for v in numbers if abs(v) > largest and not math.isinf(v)]
     if state.mode != "label" and real:
         state.constraints.pin(wide[0])
         state.constants.update(v for v in real if rooted and wide[0].terms and v < 1)
     elif any(v != 0 for v in numbers):
         state.normalised += wide[0].terms.values()
+        state.taken.update(abs(v) for v in numbers if abs(v) > EPSILON)
     if node.name in ("maximum", "minimum", "where"):
         state.separate(wide[0])
         if state.mode == "sign":
