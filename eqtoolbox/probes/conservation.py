@@ -38,7 +38,8 @@ class Conservation(Probe):
     generators of a family, the law g . K = 0 as the training gradient itself shows it. Of an
     approximate symmetry it is violated where it exceeds by far what its nature left at the start,
     which grows as the weights shrink; above rounding it is undecided, as a small penalty would hide
-    there: the epsilon of a normalisation is told apart by `eqtoolbox.probes.noether`.
+    there: `eqtoolbox.probes.noether` tells the epsilon apart in the loss, not in what is added to
+    its gradient.
 
     Numbers are norms over all units of a family, relative to the norm of the charges' scale: what
     |Q| could be at these parameter sizes and, for drifts since the start, at those of the start,

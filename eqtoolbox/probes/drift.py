@@ -101,7 +101,7 @@ class Drift:
             if left and said != "holds":  # rounding is not all that an approximate law may lack
                 beyond = verdict(value, max(left, floor)) == "violated"
                 said = "violated" if beyond else "unresolved"
-            told = f"{WITHIN} ({left:.1e}); noether/epsilon tells"
+            told = f"{WITHIN} ({left:.1e}); noether/epsilon tells of the loss"
             yield Measurement(
                 "first_order",
                 value,
