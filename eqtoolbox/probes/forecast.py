@@ -21,7 +21,8 @@ def advance(
 ) -> None:
     """One step of the closed form (`Course`), from rates and Q(d) alone, for all charges at once.
 
-    Begun at the first step measured, and anew after steps that were not.
+    Begun at the first step measured, whose own drift is taken as it was, and anew after steps that
+    were not.
 
     Args:
         charges: of all symmetries.
@@ -48,8 +49,9 @@ def advance(
         lr, degree = rates["rows"][0], rates["rows"][3]
         if bool(((lr == 0) & (degree > 0)).any()):  # says nothing of the velocity: begin later
             return
-        paired, start, since = change.drift - change.finite_step, state["values"], snapshot.step
-        course = Course.after(start, paired, change.finite_step, lr=lr.clamp_min(TINY))
+        paired, here, since = change.drift - change.finite_step, state["values"], snapshot.step
+        course = Course.after(here, paired, change.finite_step, lr=lr.clamp_min(TINY))
+        start = state["start"] if before is None else here  # then it stands beside `drift`
     state["forecast"] = {
         "at": snapshot.step,
         "since": since,

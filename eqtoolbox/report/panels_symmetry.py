@@ -1,6 +1,7 @@
 """Panels on symmetry: equivariance errors, conserved charges and their causes, law residuals."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,6 +60,7 @@ def conservation_panels(run: Run) -> Iterator[Panel]:
     """Drift of the charges, its causes, and the identities behind their conservation."""
     found = drifts(run)
     yield from _drift(run, {family: _moved(t) for family, t in found.items()})
+    yield from _forecast(run, found)
     for family, drift in found.items():
         if judged(drift.last) != "holds":
             yield from _causes(run, family)
@@ -103,6 +105,26 @@ def _drift(run: Run, found: dict[str, Trace]) -> Iterator[Panel]:
     )
     if found:
         yield plot.panel("conservation-drift", "Drift of conserved charges", reading)
+
+
+def _forecast(run: Run, found: dict[str, Trace]) -> Iterator[Panel]:
+    """Measured drifts as broad pale lines, those of the closed form as thin ones."""
+    plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %")
+    for i, (family, expected) in enumerate(traces(run, "conservation/forecast").items()):
+        if family not in found:
+            continue
+        colour = PALETTE[i % len(PALETTE)]
+        plot.line(_moved(found[family]), f"{words(family)}, measured", colour, width=6)
+        plot.data[-1] |= {"opacity": 0.35, "mode": "lines"}
+        key = replace(plot.keys.pop(), label=words(family))
+        plot.line(_moved(expected), f"{words(family)}, predicted", colour, width=1.4)
+        plot.keys.append(replace(key, traces=key.traces + plot.keys.pop().traces))
+    if plot.data:
+        reading = (
+            "Drift of the charges since the start: broad pale lines are measured, thin lines are "
+            "what SGD with its decay and momentum does to charges that the loss conserves."
+        )
+        yield plot.panel("forecast", "Drift by the closed form of SGD", reading)
 
 
 def _moved(drift: Trace) -> Trace:

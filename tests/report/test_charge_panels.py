@@ -10,6 +10,7 @@ import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.report.page import content
 from eqtoolbox.report.panels_charges import STEPS, UNITS, charge_panels, strongest
+from eqtoolbox.report.panels_symmetry import conservation_panels
 from eqtoolbox.report.run import Run
 from eqtoolbox.sinks.jsonl import RunDirectory
 from tests.conftest import blobs, mlp
@@ -81,3 +82,24 @@ def test_the_strongest_of_neighbours_keeps_its_sign() -> None:
     cells, starts = strongest(np.array([[1.0, 0.0], [-3.0, 2.0], [0.5, 0.5]]), 2)
     assert cells.tolist() == [[-3.0, 2.0], [0.5, 0.5]]
     assert starts.tolist() == [0, 2]
+
+
+def test_measured_and_predicted_drifts_lie_on_one_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = mlp(6, 5, 4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    with eq.attach(
+        model, optimizer, probes=[Conservation()], schedule=1, budget=None, run_dir=tmp_path / "a"
+    ) as monitor:
+        loss_fn = monitor.loss(lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]))
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_fn(model, blobs()).backward()
+            optimizer.step()
+    panels = {p.slug: p for p in conservation_panels(Run(tmp_path / "a"))}
+    lines = {t["name"]: t for t in panels["forecast"].figure["data"]}
+    measured, predicted = (lines[f"rescale, {kind}"] for kind in ("measured", "predicted"))
+    at = dict(zip(measured["x"], measured["y"], strict=True))
+    assert len(predicted["x"]) >= 5
+    for step, height in zip(predicted["x"], predicted["y"], strict=True):
+        assert abs(height / at[step] - 1) < 1e-3
