@@ -12,12 +12,12 @@ from eqtoolbox.capture.gradient_check import (
     repeats,
     replayed_gradient,
 )
-from eqtoolbox.capture.guests import modules_in
 from eqtoolbox.capture.loss_capture import LossCapture
-from eqtoolbox.capture.writes import LiveWrite, refuse_live_writes
+from eqtoolbox.capture.writes import refuse_hidden_writes
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
+from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.snapshot import Snapshot, trainable
 
 CHECK = "monitor/closure_grad_cos"
@@ -42,11 +42,9 @@ class Faithfulness:
             return False
         try:
             with objective.isolated():
-                guests = [*modules_in((objective.loss_fn, objective.batch))]
-                refuse_live_writes(objective, params, guests)
-        except LiveWrite as reason:
-            self._capture.refused = str(reason)
-            self._journal.warn("monitor", str(reason))
+                refuse_hidden_writes(objective, params)
+        except LeavesTrace as reason:
+            self.refuse(str(reason))
             return False
         except NotALoss as reason:
             self._capture.missed = str(reason)
@@ -56,6 +54,12 @@ class Faithfulness:
             return True
         self._harmless = True
         return True
+
+    def refuse(self, why: str) -> None:
+        """No probe evaluates the loss from now on: it would leave a trace."""
+        if not self._capture.refused:
+            self._capture.refused = why
+            self._journal.warn("monitor", why)
 
     def check(self, snapshot: Snapshot) -> bool:
         """Compare the replayed gradient with the step's and record how far they agree.
@@ -74,6 +78,8 @@ class Faithfulness:
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
                     repeated = repeats(snapshot.training, snapshot.before)
                 return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
+            except LeavesTrace as reason:
+                self.refuse(str(reason))
             except Exception as error:
                 self._journal.failed("monitor", error)
         return False

@@ -21,6 +21,7 @@ from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.record import Record
+from eqtoolbox.replay.scope import current
 from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
 from eqtoolbox.sink import Sink
@@ -252,6 +253,11 @@ class Monitor:
         self._next = min(
             (following(s.schedule, self.step + 1) for s in self.probes), default=math.inf
         )
+        self._capture.replays = (
+            self._several
+            or not self._faithful.checked
+            or any(probe.evaluates for probe in self._run)
+        )
         if self._catches or self._capture.armed:
             self._capture.armed = self._catches
         if self._handles:
@@ -283,11 +289,13 @@ class Monitor:
 
     @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._catches:
+        if self._catches and current() is None:
             self._begin(closure=len(args) > 1 or "closure" in kwargs)
 
     @untraced
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if current() is not None:  # a loss that is evaluated again steps an optimizer itself
+            return
         started = time.perf_counter()
         if self._todo or self.step + 1 >= self._next:
             self._due_step_ends(started)
@@ -318,6 +326,8 @@ class Monitor:
     @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """One of several optimizers starts."""
+        if current() is not None:
+            return
         if self._open and id(optimizer) in self._stepped:
             self._close_step()
         if not self._open:
@@ -331,6 +341,8 @@ class Monitor:
 
     @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if current() is not None:
+            return
         self._capture.pending.step_pauses()
         self._stepped.add(id(optimizer))
         self._safely(self._taken.note_gradients, optimizer)
@@ -415,6 +427,9 @@ class Monitor:
                 snapshot = self._snapshot(before, after, named)
         for probe in probes:
             self._runner.run(probe, snapshot)
+            if self._runner.refused and not self._capture.refused:
+                self._faithful.refuse(self._runner.refused)
+                snapshot = self._snapshot(before, after, named)
         self._account.measured(probes)
 
     def _snapshot(

@@ -13,8 +13,9 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
-from eqtoolbox.capture.guests import Scope, modules_in, renew_guests
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
+from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.scope import current
 
 Parameters = dict[str, Tensor]
 LossFunction = Callable[[nn.Module, Any], Any]
@@ -52,6 +53,7 @@ class Objective:
     mutates: bool = False  # the loss changes its batch in place
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
     autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
+    belongings: Belongings | None = None  # what it could reach when the step evaluated it
 
     def loss(self, params: Mapping[str, Tensor]) -> Tensor:
         """Training loss at `params` (scalar), in the modes the training step ran in."""
@@ -257,9 +259,11 @@ class Objective:
                 yield
 
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
-        renew_guests()
+        replay = current()
+        if replay is not None:
+            replay.begin(self.belongings)
         with random_streams(self.random), cast, recomputed_within(state), state():
-            return scope(body)
+            return body(self.model)
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
@@ -278,7 +282,18 @@ class Objective:
 
     def isolated(self) -> Any:
         """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
-        return isolated(self.model, expected=modules_in((self.loss_fn, self.batch)))
+        return isolated(self.model, expected=(self.loss_fn,))
+
+
+class Scope(nn.Module):
+    """Runs `body(model)`; parameters swapped in it stay so for the whole body."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, body: Any) -> Any:
+        return body(self.model)
 
 
 def scalar_loss(result: Any) -> Tensor:

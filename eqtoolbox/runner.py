@@ -16,6 +16,7 @@ from eqtoolbox.isolation import isolated
 from eqtoolbox.journal import Journal
 from eqtoolbox.probe import Measurement, Probe, record
 from eqtoolbox.record import Record, Status
+from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 
 HALF = "on the first half of the batch: the whole did not fit into memory"
@@ -33,6 +34,7 @@ class Runner:
         self.references: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # that each probe took at this step
         self.once: dict[str, float] = {}  # of these, those that no later run takes again
+        self.refused = ""  # why no probe may evaluate the loss any more
         self.halved: set[str] = set()  # probes that measure half of a batch
         self._model = model
         self._seed = seed
@@ -87,6 +89,9 @@ class Runner:
                     self.references[probe.name] = probe.reference(snapshot, rng)
                     self.once[probe.name] += time.perf_counter() - started
                 rows.extend(probe.measure(snapshot, self.references[probe.name], rng))
+        except LeavesTrace as reason:
+            rows.append(headline(probe, "not_applicable", str(reason)))
+            self.refused = str(reason)
         except NotApplicable as reason:
             rows.append(headline(probe, "not_applicable", str(reason)))
         except FloatingPointError as reason:

@@ -16,6 +16,8 @@ class Hook:
     The owner has a `stopwatch` for the time its methods take, and is told by `fail` of errors.
     """
 
+    training_only = True  # replays do not call it
+
     def __init__(self, owner: Any = None, method: str = "") -> None:
         self._owner = weakref.ref(owner) if owner is not None else lambda: None
         self._method = method

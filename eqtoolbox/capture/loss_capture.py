@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,8 @@ from eqtoolbox.capture.unwrap import unwrapped
 from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import LossFunction, Objective, Parameters, loss_tensor
+from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.scope import LeavesTrace, current
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,6 +49,7 @@ class LossCapture:
         self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.refused = ""  # why the loss must not be evaluated
         self.missed = ""  # why nothing could be caught although the model was called
+        self.replays = True  # whether the coming step is evaluated again
         self.pending = Pending(model)
         self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
@@ -54,7 +57,7 @@ class LossCapture:
         self._wrapped: LossFunction | None = None
         self.fail: Callable[[Exception], None] = _raise
         self._own_loss = False
-        self._start: tuple[RandomState, Parameters] | None = None
+        self._start: Start | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
         self._begun: tuple[Objective, Any, list[int]] | None = None
         self._output: Any = None
@@ -82,7 +85,8 @@ class LossCapture:
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or not self._armed or not torch.is_grad_enabled():
+            idle = torch.compiler.is_compiling() or not self._armed or current() is not None
+            if idle or not torch.is_grad_enabled():
                 return function(*args, **kwargs)
             return self._call(function, args, kwargs)
 
@@ -168,7 +172,13 @@ class LossCapture:
         objective = self._objective(loss_fn, batch)
         step = self.pending.losses
         last = step[-1].objective if step else objective
-        return replace(objective, random=random, buffers=last.buffers, flags=last.flags)
+        return replace(
+            objective,
+            random=random,
+            buffers=last.buffers,
+            belongings=last.belongings,
+            flags=last.flags,
+        )
 
     def why_none(self) -> str:
         """Why no loss is known, and what to do."""
@@ -235,6 +245,7 @@ class LossCapture:
             loss: Tensor | None = loss_tensor(result)
         except TypeError:
             loss = None
+        objective.random.ended()
         caught = Caught(objective, value=None if loss is None else loss.detach())
         caught.started = True
         if not self.pending.belongs():
@@ -272,7 +283,7 @@ class LossCapture:
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self._begun is not None or not torch.is_grad_enabled() or not self.pending.belongs():
             return
-        self._start = (RandomState(), _buffers(self.model))
+        self._start = self._now(self._known)
         self._autocast = self._around()
         if self.loss_fn is None:
             self._calls = _fresh((args, kwargs))
@@ -319,16 +330,43 @@ class LossCapture:
             self._catch(self._objective(Criterion(criterion), self._calls), loss)
 
     def _objective(self, loss_fn: LossFunction, batch: Any) -> Objective:
-        random, buffers = self._start or (RandomState(), _buffers(self.model))
+        start = self._start or self._now(loss_fn)
         return Objective(
             model=self.model,
             loss_fn=loss_fn,
             batch=batch,
-            random=random,
-            buffers=buffers,
+            random=start.random,
+            buffers=start.buffers,
+            belongings=start.belongings,
             autocast=self._autocast,
             flags=tuple(m.training for m in self.model.modules()),
         )
+
+    def _now(self, loss_fn: Any) -> "Start":
+        """What an evaluation of the loss begins from now."""
+        return Start(RandomState(), _buffers(self.model), self._belongings(loss_fn))
+
+    def _belongings(self, loss_fn: Any) -> Belongings | None:
+        if self.refused or not self.replays:
+            return None
+        try:
+            return Belongings((self.model, loss_fn), (self.model,))
+        except LeavesTrace:  # told where it is evaluated
+            return None
+
+    @property
+    def _known(self) -> Any:
+        """The loss function as far as it is known before the model is called."""
+        return self._wrapped or self.loss_fn or self.criterion
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one evaluation of the loss began from."""
+
+    random: RandomState
+    buffers: Parameters
+    belongings: Belongings | None
 
 
 class _Reached:

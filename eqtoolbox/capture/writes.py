@@ -1,25 +1,21 @@
-"""Writes: whether an evaluation of the loss would change a live tensor in place."""
+"""Writes: whether an evaluation of the loss changes a live tensor in a way that nothing announces."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqtoolbox.objective import Objective, Parameters
-
-
-class LiveWrite(RuntimeError):
-    """The loss was about to change a tensor of the training; nothing was changed."""
+from eqtoolbox.replay.scope import current
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Stops before an operation that writes into one of these storages, `.data` included."""
+    """Stops before an operation inside another one writes into a tensor of the training.
 
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._names = names
+    What functions of torch write is announced to the replay before they run, copied and undone;
+    here are those that write on the quiet, in C++ or below a function that says nothing of it.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable:
@@ -29,41 +25,26 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
     def _look_at(self, func: Any, written: Any) -> None:
+        replay = current()
         for x in written if isinstance(written, (list, tuple)) else (written,):
-            name = self._names.get(_address(x)) if isinstance(x, Tensor) else None
-            if name is not None:
-                raise LiveWrite(
-                    f"evaluating the loss writes into {name} in place ({func}): probes would "
-                    "change the training, and measure nothing; do it outside the loss, or make "
-                    "the tensor a buffer, which probes work on a copy of"
+            if replay is not None and isinstance(x, Tensor) and replay.writes(x):
+                replay.refuse(
+                    f"evaluating the loss writes into a tensor of the training in place ({func}), "
+                    "unannounced: probes would change the training, and those that evaluate the "
+                    "loss measure nothing; do it outside the loss, or make the tensor a buffer, "
+                    "which probes work on a copy of"
                 )
 
 
-def refuse_live_writes(
-    objective: Objective, params: Parameters, others: Iterable[nn.Module] = ()
-) -> None:
-    """Evaluate the loss once and stop it before it writes into a live parameter.
+def refuse_hidden_writes(objective: Objective, params: Parameters) -> None:
+    """Evaluate the loss once and stop it before it writes unannounced into a live tensor.
 
     Args:
         objective: evaluated at `params`, inside its isolation.
-        others: further modules whose parameters are live.
 
     Raises:
-        LiveWrite: it would have; nothing was changed.
+        LeavesTrace: it would have; nothing was changed.
     """
-    names = {
-        _address(p): name
-        for module in (*others, objective.model)
-        for name, p in module.named_parameters()
-        if p.numel()
-    }
-    with torch.no_grad(), _Watch(names):
+    with torch.no_grad(), _Watch():
         for piece in objective.pieces:
             piece.loss(params)
-
-
-def _address(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # no storage, as of sparse tensors
-        return -1

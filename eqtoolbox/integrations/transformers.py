@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from eqtoolbox.capture.guests import evaluating
 from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
+from eqtoolbox.replay.scope import current
 
 with extra("transformers", "eqtoolbox.integrations.transformers"):
     from transformers import TrainerCallback
@@ -91,7 +91,7 @@ def quietly(function: F) -> F:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if trainer is None or not evaluating():
+        if trainer is None or current() is None:
             return function(*args, **kwargs)
         with quiet(trainer):
             return function(*args, **kwargs)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from eqtoolbox.replay.streams import random_streams
 from eqtoolbox.symmetry.actions import dihedral, flip, quarter_turn, roll, trivial
 from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.claim import Equivariance
@@ -109,7 +110,7 @@ def operations(body: Callable[[], Any]) -> set[str]:
         >>> sorted(operations(lambda: torch.ones(3).sort()) & ORDERED)
         ['sort']
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _Names() as seen:
+    with torch.no_grad(), random_streams(), _Names() as seen:
         body()
     names: set[str] = seen.names
     return names

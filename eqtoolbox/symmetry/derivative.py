@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp, vmap
+from torch.overrides import TorchFunctionMode
 
 from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.symmetry.orbit import Function
@@ -138,18 +138,15 @@ def _like(tangent: Tree, inputs: Tree) -> Parts:
 
 @contextmanager
 def _differentiable() -> Iterator[None]:
-    """No graph for reverse mode, no kernel without a forward derivative, weights that stay.
+    """No graph for reverse mode, no kernel without a forward derivative, weights that stay."""
+    with torch.no_grad(), _Still(), twice_differentiable(()):
+        yield
 
-    Linear layers are exchanged by name: a mode does not reach those inside torch's attention.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            torch.no_grad(),
-            twice_differentiable(()),
-            mock.patch.object(F, "linear", still_linear),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+
+class _Still(TorchFunctionMode):
+    """Linear layers keep weights that are no part of the derivative, inside attention, too."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return (still_linear if func is F.linear else func)(*args, **(kwargs or {}))

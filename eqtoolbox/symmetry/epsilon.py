@@ -11,11 +11,9 @@ The rates r come from one evaluation at T_s theta in which every constant moves 
 is added to; what is left then is broken by something else.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +21,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from eqtoolbox.capture.checkpoints import just_run
+
 SMALL = 1e-3  # a constant up to this, added to a tensor, counts as an epsilon; as in the search
 LARGEST = 0.1  # up to this where a root or a division follows; as in the search
 
-_CHECKPOINT = "_checkpoint_without_reentrant_generator"
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 Factor = Callable[[int, Tensor, float], Tensor]
@@ -60,9 +59,7 @@ class Epsilons(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         self._uncheckpointed = ExitStack()
-        if hasattr(sys.modules.get("torch.utils.checkpoint"), _CHECKPOINT):
-            plain = mock.patch.object(torch.utils.checkpoint, _CHECKPOINT, _just_run)
-            self._uncheckpointed.enter_context(plain)
+        self._uncheckpointed.enter_context(just_run())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -179,11 +176,6 @@ def log_slopes(loss: Loss, params: Mapping[str, Tensor], base: Sequence[Tensor])
 def _whole(power: Any) -> bool:
     """Whether a power is no root."""
     return not isinstance(power, (int, float)) or (power > 0 and power % 1 == 0)
-
-
-def _just_run(*_: Any, **__: Any) -> Iterator[None]:
-    """What a checkpoint does around its function, without the checkpoint."""
-    yield
 
 
 def _normalised(plus: Plus, x: Tensor, dims: list[int], eps: float, centred: bool = True) -> Tensor:

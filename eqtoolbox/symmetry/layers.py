@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.record import VIOLATED
+from eqtoolbox.replay.operations import Operations
+from eqtoolbox.replay.streams import RandomState, random_streams
 from eqtoolbox.symmetry.actions import SPATIAL, Action, inside_of, trivial
 from eqtoolbox.symmetry.boosts import Boost, FeatureBoost
 from eqtoolbox.symmetry.claim import Equivariance
@@ -75,14 +77,11 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
     for name, module in model.named_modules():
         if name:
             handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
-    fused = torch.backends.mha.get_fastpath_enabled()  # it skips the layers inside
-    torch.backends.mha.set_fastpath_enabled(False)
+    drawn = random_streams(RandomState.seeded(seed))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.no_grad(), Operations(), drawn:  # a fast path would skip the layers inside
             call(model, on_tensors(torch.clone, inputs))
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
     return seen

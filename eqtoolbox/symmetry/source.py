@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.replay.streams import random_streams
 from eqtoolbox.source import named
 
 _NEEDS = (
@@ -113,7 +114,7 @@ def _shapes(model: nn.Module) -> list[tuple[tuple[int, ...], int]]:
 def _runs(model: nn.Module, batch: Tensor) -> bool:
     training = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), random_streams():
             made = model.eval()(batch)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from eqtoolbox.replay.interception import Intercepted
 from eqtoolbox.symmetry.search.memory import give_back
 
+_ENTERED = Intercepted(("torch.autograd.graph", "saved_tensors_hooks"), "__enter__")
 Receive = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
 
 
@@ -93,13 +94,12 @@ class _Made(Mapping[str, Tensor]):
 def _counted_hooks() -> Iterator[list[object]]:
     """Hooks on saved tensors that others enter meanwhile, as checkpoints do."""
     entered: list[object] = []
-    enter = saved_tensors_hooks.__enter__
 
-    def noted(hooks: saved_tensors_hooks) -> None:
+    def noted(enter: Any, hooks: saved_tensors_hooks) -> None:
         entered.append(hooks)
         enter(hooks)
 
-    with mock.patch.object(saved_tensors_hooks, "__enter__", noted):
+    with _ENTERED.answered_by(noted):
         yield entered
 
 

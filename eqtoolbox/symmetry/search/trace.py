@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
+
+from eqtoolbox.replay.operations import Operations
 
 
 @dataclass(frozen=True)
@@ -139,23 +140,18 @@ def trace(
         ['dot', 'relu']
     """
     leaves = {n: p.detach() for n, p in params.items()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Tracer() as tracer:
-            named = {n: tracer.value(p) for n, p in leaves.items()}
-            versions = {n: p._version for n, p in leaves.items()}
-            output, loss = run(leaves)
-            written = [n for n, p in leaves.items() if p._version != versions[n]]
-            made = tracer.value(output) if isinstance(output, Tensor) else None
-            final = tracer.value(loss)
-        if written:
-            tracer.notes.append(
-                f"the forward pass writes to parameters in place ({', '.join(written)}): what it "
-                "reads of them afterwards was taken as fixed"
-            )
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), Operations(), _Tracer() as tracer:
+        named = {n: tracer.value(p) for n, p in leaves.items()}
+        versions = {n: p._version for n, p in leaves.items()}
+        output, loss = run(leaves)
+        written = [n for n, p in leaves.items() if p._version != versions[n]]
+        made = tracer.value(output) if isinstance(output, Tensor) else None
+        final = tracer.value(loss)
+    if written:
+        tracer.notes.append(
+            f"the forward pass writes to parameters in place ({', '.join(written)}): what it "
+            "reads of them afterwards was taken as fixed"
+        )
     tracer.notes += _uses(named, tracer.nodes)
     return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes)
 

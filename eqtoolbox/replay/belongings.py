@@ -1,0 +1,67 @@
+"""Belongings: what a model and its loss could reach at one moment, and how it was."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from eqtoolbox.replay.reach import ITERATORS, Reach, said
+from eqtoolbox.replay.slots import Slot
+from eqtoolbox.replay.standin import StandIn
+
+
+class Belongings:
+    """Everything mutable in reach of `roots` (see `eqtoolbox.replay.reach`), as it is now.
+
+    Args:
+        roots: a model, its loss function, a criterion.
+        hosts: modules whose parameters and buffers are exchanged when they are evaluated.
+
+    Raises:
+        LeavesTrace: there is more than can be kept.
+    """
+
+    def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
+        reach = Reach(roots, hosts)
+        self.slots: list[Slot] = reach.slots
+        self.tensors = reach.tensors
+        self.seen = reach.seen  # keeps all of it alive, so that no id is used again
+        self._loose = [
+            (thing, path, copy.copy(thing) if type(thing) in ITERATORS else None)
+            for thing, path in reach.loose
+        ]
+
+    def add(self, other: "Belongings") -> None:
+        """Take in what the other reaches besides, as it is now."""
+        mine = {id(slot.owner) for slot in self.slots}
+        self.slots += [slot.again() for slot in other.slots if id(slot.owner) not in mine]
+        known = {id(t) for _, t in self.tensors}
+        self.tensors += [(path, t) for path, t in other.tensors if id(t) not in known]
+        loose = {id(thing) for thing, _, _ in self._loose}
+        self._loose += [row for row in other._loose if id(row[0]) not in loose]
+        self.seen.update(other.seen)
+
+    def exchange(self) -> dict[int, Any]:
+        """New stand-ins for what cannot be put back; iterators over sequences as copies."""
+        return {
+            id(thing): StandIn(thing, _why(thing, path)) if kept is None else copy.copy(kept)
+            for thing, path, kept in self._loose
+        }
+
+    def restore(self, exchange: dict[int, Any]) -> None:
+        """Make everything what it was."""
+        for slot in self.slots:
+            slot.restore(exchange)
+
+    def moved(self) -> list[str]:
+        """What is not as it was, in words."""
+        return [said(slot.path) for slot in self.slots if slot.moved({})]
+
+
+def _why(thing: Any, path: Any) -> str:
+    return (
+        f"the loss uses {said(path)}, a {type(thing).__name__} that cannot be put back once it has "
+        "moved: evaluating the loss again would change the training, so that probes that do are "
+        "switched off; use it outside the loss and hand over what comes out"
+    )

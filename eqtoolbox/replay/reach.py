@@ -1,0 +1,396 @@
+"""Reach: everything mutable that a model and its loss can get hold of, found by walking from them.
+
+Attributes of objects, entries of containers, variables of closures; of the program's own modules and
+classes also what the code names. Not entered: torch, NumPy and the standard library themselves,
+loggers, threads and locks, datasets' loaders, and Trainers of frameworks, which their own
+integration keeps quiet.
+"""
+
+import array
+import functools
+import io
+import itertools
+import random
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.replay import slots
+from eqtoolbox.replay.code import Used, of_a_user, used
+from eqtoolbox.replay.scope import LeavesTrace
+from eqtoolbox.replay.slots import Slot
+from eqtoolbox.replay.tensors import watchable
+
+SMALL = 2**20  # bytes of a tensor that is copied at once; larger ones before they are written
+LARGE = 2**26  # bytes of a NumPy array that is copied; of larger ones a sample is compared
+MANY = 100_000  # objects that are looked at
+_ATOMS = frozenset({
+    int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range,
+    slice, types.BuiltinFunctionType, types.CodeType, types.ModuleType, types.MethodWrapperType,
+    types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
+    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.dtype, np.ufunc,
+    weakref.ref, property, object,
+})  # fmt: skip
+ITERATORS = tuple(
+    type(one)
+    for one in (iter([]), iter(()), iter(range(0)), iter(""), iter(b""), reversed([]),
+                iter(range(2**70)), iter("é"), itertools.count(), itertools.repeat(0))
+)  # fmt: skip
+_ALONE = frozenset({  # whose objects go on by themselves, or reach out of the process
+    "_csv", "_multiprocessing", "_queue", "_socket", "_sqlite3", "aim", "clearml", "comet_ml",
+    "concurrent", "h5py", "lmdb", "mlflow", "mmap", "multiprocessing", "neptune", "psycopg2",
+    "queue", "redis", "requests", "socket", "sqlite3", "subprocess", "tensorboard", "tensorboardX",
+    "trackio", "wandb",
+})  # fmt: skip
+_FRAMEWORKS = frozenset({  # also what a program derives from their classes
+    "_asyncio", "_thread", "accelerate", "asyncio", "ignite", "keras", "lightning",
+    "lightning_fabric", "logging", "pytorch_lightning", "threading", "transformers",
+})  # fmt: skip
+_LEFT = frozenset({  # other libraries whose objects are not entered
+    "builtins", "contextvars", "datetime", "decimal", "eqtoolbox", "inspect", "numpy", "pathlib",
+    "re", "torch", "typing", "weakref",
+})  # fmt: skip
+_STANDARD = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+class Reach:
+    """One walk from `roots`.
+
+    Args:
+        roots: what may be used: a model, its loss function, a criterion.
+        hosts: modules whose parameters and buffers are exchanged when they are evaluated.
+
+    Raises:
+        LeavesTrace: there is more than can be kept; says where.
+    """
+
+    def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
+        self.slots: list[Slot] = []
+        self.tensors: list[tuple[Any, Tensor]] = []
+        self.loose: list[tuple[Any, Any]] = []  # (thing, path) that cannot be put back
+        self.seen: dict[int, Any] = {}
+        self._classes: set[type] = set()
+        self._hosts = {id(m) for host in hosts for m in host.modules()}
+        self._waiting = [(root, (None, _word(root))) for root in roots]
+        self._walk()
+
+    def _walk(self) -> None:
+        waiting, seen = self._waiting, self.seen
+        while waiting:
+            thing, path = waiting.pop()
+            if id(thing) in seen:
+                continue
+            seen[id(thing)] = thing
+            if len(seen) > MANY:
+                raise LeavesTrace(
+                    f"the loss can reach more than {MANY:,} objects, the last in {said(path)}: too "
+                    "many to be kept for a replay; let it reach what it needs only"
+                )
+            kind = type(thing)
+            reader = _readers.get(kind)
+            if reader is None:
+                _readers[kind] = reader = _reader(kind)
+            reader(self, thing, path)
+
+    def look(self, value: Any, path: Any) -> None:
+        """Walk on to a value later."""
+        if type(value) not in _ATOMS:
+            self._waiting.append((value, path))
+
+    # -- kinds ----------------------------------------------------------------------------------
+
+    def nothing(self, thing: Any, path: Any) -> None:
+        pass
+
+    def module(self, thing: nn.Module, path: Any) -> None:
+        own = vars(thing)
+        self.slots += [slots.Entries(own, path), slots.Hooks(thing, path)]
+        for table in _TABLES:
+            if table in own:
+                self.slots.append(slots.Entries(own[table], path))
+        self.tensors += [
+            ((path, f".{n}"), p) for n, p in own.get("_parameters", {}).items() if p is not None
+        ]
+        buffers = [((path, f".{n}"), b) for n, b in own.get("_buffers", {}).items()]
+        if id(thing) in self._hosts:
+            self.tensors += [(where, b) for where, b in buffers if b is not None]
+        else:
+            self._waiting += [(b, where) for where, b in buffers if b is not None]
+        for name in own.keys() - _STANDARD:
+            self.look(own[name], (path, f".{name}"))
+        for name, inner in own.get("_modules", {}).items():
+            self.look(inner, (path, f".{name}"))
+        self._class(type(thing), path)
+
+    def tensor(self, thing: Tensor, path: Any) -> None:
+        if not watchable(thing):
+            return
+        if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > SMALL:
+            self.tensors.append((path, thing))
+        else:
+            self.slots.append(slots.Contents(thing, path))
+
+    def array(self, thing: Any, path: Any) -> None:
+        if thing.flags.writeable:
+            kind = slots.Array if thing.nbytes <= LARGE else slots.Sample
+            self.slots.append(kind(thing, path))
+        if thing.dtype.hasobject:
+            self._all(thing.flat, path)
+
+    def mapping(self, thing: Any, path: Any) -> None:
+        self.slots.append(slots.Entries(thing, path))
+        if not _ATOMS.issuperset(map(type, thing.values())):
+            for key, value in thing.items():
+                self.look(value, (path, f"[{key!r:.40}]" if isinstance(key, str) else "[...]"))
+        self._attributes(thing, path)
+
+    def sequence(self, thing: Any, path: Any) -> None:
+        self.slots.append(slots.Items(thing, path))
+        self._all(thing, path)
+        self._attributes(thing, path)
+
+    def fixed(self, thing: Any, path: Any) -> None:
+        self._all(thing, path)
+
+    def function(self, thing: types.FunctionType, path: Any) -> None:
+        names = thing.__code__.co_freevars
+        for name, cell in zip(names, thing.__closure__ or (), strict=True):
+            self.look(cell, (path, f"'s {name}"))
+        self.look(thing.__defaults__, path)
+        self.look(thing.__kwdefaults__, path)
+        if vars(thing):
+            self.look(vars(thing), path)
+        if of_a_user(thing.__code__.co_filename):
+            self._names(thing)
+
+    def cell(self, thing: types.CellType, path: Any) -> None:
+        self.slots.append(slots.Cell(thing, path))
+        self.look(slots.contents(thing), path)
+
+    def method(self, thing: types.MethodType, path: Any) -> None:
+        self.look(thing.__self__, path)
+        self.look(thing.__func__, path)
+
+    def partial(self, thing: Any, path: Any) -> None:
+        for part in (thing.func, thing.args, thing.keywords):
+            self.look(part, path)
+
+    def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
+        self.slots += [slots.Entries(t, path) for t in (thing.state, *thing.param_groups)]
+        for p, state in thing.state.items():
+            self.slots.append(slots.Entries(state, path))
+            values = [*state.values(), p]
+            self.tensors += [(path, x) for x in values if isinstance(x, Tensor)]
+
+    def stream(self, thing: Any, path: Any) -> None:
+        if thing is not torch.default_generator:
+            self.slots.append(slots.Stream(thing, path))
+
+    def bytes_of(self, thing: Any, path: Any) -> None:
+        self.slots.append(slots.Bytes(thing, path))
+
+    def text(self, thing: Any, path: Any) -> None:
+        self.slots.append(slots.Text(thing, path))
+
+    def file(self, thing: Any, path: Any) -> None:
+        if thing in (sys.stdout, sys.stderr, sys.stdin, sys.__stdout__, sys.__stderr__):
+            return
+        try:
+            if thing.readable() and not thing.writable() and thing.seekable():
+                self.slots.append(slots.Position(thing, path))
+                return
+        except (OSError, ValueError):  # closed, or in the middle of an iteration
+            pass
+        self.alone(thing, path)
+
+    def alone(self, thing: Any, path: Any) -> None:
+        self.loose.append((thing, path))
+
+    def kind(self, thing: type, path: Any) -> None:
+        self._class(thing, path)
+
+    def parts(self, thing: Any, path: Any) -> None:
+        """Of our own around a loss: what it holds of the user's."""
+        for value in getattr(thing, "__dict__", {}).values():
+            self.look(value, (None, _word(value)))
+
+    def object(self, thing: Any, path: Any) -> None:
+        self._attributes(thing, path)
+        self._class(type(thing), path)
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    def _all(self, things: Iterable[Any], path: Any) -> None:
+        kinds = {*map(type, things)}
+        if kinds == {tuple}:
+            kinds = {*map(type, itertools.chain.from_iterable(things))}
+        if not kinds <= _ATOMS:
+            for k, value in enumerate(things):
+                self.look(value, (path, k))
+
+    def _attributes(self, thing: Any, path: Any) -> None:
+        own = getattr(thing, "__dict__", None)
+        if type(own) is dict:
+            self.slots.append(slots.Entries(own, path))
+            for name, value in own.items():
+                self.look(value, (path, f".{name}"))
+        names = _slotted(type(thing))
+        if names:
+            slot = slots.Names(thing, path, names)
+            self.slots.append(slot)
+            for name, value in slot.held.items():
+                self.look(value, (path, f".{name}"))
+
+    def _class(self, kind: type, path: Any) -> None:
+        if kind in self._classes:
+            return
+        self._classes.add(kind)
+        for one in _users_classes(kind):
+            if one is not kind and one in self._classes:
+                continue
+            self._classes.add(one)
+            self.slots.append(slots.Class(one, (None, one.__name__)))
+            for name, value in vars(one).items():
+                inner = value if type(value) is types.FunctionType else _function_of(value)
+                if type(inner) not in _ATOMS:
+                    self._waiting.append((inner, (None, f"{one.__name__}.{name}")))
+
+    def _names(self, thing: types.FunctionType) -> None:
+        """What the code of a function names in its module, and in modules of the program."""
+        space, code = thing.__globals__, used(thing.__code__)
+        if code.rebound:
+            self.slots.append(slots.Names(space, (None, "the module's"), code.rebound))
+        names = _worth_reading.get(thing.__code__)
+        if names is None:
+            names = tuple(n for n in code.read & space.keys() if not _of_a_library(space[n]))
+            _worth_reading[thing.__code__] = names
+        for name in names:
+            value = space.get(name)
+            if isinstance(value, types.ModuleType):
+                self._of_module(value, code)
+            else:
+                self.look(value, (None, name))
+
+    def _of_module(self, value: types.ModuleType, code: Used) -> None:
+        space, path = vars(value), (None, value.__name__)
+        rebound = code.attributes_set & space.keys()
+        if rebound:
+            self.slots.append(slots.Names(space, path, rebound))
+        for name in code.attributes & space.keys():
+            self.look(space[name], (path, f".{name}"))
+
+
+def _function_of(value: Any) -> Any:
+    """The function inside a static or class method or a property; anything else itself."""
+    if isinstance(value, staticmethod | classmethod):
+        return value.__func__
+    return value.fget if isinstance(value, property) else value
+
+
+def _of_a_library(value: Any) -> bool:
+    """Whether a global name stands for a library's module, function or class."""
+    if isinstance(value, types.ModuleType):
+        return not of_a_user(getattr(value, "__file__", None) or "<frozen")
+    if isinstance(value, types.FunctionType):
+        return value.__closure__ is None and not of_a_user(value.__code__.co_filename)
+    return isinstance(value, type) and not _users_classes(value)
+
+
+_readers: "weakref.WeakKeyDictionary[type, Callable[..., None]]" = weakref.WeakKeyDictionary()
+_worth_reading: "weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _reader(kind: type) -> Callable[..., None]:
+    """How things of this type are read."""
+    roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    for base, reader in _BY_BASE:
+        if issubclass(kind, base):
+            return reader
+    if roots & _ALONE or kind.__module__.startswith("torch.utils.tensorboard"):
+        return Reach.alone
+    if hasattr(kind, "__next__") and not kind.__dictoffset__:
+        return Reach.alone
+    if kind.__module__.startswith(("eqtoolbox.capture.losses", "eqtoolbox.integrations")):
+        return Reach.parts
+    if roots & _FRAMEWORKS or kind.__module__.partition(".")[0] in _LEFT:
+        return Reach.nothing
+    return Reach.object
+
+
+_BY_BASE: tuple[tuple[Any, Callable[..., None]], ...] = (
+    ((torch.jit.ScriptModule, Enum), Reach.nothing),
+    (nn.Module, Reach.module),
+    (Tensor, Reach.tensor),
+    (np.ndarray, Reach.array),
+    (dict, Reach.mapping),
+    ((list, deque, set), Reach.sequence),
+    ((tuple, frozenset), Reach.fixed),
+    (types.FunctionType, Reach.function),
+    (types.CellType, Reach.cell),
+    (types.MethodType, Reach.method),
+    (functools.partial, Reach.partial),
+    (torch.optim.Optimizer, Reach.optimizer),
+    (random.SystemRandom, Reach.nothing),
+    (
+        (torch.Generator, random.Random, np.random.Generator, np.random.RandomState,
+         np.random.BitGenerator),
+        Reach.stream,
+    ),
+    ((bytearray, array.array), Reach.bytes_of),
+    ((io.StringIO, io.BytesIO), Reach.text),
+    (io.IOBase, Reach.file),
+    (
+        (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType),
+        Reach.alone,
+    ),
+    (type, Reach.kind),
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _users_classes(kind: type) -> tuple[type, ...]:
+    """Those of the bases of a class that the program itself defines."""
+    return tuple(one for one in kind.__mro__[:-1] if _mine(one))
+
+
+def _mine(kind: type) -> bool:
+    if kind.__module__ in sys.stdlib_module_names or isinstance(kind, type(Enum)):
+        return False
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    return of_a_user(file) if file else kind.__module__ == "__main__"
+
+
+@functools.lru_cache(maxsize=4096)
+def _slotted(kind: type) -> tuple[str, ...]:
+    names: list[str] = []
+    for one in kind.__mro__:
+        own = vars(one).get("__slots__", ())
+        names += [own] if isinstance(own, str) else own
+    hidden = [n for n in names if n not in ("__dict__", "__weakref__")]
+    return tuple(dict.fromkeys(hidden))
+
+
+def _word(root: Any) -> str:
+    name = getattr(root, "__qualname__", None) or type(root).__name__
+    return str(name).replace("<locals>.", "")
+
+
+def said(path: Any) -> str:
+    """A path in words: `Net.layers.0.history`."""
+    words: list[str] = []
+    while path is not None:
+        path, word = path
+        words.append(word if isinstance(word, str) else f"[{word!r}]")
+    return "".join(reversed(words))

@@ -1,0 +1,132 @@
+"""A replay: one thread evaluates a model and its loss again, and leaves everything as it was."""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.reach import said
+from eqtoolbox.replay.scope import LeavesTrace
+from eqtoolbox.replay.streams import Frame, RandomState, alone
+from eqtoolbox.replay.tensors import LiveTensors
+
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
+
+
+class Replay:
+    """What is in reach, as it was when the replay began.
+
+    Args:
+        hosts: modules that are evaluated with exchanged parameters and buffers.
+        roots: whatever else the evaluations use, such as a loss function.
+
+    Raises:
+        LeavesTrace: more is in reach than can be kept.
+    """
+
+    def __init__(self, hosts: tuple[nn.Module, ...], roots: Iterable[Any]) -> None:
+        self.refused = ""  # what an evaluation was stopped for
+        self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
+        self._hosts = hosts
+        self._outside = Belongings((*hosts, *roots), hosts)
+        self._known = {id(m) for m in self._outside.seen.values() if isinstance(m, nn.Module)}
+        self._live = LiveTensors(self._outside.tensors)
+        self._random = RandomState()
+        self._drawn = False
+        self._starts: list[Belongings] = []  # that are taken in
+
+    def widen(self, roots: Iterable[Any]) -> None:
+        """Take in what else an evaluation uses."""
+        more = [root for root in roots if id(root) not in self._outside.seen]
+        if more:
+            self._take(Belongings(more, self._hosts))
+
+    def meet(self, module: nn.Module) -> None:
+        """Take in a module that is about to be called.
+
+        Raises:
+            RuntimeError: it is a wrapper whose call would talk to other processes.
+        """
+        if id(module) in self._known:
+            return
+        if type(module).__name__ in _WRAPPERS:
+            raise RuntimeError(
+                f"the loss calls a {type(module).__name__} itself, which talks to other processes; "
+                "let it call the model it is given as its argument"
+            )
+        self.widen((module,))
+        self._known.add(id(module))
+
+    def begin(self, start: Belongings | None) -> None:
+        """Undo what the evaluation before did; everything is as it was at `start`.
+
+        Raises:
+            LeavesTrace: something cannot be undone.
+        """
+        if start is not None and all(start is not known for known in self._starts):
+            self._starts.append(start)
+            self._take(start)
+        self._undo()
+        (start or self._outside).restore(self._exchange(start))
+
+    def end(self) -> None:
+        """Leave everything as it was.
+
+        Raises:
+            LeavesTrace: something could not be put back; says what.
+        """
+        try:
+            self._undo()
+        finally:
+            self._outside.restore({})
+            if self._drawn or (alone() and self._random.moved()):
+                self._random.restore()
+        moved = self._outside.moved()
+        if moved:
+            self.refuse(
+                f"evaluating the loss changed {moved[0]} in a way that could not be undone: probes "
+                "that do are switched off"
+            )
+
+    def refuse(self, why: str) -> NoReturn:
+        """Stop what goes on.
+
+        Raises:
+            LeavesTrace: always.
+        """
+        self.refused = why
+        raise LeavesTrace(why)
+
+    def draw(self) -> None:
+        """Random numbers of torch are about to be drawn."""
+        if self.frames:
+            self.frames[-1].draw()
+        else:
+            self._drawn = True
+
+    def writes(self, tensor: Tensor) -> bool:
+        """An operation is about to write into this tensor; whether that was not known before."""
+        return self._live.before_write(tensor)
+
+    def _take(self, more: Belongings) -> None:
+        """Other things are in reach as well: keep them as they are."""
+        known = {id(t) for t in self._live.tensors}
+        self._outside.add(more)
+        new = [(path, t) for path, t in more.tensors if id(t) not in known]
+        self._live.add(new)
+
+    def _undo(self) -> None:
+        lost = self._live.undo()
+        if lost:
+            self.refuse(
+                f"evaluating the loss wrote into {said(lost[0])} by an operation that does not say "
+                "so, which could not be undone: probes that do are switched off; make it a buffer "
+                "of the model, which probes work on a copy of, or write outside the loss"
+            )
+
+    def _exchange(self, start: Belongings | None) -> dict[int, Any]:
+        known = self._outside.exchange()
+        return known if start is None else {**known, **start.exchange()}
+
+

@@ -1,0 +1,37 @@
+"""The scope of a replay: which replay, if any, the running thread is inside of."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eqtoolbox.replay.replay import Replay
+
+
+class LeavesTrace(RuntimeError):
+    """Evaluating the loss again would change the training; it was stopped before it did."""
+
+
+class _Here(threading.local):
+    replay: "Replay | None" = None
+
+
+_here = _Here()
+
+
+def current() -> "Replay | None":
+    """The replay that this thread is inside of; None while it trains or does anything else."""
+    return _here.replay
+
+
+@contextmanager
+def inside(replay: "Replay") -> Iterator[None]:
+    """Scope in which this thread belongs to `replay`; autograd's own threads enter it too."""
+    before, _here.replay = _here.replay, replay
+    try:
+        yield
+    finally:
+        _here.replay = before
+
+

@@ -1,0 +1,50 @@
+"""A stand-in: what a replay finds in the place of a thing that could not be put back once used.
+
+Generators, files that are written, queues, connections and trackers go on by themselves: they are
+refused by name at the first touch, before they have moved.
+"""
+
+from typing import Any
+
+from eqtoolbox.replay.scope import current
+
+_INSIDE = frozenset({"__class__", "_eqtoolbox_thing", "_eqtoolbox_why"})
+
+
+class StandIn:
+    """Refuses whatever a replay asks of it; to other threads it is the thing itself."""
+
+    __slots__ = ("_eqtoolbox_thing", "_eqtoolbox_why")
+
+    def __init__(self, thing: Any, why: str) -> None:
+        object.__setattr__(self, "_eqtoolbox_thing", thing)
+        object.__setattr__(self, "_eqtoolbox_why", why)
+
+    def __getattribute__(self, name: str) -> Any:
+        thing = object.__getattribute__(self, "_eqtoolbox_thing")
+        if name == "__class__":
+            return type(thing)
+        _refuse(self)
+        return getattr(thing, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse(self)
+        setattr(object.__getattribute__(self, "_eqtoolbox_thing"), name, value)
+
+
+def _refuse(one: StandIn) -> None:
+    replay = current()
+    if replay is not None:
+        replay.refuse(object.__getattribute__(one, "_eqtoolbox_why"))
+
+
+def _through(name: str) -> Any:
+    def call(self: StandIn, *args: Any, **kwargs: Any) -> Any:
+        _refuse(self)
+        return getattr(object.__getattribute__(self, "_eqtoolbox_thing"), name)(*args, **kwargs)
+
+    return call
+
+
+for _name in ("next", "iter", "call", "enter", "exit", "len", "getitem", "setitem", "contains"):
+    setattr(StandIn, f"__{_name}__", _through(f"__{_name}__"))
