@@ -41,7 +41,7 @@ class Faithfulness:
         if self._capture.refused:
             return False
         try:
-            with objective.isolated():
+            with objective.isolated(thorough=True):
                 refuse_hidden_writes(objective, params)
         except LeavesTrace as reason:
             self.refuse(str(reason))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.derivatives import twice_differentiable
-from eqtoolbox.replay.calls import bare_calls
+from eqtoolbox.replay.calls import every_call, global_hooks, uncompiled
 from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.scope import current, inside
 from eqtoolbox.replay.streams import RandomState, cuda_started, random_streams
@@ -22,7 +22,9 @@ __all__ = ["RandomState", "evaluation", "flagged", "isolated", "random_streams"]
 
 
 @contextmanager
-def isolated(*modules: nn.Module, expected: Iterable[Any] = ()) -> Iterator[None]:
+def isolated(
+    *modules: nn.Module, expected: Iterable[Any] = (), thorough: bool = False
+) -> Iterator[None]:
     """Scope in which `modules` may be called freely: no user hook fires and nothing stays changed.
 
     Hooks that belong to torch itself stay (old-style weight and spectral normalisation and
@@ -33,6 +35,7 @@ def isolated(*modules: nn.Module, expected: Iterable[Any] = ()) -> Iterator[None
     Args:
         modules: that are called with exchanged parameters and buffers.
         expected: what else the evaluations use, such as a loss function.
+        thorough: meet modules, too, that are called although no walk has found them.
 
     Raises:
         LeavesTrace: something in reach would not be as it was; says what.
@@ -46,7 +49,9 @@ def isolated(*modules: nn.Module, expected: Iterable[Any] = ()) -> Iterator[None
     with ExitStack() as scope:
         scope.callback(replay.end)
         scope.enter_context(inside(replay))
-        scope.enter_context(bare_calls())
+        scope.enter_context(uncompiled())
+        if thorough or global_hooks():
+            scope.enter_context(every_call())
         scope.enter_context(torch.inference_mode(False))
         scope.enter_context(torch.enable_grad())
         for device in {"cpu"} | ({"cuda"} if cuda_started() else set()):

@@ -280,9 +280,9 @@ class Objective:
 
         return map_tensors(lambda x: x.to(self.dtype) if x.is_floating_point() else x, tree)
 
-    def isolated(self) -> Any:
+    def isolated(self, thorough: bool = False) -> Any:
         """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
-        return isolated(self.model, expected=(self.loss_fn,))
+        return isolated(self.model, expected=(self.loss_fn,), thorough=thorough)
 
 
 class Scope(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from eqtoolbox.replay.calls import bare_calls
+from eqtoolbox.replay.calls import uncompiled
 from eqtoolbox.replay.interception import Intercepted
 from eqtoolbox.replay.scope import current, inside
 
@@ -30,7 +30,7 @@ def recomputed_within(state: Callable[[], AbstractContextManager[Any]]) -> Any:
             with state():
                 if replay is None or current() is replay:
                     return function(*given, **named)
-                with inside(replay), bare_calls():
+                with inside(replay), uncompiled():
                     return function(*given, **named)
 
         return original(run, *args, **kwargs)

@@ -26,6 +26,7 @@ class Belongings:
         reach = Reach(roots, hosts)
         self.slots: list[Slot] = reach.slots
         self.tensors = reach.tensors
+        self.modules = reach.modules
         self.seen = reach.seen  # keeps all of it alive, so that no id is used again
         self._loose = [
             (thing, path, copy.copy(thing) if type(thing) in ITERATORS else None)
@@ -38,6 +39,8 @@ class Belongings:
         self.slots += [slot.again() for slot in other.slots if id(slot.owner) not in mine]
         known = {id(t) for _, t in self.tensors}
         self.tensors += [(path, t) for path, t in other.tensors if id(t) not in known]
+        met = {id(m) for m in self.modules}
+        self.modules += [m for m in other.modules if id(m) not in met]
         loose = {id(thing) for thing, _, _ in self._loose}
         self._loose += [row for row in other._loose if id(row[0]) not in loose]
         self.seen.update(other.seen)
@@ -49,14 +52,9 @@ class Belongings:
             for thing, path, kept in self._loose
         }
 
-    def restore(self, exchange: dict[int, Any]) -> None:
-        """Make everything what it was."""
-        for slot in self.slots:
-            slot.restore(exchange)
-
-    def moved(self) -> list[str]:
-        """What is not as it was, in words."""
-        return [said(slot.path) for slot in self.slots if slot.moved({})]
+    def restore(self, exchange: dict[int, Any]) -> list[Slot]:
+        """Make everything what it was; returns what had moved."""
+        return [slot for slot in self.slots if slot.restore(exchange)]
 
 
 def _why(thing: Any, path: Any) -> str:

@@ -1,28 +1,63 @@
 """Calls: how a replay calls modules, without the hooks that belong to the training's own calls."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from eqtoolbox.replay.interception import Intercepted
 from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.slots import MARK
 
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 _MODULES = Intercepted(("torch.nn.modules.module", "Module"), "__call__")
 _COMPILED = Intercepted(("torch._dynamo.eval_frame",), "_callback_from_stance")
 
 
-def bare(call: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+class Answer:
+    """Stands where torch looks for a compiled call of one module, for as long as a replay lasts."""
+
+    __slots__ = ("before", "module")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.before = module, vars(module).get(MARK)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if current() is not None:
+            return bare(self.module, args, kwargs)
+        return (self.before or self.module._call_impl)(*args, **kwargs)
+
+
+def answer(modules: Iterable[nn.Module]) -> None:
+    """Answer calls of these modules."""
+    for module in modules:
+        vars(module)[MARK] = Answer(module)
+
+
+def give_back(modules: Iterable[nn.Module]) -> None:
+    """Have them answer themselves again."""
+    for module in modules:
+        mine = vars(module).pop(MARK, None)
+        if isinstance(mine, Answer) and mine.before is not None:
+            vars(module)[MARK] = mine.before
+
+
+def bare(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """`module(*args, **kwargs)` with no hooks but those that are part of the function it computes.
 
     These are torch's own (old-style weight and spectral normalisation, pruning) and those of a
-    probe that looks on. Outside of a replay the call is as it was.
+    probe that looks on.
+
+    Raises:
+        RuntimeError: the module is a wrapper whose call would talk to other processes.
     """
-    replay = current()
-    if replay is None:
-        return call(module, *args, **kwargs)
-    replay.meet(module)
+    if type(module).__name__ in _WRAPPERS:
+        raise RuntimeError(
+            f"the loss calls a {type(module).__name__} itself, which talks to other processes; "
+            "let it call the model it is given as its argument"
+        )
     own = vars(module)
     forward = own.get("_original_forward") or module.forward  # Accelerate's casts cannot be left
     before, after = own.get("_forward_pre_hooks"), own.get("_forward_hooks")
@@ -55,8 +90,28 @@ def fires(hook: Any) -> bool:
     return module.startswith("eqtoolbox.") and not getattr(hook, "training_only", False)
 
 
+def _met(call: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    replay = current()
+    if replay is None:
+        return call(module, *args, **kwargs)
+    replay.meet(module)
+    return bare(module, args, kwargs)
+
+
 @contextmanager
-def bare_calls() -> Iterator[None]:
-    """Scope in which this thread calls modules by `bare`, and compiled code eagerly."""
-    with _MODULES.answered_by(bare), _COMPILED.answered_by(lambda original, callback: None):
+def every_call() -> Iterator[None]:
+    """Scope in which this thread calls all modules by `bare`, those that no walk has found, too."""
+    with _MODULES.answered_by(_met):
         yield
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Scope in which compiled code of this thread runs eagerly."""
+    with _COMPILED.answered_by(lambda original, callback: None):
+        yield
+
+
+def global_hooks() -> bool:
+    """Whether the user has hooks on the calls of all modules."""
+    return torch_module._has_any_global_hook()

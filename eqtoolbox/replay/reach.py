@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.replay import slots
+from eqtoolbox.replay import slots, states
 from eqtoolbox.replay.code import Used, of_a_user, used
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.replay.slots import Slot
@@ -58,7 +58,7 @@ _LEFT = frozenset({  # other libraries whose objects are not entered
     "builtins", "contextvars", "datetime", "decimal", "eqtoolbox", "inspect", "numpy", "pathlib",
     "re", "torch", "typing", "weakref",
 })  # fmt: skip
-_STANDARD = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
+_STANDARD = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", slots.MARK}
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -76,6 +76,7 @@ class Reach:
     def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
         self.slots: list[Slot] = []
         self.tensors: list[tuple[Any, Tensor]] = []
+        self.modules: list[nn.Module] = []
         self.loose: list[tuple[Any, Any]] = []  # (thing, path) that cannot be put back
         self.seen: dict[int, Any] = {}
         self._classes: set[type] = set()
@@ -113,22 +114,27 @@ class Reach:
 
     def module(self, thing: nn.Module, path: Any) -> None:
         own = vars(thing)
-        self.slots += [slots.Entries(own, path), slots.Hooks(thing, path)]
+        self.slots += [slots.Attributes(own, path), slots.Hooks(thing, path)]
         for table in _TABLES:
             if table in own:
                 self.slots.append(slots.Entries(own[table], path))
-        self.tensors += [
-            ((path, f".{n}"), p) for n, p in own.get("_parameters", {}).items() if p is not None
-        ]
-        buffers = [((path, f".{n}"), b) for n, b in own.get("_buffers", {}).items()]
-        if id(thing) in self._hosts:
-            self.tensors += [(where, b) for where, b in buffers if b is not None]
-        else:
-            self._waiting += [(b, where) for where, b in buffers if b is not None]
+        for name, p in own.get("_parameters", {}).items():
+            if p is not None:
+                self.tensors.append(((path, name), p))
+        for name, b in own.get("_buffers", {}).items():
+            if b is None:
+                continue
+            if id(thing) in self._hosts:
+                self.tensors.append(((path, name), b))
+            else:
+                self._waiting.append((b, (path, name)))
+        self.modules.append(thing)
         for name in own.keys() - _STANDARD:
-            self.look(own[name], (path, f".{name}"))
+            value = own[name]
+            if type(value) not in _ATOMS:
+                self._waiting.append((value, (path, name)))
         for name, inner in own.get("_modules", {}).items():
-            self.look(inner, (path, f".{name}"))
+            self._waiting.append((inner, (path, name)))
         self._class(type(thing), path)
 
     def tensor(self, thing: Tensor, path: Any) -> None:
@@ -137,11 +143,11 @@ class Reach:
         if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > SMALL:
             self.tensors.append((path, thing))
         else:
-            self.slots.append(slots.Contents(thing, path))
+            self.slots.append(states.Contents(thing, path))
 
     def array(self, thing: Any, path: Any) -> None:
         if thing.flags.writeable:
-            kind = slots.Array if thing.nbytes <= LARGE else slots.Sample
+            kind = states.Array if thing.nbytes <= LARGE else states.Sample
             self.slots.append(kind(thing, path))
         if thing.dtype.hasobject:
             self._all(thing.flat, path)
@@ -150,7 +156,8 @@ class Reach:
         self.slots.append(slots.Entries(thing, path))
         if not _ATOMS.issuperset(map(type, thing.values())):
             for key, value in thing.items():
-                self.look(value, (path, f"[{key!r:.40}]" if isinstance(key, str) else "[...]"))
+                if type(value) not in _ATOMS:
+                    self._waiting.append((value, (path, (key,))))
         self._attributes(thing, path)
 
     def sequence(self, thing: Any, path: Any) -> None:
@@ -164,7 +171,7 @@ class Reach:
     def function(self, thing: types.FunctionType, path: Any) -> None:
         names = thing.__code__.co_freevars
         for name, cell in zip(names, thing.__closure__ or (), strict=True):
-            self.look(cell, (path, f"'s {name}"))
+            self.look(cell, (path, name))
         self.look(thing.__defaults__, path)
         self.look(thing.__kwdefaults__, path)
         if vars(thing):
@@ -193,20 +200,20 @@ class Reach:
 
     def stream(self, thing: Any, path: Any) -> None:
         if thing is not torch.default_generator:
-            self.slots.append(slots.Stream(thing, path))
+            self.slots.append(states.Stream(thing, path))
 
     def bytes_of(self, thing: Any, path: Any) -> None:
-        self.slots.append(slots.Bytes(thing, path))
+        self.slots.append(states.Bytes(thing, path))
 
     def text(self, thing: Any, path: Any) -> None:
-        self.slots.append(slots.Text(thing, path))
+        self.slots.append(states.Text(thing, path))
 
     def file(self, thing: Any, path: Any) -> None:
         if thing in (sys.stdout, sys.stderr, sys.stdin, sys.__stdout__, sys.__stderr__):
             return
         try:
             if thing.readable() and not thing.writable() and thing.seekable():
-                self.slots.append(slots.Position(thing, path))
+                self.slots.append(states.Position(thing, path))
                 return
         except (OSError, ValueError):  # closed, or in the middle of an iteration
             pass
@@ -235,20 +242,22 @@ class Reach:
             kinds = {*map(type, itertools.chain.from_iterable(things))}
         if not kinds <= _ATOMS:
             for k, value in enumerate(things):
-                self.look(value, (path, k))
+                if type(value) not in _ATOMS:
+                    self._waiting.append((value, (path, (k,))))
 
     def _attributes(self, thing: Any, path: Any) -> None:
         own = getattr(thing, "__dict__", None)
         if type(own) is dict:
             self.slots.append(slots.Entries(own, path))
             for name, value in own.items():
-                self.look(value, (path, f".{name}"))
+                if type(value) not in _ATOMS:
+                    self._waiting.append((value, (path, name)))
         names = _slotted(type(thing))
         if names:
             slot = slots.Names(thing, path, names)
             self.slots.append(slot)
             for name, value in slot.held.items():
-                self.look(value, (path, f".{name}"))
+                self.look(value, (path, name))
 
     def _class(self, kind: type, path: Any) -> None:
         if kind in self._classes:
@@ -286,7 +295,7 @@ class Reach:
         if rebound:
             self.slots.append(slots.Names(space, path, rebound))
         for name in code.attributes & space.keys():
-            self.look(space[name], (path, f".{name}"))
+            self.look(space[name], (path, name))
 
 
 def _function_of(value: Any) -> Any:
@@ -388,9 +397,9 @@ def _word(root: Any) -> str:
 
 
 def said(path: Any) -> str:
-    """A path in words: `Net.layers.0.history`."""
+    """A path in words: `Net.layers.0.history['mean']`."""
     words: list[str] = []
     while path is not None:
         path, word = path
-        words.append(word if isinstance(word, str) else f"[{word!r}]")
-    return "".join(reversed(words))
+        words.append(f"[{word[0]!r:.40}]" if isinstance(word, tuple) else f".{word}")
+    return "".join(reversed(words)).removeprefix(".")

@@ -6,12 +6,11 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.calls import answer, give_back
 from eqtoolbox.replay.reach import said
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.replay.streams import Frame, RandomState, alone
 from eqtoolbox.replay.tensors import LiveTensors
-
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 class Replay:
@@ -30,11 +29,12 @@ class Replay:
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self._hosts = hosts
         self._outside = Belongings((*hosts, *roots), hosts)
-        self._known = {id(m) for m in self._outside.seen.values() if isinstance(m, nn.Module)}
         self._live = LiveTensors(self._outside.tensors)
-        self._random = RandomState()
-        self._drawn = False
+        self._random = RandomState() if alone() else None
+        self._drawn: RandomState | None = None  # what streams were before a draw between frames
         self._starts: list[Belongings] = []  # that are taken in
+        self._answered: list[nn.Module] = []
+        self._answer(self._outside.modules)
 
     def widen(self, roots: Iterable[Any]) -> None:
         """Take in what else an evaluation uses."""
@@ -43,20 +43,8 @@ class Replay:
             self._take(Belongings(more, self._hosts))
 
     def meet(self, module: nn.Module) -> None:
-        """Take in a module that is about to be called.
-
-        Raises:
-            RuntimeError: it is a wrapper whose call would talk to other processes.
-        """
-        if id(module) in self._known:
-            return
-        if type(module).__name__ in _WRAPPERS:
-            raise RuntimeError(
-                f"the loss calls a {type(module).__name__} itself, which talks to other processes; "
-                "let it call the model it is given as its argument"
-            )
+        """Take in a module that is about to be called."""
         self.widen((module,))
-        self._known.add(id(module))
 
     def begin(self, start: Belongings | None) -> None:
         """Undo what the evaluation before did; everything is as it was at `start`.
@@ -76,17 +64,19 @@ class Replay:
         Raises:
             LeavesTrace: something could not be put back; says what.
         """
+        give_back(self._answered)
         try:
             self._undo()
         finally:
-            self._outside.restore({})
-            if self._drawn or (alone() and self._random.moved()):
-                self._random.restore()
-        moved = self._outside.moved()
-        if moved:
+            moved = self._outside.restore({})
+            before = self._drawn or self._random
+            if before is not None and before.moved():
+                before.restore()
+        left = [slot for slot in moved if slot.moved({})]
+        if left:
             self.refuse(
-                f"evaluating the loss changed {moved[0]} in a way that could not be undone: probes "
-                "that do are switched off"
+                f"evaluating the loss changed {said(left[0].path)} in a way that could not be "
+                "undone: probes that do are switched off"
             )
 
     def refuse(self, why: str) -> NoReturn:
@@ -102,8 +92,8 @@ class Replay:
         """Random numbers of torch are about to be drawn."""
         if self.frames:
             self.frames[-1].draw()
-        else:
-            self._drawn = True
+        elif self._drawn is None:
+            self._drawn = self._random or RandomState()
 
     def writes(self, tensor: Tensor) -> bool:
         """An operation is about to write into this tensor; whether that was not known before."""
@@ -112,9 +102,14 @@ class Replay:
     def _take(self, more: Belongings) -> None:
         """Other things are in reach as well: keep them as they are."""
         known = {id(t) for t in self._live.tensors}
+        new = [m for m in more.modules if id(m) not in self._outside.seen]
         self._outside.add(more)
-        new = [(path, t) for path, t in more.tensors if id(t) not in known]
-        self._live.add(new)
+        self._live.add([(path, t) for path, t in more.tensors if id(t) not in known])
+        self._answer(new)
+
+    def _answer(self, modules: list[nn.Module]) -> None:
+        answer(modules)
+        self._answered += modules
 
     def _undo(self) -> None:
         lost = self._live.undo()
@@ -128,5 +123,3 @@ class Replay:
     def _exchange(self, start: Belongings | None) -> dict[int, Any]:
         known = self._outside.exchange()
         return known if start is None else {**known, **start.exchange()}
-
-

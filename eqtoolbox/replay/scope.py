@@ -33,5 +33,3 @@ def inside(replay: "Replay") -> Iterator[None]:
         yield
     finally:
         _here.replay = before
-
-

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.scope import current
-from eqtoolbox.replay.slots import alike
+from eqtoolbox.replay.states import alike
 
 
 class TorchStreams:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.replay.slots import elsewhere, put_back
+from eqtoolbox.replay.states import count_from, elsewhere
 
 
 class LiveTensors:
@@ -77,7 +77,7 @@ class LiveTensors:
                     t.grad = self._grads[k]
         self._copies.clear()
         if [t._version for t in self.tensors] != self._versions:
-            put_back(self.tensors, self._versions)
+            count_from(self.tensors, self._versions)
         return lost
 
     def _moved_away(self, k: int) -> bool:

@@ -11,7 +11,7 @@ The rates r come from one evaluation at T_s theta in which every constant moves 
 is added to; what is left then is broken by something else.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 

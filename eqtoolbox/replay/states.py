@@ -1,0 +1,182 @@
+"""States: slots of what holds numbers itself, kept by value: arrays, small tensors, generators."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eqtoolbox.replay.slots import Exchange, Slot
+
+
+class Bytes(Slot):
+    """A bytearray or an array of numbers of the standard library."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: Any, path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, owner[:]
+
+    def moved(self, exchange: Exchange) -> bool:
+        return bytes(self.owner) != bytes(self.held)
+
+    def put_back(self, exchange: Exchange) -> None:
+        self.owner[:] = self.held
+
+
+class Array(Slot):
+    """A NumPy array that may be written."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: NDArray[Any], path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, owner.copy()
+
+    def moved(self, exchange: Exchange) -> bool:
+        now, held = self.owner, self.held
+        if now.shape != held.shape or now.dtype != held.dtype:
+            return True
+        if now.dtype.hasobject:
+            return any(a is not b for a, b in zip(now.flat, held.flat, strict=True))
+        return bool(now.tobytes() != held.tobytes())
+
+    def put_back(self, exchange: Exchange) -> None:
+        if self.owner.shape != self.held.shape:  # `resize` or a new `shape`
+            self.owner.resize(self.held.shape, refcheck=False)
+        np.copyto(self.owner, self.held)
+
+
+class Sample(Slot):
+    """Some of the numbers of a NumPy array that is too large to copy; it cannot be put back."""
+
+    __slots__ = ("held",)
+    COUNT = 4096
+
+    def __init__(self, owner: NDArray[Any], path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, self._some(owner)
+
+    def _some(self, owner: NDArray[Any]) -> bytes:
+        flat = owner.reshape(-1) if owner.flags.c_contiguous else owner[:1].ravel()
+        return bytes(flat[:: max(1, len(flat) // self.COUNT)].tobytes())
+
+    def moved(self, exchange: Exchange) -> bool:
+        return self._some(self.owner) != self.held
+
+    def put_back(self, exchange: Exchange) -> None:
+        """Nothing was kept."""
+
+
+class Stream(Slot):
+    """A random generator of the program's own: torch's, NumPy's new and old ones, Python's."""
+
+    __slots__ = ("_get", "_set", "held")
+
+    def __init__(self, owner: Any, path: Any) -> None:
+        self.owner, self.path = owner, path
+        if isinstance(owner, random.Random):
+            self._get, self._set = owner.getstate, owner.setstate
+        elif isinstance(owner, torch.Generator | np.random.RandomState):
+            self._get, self._set = owner.get_state, owner.set_state
+        else:
+            bits = owner.bit_generator if isinstance(owner, np.random.Generator) else owner
+            self._get = lambda: bits.state
+            self._set = lambda state: setattr(bits, "state", state)
+        self.held = self._get()
+
+    def moved(self, exchange: Exchange) -> bool:
+        return not alike(self._get(), self.held)
+
+    def put_back(self, exchange: Exchange) -> None:
+        self._set(self.held)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two states of random generators are the same."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(v, b[k]) for k, v in a.items())
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+class Text(Slot):
+    """A file in memory: its contents and the place in it."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: Any, path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, (owner.getvalue(), owner.tell())
+
+    def moved(self, exchange: Exchange) -> bool:
+        return (self.owner.getvalue(), self.owner.tell()) != self.held
+
+    def put_back(self, exchange: Exchange) -> None:
+        self.owner.seek(0)
+        self.owner.truncate()
+        self.owner.write(self.held[0])
+        self.owner.seek(self.held[1])
+
+
+class Position(Slot):
+    """The place in a file that is only read."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: Any, path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, owner.tell()
+
+    def moved(self, exchange: Exchange) -> bool:
+        return bool(self.owner.tell() != self.held)
+
+    def put_back(self, exchange: Exchange) -> None:
+        self.owner.seek(self.held)
+
+
+class Contents(Slot):
+    """The entries of a small tensor that no module has registered."""
+
+    __slots__ = ("_alias", "_version", "held")
+
+    def __init__(self, owner: Tensor, path: Any) -> None:
+        self.owner, self.path = owner, path
+        self._alias = owner.detach()  # the memory itself, were the tensor given another
+        self._version = owner._version
+        self.held = self._alias.clone()
+
+    def moved(self, exchange: Exchange) -> bool:
+        if self.owner._version != self._version or elsewhere(self.owner, self._alias):
+            return True
+        return not same_entries(self._alias, self.held)  # `.data` counts no version
+
+    def put_back(self, exchange: Exchange) -> None:
+        with torch.no_grad():
+            if not same_entries(self._alias, self.held):
+                self._alias.copy_(self.held)
+            if elsewhere(self.owner, self._alias):
+                self.owner.data = self._alias
+        count_from([self.owner], [self._version])
+
+
+def elsewhere(tensor: Tensor, alias: Tensor) -> bool:
+    """Whether a tensor has other memory, another type or another shape than its alias had."""
+    if tensor.dtype != alias.dtype or tensor.shape != alias.shape:
+        return True
+    return tensor.data_ptr() != alias.data_ptr()
+
+
+def same_entries(a: Tensor, b: Tensor) -> bool:
+    """Whether all entries are the same, NaN being so, too."""
+    return torch.equal(a, b) or not bool(((a != b) & ((a == a) | (b == b))).any())
+
+
+def count_from(tensors: list[Tensor], versions: list[int]) -> None:
+    """Count writes from where they were: a graph that has saved a tensor finds it unwritten."""
+    counters = torch.autograd._unsafe_preserve_version_counter(tuple(tensors))
+    counters.prev_versions = tuple(versions)
+    counters.__exit__()
