@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._pytree import tree_leaves, tree_map
 
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
@@ -272,6 +273,9 @@ class Objective:
 
     def _batch(self) -> Any:
         fresh = map_tensors(lambda x: x.clone() if self.mutates else x, self.batch)
+        replay = current()
+        if replay is not None and replay.exchange:
+            fresh = tree_map(lambda x: replay.exchange.get(id(x), x), fresh)
         return self._cast(fresh)  # in new containers: losses pop
 
     def _cast(self, tree: Any) -> Any:
@@ -282,7 +286,7 @@ class Objective:
 
     def isolated(self, thorough: bool = False) -> Any:
         """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
-        return isolated(self.model, expected=(self.loss_fn,), thorough=thorough)
+        return isolated(self.model, expected=used_by(self.loss_fn, self.batch), thorough=thorough)
 
 
 class Scope(nn.Module):
@@ -294,6 +298,12 @@ class Scope(nn.Module):
 
     def forward(self, body: Any) -> Any:
         return body(self.model)
+
+
+def used_by(loss_fn: Any, batch: Any) -> tuple[Any, ...]:
+    """The loss function, and what its batch holds besides tensors."""
+    kept = (Tensor, nn.Module, str, int, float, bool, bytes, type(None))
+    return (loss_fn, *(x for x in tree_leaves(batch) if not isinstance(x, kept)))
 
 
 def scalar_loss(result: Any) -> Tensor:

@@ -16,7 +16,7 @@ from eqtoolbox.isolation import isolated
 from eqtoolbox.journal import Journal
 from eqtoolbox.probe import Measurement, Probe, record
 from eqtoolbox.record import Record, Status
-from eqtoolbox.replay.scope import LeavesTrace
+from eqtoolbox.replay.scope import LeavesTrace, current
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 
 HALF = "on the first half of the batch: the whole did not fit into memory"
@@ -82,6 +82,9 @@ class Runner:
             known = probe.name in self.references
             evaluates = probe.evaluates or not known
             with isolated_for(snapshot, self._model) if evaluates else nullcontext():
+                replay = current()
+                if replay is not None:  # a loss may write into the parameters that it is given
+                    replay.protect(snapshot.before)
                 if snapshot.measured is not None and evaluates:
                     check_batch(snapshot.measured.batch, self._model)
                 if not known:

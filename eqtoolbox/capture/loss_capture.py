@@ -17,7 +17,13 @@ from eqtoolbox.capture.stopwatch import Stopwatch
 from eqtoolbox.capture.unwrap import unwrapped
 from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
-from eqtoolbox.objective import LossFunction, Objective, Parameters, loss_tensor
+from eqtoolbox.objective import (
+    LossFunction,
+    Objective,
+    Parameters,
+    loss_tensor,
+    used_by,
+)
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.scope import LeavesTrace, current
 
@@ -330,7 +336,7 @@ class LossCapture:
             self._catch(self._objective(Criterion(criterion), self._calls), loss)
 
     def _objective(self, loss_fn: LossFunction, batch: Any) -> Objective:
-        start = self._start or self._now(loss_fn)
+        start = self._start or self._now(*used_by(loss_fn, batch))
         return Objective(
             model=self.model,
             loss_fn=loss_fn,
@@ -342,15 +348,15 @@ class LossCapture:
             flags=tuple(m.training for m in self.model.modules()),
         )
 
-    def _now(self, loss_fn: Any) -> "Start":
+    def _now(self, *used: Any) -> "Start":
         """What an evaluation of the loss begins from now."""
-        return Start(RandomState(), _buffers(self.model), self._belongings(loss_fn))
+        return Start(RandomState(), _buffers(self.model), self._belongings(used))
 
-    def _belongings(self, loss_fn: Any) -> Belongings | None:
+    def _belongings(self, used: tuple[Any, ...]) -> Belongings | None:
         if self.refused or not self.replays:
             return None
         try:
-            return Belongings((self.model, loss_fn), (self.model,))
+            return Belongings((self.model, *used), (self.model,))
         except LeavesTrace:  # told where it is evaluated
             return None
 

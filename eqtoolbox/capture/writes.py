@@ -1,4 +1,4 @@
-"""Writes: whether an evaluation of the loss changes a live tensor in a way that nothing announces."""
+"""Writes: whether an evaluation of the loss changes a live tensor without announcing it."""
 
 from typing import Any
 
@@ -45,6 +45,6 @@ def refuse_hidden_writes(objective: Objective, params: Parameters) -> None:
     Raises:
         LeavesTrace: it would have; nothing was changed.
     """
-    with torch.no_grad(), _Watch():
+    with torch.no_grad(), _Watch():  # type: ignore[no-untyped-call]
         for piece in objective.pieces:
             piece.loss(params)

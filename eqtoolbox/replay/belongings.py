@@ -27,6 +27,7 @@ class Belongings:
         self.slots: list[Slot] = reach.slots
         self.tensors = reach.tensors
         self.modules = reach.modules
+        self.tuples = reach.tuples
         self.seen = reach.seen  # keeps all of it alive, so that no id is used again
         self._loose = [
             (thing, path, copy.copy(thing) if type(thing) in ITERATORS else None)
@@ -41,16 +42,23 @@ class Belongings:
         self.tensors += [(path, t) for path, t in other.tensors if id(t) not in known]
         met = {id(m) for m in self.modules}
         self.modules += [m for m in other.modules if id(m) not in met]
+        self.tuples += other.tuples
         loose = {id(thing) for thing, _, _ in self._loose}
         self._loose += [row for row in other._loose if id(row[0]) not in loose]
         self.seen.update(other.seen)
 
     def exchange(self) -> dict[int, Any]:
         """New stand-ins for what cannot be put back; iterators over sequences as copies."""
-        return {
+        made: dict[int, Any] = {
             id(thing): StandIn(thing, _why(thing, path)) if kept is None else copy.copy(kept)
             for thing, path, kept in self._loose
         }
+        for whole in reversed(self.tuples) if made else ():
+            if any(id(part) in made for part in whole):
+                parts = [made.get(id(part), part) for part in whole]
+                named = hasattr(whole, "_make")
+                made[id(whole)] = whole._make(parts) if named else tuple(parts)
+        return made
 
     def restore(self, exchange: dict[int, Any]) -> list[Slot]:
         """Make everything what it was; returns what had moved."""

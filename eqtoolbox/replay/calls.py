@@ -114,4 +114,4 @@ def uncompiled() -> Iterator[None]:
 
 def global_hooks() -> bool:
     """Whether the user has hooks on the calls of all modules."""
-    return torch_module._has_any_global_hook()
+    return bool(torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]

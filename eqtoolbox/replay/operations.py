@@ -75,7 +75,7 @@ def _acts_of(func: Callable[..., Any]) -> _Acts:
     return _Acts(tuple(announce), _TWINS.get(func))
 
 
-# -- announcements ----------------------------------------------------------------------------------
+# -- announcements ---------------------------------------------------------------------------------
 
 
 def _draws(args: Any, kwargs: Any) -> None:
@@ -116,7 +116,7 @@ def _announce_named(kwargs: dict[str, Any], args: Any) -> None:
         _written(args[0])
 
 
-# -- twins ------------------------------------------------------------------------------------------
+# -- twins -----------------------------------------------------------------------------------------
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -183,7 +183,7 @@ def _multi_head(mode: Operations, args: Any, kwargs: Any) -> Any:
 def _no_backward(mode: Operations, args: Any, kwargs: Any) -> None:
     """A loss that runs its own backward fills gradients of the training: a replay needs none."""
     if current() is None:
-        Tensor.backward(*args, **kwargs)
+        Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 _open_multi_head = _opened(F.multi_head_attention_forward)

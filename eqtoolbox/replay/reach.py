@@ -1,17 +1,19 @@
 """Reach: everything mutable that a model and its loss can get hold of, found by walking from them.
 
-Attributes of objects, entries of containers, variables of closures; of the program's own modules and
-classes also what the code names. Not entered: torch, NumPy and the standard library themselves,
-loggers, threads and locks, datasets' loaders, and Trainers of frameworks, which their own
-integration keeps quiet.
+Attributes of objects, entries of containers, variables of closures; of the program's own modules
+and classes also what the code names. Not entered: torch, NumPy and the standard library
+themselves, loggers, threads and locks, and Trainers of frameworks, which their own integration
+keeps quiet.
 """
 
 import array
+import contextvars
 import functools
 import io
 import itertools
 import random
 import sys
+import threading
 import types
 import weakref
 from collections import deque
@@ -56,7 +58,7 @@ _FRAMEWORKS = frozenset({  # also what a program derives from their classes
 })  # fmt: skip
 _LEFT = frozenset({  # other libraries whose objects are not entered
     "builtins", "contextvars", "datetime", "decimal", "eqtoolbox", "inspect", "numpy", "pathlib",
-    "re", "torch", "typing", "weakref",
+    "re", "torch", "typing",
 })  # fmt: skip
 _STANDARD = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", slots.MARK}
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -77,11 +79,12 @@ class Reach:
         self.slots: list[Slot] = []
         self.tensors: list[tuple[Any, Tensor]] = []
         self.modules: list[nn.Module] = []
+        self.tuples: list[tuple[Any, ...]] = []  # those that hold others first
         self.loose: list[tuple[Any, Any]] = []  # (thing, path) that cannot be put back
         self.seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._hosts = {id(m) for host in hosts for m in host.modules()}
-        self._waiting = [(root, (None, _word(root))) for root in roots]
+        self._waiting: list[tuple[Any, Any]] = [(root, (None, _word(root))) for root in roots]
         self._walk()
 
     def _walk(self) -> None:
@@ -96,11 +99,7 @@ class Reach:
                     f"the loss can reach more than {MANY:,} objects, the last in {said(path)}: too "
                     "many to be kept for a replay; let it reach what it needs only"
                 )
-            kind = type(thing)
-            reader = _readers.get(kind)
-            if reader is None:
-                _readers[kind] = reader = _reader(kind)
-            reader(self, thing, path)
+            _reads(type(thing))(self, thing, path)
 
     def look(self, value: Any, path: Any) -> None:
         """Walk on to a value later."""
@@ -152,7 +151,7 @@ class Reach:
         if thing.dtype.hasobject:
             self._all(thing.flat, path)
 
-    def mapping(self, thing: Any, path: Any) -> None:
+    def mapping(self, thing: dict[Any, Any], path: Any) -> None:
         self.slots.append(slots.Entries(thing, path))
         if not _ATOMS.issuperset(map(type, thing.values())):
             for key, value in thing.items():
@@ -166,13 +165,16 @@ class Reach:
         self._attributes(thing, path)
 
     def fixed(self, thing: Any, path: Any) -> None:
+        if isinstance(thing, tuple):
+            self.tuples.append(thing)
         self._all(thing, path)
 
     def function(self, thing: types.FunctionType, path: Any) -> None:
         names = thing.__code__.co_freevars
         for name, cell in zip(names, thing.__closure__ or (), strict=True):
             self.look(cell, (path, name))
-        self.look(thing.__defaults__, path)
+        if thing.__defaults__:
+            self._defaults(thing, thing.__defaults__, path)
         self.look(thing.__kwdefaults__, path)
         if vars(thing):
             self.look(vars(thing), path)
@@ -188,11 +190,14 @@ class Reach:
         self.look(thing.__func__, path)
 
     def partial(self, thing: Any, path: Any) -> None:
-        for part in (thing.func, thing.args, thing.keywords):
+        for part in (thing.func, thing.keywords):
             self.look(part, path)
+        if thing.args:
+            self._defaults(thing, thing.args, path)
 
     def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
-        self.slots += [slots.Entries(t, path) for t in (thing.state, *thing.param_groups)]
+        self.slots += [slots.Entries(thing.state, path)]
+        self.slots += [slots.Entries(group, path) for group in thing.param_groups]
         for p, state in thing.state.items():
             self.slots.append(slots.Entries(state, path))
             values = [*state.values(), p]
@@ -234,7 +239,16 @@ class Reach:
         self._attributes(thing, path)
         self._class(type(thing), path)
 
+    def variable(self, thing: contextvars.ContextVar[Any], path: Any) -> None:
+        self.slots.append(states.Variable(thing, path))
+        self.look(thing.get(None), path)
+
     # -- parts ----------------------------------------------------------------------------------
+
+    def _defaults(self, thing: Any, given: tuple[Any, ...], path: Any) -> None:
+        if not _ATOMS.issuperset(map(type, given)):
+            self.slots.append(slots.Defaults(thing, path))
+            self.look(given, path)
 
     def _all(self, things: Iterable[Any], path: Any) -> None:
         kinds = {*map(type, things)}
@@ -287,7 +301,13 @@ class Reach:
             if isinstance(value, types.ModuleType):
                 self._of_module(value, code)
             else:
-                self.look(value, (None, name))
+                self._named(space, name, value, (None, name))
+
+    def _named(self, space: dict[str, Any], name: str, value: Any, path: Any) -> None:
+        """A value of a name; of what may need a stand-in, the name itself is kept."""
+        if isinstance(value, tuple) or _reads(type(value)) is Reach.alone:
+            self.slots.append(slots.Names(space, path, (name,)))
+        self.look(value, path)
 
     def _of_module(self, value: types.ModuleType, code: Used) -> None:
         space, path = vars(value), (None, value.__name__)
@@ -295,7 +315,7 @@ class Reach:
         if rebound:
             self.slots.append(slots.Names(space, path, rebound))
         for name in code.attributes & space.keys():
-            self.look(space[name], (path, name))
+            self._named(space, name, space[name], (path, name))
 
 
 def _function_of(value: Any) -> Any:
@@ -318,6 +338,13 @@ _readers: "weakref.WeakKeyDictionary[type, Callable[..., None]]" = weakref.WeakK
 _worth_reading: "weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]]" = (
     weakref.WeakKeyDictionary()
 )
+
+
+def _reads(kind: type) -> Callable[..., None]:
+    reader = _readers.get(kind)
+    if reader is None:
+        _readers[kind] = reader = _reader(kind)
+    return reader
 
 
 def _reader(kind: type) -> Callable[..., None]:
@@ -350,7 +377,9 @@ _BY_BASE: tuple[tuple[Any, Callable[..., None]], ...] = (
     (types.MethodType, Reach.method),
     (functools.partial, Reach.partial),
     (torch.optim.Optimizer, Reach.optimizer),
-    (random.SystemRandom, Reach.nothing),
+    ((random.SystemRandom, weakref.ref), Reach.nothing),
+    (threading.local, Reach.object),
+    (contextvars.ContextVar, Reach.variable),
     (
         (torch.Generator, random.Random, np.random.Generator, np.random.RandomState,
          np.random.BitGenerator),
@@ -386,9 +415,10 @@ def _slotted(kind: type) -> tuple[str, ...]:
     names: list[str] = []
     for one in kind.__mro__:
         own = vars(one).get("__slots__", ())
-        names += [own] if isinstance(own, str) else own
-    hidden = [n for n in names if n not in ("__dict__", "__weakref__")]
-    return tuple(dict.fromkeys(hidden))
+        for name in [own] if isinstance(own, str) else own:
+            private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{one.__name__.lstrip('_')}{name}" if private else name)
+    return tuple(n for n in dict.fromkeys(names) if n not in ("__dict__", "__weakref__"))
 
 
 def _word(root: Any) -> str:

@@ -1,6 +1,6 @@
 """A replay: one thread evaluates a model and its loss again, and leaves everything as it was."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Replay:
 
     def __init__(self, hosts: tuple[nn.Module, ...], roots: Iterable[Any]) -> None:
         self.refused = ""  # what an evaluation was stopped for
+        self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self._hosts = hosts
         self._outside = Belongings((*hosts, *roots), hosts)
@@ -35,6 +36,10 @@ class Replay:
         self._starts: list[Belongings] = []  # that are taken in
         self._answered: list[nn.Module] = []
         self._answer(self._outside.modules)
+
+    def protect(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep these as they are, too."""
+        self._live.add(tensors.items())
 
     def widen(self, roots: Iterable[Any]) -> None:
         """Take in what else an evaluation uses."""
@@ -56,7 +61,10 @@ class Replay:
             self._starts.append(start)
             self._take(start)
         self._undo()
-        (start or self._outside).restore(self._exchange(start))
+        self.exchange = self._outside.exchange()
+        if start is not None:
+            self.exchange |= start.exchange()
+        (start or self._outside).restore(self.exchange)
 
     def end(self) -> None:
         """Leave everything as it was.
@@ -119,7 +127,3 @@ class Replay:
                 "so, which could not be undone: probes that do are switched off; make it a buffer "
                 "of the model, which probes work on a copy of, or write outside the loss"
             )
-
-    def _exchange(self, start: Belongings | None) -> dict[int, Any]:
-        known = self._outside.exchange()
-        return known if start is None else {**known, **start.exchange()}

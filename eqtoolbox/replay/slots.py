@@ -6,6 +6,7 @@ Containers are kept by the identity of what they hold: what is in them has slots
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping
+from functools import partial
 from operator import is_
 from types import CellType
 from typing import Any
@@ -160,15 +161,38 @@ class Class(Slot):
         now, held = vars(self.owner), self.held
         if len(now) != len(held) or not all(map(is_, now, held)):
             return True
-        return not all(map(is_, now.values(), held.values()))
+        return not all(map(is_, now.values(), _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
         now = dict(vars(self.owner))
         for name in now.keys() - self.held.keys():
             type.__delattr__(self.owner, name)
-        for name, value in self.held.items():
+        for name, held in self.held.items():
+            value = exchange.get(id(held), held)
             if now.get(name, GONE) is not value:
                 type.__setattr__(self.owner, name, value)
+
+
+class Defaults(Slot):
+    """The defaults of a function's arguments, or what a partial function was given."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: Any, path: Any) -> None:
+        self.owner, self.path = owner, path
+        self.held = owner.args if isinstance(owner, partial) else owner.__defaults__
+
+    def moved(self, exchange: Exchange) -> bool:
+        now = self.owner.args if isinstance(self.owner, partial) else self.owner.__defaults__
+        return now is not exchange.get(id(self.held), self.held)
+
+    def put_back(self, exchange: Exchange) -> None:
+        given, owner = exchange.get(id(self.held), self.held), self.owner
+        if isinstance(owner, partial):
+            state: Any = owner
+            state.__setstate__((owner.func, given, owner.keywords, vars(owner)))
+        else:
+            owner.__defaults__ = given
 
 
 class Hooks(Slot):

@@ -1,14 +1,16 @@
 """States: slots of what holds numbers itself, kept by value: arrays, small tensors, generators."""
 
 import random
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from eqtoolbox.replay.slots import Exchange, Slot
+from eqtoolbox.replay.slots import GONE, Exchange, Slot
 
 
 class Bytes(Slot):
@@ -75,6 +77,8 @@ class Stream(Slot):
 
     def __init__(self, owner: Any, path: Any) -> None:
         self.owner, self.path = owner, path
+        self._get: Any
+        self._set: Any
         if isinstance(owner, random.Random):
             self._get, self._set = owner.getstate, owner.setstate
         elif isinstance(owner, torch.Generator | np.random.RandomState):
@@ -103,6 +107,22 @@ def alike(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
+
+
+class Variable(Slot):
+    """A context variable."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: ContextVar[Any], path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, owner.get(GONE)
+
+    def moved(self, exchange: Exchange) -> bool:
+        return self.owner.get(GONE) is not exchange.get(id(self.held), self.held)
+
+    def put_back(self, exchange: Exchange) -> None:
+        if self.held is not GONE:  # to nothing it cannot be set
+            self.owner.set(exchange.get(id(self.held), self.held))
 
 
 class Text(Slot):
@@ -177,6 +197,6 @@ def same_entries(a: Tensor, b: Tensor) -> bool:
 
 def count_from(tensors: list[Tensor], versions: list[int]) -> None:
     """Count writes from where they were: a graph that has saved a tensor finds it unwritten."""
-    counters = torch.autograd._unsafe_preserve_version_counter(tuple(tensors))
+    counters = _unsafe_preserve_version_counter(tuple(tensors))
     counters.prev_versions = tuple(versions)
     counters.__exit__()

@@ -1,7 +1,7 @@
 """Live tensors: those of the training that a replay can reach, watched, and copied before a write.
 
-Parameters, gradients, states of optimizers and large tensors are too many to copy at each step. They
-are copied in the moment before an operation writes into one, and put back afterwards; their
+Parameters, gradients, states of optimizers and large tensors are too many to copy at each step.
+They are copied in the moment before an operation writes into one, and put back afterwards; their
 version counters tell of writes that no operation announced.
 """
 
