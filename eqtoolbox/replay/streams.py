@@ -94,7 +94,7 @@ class Frame:
         self._start = start
         self._outside: TorchStreams | None = None
         self._other: OtherStreams | None = None
-        if start is not None and (start.moves or (start.moves is None and alone())):
+        if start is not None and start.moves is not False:
             self._other = OtherStreams()
             start.other.restore()
 
