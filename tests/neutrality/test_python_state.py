@@ -1,0 +1,241 @@
+"""What a model or a loss keeps in plain Python is what it would be if nobody watched."""
+
+import queue
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+from eqtoolbox.sinks.memory import MemorySink
+from tests.neutrality.belongings import KINDS, Batch, Net, cross_entropy
+
+PROBES = ["conservation", "equivariance", "curvature"]
+
+
+def batches(count: int) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        x = torch.randn(8, 6, generator=generator)
+        yield x, torch.randint(0, 3, (8,), generator=generator)
+
+
+def trained(
+    kind: Any, surface: str = "", probes: Any = None, sink: Any = None, steps: int = 4
+) -> list[Any]:
+    """Losses, parameters and state after a training; `surface` empty for one that is not watched."""
+    torch.manual_seed(0)
+    model, loss_fn, look = kind()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    criterion, monitor, losses = nn.CrossEntropyLoss(), None, []
+    if surface:
+        given = {"criterion": criterion} if surface == "criterion" else {}
+        monitor = eq.attach(
+            model, optimizer, schedule=1, budget=None, sinks=[sink] if sink else [],
+            probes={"conservation": {}, "curvature": {"k": 1, "max_matvecs": 6}, "noether": {}}
+            if probes is None else probes, **given,
+        )  # fmt: skip
+        loss_fn = monitor.loss(loss_fn) if surface == "decorator" else loss_fn
+    for batch in batches(steps):
+        optimizer.zero_grad()
+        if surface == "criterion" and loss_fn is cross_entropy:
+            loss = criterion(model(batch[0]), batch[1])
+        else:
+            loss = loss_fn(model, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    if monitor is not None:
+        monitor.close()
+    return [losses, [p.tolist() for p in model.parameters()], look(), *_left(model)]
+
+
+def _left(model: nn.Module) -> list[Any]:
+    return [sorted(vars(m)) for m in model.modules()]
+
+
+@pytest.mark.parametrize("surface", ["decorator", "criterion"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_python_state_is_what_it_would_be(kind: Any, surface: str) -> None:
+    sink = MemorySink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # some of these losses have no symmetry
+        watched = trained(kind, surface, sink=sink)
+    assert watched == trained(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_losses_with_python_state_are_measured_from_where_the_step_was(kind: Any) -> None:
+    """The replayed gradient is the step's own: evaluations begin from the state that it began from."""
+    sink = MemorySink()
+    trained(kind, "decorator", {"curvature": {"k": 1, "max_matvecs": 6}}, sink)
+    values = {r.name: r for r in sink.records if r.step == 0}
+    assert values["monitor/closure_grad_cos"].value == pytest.approx(1.0, abs=1e-5)
+    assert values["curvature/sharpness"].status in ("ok", "not_converged")
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_a_replay_without_protection_is_seen(kind: Any) -> None:
+    def replayed() -> Any:
+        model, loss_fn, look = kind()
+
+        def twice(model: nn.Module, batch: Batch) -> Tensor:
+            loss = loss_fn(model, batch)
+            loss_fn(model, (batch[0].double().float(), batch[1]))
+            return loss
+
+        return model, twice, look
+
+    if kind.__name__ in ("discriminator_frozen_and_freed", "list_of_tensors_with_graphs"):
+        pytest.skip("what it does twice is what it does once")
+    assert trained(replayed) != trained(kind)
+
+
+def _generator() -> Any:
+    held = type("Held", (), {})()
+    held.batches = (0.01 * k for k in range(10**6))
+    loss = lambda model, batch: cross_entropy(model, batch) * (1 + next(held.batches))
+    return Net(), loss, lambda: next(held.batches)
+
+
+def _in_a_closure() -> Any:
+    rows = (0.01 * k for k in range(10**6))
+    loss = lambda model, batch: cross_entropy(model, batch) * (1 + next(rows))
+    return Net(), loss, lambda: next(rows)
+
+
+def _in_a_tuple() -> Any:
+    model = Net()
+    model.pair = ("x", (0.01 * k for k in range(10**6)))
+    model.note = lambda x: x * (1 + next(model.pair[1]))
+    return model, cross_entropy, lambda: next(model.pair[1])
+
+
+ROWS: Any = None
+
+
+def _in_the_module() -> Any:
+    global ROWS
+    ROWS = (0.01 * k for k in range(10**6))
+    return Net(), lambda m, b: cross_entropy(m, b) * (1 + next(ROWS)), lambda: next(ROWS)
+
+
+def _loader() -> Any:
+    data = torch.utils.data.TensorDataset(torch.arange(10000.0) * 0.001)
+    held = type("Held", (), {})()
+    held.it = iter(torch.utils.data.DataLoader(data))
+    loss = lambda model, batch: cross_entropy(model, batch) * (1 + next(held.it)[0].item())
+    return Net(), loss, lambda: next(held.it)[0].item()
+
+
+def _database() -> Any:
+    base = sqlite3.connect(":memory:")
+    base.execute("create table losses (value real)")
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        value = cross_entropy(model, batch)
+        base.execute("insert into losses values (?)", (value.item(),))
+        return value
+
+    return Net(), loss, lambda: base.execute("select * from losses").fetchall()
+
+
+def _queue() -> Any:
+    waiting: queue.Queue[float] = queue.Queue()
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        value = cross_entropy(model, batch)
+        waiting.put(value.item())
+        return value
+
+    return Net(), loss, lambda: waiting.qsize()
+
+
+REFUSED = {
+    "batches": _generator, "rows": _in_a_closure, "pair": _in_a_tuple, "ROWS": _in_the_module,
+    "it": _loader, "base": _database, "waiting": _queue,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), REFUSED.items(), ids=REFUSED.keys())
+def test_what_cannot_be_put_back_is_refused_by_name_before_it_moves(name: str, kind: Any) -> None:
+    sink = MemorySink()
+    with pytest.warns(RuntimeWarning, match=f"the loss uses [^,]*{name}") as seen:
+        watched = trained(kind, "decorator", sink=sink)
+    assert watched == trained(kind)
+    assert len([w for w in seen if "the loss uses" in str(w.message)]) == 1
+    rows = [r for r in sink.records if r.name.startswith("curvature/")]
+    assert rows
+    assert {r.status for r in rows} == {"not_applicable"}
+
+
+def test_probes_that_only_sum_go_on_where_the_loss_is_refused(tmp_path: Any) -> None:
+    log = (tmp_path / "log.txt").open("w")
+    sink = MemorySink()
+
+    def kind() -> Any:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            log.write("called\n")
+            return cross_entropy(model, batch)
+
+        return Net(), loss, lambda: None
+
+    with pytest.warns(RuntimeWarning, match="log, a TextIOWrapper"):
+        trained(kind, "decorator", sink=sink)
+    log.close()
+    assert (tmp_path / "log.txt").read_text() == "called\n" * 4
+    assert {r.step for r in sink.records if r.name == "training/applied"} == {0, 1, 2, 3}
+
+
+def test_a_file_that_is_read_keeps_its_place(tmp_path: Any) -> None:
+    (tmp_path / "rows.txt").write_text("".join(f"{k:03d}\n" for k in range(100)))
+
+    def kind() -> Any:
+        rows = (tmp_path / "rows.txt").open("rb")
+        loss = lambda m, b: cross_entropy(m, b) * (1 + 0.01 * int(rows.read(4)))
+        return Net(), loss, lambda: rows.tell()
+
+    assert trained(kind, "decorator") == trained(kind)
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_writes_are_noticed_at_every_due_step(late: int) -> None:
+    def kind() -> Any:
+        teacher, calls = Net(), [0]
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            calls[0] += 1
+            if calls[0] > late:
+                with torch.no_grad():
+                    for p, q in zip(teacher.parameters(), model.parameters(), strict=True):
+                        p.lerp_(q, 0.1)
+            return cross_entropy(model, batch) + (model(batch[0]) - teacher(batch[0])).pow(2).mean()
+
+        return Net(), loss, lambda: [p.tolist() for p in teacher.parameters()]
+
+    assert trained(kind, "decorator") == trained(kind)
+
+
+def test_a_graph_that_saved_a_tensor_can_still_be_walked_back() -> None:
+    """Truncated backpropagation keeps a graph over a step: no version counter has moved."""
+    hidden = torch.ones(6, requires_grad=True)
+    state = hidden * 1.0
+
+    def kind() -> Any:
+        def note(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                state.add_(0.0)
+            return x + state.detach()
+
+        return Net(note), cross_entropy, lambda: None
+
+    trained(kind)
+    later = state.exp().square()
+    version = state._version
+    trained(kind, "decorator", steps=1)
+    assert state._version == version + 1  # the training's own write
+    assert later.sum().isfinite()
