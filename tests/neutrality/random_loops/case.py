@@ -3,13 +3,24 @@
 import random
 from dataclasses import MISSING, dataclass, fields
 
-from tests.neutrality.random_loops import containers, layers, objects, streams, tensors
-from tests.neutrality.random_loops import stateful_losses, teachers
+from tests.neutrality.random_loops import (
+    containers,
+    layers,
+    objects,
+    stateful_losses,
+    streams,
+    teachers,
+    tensors,
+)
 from tests.neutrality.random_loops.data import LOADERS
 from tests.neutrality.random_loops.hooks import HOOKS, OF_THE_PROCESS
 from tests.neutrality.random_loops.losses import LOSSES, Loss
 from tests.neutrality.random_loops.optimizers import (
-    CLOSURES, FUSED, OPTIMIZERS, SCHEDULERS, SINGLE,
+    CLOSURES,
+    FUSED,
+    OPTIMIZERS,
+    SCHEDULERS,
+    SINGLE,
 )  # fmt: skip
 from tests.neutrality.random_loops.piece import PIECES, Piece
 from tests.neutrality.table import PROBES

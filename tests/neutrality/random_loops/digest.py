@@ -77,7 +77,7 @@ class Walk:
     def _tensor(self, x: Tensor) -> None:
         graph = type(x.grad_fn).__name__
         self._say(x.dtype, tuple(x.shape), x.stride(), x.requires_grad, x.is_leaf, graph)
-        raw = x.detach().contiguous().reshape(-1)
+        raw = x.detach().clone().contiguous().reshape(-1)  # .numpy() would forbid to resize x
         if raw.numel():
             self._sha.update(raw.view(torch.uint8).numpy().tobytes())
         if x.is_leaf:

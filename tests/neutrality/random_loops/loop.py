@@ -95,7 +95,6 @@ class Loop:
             {
                 "hooks left": walk.part([hook_tables(m) for m in [*modules, *self.optimizers]]),
                 "attributes left": walk.part([sorted(vars(o)) for o in self.optimizers]),
-                "process at the end": "" if self.case.threads else process(),
             }
         )
 

@@ -14,7 +14,7 @@ TABLES = (
     "_global_backward_pre_hooks", "_global_forward_hooks_always_called",
 )  # fmt: skip
 PATCHED = (
-    (nn.Module, ("__call__", "_call_impl", "__getattr__", "__setattr__", "train", "register_buffer")),
+    (nn.Module, ("__call__", "_call_impl", "__getattr__", "__setattr__", "train")),
     (torch.Tensor, ("backward", "__torch_function__", "register_hook", "detach", "numpy")),
     (torch.autograd, ("backward", "grad")),
     (torch.optim.Optimizer, ("__init__", "zero_grad", "step", "profile_hook_step")),
@@ -25,6 +25,14 @@ PATCHED = (
     (np.random, ("rand", "seed", "default_rng")),
 )  # fmt: skip
 ORIGINAL = {(id(o), n): getattr(o, n) for o, names in PATCHED for n in names if hasattr(o, n)}
+
+
+def mend() -> None:
+    """Put back what a loop left exchanged, so that the next one is judged by itself."""
+    for owner, names in PATCHED:
+        for name in names:
+            if hasattr(owner, name) and getattr(owner, name) is not ORIGINAL[id(owner), name]:
+                setattr(owner, name, ORIGINAL[id(owner), name])
 
 
 def streams() -> list[Any]:
@@ -65,7 +73,8 @@ def hook_tables(owner: Any, without: str = "-") -> list[Any]:
     for name, table in sorted(vars(owner).items()):
         if "hooks" in name and hasattr(table, "values"):
             hooks = [h for h in table.values() if not _module_of(h).startswith(without)]
-            tables.append((name, [getattr(h, "__qualname__", type(h).__name__) for h in hooks]))
+            said = [getattr(h, "__qualname__", type(h).__name__) for h in hooks if callable(h)]
+            tables.append((name, said))
     return tables
 
 

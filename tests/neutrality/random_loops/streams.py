@@ -4,6 +4,7 @@ import io
 import itertools
 import random
 import tempfile
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,7 +121,9 @@ class Generating(Own):
 @memory("file", copies=False, refused="file")
 class File(Own):
     def made(self) -> Any:
-        return tempfile.TemporaryFile("w+")
+        file = tempfile.TemporaryFile("w+")
+        weakref.finalize(self, file.close)
+        return file
 
     def remember(self, x: Tensor) -> float:
         self.source.write("+")

@@ -15,7 +15,7 @@ from tests.neutrality.random_loops.case import Case
 from tests.neutrality.random_loops.data import SAMPLES, Images
 from tests.neutrality.random_loops.loop import Attach, Loop
 from tests.neutrality.random_loops.objects import UserWarns
-from tests.neutrality.random_loops.process import process
+from tests.neutrality.random_loops.process import mend, process
 from tests.neutrality.table import make
 
 Trail = list[dict[str, str]]
@@ -25,7 +25,7 @@ Trail = list[dict[str, str]]
 class Verdict:
     """What became of a case."""
 
-    differences: tuple[str, ...]  # "step 1: loss", ...
+    differences: tuple[str, ...]  # "step 1: loss", ..., or what stopped the watched training
     unsteady: tuple[str, ...]  # differences of two runs that nobody watched
     measured: int  # records that hold a number
     said: str  # by the monitor, in warnings and events
@@ -70,32 +70,45 @@ def judge(case: Case) -> Verdict:
     sink = MemorySink()
     first, _ = trails(case, None)
     again, _ = trails(case, None)
-    watched, said = trails(case, lambda loop: Monitors(loop, sink))
+    changed, said = changes(first, case, lambda loop: Monitors(loop, sink))
     events = [str(event) for event in sink.events]
     return Verdict(
-        differences=tuple(differences(first, watched)),
+        differences=changed,
         unsteady=tuple(differences(first, again)),
         measured=sum(r.status == "ok" for r in sink.records),
         said=" | ".join([*said, *events]),
     )
 
 
+def changes(
+    alone: list[Trail], case: Case, attach: Attach | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """What differs from the trails of the loop alone, and what was warned of."""
+    try:
+        watched, said = trails(case, attach)
+    except Exception as error:
+        return (f"training stopped: {type(error).__name__}: {error}"[:300],), []
+    return tuple(differences(alone, watched)), said
+
+
 def trails(case: Case, attach: Attach | None) -> tuple[list[Trail], list[str]]:
     """Trails of all loops of the case, and what was warned of."""
-    torch._dynamo.reset()
-    with _warnings() as caught:
-        if not case.threads:
-            found = [Loop(case).run(attach)]
-        elif attach is None:
-            found = [loop.run() for loop in _side_by_side(case)]
-        else:
-            found = _threaded(_side_by_side(case), case.threads, attach)
-            found[0].append({"process": process()})
-    own = [str(w.message) for w in caught if issubclass(w.category, UserWarns)]
-    if not case.threads:
+    if case.compiled:
+        torch._dynamo.reset()
+    try:
+        with _warnings() as caught:
+            if not case.threads:
+                found = [Loop(case).run(attach)]
+            elif attach is None:
+                found = [loop.run() for loop in _side_by_side(case)]
+            else:
+                found = _threaded(_side_by_side(case), case.threads, attach)
+        found[0].append({"process at the end": process()})
+    finally:
+        mend()
+    if not case.threads:  # of other threads, warnings cannot be caught
+        own = [str(w.message) for w in caught if issubclass(w.category, UserWarns)]
         found[0].append({"warnings": repr(own)})
-    elif attach is None:
-        found[0].append({"process": process()})
     return found, [str(w.message) for w in caught if not issubclass(w.category, UserWarns)]
 
 
