@@ -1,5 +1,6 @@
 """The one law in random loops: models, losses, optimizers, Python state, loaders and threads."""
 
+import re
 from functools import cache
 
 import pytest
@@ -83,13 +84,13 @@ def test_each_fault_of_a_monitor_is_caught(fault: str) -> None:
 @pytest.mark.parametrize("name", [n for n, p in PIECES.items() if p.refused])
 def test_a_model_that_cannot_be_put_back_is_refused_by_name(name: str) -> None:
     said = judge(Case(body=("linear", name), probes=("curvature",))).said
-    assert PIECES[name].refused in said
+    assert re.search(PIECES[name].refused, said)
 
 
 @pytest.mark.parametrize("name", [n for n, known in LOSSES.items() if known.refused])
 def test_a_loss_that_cannot_be_put_back_is_refused_by_name(name: str) -> None:
     said = judge(Case(loss=name, probes=("curvature",))).said
-    assert LOSSES[name].refused in said
+    assert re.search(LOSSES[name].refused, said)
 
 
 def _changed(case: Case, attach: Attach | None) -> tuple[str, ...]:

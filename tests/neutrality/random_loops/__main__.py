@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -74,7 +73,6 @@ def apart(seeds: range) -> Iterator[dict[str, Any]]:
 
 def here(seeds: range) -> None:
     """Print a row of JSON a seed."""
-    logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _late)
     for seed in seeds:

@@ -1,4 +1,4 @@
-"""A digest of whatever Python can reach: values, types, order, and which objects are the same one."""
+"""Digest of all that Python can reach: values, types, order, and which objects are the same."""
 
 import array
 import collections
@@ -39,7 +39,7 @@ class Walk:
         self._sha.update(repr(words).encode())
 
     def _feed(self, x: Any) -> None:
-        if isinstance(x, ATOMS) or isinstance(x, np.generic):
+        if isinstance(x, (*ATOMS, np.generic)):
             self._say(type(x).__name__, str(x) if isinstance(x, type) else x)
             return
         if id(x) in self._met:
@@ -80,6 +80,7 @@ class Walk:
         raw = x.detach().clone().contiguous().reshape(-1)  # .numpy() would forbid to resize x
         if raw.numel():
             self._sha.update(raw.view(torch.uint8).numpy().tobytes())
+        self._attributes(vars(x))
         if x.is_leaf:
             self._feed(x.grad)
 

@@ -98,6 +98,17 @@ class Decayed(Consistent):
         return cross_entropy(model, batch) + 1e-3 * squares
 
 
+@loss("penalty on gradients")
+class Penalised(Consistent):
+    """Differentiates inside of the loss."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        output = model(batch[0])
+        value = F.cross_entropy(output, batch[1])
+        slope = torch.autograd.grad(value, output, create_graph=True)[0]
+        return value + slope.square().sum()
+
+
 @loss("losses of layers, cleared by the loss")
 class Collected(Consistent):
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:

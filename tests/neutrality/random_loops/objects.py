@@ -3,6 +3,7 @@
 import contextvars
 import dataclasses
 import functools
+import logging
 import os
 import threading
 import warnings
@@ -15,6 +16,7 @@ from torch import Tensor
 from tests.neutrality.random_loops.piece import Memory, memory
 
 STEP = 0
+LOGGER = logging.getLogger("random loops")
 VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("calls", default=0)
 
 
@@ -287,6 +289,30 @@ class Weak(Memory):
     def remember(self, x: Tensor) -> float:
         self.calls[self] = self.calls.get(self, 0) + 1
         return 0.1 * self.calls[self]
+
+
+@memory("logger", shared=True)
+class Logger(Memory):
+    """Writes to a log that somebody reads."""
+
+    class Lines(logging.Handler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.lines.append(record.getMessage())
+
+    def __init__(self) -> None:
+        super().__init__()
+        LOGGER.handlers, LOGGER.propagate = [Logger.Lines()], False
+
+    def remember(self, x: Tensor) -> float:
+        LOGGER.error("mean %.3f", float(x.mean()))
+        return 0.1 * len(self.look())
+
+    def look(self) -> Any:
+        return LOGGER.handlers[0].lines
 
 
 @memory("lock and count", copies=False)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from tests.neutrality.random_loops.losses import Batch, cross_entropy, loss
 
@@ -124,7 +125,24 @@ class Scheduled(Own):
         return 1 + 0.1 * next(self.weights)
 
 
-@stateful("second batch from a generator", refused="generator")
+@stateful("second loader", refused="batches|DataLoader|generator")
+class SecondLoader(Own):
+    """Takes unlabelled data from a loader of its own, which starts anew at its end."""
+
+    def start(self) -> None:
+        self.data = DataLoader([0.1 * i for i in range(4)], batch_size=1)
+        self.batches = iter(self.data)
+
+    def weight(self, value: Tensor) -> Any:
+        try:
+            extra = next(self.batches)
+        except StopIteration:
+            self.batches = iter(self.data)
+            extra = next(self.batches)
+        return 1 + float(extra)
+
+
+@stateful("second batch from a generator", refused="batches|generator")
 class SecondBatch(Own):
     def start(self) -> None:
         self.batches = self.shifts()

@@ -106,7 +106,7 @@ class Itertools(Own):
         return itertools.accumulate(itertools.cycle([0.1, 0.2, 0.3]))
 
 
-@memory("generator function", copies=False, refused="generator")
+@memory("generator function", copies=False, refused="source|generator")
 class Generating(Own):
     def made(self) -> Any:
         def values() -> Iterator[float]:
@@ -118,10 +118,10 @@ class Generating(Own):
         return values()
 
 
-@memory("file", copies=False, refused="file")
+@memory("file", copies=False, refused="source|file|TextIO")
 class File(Own):
     def made(self) -> Any:
-        file = tempfile.TemporaryFile("w+")
+        file = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the model lives
         weakref.finalize(self, file.close)
         return file
 

@@ -171,6 +171,51 @@ class LateBuffer(nn.Module):
         return x / self.scale.to(x.dtype)
 
 
+@memory("attribute of a parameter", copies=False)
+class Marked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.inner.weight
+        weight.calls = getattr(weight, "calls", 0) + 1
+        return self.inner(x) * (1 + 0.01 * weight.calls)
+
+
+@memory("flags set by the forward")
+class Flagged(nn.Module):
+    """A normalisation whose statistics stand still at every second call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.train(not self.inner.training)
+        return self.inner(x)
+
+
+@memory("forward of the instance", copies=False)
+class Exchanged(nn.Module):
+    """Its forward was wrapped by somebody who counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, calls = nn.Linear(WIDTH, WIDTH), 0
+        forward = self.inner.forward
+
+        def counted(x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return forward(x) * (1 + 0.01 * calls)
+
+        self.inner.forward = counted
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 @memory("hidden module")
 class Hidden(nn.Module):
     """A normalisation in a list, which the model does not know as its own."""

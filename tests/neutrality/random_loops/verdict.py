@@ -18,6 +18,7 @@ from tests.neutrality.random_loops.objects import UserWarns
 from tests.neutrality.random_loops.process import mend, process
 from tests.neutrality.table import make
 
+LIMIT = 60  # seconds for loops in threads
 Trail = list[dict[str, str]]
 
 
@@ -146,11 +147,14 @@ def _threaded(loops: list[Loop], watched: tuple[bool, ...], attach: Attach) -> l
             loop.trail.append({"raised": f"{type(error).__name__}: {error}"})
 
     threads = [
-        threading.Thread(target=train, args=(loop, attach if seen else None))
+        threading.Thread(target=train, args=(loop, attach if seen else None), daemon=True)
         for loop, seen in zip(loops, watched, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(LIMIT)
+    for loop, thread in zip(loops, threads, strict=True):
+        if thread.is_alive():
+            loop.trail.append({"raised": f"not done after {LIMIT} s"})
     return [loop.trail for loop in loops]
