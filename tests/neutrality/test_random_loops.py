@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+from tests.neutrality.random_loops import __main__ as command
 from tests.neutrality.random_loops.case import Case
 from tests.neutrality.random_loops.hooks import HOOKS
 from tests.neutrality.random_loops.leaky import FAULTS, faulty, unprotected
@@ -91,6 +92,19 @@ def test_a_model_that_cannot_be_put_back_is_refused_by_name(name: str) -> None:
 def test_a_loss_that_cannot_be_put_back_is_refused_by_name(name: str) -> None:
     said = judge(Case(loss=name, probes=("curvature",))).said
     assert re.search(LOSSES[name].refused, said)
+
+
+def test_a_loop_that_kills_its_process_is_reported_and_the_next_seeds_are_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        first = int(command[-2])  # judges its first seed, dies at the second one
+        row = json.dumps({"seed": first, "verdict": "same"})
+        return SimpleNamespace(stdout=row + "\n", stderr="out of memory", returncode=-9)
+
+    monkeypatch.setattr(command.subprocess, "run", run)
+    rows = [(row["seed"], row["verdict"]) for row in command.apart(range(3))]
+    assert rows == [(0, "same"), (1, "DIED"), (2, "same")]
 
 
 def _changed(case: Case, attach: Attach | None) -> tuple[str, ...]:

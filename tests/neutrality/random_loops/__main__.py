@@ -35,7 +35,8 @@ def main() -> None:
     if given.here:
         here(range(given.first, given.last))
         return
-    counts: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
+    unmeasured = 0
     chunks = [
         range(first, min(first + CHUNK, given.last))
         for first in range(given.first, given.last, CHUNK)
@@ -43,16 +44,14 @@ def main() -> None:
     with ThreadPoolExecutor(given.jobs) as pool:
         for rows in pool.map(lambda seeds: list(apart(seeds)), chunks):
             for row in rows:
-                counts[row["verdict"]] += 1
-                counts["measured nothing"] += row.get("measured") == 0
+                case = Case.of(row["seed"])
+                counts[case.kind, row["verdict"]] += 1
+                unmeasured += row.get("measured") == 0
                 if row["verdict"] != "same":
                     what = "; ".join(row["what"])
-                    print(f"seed {row['seed']}  {row['verdict']}  {what}  |  {describe(row)}")
-    print(f"{given.last - given.first} cases: {dict(counts)}")
-
-
-def describe(row: dict[str, Any]) -> str:
-    return Case.of(row["seed"]).describe()
+                    print(f"{row['verdict']} ({case.kind}) {what} | {case.describe()}", flush=True)
+    said = [f"{n} {verdict} ({kind})" for (kind, verdict), n in sorted(counts.items())]
+    print(f"{given.last - given.first} cases: {', '.join(said)}; {unmeasured} measured nothing")
 
 
 def apart(seeds: range) -> Iterator[dict[str, Any]]:

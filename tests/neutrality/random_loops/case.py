@@ -1,10 +1,11 @@
 """Case: a training loop with its model, drawn from a seed; equal seeds give equal loops."""
 
 import random
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 
 from tests.neutrality.random_loops import (
     containers,
+    functions,
     layers,
     objects,
     stateful_losses,
@@ -21,12 +22,12 @@ from tests.neutrality.random_loops.optimizers import (
     OPTIMIZERS,
     SCHEDULERS,
     SINGLE,
-)  # fmt: skip
+)
 from tests.neutrality.random_loops.piece import PIECES, Piece
 from tests.neutrality.table import PROBES
 from tests.neutrality.watch import PLACES
 
-FILLED = (containers, layers, objects, streams, tensors, stateful_losses, teachers)
+FILLED = (containers, functions, layers, objects, streams, tensors, stateful_losses, teachers)
 SURFACES = ("decorator", "criterion", "loss_fn", "model returns its loss")
 STEMS = ("flat", "convolution", "embedding")
 CHEAP = (("conservation",), ("conservation", "equivariance"), ("curvature",), ("spectrum",))
@@ -91,16 +92,17 @@ class Case:
         return any(part.remembers for part in self.parts)
 
     @property
-    def refused(self) -> list[str]:
-        """What a monitor must name when it refuses this loop."""
-        return [part.refused for part in self.parts if part.refused]
+    def kind(self) -> str:
+        """What is hard about it."""
+        state = "Python state" if self.remembers else "ordinary"
+        return f"{state}, threads" if self.threads else state
 
     def describe(self) -> str:
         """Whatever is not as in the plainest case."""
         said = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.default is MISSING or value != field.default:
+            if field.name == "seed" or value != field.default:
                 said.append(f"{field.name}={value!r}")
         return ", ".join(said)
 

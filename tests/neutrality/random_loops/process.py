@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # exchanges functions of torch itself, once
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils import checkpoint as torch_checkpoint
@@ -15,7 +16,7 @@ TABLES = (
 )  # fmt: skip
 PATCHED = (
     (nn.Module, ("__call__", "_call_impl", "__getattr__", "__setattr__", "train")),
-    (torch.Tensor, ("backward", "__torch_function__", "register_hook", "detach", "numpy")),
+    (torch.Tensor, ("backward", "register_hook", "detach", "numpy")),
     (torch.autograd, ("backward", "grad")),
     (torch.optim.Optimizer, ("__init__", "zero_grad", "step", "profile_hook_step")),
     (torch_checkpoint, ("checkpoint",)),

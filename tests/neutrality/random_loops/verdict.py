@@ -70,7 +70,7 @@ def judge(case: Case) -> Verdict:
     """Run the case twice alone and once watched."""
     sink = MemorySink()
     first, _ = trails(case, None)
-    again, _ = trails(case, None)
+    again, _ = trails(case, None, together=bool(case.threads))
     changed, said = changes(first, case, lambda loop: Monitors(loop, sink))
     events = [str(event) for event in sink.events]
     return Verdict(
@@ -86,24 +86,25 @@ def changes(
 ) -> tuple[tuple[str, ...], list[str]]:
     """What differs from the trails of the loop alone, and what was warned of."""
     try:
-        watched, said = trails(case, attach)
+        watched, said = trails(case, attach, together=bool(case.threads))
     except Exception as error:
         return (f"training stopped: {type(error).__name__}: {error}"[:300],), []
     return tuple(differences(alone, watched)), said
 
 
-def trails(case: Case, attach: Attach | None) -> tuple[list[Trail], list[str]]:
-    """Trails of all loops of the case, and what was warned of."""
+def trails(
+    case: Case, attach: Attach | None, together: bool = False
+) -> tuple[list[Trail], list[str]]:
+    """Trails of all loops of the case, one after the other or together, and what was warned of."""
     if case.compiled:
         torch._dynamo.reset()
     try:
         with _warnings() as caught:
-            if not case.threads:
-                found = [Loop(case).run(attach)]
-            elif attach is None:
-                found = [loop.run() for loop in _side_by_side(case)]
+            loops = _side_by_side(case) if case.threads else [Loop(case)]
+            if together:
+                found = _threaded(loops, case.threads, attach)
             else:
-                found = _threaded(_side_by_side(case), case.threads, attach)
+                found = [loop.run(attach) for loop in loops]
         found[0].append({"process at the end": process()})
     finally:
         mend()
