@@ -101,7 +101,7 @@ class Walk:
         elif isinstance(x, types.FunctionType):
             cells = [c.cell_contents for c in x.__closure__ or () if c != types.CellType()]
             self._feed((cells, x.__defaults__, x.__kwdefaults__, vars(x)))
-        elif hasattr(x, "__dict__") and not isinstance(x, types.BuiltinFunctionType):
+        elif not isinstance(x, types.BuiltinFunctionType):
             self._attributes(_attributes(x))
 
 
@@ -133,7 +133,7 @@ def _state(x: Any) -> Any:
 def _attributes(x: Any) -> dict[str, Any]:
     slots = [s for c in type(x).__mro__ for s in _names(vars(c).get("__slots__", ()))]
     held = {s: getattr(x, s) for s in slots if s[:2] != "__" and hasattr(x, s)}
-    return held | vars(x) if hasattr(x, "__dict__") else held
+    return held | getattr(x, "__dict__", {})
 
 
 def _names(slots: Any) -> tuple[str, ...]:
