@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from eqtoolbox.replay import slots, states
 from eqtoolbox.replay.code import Used, of_a_user, used
@@ -367,6 +368,7 @@ def _reader(kind: type) -> Callable[..., None]:
 _BY_BASE: tuple[tuple[Any, Callable[..., None]], ...] = (
     ((torch.jit.ScriptModule, Enum), Reach.nothing),
     (nn.Module, Reach.module),
+    (_BaseDataLoaderIter, Reach.alone),
     (Tensor, Reach.tensor),
     (np.ndarray, Reach.array),
     (dict, Reach.mapping),

@@ -4,8 +4,8 @@ Containers are kept by the identity of what they hold: what is in them has slots
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from functools import partial
 from operator import is_
 from types import CellType
@@ -49,20 +49,23 @@ class Slot(ABC):
 class Entries(Slot):
     """The entries of a dict, or the attributes of an object, in order."""
 
-    __slots__ = ("held",)
+    __slots__ = ("_kind", "held")
 
-    def __init__(self, owner: MutableMapping[Any, Any], path: Any) -> None:
-        self.owner, self.path, self.held = owner, path, dict(owner)
+    def __init__(self, owner: dict[Any, Any], path: Any) -> None:
+        self.owner, self.path = owner, path
+        self._kind = OrderedDict if isinstance(owner, OrderedDict) else dict  # not a Counter's own
+        self.held = dict(self._kind.items(owner))
 
     def moved(self, exchange: Exchange) -> bool:
         now, held = self.owner, self.held
         if len(now) != len(held) or not all(map(is_, now, held)):
             return True
-        return not all(map(is_, now.values(), _exchanged(held, exchange)))
+        return not all(map(is_, self._kind.values(now), _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
-        self.owner.clear()
-        self.owner.update(zip(self.held, _exchanged(self.held, exchange), strict=True))
+        self._kind.clear(self.owner)
+        pairs = zip(self.held, _exchanged(self.held, exchange), strict=True)
+        self._kind.update(self.owner, pairs)
 
 
 class Attributes(Entries):
@@ -74,11 +77,11 @@ class Attributes(Entries):
         now, held = self.owner, self.held
         if MARK not in now or MARK in held:
             return super().moved(exchange)
+        if len(now) != len(held) + 1:
+            return True
         if next(reversed(now)) != MARK:
             now = {k: v for k, v in now.items() if k != MARK}
-        elif len(now) != len(held) + 1:
-            return True
-        same = all(map(is_, now, held)) and len(now) >= len(held)
+        same = all(map(is_, now, held))
         return not same or not all(map(is_, now.values(), _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
@@ -96,27 +99,29 @@ def _exchanged(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:
 class Items(Slot):
     """The items of a list, a deque or a set."""
 
-    __slots__ = ("held",)
+    __slots__ = ("_kind", "held")
 
     def __init__(self, owner: Any, path: Any) -> None:
-        self.owner, self.path, self.held = owner, path, list(owner)
+        self.owner, self.path = owner, path
+        self._kind: Any = next(kind for kind in (list, deque, set) if isinstance(owner, kind))
+        self.held = [*self._kind.__iter__(owner)]
 
     def _wanted(self, exchange: Exchange) -> list[Any]:
         return [exchange.get(id(x), x) for x in self.held] if exchange else self.held
 
     def moved(self, exchange: Exchange) -> bool:
-        now, wanted = [*map(id, self.owner)], [*map(id, self._wanted(exchange))]
-        if isinstance(self.owner, set):  # its order says nothing
-            return {*now} != {*wanted}
-        return now != wanted
+        now, wanted = self._kind.__iter__(self.owner), self._wanted(exchange)
+        if len(self.owner) != len(wanted):
+            return True
+        if self._kind is set:  # its order says nothing
+            return {*map(id, now)} != {*map(id, wanted)}
+        return not all(map(is_, now, wanted))
 
     def put_back(self, exchange: Exchange) -> None:
         wanted = self._wanted(exchange)
-        if isinstance(self.owner, list):
-            self.owner[:] = wanted
-            return
-        self.owner.clear()
-        (self.owner.extend if isinstance(self.owner, deque) else self.owner.update)(wanted)
+        self._kind.clear(self.owner)
+        more = self._kind.update if self._kind is set else self._kind.extend
+        more(self.owner, wanted)
 
 
 class Names(Slot):

@@ -207,9 +207,9 @@ def large_tensor() -> Any:
     bank = torch.zeros(2**19)
 
     def note(x: Tensor) -> Tensor:
-        bank.roll(1).add_(1)
+        bank.add_(0.01)
         bank[: x.numel()] = x.detach().flatten()
-        return x + bank[7]
+        return x + bank[-1]
 
     return _noting(note, lambda: bank.sum().item())
 
