@@ -6,6 +6,7 @@ from typing import Any
 
 from eqtoolbox.replay.calls import uncompiled
 from eqtoolbox.replay.interception import Intercepted
+from eqtoolbox.replay.operations import Operations
 from eqtoolbox.replay.scope import current, inside
 
 _MODULE = "torch.utils.checkpoint"
@@ -30,7 +31,7 @@ def recomputed_within(state: Callable[[], AbstractContextManager[Any]]) -> Any:
             with state():
                 if replay is None or current() is replay:
                     return function(*given, **named)
-                with inside(replay), uncompiled():
+                with inside(replay), uncompiled(), Operations():
                     return function(*given, **named)
 
         return original(run, *args, **kwargs)

@@ -163,7 +163,8 @@ def attention(
 
 def _opened(function: Any) -> Callable[..., Any]:
     """A function of torch's own in Python whose inner calls come to the mode, too."""
-    space = vars(F) | {name: _never for name in vars(F) if name.startswith("has_torch_function")}
+    space = dict(function.__globals__)
+    space |= {name: _never for name in space if name.startswith("has_torch_function")}
     twin = FunctionType(
         function.__code__, space, function.__name__, function.__defaults__, function.__closure__
     )
@@ -175,9 +176,14 @@ def _never(*args: Any) -> bool:
     return False
 
 
-def _multi_head(mode: Operations, args: Any, kwargs: Any) -> Any:
-    with mode:
-        return _open_multi_head(*args, **kwargs)
+def _runs_opened(function: Any) -> Any:
+    opened = _opened(function)
+
+    def run(mode: Operations, args: Any, kwargs: Any) -> Any:
+        with mode:
+            return opened(*args, **kwargs)
+
+    return run
 
 
 def _no_backward(mode: Operations, args: Any, kwargs: Any) -> None:
@@ -186,10 +192,10 @@ def _no_backward(mode: Operations, args: Any, kwargs: Any) -> None:
         Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-_open_multi_head = _opened(F.multi_head_attention_forward)
 _TWINS: dict[Any, Any] = {
     F.scaled_dot_product_attention: lambda mode, args, kwargs: attention(*args, **kwargs),
-    F.multi_head_attention_forward: _multi_head,
+    F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
+    torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it
     torch._weight_norm: lambda mode, args, kwargs: weight_norm(*args, **kwargs),
     Tensor.backward: _no_backward,
 }

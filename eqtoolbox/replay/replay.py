@@ -9,7 +9,7 @@ from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
 from eqtoolbox.replay.reach import said
 from eqtoolbox.replay.scope import LeavesTrace
-from eqtoolbox.replay.streams import Frame, RandomState, alone
+from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
 from eqtoolbox.replay.tensors import LiveTensors
 
 
@@ -31,8 +31,9 @@ class Replay:
         self._hosts = hosts
         self._outside = Belongings((*hosts, *roots), hosts)
         self._live = LiveTensors(self._outside.tensors)
-        self._random = RandomState() if alone() else None
-        self._drawn: RandomState | None = None  # what streams were before a draw between frames
+        self._alone = alone()
+        self._torch, self._drawn = TorchStreams(), False  # whether drawn from between evaluations
+        self._other = OtherStreams() if self._alone else None
         self._starts: list[Belongings] = []  # that are taken in
         self._answered: list[nn.Module] = []
         self._answer(self._outside.modules)
@@ -77,9 +78,10 @@ class Replay:
             self._undo()
         finally:
             moved = self._outside.restore({})
-            before = self._drawn or self._random
-            if before is not None and before.moved():
-                before.restore()
+            if self._drawn or (self._alone and self._torch.moved()):
+                self._torch.restore()
+            if self._other is not None and self._other.moved():
+                self._other.restore()
         left = [slot for slot in moved if slot.moved({})]
         if left:
             self.refuse(
@@ -100,8 +102,7 @@ class Replay:
         """Random numbers of torch are about to be drawn."""
         if self.frames:
             self.frames[-1].draw()
-        elif self._drawn is None:
-            self._drawn = self._random or RandomState()
+        self._drawn = self._drawn or not self.frames
 
     def writes(self, tensor: Tensor) -> bool:
         """An operation is about to write into this tensor; whether that was not known before."""

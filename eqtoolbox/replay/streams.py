@@ -27,6 +27,10 @@ class TorchStreams:
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
 
+    def moved(self) -> bool:
+        """Whether the processor's is in another state now."""
+        return not torch.equal(torch.get_rng_state(), self.cpu)
+
 
 class OtherStreams:
     """The state of the global generators of NumPy and Python."""
@@ -61,10 +65,6 @@ class RandomState:
         """Put all streams back to this state."""
         self.torch.restore()
         self.other.restore()
-
-    def moved(self) -> bool:
-        """Whether some stream is in another state now."""
-        return self.other.moved() or not torch.equal(torch.get_rng_state(), self.torch.cpu)
 
     @classmethod
     def seeded(cls, seed: int) -> "RandomState":

@@ -1,5 +1,6 @@
 """When the replayed gradient is not the one that trains, the warning names the cause."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -79,10 +80,9 @@ def reversed_by_a_hook(monitor: Any, model: nn.Module) -> None:
 
 
 def random_loss(monitor: Any, model: nn.Module) -> None:
-    own = torch.Generator().manual_seed(0)
-
     def noisy(model: nn.Module, batch: Any) -> Tensor:
-        noise = torch.randn(batch[0].shape, generator=own)
+        seed = int.from_bytes(os.urandom(4), "big")  # a source that nobody can put back
+        noise = torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(seed))
         return F.cross_entropy(model(batch[0] * noise), batch[1])
 
     monitor.loss(noisy)(model, blobs()).backward()

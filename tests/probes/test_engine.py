@@ -4,6 +4,7 @@ The reference is central differences of first gradients in float64 (smooth netwo
 forward-over-reverse (kinks): neither is the code under test.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -345,10 +346,9 @@ def test_without_the_twins_weight_norm_is_silently_wrong() -> None:
 
 
 def test_a_loss_with_its_own_randomness_is_refused() -> None:
-    own = torch.Generator().manual_seed(0)
-
     def noisy(model: nn.Module, batch: Any) -> Tensor:
         x, y = batch
+        own = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
         return F.cross_entropy(model(x + torch.randn(x.shape, generator=own)), y)
 
     loss = objective(Around(nn.Tanh()), loss_fn=noisy)
