@@ -15,6 +15,7 @@ from eqtoolbox.capture.gradient_check import (
 from eqtoolbox.capture.guests import modules_in
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.writes import LiveWrite, refuse_live_writes
+from eqtoolbox.interrupts import for_the_loop
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
@@ -52,7 +53,9 @@ class Faithfulness:
             self._capture.missed = str(reason)
             self._journal.warn("monitor", str(reason))
             return False
-        except Exception:  # what else fails is told where it is measured
+        except BaseException as error:  # what else fails is told where it is measured
+            if for_the_loop(error):
+                raise
             return True
         self._harmless = True
         return True
@@ -74,7 +77,7 @@ class Faithfulness:
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
                     repeated = repeats(snapshot.training, snapshot.before)
                 return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
-            except Exception as error:
+            except BaseException as error:
                 self._journal.failed("monitor", error)
         return False
 

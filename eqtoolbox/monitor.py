@@ -25,8 +25,14 @@ from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
+from eqtoolbox.time_limit import TimeLimit, Timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FORKED = (
+    "this process was forked from the one that attached the monitor: nothing is measured here; "
+    "attach in this process to watch it"
+)
 
 
 class Monitor:
@@ -53,6 +59,7 @@ class Monitor:
         segment: int = 0,
         step: int = 0,
         on_error: OnError = "warn",
+        probe_timeout: Timeout = "auto",
         attached_at: str = "",
         called: nn.Module | None = None,
     ) -> None:
@@ -71,7 +78,7 @@ class Monitor:
         self._journal = Journal(sinks, on_error, segment)
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
         self._account = Account(self.optimizers, self._budget, self._journal)
-        self._runner = Runner(model, seed, self._journal)
+        self._runner = Runner(model, seed, self._journal, TimeLimit(probe_timeout))
         self._clock = Clock(self._budget, self._capture.stopwatch)
         self._todo: list[Probe] = []  # due at the coming step
         self._run: list[Probe] = []  # and paid for
@@ -90,6 +97,15 @@ class Monitor:
         self._starts: list[Any] = []  # hooks that only steps which are caught have
         self._capture.fail = self._failed
         self._arm()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, and of what is saved: a run has one monitor, see `__setstate__`."""
+        return {"model": self.model, "optimizer": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy watches nothing and is detached; what a run resumes from is `state_dict`."""
+        self.__init__(**state, probes=())  # type: ignore[misc]
+        self.detach()
 
     def __repr__(self) -> str:
         names = ", ".join(s.probe.name for s in self.probes)
@@ -271,12 +287,15 @@ class Monitor:
         disabled = self._journal.disabled
         if "monitor" in disabled:
             return []
+        if self._journal.elsewhere:
+            self._journal.disable("monitor", FORKED)
+            return []
         due = []
         for scheduled in self.probes:
             try:
                 if scheduled.schedule(step) and scheduled.probe.name not in disabled:
                     due.append(scheduled.probe)
-            except Exception as error:
+            except BaseException as error:
                 if scheduled.probe.name not in disabled:
                     self._journal.failed(scheduled.probe.name, error)
         return due
@@ -351,9 +370,9 @@ class Monitor:
             self._capture.pending.step_starts(self._taken.unmoved)
             if self._run or closure:
                 self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
-        except Exception as error:
-            self._taken.missed = error
+        except BaseException as error:
             self._failed(error)
+            self._taken.missed = error
         self._clock.leave(started)
 
     def _finish(self) -> None:
@@ -372,7 +391,7 @@ class Monitor:
                 self._measure(self._run, self._taken.before, named)
             self._account.skip([probe for probe in self._todo if probe not in self._run])
             self._journal.succeeded("monitor")
-        except Exception as error:
+        except BaseException as error:
             self._failed(error)
         finally:
             self._taken.over()
@@ -392,10 +411,10 @@ class Monitor:
         """What goes wrong here is no reason to stop training."""
         try:
             act(*given)
-        except Exception as error:
+        except BaseException as error:
             self._failed(error)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self._journal.failed("monitor", error)
 
     # -- measuring ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
 from eqtoolbox.capture.guests import Scope, modules_in, renew_guests
+from eqtoolbox.deadline import check
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 
 Parameters = dict[str, Tensor]
@@ -256,6 +257,7 @@ class Objective:
             with flagged(self.model, flags), _reparametrize_module(scope, named, tie_weights=True):
                 yield
 
+        check()
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
         renew_guests()
         with random_streams(self.random), cast, recomputed_within(state), state():
