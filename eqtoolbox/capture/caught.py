@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace as fx
 
 from eqtoolbox.objective import Objective
 
@@ -23,8 +24,8 @@ class Hook:
         self._module = weakref.ref(module) if module is not None else lambda: None
 
     def __call__(self, module: nn.Module, *args: Any) -> None:
-        if torch.compiler.is_compiling() or torch._C._is_tracing():
-            return  # traced away: compiled code stays what it was
+        if _traced():  # away: what comes out is the program that it would be without
+            return
         owner = self._owner()
         if owner is not None and module is self._module():
             try:
@@ -38,6 +39,11 @@ class Hook:
 
     def __reduce__(self) -> Any:
         return Hook, ()
+
+
+def _traced() -> bool:
+    """Whether the module runs to be compiled, exported or recorded."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
 
 
 class Caught:
