@@ -166,7 +166,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short, on an accelerator or not."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    said = str(error).lower()
+    said = told(error).lower()
     return isinstance(error, RuntimeError) and (
         "out of memory" in said or "can't allocate memory" in said
     )
