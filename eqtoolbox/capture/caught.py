@@ -24,7 +24,7 @@ class Hook:
         self._module = weakref.ref(module) if module is not None else lambda: None
 
     def __call__(self, module: nn.Module, *args: Any) -> None:
-        if _traced():  # away: what comes out is the program that it would be without
+        if traced():  # away: what comes out is the program that it would be without
             return
         owner = self._owner()
         if owner is not None and module is self._module():
@@ -41,7 +41,7 @@ class Hook:
         return Hook, ()
 
 
-def _traced() -> bool:
+def traced() -> bool:
     """Whether the module runs to be compiled, exported or recorded."""
     return torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
 

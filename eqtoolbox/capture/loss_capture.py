@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.capture.batch import map_tensors, tensors
-from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear
+from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, traced
 from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
 from eqtoolbox.capture.pending import Pending
@@ -83,7 +83,8 @@ class LossCapture:
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or not self._armed or not torch.is_grad_enabled():
+            idle = torch.compiler.is_compiling() or not self._armed  # guarded, where compiled
+            if idle or traced() or not torch.is_grad_enabled():
                 return function(*args, **kwargs)
             return self._call(function, args, kwargs)
 

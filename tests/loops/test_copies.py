@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -193,3 +194,37 @@ def test_a_copied_or_saved_monitor_watches_nothing(tmp_path: Path) -> None:
     assert repr(holder.monitor) == "Monitor(Sequential, replay; step 0, attached)"
     holder.monitor.close()
     assert eq.Run(tmp_path / "run").records() == []
+
+
+class OwnLoss(nn.Module):
+    """A model that returns its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(6, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).square().mean()  # type: ignore[no-any-return]
+
+
+PROGRAMS: dict[str, Callable[[nn.Module], str]] = {
+    "trace": lambda model: re.sub(
+        r"___torch_mangle_\d+\.", "", str(torch.jit.trace(model, x).inlined_graph)
+    ),
+    "export": lambda model: str(torch.export.export(model, (x,))),
+    "fx of a parent": lambda model: str(torch.fx.symbolic_trace(Parent(model)).graph),
+    "make_fx": lambda model: str(make_fx(model)(x).graph),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*", "ignore:.*deprecated.*")
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_model_that_is_recorded_is_not_caught_and_gives_the_same_program(kind: str) -> None:
+    """Here of a model that returns its loss, each call of which is a loss otherwise."""
+    model = OwnLoss()
+    alone = PROGRAMS[kind](model)
+    with attached(model) as monitor:
+        assert PROGRAMS[kind](model) == alone
+        assert monitor._capture.pending.coming == []
+        model(x)
+        assert len(monitor._capture.pending.coming) == 1
