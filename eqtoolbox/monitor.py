@@ -16,6 +16,7 @@ from eqtoolbox.capture.step import Step
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
+from eqtoolbox.interrupts import Gate
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
@@ -87,6 +88,7 @@ class Monitor:
         self._taken = Step(model)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
+        self._gate = Gate()  # for signals that come while a step is measured
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
         self._faithful = Faithfulness(model, self._capture, self._journal)
         self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
@@ -174,8 +176,9 @@ class Monitor:
             )
         started = time.perf_counter()
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
-        snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
-        written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
+        with self._gate:
+            snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
+            written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
         self._clock.apart(started)
@@ -320,17 +323,19 @@ class Monitor:
     def _due_step_ends(self, started: float) -> None:
         """A step ends that was due, or that one which may be due follows."""
         caught = self._catches
-        try:
-            if caught:
-                self._finish()
-            elif self._todo:
-                self._account.skip(self._todo)
-                self._journal.flush()
-            self._clock.begin(started)
-        finally:  # an interrupt from the keyboard passes, and the next step is counted right
-            self._capture.unused = None
-            self.step += 1
-            self._arm()
+        with self._gate:
+            try:
+                if caught:
+                    self._finish()
+                elif self._todo:
+                    self._account.skip(self._todo)
+                    self._journal.flush()
+                self._clock.begin(started)
+            finally:  # an interrupt passes, and the next step is counted right
+                self._gate.holding = True
+                self._capture.unused = None
+                self.step += 1
+                self._arm()
         if not caught:
             self._clock.idle(started)
 
@@ -394,6 +399,7 @@ class Monitor:
         except BaseException as error:
             self._failed(error)
         finally:
+            self._gate.holding = True
             self._taken.over()
             self._capture.drop()
             self._pay(started)

@@ -21,7 +21,7 @@ import eqtoolbox as eq
 from eqtoolbox.capture.guests import evaluating
 from eqtoolbox.deadline import OutOfTime, check, deadline
 from eqtoolbox.integrations.attachment import Attachment
-from eqtoolbox.interrupts import for_the_loop, told
+from eqtoolbox.interrupts import Gate, for_the_loop, told
 from eqtoolbox.linalg.operator import MatrixOperator
 from eqtoolbox.probe import Measurement
 from eqtoolbox.sinks.memory import MemorySink
@@ -380,6 +380,72 @@ def test_an_interrupt_in_the_loss_leaves_the_step_count_right() -> None:
     assert unchanged(parameters)
     assert seen == ["KeyboardInterrupt"]
     assert [r.step for r in sink.records if r.name == "replay/loss"] == [1, 2, 3, 4, 5]
+
+
+class Scope:
+    """A scope that is left in two moves, with a signal between them."""
+
+    def __init__(self, *, times: int = 1) -> None:
+        self.times, self.left = times, False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        for _ in range(self.times):
+            os.kill(os.getpid(), signal.SIGINT)
+        self.left = True
+
+
+def test_a_signal_does_not_cut_the_exit_of_a_scope_short() -> None:
+    scope, reached = Scope(), []
+    with pytest.raises(KeyboardInterrupt), Gate():
+        with scope:
+            pass
+        reached.append("the next check")
+        check()
+        reached.append("never")
+    assert scope.left
+    assert reached == ["the next check"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_gate_it_does() -> None:
+    scope = Scope()
+    with pytest.raises(KeyboardInterrupt), scope:
+        pass
+    assert not scope.left
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    scope = Scope(times=2)
+    with pytest.raises(KeyboardInterrupt), Gate(), scope:
+        pass
+    assert not scope.left
+
+
+def test_a_signal_waits_for_the_end_of_a_gate_that_holds() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), Gate() as gate:
+        gate.holding = True
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the end")
+    assert reached == ["the end"]
+    with pytest.raises(KeyboardInterrupt), Gate():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("never")
+    assert reached == ["the end"]
+    check()
+
+
+def test_a_deadline_holds_after_a_signal_that_did_not_wait_for_it() -> None:
+    with pytest.raises(KeyboardInterrupt), Gate() as gate:
+        gate.holding = True
+        os.kill(os.getpid(), signal.SIGINT)
+    with deadline(60.0):
+        check()
+    with deadline(0.0), pytest.raises(OutOfTime, match="time is over"):
+        check()
 
 
 # -- processes -------------------------------------------------------------------------------------
