@@ -30,6 +30,7 @@ from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
+from eqtoolbox.time_limit import Timeout, check_timeout
 
 
 def attach(
@@ -44,6 +45,7 @@ def attach(
     probe_batch: Any = None,
     schedule: int | Schedule | Mapping[str, int | Schedule] | None = None,
     budget: float | None = 0.05,
+    probe_timeout: Timeout = "auto",
     run_dir: str | PathLike[str] | None = None,
     sinks: Sequence[Any] = (),
     seed: int = 0,
@@ -72,6 +74,10 @@ def attach(
         budget: largest share of training time that the monitor may take, set-up (the first run of
             each probe) apart; None for no limit, so that exactly the scheduled steps are measured.
             Skips are recorded.
+        probe_timeout: seconds that a probe may take at one step. After them it is stopped between
+            two evaluations of the loss; rows up to there are kept, and after three times in a row
+            it is disabled. "auto" is 20 times its longest run so far, at least 30 s, and 600 s
+            for the first run; None is no limit.
         run_dir: directory for the records; None to keep none.
         sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
             `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`.
@@ -94,7 +100,7 @@ def attach(
     """
     optimizers = optimizers_in(optimizer)
     called, model = model, _checked_model(model)
-    _check(model, optimizers, criterion, loss_fn, budget, seed, on_error)
+    _check(model, optimizers, criterion, loss_fn, budget, probe_timeout, seed, on_error)
     further = [] if other_process() else [as_sink(sink) for sink in sinks]
     if probe_batch is not None:
         check_batch(probe_batch, model)
@@ -112,6 +118,7 @@ def attach(
         criterion=criterion,
         probe_batch=probe_batch,
         budget=budget,
+        probe_timeout=probe_timeout,
         sinks=[*([store] if store else []), *further],
         seed=seed,
         segment=store.segment if store else 0,
@@ -137,6 +144,7 @@ def _check(
     criterion: Any,
     loss_fn: Any,
     budget: Any,
+    probe_timeout: Any,
     seed: Any,
     on_error: Any,
 ) -> None:
@@ -169,6 +177,7 @@ def _check(
     if loss_fn is not None and not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function (model, batch) -> loss, got {loss_fn!r}")
     check_share(budget)
+    check_timeout(probe_timeout)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
     if on_error not in get_args(OnError):

@@ -14,6 +14,7 @@ from eqtoolbox.capture.gradient_check import (
 )
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.writes import refuse_hidden_writes
+from eqtoolbox.interrupts import for_the_loop
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
@@ -50,7 +51,9 @@ class Faithfulness:
             self._capture.missed = str(reason)
             self._journal.warn("monitor", str(reason))
             return False
-        except Exception:  # what else fails is told where it is measured
+        except BaseException as error:  # what else fails is told where it is measured
+            if for_the_loop(error):
+                raise
             return True
         self._harmless = True
         return True
@@ -80,7 +83,7 @@ class Faithfulness:
                 return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
             except LeavesTrace as reason:
                 self.refuse(str(reason))
-            except Exception as error:
+            except BaseException as error:
                 self._journal.failed("monitor", error)
         return False
 

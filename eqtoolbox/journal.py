@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from eqtoolbox.interrupts import for_the_loop, told
 from eqtoolbox.record import Record
 from eqtoolbox.sink import Sink
 
@@ -25,17 +27,24 @@ class Journal:
 
     A failing probe is recorded and disabled after three failures in a row; a failing sink is
     disabled at once. One cause is warned of once, however many probes fail by it. With
-    `on_error="raise"` errors come through.
+    `on_error="raise"` errors come through. In a process that was forked from the one it was made
+    in it writes nothing: the files are that one's.
     """
 
     def __init__(self, sinks: Sequence[Sink], on_error: OnError, segment: int) -> None:
         self.step = 0
         self.segment = segment
         self.disabled: set[str] = set()
+        self._process = os.getpid()
         self._sinks = list(sinks)
         self._on_error = on_error
         self._failures: dict[str, int] = {}
         self._warned: set[str] = set()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is another process, forked from the journal's own."""
+        return os.getpid() != self._process
 
     def write(self, record: Record) -> Record:
         """Complete a record by step and segment, mark what is no number, pass it on."""
@@ -82,18 +91,18 @@ class Journal:
                 raise
             logger.warning("%s", message)
 
-    def failed(self, name: str, error: Exception) -> None:
+    def failed(self, name: str, error: BaseException) -> None:
         """Count a failure of `name`.
 
         Raises:
-            Exception: the error itself, with `on_error="raise"`.
+            BaseException: the error itself, with `on_error="raise"` or where it is an interrupt.
         """
-        if self._on_error == "raise":
+        if self._on_error == "raise" or for_the_loop(error):
             raise error
         self._failures[name] = self._failures.get(name, 0) + 1
         trace = "".join(traceback.format_exception(error)).strip()
-        self.event("error", name, f"{type(error).__name__}: {error}\n{trace}")
-        cause = f"{type(error).__name__}: {error}"
+        cause = told(error)
+        self.event("error", name, f"{cause}\n{trace}")
         if self._failures[name] == 1 and cause not in self._warned:
             self._warned.add(cause)  # whatever else fails alike is only recorded
             self.warn(name, f"{name} failed with {cause}")
@@ -125,16 +134,17 @@ class Journal:
         self._sinks.clear()
 
     def _each(self, action: Callable[[Sink], Any]) -> None:
+        if self.elsewhere:
+            return
         for sink in tuple(self._sinks):
             try:
                 action(sink)
-            except Exception as error:
-                if self._on_error == "raise":
+            except BaseException as error:
+                if self._on_error == "raise" or for_the_loop(error):
                     raise
                 if sink in self._sinks:
                     self._sinks.remove(sink)
                     with suppress(Exception):
                         sink.close()
                 kind = type(sink).__name__
-                why = f"it raised {type(error).__name__}: {error}"
-                self.warn("monitor", f"{kind} is disabled, {why}")
+                self.warn("monitor", f"{kind} is disabled, it raised {told(error)}")

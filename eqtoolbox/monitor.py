@@ -16,6 +16,7 @@ from eqtoolbox.capture.step import Step
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
+from eqtoolbox.interrupts import Gate
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction, Objective, Parameters
@@ -26,8 +27,14 @@ from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
+from eqtoolbox.time_limit import TimeLimit, Timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FORKED = (
+    "this process was forked from the one that attached the monitor: nothing is measured here; "
+    "attach in this process to watch it"
+)
 
 
 class Monitor:
@@ -54,6 +61,7 @@ class Monitor:
         segment: int = 0,
         step: int = 0,
         on_error: OnError = "warn",
+        probe_timeout: Timeout = "auto",
         attached_at: str = "",
         called: nn.Module | None = None,
     ) -> None:
@@ -72,7 +80,7 @@ class Monitor:
         self._journal = Journal(sinks, on_error, segment)
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
         self._account = Account(self.optimizers, self._budget, self._journal)
-        self._runner = Runner(model, seed, self._journal)
+        self._runner = Runner(model, seed, self._journal, TimeLimit(probe_timeout))
         self._clock = Clock(self._budget, self._capture.stopwatch)
         self._todo: list[Probe] = []  # due at the coming step
         self._run: list[Probe] = []  # and paid for
@@ -81,6 +89,7 @@ class Monitor:
         self._taken = Step(model)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
+        self._gate = Gate()  # for signals that come while a step is measured
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
         self._faithful = Faithfulness(model, self._capture, self._journal)
         self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
@@ -91,6 +100,15 @@ class Monitor:
         self._starts: list[Any] = []  # hooks that only steps which are caught have
         self._capture.fail = self._failed
         self._arm()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, and of what is saved: a run has one monitor, see `__setstate__`."""
+        return {"model": self.model, "optimizer": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy watches nothing and is detached; what a run resumes from is `state_dict`."""
+        self.__init__(**state, probes=())  # type: ignore[misc]
+        self.detach()
 
     def __repr__(self) -> str:
         names = ", ".join(s.probe.name for s in self.probes)
@@ -159,8 +177,9 @@ class Monitor:
             )
         started = time.perf_counter()
         before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
-        snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
-        written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
+        with self._gate:
+            snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
+            written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
         self._clock.apart(started)
@@ -277,12 +296,15 @@ class Monitor:
         disabled = self._journal.disabled
         if "monitor" in disabled:
             return []
+        if self._journal.elsewhere:
+            self._journal.disable("monitor", FORKED)
+            return []
         due = []
         for scheduled in self.probes:
             try:
                 if scheduled.schedule(step) and scheduled.probe.name not in disabled:
                     due.append(scheduled.probe)
-            except Exception as error:
+            except BaseException as error:
                 if scheduled.probe.name not in disabled:
                     self._journal.failed(scheduled.probe.name, error)
         return due
@@ -309,17 +331,19 @@ class Monitor:
     def _due_step_ends(self, started: float) -> None:
         """A step ends that was due, or that one which may be due follows."""
         caught = self._catches
-        try:
-            if caught:
-                self._finish()
-            elif self._todo:
-                self._account.skip(self._todo)
-                self._journal.flush()
-            self._clock.begin(started)
-        finally:  # an interrupt from the keyboard passes, and the next step is counted right
-            self._capture.unused = None
-            self.step += 1
-            self._arm()
+        with self._gate:
+            try:
+                if caught:
+                    self._finish()
+                elif self._todo:
+                    self._account.skip(self._todo)
+                    self._journal.flush()
+                self._clock.begin(started)
+            finally:  # an interrupt passes, and the next step is counted right
+                self._gate.holding = True
+                self._capture.unused = None
+                self.step += 1
+                self._arm()
         if not caught:
             self._clock.idle(started)
 
@@ -363,9 +387,9 @@ class Monitor:
             self._capture.pending.step_starts(self._taken.unmoved)
             if self._run or closure:
                 self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
-        except Exception as error:
-            self._taken.missed = error
+        except BaseException as error:
             self._failed(error)
+            self._taken.missed = error
         self._clock.leave(started)
 
     def _finish(self) -> None:
@@ -384,9 +408,10 @@ class Monitor:
                 self._measure(self._run, self._taken.before, named)
             self._account.skip([probe for probe in self._todo if probe not in self._run])
             self._journal.succeeded("monitor")
-        except Exception as error:
+        except BaseException as error:
             self._failed(error)
         finally:
+            self._gate.holding = True
             self._taken.over()
             self._capture.drop()
             self._pay(started)
@@ -404,10 +429,10 @@ class Monitor:
         """What goes wrong here is no reason to stop training."""
         try:
             act(*given)
-        except Exception as error:
+        except BaseException as error:
             self._failed(error)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self._journal.failed("monitor", error)
 
     # -- measuring ------------------------------------------------------------------------------

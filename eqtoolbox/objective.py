@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
+from eqtoolbox.deadline import check
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.scope import current
@@ -259,6 +260,7 @@ class Objective:
             with flagged(self.model, flags), _reparametrize_module(scope, named, tie_weights=True):
                 yield
 
+        check()
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
         replay = current()
         if replay is not None:

@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from eqtoolbox.capture.batch import check_batch
+from eqtoolbox.deadline import OutOfTime, check, deadline
+from eqtoolbox.interrupts import told
 from eqtoolbox.isolation import isolated
 from eqtoolbox.journal import Journal
 from eqtoolbox.probe import Measurement, Probe, record
 from eqtoolbox.record import Record, Status
 from eqtoolbox.replay.scope import LeavesTrace, current
 from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.time_limit import TimeLimit
 
 HALF = "on the first half of the batch: the whole did not fit into memory"
 
@@ -25,12 +28,12 @@ HALF = "on the first half of the batch: the whole did not fit into memory"
 class Runner:
     """Runs probes and writes their records.
 
-    A probe that raises is a `failed` record and is disabled after three in a row. One that runs
-    out of memory is tried again on half of its batch, and stays on half; if that does not fit
-    either it is disabled.
+    A probe that raises, whatever it raises, is a `failed` record and is disabled after three in a
+    row; so is one that takes longer than its time limit. One that runs out of memory is tried
+    again on half of its batch, and stays on half; if that does not fit either it is disabled.
     """
 
-    def __init__(self, model: nn.Module, seed: int, journal: Journal) -> None:
+    def __init__(self, model: nn.Module, seed: int, journal: Journal, limit: TimeLimit) -> None:
         self.references: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # that each probe took at this step
         self.once: dict[str, float] = {}  # of these, those that no later run takes again
@@ -39,13 +42,15 @@ class Runner:
         self._model = model
         self._seed = seed
         self._journal = journal
+        self._limit = limit
 
     def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
         """Measure and write; `take` tells what it took."""
         started, self.once[probe.name] = time.perf_counter(), 0.0
-        rows, fits = self._measured(probe, snapshot)
-        if not fits:
-            rows = self._on_half(probe, snapshot)
+        with deadline(self._limit.of(probe.name)):
+            rows, fits = self._measured(probe, snapshot)
+            if not fits:
+                rows = self._on_half(probe, snapshot)
         synchronize(self._model)
         seconds = time.perf_counter() - started
         self.seconds[probe.name] = seconds
@@ -68,13 +73,14 @@ class Runner:
         self.seconds, self.once = {}, {}
         return taken
 
-    def fail(self, probe: Probe, error: Exception) -> Record:
+    def fail(self, probe: Probe, error: BaseException) -> Record:
         """Record that nothing could be measured at all."""
-        return self._write(headline(probe, "failed", f"{type(error).__name__}: {error}"), probe)
+        return self._write(headline(probe, "failed", told(error)), probe)
 
     def _measured(self, probe: Probe, snapshot: Snapshot) -> tuple[list[Measurement], bool]:
         """What the probe yields, ended by a row that says what went wrong; and if it fits."""
         rows: list[Measurement] = []
+        began = time.perf_counter()
         rng = self._generator(probe, snapshot.step)
         try:
             if probe.name in self.halved:
@@ -92,6 +98,7 @@ class Runner:
                     self.references[probe.name] = probe.reference(snapshot, rng)
                     self.once[probe.name] += time.perf_counter() - started
                 rows.extend(probe.measure(snapshot, self.references[probe.name], rng))
+            check()  # a probe that evaluates nothing cannot be stopped, but its time is up, too
         except LeavesTrace as reason:
             rows.append(headline(probe, "not_applicable", str(reason)))
             self.refused = str(reason)
@@ -99,16 +106,30 @@ class Runner:
             rows.append(headline(probe, "not_applicable", str(reason)))
         except FloatingPointError as reason:
             rows.append(headline(probe, "non_finite", str(reason)))
-        except Exception as error:
+        except OutOfTime:
+            self._stopped(probe, rows, time.perf_counter() - began)
+        except BaseException as error:
             if out_of_memory(error):
                 return [], False
-            rows.append(headline(probe, "failed", f"{type(error).__name__}: {error}"))
+            rows.append(headline(probe, "failed", told(error)))
             self._journal.failed(probe.name, error)
         else:
             self._journal.succeeded(probe.name)
+            took = time.perf_counter() - began - self.once[probe.name]
+            self._limit.learn(probe.name, took)
         if probe.name in self.halved:
             rows = [replace(row, note="; ".join(filter(None, (row.note, HALF)))) for row in rows]
         return rows, True
+
+    def _stopped(self, probe: Probe, rows: list[Measurement], seconds: float) -> None:
+        """End the rows of a probe whose time was up; those that it has are kept."""
+        why = self._limit.exceeded(probe.name, seconds)
+        whole = [k for k, row in enumerate(rows) if row.quantity == probe.headline]
+        for k in whole:
+            rows[k] = replace(rows[k], note="; ".join(filter(None, (rows[k].note, why))))
+        if not whole:
+            rows.append(headline(probe, "failed", why))
+        self._journal.failed(probe.name, OutOfTime(why))
 
     def _on_half(self, probe: Probe, snapshot: Snapshot) -> list[Measurement]:
         """A second try, for a probe that ran out of memory."""
@@ -153,7 +174,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short, on an accelerator or not."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    said = str(error).lower()
+    said = told(error).lower()
     return isinstance(error, RuntimeError) and (
         "out of memory" in said or "can't allocate memory" in said
     )

@@ -6,31 +6,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace as fx
 
 from eqtoolbox.objective import Objective
 
 
 class Hook:
-    """A hook that does not keep its owner alive and that copies and pickles as an inert one.
+    """A hook of one module that does not keep its owner alive; on any other module it is inert.
 
     The owner has a `stopwatch` for the time its methods take, and is told by `fail` of errors.
+    Copies and pickles are inert, too.
     """
 
     training_only = True  # replays do not call it
 
-    def __init__(self, owner: Any = None, method: str = "") -> None:
+    def __init__(self, owner: Any = None, method: str = "", module: Any = None) -> None:
         self._owner = weakref.ref(owner) if owner is not None else lambda: None
         self._method = method
+        self._module = weakref.ref(module) if module is not None else lambda: None
 
-    def __call__(self, *args: Any) -> None:
-        if torch.compiler.is_compiling():  # traced away: compiled code stays what it was
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        if traced():  # away: what comes out is the program that it would be without
             return
         owner = self._owner()
-        if owner is not None:
+        if owner is not None and module is self._module():
             try:
                 with owner.stopwatch:
-                    getattr(owner, self._method)(*args)
-            except Exception as error:
+                    getattr(owner, self._method)(module, *args)
+            except BaseException as error:
                 owner.fail(error)
 
     def __deepcopy__(self, memo: Any) -> "Hook":
@@ -38,6 +41,11 @@ class Hook:
 
     def __reduce__(self) -> Any:
         return Hook, ()
+
+
+def traced() -> bool:
+    """Whether the module runs to be compiled, exported or recorded."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
 
 
 class Caught:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.capture.batch import map_tensors, tensors
-from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear
+from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, traced
+from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
 from eqtoolbox.capture.pending import Pending
 from eqtoolbox.capture.stopwatch import Stopwatch
@@ -61,14 +62,14 @@ class LossCapture:
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False
         self._wrapped: LossFunction | None = None
-        self.fail: Callable[[Exception], None] = _raise
+        self.fail: Callable[[BaseException], None] = _raise
         self._own_loss = False
         self._start: Start | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
         self._begun: tuple[Objective, Any, list[int]] | None = None
         self._output: Any = None
         self._calls: Any = ((), {})
-        self._handles: list[Any] = []
+        self._handles: list[Concealed] = []
 
     @property
     def armed(self) -> bool:
@@ -91,8 +92,8 @@ class LossCapture:
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
-            idle = torch.compiler.is_compiling() or not self._armed or current() is not None
-            if idle or not torch.is_grad_enabled():
+            idle = torch.compiler.is_compiling() or not self._armed  # guarded, where compiled
+            if idle or traced() or current() is not None or not torch.is_grad_enabled():
                 return function(*args, **kwargs)
             return self._call(function, args, kwargs)
 
@@ -211,7 +212,7 @@ class LossCapture:
                     self._start, self._autocast = None, self._around()
                     loss_fn = Spread(function, None if owner is self.model else owner)
                     objective = self._objective(loss_fn, batch)
-        except Exception as error:
+        except BaseException as error:
             self.fail(error)
         result = function(*args, **kwargs)
         try:
@@ -219,7 +220,7 @@ class LossCapture:
                 with self.stopwatch:
                     changed = versions != _versions((args[1:], kwargs))
                     self._catch(replace(objective, mutates=changed), result)
-        except Exception as error:
+        except BaseException as error:
             self.fail(error)
         return result
 
@@ -272,14 +273,15 @@ class LossCapture:
     # -- hooks ----------------------------------------------------------------------------------
 
     def _install(self) -> None:
-        add = self._handles.append
-        pre, post = Hook(self, "_model_called"), Hook(self, "_model_answered")
-        add(self.called.register_forward_pre_hook(pre, with_kwargs=True))
-        add(self.called.register_forward_hook(post, with_kwargs=True))
-        if self.criterion is not None:
-            pre, post = Hook(self, "_criterion_called"), Hook(self, "_criterion_answered")
-            add(self.criterion.register_forward_pre_hook(pre, with_kwargs=True))
-            add(self.criterion.register_forward_hook(post, with_kwargs=True))
+        for module, name in ((self.called, "model"), (self.criterion, "criterion")):
+            if module is not None:
+                pre = Hook(self, f"_{name}_called", module)
+                post = Hook(self, f"_{name}_answered", module)
+                handles = (
+                    module.register_forward_pre_hook(pre, with_kwargs=True),
+                    module.register_forward_hook(post, with_kwargs=True),
+                )
+                self._handles += [Concealed(handle) for handle in handles]
 
     def _remove(self) -> None:
         for handle in self._handles:
@@ -388,11 +390,11 @@ class _Reached:
             try:
                 with capture.stopwatch:
                     capture.pending.reached(caught, gradient)
-            except Exception as error:
+            except BaseException as error:
                 capture.fail(error)
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: BaseException) -> None:
     raise error
 
 

@@ -21,7 +21,7 @@ class Step:
     def __init__(self, model: nn.Module) -> None:
         self.before: Parameters | None = None  # theta_t; None while nothing is kept
         self.scale = 1.0  # of a gradient scaler
-        self.missed: Exception | None = None  # why it could not be kept
+        self.missed: BaseException | None = None  # why it could not be kept
         self._model = model
         self._memory: Parameters = {}  # of copies that only those see who keep nothing
         self._noted: Parameters = {}  # gradients of optimizers that have stepped already

@@ -15,6 +15,7 @@ from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
+from eqtoolbox.time_limit import Timeout, check_timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +33,7 @@ class Attachment:
     probe_batch: Any = None
     schedule: int | Schedule | Mapping[str, int | Schedule] | None = None
     budget: float | None = 0.05
+    probe_timeout: Timeout = "auto"
     run_dir: str | PathLike[str] | None = None
     sinks: Sequence[Any] = ()
     seed: int = 0
@@ -45,6 +47,7 @@ class Attachment:
 
     def __post_init__(self) -> None:
         check_share(self.budget)
+        check_timeout(self.probe_timeout)
 
     def loss(self, function: F) -> F:
         """Decorate `loss_fn(model, batch, ...)` before there is a monitor; as `Monitor.loss`."""
@@ -68,6 +71,7 @@ class Attachment:
             probe_batch=self.probe_batch,
             schedule=self.schedule,
             budget=self.budget,
+            probe_timeout=self.probe_timeout,
             run_dir=self.run_dir,
             sinks=self.sinks,
             seed=self.seed,

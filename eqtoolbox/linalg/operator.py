@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqtoolbox.deadline import check
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.vectors import Space, Vector, add, scale, wide, zeros_like
 
@@ -43,6 +44,7 @@ class LinearOperator(ABC):
             ValueError: `v` is not in the space.
         """
         v = self.space.admit(v)
+        check()
         self.matvecs += 1
         return self._product(v)
 

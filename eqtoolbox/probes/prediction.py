@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.capture.batch import map_tensors, tensors
+from eqtoolbox.deadline import check
 from eqtoolbox.objective import Call, Objective, Parameters
 from eqtoolbox.snapshot import NotApplicable
 
@@ -40,6 +41,7 @@ class Prediction:
 
     def of_inputs(self, inputs: Tensor) -> Tensor:
         """f with another first argument; given fewer samples, others are cut too."""
+        check()
         samples, given = len(self.inputs), len(inputs)
 
         def cut(x: Tensor) -> Tensor:
@@ -62,6 +64,7 @@ class Prediction:
 
     def of_arguments(self, arguments: Any) -> Any:
         """The whole output on arguments as `arguments` gives them."""
+        check()
         args, kwargs = self.call.args, self.call.kwargs
         if not kwargs:
             return self.model(*((arguments,) if len(args) == 1 else tuple(arguments)))

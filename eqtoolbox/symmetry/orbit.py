@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from eqtoolbox.deadline import check
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
@@ -79,6 +80,7 @@ def settled(function: Function, inputs: Tree, outputs: Tree | None) -> Tree:
 
 def respond(function: Function, inputs: Tree) -> Tree:
     """f on a copy of x, which it may write into."""
+    check()
     return require_outputs(function(on_tensors(torch.clone, inputs)), inputs)
 
 
