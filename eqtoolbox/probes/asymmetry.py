@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -70,17 +70,9 @@ class Asymmetry(Probe):
         require_elements(self.samples)
         require_output(self.output)
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        try:
-            return self.engine.state(snapshot)
-        except NotApplicable:  # no Hessian here; the rest is measured all the same
-            return {}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: None, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        if reference:
-            self.engine.resume(snapshot, reference)
         params = {n: p.detach().clone().requires_grad_() for n, p in snapshot.before.items()}
         gradients: dict[str, tuple[Parameters, Parameters]] = {}
 

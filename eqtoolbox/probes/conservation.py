@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.forecast import advance, report
-from eqtoolbox.probes.symmetries import FoundSymmetries
+from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.charges import Change, Charges, Rates
@@ -74,14 +74,13 @@ class Conservation(Probe):
     evaluates: ClassVar[bool] = False
 
     growth: float = 0.01
-    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
     def __post_init__(self) -> None:
         if not self.growth >= 0:
             raise ValueError(f"growth must be >= 0 (0 keeps every due step), got {self.growth}")
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        charges = self.symmetries.charges(snapshot)
+        charges = charges_of(snapshot)
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
         here, sketched = _read(charges, snapshot.before)
@@ -109,7 +108,7 @@ class Conservation(Probe):
     def _measure(
         self, snapshot: Snapshot, after: Parameters, state: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        charges = self.symmetries.charges(snapshot)
+        charges = charges_of(snapshot)
         known = "sketched" in state  # not so in what earlier versions saved
         if not known or len(state["start"]) != charges.count:  # or of other shapes
             state |= self.reference(snapshot, rng)
