@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.capture.batch import tensors
 from eqtoolbox.linalg.vectors import dot, norm
@@ -28,6 +27,7 @@ from eqtoolbox.probes.claims import (
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
+from eqtoolbox.reading import opened
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.actions import has_edge
@@ -179,14 +179,13 @@ def _targets(view: View) -> Tree | None:
     """What the batch holds beside the arguments: classes, or values like those of the output."""
     f, outputs = view.f, view.outputs
     if not isinstance(outputs, Tensor):
-        return like_outputs(f.objective.batch, outputs)
-    given = {id(x) for x in tree_leaves((f.call.args, f.call.kwargs))}
-    pointers = {x.data_ptr() for x in tree_leaves(f.call.args) if isinstance(x, Tensor)}
+        return like_outputs(opened(f.objective.batch), outputs)
+    given = {x.data_ptr() for x in tensors((f.call.args, f.call.kwargs))}
     samples = batch_size(view.inputs)
     rest = [
         x
         for x in tensors(f.objective.batch)
-        if id(x) not in given and x.data_ptr() not in pointers and x.dim() > 0 and len(x) == samples
+        if x.data_ptr() not in given and x.dim() > 0 and len(x) == samples
     ]
     if not rest:
         return None
