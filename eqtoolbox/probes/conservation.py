@@ -86,6 +86,7 @@ class Conservation(Probe):
         here, sketched = _read(charges, snapshot.before)
         noise, left = _noise(snapshot, charges, here["lengths"], rng)
         return here | {
+            "of": _names(charges),
             "start": here["values"],
             "reach": here["scales"],
             "sketched": {family: values for family, (values, *_) in sketched.items()},
@@ -110,8 +111,11 @@ class Conservation(Probe):
     ) -> Iterator[Measurement]:
         charges = charges_of(snapshot)
         known = "sketched" in state  # not so in what earlier versions saved
-        if not known or len(state["start"]) != charges.count:  # or of other shapes
-            state |= self.reference(snapshot, rng)
+        others = state.get("of", _names(charges)) != _names(charges)  # since the loss changed
+        if not known or others or len(state["start"]) != charges.count:  # or of other shapes
+            start = self.reference(snapshot, rng)
+            state.clear()
+            state |= start
         since = snapshot.step - state["measured"]
         if since != 1:  # parameters moved unseen
             state |= _read(charges, snapshot.before)[0]
@@ -145,6 +149,11 @@ class Conservation(Probe):
             if snapshot.gradient is not None and math.isfinite(size):
                 yield from balance(charges, snapshot, change, state)
             yield from report(charges, state, drift.reach, drift.eps)
+
+
+def _names(charges: Charges) -> list[str]:
+    """The symmetries that charges are of."""
+    return [f"{m.family} of {m.name}: {m.charges}" for m in charges.members]
 
 
 def _read(
