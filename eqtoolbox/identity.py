@@ -66,10 +66,10 @@ def _module(module: nn.Module, seen: _Seen, flags: bool = True) -> Hashable:
         seen.add(id(m))
         own, kind = m.__dict__, type(m)
         found += (kind, m.training if flags else None, _constants(own, kind, seen))
-        children = own["_modules"]
+        children = own["_modules"].items()  # of a scripted module it is no dict
         if children:
-            found.append((*children,))
-            waiting += children.values()
+            found.append(tuple([name for name, _ in children]))
+            waiting += [child for _, child in children]
     return tuple(found)
 
 
@@ -91,7 +91,8 @@ def _class(kind: type, seen: _Seen) -> Hashable:
         return ()
     seen.add(id(kind))
     codes = [f.__code__ for f in vars(kind).values() if type(f) is types.FunctionType]
-    return (*codes, _walk(kind.forward, seen, 2))  # type: ignore[attr-defined]
+    forward = next((vars(c)["forward"] for c in kind.__mro__ if "forward" in vars(c)), None)
+    return (*codes, _walk(forward, seen, 2))
 
 
 def _walk(thing: Any, seen: _Seen, depth: int) -> Any:

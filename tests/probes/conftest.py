@@ -1,8 +1,8 @@
-"""Negative controls of the laws: symmetries of one network, claimed of another."""
+"""What probes find out for a run: counted, or claimed of another network as negative control."""
 
 import pytest
 
-from eqtoolbox.probes import symmetries
+from eqtoolbox.probes import engine, symmetries
 from eqtoolbox.snapshot import Snapshot
 from eqtoolbox.symmetry.parameter import ParameterSymmetry
 
@@ -18,3 +18,19 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
         return found[0]
 
     monkeypatch.setattr(symmetries, "_find", first)
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which symmetries were looked for."""
+    find, seen = symmetries._find, list[int]()
+    monkeypatch.setattr(symmetries, "_find", lambda s: (seen.append(s.step), find(s))[1])
+    return seen
+
+
+@pytest.fixture
+def tests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each self-test."""
+    test, seen = engine.self_test, list[int]()
+    monkeypatch.setattr(engine, "self_test", lambda *given: (seen.append(1), test(*given))[1])
+    return seen
