@@ -19,6 +19,8 @@ MANY = 100  # members of a list that are looked at
 _BARE = nn.Module().__dict__.keys()  # what every module has first, in this order
 _COUNT = len(_BARE)
 _PLAIN = {bool, str, bytes, type(None), type, torch.dtype, types.BuiltinFunctionType}
+# Frameworks' own bookkeeping: numbered names, where a fit goes on, what runs at present
+_LABELS = {"name", "_name", "path", "_path", "_parent_path", "_initial_epoch", "_current_fx_name"}
 _TORCH = _PLAIN | {int, float, tuple, types.FunctionType}
 _ATTRIBUTES = _PLAIN | {int, float, tuple, list}
 _Seen = set[int]  # objects that were looked at already
@@ -78,9 +80,10 @@ def _constants(own: dict[str, Any], kind: type, seen: _Seen) -> Hashable:
     if kind.__module__.startswith("torch.nn."):
         return tuple([v for v in islice(own.values(), _COUNT, None) if type(v) in _TORCH])
     found: list[Any] = [("", _class(kind, seen))]
-    for name in own.keys() - _BARE:
+    for name in own.keys() - _BARE - _LABELS:
         value = own[name]
-        if type(value) in _ATTRIBUTES or callable(value):
+        absent = value is None or value is False
+        if not absent and (type(value) in _ATTRIBUTES or callable(value)):
             found.append((name, _walk(value, seen, 1)))
     return tuple(sorted(found, key=itemgetter(0)))
 

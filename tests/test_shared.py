@@ -165,6 +165,16 @@ def test_training_flags_are_those_of_the_loss_where_it_noted_them() -> None:
     assert of(model) != training[1]
 
 
+def test_a_label_is_no_part_of_a_module_and_another_word_is() -> None:
+    class Named(nn.Linear):
+        def __init__(self, name: str, kind: str) -> None:
+            super().__init__(4, 3)
+            self.name, self.kind = name, kind
+
+    assert of(Named("dense", "relu")) == of(Named("dense_1", "relu"))
+    assert of(Named("dense", "relu")) != of(Named("dense", "tanh"))
+
+
 def test_what_cannot_be_compared_is_no_reason_to_fail() -> None:
     model = mlp(4, 3)
     model[0].odd = ([1],)  # type: ignore[assignment]
