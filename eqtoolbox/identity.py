@@ -1,5 +1,6 @@
 """Identity: what a loss is made of, told apart from step to step without evaluating it."""
 
+import dis
 import functools
 import hashlib
 import types
@@ -22,7 +23,7 @@ _PLAIN = {bool, str, bytes, type(None), type, torch.dtype, types.BuiltinFunction
 # Frameworks' own bookkeeping: numbered names, where a fit goes on, what runs at present
 _LABELS = {"name", "_name", "path", "_path", "_parent_path", "_initial_epoch", "_current_fx_name"}
 _TORCH = _PLAIN | {int, float, tuple, types.FunctionType}
-_ATTRIBUTES = _PLAIN | {int, float, tuple, list}
+_ATTRIBUTES = _PLAIN | {tuple, list}
 _Seen = set[int]  # objects that were looked at already
 
 
@@ -32,8 +33,9 @@ def identity(objective: Objective, params: Mapping[str, Tensor]) -> Hashable:
     It has names, shapes, types and devices of the parameters that are trained; class, constants
     and training flag of every module; and the code of the loss function with what it reaches in
     its closure, defaults and globals: functions, modules, and plain values. Numbers of torch's own
-    modules count as they are. Others count by whether they are 0, 1, 2 or 3: the rest are counters
-    and schedules, which move all the time. Values of tensors and what hooks do are not seen.
+    modules count as they are. Others count by whether they are 0, 1, 2 or 3, since schedules move
+    all the time, and not at all where the object's own methods set them, as counters are. Values
+    of tensors and what hooks do are not seen.
     """
     parts = [part for part, _ in objective.parts] if isinstance(objective, Window) else [objective]
     seen: _Seen = set()
@@ -80,12 +82,37 @@ def _constants(own: dict[str, Any], kind: type, seen: _Seen) -> Hashable:
     if kind.__module__.startswith("torch.nn."):
         return tuple([v for v in islice(own.values(), _COUNT, None) if type(v) in _TORCH])
     found: list[Any] = [("", _class(kind, seen))]
-    for name in own.keys() - _BARE - _LABELS:
-        value = own[name]
-        absent = value is None or value is False
-        if not absent and (type(value) in _ATTRIBUTES or callable(value)):
+    for name, value in _attributes(own, kind):
+        if name not in _BARE:
             found.append((name, _walk(value, seen, 1)))
     return tuple(sorted(found, key=itemgetter(0)))
+
+
+def _attributes(own: dict[str, Any], kind: type) -> Iterator[tuple[str, Any]]:
+    """What an object holds that is plain or called, but labels and the counters that it moves."""
+    for name in own.keys() - _LABELS:
+        value = own[name]
+        if value is None or value is False:
+            continue
+        if type(value) in (int, float):
+            if name not in _moved(kind):
+                yield name, value
+        elif type(value) in _ATTRIBUTES or callable(value):
+            yield name, value
+
+
+@functools.lru_cache(maxsize=1000)
+def _moved(kind: Any) -> frozenset[str]:
+    """Attributes that the methods of a class set later than at construction."""
+    codes = [
+        f.__code__
+        for c in kind.__mro__
+        if not c.__module__.startswith("torch.")
+        for name, f in vars(c).items()
+        if type(f) is types.FunctionType and name != "__init__"
+    ]
+    every = (i for code in codes for i in dis.get_instructions(code))
+    return frozenset(i.argval for i in every if i.opname == "STORE_ATTR")
 
 
 def _class(kind: type, seen: _Seen) -> Hashable:
@@ -124,22 +151,22 @@ def _parts(thing: Any) -> Iterator[Any]:
     elif isinstance(thing, functools.partial):
         yield from (thing.func, thing.args, thing.keywords)
     elif isinstance(thing, types.MethodType):
-        yield from (thing.__func__, *_attributes(thing.__self__))
+        yield from (thing.__func__, *_owner(thing.__self__))
     elif isinstance(thing, types.FunctionType):
         if not str(thing.__module__).startswith("torch."):
             yield from (thing.__defaults__, thing.__kwdefaults__, *_closed(thing))
     elif callable(thing):
-        yield from _attributes(thing)
+        yield from _owner(thing)
 
 
-def _attributes(thing: Any) -> Iterator[Any]:
+def _owner(thing: Any) -> Iterator[Any]:
     if isinstance(thing, nn.Module):
         yield thing
         return
     yield type(thing)
-    for name, value in sorted(getattr(thing, "__dict__", {}).items()):
-        if type(value) in _ATTRIBUTES or callable(value):
-            yield from (name, value)
+    held = _attributes(getattr(thing, "__dict__", {}), type(thing))
+    for pair in sorted(held, key=itemgetter(0)):
+        yield from pair
 
 
 def _closed(function: types.FunctionType) -> Iterator[Any]:

@@ -175,6 +175,28 @@ def test_a_label_is_no_part_of_a_module_and_another_word_is() -> None:
     assert of(Named("dense", "relu")) != of(Named("dense", "tanh"))
 
 
+class Counting(nn.Linear):
+    """Counts its calls, and has an exponent."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.calls, self.power = 0, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) ** self.power
+
+
+def test_a_counter_of_a_module_is_no_part_of_it_and_an_exponent_is() -> None:
+    model = Counting()
+    before = of(model)
+    model(torch.ones(2, 4))
+    assert model.calls == 1
+    assert of(model) == before
+    model.power = 2
+    assert of(model) != before
+
+
 def test_what_cannot_be_compared_is_no_reason_to_fail() -> None:
     model = mlp(4, 3)
     model[0].odd = ([1],)  # type: ignore[assignment]
