@@ -22,7 +22,6 @@ from timing import begin
 
 import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
-from eqtoolbox.probes.symmetries import FoundSymmetries
 
 SETTLED = 10  # rounds left out
 GROWTH = 0.01  # share of the steps that are kept, with the probe's default
@@ -50,9 +49,9 @@ def stepper(made: Problem, run_dir: Path | None, probe: Conservation) -> Callabl
 
 def measured(name: str, repeats: int) -> dict[str, float]:
     """Seconds of a step without, and what ordinary and kept steps add to it."""
-    found, row = FoundSymmetries(), {}
+    row = {}
     for kind, growth in (("ordinary", 1e9), ("kept", 0.0)):
-        probe = Conservation(growth=growth, symmetries=found)
+        probe = Conservation(growth=growth)
         with tempfile.TemporaryDirectory() as folder:
             plain = stepper(problem(name, steps=0), None, probe)
             watched = stepper(problem(name, steps=0), Path(folder) / "run", probe)

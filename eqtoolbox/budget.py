@@ -65,7 +65,7 @@ class Budget:
             if name in self._costs:
                 self.probing += cost
                 self._balance[name] -= cost
-                self._costs[name] = cost
+                self._costs[name] = cost - once.get(name, 0.0)
             else:
                 self.setup += cost
                 self._costs[name] = own - once.get(name, 0.0)

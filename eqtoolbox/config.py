@@ -31,7 +31,6 @@ from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
-from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
 from eqtoolbox.source import named
@@ -50,6 +49,7 @@ KINDS: tuple[type[Probe], ...] = (
 )
 PROBES = {probe.name: probe for probe in KINDS}
 CLAIMING = (EquivarianceError, Asymmetry)  # their symmetries are names, or Equivariance objects
+NO_OPTIONS = ("engine", "stability_scale")  # fields of objects, which no file can write
 PRESETS = ("light", "standard", "full")
 Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]
 
@@ -109,22 +109,21 @@ def load(path: Path) -> list[Scheduled]:
 def from_tables(
     tables: Mapping[str, Any], source: str, engine: Mapping[str, Any] | None = None
 ) -> list[Scheduled]:
-    """Probes from tables of options by probe name; they share symmetries and the engine."""
+    """Probes from tables of options by probe name, with the options of one engine."""
     if not isinstance(tables, Mapping) or not tables:
         raise ConfigError(f"{source}: expected tables [probes.NAME] of {', '.join(PROBES)}")
     _known(tables, tuple(PROBES), source, "probes.")
     _known(engine or {}, ("memory", "precision"), source, "engine.")
     try:
-        made = Engine(**(engine or {}))
+        hessians = Engine(**(engine or {}))
     except ValueError as error:
         raise ConfigError(f"{source}: engine: {error}") from error
-    shared: dict[str, Any] = {"symmetries": FoundSymmetries(), "engine": made}
     scheduled = []
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{source}: probes.{name} must be a table, got {table!r}")
         kind = PROBES[name]
-        options = {f.name: f.type for f in fields(kind) if f.name not in _shared(kind)}  # type: ignore[arg-type]
+        options = {f.name: f.type for f in fields(kind) if f.name not in NO_OPTIONS}  # type: ignore[arg-type]
         if kind in CLAIMING:
             options["symmetries"] = tuple[str, ...]
         _known(table, ("schedule", *options), source, f"probes.{name}.")
@@ -133,7 +132,7 @@ def from_tables(
                 _check_type(value, options[key], f"{source}: probes.{name}.{key}")
         given: dict[str, Any] = {k: v for k, v in table.items() if k != "schedule"}
         own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-        given |= {name: shared[name] for name in own & shared.keys() & _shared(kind)}
+        given |= {"engine": hessians} if "engine" in own else {}
         where = f"{source}: probes.{name}"
         if kind in CLAIMING and "symmetries" in given:
             given["symmetries"] = [_claim(entry, source, name) for entry in given["symmetries"]]
@@ -158,11 +157,6 @@ def _claim(entry: str, source: str, probe: str) -> Any:
     if not isinstance(claim, Equivariance):
         raise ConfigError(f"{where}: {entry} must be an Equivariance, got {claim!r}")
     return claim
-
-
-def _shared(kind: type[Probe]) -> set[str]:
-    """Fields that hold objects, such as what the probes of a run share; no options of a file."""
-    return {"engine", "stability_scale"} | ({"symmetries"} if kind not in CLAIMING else set())
 
 
 def schedule_from(value: Any) -> Schedule:
@@ -190,7 +184,7 @@ def describe(scheduled: Scheduled) -> dict[str, Any]:
     names: list[str] = [f.name for f in fields(probe)] if is_dataclass(probe) else []
     for name in names:
         value = getattr(probe, name)
-        if name in ("symmetries", "engine", "stability_scale") and not isinstance(value, tuple):
+        if name in NO_OPTIONS:
             continue
         if isinstance(value, tuple):
             value = [v if isinstance(v, str) else getattr(v, "name", repr(v)) for v in value]

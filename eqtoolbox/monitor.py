@@ -16,6 +16,7 @@ from eqtoolbox.capture.step import Step
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
+from eqtoolbox.identity import identity
 from eqtoolbox.interrupts import Gate
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
@@ -25,6 +26,7 @@ from eqtoolbox.record import Record
 from eqtoolbox.replay.scope import current
 from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
+from eqtoolbox.shared import Shared
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
 from eqtoolbox.time_limit import TimeLimit, Timeout
@@ -81,6 +83,7 @@ class Monitor:
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
         self._account = Account(self.optimizers, self._budget, self._journal)
         self._runner = Runner(model, seed, self._journal, TimeLimit(probe_timeout))
+        self._shared = Shared()
         self._clock = Clock(self._budget, self._capture.stopwatch)
         self._todo: list[Probe] = []  # due at the coming step
         self._run: list[Probe] = []  # and paid for
@@ -222,10 +225,11 @@ class Monitor:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the same records: step, references, budget."""
+        """What a resumed run needs to go on with the same records: step, references, findings."""
         return {
             "step": self.step,
             "references": self._runner.references,
+            "shared": self._shared.state_dict(),
             "disabled": sorted(self._journal.disabled),
             "budget": self._budget.state_dict(),
             "halved": sorted(self._runner.halved),
@@ -246,6 +250,7 @@ class Monitor:
             raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
         self.step, self._unloaded = state["step"], False
         self._runner.references = dict(state["references"])
+        self._shared.load_state_dict(state.get("shared", {}))
         self._runner.halved = set(state.get("halved", ()))
         self._journal.disabled = set(state["disabled"])
         self._budget.load_state_dict(state["budget"])
@@ -478,6 +483,8 @@ class Monitor:
             training=training,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
+            shared=self._shared,
+            identity=identity(measured, before) if measured else (),
         )
 
     def _warn_of_lost_state(self) -> None:

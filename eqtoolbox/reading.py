@@ -52,6 +52,8 @@ class Reading(nn.Module):
 def opened(batch: Any) -> Any:
     """The batch with dicts in place of dataclasses, named tuples and mappings of other classes.
 
+    Fields that are None are left out.
+
     Example:
         >>> @dataclasses.dataclass
         ... class Graph:
@@ -59,22 +61,36 @@ def opened(batch: Any) -> Any:
         >>> opened((Graph(nodes=3),))
         ({'nodes': 3},)
     """
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return {f.name: opened(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+    named: Any = None
     if isinstance(batch, Mapping):
-        return {key: opened(part) for key, part in batch.items() if part is not None}
-    if hasattr(batch, "_fields"):
-        return {name: opened(part) for name, part in zip(batch._fields, batch, strict=True)}
+        named = batch.items()
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        named = [(f.name, getattr(batch, f.name)) for f in dataclasses.fields(batch)]
+    elif hasattr(batch, "_fields"):
+        named = zip(batch._fields, batch, strict=True)
+    if named is not None:
+        return {name: opened(part) for name, part in named if part is not None}
     if isinstance(batch, tuple | list):
         return type(batch)(opened(part) for part in batch)
     return batch
+
+
+def is_open(batch: Any) -> bool:
+    """Whether `opened` leaves the batch in the containers that it has."""
+    if type(batch) is dict:
+        return all(is_open(part) for part in batch.values())
+    if type(batch) in (tuple, list):
+        return all(is_open(part) for part in batch)
+    named = isinstance(batch, Mapping) or hasattr(batch, "_fields")
+    return not named and not dataclasses.is_dataclass(batch)
 
 
 def closed(tree: Any, like: Any) -> Any:
     """The inverse of `opened`: the containers of `like` with the leaves of the tree."""
     if isinstance(tree, dict):
         if hasattr(like, "_fields"):
-            return type(like)(*(closed(tree[name], getattr(like, name)) for name in like._fields))
+            parts = ((tree.get(name), getattr(like, name)) for name in like._fields)
+            return type(like)(*(closed(part, old) for part, old in parts))
         new = copy.copy(like)
         for key, part in tree.items():
             if isinstance(like, Mapping):

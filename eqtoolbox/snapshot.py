@@ -4,7 +4,7 @@ Everything about step t refers to the parameters before it, theta_t, and to the 
 theta_{t+1} = theta_t + update.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.shared import Shared
 
 
 class NotApplicable(Exception):
@@ -46,6 +47,8 @@ class Snapshot:
     training: Objective | None  # loss of the step's own batch
     measured: Objective | None  # loss of the probe batch where there is one, else the training's
     why_no_loss: str = ""
+    shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
+    identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
 
     @cached_property
     def update(self) -> Parameters:

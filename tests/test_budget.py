@@ -203,3 +203,30 @@ def test_a_loss_that_raises_in_every_probe_is_warned_of_once() -> None:
     assert len([w for w in said if "the same cause" in str(w.message)]) == 1
     failed = [(r.name, r.status) for r in sink.records if r.status == "failed"]
     assert failed == [("one/number", "failed"), ("two/number", "failed")] * 3
+
+
+class Searching(Probe):
+    """Finds something out for the whole run, in `measure` and whenever `anew`."""
+
+    name, headline, mode = "searching", "number", "train"
+    anew = False
+
+    def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+        about = snapshot.step if self.anew else 0
+        snapshot.shared.get("slow", about, lambda: time.sleep(0.05))
+        yield Measurement("number", 1.0)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_is_found_out_for_the_run_is_not_expected_to_cost_again(anew: bool) -> None:
+    torch.manual_seed(0)
+    model, probe = mlp(6, 8, 3), Searching()
+    probe.anew = anew
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with eq.attach(model, optimizer, probes=[probe], budget=None) as monitor:
+        loss_fn = monitor.loss(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
+        for _ in range(2):
+            loss_fn(model, blobs()).backward()
+            optimizer.step()
+        assert monitor._budget._costs["searching"] < 0.04
+        assert (monitor._budget.probing > 0.05) == anew  # what was spent is counted all the same

@@ -10,6 +10,7 @@ from eqtoolbox.config import PRESETS, ConfigError, describe, load, preset_path, 
 from eqtoolbox.demos.catalogue import DEMOS
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.schedule import at, every, log_spaced
 
@@ -45,7 +46,7 @@ def test_a_claim_of_ones_own_is_named_by_module_or_by_a_file_beside_the_configur
     assert describe(equivariance)["symmetries"] == ["flip", "odd", "mirror"]
 
 
-def test_values_reach_the_probe_and_parameter_probes_share_their_symmetries(
+def test_values_reach_the_probe_and_parameter_probes_have_one_engine(
     tmp_path: Path,
 ) -> None:
     path = written(
@@ -62,7 +63,7 @@ def test_values_reach_the_probe_and_parameter_probes_share_their_symmetries(
     assert conservation.schedule == log_spaced(10, until=100)
     assert isinstance(noether.probe, Noether)
     assert isinstance(conservation.probe, Conservation)
-    assert noether.probe.symmetries is conservation.probe.symmetries
+    assert noether.probe.engine == curvature.probe.engine == Engine()
     assert describe(curvature)["k"] == 7
 
 

@@ -20,7 +20,6 @@ def overlaps(
     snapshot: Snapshot,
     gradient: Parameters,
     top: Sequence[Parameters],
-    symmetries: FoundSymmetries,
     rng: torch.Generator,
     status: Status,
 ) -> Iterator[Measurement]:
@@ -33,10 +32,7 @@ def overlaps(
         ("gradient_overlap", "", gradient),
         ("update_overlap", "", _update(snapshot)),
         ("momentum_overlap", "", momentum_buffer(snapshot)),
-        *(
-            ("symmetry_overlap", family, tangent)
-            for family, tangent in _tangents(snapshot, symmetries, rng)
-        ),
+        *(("symmetry_overlap", family, tangent) for family, tangent in _tangents(snapshot, rng)),
     ]
     for quantity, target, vector in vectors:
         if vector is not None and norm(vector) > 0:
@@ -84,11 +80,9 @@ def _update(snapshot: Snapshot) -> Parameters | None:
     return {n: u.to(snapshot.before[n]) for n, u in snapshot.update.items()}
 
 
-def _tangents(
-    snapshot: Snapshot, symmetries: FoundSymmetries, rng: torch.Generator
-) -> Iterator[tuple[str, Parameters]]:
+def _tangents(snapshot: Snapshot, rng: torch.Generator) -> Iterator[tuple[str, Parameters]]:
     try:
-        families = symmetries.by_family(snapshot)
+        families = FoundSymmetries.of(snapshot).by_family()
     except NotApplicable:
         return
     for family, members in families.items():

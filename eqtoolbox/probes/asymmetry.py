@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.capture.batch import tensors
 from eqtoolbox.linalg.vectors import dot, norm
@@ -28,6 +27,7 @@ from eqtoolbox.probes.claims import (
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
+from eqtoolbox.reading import opened
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.actions import has_edge
@@ -70,17 +70,9 @@ class Asymmetry(Probe):
         require_elements(self.samples)
         require_output(self.output)
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        try:
-            return self.engine.state(snapshot)
-        except NotApplicable:  # no Hessian here; the rest is measured all the same
-            return {}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: None, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        if reference:
-            self.engine.resume(snapshot, reference)
         params = {n: p.detach().clone().requires_grad_() for n, p in snapshot.before.items()}
         gradients: dict[str, tuple[Parameters, Parameters]] = {}
 
@@ -187,14 +179,13 @@ def _targets(view: View) -> Tree | None:
     """What the batch holds beside the arguments: classes, or values like those of the output."""
     f, outputs = view.f, view.outputs
     if not isinstance(outputs, Tensor):
-        return like_outputs(f.objective.batch, outputs)
-    given = {id(x) for x in tree_leaves((f.call.args, f.call.kwargs))}
-    pointers = {x.data_ptr() for x in tree_leaves(f.call.args) if isinstance(x, Tensor)}
+        return like_outputs(opened(f.objective.batch), outputs)
+    given = {x.data_ptr() for x in tensors((f.call.args, f.call.kwargs))}
     samples = batch_size(view.inputs)
     rest = [
         x
         for x in tensors(f.objective.batch)
-        if id(x) not in given and x.data_ptr() not in pointers and x.dim() > 0 and len(x) == samples
+        if x.data_ptr() not in given and x.dim() > 0 and len(x) == samples
     ]
     if not rest:
         return None

@@ -9,7 +9,7 @@ from eqtoolbox.snapshot import NotApplicable
 from eqtoolbox.symmetry import actions
 from eqtoolbox.symmetry.actions import Action
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.each import Each, Rebuilt
+from eqtoolbox.symmetry.each import Chain, Each, Factor, Rebuilt
 from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 
 Claim = str | Equivariance
@@ -81,7 +81,17 @@ def name_of(entry: Claim) -> str:
 
 def structured(entry: Claim) -> bool:
     """Whether the claim speaks of all arguments of the model's call, and of its whole output."""
-    return isinstance(entry, Equivariance) and isinstance(entry.input_action, Each | Rebuilt)
+    return isinstance(entry, Equivariance) and _moves_trees(entry.input_action)
+
+
+def _moves_trees(action: Any) -> bool:
+    if isinstance(action, Chain):
+        return any(map(_moves_trees, action.actions))
+    return (
+        _moves_trees(action.action)
+        if isinstance(action, Factor)
+        else isinstance(action, Each | Rebuilt)
+    )
 
 
 def claimed(entry: Claim, inputs: Any, outputs: Tensor, output: OutputAction) -> Equivariance:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.forecast import advance, report
-from eqtoolbox.probes.symmetries import FoundSymmetries
+from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.charges import Change, Charges, Rates
@@ -74,19 +74,19 @@ class Conservation(Probe):
     evaluates: ClassVar[bool] = False
 
     growth: float = 0.01
-    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
     def __post_init__(self) -> None:
         if not self.growth >= 0:
             raise ValueError(f"growth must be >= 0 (0 keeps every due step), got {self.growth}")
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        charges = self.symmetries.charges(snapshot)
+        charges = charges_of(snapshot)
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
         here, sketched = _read(charges, snapshot.before)
         noise, left = _noise(snapshot, charges, here["lengths"], rng)
         return here | {
+            "of": _names(charges),
             "start": here["values"],
             "reach": here["scales"],
             "sketched": {family: values for family, (values, *_) in sketched.items()},
@@ -109,10 +109,13 @@ class Conservation(Probe):
     def _measure(
         self, snapshot: Snapshot, after: Parameters, state: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        charges = self.symmetries.charges(snapshot)
+        charges = charges_of(snapshot)
         known = "sketched" in state  # not so in what earlier versions saved
-        if not known or len(state["start"]) != charges.count:  # or of other shapes
-            state |= self.reference(snapshot, rng)
+        others = state.get("of", _names(charges)) != _names(charges)  # since the loss changed
+        if not known or others or len(state["start"]) != charges.count:  # or of other shapes
+            start = self.reference(snapshot, rng)
+            state.clear()
+            state |= start
         since = snapshot.step - state["measured"]
         if since != 1:  # parameters moved unseen
             state |= _read(charges, snapshot.before)[0]
@@ -146,6 +149,11 @@ class Conservation(Probe):
             if snapshot.gradient is not None and math.isfinite(size):
                 yield from balance(charges, snapshot, change, state)
             yield from report(charges, state, drift.reach, drift.eps)
+
+
+def _names(charges: Charges) -> list[str]:
+    """The symmetries that charges are of."""
+    return [f"{m.family} of {m.name}: {m.charges}" for m in charges.members]
 
 
 def _read(

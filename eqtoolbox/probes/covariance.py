@@ -24,7 +24,7 @@ class Covariance:
         self._snapshot, self._engine = snapshot, engine
         self._direction = random_like(snapshot.before, rng)
         self.gradient, self._product = self._at(snapshot.before, self._direction)
-        nudged = _nudged(snapshot.before, engine.test.coarsest if engine.test else 0.0, rng)
+        nudged = _nudged(snapshot.before, engine.test(snapshot).coarsest, rng)
         self.floors = self._apart(*self._at(nudged, self._direction))
 
     def residuals(

@@ -15,7 +15,6 @@ from eqtoolbox.probes.alignment import along, overlaps, turn
 from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import stability_scale
-from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import Mode, Status
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 
@@ -58,7 +57,6 @@ class Curvature(Probe):
     angles: bool = False  # keep the top space for the next measurement and the checkpoint
     stability_scale: ScaleRule = field(default=stability_scale, repr=False)  # S of any optimizer
     engine: Engine = field(default_factory=Engine, repr=False)
-    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.max_matvecs < 1 or self.tol <= 0:
@@ -68,14 +66,13 @@ class Curvature(Probe):
             )
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return {"engine": self.engine.state(snapshot), "top": None}
+        return {"top": None}
 
     def measure(
         self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        self.engine.resume(snapshot, reference["engine"])
         operator = self.engine.operator(snapshot)
-        yield from self.engine.report()
+        yield from self.engine.report(snapshot)
         smallest = self.smallest and operator.size > 1
         k = min(self.k, operator.size - smallest)
         found = top_eigenpairs(
@@ -91,7 +88,7 @@ class Curvature(Probe):
         top = found.vectors[:k]
         status: Status = "ok" if bool(found.converged[:k].all()) else "not_converged"
         gradient = snapshot.gradient or operator.gradient
-        yield from overlaps(snapshot, gradient, top, self.symmetries, rng, status)
+        yield from overlaps(snapshot, gradient, top, rng, status)
         yield from along(snapshot, operator, gradient)
         if self.angles:
             yield from turn(top, reference["top"], status)
@@ -99,9 +96,7 @@ class Curvature(Probe):
         if self.split:
             yield _gauss_newton_share(snapshot, found)
         if self.orbit_free:
-            yield from orbit_free_sharpness(
-                snapshot, self.engine, self.symmetries, self.tol, self.max_matvecs, rng
-            )
+            yield from orbit_free_sharpness(snapshot, self.engine, self.tol, self.max_matvecs, rng)
 
     def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):

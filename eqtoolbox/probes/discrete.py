@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -61,7 +61,6 @@ class Discrete(Probe):
     laws: bool = True
     max_matvecs: int = 100
     engine: Engine = field(default_factory=Engine, repr=False)
-    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
 
     def __post_init__(self) -> None:
         if self.pairs < 0 or self.max_matvecs < 1 or not 0 <= self.near <= math.sqrt(2):
@@ -70,13 +69,13 @@ class Discrete(Probe):
                 f"pairs={self.pairs}, max_matvecs={self.max_matvecs}, near={self.near}"
             )
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any] | None:
-        return self.engine.state(snapshot) if self.pairs or self.laws else None
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any] | None, rng: torch.Generator
+        self, snapshot: Snapshot, reference: None, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        families = self.symmetries.discrete(snapshot)
+        differentiates = self.pairs > 0 or self.laws
+        if differentiates:
+            self.engine.test(snapshot)  # where it refuses, nothing is measured
+        families = FoundSymmetries.of(snapshot).discrete()
         eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
         floor = max(eps * math.sqrt(snapshot.step + 1), EQUAL / HOLDS)  # a walk of roundings
         nearest: list[Approach] = []
@@ -86,9 +85,8 @@ class Discrete(Probe):
             nearest += found
         noise: float | None = None
         gradient = snapshot.gradient
-        if reference is not None:
-            self.engine.resume(snapshot, reference)
-            yield from self.engine.report()
+        if differentiates:
+            yield from self.engine.report(snapshot)
         if self.laws:
             covariance = Covariance(snapshot, self.engine, rng)
             gradient, noise = covariance.gradient, covariance.floors[1]

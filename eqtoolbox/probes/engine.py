@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,8 +41,28 @@ class SelfTest:
 
 
 @dataclass
+class Tested:
+    """A self-test's result and whether it was recorded: what a run keeps of it."""
+
+    test: SelfTest
+    told: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
+        return {"test": asdict(self.test), "told": self.told}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> "Tested":
+        """What an earlier run kept."""
+        return cls(SelfTest(**state["test"]), state["told"])
+
+
+@dataclass(frozen=True)
 class Engine:
-    """Hessian operators for snapshots of one model, by the fastest mode that passed the self-test.
+    """Hessian operators for snapshots, by the fastest mode that passed the run's self-test.
+
+    Options only: the result of the self-test belongs to the run (`eqtoolbox.shared`), where
+    engines of the same options share it.
 
     exact: reverse over reverse on a retained graph, 1.5 to 2 gradients a product. differenced:
     central differences of gradients, 2 gradients a product; where an operation has no second
@@ -57,9 +77,6 @@ class Engine:
 
     memory: Memory = "fast"
     precision: ProbePrecision = "full"
-    test: SelfTest | None = field(default=None, init=False)
-    _shapes: dict[str, torch.Size] = field(default_factory=dict, init=False)
-    _told: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         for name, kind in (("memory", Memory), ("precision", ProbePrecision)):
@@ -74,15 +91,16 @@ class Engine:
         Raises:
             NotApplicable: no mode gives right products; the message says what was found.
         """
-        params, objective = snapshot.before, self.objective(snapshot)
-        if any(p.is_complex() for p in params.values()):
-            raise NotApplicable("complex parameters: their Hessian is not supported")
-        shapes = {n: p.shape for n, p in params.items()}
-        if self.test is None or shapes != self._shapes:
-            test = self_test(objective, params)
-            self.test = _thrifty(objective, params, test) if self.memory == "low" else test
-            self._shapes, self._told = shapes, False
-        return operator(objective, params, self.test)
+        test = self.test(snapshot)
+        return operator(self.objective(snapshot), snapshot.before, test)
+
+    def test(self, snapshot: Snapshot) -> SelfTest:
+        """The self-test's result, tested now if the run has not tested this loss yet.
+
+        Raises:
+            NotApplicable: no mode gives right products; the message says what was found.
+        """
+        return self._tested(snapshot).test
 
     def objective(self, snapshot: Snapshot) -> Objective:
         """The snapshot's loss in the precision asked for."""
@@ -90,30 +108,32 @@ class Engine:
             return snapshot.measured
         return snapshot.objective
 
-    def state(self, snapshot: Snapshot) -> dict[str, Any]:
-        """The self-test's result as plain values, tested now if it was not yet."""
-        self.operator(snapshot)
-        assert self.test is not None
-        return asdict(self.test)
-
-    def resume(self, snapshot: Snapshot, state: dict[str, Any]) -> None:
-        """Go on with the mode that an earlier run chose."""
-        if self.test is None:
-            self.test, self._told = SelfTest(**state), True
-            self._shapes = {n: p.shape for n, p in snapshot.before.items()}
-
-    def report(self) -> Iterator[Measurement]:
+    def report(self, snapshot: Snapshot) -> Iterator[Measurement]:
         """Results of the self-test, once after each time it ran."""
-        if self.test is None or self._told:
+        tested = self._tested(snapshot)
+        if tested.told:
             return
-        self._told = True
-        note = f"{self.test.mode}: {self.test.reason}"
+        tested.told = True
+        test = tested.test
+        note = f"{test.mode}: {test.reason}"
         for quantity in ("repeat", "asymmetry", "difference"):
-            value = getattr(self.test, quantity)
+            value = getattr(test, quantity)
             if math.isnan(value):
                 yield Measurement("self_test", value, quantity, status="not_applicable", note=note)
             else:
                 yield Measurement("self_test", value, quantity, note=note)
+
+    def _tested(self, snapshot: Snapshot) -> Tested:
+        objective, params = self.objective(snapshot), snapshot.before
+
+        def make() -> Tested:
+            if any(p.is_complex() for p in params.values()):
+                raise NotApplicable("complex parameters: their Hessian is not supported")
+            test = self_test(objective, params)
+            return Tested(_thrifty(objective, params, test) if self.memory == "low" else test)
+
+        about = snapshot.identity, self.memory, self.precision, objective.autocast
+        return snapshot.shared.get("self_test", about, make, Tested.restored)
 
 
 def operator(objective: Objective, params: Parameters, test: SelfTest) -> DifferentiatedOperator:

@@ -53,7 +53,8 @@ class EquivarianceError(Probe):
     layer_share: with `layers`, what each layer adds to a violated Lie derivative; they sum to 1.
 
     A symmetry whose input action is `Each` sees all arguments of the model's call (a tuple, or a
-    dict by name) and its whole output; the others see the first argument and the logits.
+    dict by name) and its whole output, with dataclasses and named tuples as dicts of their fields;
+    the others see the first argument and the logits.
 
     f(x) comes from the loss's own evaluation and is shared by all symmetries; the laws of the
     actions are checked when a symmetry meets new shapes.
@@ -216,7 +217,7 @@ def _shares(
 ) -> Iterator[Measurement]:
     """What each layer adds to the Lie derivative along one generator; they add up to 1."""
     try:
-        parts = layer_shares(view.f.model, view.inputs, symmetry, generator=generator)
+        parts = layer_shares(view.model, view.inputs, symmetry, generator=generator)
     except (ValueError, RuntimeError, TypeError, LookupError) as reason:
         note = str(reason)
         yield Measurement("layer_share", math.nan, target, status="not_applicable", note=note)
@@ -224,7 +225,10 @@ def _shares(
     for i, part in enumerate(parts):
         note = f"{part.kind}, rms {part.rate:.2g}" if part.kind else f"rms {part.rate:.2g}"
         yield Measurement(
-            "layer_share", part.share, f"{target}/{i:02d}.{_letters(part.layer)}", note=note
+            "layer_share",
+            part.share,
+            f"{target}/{i:02d}.{_letters(view.own_name(part.layer))}",
+            note=note,
         )
 
 

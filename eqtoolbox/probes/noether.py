@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -62,26 +62,21 @@ class Noether(Probe):
     headline: ClassVar[str] = "second_order"
     mode: ClassVar[Mode] = "train"
 
-    symmetries: FoundSymmetries = field(default_factory=FoundSymmetries, repr=False)
     engine: Engine = field(default_factory=Engine, repr=False)
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return self.engine.state(snapshot)
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: None, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        self.engine.resume(snapshot, reference)
-        yield from self.engine.report()
-        families: dict[str, list[ContinuousSymmetry]] = self.symmetries.equivariances(snapshot)
+        yield from self.engine.report(snapshot)
+        found = FoundSymmetries.of(snapshot)
+        families: dict[str, list[ContinuousSymmetry]] = found.equivariances()
         try:
-            symmetries, why = self.symmetries.by_family(snapshot), None
+            symmetries, why = found.by_family(), None
         except NotApplicable as reason:
             symmetries, why = {}, reason
         families = {**families, **symmetries}
-        coarsest = self.engine.test.coarsest if self.engine.test else 0.0
         eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
-        rounding = max(eps, coarsest)
+        rounding = max(eps, self.engine.test(snapshot).coarsest)
         close = replace(snapshot, before=moved_by(snapshot.before, rounding, rng))
         gradient = self.engine.operator(close).gradient
         here = Laws(snapshot.before, self.engine.operator(snapshot))

@@ -34,7 +34,6 @@ SAME = 0.05  # relative change of the loss at the canonical point that is still 
 def orbit_free_sharpness(
     snapshot: Snapshot,
     engine: Engine,
-    symmetries: FoundSymmetries,
     tol: float,
     max_matvecs: int,
     rng: torch.Generator,
@@ -45,7 +44,7 @@ def orbit_free_sharpness(
     in the loss on the way to the canonical point is in the note, and above 5 % there is no number.
     """
     try:
-        families = symmetries.by_family(snapshot)
+        families = FoundSymmetries.of(snapshot).by_family()
     except NotApplicable as reason:
         note = f"{reason}: it would be the sharpness itself"
         yield Measurement(QUANTITY, math.nan, status="not_applicable", note=note)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.deadline import check
 from eqtoolbox.objective import Call, Objective, Parameters
+from eqtoolbox.reading import closed, opened
 from eqtoolbox.snapshot import NotApplicable
 
 Found = TypeVar("Found")
@@ -55,16 +56,24 @@ class Prediction:
         return first_tensor(self.model(**{**kwargs, next(iter(kwargs)): inputs}))
 
     @property
-    def arguments(self) -> Any:
+    def given(self) -> Any:
         """All arguments of the call: the only one, a tuple of them, or a dict by name."""
         args, kwargs = self.call.args, self.call.kwargs
         if not kwargs:
             return args[0] if len(args) == 1 else tuple(args)
         return dict(enumerate(args)) | dict(kwargs)
 
+    @property
+    def arguments(self) -> Any:
+        """These as claims see them: dataclasses and named tuples opened, as by the audit."""
+        return opened(self.given)
+
     def of_arguments(self, arguments: Any) -> Any:
-        """The whole output on arguments as `arguments` gives them."""
+        """The whole output, opened too, on arguments as `arguments` gives them."""
         check()
+        return opened(self._answer(closed(arguments, self.given)))
+
+    def _answer(self, arguments: Any) -> Any:
         args, kwargs = self.call.args, self.call.kwargs
         if not kwargs:
             return self.model(*((arguments,) if len(args) == 1 else tuple(arguments)))
@@ -77,7 +86,7 @@ class Prediction:
         return predicting(self.objective.to(torch.float64), params, body)
 
     def loss(self) -> Callable[[Any], Tensor] | None:
-        """The loss as a function of the model's whole output, where so evaluated it is itself.
+        """The loss as a function of the whole output, opened, where so evaluated it is itself.
 
         None where it sees more than that, where it is random, and where it does not see all of
         its value through floating-point outputs (a model that returns its own loss).
@@ -86,11 +95,12 @@ class Prediction:
             return None
 
         def loss(y: Any) -> Tensor:
-            return self.objective.loss_given(self.model, y)
+            return self.objective.loss_given(self.model, closed(y, self.call.output))
 
         try:
             with torch.no_grad():
-                once, again = float(loss(self.call.output)), float(loss(self.call.output))
+                outputs = opened(self.call.output)
+                once, again = float(loss(outputs)), float(loss(outputs))
         except (RuntimeError, TypeError, ValueError):
             return None
         assert self.call.loss is not None

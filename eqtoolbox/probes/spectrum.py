@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -41,15 +41,11 @@ class Spectrum(Probe):
                 f"{self.probes}, {self.steps}"
             )
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return {"engine": self.engine.state(snapshot)}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: None, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        self.engine.resume(snapshot, reference["engine"])
         operator = self.engine.operator(snapshot)
-        yield from self.engine.report()
+        yield from self.engine.report(snapshot)
         yield from self._moments(operator, rng)
         density = spectral_density(operator, probes=self.probes, steps=self.steps, generator=rng)
         for quantity, count in (("negative", density.negative()), ("outlying", density.outlying())):

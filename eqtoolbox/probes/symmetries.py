@@ -1,6 +1,6 @@
-"""The parameter symmetries of the model at hand, found once and shared by the probes."""
+"""The parameter symmetries of the loss at hand, found once a run and shared by its probes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -10,32 +10,33 @@ from eqtoolbox.symmetry.charges import Charges
 from eqtoolbox.symmetry.discovery import find_symmetries
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 
+Families = dict[str, list[ContinuousSymmetry]]
 
-@dataclass
+
+@dataclass(frozen=True)
 class FoundSymmetries:
-    """Verified and approximate symmetries of a snapshot's loss, remembered while shapes stay."""
+    """Verified and approximate symmetries of a loss."""
 
-    _found: list[ParameterSymmetry] = field(default_factory=list)
-    _shapes: dict[str, torch.Size] | None = None
-    _charges: Charges | None = None
-    _charges_of: list[ParameterSymmetry] | None = None
+    proposed: tuple[ParameterSymmetry, ...]  # everything, with its status; broken ones included
 
-    def all(self, snapshot: Snapshot) -> list[ParameterSymmetry]:
-        """Everything proposed, with its status; broken ones included.
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> "FoundSymmetries":
+        """Those of the snapshot's loss, looked for once a run as long as the loss stays the same.
 
         Raises:
             NotApplicable: no loss is known, or parameters are complex.
         """
-        shapes = {n: p.shape for n, p in snapshot.before.items()}
-        if shapes != self._shapes:
+        objective = snapshot.objective
+
+        def make() -> FoundSymmetries:
             if any(p.is_complex() for p in snapshot.before.values()):
                 raise NotApplicable("complex parameters: their symmetries are not supported")
-            with snapshot.objective.isolated():
-                self._found = _find(snapshot)
-            self._shapes = shapes
-        return self._found
+            with objective.isolated():
+                return cls(tuple(_find(snapshot)))
 
-    def continuous(self, snapshot: Snapshot) -> list[ContinuousSymmetry]:
+        return snapshot.shared.get("symmetries", snapshot.identity, make)
+
+    def continuous(self) -> list[ContinuousSymmetry]:
         """Usable continuous symmetries and equivariances, sorted by family.
 
         Raises:
@@ -43,53 +44,38 @@ class FoundSymmetries:
         """
         usable = [
             s
-            for s in self.all(snapshot)
+            for s in self.proposed
             if s.status in ("verified", "approximate") and isinstance(s, ContinuousSymmetry)
         ]
         if not usable:
             raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
         return sorted(usable, key=lambda s: s.family)
 
-    def by_family(self, snapshot: Snapshot) -> dict[str, list[ContinuousSymmetry]]:
+    def by_family(self) -> Families:
         """Usable continuous symmetries of the loss (no equivariances) by family.
 
         Raises:
             NotApplicable: there are none.
         """
-        usable = [s for s in self.continuous(snapshot) if not s.equivariant]
+        usable = [s for s in self.continuous() if not s.equivariant]
         if not usable:
             raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
         return _grouped(usable)
 
-    def equivariances(self, snapshot: Snapshot) -> dict[str, list[ContinuousSymmetry]]:
+    def equivariances(self) -> Families:
         """Equivariances by family: they move the outputs too."""
-        found = [s for s in self.all(snapshot) if s.status in ("verified", "approximate")]
+        found = [s for s in self.proposed if s.status in ("verified", "approximate")]
         moving = [s for s in found if isinstance(s, ContinuousSymmetry) and s.equivariant]
         return _grouped(sorted(moving, key=lambda s: s.family))
 
-    def charges(self, snapshot: Snapshot) -> Charges:
-        """The charges and laws of everything continuous, planned once; large groups sketched.
-
-        What moves outputs and conserves nothing has neither.
-
-        Raises:
-            NotApplicable: there are none.
-        """
-        found = self.all(snapshot)
-        if self._charges is None or self._charges_of is not found:
-            members = [m for m in self.continuous(snapshot) if m.charges or not m.equivariant]
-            self._charges = Charges(members, snapshot.before, sketch=True)
-            self._charges_of = found
-        return self._charges
-
-    def discrete(self, snapshot: Snapshot) -> dict[str, list[DiscreteSymmetry]]:
+    def discrete(self) -> dict[str, list[DiscreteSymmetry]]:
         """Verified discrete symmetries of the loss by family.
 
         Raises:
             NotApplicable: there are none.
         """
         found: dict[str, list[DiscreteSymmetry]] = {}
-        for s in self.all(snapshot):
+        for s in self.proposed:
             if isinstance(s, DiscreteSymmetry) and s.status == "verified":
                 found.setdefault(s.family, []).append(s)
         if not found:
@@ -97,7 +83,24 @@ class FoundSymmetries:
         return found
 
 
-def _grouped(found: list[ContinuousSymmetry]) -> dict[str, list[ContinuousSymmetry]]:
+def charges(snapshot: Snapshot) -> Charges:
+    """The charges and laws of everything continuous, planned once a run; large groups sketched.
+
+    What moves outputs and conserves nothing has neither.
+
+    Raises:
+        NotApplicable: there are none.
+    """
+
+    def make() -> Charges:
+        found = FoundSymmetries.of(snapshot).continuous()
+        members = [m for m in found if m.charges or not m.equivariant]
+        return Charges(members, snapshot.before, sketch=True)
+
+    return snapshot.shared.get("charges", snapshot.identity, make)
+
+
+def _grouped(found: list[ContinuousSymmetry]) -> Families:
     return {family: list(group) for family, group in groupby(found, key=lambda s: s.family)}
 
 

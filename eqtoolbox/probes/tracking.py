@@ -43,13 +43,12 @@ class Tracking(Probe):
         )
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return {"engine": self.engine.state(snapshot), "tracker": self._tracker().state_dict()}
+        return {"tracker": self._tracker().state_dict()}
 
     def measure(
         self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
     ) -> Iterator[Measurement]:
-        self.engine.resume(snapshot, reference["engine"])
-        yield from self.engine.report()
+        yield from self.engine.report(snapshot)
         tracker = self._tracker()
         tracker.load_state_dict(reference["tracker"])
         found = tracker.update(self.engine.operator(snapshot))

@@ -1,5 +1,6 @@
 """Actions on structured batches: one action a leaf, and what single graphs and sets need."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Each:
     def _walk(self, act: Walk, parts: Any, x: Tree, where: str) -> Tree:
         if callable(parts):
             return act(parts, x)
+        if isinstance(x, Mapping):
+            parts = _by_name(parts)
         if isinstance(parts, Mapping) and isinstance(x, Mapping):
             if parts.keys() != x.keys():
                 odd = sorted(map(str, parts.keys() ^ x.keys()))
@@ -71,6 +74,13 @@ class Each:
             ]
             return type(x)(*several) if hasattr(x, "_fields") else type(x)(several)
         raise ValueError(f"no action for {type(x).__name__}{where}; got {type(parts).__name__}")
+
+
+def _by_name(parts: Any) -> Any:
+    """The actions of a dataclass or named tuple as a dict: so are the batches that they move."""
+    if dataclasses.is_dataclass(parts):
+        return {f.name: getattr(parts, f.name) for f in dataclasses.fields(parts)}
+    return parts._asdict() if hasattr(parts, "_asdict") else parts
 
 
 def one_sample(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:

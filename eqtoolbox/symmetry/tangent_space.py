@@ -6,17 +6,12 @@ generators than a basis could be kept of.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.families.general_linear import GeneralLinear
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
-
-if TYPE_CHECKING:  # brings scipy
-    from eqtoolbox.symmetry.families.bias_shift import BiasShift
 
 
 class TangentSpace:
@@ -121,44 +116,6 @@ def _square(parts: list[Tensor]) -> float:
 
 def _scale(symmetry: ContinuousSymmetry, params: Parameters) -> Tensor:
     """1 / |K_i| of every generator, zero where it vanishes, (dimension,) float64."""
-    squares = SQUARES.get(symmetry.family, _charged)(symmetry, params)
+    squares = symmetry.lengths(params).square()
     typical = float(squares.max()) if len(squares) else 0.0
     return torch.where(squares > 1e-30 * typical, squares.rsqrt(), 0.0)
-
-
-def _charged(symmetry: ContinuousSymmetry, params: Parameters) -> Tensor:
-    """Of diagonal generators A: |A theta|^2 = theta^T |A| theta for rates of one."""
-    return 2 * symmetry.charge_scale(params)
-
-
-def _rotary(symmetry: ContinuousSymmetry, params: Parameters) -> Tensor:
-    return _charged(symmetry, params).repeat(2)
-
-
-def _counts(symmetry: ContinuousSymmetry, params: Parameters) -> Tensor:
-    return symmetry.charge({n: torch.ones_like(params[n]) for n in symmetry.names})
-
-
-def _shifted(symmetry: "BiasShift", params: Parameters) -> Tensor:
-    total = torch.ones(symmetry.dimension, dtype=torch.float64)
-    for reader in symmetry.readers:
-        columns = reader.matrix(params).square().sum(0)
-        total = total.to(columns) + columns
-    return total
-
-
-def _matrices(symmetry: GeneralLinear, params: Parameters) -> Tensor:
-    """|E_ij X|^2 + |E_ji Y|^2 = |X_j|^2 + |Y_i|^2."""
-    rows = {}
-    for sign in (1, -1):
-        parts = [leg.gather(params[leg.name]) for leg in symmetry.legs if leg.sign == sign]
-        rows[sign] = torch.stack([p.square().sum(dim=(1, 3)) for p in parts]).sum(0)
-    return (rows[-1][:, :, None] + rows[1][:, None, :]).flatten()
-
-
-SQUARES: dict[str, Callable[[Any, Parameters], Tensor]] = {
-    "rope": _rotary,
-    "translation": _counts,
-    "bias_shift": _shifted,
-    "general_linear": _matrices,
-}

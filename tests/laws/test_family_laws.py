@@ -9,7 +9,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.families.general_linear import GeneralLinear
+from eqtoolbox.symmetry.families.diagonal import leg
+from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg
+from eqtoolbox.symmetry.families.rescale import Rescale
+from eqtoolbox.symmetry.families.scale import Scale
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from tests.symmetry.architectures import Gated, Lora, Rotary
 
@@ -107,6 +110,44 @@ def test_laws_of_order_one_and_two_hold_and_fail_for_another_loss(found: tuple) 
         assert max(defect(spoilt)) > 1e-4
         checked += 1
     assert checked >= 2
+
+
+def test_lengths_are_those_of_the_tangents_in_every_family(found: tuple) -> None:
+    _, params, symmetries = found
+    for s in symmetries:
+        if isinstance(s, ContinuousSymmetry):
+            slow = ContinuousSymmetry.lengths(s, params)
+            assert s.lengths(params).shape == (s.dimension,)
+            assert torch.allclose(s.lengths(params), slow, rtol=1e-12, atol=0), s
+
+
+def test_lengths_count_entries_that_two_legs_move_once() -> None:
+    """A recurrent matrix: rows by e^A and columns by e^-A, so that its diagonal stays."""
+    torch.manual_seed(0)
+    params = {"w": torch.randn(3, 3, dtype=torch.float64)}
+    units, ones = torch.arange(3), torch.ones(3, dtype=torch.float64)
+    legs = (leg("w", (3, 3), 0, units, units, ones), leg("w", (3, 3), 1, units, units, -ones))
+    rescale = Rescale(name="w", dimension=3, legs=legs)
+    both = rescale.charge_scale(params).mul(2).sqrt()  # as if the legs did not meet
+    every = torch.arange(3)[None, None]
+    meeting = (MatrixLeg("w", 0, every, 1), MatrixLeg("w", 1, every, -1))
+    linear = GeneralLinear(name="w", dimension=9, legs=meeting)
+    for symmetry in (rescale, linear):
+        slow = ContinuousSymmetry.lengths(symmetry, params)
+        assert torch.allclose(symmetry.lengths(params), slow, rtol=1e-12)
+    assert not torch.allclose(rescale.lengths(params), both, rtol=0.01)
+
+
+def test_lengths_follow_the_rates_of_the_legs() -> None:
+    torch.manual_seed(0)
+    params = {"w": torch.randn(3, 2, dtype=torch.float64)}
+    units = torch.arange(3)
+    one = leg("w", (3, 2), 0, units, units, torch.full((3,), 2.0, dtype=torch.float64))
+    scale = Scale(name="w", dimension=3, legs=(one,))
+    assert torch.allclose(scale.lengths(params), 2 * params["w"].norm(dim=1), rtol=1e-12)
+    assert not torch.allclose(
+        scale.lengths(params), scale.charge_scale(params).mul(2).sqrt(), rtol=0.1
+    )
 
 
 def test_charges_are_integrals_of_their_pairing(found: tuple) -> None:

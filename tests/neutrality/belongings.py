@@ -439,7 +439,7 @@ def discriminator_frozen_and_freed() -> Any:
         other.eval()
         value = cross_entropy(model, batch) + other(batch[0]).mean() * 0
         other.requires_grad_(True)
-        other.weights = [p for p in other.parameters()]
+        other.weights = list(other.parameters())
         return value
 
     return Net(), loss, lambda: ([p.requires_grad for p in other.parameters()], other.training)

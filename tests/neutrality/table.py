@@ -10,39 +10,35 @@ from typing import Any
 
 import torch
 
+from eqtoolbox.probe import Probe
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.discrete import Discrete
-from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
-from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.tracking import Tracking
 from tests.neutrality.features import FEATURES, Feature
 from tests.neutrality.watch import PLACES, SURFACES, Faithful, Watch
 
-PROBES: dict[str, Callable[[FoundSymmetries, Engine], Any]] = {
-    "equivariance": lambda *_: EquivarianceError(samples=2, symmetries=("cyclic4",)),
-    "conservation": lambda found, _: Conservation(symmetries=found),
-    "noether": lambda found, engine: Noether(symmetries=found, engine=engine),
-    "curvature": lambda found, engine: Curvature(
-        k=1, max_matvecs=6, split=True, angles=True, symmetries=found, engine=engine
-    ),
-    "discrete": lambda found, engine: Discrete(pairs=1, symmetries=found, engine=engine),
-    "asymmetry": lambda _, engine: Asymmetry(symmetries=("cyclic4",), engine=engine),
-    "discovery": lambda *_: LearnedAlgebra(),
-    "tracking": lambda _, engine: Tracking(max_matvecs=3, engine=engine),
-    "spectrum": lambda _, engine: Spectrum(matvecs=6, probes=2, steps=2, engine=engine),
+PROBES: dict[str, Probe] = {
+    "equivariance": EquivarianceError(samples=2, symmetries=("cyclic4",)),
+    "conservation": Conservation(),
+    "noether": Noether(),
+    "curvature": Curvature(k=1, max_matvecs=6, split=True, angles=True),
+    "discrete": Discrete(pairs=1),
+    "asymmetry": Asymmetry(symmetries=("cyclic4",)),
+    "discovery": LearnedAlgebra(),
+    "tracking": Tracking(max_matvecs=3),
+    "spectrum": Spectrum(matvecs=6, probes=2, steps=2),
 }
 
 
 def make(names: Iterable[str]) -> list[Any]:
-    """Probes that share what they find, as those of a configuration do."""
-    found, engine = FoundSymmetries(), Engine()
-    return [PROBES[name](found, engine) for name in names]
+    """The same probes for every training: what they find out belongs to the run."""
+    return [PROBES[name] for name in names]
 
 
 CHEAP = ("equivariance", "conservation")

@@ -27,7 +27,7 @@ def batches(count: int) -> Iterator[Batch]:
 def trained(
     kind: Any, surface: str = "", probes: Any = None, sink: Any = None, steps: int = 4
 ) -> list[Any]:
-    """Losses, parameters and state after a training; `surface` empty for one that is not watched."""
+    """Losses, parameters and state after a training; `surface` is empty where nobody watches."""
     torch.manual_seed(0)
     model, loss_fn, look = kind()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -70,7 +70,7 @@ def test_python_state_is_what_it_would_be(kind: Any, surface: str) -> None:
 
 @pytest.mark.parametrize("kind", COPIED.values(), ids=COPIED.keys())
 def test_losses_with_python_state_are_measured_from_where_the_step_was(kind: Any) -> None:
-    """The replayed gradient is the step's own: evaluations begin from the state that it began from."""
+    """The replayed gradient is the step's own: evaluations begin where the step's own began."""
     sink = MemorySink()
     trained(kind, "decorator", {"curvature": {"k": 1, "max_matvecs": 6}}, sink)
     values = {r.name: r for r in sink.records if r.step == 0}

@@ -69,6 +69,7 @@ def data() -> Batch:
     return x.double(), y
 
 
+@pytest.mark.usefixtures("claimed")
 def test_laws_hold_on_a_random_element_and_fail_for_another_network() -> None:
     probe = Discrete()
     records = run(network(nn.Tanh), data(), probe)
@@ -303,6 +304,7 @@ class Mixed(nn.Module):
         return torch.cat([torch.tanh(x[:, :4]), F.gelu(x[:, 4:])], dim=1)
 
 
+@pytest.mark.usefixtures("claimed")
 def test_the_block_structure_fails_where_the_exchange_is_no_symmetry() -> None:
     """Negative control: exchanges found for tanh, claimed where units 2 and 5 differ in kind."""
     probe = Discrete(pairs=1)

@@ -71,6 +71,7 @@ def test_every_law_of_a_float32_run_holds_to_its_floor_until_the_loss_is_small(k
     assert sorted(second)[len(second) // 2] > 0.05  # floors are no more than 20 times too high
 
 
+@pytest.mark.usefixtures("claimed")
 def test_epsilon_tells_itself_from_a_broken_symmetry() -> None:
     torch.manual_seed(0)
     probe = Noether()
@@ -99,6 +100,7 @@ def test_a_smaller_epsilon_predicts_a_smaller_slope() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-2])
+@pytest.mark.usefixtures("claimed")
 def test_a_planted_penalty_is_violated_at_every_order(size: float) -> None:
     torch.manual_seed(0)
     model, probe = mlp(6, 16, 8, 3), Noether()
@@ -110,6 +112,7 @@ def test_a_planted_penalty_is_violated_at_every_order(size: float) -> None:
         assert records[f"noether/{order}_order/translation"].verdict == "holds", order
 
 
+@pytest.mark.usefixtures("claimed")
 def test_a_claim_of_another_network_is_violated_at_order_0() -> None:
     torch.manual_seed(0)
     probe = Noether()
@@ -134,6 +137,7 @@ class Limited(nn.Module):
         return self.b(x if self.limit is None else x.clamp(max=self.limit))
 
 
+@pytest.mark.usefixtures("claimed")
 def test_order_0_sees_a_kink_at_a_distance_where_derivatives_do_not() -> None:
     torch.manual_seed(0)
     x, y = blobs()

@@ -131,6 +131,7 @@ def test_laws_hold_during_training_and_the_gradient_predicts_the_curvature() -> 
     assert records["noether/dimension/rescale"].value == 24
 
 
+@pytest.mark.usefixtures("claimed")
 def test_brackets_of_symmetries_close_and_those_of_another_network_do_not() -> None:
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3))
@@ -155,6 +156,7 @@ def test_the_gradient_alone_bounds_the_sharpness_from_below() -> None:
     assert bound.value < top
 
 
+@pytest.mark.usefixtures("claimed")
 def test_a_law_of_another_network_is_violated() -> None:
     """Negative control: the ReLU network's symmetries claimed of a network with GELU."""
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
 """Diagonal symmetries: every unit scales its own slices of some parameters."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -88,6 +89,26 @@ class DiagonalSymmetry(ContinuousSymmetry):
             for leg in self.legs
         ]
         return torch.stack(rows).sum(0)
+
+    def lengths(self, params: Parameters) -> Tensor:
+        """|A_i theta|^2 = sum over legs of r^2 |leg_i|^2, where no two legs move the same entry."""
+        if not self._apart():
+            return super().lengths(params)
+        squared = [replace(leg, rates=leg.rates.square()) for leg in self.legs]
+        parts = [leg.sums(params[leg.name].double().square(), self.dimension) for leg in squared]
+        return torch.stack(parts).sum(0).sqrt()
+
+    def _apart(self) -> bool:
+        """Whether every entry of a parameter is moved by a unit at one rate, in one leg."""
+        by_name: dict[str, list[Leg]] = {}
+        for leg in self.legs:
+            by_name.setdefault(leg.name, []).append(leg)
+        for legs in by_name.values():
+            pairs = [zip(leg.positions.tolist(), leg.units.tolist(), strict=True) for leg in legs]
+            moved = [*chain(*pairs)]
+            if len({leg.before for leg in legs}) > 1 or len(set(moved)) < len(moved):
+                return False
+        return True
 
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         return self._form(params, direction)

@@ -54,6 +54,18 @@ class MatrixSymmetry(ContinuousSymmetry):
         """d, the size of a block's matrix."""
         return self.legs[0].positions.shape[2]
 
+    @property
+    def apart(self) -> bool:
+        """Whether no two legs move the same entry of a parameter."""
+        by_name: dict[str, list[MatrixLeg]] = {}
+        for leg in self.legs:
+            by_name.setdefault(leg.name, []).append(leg)
+        for legs in by_name.values():
+            moved = [k for leg in legs for k in leg.positions.flatten().tolist()]
+            if len({leg.axis for leg in legs}) > 1 or len(set(moved)) < len(moved):
+                return False
+        return True
+
     def matrices(self, coefficients: Tensor) -> Tensor:
         """A of every block, (blocks, d, d)."""
         raise NotImplementedError
@@ -128,6 +140,17 @@ class GeneralLinear(MatrixSymmetry):
     @property
     def charges(self) -> int:
         return self.blocks * self.size * (self.size + 1) // 2
+
+    def lengths(self, params: Parameters) -> Tensor:
+        """|E_ij X|^2 + |E_ji Y|^2 = |X_j|^2 + |Y_i|^2."""
+        if not self.apart:
+            return super().lengths(params)
+        rows = {sign: torch.zeros((), dtype=torch.float64) for sign in (1, -1)}
+        for leg in self.legs:
+            squares = leg.gather(params[leg.name]).double().square().sum(dim=(1, 3))
+            rows[leg.sign] = rows[leg.sign].to(squares) + squares
+        plus, minus = (rows[sign].expand(self.blocks, self.size) for sign in (1, -1))
+        return (minus[:, :, None] + plus[:, None, :]).flatten().sqrt()
 
     def _upper(self, forms: Tensor) -> Tensor:
         """Along E_ii and (E_ij + E_ji) / sqrt 2, half of <A, form> each: (charges,)."""

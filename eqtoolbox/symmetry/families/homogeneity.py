@@ -53,6 +53,10 @@ class Homogeneity(ContinuousSymmetry):
     def transform_outputs(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
         return (self.degree * coefficients[0]).exp().to(outputs) * outputs
 
+    def lengths(self, params: Parameters) -> Tensor:
+        squares = [r**2 * params[n].double().square().sum() for n, r in self.rates]
+        return torch.stack(squares).sum().sqrt().reshape(1)
+
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         terms = [r * (params[n].double() * direction[n].double()).sum() for n, r in self.rates]
         return torch.stack(terms).sum().reshape(1)

@@ -38,6 +38,12 @@ class Rope(MatrixSymmetry):
         ]
         return torch.stack(parts).sum(0)
 
+    def lengths(self, params: Parameters) -> Tensor:
+        """Of a and of b alike: |A X|^2 = |X|^2 for A = 1 and A = J."""
+        if not self.apart:
+            return super().lengths(params)
+        return self._traces(params, params, absolute=True).repeat(2).sqrt()
+
     def charge(self, params: Parameters) -> Tensor:
         return 0.5 * self._traces(params, params)
 

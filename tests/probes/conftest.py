@@ -1,0 +1,36 @@
+"""What probes find out for a run: counted, or claimed of another network as negative control."""
+
+import pytest
+
+from eqtoolbox.probes import engine, symmetries
+from eqtoolbox.snapshot import Snapshot
+from eqtoolbox.symmetry.parameter import ParameterSymmetry
+
+
+@pytest.fixture
+def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found in the first network of the test is claimed of all the others."""
+    find, found = symmetries._find, list[list[ParameterSymmetry]]()
+
+    def first(snapshot: Snapshot) -> list[ParameterSymmetry]:
+        if not found:
+            found.append(find(snapshot))
+        return found[0]
+
+    monkeypatch.setattr(symmetries, "_find", first)
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which symmetries were looked for."""
+    find, seen = symmetries._find, list[int]()
+    monkeypatch.setattr(symmetries, "_find", lambda s: (seen.append(s.step), find(s))[1])
+    return seen
+
+
+@pytest.fixture
+def tests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each self-test."""
+    test, seen = engine.self_test, list[int]()
+    monkeypatch.setattr(engine, "self_test", lambda *given: (seen.append(1), test(*given))[1])
+    return seen
