@@ -1,5 +1,6 @@
 """The monitor: a due step is caught, measured in isolation, and its records go to the sinks."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from eqtoolbox.account import Account
 from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
-from eqtoolbox.capture.step import Step
+from eqtoolbox.capture.step import Step, around_closure
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
@@ -282,9 +283,13 @@ class Monitor:
         return due
 
     @eager
-    def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._catches:
-            self._begin(closure=len(args) > 1 or "closure" in kwargs)
+    def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if not self._catches:
+            return None
+        closed = self._closed(optimizer, args, kwargs)
+        self._begin(closure=closed is not None)
+        self._note_gradients(optimizer, closed, kwargs)
+        return closed
 
     @untraced
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -316,7 +321,7 @@ class Monitor:
             self._clock.idle(started)
 
     @eager
-    def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """One of several optimizers starts."""
         if self._open and id(optimizer) in self._stepped:
             self._close_step()
@@ -328,12 +333,16 @@ class Monitor:
                 self._capture.pending.step_starts(self._taken.unmoved)
             self._capture.armed = self._catches or bool(self._due(self.step + 1))
         self._capture.pending.step_goes_on()
+        if not self._catches:
+            return None
+        closed = self._closed(optimizer, args, kwargs)
+        self._note_gradients(optimizer, closed, kwargs)
+        return closed
 
     @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._capture.pending.step_pauses()
         self._stepped.add(id(optimizer))
-        self._safely(self._taken.note_gradients, optimizer)
         if len(self._stepped) == len(self.optimizers):
             self._close_step()
 
@@ -355,6 +364,22 @@ class Monitor:
             self._taken.missed = error
             self._failed(error)
         self._clock.leave(started)
+
+    def _closed(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Arguments whose closure tells when it runs, where `step` is given one."""
+        starts = functools.partial(self._inside, self._taken.closure_starts)
+        ends = functools.partial(self._inside, self._taken.closure_ends, optimizer)
+        return around_closure(args, kwargs, starts, ends)
+
+    def _note_gradients(self, optimizer: Any, closed: Any, kwargs: Any) -> None:
+        """Copy gradients that are final as `step` is called, unless it unscales them unseen."""
+        if self._run and closed is None and "grad_scaler" not in kwargs:
+            self._inside(self._taken.note_gradients, optimizer)
+
+    def _inside(self, act: Callable[..., None], *given: Any) -> None:
+        """Do this in the midst of a training step."""
+        with self._capture.stopwatch:
+            self._safely(act, *given)
 
     def _finish(self) -> None:
         """The step is over: measure it and forget it."""
