@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqtoolbox.capture.gradient_check import (
     MIN_COSINE,
@@ -18,7 +18,7 @@ from eqtoolbox.capture.writes import LiveWrite, refuse_live_writes
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
-from eqtoolbox.snapshot import Snapshot, trainable
+from eqtoolbox.snapshot import Snapshot
 
 CHECK = "monitor/closure_grad_cos"
 RATIO = "monitor/closure_grad_ratio"
@@ -27,9 +27,8 @@ RATIO = "monitor/closure_grad_ratio"
 class Faithfulness:
     """Once: does the loss leave live tensors alone, and is it the one that trains?"""
 
-    def __init__(self, model: nn.Module, capture: LossCapture, journal: Journal) -> None:
+    def __init__(self, capture: LossCapture, journal: Journal) -> None:
         self.checked = False
-        self._model = model
         self._capture = capture
         self._journal = journal
         self._harmless = False
@@ -83,7 +82,7 @@ class Faithfulness:
     ) -> bool:
         caught, reached = self._capture.pending.counts
         told = Circumstances(
-            hooked=tuple(n for n, p in trainable(self._model).items() if _has_hooks(p)),
+            hooked=tuple(n for n, p in self._capture.watched.trainable().items() if _has_hooks(p)),
             unreached=self._capture.pending.unreached,
             repeated=repeated,
         )

@@ -1,6 +1,5 @@
 """The monitor: a due step is caught, measured in isolation, and its records go to the sinks."""
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from eqtoolbox.account import Account
 from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
-from eqtoolbox.capture.step import Step, around_closure
+from eqtoolbox.capture.step import Step, closure_of
+from eqtoolbox.capture.watched import Watched
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
@@ -25,7 +25,7 @@ from eqtoolbox.record import Record
 from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
 from eqtoolbox.sink import Sink
-from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
+from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +66,8 @@ class Monitor:
         self.probes = tuple(probes)
         self.step = step
         self.attached_at = attached_at
-        self._capture = LossCapture(model, loss_fn, criterion, called)
+        self._watched = Watched(model, self.optimizers, criterion)
+        self._capture = LossCapture(self._watched, loss_fn, criterion, called)
         self._probe_batch = probe_batch
         self._probe_random = RandomState.seeded(seed)
         self._journal = Journal(sinks, on_error, segment)
@@ -78,11 +79,11 @@ class Monitor:
         self._run: list[Probe] = []  # and paid for
         self._catches = False  # whether the coming step is caught
         self._next = 0.0  # the step up to which nothing is due after the coming one
-        self._taken = Step(model)
+        self._taken = Step(self._watched)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
-        self._faithful = Faithfulness(model, self._capture, self._journal)
+        self._faithful = Faithfulness(self._capture, self._journal)
         self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
         self._loaded = False
         self._several = len(self.optimizers) > 1
@@ -158,8 +159,8 @@ class Monitor:
                 "monitor.observe(batch) with loss_fn= first"
             )
         started = time.perf_counter()
-        before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
-        snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
+        before = {n: p.detach().clone() for n, p in self._watched.trainable().items()}
+        snapshot = self._snapshot(before, None, self._watched.named())
         written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
@@ -286,10 +287,8 @@ class Monitor:
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         if not self._catches:
             return None
-        closed = self._closed(optimizer, args, kwargs)
-        self._begin(closure=closed is not None)
-        self._note_gradients(optimizer, closed, kwargs)
-        return closed
+        self._begin(closure=callable(closure_of(args, kwargs)))
+        return self._taken.asked(optimizer, args, kwargs, self._inside)
 
     @untraced
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -333,11 +332,7 @@ class Monitor:
                 self._capture.pending.step_starts(self._taken.unmoved)
             self._capture.armed = self._catches or bool(self._due(self.step + 1))
         self._capture.pending.step_goes_on()
-        if not self._catches:
-            return None
-        closed = self._closed(optimizer, args, kwargs)
-        self._note_gradients(optimizer, closed, kwargs)
-        return closed
+        return self._taken.asked(optimizer, args, kwargs, self._inside)
 
     @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -359,22 +354,12 @@ class Monitor:
         try:
             self._capture.pending.step_starts(self._taken.unmoved)
             if self._run or closure:
+                self._capture.look_ahead(self._probe_batch)
                 self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
         except Exception as error:
             self._taken.missed = error
             self._failed(error)
         self._clock.leave(started)
-
-    def _closed(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Arguments whose closure tells when it runs, where `step` is given one."""
-        starts = functools.partial(self._inside, self._taken.closure_starts)
-        ends = functools.partial(self._inside, self._taken.closure_ends, optimizer)
-        return around_closure(args, kwargs, starts, ends)
-
-    def _note_gradients(self, optimizer: Any, closed: Any, kwargs: Any) -> None:
-        """Copy gradients that are final as `step` is called, unless it unscales them unseen."""
-        if self._run and closed is None and "grad_scaler" not in kwargs:
-            self._inside(self._taken.note_gradients, optimizer)
 
     def _inside(self, act: Callable[..., None], *given: Any) -> None:
         """Do this in the midst of a training step."""
@@ -391,7 +376,7 @@ class Monitor:
                 for probe in self._todo:
                     self._runner.fail(probe, self._taken.missed)
                 return
-            named = dict(self.model.named_parameters())
+            named = self._watched.named()
             self._account.step(self._capture.value(self._taken.scale), named)
             if self._run and self._taken.before is not None:
                 self._measure(self._run, self._taken.before, named)
@@ -432,6 +417,8 @@ class Monitor:
         after = {n: p.detach() for n, p in named.items() if n in before}
         snapshot = self._snapshot(before, after, named)
         self._parameters_changed(before)
+        for message in self._watched.take_news():
+            self._journal.event("info", "monitor", message)
         self._account.applied(before, after)
         if not self._faithful.checked:
             self._faithful.checked = True

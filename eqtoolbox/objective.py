@@ -14,6 +14,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
 from eqtoolbox.capture.guests import Scope, modules_in, renew_guests
+from eqtoolbox.capture.loss_parameters import LossParameters
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 
 Parameters = dict[str, Tensor]
@@ -52,6 +53,7 @@ class Objective:
     mutates: bool = False  # the loss changes its batch in place
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
     autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
+    beside: LossParameters | None = None  # parameters of the loss that the model has not
 
     def loss(self, params: Mapping[str, Tensor]) -> Tensor:
         """Training loss at `params` (scalar), in the modes the training step ran in."""
@@ -63,7 +65,8 @@ class Objective:
     def scope(self, params: Mapping[str, Tensor]) -> Iterator[None]:
         """Keeps `params` swapped in; checkpointed layers run forward again in the backward."""
         swapped = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
-        with _reparametrize_module(Scope(self.model), swapped, tie_weights=True):
+        scope = Scope(self.model)
+        with _reparametrize_module(scope, swapped, tie_weights=True), self._beside(params):
             yield
 
     def evaluated(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -253,7 +256,8 @@ class Objective:
         @contextmanager
         def state() -> Iterator[None]:
             flags = self.flags if train else (False,) * len([*self.model.modules()])
-            with flagged(self.model, flags), _reparametrize_module(scope, named, tie_weights=True):
+            swapped = _reparametrize_module(scope, named, tie_weights=True)
+            with flagged(self.model, flags), swapped, self._beside(params):
                 yield
 
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
@@ -264,7 +268,13 @@ class Objective:
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
         frozen = {n: p.detach() for n, p in self.model.named_parameters() if n not in params}
-        return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **params}
+        others = self.beside.live if self.beside else {}
+        own = {n: p for n, p in params.items() if n not in others}
+        return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **own}
+
+    def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+        """Scope in which the loss finds its own parameters among `params`, or as they were."""
+        return self.beside.swapped(params, self._cast) if self.beside else nullcontext()
 
     def _batch(self) -> Any:
         fresh = map_tensors(lambda x: x.clone() if self.mutates else x, self.batch)

@@ -15,6 +15,7 @@ from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread
 from eqtoolbox.capture.pending import Pending
 from eqtoolbox.capture.stopwatch import Stopwatch
 from eqtoolbox.capture.unwrap import unwrapped
+from eqtoolbox.capture.watched import Watched
 from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import LossFunction, Objective, Parameters, loss_tensor
@@ -29,18 +30,19 @@ class LossCapture:
     `criterion` called on the model's output; a model that returns its own loss.
 
     Args:
-        model: the one that is watched.
+        watched: the model and what else is watched.
         called: the one that the loop calls, where the model is wrapped.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        watched: Watched,
         loss_fn: LossFunction | None,
         criterion: nn.Module | None,
         called: nn.Module | None = None,
     ) -> None:
-        self.model = model
+        self.watched = watched
+        self.model = model = watched.model
         self.called = called if called is not None else model
         self.loss_fn = loss_fn
         self.criterion = criterion
@@ -104,7 +106,9 @@ class LossCapture:
             return
         if losses and gradients_are_clear(self.model):
             losses.clear()
-        caught = Caught(self._objective(loss_fn, _fresh(batch)), weight=weight)
+        objective = self._objective(loss_fn, _fresh(batch))
+        beside = self.watched.in_reach(loss_fn, batch)
+        caught = Caught(replace(objective, beside=beside), weight=weight)
         caught.started = self._start is not None
         losses.append(caught)
         self._start = None
@@ -168,7 +172,16 @@ class LossCapture:
         objective = self._objective(loss_fn, batch)
         step = self.pending.losses
         last = step[-1].objective if step else objective
-        return replace(objective, random=random, buffers=last.buffers, flags=last.flags)
+        beside = last.beside if step else self.watched.in_reach(loss_fn, batch)
+        return replace(
+            objective, random=random, buffers=last.buffers, flags=last.flags, beside=beside
+        )
+
+    def look_ahead(self, batch: Any) -> None:
+        """Before a step of which no loss was caught: find the parameters of the loss itself."""
+        if not self.pending.losses:
+            loss_fn = self._wrapped or self.loss_fn or self.criterion
+            self.watched.in_reach(loss_fn, self.unused if batch is None else batch)
 
     def why_none(self) -> str:
         """Why no loss is known, and what to do."""
@@ -235,10 +248,13 @@ class LossCapture:
             loss: Tensor | None = loss_tensor(result)
         except TypeError:
             loss = None
-        caught = Caught(objective, value=None if loss is None else loss.detach())
-        caught.started = True
         if not self.pending.belongs():
             return
+        if loss is not None and loss.requires_grad:
+            beside = self.watched.of_loss(loss, objective.loss_fn, objective.batch)
+            objective = replace(objective, beside=beside)
+        caught = Caught(objective, value=None if loss is None else loss.detach())
+        caught.started = True
         if loss is not None and loss.requires_grad:
             caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
                 _Reached(self, caught)
@@ -279,7 +295,9 @@ class LossCapture:
             return
         last = self.pending.last
         if last is not None and not last.started:
-            last.objective = self._objective(last.objective.loss_fn, last.objective.batch)
+            known = last.objective
+            objective = self._objective(known.loss_fn, known.batch)
+            last.objective = replace(objective, beside=known.beside)
             last.started, self._start = True, None
 
     def _model_answered(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

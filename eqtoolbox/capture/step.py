@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.capture.gradient_scale import gradient_scale, scale_inside
+from eqtoolbox.capture.watched import Watched
 from eqtoolbox.objective import Parameters
-from eqtoolbox.snapshot import gradients, trainable
+from eqtoolbox.snapshot import gradients
 
 
 class Step:
@@ -19,15 +20,15 @@ class Step:
     What an optimizer makes of `.grad` while it steps (decay added, momentum, None) is its own.
 
     Args:
-        model: whose parameters it moves.
+        watched: the parameters that it moves.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, watched: Watched) -> None:
         self.before: Parameters | None = None  # theta_t; None while nothing is kept
         self.scale = 1.0  # of a gradient scaler
         self.missed: Exception | None = None  # why it could not be kept
         self.moved = False  # whether a closure was called at other parameters
-        self._model = model
+        self._watched = watched
         self._memory: dict[str, Parameters] = {}  # of copies that only those see who keep nothing
         self._reuse = False
         self._noted: Parameters = {}  # gradients as the optimizers were given them
@@ -41,48 +42,76 @@ class Step:
                 step, new memory would cost more than the copy: its pages come one by one.
         """
         self.scale, self._reuse = gradient_scale(), reuse
-        self.before = self._copied("theta", trainable(self._model))
+        self.before = self._copied("theta", self._watched.trainable())
 
     def unmoved(self) -> bool:
         """Whether the parameters are still those from before the step."""
         if self.before is None:
             return True
-        current = trainable(self._model)
+        current = self._watched.trainable()
         return all(torch.equal(p, current[n]) for n, p in self.before.items() if n in current)
 
-    def note_gradients(self, optimizer: Any) -> None:
+    def asked(self, optimizer: Any, args: Any, kwargs: Any, inside: Callable[..., None]) -> Any:
+        """`step` was called with these: note its gradients now, or when its closure returns.
+
+        Args:
+            inside: calls a function in the midst of the training step.
+
+        Returns:
+            (args, kwargs) with a closure that does the same and tells when it runs; else None.
+        """
+        closure = closure_of(args, kwargs)
+        if self.before is None or "grad_scaler" in kwargs:  # which scale, it alone knows
+            return None
+        self._closed = False
+        if not callable(closure):
+            inside(self._note_gradients, optimizer)
+            return None
+
+        @functools.wraps(closure, updated=())
+        def telling(*given: Any, **named: Any) -> Any:
+            inside(self._closure_starts)
+            result = closure(*given, **named)
+            inside(self._closure_ends, optimizer)
+            return result
+
+        if len(args) > 1:
+            return (args[0], telling, *args[2:]), kwargs
+        return args, {**kwargs, "closure": telling}
+
+    def _closure_starts(self) -> None:
+        self._here = self.unmoved()
+        self.moved = self.moved or not self._here
+
+    def _closure_ends(self, optimizer: Any) -> None:
+        """Its gradients are final, and those of the step where it ran at theta_t."""
+        if self._here and not self._closed:
+            self._closed = True
+            self._note_gradients(optimizer)
+
+    def _note_gradients(self, optimizer: Any) -> None:
         """The gradients of this optimizer are final: copy them, a scaler's scale taken out."""
-        if self.before is None:
-            return
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        given = {n: p.grad for n, p in trainable(self._model).items() if id(p) in own}
-        kept = self._copied(
-            f"gradient of {id(optimizer)}", {n: g for n, g in given.items() if g is not None}
-        )
+        found = {n: p.grad for n, p in self._watched.trainable().items() if id(p) in own}
+        given = {n: g for n, g in found.items() if g is not None}
+        try:
+            kept = self._copied(f"gradient of {id(optimizer)}", given)
+        except Exception as error:
+            self.missed = error
+            raise
         scale = scale_inside(optimizer)
         if kept and scale != 1.0:
             torch._foreach_div_(list(kept.values()), scale)
         self._noted |= kept
 
-    def closure_starts(self) -> None:
-        """A closure of `step()` is called."""
-        self._here = self.unmoved()
-        self.moved = self.moved or not self._here
-
-    def closure_ends(self, optimizer: Any) -> None:
-        """It returned: its gradients are final, and those of the step where it ran at theta_t."""
-        if self._here and not self._closed:
-            self._closed = True
-            self.note_gradients(optimizer)
-
     def gradient(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
-        """The gradients that the step used, of the model's parameters; None if there are none."""
+        """The gradients that the step used, of the parameters; None if there are none."""
         return None if self.moved else gradients(named, self._noted)
 
     def over(self) -> None:
         """Keep nothing of it."""
         self.before, self.scale, self.missed, self._noted = None, 1.0, None, {}
-        self.moved = self._closed = False
+        self.moved = False
 
     def forget(self) -> None:
         """Give all memory back."""
@@ -104,24 +133,9 @@ class Step:
         return dict(kept)
 
 
-def around_closure(
-    args: Any, kwargs: Any, starts: Callable[[], None], ends: Callable[[], None]
-) -> tuple[Any, Any] | None:
-    """Arguments of `step` whose closure does the same and tells when; None if there is none."""
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    if not callable(closure):
-        return None
-
-    @functools.wraps(closure, updated=())
-    def telling(*given: Any, **named: Any) -> Any:
-        starts()
-        result = closure(*given, **named)
-        ends()
-        return result
-
-    if len(args) > 1:
-        return (args[0], telling, *args[2:]), kwargs
-    return args, {**kwargs, "closure": telling}
+def closure_of(args: Any, kwargs: Any) -> Any:
+    """The closure that `step` of an optimizer was called with; None without."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
