@@ -13,6 +13,7 @@ from eqtoolbox.capture.gradient_check import (
     replayed_gradient,
 )
 from eqtoolbox.capture.guests import modules_in
+from eqtoolbox.capture.holders import around
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.writes import LiveWrite, refuse_live_writes
 from eqtoolbox.journal import Journal
@@ -84,6 +85,7 @@ class Faithfulness:
         told = Circumstances(
             hooked=tuple(n for n, p in self._capture.watched.trainable().items() if _has_hooks(p)),
             unreached=self._capture.pending.unreached,
+            climbed=self._climber(),
             repeated=repeated,
         )
         found = compare(replayed, gradient, before, told)
@@ -104,6 +106,12 @@ class Faithfulness:
         elif found.cause:
             self._journal.warn("monitor", f"probes measure a loss of another scale: {found.cause}")
         return summed
+
+    def _climber(self) -> str:
+        """Who moved the parameters between the losses and the step; empty if nobody did."""
+        if not self._capture.pending.climbed:
+            return ""
+        return around(self._capture.watched.optimizers) or "the loop"
 
 
 def _has_hooks(parameter: Any) -> bool:

@@ -64,7 +64,7 @@ class Monitor:
         )
         self.optimizer = self.optimizers[0]
         self.probes = tuple(probes)
-        self.step = step
+        self.step = self._first = step
         self.attached_at = attached_at
         self._watched = Watched(model, self.optimizers, criterion)
         self._capture = LossCapture(self._watched, loss_fn, criterion, called)
@@ -74,6 +74,8 @@ class Monitor:
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
         self._account = Account(self.optimizers, self._budget, self._journal)
         self._runner = Runner(model, seed, self._journal)
+        self._waiting = self._capture.pending.waiting
+        self._waiting.tell = self._account.stalled
         self._clock = Clock(self._budget, self._capture.stopwatch)
         self._todo: list[Probe] = []  # due at the coming step
         self._run: list[Probe] = []  # and paid for
@@ -140,6 +142,7 @@ class Monitor:
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""
         if step != self.step:
+            self._first += step - self.step
             self.step = step
             self._arm()
 
@@ -173,16 +176,22 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._capture.armed = False
+        self._capture.armed, self._waiting.far = False, 0  # never reached
         self._capture.forget()
         self._taken.forget()
 
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
+        self._close(told=False)
+
+    def _close(self, told: bool) -> None:
         attached = bool(self._handles)
         if attached and self._open and self._stepped:
             self._close_step()
         self.detach()
+        if attached and self.probes and not told:
+            steps, measured = self.step - self._first, bool(self._budget.setup)
+            self._safely(self._account.ended, self._waiting, steps, measured)
         if attached:
             self._clock.earn()
             if self._budget.setup:
@@ -201,7 +210,7 @@ class Monitor:
     ) -> None:
         if error is not None:
             self._journal.event("error", "training", f"{type(error).__name__}: {error}")
-        self.close()
+        self._close(told=error is not None)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same records: step, references, budget."""
@@ -214,6 +223,7 @@ class Monitor:
             "checked": self._faithful.checked,
             "summed": self._capture.pending.summed,
             "skipped": self._account.state_dict(),
+            "lost": self._account.lost,
             "shapes": {n: list(s) for n, s in (self._shapes or {}).items()},
         }
 
@@ -226,6 +236,7 @@ class Monitor:
         missing = {"step", "references", "disabled", "budget"} - state.keys()
         if missing:
             raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
+        self._first += state["step"] - self.step
         self.step, self._unloaded = state["step"], False
         self._runner.references = dict(state["references"])
         self._runner.halved = set(state.get("halved", ()))
@@ -234,6 +245,7 @@ class Monitor:
         self._faithful.checked = bool(state.get("checked", False))
         self._capture.pending.summed = bool(state.get("summed", False))
         self._account.load_state_dict(state.get("skipped", {}))
+        self._account.lost = int(state.get("lost", 0))
         self._loaded, shapes = True, state.get("shapes", {})
         self._shapes = {n: torch.Size(s) for n, s in shapes.items()} or None
         self._arm()
@@ -298,6 +310,7 @@ class Monitor:
             return
         self._clock.begin(started)
         self._capture.unused = None
+        self._waiting.losses, self._waiting.mark = 0, ()
         self.step = self._journal.step = self.step + 1
         self._clock.idle(started)
 
@@ -314,6 +327,7 @@ class Monitor:
             self._clock.begin(started)
         finally:  # an interrupt from the keyboard passes, and the next step is counted right
             self._capture.unused = None
+            self._waiting.losses, self._waiting.mark = 0, ()
             self.step += 1
             self._arm()
         if not caught:
@@ -362,7 +376,6 @@ class Monitor:
         self._clock.leave(started)
 
     def _inside(self, act: Callable[..., None], *given: Any) -> None:
-        """Do this in the midst of a training step."""
         with self._capture.stopwatch:
             self._safely(act, *given)
 
@@ -377,6 +390,7 @@ class Monitor:
                     self._runner.fail(probe, self._taken.missed)
                 return
             named = self._watched.named()
+            self._account.lose(*self._capture.pending.skipped)
             self._account.step(self._capture.value(self._taken.scale), named)
             if self._run and self._taken.before is not None:
                 self._measure(self._run, self._taken.before, named)
@@ -417,9 +431,8 @@ class Monitor:
         after = {n: p.detach() for n, p in named.items() if n in before}
         snapshot = self._snapshot(before, after, named)
         self._parameters_changed(before)
-        for message in self._watched.take_news():
-            self._journal.event("info", "monitor", message)
-        self._account.applied(before, after)
+        self._watched.tell(self._journal.event)
+        self._account.applied(before, after, snapshot.gradient)
         if not self._faithful.checked:
             self._faithful.checked = True
             self._warn_of_lost_state()

@@ -49,7 +49,7 @@ class LossCapture:
         self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.refused = ""  # why the loss must not be evaluated
         self.missed = ""  # why nothing could be caught although the model was called
-        self.pending = Pending(model)
+        self.pending = Pending(watched)
         self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False
@@ -82,11 +82,20 @@ class LossCapture:
     def wrap(self, function: F) -> F:
         """`function(model, batch, ...)`, whose calls with gradients enabled are caught."""
 
+        waiting = self.pending.waiting
+
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or not self._armed or not torch.is_grad_enabled():
+            if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
-            return self._call(function, args, kwargs)
+            if self._armed and torch.is_grad_enabled():
+                return self._call(function, args, kwargs)
+            result = function(*args, **kwargs)
+            if torch.is_grad_enabled():
+                waiting.losses += 1
+                if waiting.losses == waiting.far:
+                    self._waits(result)
+            return result
 
         self._wrapped = function
         self._remove()
@@ -111,6 +120,8 @@ class LossCapture:
         caught = Caught(replace(objective, beside=beside), weight=weight)
         caught.started = self._start is not None
         losses.append(caught)
+        if losses is self.pending.coming:
+            self.pending.waiting.evaluated(None)
         self._start = None
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
@@ -195,6 +206,14 @@ class LossCapture:
             "monitor.observe(batch)"
         )
 
+    def _waits(self, result: Any) -> None:
+        """Many losses were evaluated since the last step, and none of them is caught."""
+        try:
+            with self.stopwatch:
+                self.pending.waiting.idle(_loss(result))
+        except Exception as error:
+            self.fail(error)
+
     # -- catching -------------------------------------------------------------------------------
 
     def _call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -244,10 +263,7 @@ class LossCapture:
 
     def _catch(self, objective: Objective, result: Any) -> None:
         """Keep a loss for the step it belongs to, with a note of what its backward starts with."""
-        try:
-            loss: Tensor | None = loss_tensor(result)
-        except TypeError:
-            loss = None
+        loss = _loss(result)
         if not self.pending.belongs():
             return
         if loss is not None and loss.requires_grad:
@@ -259,7 +275,7 @@ class LossCapture:
             caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
                 _Reached(self, caught)
             )
-        self.pending.add(caught)
+        self.pending.add(caught, loss)
 
     def _around(self) -> tuple[str, torch.dtype] | None:
         """Device and type of the autocast in force around the loss, or inside the model."""
@@ -306,10 +322,7 @@ class LossCapture:
         if self.criterion is not None:
             self._output = output
             return
-        try:
-            loss = loss_tensor(output)
-        except TypeError:
-            loss = None
+        loss = _loss(output)
         if loss is None or not loss.requires_grad:
             self.missed = (
                 f"the model returns {type(output).__name__}, not its loss: decorate your loss "
@@ -364,6 +377,13 @@ class _Reached:
                     capture.pending.reached(caught, gradient)
             except Exception as error:
                 capture.fail(error)
+
+
+def _loss(result: Any) -> Tensor | None:
+    try:
+        return loss_tensor(result)
+    except TypeError:
+        return None
 
 
 def _raise(error: Exception) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import FunctionType, MethodType
 from typing import Any
@@ -34,7 +34,7 @@ class Watched:
         criterion: nn.Module | None = None,
     ) -> None:
         self.model = model
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         self._criterion = criterion
         self._names: dict[int, str] = {}  # of tensors of the loss, by identity
         self._trained: dict[str, Tensor] = {}  # those of them that belong to theta
@@ -71,15 +71,16 @@ class Watched:
         found = {id(t): t for _, t in self._reachable(loss_fn, batch) if id(t) in own}
         return self._taken([*found.values()], own, loss_fn, batch)
 
-    def take_news(self) -> list[str]:
-        """What was found since the last time, in words."""
-        news, self._news = self._news, []
-        return news
+    def tell(self, event: Callable[[str, str, str], None]) -> None:
+        """What was found since the last time."""
+        for message in self._news:
+            event("info", "monitor", message)
+        self._news.clear()
 
     def _beside(self) -> set[int]:
         """Identities of what the attached optimizers train and the model has not."""
         model = {id(p) for p in self.model.parameters()}
-        groups = (g for optimizer in self._optimizers for g in optimizer.param_groups)
+        groups = (g for optimizer in self.optimizers for g in optimizer.param_groups)
         return {id(p) for g in groups for p in g["params"] if id(p) not in model}
 
     def _taken(
