@@ -48,8 +48,7 @@ class Step:
         """Whether the parameters are still those from before the step."""
         if self.before is None:
             return True
-        current = self._watched.trainable()
-        return all(torch.equal(p, current[n]) for n, p in self.before.items() if n in current)
+        return self._same(self.before, self._watched.trainable())
 
     def asked(self, optimizer: Any, args: Any, kwargs: Any, inside: Callable[..., None]) -> Any:
         """`step` was called with these: note its gradients now, or when its closure returns.
@@ -70,7 +69,7 @@ class Step:
 
         @functools.wraps(closure, updated=())
         def telling(*given: Any, **named: Any) -> Any:
-            inside(self._closure_starts)
+            inside(self._closure_starts, optimizer)
             result = closure(*given, **named)
             inside(self._closure_ends, optimizer)
             return result
@@ -79,8 +78,9 @@ class Step:
             return (args[0], telling, *args[2:]), kwargs
         return args, {**kwargs, "closure": telling}
 
-    def _closure_starts(self) -> None:
-        self._here = self.unmoved()
+    def _closure_starts(self, optimizer: Any) -> None:
+        """Another of several optimizers may have stepped already: its own parameters count."""
+        self._here = self._same(self.before or {}, self._held_by(optimizer))
         self.moved = self.moved or not self._here
 
     def _closure_ends(self, optimizer: Any) -> None:
@@ -91,8 +91,7 @@ class Step:
 
     def _note_gradients(self, optimizer: Any) -> None:
         """The gradients of this optimizer are final: copy them, a scaler's scale taken out."""
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        found = {n: p.grad for n, p in self._watched.trainable().items() if id(p) in own}
+        found = {n: p.grad for n, p in self._held_by(optimizer).items()}
         given = {n: g for n, g in found.items() if g is not None}
         try:
             kept = self._copied(f"gradient of {id(optimizer)}", given)
@@ -117,6 +116,14 @@ class Step:
         """Give all memory back."""
         self.over()
         self._memory = {}
+
+    def _held_by(self, optimizer: Any) -> dict[str, Any]:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {n: p for n, p in self._watched.trainable().items() if id(p) in own}
+
+    @staticmethod
+    def _same(before: Parameters, now: Mapping[str, Tensor]) -> bool:
+        return all(torch.equal(p, now[n]) for n, p in before.items() if n in now)
 
     def _copied(self, what: str, live: Mapping[str, Tensor]) -> Parameters:
         """Copies of these, dense."""

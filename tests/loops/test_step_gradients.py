@@ -165,7 +165,8 @@ def test_a_scale_that_the_optimizer_takes_out_itself_is_not_in_the_gradient(
         assert not torch.allclose(big, true)
 
 
-def test_several_optimizers_are_each_asked_before_they_write() -> None:
+@pytest.mark.parametrize("closure", [(), (lambda: None,)], ids=["plain", "empty closure"])
+def test_several_optimizers_are_each_asked_before_they_write(closure: Any) -> None:
     torch.manual_seed(0)
     model, batch = mlp(6, 8, 3, activation=nn.Tanh), blobs()
     optimizers = [Writing(layer.parameters(), interpolate) for layer in (model[0], model[2])]
@@ -177,7 +178,7 @@ def test_several_optimizers_are_each_asked_before_they_write() -> None:
     truth = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
     loss.backward()
     for optimizer in optimizers:
-        optimizer.step()
+        optimizer.step(*closure)
     monitor.close()
     assert all(torch.equal(a, b) for a, b in zip(probe.given[0].values(), truth, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(probe.left[0].values(), truth, strict=True))
