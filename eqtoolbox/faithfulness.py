@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqtoolbox.capture.gradient_check import (
     MIN_COSINE,
@@ -12,6 +12,7 @@ from eqtoolbox.capture.gradient_check import (
     repeats,
     replayed_gradient,
 )
+from eqtoolbox.capture.holders import around
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.writes import refuse_hidden_writes
 from eqtoolbox.interrupts import for_the_loop
@@ -19,7 +20,7 @@ from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
 from eqtoolbox.replay.scope import LeavesTrace
-from eqtoolbox.snapshot import Snapshot, trainable
+from eqtoolbox.snapshot import Snapshot
 
 CHECK = "monitor/closure_grad_cos"
 RATIO = "monitor/closure_grad_ratio"
@@ -28,9 +29,8 @@ RATIO = "monitor/closure_grad_ratio"
 class Faithfulness:
     """Once: does the loss leave live tensors alone, and is it the one that trains?"""
 
-    def __init__(self, model: nn.Module, capture: LossCapture, journal: Journal) -> None:
+    def __init__(self, capture: LossCapture, journal: Journal) -> None:
         self.checked = False
-        self._model = model
         self._capture = capture
         self._journal = journal
         self._harmless = False
@@ -92,8 +92,9 @@ class Faithfulness:
     ) -> bool:
         caught, reached = self._capture.pending.counts
         told = Circumstances(
-            hooked=tuple(n for n, p in trainable(self._model).items() if _has_hooks(p)),
+            hooked=tuple(n for n, p in self._capture.watched.trainable().items() if _has_hooks(p)),
             unreached=self._capture.pending.unreached,
+            climbed=self._climber(),
             repeated=repeated,
         )
         found = compare(replayed, gradient, before, told)
@@ -114,6 +115,12 @@ class Faithfulness:
         elif found.cause:
             self._journal.warn("monitor", f"probes measure a loss of another scale: {found.cause}")
         return summed
+
+    def _climber(self) -> str:
+        """Who moved the parameters between the losses and the step; empty if nobody did."""
+        if not self._capture.pending.climbed:
+            return ""
+        return around(self._capture.watched.optimizers) or "the loop"
 
 
 def _has_hooks(parameter: Any) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from eqtoolbox.account import Account
 from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
-from eqtoolbox.capture.step import Step
+from eqtoolbox.capture.step import Step, closure_of
+from eqtoolbox.capture.watched import Watched
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.faithfulness import Faithfulness
@@ -28,7 +29,7 @@ from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
 from eqtoolbox.shared import Shared
 from eqtoolbox.sink import Sink
-from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
+from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups
 from eqtoolbox.time_limit import TimeLimit, Timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,9 +75,10 @@ class Monitor:
         )
         self.optimizer = self.optimizers[0]
         self.probes = tuple(probes)
-        self.step = step
+        self.step = self._first = step
         self.attached_at = attached_at
-        self._capture = LossCapture(model, loss_fn, criterion, called)
+        self._watched = Watched(model, self.optimizers, criterion)
+        self._capture = LossCapture(self._watched, loss_fn, criterion, called)
         self._probe_batch = probe_batch
         self._probe_random = RandomState.seeded(seed)
         self._journal = Journal(sinks, on_error, segment)
@@ -84,17 +86,19 @@ class Monitor:
         self._account = Account(self.optimizers, self._budget, self._journal)
         self._runner = Runner(model, seed, self._journal, TimeLimit(probe_timeout))
         self._shared = Shared()
+        self._waiting = self._capture.pending.waiting
+        self._waiting.tell = self._account.stalled
         self._clock = Clock(self._budget, self._capture.stopwatch)
         self._todo: list[Probe] = []  # due at the coming step
         self._run: list[Probe] = []  # and paid for
         self._catches = False  # whether the coming step is caught
         self._next = 0.0  # the step up to which nothing is due after the coming one
-        self._taken = Step(model)
+        self._taken = Step(self._watched)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
         self._gate = Gate()  # for signals that come while a step is measured
         self._unloaded = segment > 0  # a resumed run whose state was not given back yet
-        self._faithful = Faithfulness(model, self._capture, self._journal)
+        self._faithful = Faithfulness(self._capture, self._journal)
         self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
         self._loaded = False
         self._several = len(self.optimizers) > 1
@@ -160,6 +164,7 @@ class Monitor:
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""
         if step != self.step:
+            self._first += step - self.step
             self.step = step
             self._arm()
 
@@ -179,9 +184,9 @@ class Monitor:
                 "monitor.observe(batch) with loss_fn= first"
             )
         started = time.perf_counter()
-        before = {n: p.detach().clone() for n, p in trainable(self.model).items()}
+        before = {n: p.detach().clone() for n, p in self._watched.trainable().items()}
         with self._gate:
-            snapshot = self._snapshot(before, None, dict(self.model.named_parameters()))
+            snapshot = self._snapshot(before, None, self._watched.named())
             written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
@@ -194,16 +199,22 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._capture.armed = False
+        self._capture.armed, self._waiting.far = False, 0  # never reached
         self._capture.forget()
         self._taken.forget()
 
     def close(self) -> None:
         """Detach and finish the sinks. Calling it again does nothing."""
+        self._close(told=False)
+
+    def _close(self, told: bool) -> None:
         attached = bool(self._handles)
         if attached and self._open and self._stepped:
             self._close_step()
         self.detach()
+        if attached and self.probes and not told:
+            steps, measured = self.step - self._first, bool(self._budget.setup)
+            self._safely(self._account.ended, self._waiting, steps, measured)
         if attached:
             self._clock.earn()
             if self._budget.setup:
@@ -222,7 +233,7 @@ class Monitor:
     ) -> None:
         if error is not None:
             self._journal.event("error", "training", f"{type(error).__name__}: {error}")
-        self.close()
+        self._close(told=error is not None)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same records: step, references, findings."""
@@ -236,6 +247,7 @@ class Monitor:
             "checked": self._faithful.checked,
             "summed": self._capture.pending.summed,
             "skipped": self._account.state_dict(),
+            "lost": self._account.lost,
             "shapes": {n: list(s) for n, s in (self._shapes or {}).items()},
         }
 
@@ -248,6 +260,7 @@ class Monitor:
         missing = {"step", "references", "disabled", "budget"} - state.keys()
         if missing:
             raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
+        self._first += state["step"] - self.step
         self.step, self._unloaded = state["step"], False
         self._runner.references = dict(state["references"])
         self._shared.load_state_dict(state.get("shared", {}))
@@ -257,6 +270,7 @@ class Monitor:
         self._faithful.checked = bool(state.get("checked", False))
         self._capture.pending.summed = bool(state.get("summed", False))
         self._account.load_state_dict(state.get("skipped", {}))
+        self._account.lost = int(state.get("lost", 0))
         self._loaded, shapes = True, state.get("shapes", {})
         self._shapes = {n: torch.Size(s) for n, s in shapes.items()} or None
         self._arm()
@@ -315,9 +329,11 @@ class Monitor:
         return due
 
     @eager
-    def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._catches and current() is None:
-            self._begin(closure=len(args) > 1 or "closure" in kwargs)
+    def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if not self._catches or current() is not None:
+            return None
+        self._begin(closure=callable(closure_of(args, kwargs)))
+        return self._taken.asked(optimizer, args, kwargs, self._inside)
 
     @untraced
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -329,6 +345,7 @@ class Monitor:
             return
         self._clock.begin(started)
         self._capture.unused = None
+        self._waiting.losses, self._waiting.mark = 0, ()
         self.step = self._journal.step = self.step + 1
         self._clock.idle(started)
 
@@ -347,16 +364,17 @@ class Monitor:
             finally:  # an interrupt passes, and the next step is counted right
                 self._gate.holding = True
                 self._capture.unused = None
+                self._waiting.losses, self._waiting.mark = 0, ()
                 self.step += 1
                 self._arm()
         if not caught:
             self._clock.idle(started)
 
     @eager
-    def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """One of several optimizers starts."""
         if current() is not None:
-            return
+            return None
         if self._open and id(optimizer) in self._stepped:
             self._close_step()
         if not self._open:
@@ -367,6 +385,7 @@ class Monitor:
                 self._capture.pending.step_starts(self._taken.unmoved)
             self._capture.armed = self._catches or bool(self._due(self.step + 1))
         self._capture.pending.step_goes_on()
+        return self._taken.asked(optimizer, args, kwargs, self._inside)
 
     @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -374,7 +393,6 @@ class Monitor:
             return
         self._capture.pending.step_pauses()
         self._stepped.add(id(optimizer))
-        self._safely(self._taken.note_gradients, optimizer)
         if len(self._stepped) == len(self.optimizers):
             self._close_step()
 
@@ -391,11 +409,16 @@ class Monitor:
         try:
             self._capture.pending.step_starts(self._taken.unmoved)
             if self._run or closure:
+                self._capture.look_ahead(self._probe_batch)
                 self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
         except BaseException as error:
             self._failed(error)
             self._taken.missed = error
         self._clock.leave(started)
+
+    def _inside(self, act: Callable[..., None], *given: Any) -> None:
+        with self._capture.stopwatch:
+            self._safely(act, *given)
 
     def _finish(self) -> None:
         """The step is over: measure it and forget it."""
@@ -407,7 +430,8 @@ class Monitor:
                 for probe in self._todo:
                     self._runner.fail(probe, self._taken.missed)
                 return
-            named = dict(self.model.named_parameters())
+            named = self._watched.named()
+            self._account.lose(*self._capture.pending.skipped)
             self._account.step(self._capture.value(self._taken.scale), named)
             if self._run and self._taken.before is not None:
                 self._measure(self._run, self._taken.before, named)
@@ -449,7 +473,8 @@ class Monitor:
         after = {n: p.detach() for n, p in named.items() if n in before}
         snapshot = self._snapshot(before, after, named)
         self._parameters_changed(before)
-        self._account.applied(before, after)
+        self._watched.tell(self._journal.event)
+        self._account.applied(before, after, snapshot.gradient)
         if not self._faithful.checked:
             self._faithful.checked = True
             self._warn_of_lost_state()

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
+from eqtoolbox.capture.loss_parameters import LossParameters
 from eqtoolbox.deadline import check
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.belongings import Belongings
@@ -56,6 +57,7 @@ class Objective:
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
     autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
     belongings: Belongings | None = None  # what it could reach when the step evaluated it
+    beside: LossParameters | None = None  # parameters of the loss that the model has not
 
     def loss(self, params: Mapping[str, Tensor]) -> Tensor:
         """Training loss at `params` (scalar), in the modes the training step ran in."""
@@ -67,7 +69,8 @@ class Objective:
     def scope(self, params: Mapping[str, Tensor]) -> Iterator[None]:
         """Keeps `params` swapped in; checkpointed layers run forward again in the backward."""
         swapped = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
-        with _reparametrize_module(Scope(self.model), swapped, tie_weights=True):
+        scope = Scope(self.model)
+        with _reparametrize_module(scope, swapped, tie_weights=True), self._beside(params):
             yield
 
     def evaluated(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -257,7 +260,8 @@ class Objective:
         @contextmanager
         def state() -> Iterator[None]:
             flags = self.flags if train else (False,) * len([*self.model.modules()])
-            with flagged(self.model, flags), _reparametrize_module(scope, named, tie_weights=True):
+            swapped = _reparametrize_module(scope, named, tie_weights=True)
+            with flagged(self.model, flags), swapped, self._beside(params):
                 yield
 
         check()
@@ -271,7 +275,13 @@ class Objective:
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
         frozen = {n: p.detach() for n, p in self.model.named_parameters() if n not in params}
-        return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **params}
+        others = self.beside.live if self.beside else {}
+        own = {n: p for n, p in params.items() if n not in others}
+        return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **own}
+
+    def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+        """Scope in which the loss finds its own parameters among `params`, or as they were."""
+        return self.beside.swapped(params, self._cast) if self.beside else nullcontext()
 
     def _batch(self) -> Any:
         fresh = map_tensors(lambda x: x.clone() if self.mutates else x, self.batch)

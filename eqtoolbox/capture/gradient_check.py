@@ -50,6 +50,7 @@ class Circumstances:
 
     hooked: tuple[str, ...] = ()  # parameters with hooks of the user's
     unreached: bool = False  # losses were caught, and a backward reached none of them
+    climbed: str = ""  # who moved the parameters between the losses and the step
     repeated: float = 0.0  # relative change of the loss when evaluated again
 
 
@@ -82,6 +83,12 @@ def compare(
 def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances) -> str:
     if told.repeated > RANDOM:
         return f"the loss is random: evaluated twice it changed by {told.repeated:.1%}"
+    if told.climbed:
+        return (
+            f"{told.climbed} moved the parameters between the losses and the step, so that the "
+            "optimizer was given the gradient of another point (as SAM does, which climbs before "
+            "its base optimizer steps); curvature is that of the loss where the step started"
+        )
     limit = max(float(x.abs().max()) for x in g.values())
     clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}
     if _norm(_minus(clipped, g)) <= SAME * _norm(g):

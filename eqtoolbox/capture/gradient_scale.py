@@ -1,6 +1,9 @@
 """Scaling: by how much a gradient scaler multiplied the loss of the step being taken."""
 
 import sys
+from typing import Any
+
+import torch
 
 
 def gradient_scale() -> float:
@@ -18,3 +21,13 @@ def gradient_scale() -> float:
                 return float(scaler.get_scale())
         frame = frame.f_back  # type: ignore[assignment]
     return 1.0
+
+
+def scale_inside(optimizer: Any) -> float:
+    """The scale that a fused optimizer is about to take out of its gradients itself; else 1.
+
+    A scaler tells it by `grad_scale`, for as long as the step takes and unless the loop had
+    unscaled the gradients before.
+    """
+    scale = getattr(optimizer, "grad_scale", None)
+    return float(scale) if isinstance(scale, torch.Tensor) else 1.0

@@ -16,6 +16,7 @@ from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread
 from eqtoolbox.capture.pending import Pending
 from eqtoolbox.capture.stopwatch import Stopwatch
 from eqtoolbox.capture.unwrap import unwrapped
+from eqtoolbox.capture.watched import Watched
 from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import (
@@ -38,18 +39,19 @@ class LossCapture:
     `criterion` called on the model's output; a model that returns its own loss.
 
     Args:
-        model: the one that is watched.
+        watched: the model and what else is watched.
         called: the one that the loop calls, where the model is wrapped.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        watched: Watched,
         loss_fn: LossFunction | None,
         criterion: nn.Module | None,
         called: nn.Module | None = None,
     ) -> None:
-        self.model = model
+        self.watched = watched
+        self.model = model = watched.model
         self.called = called if called is not None else model
         self.loss_fn = loss_fn
         self.criterion = criterion
@@ -57,7 +59,7 @@ class LossCapture:
         self.refused = ""  # why the loss must not be evaluated
         self.missed = ""  # why nothing could be caught although the model was called
         self.replays = True  # whether the coming step is evaluated again
-        self.pending = Pending(model)
+        self.pending = Pending(watched)
         self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False
@@ -90,12 +92,20 @@ class LossCapture:
     def wrap(self, function: F) -> F:
         """`function(model, batch, ...)`, whose calls with gradients enabled are caught."""
 
+        waiting = self.pending.waiting
+
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
-            idle = torch.compiler.is_compiling() or not self._armed  # guarded, where compiled
-            if idle or traced() or current() is not None or not torch.is_grad_enabled():
+            if torch.compiler.is_compiling() or current() is not None:
                 return function(*args, **kwargs)
-            return self._call(function, args, kwargs)
+            if self._armed and torch.is_grad_enabled() and not traced():
+                return self._call(function, args, kwargs)
+            result = function(*args, **kwargs)
+            if torch.is_grad_enabled():
+                waiting.losses += 1
+                if waiting.losses == waiting.far:
+                    self._waits(result)
+            return result
 
         self._wrapped = function
         self._remove()
@@ -115,9 +125,13 @@ class LossCapture:
             return
         if losses and gradients_are_clear(self.model):
             losses.clear()
-        caught = Caught(self._objective(loss_fn, _fresh(batch)), weight=weight)
+        objective = self._objective(loss_fn, _fresh(batch))
+        beside = self.watched.in_reach(loss_fn, batch)
+        caught = Caught(replace(objective, beside=beside), weight=weight)
         caught.started = self._start is not None
         losses.append(caught)
+        if losses is self.pending.coming:
+            self.pending.waiting.evaluated(None)
         self._start = None
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
@@ -179,13 +193,21 @@ class LossCapture:
         objective = self._objective(loss_fn, batch)
         step = self.pending.losses
         last = step[-1].objective if step else objective
+        beside = last.beside if step else self.watched.in_reach(loss_fn, batch)
         return replace(
             objective,
             random=random,
             buffers=last.buffers,
             belongings=last.belongings,
             flags=last.flags,
+            beside=beside,
         )
+
+    def look_ahead(self, batch: Any) -> None:
+        """Before a step of which no loss was caught: find the parameters of the loss itself."""
+        if not self.pending.losses:
+            loss_fn = self._wrapped or self.loss_fn or self.criterion
+            self.watched.in_reach(loss_fn, self.unused if batch is None else batch)
 
     def why_none(self) -> str:
         """Why no loss is known, and what to do."""
@@ -198,6 +220,14 @@ class LossCapture:
             "torch.compile, where it is compiled), or give criterion= (a module), or loss_fn= with "
             "monitor.observe(batch)"
         )
+
+    def _waits(self, result: Any) -> None:
+        """Many losses were evaluated since the last step, and none of them is caught."""
+        try:
+            with self.stopwatch:
+                self.pending.waiting.idle(_loss(result))
+        except Exception as error:
+            self.fail(error)
 
     # -- catching -------------------------------------------------------------------------------
 
@@ -248,20 +278,20 @@ class LossCapture:
 
     def _catch(self, objective: Objective, result: Any) -> None:
         """Keep a loss for the step it belongs to, with a note of what its backward starts with."""
-        try:
-            loss: Tensor | None = loss_tensor(result)
-        except TypeError:
-            loss = None
         objective.random.ended()
-        caught = Caught(objective, value=None if loss is None else loss.detach())
-        caught.started = True
+        loss = _loss(result)
         if not self.pending.belongs():
             return
+        if loss is not None and loss.requires_grad:
+            beside = self.watched.of_loss(loss, objective.loss_fn, objective.batch)
+            objective = replace(objective, beside=beside)
+        caught = Caught(objective, value=None if loss is None else loss.detach())
+        caught.started = True
         if loss is not None and loss.requires_grad:
             caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
                 _Reached(self, caught)
             )
-        self.pending.add(caught)
+        self.pending.add(caught, loss)
 
     def _around(self) -> tuple[str, torch.dtype] | None:
         """Device and type of the autocast in force around the loss, or inside the model."""
@@ -298,7 +328,9 @@ class LossCapture:
             return
         last = self.pending.last
         if last is not None and not last.started:
-            last.objective = self._objective(last.objective.loss_fn, last.objective.batch)
+            known = last.objective
+            objective = self._objective(known.loss_fn, known.batch)
+            last.objective = replace(objective, beside=known.beside)
             last.started, self._start = True, None
 
     def _model_answered(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -307,10 +339,7 @@ class LossCapture:
         if self.criterion is not None:
             self._output = output
             return
-        try:
-            loss = loss_tensor(output)
-        except TypeError:
-            loss = None
+        loss = _loss(output)
         if loss is None or not loss.requires_grad:
             self.missed = (
                 f"the model returns {type(output).__name__}, not its loss: decorate your loss "
@@ -392,6 +421,13 @@ class _Reached:
                     capture.pending.reached(caught, gradient)
             except BaseException as error:
                 capture.fail(error)
+
+
+def _loss(result: Any) -> Tensor | None:
+    try:
+        return loss_tensor(result)
+    except TypeError:
+        return None
 
 
 def _raise(error: BaseException) -> None:

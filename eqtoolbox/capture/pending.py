@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.capture.caught import Caught, gradients_are_clear, guessed, weighted
+from eqtoolbox.capture.waiting import Waiting
+from eqtoolbox.capture.watched import Watched
 
 ROUNDED = 0.01  # of a ratio of gradients that is read as a whole number
 MAX_WAITING = 64  # losses that no backward has reached; the oldest are let go
@@ -15,18 +17,21 @@ class Pending:
     """Sorts losses to steps, and keeps the weights that backwards give them.
 
     Args:
-        model: whose gradients tell when a window of accumulation begins.
+        watched: whose gradients tell when a window of accumulation begins.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, watched: Watched) -> None:
         self.summed = False  # losses of unknown weight: their sum, not their mean
         self.moved = False  # whether a closure evaluated the loss at other parameters
         self.coming: list[Caught] = []  # losses of the step that comes
         self._step: list[Caught] = []  # and of the one that is being taken
-        self._model = model
+        self.waiting = Waiting(watched)
+        self.skipped = (0, "")  # steps before the one that is being taken, and by whose gradient
+        self._model = watched.model
         self._unmoved: Callable[[], bool] | None = None  # is the model still at theta_t?
         self._inside: Callable[[], bool] | None = None  # the same, while step() runs
         self._task = -1  # backward that was last seen
+        self._places: set[int] = set()  # of the parameters, at losses and as the step starts
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -38,6 +43,8 @@ class Pending:
                 evaluate the loss inside it.
         """
         self._step, self.coming = self.coming, []
+        self._places.add(_place(self._model))
+        self.skipped = self.waiting.ended()
         self.moved, self._unmoved = False, unmoved
         self._inside = unmoved
 
@@ -53,7 +60,7 @@ class Pending:
         """Forget the step."""
         for caught in self._step:
             caught.release()
-        self._step, self._inside = [], None
+        self._step, self._inside, self._places = [], None, set()
 
     def forget(self) -> None:
         """Forget the coming step, too."""
@@ -63,9 +70,12 @@ class Pending:
 
     # -- losses ---------------------------------------------------------------------------------
 
-    def add(self, caught: Caught) -> None:
-        """Keep a loss for the step it belongs to."""
+    def add(self, caught: Caught, loss: Tensor | None = None) -> None:
+        """Keep a loss for the step it belongs to; it came to `loss`."""
         self.here.append(caught)
+        if self._inside is None:
+            self._places.add(_place(self._model))
+            self.waiting.evaluated(loss)
         waiting = [c for c in self.coming if c.weight is None]
         for old in waiting[:-MAX_WAITING]:
             self.coming.remove(old)
@@ -104,6 +114,11 @@ class Pending:
         return len(self.losses), sum(c.weight is not None for c in self.losses)
 
     @property
+    def climbed(self) -> bool:
+        """Whether the parameters moved between losses and the step, by something else."""
+        return len(self._places) > 1
+
+    @property
     def unreached(self) -> bool:
         """Whether backwards could have been seen, and none reached a loss of the step."""
         step = self.losses
@@ -126,7 +141,16 @@ class Pending:
             self._task = task
             known = [c for c in (*self._step, *self.coming) if c.weight is not None]
             if known and gradients_are_clear(self._model):
+                self.waiting.cleared()
                 for earlier in known:  # their gradients were thrown away
                     earlier.weight = None
         weight = gradient.detach().reshape(())
         caught.weight = weight if caught.weight is None else caught.weight + weight
+
+
+def _place(model: nn.Module) -> int:
+    """A number that changes when parameters do: in place, or by other memory."""
+    try:
+        return hash(tuple((p._version, p.data_ptr()) for p in model.parameters()))
+    except (RuntimeError, NotImplementedError):  # inference tensors have no version
+        return 0

@@ -114,9 +114,9 @@ class KerasOptimizer(torch.optim.Optimizer):
         return made
 
     def starts(self) -> None:
-        """The Keras optimizer is about to step."""
+        """The Keras optimizer is about to step; gradients come meanwhile, as from a closure."""
         for hook in tuple(self._optimizer_step_pre_hooks.values()):
-            hook(self, (self,), {})
+            hook(self, (self, self.step), {})
 
     def ends(self) -> None:
         """It has stepped."""

@@ -428,6 +428,14 @@ def _word(root: Any) -> str:
     return str(name).replace("<locals>.", "")
 
 
+def modules_in(thing: Any) -> list[nn.Module]:
+    """Modules that a function, or anything else, can reach, those that hold others first."""
+    try:
+        return Reach((thing,)).modules
+    except LeavesTrace:
+        return []
+
+
 def said(path: Any) -> str:
     """A path in words: `Net.layers.0.history['mean']`."""
     words: list[str] = []

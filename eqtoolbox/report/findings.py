@@ -22,6 +22,8 @@ __all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
 RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_run.closure,
     rules_run.nothing,
+    rules_run.unseen,
+    rules_run.skipped_steps,
     rules_run.finite_loss,
     rules_discovery.growth,
     rules_symmetry.equivariance,

@@ -15,6 +15,8 @@ from eqtoolbox.report.words import listing, number, percent, plural
 FAITHFUL = 0.99  # gradient cosine below which the monitor itself warns about the replayed loss
 FIFTH = 5  # the loss is compared between fifths of the run
 STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of the batches
+MOST, MANY = 0.5, 0.05  # shares of skipped steps that are an alarm, and that are worth a warning
+FEW = 10  # skipped steps: by so many a gradient scaler divides its scale by a thousand
 _NO_PROBES = ("training", "monitor", "cost")
 LIGHT = 0.1  # overhead that needs no remark when no budget was set
 OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
@@ -32,9 +34,7 @@ def closure(run: Run) -> Iterator[Finding]:
             level="alarm",
             text=f"The replayed loss is not the training loss (gradient cosine "
             f"{number(cosine.now)}, expected 1, {cosine.since(below)}): curvature, Noether and "
-            "conservation numbers speak about another function. Usual causes: a regulariser or "
-            "scaling outside the replayed loss, gradient accumulation, fresh dropout or "
-            "augmentation, gradients averaged over processes or changed before the step.",
+            f"conservation numbers speak about another function. {_why_another(run)}",
             evidence=(cosine.evidence(),),
         )
     elif any(below):
@@ -50,6 +50,50 @@ def closure(run: Run) -> Iterator[Finding]:
             text=f"The replayed loss is the training loss (gradient cosine {cosine.now:.4f}).",
             evidence=(cosine.evidence(),),
         )
+
+
+def _why_another(run: Run) -> str:
+    """The cause that the monitor named, or the usual ones."""
+    ratio = trace(run, "monitor/closure_grad_ratio")
+    if ratio is not None and ratio.last.note:
+        return f"Likely cause: {ratio.last.note}."
+    return (
+        "Usual causes: a regulariser or scaling outside the replayed loss, gradient accumulation, "
+        "fresh dropout or augmentation, gradients averaged over processes or changed before the "
+        "step."
+    )
+
+
+def unseen(run: Run) -> Iterator[Finding]:
+    """Losses that were evaluated while the attached optimizer took no step."""
+    rows = run.records("monitor/steps_unseen") if "monitor/steps_unseen" in run else []
+    for row in rows[-1:]:
+        evidence = (Evidence(name=row.name, step=row.step, value=row.value),)
+        text = f"{plural(int(row.value), 'loss evaluation')} passed without a step: {row.note}."
+        yield Finding(level="alarm", text=text, evidence=evidence)
+
+
+def skipped_steps(run: Run) -> Iterator[Finding]:
+    """Training steps that a gradient scaler skipped; a few are how it finds its scale."""
+    rows = run.records("training/skipped_steps") if "training/skipped_steps" in run else []
+    if not rows:
+        return
+    last, count = rows[-1], int(rows[-1].value)
+    applied = run.records("training/applied") if "training/applied" in run else []
+    taken = sum(r.value > 0 for r in applied)
+    steps = max((r.step for r in applied if r.value > 0), default=-1) + 1
+    still = len(applied) - taken  # due steps inside a fused optimizer that moved nothing
+    share = max(count / (count + steps), still / max(len(applied), 1))
+    evidence = (Evidence(name=last.name, step=last.step, value=last.value),)
+    what = f"{count} training " + ("step was" if count == 1 else "steps were")
+    if not taken:
+        what = f"No training step was applied: all {count} were"
+    level: Level = "alarm" if share >= MOST else "warning" if share >= MANY else "note"
+    if taken and count < FEW:
+        level = "note"
+    usual = "" if level != "note" else "; a few are how a gradient scaler finds its scale"
+    text = f"{what} skipped ({last.note}){usual}."
+    yield Finding(level=level, text=text, evidence=evidence)
 
 
 def finite_loss(run: Run) -> Iterator[Finding]:

@@ -146,14 +146,14 @@ def test_a_probe_that_does_not_fit_on_half_a_batch_is_disabled() -> None:
 def test_no_memory_for_a_copy_of_the_parameters_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import eqtoolbox.capture.step as module
+    from eqtoolbox.capture.step import Step
 
-    def full(model: nn.Module) -> Any:
+    def full(step: Step, what: str, live: Any) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     sink = MemorySink()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "trainable", full)
+        patch.setattr(Step, "_copied", full)
         parameters, seen = train(watched(sink, Loss()))
     assert unchanged(parameters)
     assert len(seen) == 1

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from eqtoolbox.capture.guests import evaluating
 from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.deadline import OutOfTime, check, deadline
 from eqtoolbox.interrupts import Gate, for_the_loop, told
 from eqtoolbox.probe import Measurement
+from eqtoolbox.replay.scope import current
 from eqtoolbox.sinks.memory import MemorySink
 from tests.conftest import blobs, mlp
 from tests.loops.test_faults import Loss, cross_entropy, train, unchanged, watched
@@ -76,7 +76,7 @@ def test_what_a_replay_raises_stays_in_it(error: BaseException, place: str) -> N
 
         def loss(self, function: Any) -> Any:
             def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-                if evaluating():
+                if current() is not None:
                     fails("loss")
                 return cross_entropy(model, batch)
 
@@ -145,7 +145,7 @@ def test_what_a_signal_handler_raises_reaches_the_loop(kind: str, place: str) ->
             yield from super().measure(snapshot, reference, rng)
 
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        if evaluating() and place == "loss":
+        if (current() is not None) and place == "loss":
             kill()
         return cross_entropy(model, batch)
 
@@ -197,7 +197,7 @@ def test_an_interrupt_in_the_loss_leaves_the_step_count_right() -> None:
     due = [True]
 
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        if evaluating() and due and due.pop():
+        if (current() is not None) and due and due.pop():
             os.kill(os.getpid(), signal.SIGINT)
         return cross_entropy(model, batch)
 

@@ -1,0 +1,202 @@
+"""The gradient of a step is what the loss gave, whatever the optimizer makes of `.grad` in it."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.sinks.memory import MemorySink
+from tests.conftest import blobs, mlp
+from tests.neutrality.watch import digest
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+class Gradients(Probe):
+    """Keeps what each snapshot says the gradient is, and what `.grad` is after the step."""
+
+    name = "gradients"
+    headline = "given"
+    mode = "train"
+
+    def __init__(self, model: nn.Module, evaluates: bool = True) -> None:
+        self.given: list[Any] = []
+        self.left: list[Any] = []
+        self.model = model
+        self.evaluates = evaluates  # type: ignore[misc]
+
+    def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+        given = snapshot.gradient
+        self.given.append(given and {n: g.clone() for n, g in given.items()})
+        named = self.model.named_parameters()
+        self.left.append({n: None if p.grad is None else p.grad.clone() for n, p in named})
+        yield Measurement("given", 1.0)
+
+
+class Writing(torch.optim.Optimizer):
+    """Gradient descent that writes into `.grad` what it steps along."""
+
+    def __init__(self, params: Any, change: Callable[[nn.Parameter], None]) -> None:
+        super().__init__(params, {"lr": 0.1})
+        self.change = change
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                gradient = p.grad
+                self.change(p)
+                p.add_(gradient if p.grad is None else p.grad, alpha=-0.1)
+        return loss
+
+
+def decay(p: Any) -> None:
+    p.grad.add_(p, alpha=0.1)
+
+
+def centralise(p: Any) -> None:
+    p.grad.sub_(p.grad.mean())
+
+
+def clip(p: Any) -> None:
+    p.grad.clamp_(-1e-3, 1e-3)
+
+
+def interpolate(p: Any) -> None:
+    p.grad.lerp_(torch.ones_like(p.grad), 0.9)
+
+
+def take_off(p: Any) -> None:
+    p.grad = None
+
+
+def exchange(p: Any) -> None:
+    p.grad = torch.ones_like(p)
+
+
+CHANGES = (decay, centralise, clip, interpolate, take_off, exchange)
+STEPS = 3
+
+
+def train(change: Any, closure: bool, watched: bool, evaluates: bool = True) -> tuple[Any, ...]:
+    """Three steps; the probe, the true gradients, and a digest of everything."""
+    torch.manual_seed(0)
+    model, batch, truth, sink = mlp(6, 8, 3, activation=nn.Tanh), blobs(), [], MemorySink()
+    optimizer = Writing(model.parameters(), change)
+    probe, loss_fn = Gradients(model, evaluates), cross_entropy
+    if watched:
+        monitor = eq.attach(
+            model, optimizer, probes=[probe], schedule=1, budget=None, sinks=[sink],
+            on_error="raise",
+        )  # fmt: skip
+        loss_fn = monitor.loss(cross_entropy)
+    trail = []
+    for _ in range(STEPS):
+        twin = copy.deepcopy(model)
+        named = dict(twin.named_parameters())
+        rows = torch.autograd.grad(cross_entropy(twin, batch), list(named.values()))
+        truth.append(dict(zip(named, rows, strict=True)))
+
+        def evaluate() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            return loss
+
+        if closure:
+            optimizer.step(evaluate)
+        else:
+            evaluate()
+            optimizer.step()
+        trail.append(digest(dict(model.state_dict()), [p.grad for p in model.parameters()]))
+    return probe, truth, trail, sink
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(b[n] is not None and torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
+@pytest.mark.parametrize("evaluates", [True, False], ids=["evaluating", "sums only"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_gradient_is_the_losses_own_from_the_first_step_on(
+    change: Any, evaluates: bool, closure: bool
+) -> None:
+    probe, truth, trail, sink = train(change, closure, watched=True, evaluates=evaluates)
+    assert all(same(a, b) for a, b in zip(truth, probe.given, strict=True))
+    assert not any(same(a, b) for a, b in zip(truth, probe.left, strict=True))  # as read before
+    (cosine,) = [r for r in sink.records if r.name == "monitor/closure_grad_cos"]
+    assert cosine.value == pytest.approx(1.0)
+    assert trail == train(change, closure, watched=False)[2]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_a_scale_that_the_optimizer_takes_out_itself_is_not_in_the_gradient(
+    fused: bool, unscaled: bool
+) -> None:
+    torch.manual_seed(0)
+    model, batch = mlp(6, 8, 3, activation=nn.Tanh), blobs()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    scaler, probe = torch.amp.GradScaler("cpu", init_scale=2.0**10), Gradients(model)
+    monitor = eq.attach(model, optimizer, probes=[probe], schedule=1, budget=None, on_error="raise")
+    loss = monitor.loss(cross_entropy)(model, batch)
+    truth = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    scaler.scale(loss).backward()
+    scaled = [p.grad.clone() for p in model.parameters()]
+    if unscaled:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    monitor.close()
+    for given, true, big in zip(probe.given[0].values(), truth, scaled, strict=True):
+        torch.testing.assert_close(given, true)
+        assert not torch.allclose(big, true)
+
+
+@pytest.mark.parametrize("closure", [(), (lambda: None,)], ids=["plain", "empty closure"])
+def test_several_optimizers_are_each_asked_before_they_write(closure: Any) -> None:
+    torch.manual_seed(0)
+    model, batch = mlp(6, 8, 3, activation=nn.Tanh), blobs()
+    optimizers = [Writing(layer.parameters(), interpolate) for layer in (model[0], model[2])]
+    probe = Gradients(model)
+    monitor = eq.attach(
+        model, optimizers, probes=[probe], schedule=1, budget=None, on_error="raise"
+    )
+    loss = monitor.loss(cross_entropy)(model, batch)
+    truth = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step(*closure)
+    monitor.close()
+    assert all(torch.equal(a, b) for a, b in zip(probe.given[0].values(), truth, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(probe.left[0].values(), truth, strict=True))
+
+
+def test_closures_called_elsewhere_leave_the_step_without_a_gradient() -> None:
+    torch.manual_seed(0)
+    model, batch = mlp(6, 8, 3, activation=nn.Tanh), blobs()
+    optimizer, probe = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3), Gradients(model)
+    monitor = eq.attach(model, optimizer, probes=[probe], schedule=1, budget=None, on_error="raise")
+
+    def evaluate() -> Tensor:  # not decorated: only the closure itself can be seen
+        optimizer.zero_grad()
+        loss = cross_entropy(model, batch)
+        loss.backward()
+        return loss
+
+    with pytest.warns(RuntimeWarning, match="the model returns Tensor, not its loss"):
+        optimizer.step(evaluate)
+    monitor.close()
+    assert probe.given == [None]
