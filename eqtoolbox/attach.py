@@ -49,6 +49,7 @@ def attach(
     seed: int = 0,
     on_error: OnError = "warn",
     resume: bool = False,
+    sync: bool = False,
 ) -> Monitor:
     """Watch `model` as `optimizer` trains it; training itself stays bit-identical.
 
@@ -72,13 +73,15 @@ def attach(
         budget: largest share of training time that the monitor may take, set-up (the first run of
             each probe) apart; None for no limit, so that exactly the scheduled steps are measured.
             Skips are recorded.
-        run_dir: directory for the records; None to keep none.
+        run_dir: directory for the records, held until the monitor is closed; None to keep none.
         sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
             `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`.
         seed: of the probes' own random streams.
         on_error: "warn" records a failing probe and goes on, "raise" is for tests.
         resume: append to the run in `run_dir`; give the monitor its state back by
             `load_state_dict`, else steps go on after the last one recorded.
+        sync: wait at each measured step until its rows in `run_dir` are on the disk itself. They
+            survive the end of the process in any case; so they survive that of the machine.
 
     Returns:
         The attached monitor; `close()` it at the end, or use it as a context manager.
@@ -101,7 +104,7 @@ def attach(
     scheduled = resolve(probes, schedule)
     if other_process():
         scheduled, run_dir = [], None
-    store = None if run_dir is None else _open(run_dir, resume)
+    store = None if run_dir is None else _open(run_dir, resume, sync)
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, budget, seed))
     return Monitor(
@@ -175,9 +178,9 @@ def _check(
         raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
 
 
-def _open(run_dir: str | PathLike[str], resume: bool) -> RunDirectory:
+def _open(run_dir: str | PathLike[str], resume: bool, sync: bool) -> RunDirectory:
     try:
-        return RunDirectory(run_dir, resume=resume)
+        return RunDirectory(run_dir, resume=resume, sync=sync)
     except FileExistsError:
         raise
     except OSError as error:

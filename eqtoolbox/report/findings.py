@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
+
 from eqtoolbox.report import (
     rules_conservation,
     rules_curvature,
@@ -64,10 +66,11 @@ def find(run: Run) -> list[Finding]:
 def _dated(run: Run, finding: Finding) -> Finding:
     """A finding with its step, where the run went on and its numbers were measured only once."""
     names = {e.name for e in finding.evidence if not e.name.startswith(("monitor/", "cost/"))}
-    steps = {r.step for name in names for r in run.records(name) if r.status == "ok"}
-    if not names or len(steps) != 1 or "only measurement" in finding.text:
+    measured = [rows.steps[rows.having("ok")] for rows in map(run.rows, names)]
+    steps = set(np.unique(np.concatenate(measured)).tolist()) if measured else set()
+    if len(steps) != 1 or "only measurement" in finding.text:
         return finding
     (step,) = steps
-    if run.last_step is None or step >= run.last_step:
+    if step >= run.last_step:
         return finding
     return replace(finding, text=f"{finding.text[:-1]} (measured once, at step {step}).")

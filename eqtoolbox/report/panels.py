@@ -109,7 +109,7 @@ def _remarks(run: Run, probes: tuple[str, ...]) -> Iterator[str]:
     measured = [name for name in run.names() if trace(run, name) is not None]
     reasons: dict[str, list[Record]] = {}
     for name in run.names():
-        last = run.records(name)[-1]
+        last = run.rows(name)[-1]
         answered = name in measured or any(m.startswith(f"{name}/") for m in measured)
         if last.probe in probes and not answered and "/self_test/" not in name:
             why = ": ".join(part for part in (last.status.replace("_", " "), last.note) if part)

@@ -23,7 +23,7 @@ def charge_panels(run: Run) -> Iterator[Panel]:
         if (probe, quantity) == ("conservation", "unit_drift"):
             steps, values = run.array(name)
             if values.ndim == 2 and values.shape[1] > 1 and len(steps) > 1:
-                members = run.records(name)[-1].note if name in run else ""
+                members = run.rows(name)[-1].note if name in run else ""
                 yield _heat(family, steps, values.T, members)
 
 

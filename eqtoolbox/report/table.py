@@ -1,0 +1,201 @@
+"""A table: the rows of a run in columns, so that a million of them take little memory."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqtoolbox.record import FIELDS, Record
+
+NUMBERS = ("value", "stderr", "floor", "seconds", "matvecs")
+_WORDS = ("name", "unit", "status", "verdict", "mode", "note")
+_CODES = {field: "i" for field in _WORDS} | dict.fromkeys(NUMBERS, "d") | {"step": "q"}
+_CODES |= {"segment": "i", "given": "b"}  # given: which of NUMBERS are not None, a bit each
+LARGEST = 1e100  # beyond, sums and squares of numbers leave float64: they count as infinite
+_ERRORS = ("stderr", "floor")
+_NEAR = 4096  # texts within which equal ones are kept once
+_CHUNK = 2048  # records made at a time
+
+
+class Words:
+    """Texts in one block of bytes; equal ones that come near each other are kept once."""
+
+    def __init__(self) -> None:
+        self._block = bytearray()
+        self._ends = array("q", [0])
+        self._near: dict[str, int] = {}
+
+    def code(self, text: str) -> int:
+        """The number by which `text` is found again."""
+        known = self._near.get(text)
+        if known is not None:
+            return known
+        if len(self._near) >= _NEAR:
+            self._near.clear()
+        self._block += text.encode("utf-8", "replace")  # half of a surrogate pair is no text
+        self._ends.append(len(self._block))
+        self._near[text] = len(self._ends) - 2
+        return self._near[text]
+
+    def __getitem__(self, code: int) -> str:
+        return self._block[self._ends[code] : self._ends[code + 1]].decode()
+
+
+class Table:
+    """Rows sorted by name and step, the last of each (step, name); names as they first came.
+
+    `add` all rows first, then `close`.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}  # its place among names, by name
+        self._choices: dict[str | None, int] = {}  # status, verdict and mode
+        self._texts = Words()
+        self._raw = {field: array(code) for field, code in _CODES.items()}
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._starts: NDArray[np.int64] = np.zeros(1, np.int64)
+
+    def add(self, values: tuple[Any, ...]) -> None:
+        """Add a row: `checked` values in the order of the fields of a record."""
+        step, name, value, stderr, floor, unit, status, verdict, mode, seconds, matvecs, note, n = (
+            values
+        )
+        raw, choice, given = self._raw, self._choice, 0
+        for bit, number in enumerate((value, stderr, floor, seconds, matvecs)):
+            given |= (number is not None) << bit
+            raw[NUMBERS[bit]].append(0.0 if number is None else number)
+        raw["step"].append(step)
+        raw["name"].append(self.names.setdefault(name, len(self.names)))
+        raw["unit"].append(self._texts.code(unit))
+        raw["note"].append(self._texts.code(note))
+        raw["status"].append(choice(status))
+        raw["verdict"].append(choice(verdict))
+        raw["mode"].append(choice(mode))
+        raw["segment"].append(n)
+        raw["given"].append(given)
+
+    def close(self) -> None:
+        """Sort the rows, and leave out those that a later one replaces."""
+        step, name = (np.array(self._raw[field]) for field in ("step", "name"))
+        order = np.lexsort((step, name))
+        step, name = step[order], name[order]
+        last = np.ones(len(order), bool)
+        last[:-1] = (step[1:] != step[:-1]) | (name[1:] != name[:-1])
+        order = order[last]
+        for field in _CODES:  # one after the other, so that no two copies of all are held
+            self._columns[field] = np.array(self._raw.pop(field))[order]
+        self._starts = np.searchsorted(self._columns["name"], np.arange(len(self.names) + 1))
+        self._said = list(self._choices)
+        self._named = list(self.names)
+
+    def __len__(self) -> int:
+        return len(self._columns["step"])
+
+    def of(self, name: str) -> "Rows":
+        """Rows of a name, by step."""
+        place = self.names[name]
+        return Rows(self, np.arange(self._starts[place], self._starts[place + 1]))
+
+    def by_step(self) -> "Rows":
+        """All rows by step; those of one step in the order in which their names first came."""
+        return Rows(self, np.lexsort((self._columns["name"], self._columns["step"])))
+
+    def numbers(self, field: str, rows: NDArray[np.int64], sound: bool) -> NDArray[np.float64]:
+        """One of NUMBERS, NaN where it is None; `sound`: where it is no error or floor, too."""
+        values = np.asarray(self._columns[field][rows], np.float64)
+        given = (self._columns["given"][rows] >> NUMBERS.index(field) & 1).astype(bool)
+        if sound and field in _ERRORS:
+            given &= (values >= 0) & (values <= LARGEST)
+        values[~given] = np.nan
+        return values
+
+    def steps(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.asarray(self._columns["step"][rows]).view(np.int64)  # by its usual name
+
+    def having(self, status: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows have this status."""
+        return np.asarray(self._columns["status"][rows] == self._choices.get(status, -1))
+
+    def attempts(self) -> set[tuple[int, str, str]]:
+        """Every (step, probe, status) that some row has."""
+        probes: dict[str, int] = {}
+        of = np.array([probes.setdefault(n.split("/", 1)[0], len(probes)) for n in self._named])
+        columns = self._columns
+        probe = of[columns["name"]] if len(self) else columns["name"]
+        order = np.lexsort((columns["status"], probe, columns["step"]))
+        keys = [c[order] for c in (columns["step"], probe, columns["status"])]
+        new = np.ones(len(order), bool)
+        new[1:] = np.any([k[1:] != k[:-1] for k in keys], axis=0)
+        words, said = list(probes), self._said
+        rows = zip(*(k[new].tolist() for k in keys), strict=True)
+        return {(step, words[p], str(said[status])) for step, p, status in rows}
+
+    def records(self, rows: NDArray[np.int64], sound: bool) -> Iterator[Record]:
+        """Rows as records, made as they are asked for."""
+        for i in range(0, len(rows), _CHUNK):
+            some = rows[i : i + _CHUNK]
+            lists = [self._values(field, some, sound) for field in FIELDS]
+            yield from map(Record.of, zip(*lists, strict=True))
+
+    def _values(self, field: str, rows: NDArray[np.int64], sound: bool) -> list[Any]:
+        column = self._columns[field][rows].tolist()
+        if field in ("unit", "note"):
+            return [self._texts[code] for code in column]
+        if field == "name":
+            return [self._named[code] for code in column]
+        if field in _WORDS:
+            return [self._said[code] for code in column]
+        if field in NUMBERS[1:]:
+            given = (self._columns["given"][rows] >> NUMBERS.index(field) & 1).tolist()
+            if sound and field in _ERRORS:
+                given = [g and 0 <= v <= LARGEST for v, g in zip(column, given, strict=True)]
+            kind = int if field == "matvecs" else float
+            return [kind(v) if there else None for v, there in zip(column, given, strict=True)]
+        return column
+
+    def _choice(self, word: str | None) -> int:
+        return self._choices.setdefault(word, len(self._choices))
+
+
+class Rows(Sequence[Record]):
+    """Some rows of a table, as records that are made when they are asked for."""
+
+    def __init__(self, table: Table, rows: NDArray[np.int64], *, sound: bool = False) -> None:
+        self._table, self._rows, self._sound = table, rows, sound
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "Record | Rows":
+        if isinstance(index, slice):
+            return self.where(np.arange(len(self))[index])
+        return next(self._table.records(self._rows[[index]], self._sound))
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._table.records(self._rows, self._sound)
+
+    def where(self, kept: NDArray[Any]) -> "Rows":
+        """The rows that are marked, or those at these places."""
+        return Rows(self._table, self._rows[kept], sound=self._sound)
+
+    def sound(self) -> "Rows":
+        """The same with None for errors and floors that are negative or beyond all numbers."""
+        return Rows(self._table, self._rows, sound=True)
+
+    def numbers(self, field: str) -> NDArray[np.float64]:
+        """value, stderr, floor, seconds or matvecs of each, NaN where there is none."""
+        return self._table.numbers(field, self._rows, self._sound)
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        return self._table.steps(self._rows)
+
+    def having(self, status: str) -> NDArray[np.bool_]:
+        """Which of them have this status."""
+        return self._table.having(status, self._rows)
