@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 LIMIT = 1 << 24  # bytes of a line, or of a file that holds one object: beyond, it is neither
 DEEP = 24  # nesting of lists and objects that is kept
 
+_DECODER = json.JSONDecoder()
 _PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _PLAIN |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _MODES = {
@@ -138,10 +139,11 @@ def rows(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | None]]:
 def parsed(text: bytes) -> dict[str, Any] | None:
     """The JSON object that a text is, None when it is none or cannot be held."""
     try:
-        found = json.loads(text)
+        words = text.decode().strip()
+        found, end = _DECODER.raw_decode(words)
     except (ValueError, RecursionError, MemoryError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and end == len(words) else None
 
 
 def read_object(folder: Folder, name: str) -> dict[str, Any] | None:

@@ -20,18 +20,20 @@ class Oddities:
     def __init__(self) -> None:
         self.count = 0
         self._told: list[str] = []
+        self._before = 0  # how many earlier events stand for
 
     def note(self, what: str) -> None:
         """Count one, and say what it is as long as few are told."""
         self.count += 1
-        if len(self._told) < TOLD:
+        if self.count <= TOLD:
             self._told.append(what)
 
     def events(self, step: int) -> list[dict[str, Any]]:
-        """Them as events of kind "warning"."""
-        told = list(self._told)
-        if self.count > TOLD:
-            told.append(f"{self.count - TOLD} more could not be read")
+        """Those since the last call, as events of kind "warning"."""
+        told, more = self._told, self.count - self._before - len(self._told)
+        if more:
+            told.append(f"{more} more things could not be read")
+        self._told, self._before = [], self.count
         row = {"time": time.time(), "step": step, "kind": "warning", "probe": "reading"}
         return [row | {"message": message} for message in told]
 

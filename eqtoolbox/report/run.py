@@ -175,11 +175,15 @@ class Run:
     @cached_property
     def _arrays(self) -> dict[str, dict[int, NDArray[Any]]]:
         found: dict[str, dict[int, NDArray[Any]]] = {}
-        for array in frames(self.path / "arrays.bin"):
-            if array is None:
-                self._odd.count += 1
-            else:
-                found.setdefault(array.name, {})[array.step] = array.values
+        try:
+            for array in frames(self.path / "arrays.bin"):
+                if array is None:
+                    self._odd.note("arrays.bin: a stretch is no whole frame")
+                else:
+                    found.setdefault(array.name, {})[array.step] = array.values
+        except OSError as error:
+            self._odd.note(str(error.strerror))
+        self.events += self._odd.events(self.last_step)
         return found
 
     def frame(self, long: bool = False) -> Any:

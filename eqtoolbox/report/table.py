@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from eqtoolbox.record import FIELDS, Record
 
 NUMBERS = ("value", "stderr", "floor", "seconds", "matvecs")
-_WORDS = ("name", "unit", "status", "verdict", "mode", "note")
-_CODES = {field: "i" for field in _WORDS} | dict.fromkeys(NUMBERS, "d") | {"step": "q"}
-_CODES |= {"segment": "i", "given": "b"}  # given: which of NUMBERS are not None, a bit each
+_TEXTS = ("unit", "note")
+_CHOICES = ("status", "verdict", "mode")
+_CODES = dict.fromkeys(("name", *_TEXTS, *_CHOICES, "segment"), "i") | dict.fromkeys(NUMBERS, "d")
+_CODES |= {"step": "q", "given": "b"}  # given: which of NUMBERS are not None, a bit each
 LARGEST = 1e100  # beyond, sums and squares of numbers leave float64: they count as infinite
 _ERRORS = ("stderr", "floor")
 _NEAR = 4096  # texts within which equal ones are kept once
@@ -50,34 +51,42 @@ class Table:
     """
 
     def __init__(self) -> None:
-        self.names: dict[str, int] = {}  # its place among names, by name
-        self._choices: dict[str | None, int] = {}  # status, verdict and mode
+        self.names: dict[str, int] = {}  # the code of each
+        self._choices: dict[str | None, int] = {}
         self._texts = Words()
+        self._waiting: list[tuple[Any, ...]] = []
         self._raw = {field: array(code) for field, code in _CODES.items()}
         self._columns: dict[str, NDArray[Any]] = {}
         self._starts: NDArray[np.int64] = np.zeros(1, np.int64)
 
     def add(self, values: tuple[Any, ...]) -> None:
         """Add a row: `checked` values in the order of the fields of a record."""
-        step, name, value, stderr, floor, unit, status, verdict, mode, seconds, matvecs, note, n = (
-            values
-        )
-        raw, choice, given = self._raw, self._choice, 0
-        for bit, number in enumerate((value, stderr, floor, seconds, matvecs)):
-            given |= (number is not None) << bit
-            raw[NUMBERS[bit]].append(0.0 if number is None else number)
-        raw["step"].append(step)
-        raw["name"].append(self.names.setdefault(name, len(self.names)))
-        raw["unit"].append(self._texts.code(unit))
-        raw["note"].append(self._texts.code(note))
-        raw["status"].append(choice(status))
-        raw["verdict"].append(choice(verdict))
-        raw["mode"].append(choice(mode))
-        raw["segment"].append(n)
-        raw["given"].append(given)
+        self._waiting.append(values)
+        if len(self._waiting) == _CHUNK:
+            self._take()
+
+    def _take(self) -> None:
+        """Move the rows that wait into the columns."""
+        if not self._waiting:
+            return
+        fields = dict(zip(FIELDS, zip(*self._waiting, strict=True), strict=True))
+        given = np.zeros(len(self._waiting), np.int8)
+        for bit, field in enumerate(NUMBERS):
+            values = fields[field]
+            given |= np.array([v is not None for v in values], np.int8) << bit
+            self._raw[field].extend([0.0 if v is None else v for v in values])
+        self._raw["given"].extend(given.tolist())
+        self._raw["step"].extend(fields["step"])
+        self._raw["segment"].extend(fields["segment"])
+        for field, known in (("name", self.names), *((f, self._choices) for f in _CHOICES)):
+            self._raw[field].extend([known.setdefault(v, len(known)) for v in fields[field]])
+        for field in _TEXTS:
+            self._raw[field].extend(map(self._texts.code, fields[field]))
+        self._waiting.clear()
 
     def close(self) -> None:
         """Sort the rows, and leave out those that a later one replaces."""
+        self._take()
         step, name = (np.array(self._raw[field]) for field in ("step", "name"))
         order = np.lexsort((step, name))
         step, name = step[order], name[order]
@@ -141,11 +150,11 @@ class Table:
 
     def _values(self, field: str, rows: NDArray[np.int64], sound: bool) -> list[Any]:
         column = self._columns[field][rows].tolist()
-        if field in ("unit", "note"):
+        if field in _TEXTS:
             return [self._texts[code] for code in column]
         if field == "name":
             return [self._named[code] for code in column]
-        if field in _WORDS:
+        if field in _CHOICES:
             return [self._said[code] for code in column]
         if field in NUMBERS[1:]:
             given = (self._columns["given"][rows] >> NUMBERS.index(field) & 1).tolist()
@@ -154,9 +163,6 @@ class Table:
             kind = int if field == "matvecs" else float
             return [kind(v) if there else None for v, there in zip(column, given, strict=True)]
         return column
-
-    def _choice(self, word: str | None) -> int:
-        return self._choices.setdefault(word, len(self._choices))
 
 
 class Rows(Sequence[Record]):
