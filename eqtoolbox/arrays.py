@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ MARK = b"\x93EQARRAY"
 _LENGTHS = struct.Struct("<IQI")  # bytes of the header, bytes of the body, crc32 of both
 _KINDS = "fiub"  # floating point, integers, booleans
 _TYPE = re.compile(r"[<|](f(2|4|8|16)|[iu][1248]|b1)")
+_KEYS = ("step", "name", "segment", "dtype", "shape")
 _HEADER = 1 << 16  # bytes of a header at most
 _AXES = 32  # of an array at most
 _READINGS = 8  # of the whole file, that frames with wrong checksums may cost
@@ -114,11 +115,11 @@ def _array(data: mmap.mmap, start: int) -> Array | None:
     """The array of a frame whose checksum is right; None if its header fits no array."""
     fixed = start + len(MARK) + _LENGTHS.size
     head, size, _ = _LENGTHS.unpack(data[start + len(MARK) : fixed])
-    row = parsed(data[fixed : fixed + head]) or {}
-    step, name, segment = row.get("step"), row.get("name"), row.get("segment", 0)
-    kind, shape = row.get("dtype"), row.get("shape")
-    known = isinstance(kind, str) and _TYPE.fullmatch(kind) and isinstance(name, str)
-    if not (known and is_name(name) and _whole(step, LAST) and _whole(segment, SEGMENTS)):
+    row: dict[str, Any] = parsed(data[fixed : fixed + head]) or {}
+    step, name, segment, kind, shape = (row.get(k) for k in _KEYS)
+    if not isinstance(name, str) or not is_name(name) or not _whole(step, LAST):
+        return None
+    if not _whole(segment, SEGMENTS) or not isinstance(kind, str) or not _TYPE.fullmatch(kind):
         return None
     if not isinstance(shape, list) or len(shape) > _AXES or not all(_whole(n, LAST) for n in shape):
         return None
@@ -130,5 +131,5 @@ def _array(data: mmap.mmap, start: int) -> Array | None:
     return Array(step=step, name=name, values=values, segment=segment)
 
 
-def _whole(value: Any, limit: int) -> bool:
+def _whole(value: Any, limit: int) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < limit

@@ -74,7 +74,7 @@ def _fields(
     values: dict[str, Any], shape: dict[str, Any], place: str, wrong: list[str]
 ) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        wanted = shape.get(key)
+        wanted: Any = shape.get(key)
         if value is None or wanted is None:
             yield key, value
         elif isinstance(wanted, dict) and isinstance(value, dict):
@@ -87,6 +87,6 @@ def _fields(
         elif callable(wanted) and wanted(value):
             yield key, value
         else:
-            kinds = {dict: "an object", list: "a list"}
+            kinds: dict[Any, str] = {dict: "an object", list: "a list"}
             said = kinds.get(type(wanted)) or _WANTED[wanted]
             wrong.append(f"{place}{key} must be {said}, got {reprlib.repr(value)}")

@@ -75,6 +75,10 @@ class Run:
 
     def names(self) -> list[str]:
         """Names of all records, sorted, eigenvalue 10 after eigenvalue 9."""
+        return list(self._names)
+
+    @cached_property
+    def _names(self) -> list[str]:
         return sorted(self._table.names, key=_natural)
 
     def targets(self, quantity: str) -> list[str]:
@@ -84,7 +88,7 @@ class Run:
             quantity: the first two words of a name, as in "conservation/drift".
         """
         prefix = quantity + "/"
-        return [name.removeprefix(prefix) for name in self.names() if name.startswith(prefix)]
+        return [name.removeprefix(prefix) for name in self._names if name.startswith(prefix)]
 
     def records(self, name: str | None = None) -> list[Record]:
         """Records of one name by step, or all of them by step; the last of each (step, name).

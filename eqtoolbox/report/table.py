@@ -16,6 +16,7 @@ _CODES = dict.fromkeys(("name", *_TEXTS, *_CHOICES, "segment"), "i") | dict.from
 _CODES |= {"step": "q", "given": "b"}  # given: which of NUMBERS are not None, a bit each
 LARGEST = 1e100  # beyond, sums and squares of numbers leave float64: they count as infinite
 _ERRORS = ("stderr", "floor")
+_BITS = {field: 1 << bit for bit, field in enumerate(NUMBERS) if field != "value"}
 _NEAR = 4096  # texts within which equal ones are kept once
 _CHUNK = 2048  # records made at a time
 
@@ -54,8 +55,9 @@ class Table:
         self.names: dict[str, int] = {}  # the code of each
         self._choices: dict[str | None, int] = {}
         self._texts = Words()
+        self._words: dict[str, Any] = dict.fromkeys(_TEXTS, self._texts)  # by their codes
         self._waiting: list[tuple[Any, ...]] = []
-        self._raw = {field: array(code) for field, code in _CODES.items()}
+        self._raw: dict[str, Any] = {field: array(code) for field, code in _CODES.items()}
         self._columns: dict[str, NDArray[Any]] = {}
         self._starts: NDArray[np.int64] = np.zeros(1, np.int64)
 
@@ -78,7 +80,9 @@ class Table:
         self._raw["given"].extend(given.tolist())
         self._raw["step"].extend(fields["step"])
         self._raw["segment"].extend(fields["segment"])
-        for field, known in (("name", self.names), *((f, self._choices) for f in _CHOICES)):
+        known: dict[Any, int]
+        for field in ("name", *_CHOICES):
+            known = self.names if field == "name" else self._choices
             self._raw[field].extend([known.setdefault(v, len(known)) for v in fields[field]])
         for field in _TEXTS:
             self._raw[field].extend(map(self._texts.code, fields[field]))
@@ -96,8 +100,8 @@ class Table:
         for field in _CODES:  # one after the other, so that no two copies of all are held
             self._columns[field] = np.array(self._raw.pop(field))[order]
         self._starts = np.searchsorted(self._columns["name"], np.arange(len(self.names) + 1))
-        self._said = list(self._choices)
-        self._named = list(self.names)
+        said: list[Any] = list(self._choices)
+        self._words |= dict.fromkeys(_CHOICES, said) | {"name": list(self.names)}
 
     def __len__(self) -> int:
         return len(self._columns["step"])
@@ -130,14 +134,16 @@ class Table:
     def attempts(self) -> set[tuple[int, str, str]]:
         """Every (step, probe, status) that some row has."""
         probes: dict[str, int] = {}
-        of = np.array([probes.setdefault(n.split("/", 1)[0], len(probes)) for n in self._named])
+        of = np.array(
+            [probes.setdefault(n.split("/", 1)[0], len(probes)) for n in self._words["name"]]
+        )
         columns = self._columns
         probe = of[columns["name"]] if len(self) else columns["name"]
         order = np.lexsort((columns["status"], probe, columns["step"]))
         keys = [c[order] for c in (columns["step"], probe, columns["status"])]
         new = np.ones(len(order), bool)
         new[1:] = np.any([k[1:] != k[:-1] for k in keys], axis=0)
-        words, said = list(probes), self._said
+        words, said = list(probes), self._words["status"]
         rows = zip(*(k[new].tolist() for k in keys), strict=True)
         return {(step, words[p], str(said[status])) for step, p, status in rows}
 
@@ -145,24 +151,24 @@ class Table:
         """Rows as records, made as they are asked for."""
         for i in range(0, len(rows), _CHUNK):
             some = rows[i : i + _CHUNK]
-            lists = [self._values(field, some, sound) for field in FIELDS]
+            given = self._columns["given"][some].tolist()
+            lists = [self._values(field, some, given, sound) for field in FIELDS]
             yield from map(Record.of, zip(*lists, strict=True))
 
-    def _values(self, field: str, rows: NDArray[np.int64], sound: bool) -> list[Any]:
-        column = self._columns[field][rows].tolist()
-        if field in _TEXTS:
-            return [self._texts[code] for code in column]
-        if field == "name":
-            return [self._named[code] for code in column]
-        if field in _CHOICES:
-            return [self._said[code] for code in column]
-        if field in NUMBERS[1:]:
-            given = (self._columns["given"][rows] >> NUMBERS.index(field) & 1).tolist()
-            if sound and field in _ERRORS:
-                given = [g and 0 <= v <= LARGEST for v, g in zip(column, given, strict=True)]
-            kind = int if field == "matvecs" else float
-            return [kind(v) if there else None for v, there in zip(column, given, strict=True)]
-        return column
+    def _values(
+        self, field: str, rows: NDArray[np.int64], given: list[int], sound: bool
+    ) -> list[Any]:
+        column: list[Any] = self._columns[field][rows].tolist()
+        if field in self._words:
+            words = self._words[field]
+            return [words[code] for code in column]
+        if field not in _BITS:
+            return column
+        bit, kind = _BITS[field], int if field == "matvecs" else float
+        values = [kind(v) if g & bit else None for v, g in zip(column, given, strict=True)]
+        if sound and field in _ERRORS:
+            values = [v if v is not None and 0 <= v <= LARGEST else None for v in values]
+        return values
 
 
 class Rows(Sequence[Record]):
@@ -181,7 +187,7 @@ class Rows(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> "Record | Rows":
         if isinstance(index, slice):
             return self.where(np.arange(len(self))[index])
-        return next(self._table.records(self._rows[[index]], self._sound))
+        return next(self._table.records(self._rows[index : index + 1 or None], self._sound))
 
     def __iter__(self) -> Iterator[Record]:
         return self._table.records(self._rows, self._sound)

@@ -13,6 +13,7 @@ from eqtoolbox.report.finding import Evidence
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.table import LARGEST, Rows
 
+SHORT = 1000  # records that are made at once; those of longer traces when they are asked for
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
     "equivariance/relative_error/",
@@ -132,7 +133,20 @@ def trace(run: Run, name: str) -> Trace | None:
     held = np.flatnonzero(rows.having("ok") & sized & known)
     if not held.size:
         return None
-    return Trace(records=rows.where(held).sound(), unanswered=len(rows) - 1 - int(held[-1]))
+    kept: Sequence[Record] = rows.where(held).sound()
+    if len(kept) <= SHORT:
+        kept = tuple(kept)
+    return Trace(records=kept, unanswered=len(rows) - 1 - int(held[-1]))
+
+
+def vectors(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What `run.array` gives, NaN for numbers beyond all sums; empty where nothing was kept."""
+    if name not in run.arrays():
+        return np.zeros(0, np.int64), np.zeros(0)
+    steps, kept = run.array(name)
+    with np.errstate(all="ignore"):
+        values = kept.astype(np.float64)
+        return steps, np.where(np.abs(values) <= LARGEST, values, np.nan)
 
 
 def skipped(run: Run) -> dict[str, int]:

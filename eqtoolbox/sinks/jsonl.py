@@ -17,11 +17,6 @@ from eqtoolbox.files import Folder, read_object, rows
 from eqtoolbox.record import LAST, SEGMENTS, Record, checked, is_name, name_wanted
 from eqtoolbox.sink import Sink
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 FORMAT = 1
 _ENCODER = json.JSONEncoder(allow_nan=False)
 
@@ -203,7 +198,9 @@ def _locked(file: Any, path: Path) -> bool:
     Raises:
         FileExistsError: another monitor, of this process or another one, holds it.
     """
-    if fcntl is None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
         return False
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
