@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 LIMIT = 1 << 24  # bytes of a line, or of a file that holds one object: beyond, it is neither
 DEEP = 24  # nesting of lists and objects that is kept
@@ -65,7 +65,8 @@ class Folder:
         except OSError:
             os.close(file)
             raise
-        return os.fdopen(file, {"ab": "a+b", "xb": "wb"}.get(mode, mode), buffering)
+        stream = os.fdopen(file, {"ab": "a+b", "xb": "wb"}.get(mode, mode), buffering)
+        return cast(BinaryIO, stream)
 
     def look(self, name: str) -> os.stat_result | None:
         """What is there under a name, a link not followed; None for nothing."""

@@ -18,6 +18,7 @@ from eqtoolbox.report import (
 )
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.words import printable
 
 __all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
 
@@ -60,6 +61,7 @@ def find(run: Run) -> list[Finding]:
     """All findings of a run: alarms, warnings, notes, then what is good; rule order within."""
     gravity = {level: -i for i, level in enumerate(get_args(Level))}
     found = [_dated(run, finding) for rule in RULES for finding in rule(run)]
+    found = [replace(f, text=printable(f.text)) for f in found]  # notes are what a file says
     return sorted(found, key=lambda f: gravity[f.level])
 
 

@@ -108,16 +108,20 @@ def line(row: Any) -> bytes:
     return row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n"
 
 
+def odd(r: Random) -> Any:
+    return copy.deepcopy(r.choice(ODD))  # later changes must not reach the next mutant
+
+
 def values_of_a_name(r: Random, run: dict[str, Any]) -> None:
     """A field of all rows of a name, or of some rows, holds something odd."""
     rows = [row for row in run["rows"] if isinstance(row, dict)]
     name, everywhere = r.choice(rows)["name"] if rows else "", r.random() < 0.3
     field = r.choice((*["value"] * 3, "stderr", "floor", "status", "verdict", "note", "unit",
                       "step", "mode", "matvecs", "seconds", "segment", "name"))  # fmt: skip
-    value = r.choice(ODD)
+    value = odd(r)
     for row in rows:
         if (r.random() < 0.05) if everywhere else row["name"] == name:
-            row[field] = value if r.random() < 0.9 else r.choice(ODD)
+            row[field] = value if r.random() < 0.9 else odd(r)
 
 
 def names_change(r: Random, run: dict[str, Any]) -> None:
@@ -156,7 +160,7 @@ def facts_change(r: Random, run: dict[str, Any]) -> None:
 
 
 def events_change(r: Random, run: dict[str, Any]) -> None:
-    run["events"] = [replaced(r, copy.copy(e)) for e in run["events"] * r.choice((1, 1, 100))]
+    run["events"] = [replaced(r, copy.deepcopy(e)) for e in run["events"] * r.choice((1, 1, 100))]
 
 
 def frames_change(r: Random, run: dict[str, Any]) -> None:
@@ -190,13 +194,13 @@ def replaced(r: Random, value: Any) -> Any:
         if r.random() < 0.1:
             del value[key]
         else:
-            value[key] = replaced(r, value[key]) if r.random() < 0.6 else r.choice(ODD)
+            value[key] = replaced(r, value[key]) if r.random() < 0.6 else odd(r)
         return value
     if isinstance(value, list) and value and r.random() < 0.7:
         at = r.randrange(len(value))
         value[at] = replaced(r, value[at])
         return value
-    return r.choice(ODD)
+    return odd(r)
 
 
 def bytes_change(r: Random, run: dict[str, Any]) -> None:
