@@ -56,7 +56,7 @@ def test_a_second_monitor_of_one_process_is_refused_until_the_first_is_closed(
 ) -> None:
     first = attached(tmp_path / "run")
     for resume in (True, False):
-        with pytest.raises(FileExistsError, match="being written by another|unfinished run"):
+        with pytest.raises(FileExistsError, match=r"being written by another|unfinished run"):
             attached(tmp_path / "run", resume=resume)
     first.close()
     attached(tmp_path / "run", resume=True).close()

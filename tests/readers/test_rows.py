@@ -180,8 +180,8 @@ def test_names_that_differ_at_their_end_are_not_cut_to_the_same() -> None:
 
 
 def test_rows_come_by_step_and_the_last_of_each_counts(tmp_path: Path) -> None:
-    rows = [Record(step=s, name=n, value=v) for s, n, v in
-            [(2, "b", 1.0), (0, "b", 2.0), (2, "a", 3.0), (2, "b", 4.0), (0, "a", 5.0)]]  # fmt: skip
+    given = [(2, "b", 1.0), (0, "b", 2.0), (2, "a", 3.0), (2, "b", 4.0), (0, "a", 5.0)]
+    rows = [Record(step=s, name=n, value=v) for s, n, v in given]
     run = Run(write_run(tmp_path, rows))
     assert [(r.step, r.name, r.value) for r in run.records()] == [
         (0, "b", 2.0), (0, "a", 5.0), (2, "b", 4.0), (2, "a", 3.0)
