@@ -137,9 +137,9 @@ def _duration(seconds: float) -> str:
 def _costs(run: Run) -> list[dict[str, Any]]:
     """One row a probe: what was measured, what was missed, what it took."""
     status: dict[str, Counter[str]] = {}
-    for _, probe, word in run.attempts():
+    for (probe, word), steps in run.attempts().items():
         if probe not in ("training", "monitor", "cost"):
-            status.setdefault(probe, Counter())[word] += 1
+            status.setdefault(probe, Counter())[word] = steps
     rows, left_out = [], skipped(run)
     for probe, count in sorted(status.items()):
         seconds = trace(run, f"cost/seconds/{probe}")

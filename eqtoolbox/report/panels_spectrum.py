@@ -52,18 +52,18 @@ def density_rows(
     Returns:
         density per row (rows, steps), positions asinh(eigenvalue / unit) of the rows, and the unit.
     """
-    largest = max(float(np.abs(q[0]).max()) for q in quadratures)
+    largest = max(float(np.nanmax(np.abs(q[0]))) for q in quadratures)
     unit = LINEAR * (largest if largest > TINY else 1.0)
     placed = [np.arcsinh(q[0] / unit) for q in quadratures]
-    low = min(float(p.min()) for p in placed)
-    high = max(float(p.max()) for p in placed)
+    low = min(float(np.nanmin(p)) for p in placed)
+    high = max(float(np.nanmax(p)) for p in placed)
     rows = np.linspace(low, high, LEVELS)
     width = SMOOTHED * max(rows[1] - rows[0], 1e-12)
     columns = []
     for p, q in zip(placed, quadratures, strict=True):
         kernel = np.exp(-0.5 * ((rows[:, None] - p) / width) ** 2)
         kernel /= np.maximum(kernel.sum(axis=0), 1e-300)  # every node adds its weight
-        columns.append((kernel * q[1]).sum(axis=1))
+        columns.append(np.nansum(kernel * q[1], axis=1))
     return np.stack(columns, axis=1), rows, unit
 
 

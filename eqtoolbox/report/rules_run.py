@@ -120,7 +120,7 @@ def _uncertainty(*parts: np.ndarray) -> float:
 
 def nothing(run: Run) -> Iterator[Finding]:
     """A run in which no probe could measure anything, because no loss was known."""
-    tried = {status for _, probe, status in run.attempts() if probe not in _NO_PROBES}
+    tried = {status for probe, status in run.attempts() if probe not in _NO_PROBES}
     if tried != {"not_applicable"}:
         return
     rows = [r for r in run.rows() if r.probe not in _NO_PROBES]
@@ -160,13 +160,7 @@ def cost(run: Run) -> Iterator[Finding]:
     """What share of the training time the probes took, and what the budget left out."""
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
     left_out, setup = sum(skipped(run).values()), trace(run, "cost/setup")
-    due = left_out + len(
-        {
-            (step, probe)
-            for step, probe, status in run.attempts()
-            if probe not in _NO_PROBES and status != "skipped_budget"
-        }
-    )
+    due = left_out + sum(n for probe, n in run.tried().items() if probe not in _NO_PROBES)
     took = f"overhead {_share(overhead.last.value)}" if overhead else "overhead not recorded"
     if overhead and budget is not None:
         took += f", budget {percent(budget)}"

@@ -224,9 +224,13 @@ class Run:
         """The newest step that has a record; 0 for an empty run."""
         return int(self.rows().steps[-1]) if len(self._table) else 0
 
-    def attempts(self) -> set[tuple[int, str, str]]:
-        """Every (step, probe, status) that some record has."""
+    def attempts(self) -> dict[tuple[str, str], int]:
+        """At how many steps a probe has records of a status, by (probe, status)."""
         return self._table.attempts()
+
+    def tried(self) -> dict[str, int]:
+        """At how many steps a probe has records beside those that the budget left out."""
+        return self._table.tried()
 
     def findings(self) -> "list[Finding]":
         """What the run shows, in plain words: alarms first, then warnings, notes, good news."""

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any, overload
 
 import numpy as np
@@ -131,21 +132,35 @@ class Table:
         """Which rows have this status."""
         return np.asarray(self._columns["status"][rows] == self._choices.get(status, -1))
 
-    def attempts(self) -> set[tuple[int, str, str]]:
-        """Every (step, probe, status) that some row has."""
+    def attempts(self) -> dict[tuple[str, str], int]:
+        """At how many steps a probe has rows of a status, by (probe, status)."""
+        probes, of = self._probes()
+        said = self._words["status"]
+        counts = self._steps(of * len(said) + self._columns["status"])
+        return {
+            (p, str(s)): n for (p, s), n in zip(product(probes, said), counts, strict=False) if n
+        }
+
+    def tried(self) -> dict[str, int]:
+        """At how many steps a probe has rows beside those that the budget left out."""
+        probes, of = self._probes()
+        rows = np.flatnonzero(~self.having("skipped_budget", np.arange(len(self))))
+        return {p: n for p, n in zip(probes, self._steps(of, rows), strict=False) if n}
+
+    def _probes(self) -> tuple[list[str], NDArray[np.int64]]:
+        """The probes, and which of them each row is of."""
         probes: dict[str, int] = {}
-        of = np.array(
-            [probes.setdefault(n.split("/", 1)[0], len(probes)) for n in self._words["name"]]
-        )
-        columns = self._columns
-        probe = of[columns["name"]] if len(self) else columns["name"]
-        order = np.lexsort((columns["status"], probe, columns["step"]))
-        keys = [c[order] for c in (columns["step"], probe, columns["status"])]
+        of = [probes.setdefault(n.split("/", 1)[0], len(probes)) for n in self.names]
+        return list(probes), np.array(of, np.int64)[self._columns["name"]]
+
+    def _steps(self, group: NDArray[np.int64], rows: Any = slice(None)) -> list[int]:
+        """How many steps each group of rows has."""
+        group, step = group[rows], self._columns["step"][rows]
+        order = np.lexsort((step, group))
+        group, step = group[order], step[order]
         new = np.ones(len(order), bool)
-        new[1:] = np.any([k[1:] != k[:-1] for k in keys], axis=0)
-        words, said = list(probes), self._words["status"]
-        rows = zip(*(k[new].tolist() for k in keys), strict=True)
-        return {(step, words[p], str(said[status])) for step, p, status in rows}
+        new[1:] = (group[1:] != group[:-1]) | (step[1:] != step[:-1])
+        return list(np.bincount(group[new]).tolist())
 
     def records(self, rows: NDArray[np.int64], sound: bool) -> Iterator[Record]:
         """Rows as records, made as they are asked for."""

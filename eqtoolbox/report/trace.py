@@ -151,9 +151,9 @@ def vectors(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]
 
 def skipped(run: Run) -> dict[str, int]:
     """How many due measurements the budget left out, by probe; not each of them has a row."""
-    found = dict(
-        Counter(probe for _, probe, status in run.attempts() if status == "skipped_budget")
-    )
+    found = {
+        probe: n for (probe, status), n in run.attempts().items() if status == "skipped_budget"
+    }
     for probe, count in traces(run, "cost/skipped").items():
         found[probe] = max(found.get(probe, 0), round(count.last.value))
     return found

@@ -188,4 +188,5 @@ def test_rows_come_by_step_and_the_last_of_each_counts(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [r.value for r in run.rows("b")[::-1]] == [4.0, 2.0]
     assert run.rows("b")[-1] == rows[3]
-    assert run.attempts() == {(s, n, "ok") for s in (0, 2) for n in "ab"}
+    assert run.attempts() == {("b", "ok"): 2, ("a", "ok"): 2}
+    assert run.tried() == {"b": 2, "a": 2}
