@@ -1,7 +1,6 @@
 """A run: everything that one training left in its run directory, read back."""
 
 import html
-import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -261,11 +260,6 @@ class Run:
         if include_missing:
             return rows
         return rows.where(rows.having("ok") & ~np.isnan(rows.numbers("value")))
-
-
-def certified(record: Record) -> bool:
-    """Whether a record carries a number that its probe stands behind."""
-    return record.status == "ok" and not math.isnan(record.value)
 
 
 def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:

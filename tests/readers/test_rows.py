@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from eqtoolbox.journal import Journal
 from eqtoolbox.record import LONGEST, Record, checked, is_name, spelled
 from eqtoolbox.report import Run, summary_text
 from eqtoolbox.report.facts import sound
 from eqtoolbox.report.page import content
 from eqtoolbox.report.words import printable
+from eqtoolbox.sinks.jsonl import RunDirectory
 from tests.report.runs import series, write_run
 
 GOOD = {"step": 3, "name": "training/loss", "value": 0.5}
@@ -190,3 +192,15 @@ def test_rows_come_by_step_and_the_last_of_each_counts(tmp_path: Path) -> None:
     assert run.rows("b")[-1] == rows[3]
     assert run.attempts() == {("b", "ok"): 2, ("a", "ok"): 2}
     assert run.tried() == {"b": 2, "a": 2}
+
+
+def test_a_probe_that_names_its_target_freely_is_read_back(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path / "run")
+    journal = Journal([store], "raise", 0)
+    journal.write(Record(step=0, name="mine/error/turn by 90°", value=1.0))
+    with pytest.raises(ValueError, match="name must be 1 to 200 letters"):
+        store.write(Record(step=0, name="mine/error/turn by 90°", value=1.0))
+    journal.close()
+    run = Run(tmp_path / "run")
+    assert run.names() == ["mine/error/turn_by_90_"]
+    assert run.torn == 0
