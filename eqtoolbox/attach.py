@@ -51,6 +51,7 @@ def attach(
     seed: int = 0,
     on_error: OnError = "warn",
     resume: bool = False,
+    sync: bool = False,
 ) -> Monitor:
     """Watch `model` as `optimizer` trains it; training itself stays bit-identical.
 
@@ -78,13 +79,15 @@ def attach(
             two evaluations of the loss; rows up to there are kept, and after three times in a row
             it is disabled. "auto" is 20 times its longest run so far, at least 30 s, and 600 s
             for the first run; None is no limit.
-        run_dir: directory for the records; None to keep none.
+        run_dir: directory for the records, held until the monitor is closed; None to keep none.
         sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
             `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`.
         seed: of the probes' own random streams.
         on_error: "warn" records a failing probe and goes on, "raise" is for tests.
         resume: append to the run in `run_dir`; give the monitor its state back by
             `load_state_dict`, else steps go on after the last one recorded.
+        sync: wait at each measured step until its rows in `run_dir` are on the disk itself. They
+            survive the end of the process in any case; so they survive that of the machine.
 
     Returns:
         The attached monitor; `close()` it at the end, or use it as a context manager.
@@ -107,7 +110,7 @@ def attach(
     scheduled = resolve(probes, schedule)
     if other_process():
         scheduled, run_dir = [], None
-    store = None if run_dir is None else _open(run_dir, resume)
+    store = None if run_dir is None else _open(run_dir, resume, sync)
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, budget, seed))
     return Monitor(
@@ -184,9 +187,9 @@ def _check(
         raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
 
 
-def _open(run_dir: str | PathLike[str], resume: bool) -> RunDirectory:
+def _open(run_dir: str | PathLike[str], resume: bool, sync: bool) -> RunDirectory:
     try:
-        return RunDirectory(run_dir, resume=resume)
+        return RunDirectory(run_dir, resume=resume, sync=sync)
     except FileExistsError:
         raise
     except OSError as error:

@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from eqtoolbox import __version__
+from eqtoolbox.blame import blame
+from eqtoolbox.report.words import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input."""
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         return 0
-    except (ValueError, TypeError, OSError, LookupError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"eqtoolbox: {message}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("eqtoolbox: interrupted; what was measured is kept", file=sys.stderr)
         return 130
+    except BaseException as error:  # whatever a file or the code of a user does: words, no trace
+        print(f"eqtoolbox: {blame(error)}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -42,23 +43,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("name", metavar="NAME", nargs="?", default="digits", help="see --list")
     demo.add_argument("--list", action="store_true", help="print the names of all demos")
-    demo.add_argument("--run-dir", type=Path, help="directory for the run (default: a new one)")
+    demo.add_argument("--run-dir", type=_path, help="directory for the run (default: a new one)")
     demo.add_argument("--steps", type=int, help="optimizer steps (default: the demo's own)")
     demo.add_argument("--json", action="store_true", help="print findings as JSON")
     demo.set_defaults(run=_demo)
 
     summary = commands.add_parser("summary", help="findings and numbers of a run, in the terminal")
-    summary.add_argument("path", metavar="RUN", type=Path)
+    summary.add_argument("path", metavar="RUN", type=_path)
     summary.add_argument("--json", action="store_true", help="print as JSON")
     summary.set_defaults(run=_summary)
 
     report = commands.add_parser("report", help="the run as one self-contained HTML page")
-    report.add_argument("path", metavar="RUN", type=Path)
-    report.add_argument("-o", "--output", type=Path, help="file (default: RUN/report.html)")
+    report.add_argument("path", metavar="RUN", type=_path)
+    report.add_argument("-o", "--output", type=_path, help="file (default: RUN/report.html)")
     report.set_defaults(run=_report)
 
     audit = commands.add_parser("audit", help="rank the symmetries that a trained model obeys")
-    audit.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file with [audit]")
+    audit.add_argument("config", metavar="CONFIG", type=_path, help="a TOML file with [audit]")
     audit.add_argument("--json", action="store_true", help="print as JSON")
     audit.set_defaults(run=_audit)
 
@@ -78,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--json", action="store_true", help="print as JSON")
     found.set_defaults(run=_symmetries)
     return parser
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -103,14 +110,14 @@ def _summary(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(summary_data(run))
     else:
-        print(summary_text(run))
+        _say(summary_text(run))
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report import Run, write_page
 
     run = Run(arguments.path)
-    print(write_page(run, arguments.output or arguments.path / "report.html").resolve())
+    _say(str(write_page(run, arguments.output or arguments.path).resolve()))
 
 
 def _audit(arguments: argparse.Namespace) -> None:
@@ -128,7 +135,7 @@ def _audit(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(data(found))
     else:
-        print(text(found))
+        _say(text(found))
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -141,7 +148,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, options in resolved.items():
         print(f"[{name}]")
         for key, value in options.items():
-            print(f"  {key} = {value}")
+            _say(f"  {key} = {value}")
 
 
 def _symmetries(arguments: argparse.Namespace) -> None:
@@ -157,7 +164,13 @@ def _symmetries(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(rows)
         return
-    print("\n".join(filter(None, (str(found), remark and f"note: {remark}"))))
+    _say("\n".join(filter(None, (str(found), remark and f"note: {remark}"))))
+
+
+def _say(text: str) -> None:
+    """Print in the letters that the terminal has."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(printable(text).encode(encoding, "replace").decode(encoding))
 
 
 def _print_json(data: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from eqtoolbox.interrupts import for_the_loop, told
-from eqtoolbox.record import Record
+from eqtoolbox.record import Record, spelled
 from eqtoolbox.sink import Sink
 
 logger = logging.getLogger("eqtoolbox")
@@ -47,7 +47,7 @@ class Journal:
         return os.getpid() != self._process
 
     def write(self, record: Record) -> Record:
-        """Complete a record by step and segment, mark what is no number, pass it on."""
+        """Complete a record by step, segment and spelling, mark what is no number, pass it on."""
         row = self._completed(record)
         self._each(lambda sink: sink.write(row))
         return row
@@ -62,9 +62,11 @@ class Journal:
         status = record.status
         if status == "ok" and not math.isfinite(record.value):
             status = "non_finite"
-        if (record.step, record.segment, record.status) == (self.step, self.segment, status):
+        name = spelled(record.name)
+        have = (record.step, record.segment, record.status, record.name)
+        if have == (self.step, self.segment, status, name):
             return record
-        return replace(record, step=self.step, segment=self.segment, status=status)
+        return replace(record, step=self.step, segment=self.segment, status=status, name=name)
 
     def emit(self, name: str, value: float, unit: str = "1", note: str = "") -> Record:
         """Write a number of the monitor's own."""

@@ -1,18 +1,25 @@
 """A record: one measured number of one step, with its error, its status and what it cost."""
 
 import math
+import re
+import reprlib
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed", "skipped_budget"]
 Verdict = Literal["holds", "violated", "unresolved"]
 Mode = Literal["train", "eval"]
 
-_STATUSES = get_args(Status)
+_STATUSES, _VERDICTS, _MODES = get_args(Status), get_args(Verdict), get_args(Mode)
+LONGEST = 200  # characters of a name
+LAST = 2**53  # steps and counts below are exact in every reader of JSON
+SEGMENTS = 2**31  # more than any run is resumed
 HOLDS, VIOLATED = 3.0, 10.0  # verdict thresholds, in floors
 
-_NUMBERS = ("value", "stderr", "floor", "seconds")
+_NAME = re.compile(r"[A-Za-z0-9_./-]+")
+_FOREIGN = re.compile(r"[^A-Za-z0-9_./-]")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -26,7 +33,7 @@ class Record:
     """
 
     step: int  # optimizer steps taken before this one, so the first step is 0
-    name: str  # probe/quantity[/target], letters of [A-Za-z0-9_./-]
+    name: str  # probe/quantity[/target], up to 200 letters of [A-Za-z0-9_./-]
     value: float  # NaN when the status says that there is no number
     stderr: float | None = None  # standard error of an estimate, Ritz residual of an eigenvalue
     floor: float | None = None  # what rounding and sampling alone produce, in the value's unit
@@ -54,9 +61,22 @@ class Record:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Record":
-        """The record that `to_json` wrote; fields of later versions are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: _decode(k, v) for k, v in row.items() if k in known})
+        """The record that `to_json` wrote; fields of later versions are ignored.
+
+        Raises:
+            ValueError: a field is missing, or not what a record holds; says which and what came.
+        """
+        return cls.of(checked(row))
+
+    @classmethod
+    def of(cls, values: tuple[Any, ...]) -> "Record":
+        """The record of values that are `checked` already, in the order of the fields."""
+        record = object.__new__(cls)
+        vars(record).update(zip(FIELDS, values, strict=True))
+        return record
+
+
+FIELDS = tuple(Record.__dataclass_fields__)
 
 
 def verdict(error: float, floor: float) -> Verdict:
@@ -71,12 +91,91 @@ def verdict(error: float, floor: float) -> Verdict:
     return "violated" if error > VIOLATED * floor else "unresolved"  # NaN is unresolved too
 
 
+def checked(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The fields of a row as `to_json` wrote it, in the order of `FIELDS`, each what it must be.
+
+    Raises:
+        ValueError: one is not; says which and what came.
+    """
+    get = row.get
+    name, segment = get("name"), get("segment", 0)
+    if not isinstance(name, str) or not is_name(name):
+        raise ValueError(name_wanted(name))
+    return (
+        _count(get("step"), "step", LAST),
+        name,
+        _number(get("value"), "value"),
+        None if (stderr := get("stderr")) is None else _number(stderr, "stderr"),
+        None if (floor := get("floor")) is None else _number(floor, "floor"),
+        _text(get("unit", "1"), "unit"),
+        _choice(get("status", "ok"), "status", _STATUSES),
+        None if (word := get("verdict")) is None else _choice(word, "verdict", _VERDICTS),
+        None if (mode := get("mode")) is None else _choice(mode, "mode", _MODES),
+        None if (seconds := get("seconds")) is None else _number(seconds, "seconds"),
+        None if (matvecs := get("matvecs")) is None else _count(matvecs, "matvecs", LAST),
+        _text(get("note", ""), "note"),
+        _count(segment, "segment", SEGMENTS),
+    )
+
+
+def is_name(name: str) -> bool:
+    """Whether a text can be the name of a record.
+
+    Example:
+        >>> is_name("curvature/eigenvalue/1"), is_name("a b"), is_name("x" * 201)
+        (True, False, False)
+    """
+    return len(name) <= LONGEST and _NAME.fullmatch(name) is not None
+
+
+def spelled(name: str) -> str:
+    """A name in the letters that names have: others become "_", and what is too long is cut.
+
+    Example:
+        >>> spelled("equivariance/relative_error/turn by 90\N{DEGREE SIGN}")
+        'equivariance/relative_error/turn_by_90_'
+    """
+    if is_name(name):
+        return name
+    name = _FOREIGN.sub("_", name)
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{zlib.crc32(name.encode()):08x}"  # long names stay apart
+
+
+def name_wanted(name: Any) -> str:
+    """What to say of a name that is none."""
+    return f"name must be 1 to {LONGEST} letters of [A-Za-z0-9_./-], got {reprlib.repr(name)}"
+
+
+def _count(value: Any, field: str, limit: int) -> int:
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{field} must be an int >= 0, got {reprlib.repr(value)}")
+    return value
+
+
+def _number(value: Any, field: str) -> float:
+    if type(value) is float:
+        return value
+    try:
+        return float(value) if type(value) is int else _NON_FINITE[value]
+    except (KeyError, TypeError, OverflowError):
+        raise ValueError(f"{field} must be a number, got {reprlib.repr(value)}") from None
+
+
+def _text(value: Any, field: str) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{field} must be a text, got {reprlib.repr(value)}")
+    return value
+
+
+def _choice(value: Any, field: str, choices: tuple[str, ...]) -> str:
+    if type(value) is not str or value not in choices:
+        raise ValueError(f"{field} must be one of {choices}, got {reprlib.repr(value)}")
+    return value
+
+
 def _encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value
-
-
-def _decode(field: str, value: Any) -> Any:
-    number = field in _NUMBERS and isinstance(value, str)
-    return _NON_FINITE.get(value, value) if number else value

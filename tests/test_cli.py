@@ -1,5 +1,6 @@
 """The command line does what its help says, and says what is wrong."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -179,3 +180,97 @@ def test_a_used_run_directory_is_refused(demo: Path, capsys: pytest.CaptureFixtu
 def test_no_command_prints_help() -> None:
     with pytest.raises(SystemExit, match="2"):
         main([])
+
+
+USERS = """
+import sys
+import torch
+from torch import nn
+
+class Silent(Exception):
+    def __str__(self):
+        raise RuntimeError("no")
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+    def forward(self, x):
+        return 1 / 0
+
+def fails(): raise RuntimeError("user trouble")
+def recurses(): return recurses()
+def leaves(): sys.exit("bye")
+def silent(): raise Silent
+def asserts(): assert False
+def exhausts(): raise MemoryError
+def interrupts(): raise GeneratorExit
+def letters(): raise ValueError("\\ud800 \\x1b[2J")
+def overflows(): return 10.0 ** 400
+def broken(): return Broken(), torch.randn(8, 3)
+"""
+
+
+@pytest.mark.parametrize("command", ["audit", "symmetries"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fails", "RuntimeError: user trouble"),
+        ("recurses", "RecursionError: maximum recursion depth exceeded"),
+        ("leaves", "SystemExit: bye"),
+        ("silent", "Silent: it could not say why"),
+        ("asserts", "AssertionError"),
+        ("exhausts", "MemoryError"),
+        ("interrupts", "GeneratorExit"),
+        ("letters", r"\ud800 \x1b[2J"),
+        ("overflows", "OverflowError"),
+        ("broken", "division by zero"),
+    ],
+)
+def test_an_error_of_the_users_code_is_one_line_that_names_theirs(
+    command: str,
+    name: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(USERS)
+    (tmp_path / "a.toml").write_text(f'[audit]\nsource = "mine.py:{name}"\n')
+    assert main([command, "a.toml" if command == "audit" else f"mine.py:{name}"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    line = next(i for i, text in enumerate(USERS.split("\n"), 1) if f"def {name}(" in text)
+    if name == "broken":
+        line = USERS.split("\n").index("        return 1 / 0") + 1
+    assert f"mine.py:{line})" in err
+
+
+def test_a_file_of_the_users_that_is_no_python_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def (")
+    assert main(["symmetries", "mine.py:x"]) == 2
+    assert "(mine.py, line 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["summary", ""], ["report", ""], ["demo", "--run-dir", ""]])
+def test_an_empty_path_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    assert "expected a path, got an empty text" in capsys.readouterr().err
+
+
+def test_a_terminal_of_few_letters_gets_what_it_can_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.json").write_text('{"model": {"class": "Nèt\\ud800"}, "finished": 1}')
+    (tmp_path / "records.jsonl").write_text("")
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(["summary", str(tmp_path)]) == 0
+    shown.flush()
+    assert shown.buffer.getvalue().startswith(b"N?t?")  # type: ignore[attr-defined]

@@ -1,10 +1,41 @@
 """The files of a run directory: checked, and read as far as they are whole."""
 
 import difflib
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from eqtoolbox.files import Folder, read_object, rows
+from eqtoolbox.record import LAST, checked
+from eqtoolbox.report.facts import sound
+
+TOLD = 20  # oddities of a run that are told one by one
+_KINDS = ("info", "warning", "error")
+
+
+class Oddities:
+    """What could not be read of a run: counted, and the first ones told."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._told: list[str] = []
+        self._before = 0  # how many earlier events stand for
+
+    def note(self, what: str) -> None:
+        """Count one, and say what it is as long as few are told."""
+        self.count += 1
+        if self.count <= TOLD:
+            self._told.append(what)
+
+    def events(self, step: int) -> list[dict[str, Any]]:
+        """Those since the last call, as events of kind "warning"."""
+        told, more = self._told, self.count - self._before - len(self._told)
+        if more:
+            told.append(f"{more} more things could not be read")
+        self._told, self._before = [], self.count
+        row = {"time": time.time(), "step": step, "kind": "warning", "probe": "reading"}
+        return [row | {"message": message} for message in told]
 
 
 def require_run(path: Path) -> None:
@@ -29,29 +60,72 @@ def require_run(path: Path) -> None:
         )
 
 
-def rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    """JSON objects of a file of lines, None for each line that a kill tore.
+def records(folder: Folder, odd: Oddities) -> Iterator[tuple[Any, ...]]:
+    """The rows of records.jsonl that are `checked`; none when the file is missing.
 
-    A missing file has no lines; the file may still be growing.
+    Raises:
+        OSError: the file is no plain file, or not ours to read.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for line in filter(bytes.strip, lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        yield row if isinstance(row, dict) else None
-
-
-def facts(path: Path) -> dict[str, Any] | None:
-    """What run.json says: nothing when it is missing, None when it cannot be read."""
     try:
-        found = json.loads((path / "run.json").read_bytes())
+        file = folder.open("records.jsonl", "rb")
     except FileNotFoundError:
+        return
+    with file:
+        for number, row in rows(file):
+            try:
+                if row is None:
+                    raise ValueError("no whole JSON object")
+                yield checked(row)
+            except ValueError as error:
+                odd.note(f"records.jsonl line {number}: {error}")
+
+
+def events(folder: Folder, odd: Oddities) -> Iterator[dict[str, Any]]:
+    """The rows of events.jsonl that say what happened, when, and to which probe."""
+    try:
+        file = folder.open("events.jsonl", "rb")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        odd.note(str(error.strerror))
+        return
+    with file:
+        for number, row in rows(file):
+            wrong = "no whole JSON object" if row is None else _wrong(row)
+            if row is None or wrong:
+                odd.note(f"events.jsonl line {number}: {wrong}")
+            else:
+                yield row
+
+
+def facts(folder: Folder, odd: Oddities) -> dict[str, Any]:
+    """What run.json says, as far as it can be relied on."""
+    try:
+        found = read_object(folder, "run.json")
+    except OSError as error:
+        odd.note(str(error.strerror))
         return {}
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    if found is None:
+        odd.note("run.json: no whole JSON object")
+        return {}
+    kept, wrong = sound(found)
+    for what in wrong:
+        odd.note(f"run.json: {what}")
+    return kept
+
+
+def _wrong(event: dict[str, Any]) -> str:
+    """What is not as it must be in an event; empty for nothing."""
+    step, kind, time = event.get("step"), event.get("kind"), event.get("time", 0)
+    if type(step) is not int or not 0 <= step < LAST:
+        return "step must be an int >= 0"
+    if type(time) not in (int, float) or not abs(time) < LAST:
+        return "time must be a number of seconds"
+    if type(kind) is not str or kind not in _KINDS:
+        return f"kind must be one of {_KINDS}"
+    if not all(isinstance(event.get(field), str) for field in ("probe", "message")):
+        return "probe and message must be texts"
+    return ""
 
 
 def nearest(word: str, words: list[str]) -> str:

@@ -20,8 +20,7 @@ POINTS = 1500  # a trace; a panel is at most about a thousand pixels wide
 
 def arrays(trace: Trace) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps and values of a trace, both (n,)."""
-    steps = np.array([r.step for r in trace.records], dtype=np.int64)
-    return steps, np.array([r.value for r in trace.records], dtype=np.float64)
+    return trace.steps, trace.values
 
 
 def thinned(values: NDArray[np.float64], limit: int = POINTS) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Figures: traces over steps as plotly figures in plain JSON values, with a legend of their own."""
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 
 from eqtoolbox.record import Record, Verdict
 from eqtoolbox.report.drawing import GREY, arrays, faded, plain, thinned, ticks
-from eqtoolbox.report.run import Run, certified
+from eqtoolbox.report.run import Run
+from eqtoolbox.report.table import Rows
 from eqtoolbox.report.trace import Trace
-from eqtoolbox.report.words import number
+from eqtoolbox.report.words import number, printable
 
 ALIKE = 1.5  # ratio up to which floors are drawn as one
 FEW = 40  # points up to which each is marked
@@ -70,7 +72,7 @@ class Plot:
         """
         first = len(self.data)
         steps, values = arrays(trace)
-        errors = np.array([r.stderr or 0.0 for r in trace.records])
+        errors = np.nan_to_num(trace.numbers("stderr"), nan=0.0)
         kept = thinned(values)
         steps, values, errors = steps[kept], values[kept] * self.scale, errors[kept] * self.scale
         if errors.any():
@@ -101,12 +103,12 @@ class Plot:
         if len(drawn) > 1 and max(heights) < ALIKE * min(heights):
             drawn = [(drawn[0][0], GREY)]
         for trace, colour in drawn:
-            rows = [r for r in trace.records if r.floor]
-            floor = np.array([r.floor for r in rows], dtype=np.float64)
+            floor, steps = trace.numbers("floor"), trace.steps
+            floor, steps = floor[floor > 0], steps[floor > 0]
             kept = thinned(floor)
             self.data.append({
                 "type": "scatter", "mode": "lines", "hoverinfo": "skip", "opacity": 0.8,
-                "x": plain(np.array([r.step for r in rows])[kept]),
+                "x": plain(steps[kept]),
                 "y": plain(floor[kept] * self.scale),
                 "line": {"color": colour, "width": 1.3, "dash": "dot"},
             })  # fmt: skip
@@ -118,13 +120,13 @@ class Plot:
         """Mark on the lower edge where a probe ran and could not say."""
         rows: dict[int, Record] = {}
         for name in names:
-            for r in run.records(name) if name in run else []:
-                if not certified(r) and r.status not in ("skipped_budget", "not_applicable"):
-                    rows.setdefault(r.step, r)
+            for r in _unanswered(run.rows(name)) if name in run else ():
+                rows.setdefault(r.step, r)
         if not rows:
             return
         self.keys.append(Key(label="no number", colour=GREY, traces=(len(self.data),), dash="tick"))
         notes = [f"{r.status.replace('_', ' ')}: {r.note}".rstrip(": ")[:90] for r in rows.values()]
+        notes = [html.escape(printable(note)) for note in notes]  # plotly reads tags
         self.data.append({
             "type": "scatter", "mode": "markers", "x": list(rows), "y": [0.02] * len(rows),
             "yaxis": "y2", "text": notes, "hovertemplate": "%{text}<extra></extra>",
@@ -194,6 +196,12 @@ class Plot:
         edge = 10.0 ** (math.floor(math.log10(min(heights))) - 1) if heights else 1e-16
         for t in self.data:
             t["y"] = [edge if y is not None and y <= 0 else y for y in t["y"]]
+
+
+def _unanswered(rows: Rows) -> Rows:
+    """Attempts that gave no number."""
+    answered = rows.having("ok") & ~np.isnan(rows.numbers("value"))
+    return rows.where(~(answered | rows.having("skipped_budget") | rows.having("not_applicable")))
 
 
 def _short(value: float) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
+
 from eqtoolbox.report import (
     rules_conservation,
     rules_curvature,
@@ -16,6 +18,7 @@ from eqtoolbox.report import (
 )
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.words import printable
 
 __all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
 
@@ -60,16 +63,18 @@ def find(run: Run) -> list[Finding]:
     """All findings of a run: alarms, warnings, notes, then what is good; rule order within."""
     gravity = {level: -i for i, level in enumerate(get_args(Level))}
     found = [_dated(run, finding) for rule in RULES for finding in rule(run)]
+    found = [replace(f, text=printable(f.text)) for f in found]  # notes are what a file says
     return sorted(found, key=lambda f: gravity[f.level])
 
 
 def _dated(run: Run, finding: Finding) -> Finding:
     """A finding with its step, where the run went on and its numbers were measured only once."""
     names = {e.name for e in finding.evidence if not e.name.startswith(("monitor/", "cost/"))}
-    steps = {r.step for name in names for r in run.records(name) if r.status == "ok"}
-    if not names or len(steps) != 1 or "only measurement" in finding.text:
+    measured = [rows.steps[rows.having("ok")] for rows in map(run.rows, names)]
+    steps = set(np.unique(np.concatenate(measured)).tolist()) if measured else set()
+    if len(steps) != 1 or "only measurement" in finding.text:
         return finding
     (step,) = steps
-    if run.last_step is None or step >= run.last_step:
+    if step >= run.last_step:
         return finding
     return replace(finding, text=f"{finding.text[:-1]} (measured once, at step {step}).")

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eqtoolbox.files import Folder
 from eqtoolbox.report.drawing import arrays
 from eqtoolbox.report.panels import sections, training_panel
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import judged, skipped, trace
-from eqtoolbox.report.words import number, percent, plural, typeset
+from eqtoolbox.report.words import number, percent, plural, printable, typeset
 
 EVENTS = 200  # newest events shown
 
@@ -41,6 +42,7 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -49,9 +51,11 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
     template = environment.get_template("template.html.j2")
     text = template.render(**content(run), library=get_plotlyjs().replace("</script", "<\\/script"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(target.name + ".new")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(target)
+    folder = Folder(target.parent)
+    try:
+        folder.replace(target.name, text.encode())
+    finally:
+        folder.close()
     return target
 
 
@@ -97,7 +101,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         began = datetime.datetime.fromtimestamp(info["started"], tz=datetime.UTC)
         yield "started", f"{began:%d %B %Y, %H:%M} UTC".lstrip("0")
         done = info.get("finished")
-        yield "took", _duration(done - info["started"]) if done else "not finished when read"
+        took = max(0.0, done - info["started"]) if done else 0.0  # clocks may be set back
+        yield "took", _duration(took) if done else "not finished when read"
     place = " · ".join(str(info[k]) for k in ("device", "dtype") if info.get(k))
     if place:
         yield "on", place
@@ -132,9 +137,9 @@ def _duration(seconds: float) -> str:
 def _costs(run: Run) -> list[dict[str, Any]]:
     """One row a probe: what was measured, what was missed, what it took."""
     status: dict[str, Counter[str]] = {}
-    for _, probe, word in {(r.step, r.probe, r.status) for r in run.records()}:
+    for (probe, word), steps in run.attempts().items():
         if probe not in ("training", "monitor", "cost"):
-            status.setdefault(probe, Counter())[word] += 1
+            status.setdefault(probe, Counter())[word] = steps
     rows, left_out = [], skipped(run)
     for probe, count in sorted(status.items()):
         seconds = trace(run, f"cost/seconds/{probe}")
@@ -150,7 +155,7 @@ def _costs(run: Run) -> list[dict[str, Any]]:
 
 def _latest(run: Run, name: str) -> dict[str, str]:
     """The last certified value of a name and the status of its last attempt."""
-    newest, t = run.records(name)[-1], trace(run, name)
+    newest, t = run.rows(name)[-1], trace(run, name)
     row = {"name": name, "status": newest.status.replace("_", " "), "note": newest.note}
     row |= dict.fromkeys(("value", "stderr", "floor", "verdict", "unit"), "")
     row["step"] = str(newest.step)

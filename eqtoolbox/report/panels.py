@@ -106,12 +106,13 @@ def _seconds(seconds: dict[str, float]) -> Panel:
 
 def _remarks(run: Run, probes: tuple[str, ...]) -> Iterator[str]:
     """Why names without a single number have none."""
-    measured = [name for name in run.names() if trace(run, name) is not None]
+    names = [n for n in run.names() if n.split("/")[0] in probes]
+    measured = {name for name in names if trace(run, name) is not None}
     reasons: dict[str, list[Record]] = {}
-    for name in run.names():
-        last = run.records(name)[-1]
+    for name in names:
+        last = run.rows(name)[-1]
         answered = name in measured or any(m.startswith(f"{name}/") for m in measured)
-        if last.probe in probes and not answered and "/self_test/" not in name:
+        if not answered and "/self_test/" not in name:
             why = ": ".join(part for part in (last.status.replace("_", " "), last.note) if part)
             reasons.setdefault(why, []).append(last)
     for why, rows in reasons.items():

@@ -1,5 +1,6 @@
 """Panels of vectors: one number a unit and step, as heat maps."""
 
+import html
 import math
 from collections.abc import Iterator
 
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from eqtoolbox.report.drawing import PALETTE, plain
 from eqtoolbox.report.figures import Figure, Panel
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.words import plural, words
+from eqtoolbox.report.trace import vectors
+from eqtoolbox.report.words import plural, printable, words
 
 UNITS, STEPS = 96, 120  # rows and columns of a heat map at most
 CLIPPED = 0.99  # share of the cells within the colour scale
@@ -21,9 +23,9 @@ def charge_panels(run: Run) -> Iterator[Panel]:
     for name in run.arrays():
         probe, quantity, family = [*name.split("/", 2), "", ""][:3]
         if (probe, quantity) == ("conservation", "unit_drift"):
-            steps, values = run.array(name)
+            steps, values = vectors(run, name)
             if values.ndim == 2 and values.shape[1] > 1 and len(steps) > 1:
-                members = run.records(name)[-1].note if name in run else ""
+                members = run.rows(name)[-1].note if name in run else ""
                 yield _heat(family, steps, values.T, members)
 
 
@@ -98,7 +100,7 @@ def _labels(members: str, total: int) -> Iterator[tuple[int, str]]:
     at = 0
     for part in filter(None, members.split("; ")):
         name, _, count = part.rpartition(": ")
-        if not count.isdigit():
+        if not count.isdecimal() or len(count) > 12:
             return
-        yield at, name
+        yield at, html.escape(printable(name))  # plotly reads tags
         at += int(count)

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from eqtoolbox.report.drawing import PALETTE, faded, plain
 from eqtoolbox.report.figures import Figure, Panel, Plot
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.trace import trace
+from eqtoolbox.report.trace import trace, vectors
 from eqtoolbox.report.words import raised
 
 LEVELS, STEPS = 90, 120  # rows and columns of the map at most
 LINEAR = 0.02  # of the largest |eigenvalue|: below, the axis is linear, as is what Lanczos resolves
+TINY = 1e-100  # largest eigenvalue that counts as zero
 SMOOTHED = 1.5  # rows: standard deviation of the Gaussian that smooths the density
 DECADES = 5  # of the colour scale
 SCALE = [[0.0, faded(PALETTE[0], 0.0)], [0.5, faded(PALETTE[0], 0.7)], [1.0, PALETTE[1]]]
@@ -33,10 +34,11 @@ def spectrum_panels(run: Run) -> Iterator[Panel]:
             plot = Plot(last_step=run.last_step)
             plot.line(estimate, quantity.replace("_", " "), PALETTE[0])
             yield plot.panel(quantity.replace("_", "-"), title, reading)
-    if "spectrum/density" in run.arrays():
-        steps, values = run.array("spectrum/density")
-        if len(steps) > 1:
-            yield _map(steps, list(values))
+    steps, values = vectors(run, "spectrum/density")
+    if len(steps) > 1 and values.ndim == 3 and values.shape[1] == 2 and values.shape[2]:
+        lost = np.isnan(values).any(axis=1) | (values[:, 1] < 0)
+        values = np.where(lost[:, None], 0.0, values)  # nodes that weigh nothing
+        yield _map(steps, list(values))
 
 
 def density_rows(
@@ -50,8 +52,8 @@ def density_rows(
     Returns:
         density per row (rows, steps), positions asinh(eigenvalue / unit) of the rows, and the unit.
     """
-    largest = max(float(np.nanmax(np.abs(q[0]))) for q in quadratures) or 1.0
-    unit = LINEAR * largest
+    largest = max(float(np.nanmax(np.abs(q[0]))) for q in quadratures)
+    unit = LINEAR * (largest if largest > TINY else 1.0)
     placed = [np.arcsinh(q[0] / unit) for q in quadratures]
     low = min(float(np.nanmin(p)) for p in placed)
     high = max(float(np.nanmax(p)) for p in placed)

@@ -23,7 +23,7 @@ def stability(run: Run) -> Iterator[Finding]:
     certain = _with_certified_sharpness(run, level_of)
     if certain is None:
         return
-    now, values = certain.now, [r.value for r in certain.records]
+    now, values = certain.now, certain.values.tolist()
     what = f"{_threshold_words(run, certain.last.note)} = {number(now)}"
     level: Level = "good"
     if now >= BEYOND:
@@ -117,7 +117,7 @@ def engine(run: Run) -> Iterator[Finding]:
     """How Hessian products were made, where it was not the exact default."""
     for probe in ("curvature", "noether", "discrete", "tracking", "spectrum"):
         name = f"{probe}/self_test/asymmetry"
-        mode, _, reason = (run.records(name)[-1].note if name in run else "").partition(": ")
+        mode, _, reason = (run.rows(name)[-1].note if name in run else "").partition(": ")
         if mode and mode != "exact":
             text = f"Hessian products are {mode}: {reason}."
             test = trace(run, name)

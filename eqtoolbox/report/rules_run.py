@@ -1,14 +1,14 @@
 """Rules about the run as a whole: is the loss ours, is it finite, does it fall, what was missed."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
-from eqtoolbox.record import Record
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.table import LARGEST
 from eqtoolbox.report.trace import skipped, trace
 from eqtoolbox.report.words import listing, number, percent, plural
 
@@ -98,17 +98,18 @@ def skipped_steps(run: Run) -> Iterator[Finding]:
 
 def finite_loss(run: Run) -> Iterator[Finding]:
     """NaN and infinite training losses."""
-    rows = run.records("training/loss") if "training/loss" in run else []
-    bad = [r for r in rows if r.status in ("ok", "non_finite") and not math.isfinite(r.value)]
-    if not bad:
+    if "training/loss" not in run:
         return
-    good = [r for r in rows if r.status == "ok" and math.isfinite(r.value)]
-    lasting = not good or good[-1].step < bad[-1].step
-    begin = bad[0]
-    if lasting and good:
-        begin = next(r for r in bad if r.step > good[-1].step)
+    rows = run.rows("training/loss")
+    finite, ok = np.abs(rows.numbers("value")) <= LARGEST, rows.having("ok")
+    good = np.flatnonzero(ok & finite)
+    bad = np.flatnonzero((ok | rows.having("non_finite")) & ~finite)
+    if not bad.size:
+        return
+    lasting = not good.size or good[-1] < bad[-1]
+    first = bad[bad > good[-1]][0] if lasting and good.size else bad[0]
+    begin, before = rows[first], rows.where(good[good < first])
     kind = "NaN" if math.isnan(begin.value) else "infinite"
-    before = [r for r in good if r.step < begin.step]
     last = f"; the last finite one was {number(before[-1].value)}" if before else ""
     once = f"The training loss was not finite at {plural(len(bad), 'recorded step')}, first at step"
     yield Finding(
@@ -127,7 +128,7 @@ def loss_trend(run: Run) -> Iterator[Finding]:
     loss = trace(run, "training/loss")
     if loss is None or loss.unanswered or len(loss.records) < 3 * FIFTH:
         return
-    values = np.array([r.value for r in loss.records])
+    values = loss.values
     ratios = np.log(values) if (values > 0).all() else values  # a steep fall is no scatter
     fifths, compared = np.array_split(values, FIFTH), np.array_split(ratios, FIFTH)
     first, previous, last = (float(np.median(fifths[i])) for i in (0, -2, -1))
@@ -163,9 +164,11 @@ def _uncertainty(*parts: np.ndarray) -> float:
 
 def nothing(run: Run) -> Iterator[Finding]:
     """A run in which no probe could measure anything, because no loss was known."""
-    rows = [r for r in run.records() if r.probe not in _NO_PROBES]
-    lossless = any("monitor.loss" in r.note for r in rows)
-    if not lossless or any(r.status != "not_applicable" for r in rows):
+    tried = {status for probe, status in run.attempts() if probe not in _NO_PROBES}
+    if tried != {"not_applicable"}:
+        return
+    rows = [r for r in run.rows() if r.probe not in _NO_PROBES]
+    if not any("monitor.loss" in r.note for r in rows):
         return
     reasons = Counter(r.note for r in rows).most_common()
     evidence = (Evidence(name=rows[-1].name, step=rows[-1].step, value=math.nan),)
@@ -175,25 +178,25 @@ def nothing(run: Run) -> Iterator[Finding]:
 
 def unanswered(run: Run) -> Iterator[Finding]:
     """Measurements that gave no number, by reason."""
-    groups: dict[str, dict[tuple[int, str], Record]] = defaultdict(dict)
-    for record in run.records():
-        if record.name != "training/loss" and record.status != "ok":
-            groups[record.status].setdefault((record.step, record.probe), record)
     words = {"failed": "failed", "non_finite": "met NaN or infinite numbers"}
     words["not_converged"] = "did not converge and count as unmeasured"
     for status, happened in words.items():
-        rows = list(groups[status].values())
-        if not rows:
+        first, note, seen = None, "", set[tuple[int, str]]()
+        everything = run.rows()
+        for r in everything.where(everything.having(status)):
+            if r.name != "training/loss" and (r.step, r.probe) not in seen:
+                seen.add((r.step, r.probe))
+                first, note = first or r, note or r.note
+        if first is None:
             continue
-        probes = Counter(r.probe for r in rows)
-        note = next((f": {r.note}" for r in rows if r.note), "")
-        what = listing([f"{count} {probe}" for probe, count in probes.most_common()])
-        what += " measurement" if len(rows) == 1 else " measurements"
-        text = f"{what} {happened}, first at step"
+        probes = Counter(probe for _, probe in sorted(seen)).most_common()
+        what = listing([f"{count} {probe}" for probe, count in probes])
+        what += " measurement" if len(seen) == 1 else " measurements"
+        because = f": {note}" if note else ""
         yield Finding(
             level="note" if status == "not_converged" else "warning",
-            text=f"{text} {rows[0].step}{note}.".replace("..", "."),
-            evidence=(Evidence(name=rows[0].name, step=rows[0].step, value=math.nan),),
+            text=f"{what} {happened}, first at step {first.step}{because}.".replace("..", "."),
+            evidence=(Evidence(name=first.name, step=first.step, value=math.nan),),
         )
 
 
@@ -201,13 +204,7 @@ def cost(run: Run) -> Iterator[Finding]:
     """What share of the training time the probes took, and what the budget left out."""
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
     left_out, setup = sum(skipped(run).values()), trace(run, "cost/setup")
-    due = left_out + len(
-        {
-            (r.step, r.probe)
-            for r in run.records()
-            if r.probe not in _NO_PROBES and r.status != "skipped_budget"
-        }
-    )
+    due = left_out + sum(n for probe, n in run.tried().items() if probe not in _NO_PROBES)
     took = f"overhead {_share(overhead.last.value)}" if overhead else "overhead not recorded"
     if overhead and budget is not None:
         took += f", budget {percent(budget)}"

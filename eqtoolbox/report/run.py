@@ -1,10 +1,7 @@
 """A run: everything that one training left in its run directory, read back."""
 
 import html
-import math
-import operator
 import os
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqtoolbox.arrays import frames
+from eqtoolbox.files import Folder
 from eqtoolbox.record import Record
-from eqtoolbox.report.directory import facts, nearest, require_run, rows
+from eqtoolbox.report.directory import (
+    Oddities,
+    events,
+    facts,
+    nearest,
+    records,
+    require_run,
+)
+from eqtoolbox.report.table import NUMBERS, Rows, Table
+from eqtoolbox.report.words import printable
 
 if TYPE_CHECKING:
     from eqtoolbox.report.finding import Finding
@@ -23,8 +30,10 @@ if TYPE_CHECKING:
 class Run:
     """The records, events and facts of one run directory, finished or still being written.
 
-    A record that a resumed run repeats replaces the earlier one of the same (step, name). Lines
-    that a kill tore are left out and counted in `torn`. What is written later needs a new `Run`.
+    A record that a resumed run repeats replaces the earlier one of the same (step, name). Whatever
+    is not what a monitor writes, such as a line that a kill tore, is left out, counted in `torn`
+    and told among the `events`, the first ones by file and line. What is written later needs a
+    new `Run`.
 
     Args:
         path: the run directory.
@@ -33,6 +42,7 @@ class Run:
         FileNotFoundError: there is no such directory.
         NotADirectoryError: the path is a file.
         ValueError: the directory holds no run.
+        OSError: it cannot be read, or records.jsonl is no plain file.
 
     Example:
         >>> import pathlib, tempfile
@@ -46,20 +56,29 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         require_run(self.path)
-        self.torn = 0  # lines that could not be read
-        info = facts(self.path)
-        self.torn += info is None
-        self.info: dict[str, Any] = info or {}
-        self.events: list[dict[str, Any]] = list(self._rows("events.jsonl"))
-        self._records: dict[str, dict[int, Record]] = {}
-        for row in self._rows("records.jsonl"):
-            self._keep(row)
-        for name, by_step in self._records.items():
-            self._records[name] = dict(sorted(by_step.items()))
+        self._odd = Oddities()
+        folder = Folder(self.path)
+        self.info: dict[str, Any] = facts(folder, self._odd)
+        self.events: list[dict[str, Any]] = list(events(folder, self._odd))
+        self._table = Table()
+        for row in records(folder, self._odd):
+            self._table.add(row)
+        self._table.close()
+        folder.close()
+        self.events += self._odd.events(self.last_step)
+
+    @property
+    def torn(self) -> int:
+        """How many lines, facts and arrays could not be read."""
+        return self._odd.count
 
     def names(self) -> list[str]:
         """Names of all records, sorted, eigenvalue 10 after eigenvalue 9."""
-        return sorted(self._records, key=_natural)
+        return list(self._names)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted(self._table.names, key=_natural)
 
     def targets(self, quantity: str) -> list[str]:
         """Symmetries, families or ranks that a quantity was measured for.
@@ -68,7 +87,7 @@ class Run:
             quantity: the first two words of a name, as in "conservation/drift".
         """
         prefix = quantity + "/"
-        return [name.removeprefix(prefix) for name in self.names() if name.startswith(prefix)]
+        return [name.removeprefix(prefix) for name in self._names if name.startswith(prefix)]
 
     def records(self, name: str | None = None) -> list[Record]:
         """Records of one name by step, or all of them by step; the last of each (step, name).
@@ -76,10 +95,14 @@ class Run:
         Raises:
             KeyError: no record has this name.
         """
-        if name is not None:
-            return list(self._of(name).values())
-        everything = [r for by_step in self._records.values() for r in by_step.values()]
-        return sorted(everything, key=lambda r: r.step)
+        return list(self.rows(name))
+
+    def rows(self, name: str | None = None) -> Rows:
+        """The same as a sequence that makes each record when it is asked for.
+
+        A run of a million records takes little memory this way, and their numbers come as arrays.
+        """
+        return self._table.by_step() if name is None else self._of(name)
 
     def series(
         self, name: str, *, include_missing: bool = False
@@ -98,8 +121,7 @@ class Run:
             KeyError: no record has this name; the message names the nearest.
         """
         rows = self._rows_of(name, include_missing)
-        steps = np.array([r.step for r in rows], dtype=np.int64)
-        return steps, np.array([r.value for r in rows], dtype=np.float64)
+        return rows.steps, rows.numbers("value")
 
     def stderr(self, name: str, *, include_missing: bool = False) -> NDArray[np.float64]:
         """Error of every value of `series(name)`, shape (n,); NaN where none was recorded."""
@@ -121,7 +143,10 @@ class Run:
         known = Record.__dataclass_fields__
         if field not in known:
             raise KeyError(f"records have no field {field!r}; {nearest(field, list(known))}")
-        values = [getattr(r, field) for r in self._rows_of(name, include_missing)]
+        rows = self._rows_of(name, include_missing)
+        if field in NUMBERS:
+            return rows.numbers(field)
+        values = [getattr(r, field) for r in rows]
         if known[field].type in (str, "str") or any(isinstance(v, str) for v in values):
             return np.array(values, dtype=object)
         return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
@@ -153,11 +178,15 @@ class Run:
     @cached_property
     def _arrays(self) -> dict[str, dict[int, NDArray[Any]]]:
         found: dict[str, dict[int, NDArray[Any]]] = {}
-        for array in frames(self.path / "arrays.bin"):
-            if array is None:
-                self.torn += 1
-            else:
-                found.setdefault(array.name, {})[array.step] = array.values
+        try:
+            for array in frames(self.path / "arrays.bin"):
+                if array is None:
+                    self._odd.note("arrays.bin: a stretch is no whole frame")
+                else:
+                    found.setdefault(array.name, {})[array.step] = array.values
+        except OSError as error:
+            self._odd.note(str(error.strerror))
+        self.events += self._odd.events(self.last_step)
         return found
 
     def frame(self, long: bool = False) -> Any:
@@ -192,7 +221,15 @@ class Run:
     @property
     def last_step(self) -> int:
         """The newest step that has a record; 0 for an empty run."""
-        return max((max(by_step) for by_step in self._records.values()), default=0)
+        return int(self.rows().steps[-1]) if len(self._table) else 0
+
+    def attempts(self) -> dict[tuple[str, str], int]:
+        """At how many steps a probe has records of a status, by (probe, status)."""
+        return self._table.attempts()
+
+    def tried(self) -> dict[str, int]:
+        """At how many steps a probe has records beside those that the budget left out."""
+        return self._table.tried()
 
     def findings(self) -> "list[Finding]":
         """What the run shows, in plain words: alarms first, then warnings, notes, good news."""
@@ -201,45 +238,28 @@ class Run:
         return find(self)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._records
+        return name in self._table.names
 
     def __repr__(self) -> str:
-        count = sum(len(by_step) for by_step in self._records.values())
-        return f"Run({str(self.path)!r}: {len(self._records)} names, {count} records)"
+        count = f"{len(self._table.names)} names, {len(self._table)} records"
+        return f"Run({str(self.path)!r}: {count})"
 
     def _repr_html_(self) -> str:
         items = "".join(
             f"<li><b>{f.level}</b>: {html.escape(f.text)}</li>" for f in self.findings()
         )
-        return f"<p><code>{html.escape(repr(self))}</code></p><ul>{items}</ul>"
+        return f"<p><code>{html.escape(printable(repr(self)))}</code></p><ul>{items}</ul>"
 
-    def _of(self, name: str) -> dict[int, Record]:
-        if name not in self._records:
+    def _of(self, name: str) -> Rows:
+        if name not in self:
             raise KeyError(f"no record is named {name!r}; {nearest(name, self.names())}")
-        return self._records[name]
+        return self._table.of(name)
 
-    def _rows_of(self, name: str, include_missing: bool) -> list[Record]:
-        return [r for r in self._of(name).values() if include_missing or certified(r)]
-
-    def _keep(self, row: dict[str, Any]) -> None:
-        try:
-            record = Record.from_json(row)
-            math.isnan(record.value)  # raises when a later version wrote something else
-            self._records.setdefault(record.name, {})[operator.index(record.step)] = record
-        except (TypeError, ValueError):
-            self.torn += 1
-
-    def _rows(self, file: str) -> Iterator[dict[str, Any]]:
-        for row in rows(self.path / file):
-            if row is None:
-                self.torn += 1
-            else:
-                yield row
-
-
-def certified(record: Record) -> bool:
-    """Whether a record carries a number that its probe stands behind."""
-    return record.status == "ok" and not math.isnan(record.value)
+    def _rows_of(self, name: str, include_missing: bool) -> Rows:
+        rows = self._of(name)
+        if include_missing:
+            return rows
+        return rows.where(rows.having("ok") & ~np.isnan(rows.numbers("value")))
 
 
 def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import drift, judged, trace
-from eqtoolbox.report.words import number
+from eqtoolbox.report.words import number, printable
 
 WIDTH = 100
 _ARROWS = {"up": "↗", "down": "↘", "flat": "→", None: ""}
@@ -27,7 +27,7 @@ def summary_text(run: Run) -> str:
     parts.append("\n".join(findings) if findings else "no finding")
     if data["values"]:
         parts.append(_table(data["values"]))
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts)) + "\n"
 
 
 def summary_data(run: Run) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def summary_data(run: Run) -> dict[str, Any]:
 
 
 def _row(run: Run, name: str) -> dict[str, Any]:
-    newest, t = run.records(name)[-1], trace(run, name)
+    newest, t = run.rows(name)[-1], trace(run, name)
     row: dict[str, Any] = dict.fromkeys(("last", "stderr", "median", "trend", "floor", "verdict"))
     if t is not None:
-        direction = {1: "up", -1: "down", 0: "flat"}[drift([r.value for r in t.records])]
+        direction = {1: "up", -1: "down", 0: "flat"}[drift(t.values)]
         row["last"], row["median"] = _strict(t.last.value), _strict(t.now)
         row["stderr"], row["floor"] = _strict(t.last.stderr), _strict(t.last.floor)
         row["trend"] = direction if len(t.records) >= 4 else None

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eqtoolbox.record import Record, Verdict, verdict
 from eqtoolbox.report.finding import Evidence
-from eqtoolbox.report.run import Run, certified
+from eqtoolbox.report.run import Run
+from eqtoolbox.report.table import LARGEST, Rows
 
+SHORT = 1000  # records that are made at once; those of longer traces when they are asked for
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
     "equivariance/relative_error/",
@@ -30,9 +33,12 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Certified records of one name (status ok, a finite number), by step; never empty."""
+    """Certified records of one name (status ok, a finite number), by step; never empty.
 
-    records: tuple[Record, ...]
+    Their errors and floors are finite and not negative, or None.
+    """
+
+    records: Sequence[Record]
     unanswered: int = 0  # attempts after the last certified one
 
     @property
@@ -44,8 +50,25 @@ class Trace:
         return self.records[-1]
 
     @property
-    def recent(self) -> tuple[Record, ...]:
+    def recent(self) -> Sequence[Record]:
         return self.records[-RECENT:]
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Steps of all records, (n,)."""
+        rows = self.records
+        return rows.steps if isinstance(rows, Rows) else np.array([r.step for r in rows], np.int64)
+
+    def numbers(self, field: str) -> NDArray[np.float64]:
+        """value, stderr or floor of all records, (n,); NaN where there is none."""
+        if isinstance(self.records, Rows):
+            return self.records.numbers(field)
+        return np.array([getattr(r, field) for r in self.records], np.float64)
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Values of all records, (n,)."""
+        return self.numbers("value")
 
     @property
     def now(self) -> float:
@@ -61,13 +84,13 @@ class Trace:
     @property
     def floor(self) -> float | None:
         """Median floor of the last measurements, None when none was recorded."""
-        floors = [r.floor for r in self.recent if r.floor is not None and math.isfinite(r.floor)]
+        floors = [r.floor for r in self.recent if r.floor is not None]
         return _median(floors) if floors else None
 
     @property
     def error(self) -> float:
         """Largest recent error of a value: its stderr or its floor; 0 when none was recorded."""
-        return max(max(abs(r.stderr or 0.0), r.floor or 0.0) for r in self.recent)
+        return max(max(r.stderr or 0.0, r.floor or 0.0) for r in self.recent)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -101,18 +124,36 @@ class Trace:
 
 def trace(run: Run, name: str) -> Trace | None:
     """The certified measurements of a name; None when there are none."""
-    rows = run.records(name) if name in run else []
-    rows = [r for r in rows if r.status != "skipped_budget"]  # never tried
-    held = [i for i, r in enumerate(rows) if certified(r) and math.isfinite(r.value)]
-    if not held:
+    if name not in run:
         return None
-    return Trace(records=tuple(rows[i] for i in held), unanswered=len(rows) - 1 - held[-1])
+    rows = run.rows(name)
+    rows = rows.where(~rows.having("skipped_budget"))  # never tried
+    known = ~(rows.numbers("stderr") > LARGEST)  # an infinite error says that nothing is known
+    sized = np.abs(rows.numbers("value")) <= LARGEST
+    held = np.flatnonzero(rows.having("ok") & sized & known)
+    if not held.size:
+        return None
+    kept: Sequence[Record] = rows.where(held).sound()
+    if len(kept) <= SHORT:
+        kept = tuple(kept)
+    return Trace(records=kept, unanswered=len(rows) - 1 - int(held[-1]))
+
+
+def vectors(run: Run, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What `run.array` gives, NaN for numbers beyond all sums; empty where nothing was kept."""
+    if name not in run.arrays():
+        return np.zeros(0, np.int64), np.zeros(0)
+    steps, kept = run.array(name)
+    with np.errstate(all="ignore"):
+        values = kept.astype(np.float64)
+        return steps, np.where(np.abs(values) <= LARGEST, values, np.nan)
 
 
 def skipped(run: Run) -> dict[str, int]:
     """How many due measurements the budget left out, by probe; not each of them has a row."""
-    rows = {(r.step, r.probe) for r in run.records() if r.status == "skipped_budget"}
-    found = dict(Counter(probe for _, probe in rows))
+    found = {
+        probe: n for (probe, status), n in run.attempts().items() if status == "skipped_budget"
+    }
     for probe, count in traces(run, "cost/skipped").items():
         found[probe] = max(found.get(probe, 0), round(count.last.value))
     return found
@@ -157,7 +198,7 @@ def onset(flags: Sequence[bool], window: int = RECENT) -> int | None:
     return begin
 
 
-def drift(values: Sequence[float]) -> int:
+def drift(values: Sequence[float] | NDArray[np.float64]) -> int:
     """Direction of a series by the Mann-Kendall test: 1 up, -1 down, 0 neither (|z| < 2).
 
     Reference:

@@ -22,6 +22,21 @@ _SYMMETRIES = {
 }
 
 
+_HIDDEN = re.compile(  # controls, marks of direction, line separators, halves of surrogate pairs
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""A text in which what would steer a terminal, or turn letters around, is spelled out.
+
+    Example:
+        >>> print(printable("a\x1b[31mred"))
+        a\x1b[31mred
+    """
+    return _HIDDEN.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 def number(x: float, digits: int = 3) -> str:
     """A number with few significant digits, as short as it can be written.
 
