@@ -3,9 +3,8 @@
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.budget import check_share
-from eqtoolbox.capture.batch import check_batch
+from eqtoolbox.capture.batch import check_batch, tensors
 from eqtoolbox.capture.unwrap import (
     optimizers_in,
     other_process,
@@ -23,8 +22,12 @@ from eqtoolbox.capture.unwrap import (
     unwrapped,
 )
 from eqtoolbox.config import Probes, describe, resolve
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import Location, Seed
+from eqtoolbox.expect.words import shown
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor, monitors_of
+from eqtoolbox.objective import LossFunction
 from eqtoolbox.probe import Scheduled
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
@@ -38,15 +41,15 @@ def attach(
     | Iterable[torch.optim.Optimizer]
     | Mapping[Any, torch.optim.Optimizer],
     *,
-    loss_fn: Callable[[nn.Module, Any], Any] | None = None,
+    loss_fn: LossFunction | None = None,
     criterion: nn.Module | None = None,
     probes: Probes = "standard",
     probe_batch: Any = None,
     schedule: int | Schedule | Mapping[str, int | Schedule] | None = None,
     budget: float | None = 0.05,
-    run_dir: str | PathLike[str] | None = None,
+    run_dir: Location | None = None,
     sinks: Sequence[Any] = (),
-    seed: int = 0,
+    seed: Seed = 0,
     on_error: OnError = "warn",
     resume: bool = False,
 ) -> Monitor:
@@ -94,10 +97,19 @@ def attach(
     """
     optimizers = optimizers_in(optimizer)
     called, model = model, _checked_model(model)
-    _check(model, optimizers, criterion, loss_fn, budget, seed, on_error)
+    _check(model, optimizers, criterion, budget, on_error)
+    fitted("loss_fn", loss_fn, LossFunction | None)
+    fitted("sinks", sinks, Sequence[Any])
+    fitted("run_dir", run_dir, Location | None)
+    seed, resume = fitted("seed", seed, Seed), fitted("resume", resume, bool)
     further = [] if other_process() else [as_sink(sink) for sink in sinks]
     if probe_batch is not None:
         check_batch(probe_batch, model)
+        if criterion is not None and not tensors(probe_batch):
+            raise TypeError(
+                "expected probe_batch as (inputs, target) of tensors for the criterion, got "
+                f"{shown(probe_batch)}; numpy arrays become tensors by torch.as_tensor(array)"
+            )
     scheduled = resolve(probes, schedule)
     if other_process():
         scheduled, run_dir = [], None
@@ -135,15 +147,19 @@ def _check(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     criterion: Any,
-    loss_fn: Any,
     budget: Any,
-    seed: Any,
     on_error: Any,
 ) -> None:
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ValueError(
             f"{lazy[0]} is a lazy parameter without a shape; run one forward pass before attach()"
+        )
+    empty = [n for n, p in model.named_parameters() if p.is_meta]
+    if empty:
+        raise ValueError(
+            f"expected parameters that hold numbers, got {empty[0]} on the meta device; give the "
+            'model memory by model.to_empty(device="cpu") and its weights by load_state_dict()'
         )
     if not trainable(model):
         raise ValueError(
@@ -166,16 +182,12 @@ def _check(
             f"criterion must be an nn.Module, whose calls can be seen, got {criterion!r}; use "
             "e.g. nn.CrossEntropyLoss(), or decorate your loss function with @monitor.loss"
         )
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function (model, batch) -> loss, got {loss_fn!r}")
     check_share(budget)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {seed!r}")
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
 
 
-def _open(run_dir: str | PathLike[str], resume: bool) -> RunDirectory:
+def _open(run_dir: Location, resume: bool) -> RunDirectory:
     try:
         return RunDirectory(run_dir, resume=resume)
     except FileExistsError:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,12 @@ from eqtoolbox.account import Account
 from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.step import Step
+from eqtoolbox.checkpoint import check_state
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
+from eqtoolbox.expect.bounds import Bound, instance
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.faithfulness import Faithfulness
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
@@ -27,6 +31,11 @@ from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorated = Annotated[
+    Callable[..., Any],
+    Bound("a function (model, batch, ...) -> loss", lambda f: not isinstance(f, type), whole=True),
+]
+Place = Annotated[Sink, instance("a Sink", "trackers are given to attach(sinks=[...])")]
 
 
 class Monitor:
@@ -106,6 +115,7 @@ class Monitor:
         it should do nothing but compute. A compiled loss is decorated on the outside:
         `monitor.loss(torch.compile(loss_fn))`.
         """
+        fitted("function", function, Decorated)
         return self._capture.wrap(function)
 
     def observe(self, batch: Any, weight: float | None = None) -> None:
@@ -115,7 +125,17 @@ class Monitor:
             batch: for `loss_fn(model, batch)`.
             weight: of its loss in the gradient of the step; without, the losses of all batches
                 observed before a step count equally and their mean is taken.
+
+        Raises:
+            ValueError: no function is known that takes the batch.
         """
+        if not self._capture.takes_batches:
+            raise ValueError(
+                "observe(batch) expected a loss function that takes the batch, got none; give "
+                "loss_fn= to attach, or decorate yours with @monitor.loss"
+            )
+        if weight is not None:
+            weight = fitted("weight", weight, Positive)
         self._safely(self._capture.observe, batch, weight)
 
     @property
@@ -133,17 +153,19 @@ class Monitor:
 
     def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
         """Say that the model's own `forward` enters this autocast, where no hook can see it."""
-        self._capture.inside = (device, dtype)
+        fitted("dtype", dtype, torch.dtype)
+        self._capture.inside = (fitted("device", device, str), dtype)
 
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""
+        step = fitted("step", step, Natural)
         if step != self.step:
             self.step = step
             self._arm()
 
     def add_sink(self, sink: Sink) -> None:
         """Send records to one more place."""
-        self._journal.add(sink)
+        self._journal.add(fitted("sink", sink, Place))
 
     def probe_now(self) -> list[Record]:
         """Measure all probes at the present parameters, whatever is due, and return the records.
@@ -219,11 +241,9 @@ class Monitor:
         """Go on where `state_dict` was taken.
 
         Raises:
-            KeyError: `state` is no monitor state.
+            KeyError, TypeError, ValueError: `state` is no monitor state; nothing of it is taken.
         """
-        missing = {"step", "references", "disabled", "budget"} - state.keys()
-        if missing:
-            raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
+        check_state(state)
         self.step, self._unloaded = state["step"], False
         self._runner.references = dict(state["references"])
         self._runner.halved = set(state.get("halved", ()))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from numpy.typing import NDArray
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import Mode, Record, Status, Verdict
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.snapshot import Snapshot
@@ -66,6 +67,7 @@ class Probe(ABC):
         """Yield the numbers of one step."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Scheduled:
     """A probe and the steps it is due at."""

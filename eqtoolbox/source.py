@@ -24,11 +24,7 @@ def named(reference: str, folder: Path, said: str) -> Any:
         >>> named("math:pi", Path(), "here")
         3.141592653589793
     """
-    where, _, name = reference.partition(":")
-    if not name:
-        raise ValueError(
-            f"{said}: expected 'package.module:NAME' or 'file.py:NAME', got {reference!r}"
-        )
+    where, name = split(reference, said)
     with _found_first(folder):
         if where.endswith(".py"):
             file = folder / where
@@ -45,6 +41,25 @@ def named(reference: str, folder: Path, said: str) -> Any:
     if name not in names:
         raise ValueError(f"{said}: {where} has no {name!r}")
     return names[name]
+
+
+def split(reference: str, said: str) -> tuple[str, str]:
+    """Module or file, and name, of a reference; nothing is run.
+
+    Raises:
+        ValueError: it has neither form.
+
+    Example:
+        >>> split("package.module:NAME", "here")
+        ('package.module', 'NAME')
+    """
+    where, _, name = reference.rpartition(":")
+    module = where.endswith(".py") or all(part.isidentifier() for part in where.split("."))
+    if not module or not name.isidentifier():
+        raise ValueError(
+            f"{said}: expected 'package.module:NAME' or 'file.py:NAME', got {reference!r}"
+        )
+    return where, name
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,14 +10,18 @@ from torch import nn
 from eqtoolbox.attach import attach
 from eqtoolbox.budget import check_share
 from eqtoolbox.config import Probes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor
+from eqtoolbox.objective import LossFunction
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@checked
 @dataclass(kw_only=True, eq=False)
 class Attachment:
     """Keyword arguments of `eqtoolbox.attach`, and the monitor that a fit made from them.
@@ -26,15 +29,15 @@ class Attachment:
     Callbacks inherit it, so that each of them has these fields as its constructor's arguments.
     """
 
-    loss_fn: Callable[[nn.Module, Any], Any] | None = None
+    loss_fn: LossFunction | None = None
     criterion: nn.Module | None = None
     probes: Probes = "standard"
     probe_batch: Any = None
     schedule: int | Schedule | Mapping[str, int | Schedule] | None = None
     budget: float | None = 0.05
-    run_dir: str | PathLike[str] | None = None
+    run_dir: Location | None = None
     sinks: Sequence[Any] = ()
-    seed: int = 0
+    seed: Seed = 0
     on_error: OnError = "warn"
     resume: bool = False
 

@@ -6,19 +6,22 @@ directions; they show in the second difference of the gradient, and are refused.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import instance
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.graph import check_scalar, differentiating, filled, leaves
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
 
-Scheme = Literal["central", "one_sided"]
+Scheme = Annotated[Literal["central", "one_sided"], instance("'central' or 'one_sided'")]
 KINKED = 0.05  # the q above which the gradient is not smooth along the step
 
 
+@checked
 def finite_difference(
     loss_or_gradient: Callable[[dict[str, Tensor]], Tensor | Mapping[str, Tensor]],
     params: Vector,
@@ -70,8 +73,6 @@ class FiniteDifference(LinearOperator):
         scheme: Scheme = "central",
         rho: float | None = None,
     ) -> None:
-        if scheme not in ("central", "one_sided"):
-            raise ValueError(f"scheme must be 'central' or 'one_sided', got {scheme!r}")
         if rho is not None and not 0 < rho < 1:
             raise ValueError(f"rho must be between 0 and 1, got {rho}; None chooses it by dtype")
         space = Space.of(params)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.graph import (
     check_scalar,
     differentiating,
@@ -18,6 +19,7 @@ from eqtoolbox.linalg.vectors import Space, Vector
 Model = Callable[[dict[str, Tensor]], Tensor]
 
 
+@checked
 def gauss_newton(
     model_function: Model, output_loss: Callable[[Tensor], Tensor], params: Vector
 ) -> LinearOperator:

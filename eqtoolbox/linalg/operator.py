@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.vectors import Space, Vector, add, scale, wide, zeros_like
 
@@ -109,6 +110,7 @@ class LinearOperator(ABC):
         return Projected(self, directions, complement=False)
 
 
+@checked
 class MatrixOperator(LinearOperator):
     """A symmetric matrix (n, n) acting on {"x": (n,)}.
 
@@ -116,7 +118,7 @@ class MatrixOperator(LinearOperator):
         ValueError: not square, not finite or not symmetric.
     """
 
-    def __init__(self, matrix: Tensor | NDArray[np.generic]) -> None:
+    def __init__(self, matrix: Tensor | NDArray[np.generic] | Sequence[Sequence[float]]) -> None:
         A = torch.as_tensor(matrix)
         A = A if A.is_floating_point() or A.is_complex() else A.double()
         if A.ndim != 2 or A.shape[0] != A.shape[1]:
@@ -135,6 +137,7 @@ class MatrixOperator(LinearOperator):
         return {"x": self._matrix @ v["x"]}
 
 
+@checked
 class FunctionOperator(LinearOperator):
     """The map given by `function`, which the caller promises to be linear and symmetric.
 
@@ -160,6 +163,7 @@ class FunctionOperator(LinearOperator):
         return product
 
 
+@checked
 class Sum(LinearOperator):
     """H + G."""
 
@@ -172,6 +176,7 @@ class Sum(LinearOperator):
         return add(self._left(v), self._right(v))
 
 
+@checked
 class Scaled(LinearOperator):
     """factor · H."""
 
@@ -183,6 +188,7 @@ class Scaled(LinearOperator):
         return scale(self._factor, self._inner(v))
 
 
+@checked
 class Restricted(LinearOperator):
     """A diagonal block of H."""
 
@@ -200,6 +206,7 @@ class Restricted(LinearOperator):
         return self._inner._block_product(v)
 
 
+@checked
 class Projected(LinearOperator):
     """PHP with P = Π or I − Π."""
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector
 
@@ -26,6 +27,7 @@ class Preconditioned(LinearOperator):
         return {name: r * inner[name] for name, r in self._root.items()}
 
 
+@checked
 def preconditioned(
     operator: LinearOperator, diagonal: Vector, *, accuracy: float | None = None
 ) -> LinearOperator:

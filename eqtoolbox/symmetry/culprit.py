@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.actions import Action, trivial
 from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.causes import ORDERED, cause_between, cause_of, operations
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.fields import Field
 from eqtoolbox.symmetry.layers import LayerError, Layers, activations, call
@@ -31,10 +32,11 @@ class Culprit:
     floor: float  # relative error of rounding
 
 
+@checked
 def culprit(
     model: nn.Module,
     inputs: Tree,
-    symmetry: Equivariance,
+    symmetry: Claimed,
     *,
     hidden: Mapping[str, Action] | None = None,
 ) -> Culprit:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.actions import Action, inside_of, trivial
 from eqtoolbox.symmetry.group import Direction, Element
 from eqtoolbox.symmetry.structure import Tree, on_tensors
@@ -73,6 +74,7 @@ class Each:
         raise ValueError(f"no action for {type(x).__name__}{where}; got {type(parts).__name__}")
 
 
+@checked
 def one_sample(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
     """f of one graph or one set, as a function of a batch of one.
 
@@ -96,6 +98,7 @@ def batch_of_one(tree: Tree) -> Tree:
     return on_tensors(lambda x: x[None], tree)
 
 
+@checked
 @dataclass(frozen=True)
 class Rebuilt:
     """Moves a batch and makes anew what is derived from it, such as a neighbour list.
@@ -131,6 +134,7 @@ class Rebuilt:
         return inside_of(self.action, x)
 
 
+@checked
 def factor(index: int, action: Action) -> Action:
     """The action of one factor of a Product (or Semidirect) group; the others do nothing.
 
@@ -163,6 +167,7 @@ class Factor:
         return inside_of(self.action, x)
 
 
+@checked
 @dataclass(frozen=True)
 class Chain:
     """Actions one after the other, the last one first: x -> a(b(c x)), as in a product of groups.

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.group import Element, Group, require_count, uniform_indices
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Count, Positive, Seed
+from eqtoolbox.symmetry.group import Element, Group, uniform_indices
 
 
+@checked
 @dataclass(frozen=True)
 class Strengths(Group):
     """Strengths 0 .. n of a transformation, 0 being none: a set without products and inverses.
@@ -22,10 +25,7 @@ class Strengths(Group):
         ([0, 1, 2], False)
     """
 
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        require_count("n", self.n)
+    n: Count = 1
 
     @property
     def name(self) -> str:
@@ -56,6 +56,7 @@ class Strengths(Group):
         return uniform_indices(self.n + 1, count, generator)
 
 
+@checked
 @dataclass(frozen=True)
 class Quantise:
     """Values rounded to multiples of step · 2^(g - 1): the action of Strengths.
@@ -65,7 +66,7 @@ class Quantise:
         tensor([0.5000, 1.0000])
     """
 
-    step: float
+    step: Positive
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
         step = self.step * 2.0 ** (g - 1)
@@ -87,6 +88,7 @@ class Sorted:
         return torch.sort(x, dim=self.dim, stable=True).values if g else x
 
 
+@checked
 @dataclass(frozen=True)
 class KeepLargest:
     """All but the `keep[g - 1]` entries of largest size along `dim` set to zero, by Strengths.
@@ -106,6 +108,7 @@ class KeepLargest:
         return torch.zeros_like(x).scatter(self.dim, where, x.gather(self.dim, where))
 
 
+@checked
 @dataclass(frozen=True)
 class DropPoints:
     """The last `drop[g - 1]` of an evenly mixed order of points removed along `dim`, by Strengths.
@@ -119,7 +122,7 @@ class DropPoints:
 
     drop: tuple[int, ...]
     dim: int = -2
-    seed: int = 0
+    seed: Seed = 0
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
         if not g:

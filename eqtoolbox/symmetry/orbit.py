@@ -4,21 +4,25 @@ Every sum is in float64 over deviations from f(x), so that a small violation sur
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
 
-Function = Callable[[Any], Any]  # of a batch: a tensor, or a dict, tuple or list of them
+# of a batch: a tensor, or a dict, tuple or list of them
+Function = Annotated[Callable[[Any], Any], takes(1, "of a batch")]
 
 
+@checked
 def pulled_back(
-    function: Function, inputs: Tree, symmetry: Equivariance, elements: Iterable[Element]
+    function: Function, inputs: Tree, symmetry: Claimed, elements: Iterable[Element]
 ) -> Tree:
     """Predictions f_g(x) = R_g^-1 f(S_g x), all equal to f(x) exactly when f is equivariant.
 

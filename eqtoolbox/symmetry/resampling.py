@@ -7,15 +7,20 @@ an error of 0.5 whatever the model: low-pass the images (0.05 cycles a pixel lea
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Natural, NotNegative, Positive
 from eqtoolbox.symmetry.matrices import Rows, matrix
 
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
+
+@checked
 @dataclass(frozen=True)
 class Shift:
     """Whole-pixel shifts into zeros: the action of Translations(reach).
@@ -31,8 +36,8 @@ class Shift:
         tensor([[0, 1, 2]])
     """
 
-    reach: tuple[int, ...]
-    margin: int = 0
+    reach: tuple[Natural, ...]
+    margin: Natural = 0
 
     def __call__(self, g: tuple[int, ...], x: Tensor) -> Tensor:
         sizes = self._sizes(x)
@@ -65,6 +70,7 @@ class Shift:
         return tuple(x.shape[-len(self.reach) :])
 
 
+@checked
 @dataclass(frozen=True)
 class FourierShift:
     """Shifts of a periodic signal by any number of pixels: the action of real Translations.
@@ -110,6 +116,7 @@ class FourierShift:
         return back.to(x.dtype)
 
 
+@checked
 @dataclass(frozen=True)
 class Turn:
     """Images turned about their centre by any element of SO(2) or O(2), interpolated.
@@ -127,9 +134,9 @@ class Turn:
         torch.Size([1, 1, 4, 4])
     """
 
-    mode: str = "bicubic"
-    radius: float = 0.8
-    tolerance: float = 0.2
+    mode: Interpolation = "bicubic"
+    radius: Positive = 0.8
+    tolerance: NotNegative = 0.2
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         if x.dim() < 3:
@@ -148,6 +155,7 @@ class Turn:
         return _flow(x, generator)
 
 
+@checked
 @dataclass(frozen=True)
 class Zoom:
     """Images scaled about their centre by 2^k, an element k of Scalings(whole=False).
@@ -161,9 +169,9 @@ class Zoom:
         torch.Size([1, 1, 4, 4])
     """
 
-    mode: str = "bicubic"
-    radius: float = 0.3
-    tolerance: float = 0.2
+    mode: Interpolation = "bicubic"
+    radius: Positive = 0.3
+    tolerance: NotNegative = 0.2
 
     def __call__(self, g: float, x: Tensor) -> Tensor:
         return _sampled(x, 2.0 ** (-g) * torch.eye(2, dtype=torch.float64), self.mode)
@@ -177,7 +185,8 @@ class Zoom:
         return _flow(x, float(generator) * torch.eye(2, dtype=torch.float64))
 
 
-def band_limited(x: Tensor, cycles: float = 0.1) -> Tensor:
+@checked
+def band_limited(x: Tensor, cycles: Positive = 0.1) -> Tensor:
     """Images without frequencies above `cycles` per pixel, so that interpolation can be trusted.
 
     Args:
@@ -188,6 +197,8 @@ def band_limited(x: Tensor, cycles: float = 0.1) -> Tensor:
         >>> band_limited(torch.ones(8, 8)).mean()
         tensor(1.)
     """
+    if x.dim() == 0:
+        raise ValueError("expected x with a length to filter along, got one number")
     dims = (-2, -1) if x.dim() > 1 else (-1,)
     for dim in dims:
         spectrum = torch.fft.rfft(x, dim=dim)
