@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,6 +99,7 @@ def attach(
     called, model = model, _checked_model(model)
     _check(model, optimizers, criterion, budget, on_error)
     fitted("loss_fn", loss_fn, LossFunction | None)
+    _refuse_criterion(loss_fn)
     fitted("sinks", sinks, Sequence[Any])
     fitted("run_dir", run_dir, Location | None)
     seed, resume = fitted("seed", seed, Seed), fitted("resume", resume, bool)
@@ -183,16 +184,25 @@ def _check(
             "e.g. nn.CrossEntropyLoss(), or decorate your loss function with @monitor.loss"
         )
     check_share(budget)
-    if on_error not in get_args(OnError):
-        raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
+    fitted("on_error", on_error, OnError)
+
+
+def _refuse_criterion(loss_fn: Any) -> None:
+    """Losses of torch take outputs and targets, not a model and a batch."""
+    if getattr(loss_fn, "__module__", "") in ("torch.nn.functional", "torch.nn.modules.loss"):
+        raise TypeError(
+            f"loss_fn must be a function (model, batch) -> loss, got {shown(loss_fn)}, which takes "
+            "outputs and targets; give criterion=nn.CrossEntropyLoss() or a like module, or a "
+            "function that calls the model"
+        )
 
 
 def _open(run_dir: Location, resume: bool) -> RunDirectory:
     try:
         return RunDirectory(run_dir, resume=resume)
-    except FileExistsError:
-        raise
     except OSError as error:
+        if error.errno is None:  # in our own words
+            raise
         raise type(error)(
             error.errno,
             f"cannot write run_dir {str(run_dir)!r} ({error.strerror}); give a writable directory",

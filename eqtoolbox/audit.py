@@ -26,6 +26,7 @@ from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.candidates import Score, candidates, rank
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.orbit import told
 from eqtoolbox.symmetry.structure import batch_size, floating, like_outputs, tensors
 from eqtoolbox.toml import tables
 
@@ -152,7 +153,7 @@ def audit(
         raise ValueError(f"inputs must hold at least one sample, got {type(inputs).__name__}")
     with evaluation(model), isolated(model):
         with torch.no_grad():
-            outputs = opened(function(tree))
+            outputs = opened(told(function, tree))
         if not tensors(outputs):
             raise ValueError(f"the model must return tensors, got {type(outputs).__name__}")
         names = {claim.name for claim in claims}

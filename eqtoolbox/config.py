@@ -250,7 +250,7 @@ def _with_schedule(probe: Any) -> Scheduled:
     if isinstance(probe, Probe):
         return Scheduled(probe=probe, schedule=every(1))
     hint = "; did you forget ()?" if isinstance(probe, type) else ""
-    raise TypeError(f"expected a Probe or Scheduled, got {probe!r}{hint}")
+    raise TypeError(f"expected a Probe or Scheduled in probes, got {shown(probe)}{hint}")
 
 
 def _override(scheduled: Scheduled, schedule: Any, names: list[str]) -> Schedule:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from eqtoolbox.account import Account
 from eqtoolbox.budget import LOSS, Budget
@@ -16,7 +17,7 @@ from eqtoolbox.capture.step import Step
 from eqtoolbox.checkpoint import check_state
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
-from eqtoolbox.expect.bounds import Bound, instance
+from eqtoolbox.expect.bounds import Bound, instance, takes
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.faithfulness import Faithfulness
@@ -31,10 +32,11 @@ from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorated = Annotated[
-    Callable[..., Any],
-    Bound("a function (model, batch, ...) -> loss", lambda f: not isinstance(f, type), whole=True),
+Decorated = Annotated[Callable[..., Any], takes(1, "(model, batch, ...) -> loss", more=True)]
+Evaluated = Annotated[
+    Any, Bound("a tensor", lambda x: not isinstance(x, int | float | str | type), whole=True)
 ]
+Device = Annotated[str, Bound("a kind of device with autocast", is_autocast_available, whole=True)]
 Place = Annotated[Sink, instance("a Sink", "trackers are given to attach(sinks=[...])")]
 
 
@@ -145,16 +147,18 @@ class Monitor:
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
+        fitted("loss_fn", loss_fn, Callable[..., Any])
         self._safely(self._capture.begin, loss_fn, batch)
 
     def end(self, loss: Tensor | None) -> None:
         """Say what came out of the evaluation that `begin` told of; None where that is unknown."""
+        fitted("loss", loss, Evaluated)
         self._safely(self._capture.end, loss)
 
     def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
         """Say that the model's own `forward` enters this autocast, where no hook can see it."""
-        fitted("dtype", dtype, torch.dtype)
-        self._capture.inside = (fitted("device", device, str), dtype)
+        fitted("device", device, Device)
+        self._capture.inside = (device, fitted("dtype", dtype, torch.dtype))
 
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""

@@ -39,8 +39,17 @@ def between(low: int, high: int, remedy: str = "") -> Bound:
     return Bound(f"from {low} to {high}", lambda x: bool(low <= x <= high), remedy)
 
 
-def takes(count: int, form: str, remedy: str = "") -> Bound:
+def takes(
+    count: int, form: str, remedy: str = "", *, more: bool = False, classes: bool = False
+) -> Bound:
     """Functions that can be called with `count` arguments; a class is none of them.
+
+    Args:
+        count: of arguments, given by their places.
+        form: what stands after "a function".
+        remedy: what to do where it is none.
+        more: further arguments may be needed.
+        classes: a class is called to make what is wanted.
 
     Example:
         >>> takes(2, "(g, x) -> gx").holds(lambda g: g)
@@ -48,14 +57,14 @@ def takes(count: int, form: str, remedy: str = "") -> Bound:
     """
 
     def holds(function: Any) -> bool:
-        if isinstance(function, type):
+        if isinstance(function, type) and not classes:
             return False
         try:
-            signature = inspect.signature(function)
+            signature = inspect.signature(getattr(function, "forward", function))  # of a module
         except (ValueError, TypeError):  # built in, or compiled: it may take anything
             return True
         try:
-            signature.bind(*(None,) * count)
+            (signature.bind_partial if more else signature.bind)(*(None,) * count)
         except TypeError:
             return False
         return True

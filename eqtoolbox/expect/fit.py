@@ -4,8 +4,8 @@ import difflib
 import math
 import numbers
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from types import UnionType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from eqtoolbox.expect.bounds import OWN, Bound
@@ -21,14 +21,15 @@ class Unexpected(TypeError, ValueError):
     def __init__(self, name: str, expected: str, value: Any, do: str = "", near: int = 0) -> None:
         said = f"{name} must be {expected}, got {shown(value)}"
         super().__init__(f"{said}; {do}" if do else said)
-        self.do, self.near = do, near  # near: 0 not at all, 1 but for its range or an item
+        self.name, self.expected, self.value, self.do = name, expected, value, do
+        self.near = near  # 0 not at all, 1 but for its range or an item
 
 
 def fitted(name: str, value: Any, kind: Any) -> Any:
     """The value, if it fits an annotation; integers and numbers as Python's own.
 
-    Integers are those of any library and no booleans; numbers are no NaN; a class is no instance
-    of itself; a string is no list.
+    Integers are those of any library, of 64 bits, and no booleans; numbers are no NaN; a class is
+    no instance of itself; a string is no list.
 
     Raises:
         Unexpected: it does not fit.
@@ -55,11 +56,13 @@ def fitted(name: str, value: Any, kind: Any) -> Any:
             raise Unexpected(name, said(kind), value, hint)
         return value
     plain: Any = origin or kind
-    wanted = Collection if plain in (tuple, list) else Iterable if plain in LISTS else plain
+    wanted = Iterable if plain in LISTS else plain
     no_list = isinstance(value, str | bytes | Mapping) and plain in LISTS
     if no_list or not isinstance(value, wanted):
         raise Unexpected(name, said(kind), value, remedy(value, plain))
-    if parts and plain in LISTS and isinstance(value, Collection):
+    if plain in LISTS and isinstance(value, Iterator):
+        value = list(value)  # once looked through, it would be used up
+    if parts and plain in LISTS:
         _items(name, value, kind)
     elif parts and isinstance(value, Mapping):
         for key, item in value.items():
@@ -76,10 +79,17 @@ def _bounded(name: str, value: Any, kind: Any) -> Any:
         if bound is None or error.near:
             raise
         raise Unexpected(name, said(kind), value, error.do or bound.remedy) from None
-    if bound is not None and not bound.holds(value):
+    if bound is not None and not _holds(bound, value):
         do = bound.remedy or ("did you forget ()?" if isinstance(value, type) else "")
         raise Unexpected(name, bound.words, value, do, near=1)
     return value
+
+
+def _holds(bound: Bound, value: Any) -> bool:
+    try:
+        return bound.holds(value)
+    except Exception:  # what cannot be asked is not so
+        return False
 
 
 def _one_of(name: str, value: Any, kind: Any) -> Any:
@@ -91,7 +101,8 @@ def _one_of(name: str, value: Any, kind: Any) -> Any:
         except Unexpected as error:
             errors.append(error)
     for nearly in (error for error in errors if error.near):
-        raise nearly
+        none = " or None" if NoneType in kinds and nearly.name == name else ""
+        raise Unexpected(nearly.name, nearly.expected + none, nearly.value, nearly.do, near=1)
     hints = filter(None, (error.do for error in errors))
     raise Unexpected(name, said(kind), value, next(hints, ""))
 
@@ -102,17 +113,19 @@ def _number(name: str, value: Any, kind: Any) -> Any:
         if kind is bool and truth:
             return bool(value)
         if kind is int and not truth:
-            return operator.index(value)
+            whole = operator.index(value)
+            if -(2**63) <= whole < 2**64:
+                return whole
         if kind is float and not truth and not isinstance(value, str | bytes):
             number = value if isinstance(value, numbers.Real) else value.item()
             if not math.isnan(number):
-                return number if isinstance(value, int | float) else float(number)
+                return number if type(number) is int and abs(number) < 2**53 else float(number)
     except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError):
         pass
     raise Unexpected(name, NUMBERS[kind], value, remedy(value, kind))
 
 
-def _items(name: str, value: Collection[Any], kind: Any) -> None:
+def _items(name: str, value: Any, kind: Any) -> None:
     parts: Sequence[Any] = get_args(kind)
     each = get_origin(kind) is tuple and parts[-1] is not Ellipsis
     if each and len(value) != len(parts):

@@ -1,5 +1,6 @@
 """Kinds: bounded annotations that many functions share."""
 
+import math
 from os import PathLike
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from eqtoolbox.expect.bounds import Bound, at_least, between, count
 Positive = Annotated[
     float, Bound("a positive number", lambda x: 0.0 < x < float("inf"), whole=True)
 ]
+Finite = Annotated[float, Bound("a finite number", math.isfinite, whole=True)]
 NotNegative = Annotated[float, at_least(0)]
 Count = Annotated[int, count(1)]
 Natural = Annotated[int, at_least(0)]

@@ -1,7 +1,7 @@
 """An attachment: the arguments of `attach`, kept until a framework has model and optimizer."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from eqtoolbox.attach import attach
 from eqtoolbox.budget import check_share
-from eqtoolbox.config import Probes
+from eqtoolbox.config import Probes, resolve
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.journal import OnError
@@ -48,6 +48,10 @@ class Attachment:
 
     def __post_init__(self) -> None:
         check_share(self.budget)
+        given: Any = self.probes
+        if isinstance(given, Iterator):
+            self.probes = list(given)
+        resolve(self.probes, self.schedule)  # for its errors
 
     def loss(self, function: F) -> F:
         """Decorate `loss_fn(model, batch, ...)` before there is a monitor; as `Monitor.loss`."""

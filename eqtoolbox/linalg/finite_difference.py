@@ -11,19 +11,23 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from eqtoolbox.expect.bounds import instance
+from eqtoolbox.expect.bounds import instance, takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.graph import check_scalar, differentiating, filled, leaves
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
 
 Scheme = Annotated[Literal["central", "one_sided"], instance("'central' or 'one_sided'")]
+LossOrGradient = Annotated[
+    Callable[[dict[str, Tensor]], Tensor | Mapping[str, Tensor]],
+    takes(1, "of a dict of parameters"),
+]
 KINKED = 0.05  # the q above which the gradient is not smooth along the step
 
 
 @checked
 def finite_difference(
-    loss_or_gradient: Callable[[dict[str, Tensor]], Tensor | Mapping[str, Tensor]],
+    loss_or_gradient: LossOrGradient,
     params: Vector,
     *,
     scheme: Scheme = "central",

@@ -4,13 +4,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.vectors import Space, Vector, add, scale, wide, zeros_like
 
@@ -149,10 +152,10 @@ class FunctionOperator(LinearOperator):
 
     def __init__(
         self,
-        function: Callable[[Vector], Vector],
+        function: Annotated[Callable[[Vector], Vector], takes(1, "v -> Hv")],
         example: Vector,
         *,
-        accuracy: float | None = None,
+        accuracy: Positive | None = None,
     ) -> None:
         super().__init__(Space.of(example), accuracy)
         self._function = function

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector
 
@@ -29,7 +30,7 @@ class Preconditioned(LinearOperator):
 
 @checked
 def preconditioned(
-    operator: LinearOperator, diagonal: Vector, *, accuracy: float | None = None
+    operator: LinearOperator, diagonal: Vector, *, accuracy: Positive | None = None
 ) -> LinearOperator:
     """P^(-1/2) H P^(-1/2) for a diagonal P > 0, the curvature an adaptive optimizer feels.
 

@@ -57,7 +57,7 @@ def quarter_turn(g: int, x: Tensor) -> Tensor:
                 [1, 3]])
     """
     _require_square(x, "quarter_turn")
-    return torch.rot90(x, g, dims=(-2, -1)).contiguous()
+    return torch.rot90(x, fitted("g", g, int), dims=(-2, -1)).contiguous()
 
 
 def dihedral(g: tuple[int, bool], x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def dihedral(g: tuple[int, bool], x: Tensor) -> Tensor:
                 [2, 4]])
     """
     _require_square(x, "dihedral")
-    turns, flipped = g
+    turns, flipped = fitted("g", g, tuple[int, int | bool])
     mirrored = torch.flip(x, dims=(-1,)) if flipped else x
     return torch.rot90(mirrored, turns, dims=(-2, -1)).contiguous()
 
@@ -100,7 +100,7 @@ def flip(g: bool, x: Tensor) -> Tensor:
                 [4, 3]])
     """
     _require_image(x, "flip")
-    return torch.flip(x, dims=(-1,)) if g else x
+    return torch.flip(x, dims=(-1,)) if fitted("g", g, int | bool) else x
 
 
 def roll(g: tuple[int, int], x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def roll(g: tuple[int, int], x: Tensor) -> Tensor:
         tensor([[3, 1, 2]])
     """
     _require_image(x, "roll")
-    return torch.roll(x, shifts=tuple(g), dims=(-2, -1))
+    return torch.roll(x, shifts=tuple(fitted("g", g, tuple[int, int])), dims=(-2, -1))
 
 
 SPATIAL: frozenset[Action] = frozenset({quarter_turn, dihedral, flip, roll})

@@ -41,7 +41,8 @@ class Alike(Group):
     def __post_init__(self) -> None:
         if not isinstance(self.labels, Iterable):
             raise TypeError(f"labels must name each of the things, got {self.labels!r}")
-        object.__setattr__(self, "labels", tuple(self.labels))
+        labels = self.labels.tolist() if hasattr(self.labels, "tolist") else self.labels
+        object.__setattr__(self, "labels", tuple(labels))
         if len(self.labels) < 2:
             raise ValueError(f"labels must name at least two things, got {self.labels!r}")
 

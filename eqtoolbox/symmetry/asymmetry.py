@@ -76,7 +76,7 @@ def data_asymmetry(
     """
     count = batch_size(inputs)
     if count < _FEWEST:
-        raise ValueError(f"data asymmetry needs at least {_FEWEST} samples, got {count}")
+        raise ValueError(f"data asymmetry needs at least {_FEWEST} samples, got {count} in inputs")
     if targets is not None and batch_size(targets) != count:
         raise ValueError(f"expected {count} targets, got {batch_size(targets)}")
     rng = torch.Generator().manual_seed(0) if generator is None else generator

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Finite
 from eqtoolbox.symmetry.resampling import FourierShift
 
 Velocity = tuple[float]  # an element: how often the velocity of one step is added
@@ -29,8 +30,8 @@ class Boost:
         tensor([1., 2., 1.])
     """
 
-    speed: float
-    cells: float = 0
+    speed: Finite
+    cells: Finite = 0
 
     def __call__(self, g: Velocity, x: Tensor) -> Tensor:
         return moved(x, g[0] * self.cells) + g[0] * self.speed

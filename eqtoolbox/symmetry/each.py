@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.words import shown
 from eqtoolbox.symmetry.actions import Action, inside_of, trivial
 from eqtoolbox.symmetry.group import Direction, Element
+from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 from eqtoolbox.symmetry.tangent import tangent_of
 
@@ -38,6 +41,16 @@ class Each:
     """
 
     parts: Any
+
+    def __post_init__(self) -> None:
+        """Every leaf must be an action."""
+        odd = [leaf for leaf in tree_leaves(self.parts) if not callable(leaf)]
+        if odd or not tree_leaves(self.parts):
+            got = shown(odd[0]) if odd else "none"
+            raise TypeError(
+                f"parts must be a tree of actions, functions (g, x) -> gx, got {got}; `trivial` is "
+                "the one that moves nothing"
+            )
 
     def __call__(self, g: Element, x: Tree) -> Tree:
         return self._walk(lambda action, part: action(g, part), self.parts, x, "")
@@ -75,7 +88,7 @@ class Each:
 
 
 @checked
-def one_sample(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
+def one_sample(function: Function) -> Callable[[Tree], Tree]:
     """f of one graph or one set, as a function of a batch of one.
 
     `equivariance_error(one_sample(model), batch_of_one(graph), symmetry)`; actions then see a
@@ -120,7 +133,7 @@ class Rebuilt:
     """
 
     action: Action
-    build: Callable[[Tree], Tree]
+    build: Annotated[Callable[[Tree], Tree], takes(1, "of a batch", classes=True)]
 
     def __call__(self, g: Element, x: Tree) -> Tree:
         return self.build(self.action(g, x))

@@ -122,7 +122,7 @@ class Octahedral(Group):
     proper: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spacing", tuple(self.spacing))
+        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
         if len(self.spacing) != 3 or not all(s > 0 for s in self.spacing):
             raise ValueError(f"spacing must be three positive numbers, got {self.spacing!r}")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.expect.kinds import Count, Positive, Seed
+from eqtoolbox.expect.kinds import Count, Natural, Positive, Seed
 from eqtoolbox.symmetry.group import Element, Group, uniform_indices
 
 
@@ -98,7 +98,7 @@ class KeepLargest:
         tensor([ 0., -4.,  0.])
     """
 
-    keep: tuple[int, ...]
+    keep: tuple[Natural, ...]
     dim: int = -1
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class DropPoints:
         torch.Size([1, 3, 3])
     """
 
-    drop: tuple[int, ...]
+    drop: tuple[Natural, ...]
     dim: int = -2
     seed: Seed = 0
 

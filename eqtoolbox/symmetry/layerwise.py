@@ -66,6 +66,7 @@ def layer_shares(
     Reference: Gruver et al. 2022, arXiv 2210.02984, estimate norms of the same parts.
 
     Example:
+        >>> from eqtoolbox.symmetry.claim import Equivariance
         >>> from eqtoolbox.symmetry.actions import trivial
         >>> from eqtoolbox.symmetry.linear import vectors
         >>> from eqtoolbox.symmetry.matrices import SO2

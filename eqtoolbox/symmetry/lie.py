@@ -77,6 +77,7 @@ def lie_derivative(
     Reference: Gruver et al. 2022, arXiv 2210.02984, for the definition.
 
     Example:
+        >>> from eqtoolbox.symmetry.claim import Equivariance
         >>> from eqtoolbox.symmetry.actions import trivial
         >>> from eqtoolbox.symmetry.linear import vectors
         >>> from eqtoolbox.symmetry.matrices import SO3

@@ -15,6 +15,7 @@ from torch.func import jvp
 
 from eqtoolbox.expect.bounds import OWN, takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Count, Natural
 from eqtoolbox.symmetry.matrices import Rows, matrix
 
 
@@ -37,7 +38,7 @@ class Linear:
     """
 
     rho: Annotated[Callable[[Tensor], Tensor], takes(1, "of a matrix")]
-    size: int | None = None
+    size: Count | None = None
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         return _apply(self.rho(self._part(matrix(g), x)), x)
@@ -89,7 +90,7 @@ axial_vectors = Linear(_axial, size=3)  # angular momenta, magnetic moments: eve
 class PseudoScalars:
     """x -> det(R) x: volumes with a sign, helicities; `size` is that of the rotations."""
 
-    size: int = 3
+    size: Count = 3
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         m = matrix(g)[: self.size, : self.size]
@@ -120,7 +121,7 @@ class Tensors:
         True
     """
 
-    rank: int
+    rank: Natural
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         return self._flat(x, lambda flat, act: act(g, flat))

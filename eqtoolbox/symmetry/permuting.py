@@ -134,7 +134,7 @@ class Signed:
             given = getattr(self, word)
             try:
                 values = tuple(int(v) for v in given)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RuntimeError):
                 raise TypeError(f"{word} must be a list of integers, got {given!r}") from None
             object.__setattr__(self, word, values)
         if sorted(self.perm) != list(range(len(self.perm))) or len(self.sign) != len(self.perm):

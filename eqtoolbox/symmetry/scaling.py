@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Finite
 
 
 @checked
@@ -20,7 +21,7 @@ class Degree:
         tensor([12.])
     """
 
-    degree: float = 1.0
+    degree: Finite = 1.0
 
     def __call__(self, g: float, x: Tensor) -> Tensor:
         moved: Tensor = x * 2.0 ** (g * self.degree)

@@ -1,7 +1,7 @@
 """Groups without an end: translations and scalings, drawn from a bounded part of themselves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -36,10 +36,12 @@ class Translations(Group):
     whole: bool = True
 
     def __post_init__(self) -> None:
-        reach = tuple(self.reach) if isinstance(self.reach, Sequence) else (self.reach,)
+        reach = fitted("reach", self.reach, Positive | tuple[Positive, ...])
+        reach = tuple(reach) if isinstance(reach, Iterable) else (reach,)
         object.__setattr__(self, "reach", reach)
+        if not reach:
+            raise ValueError("reach must hold a number for each dimension, got none")
         for length in reach:
-            fitted("reach", length, Positive)
             if self.whole and length != int(length):
                 raise ValueError(f"whole shifts need an integer reach, got {length}")
 
