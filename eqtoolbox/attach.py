@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -22,10 +22,11 @@ from eqtoolbox.capture.unwrap import (
     unwrapped,
 )
 from eqtoolbox.config import Probes, describe, resolve
+from eqtoolbox.expect.bounds import Bound
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.expect.words import shown
-from eqtoolbox.journal import OnError
+from eqtoolbox.journal import OnError, logger
 from eqtoolbox.monitor import Monitor, monitors_of
 from eqtoolbox.objective import LossFunction
 from eqtoolbox.probe import Scheduled
@@ -33,6 +34,9 @@ from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
+
+# a tensor has a method log, too
+Tracker = Annotated[Any, Bound("a sink", lambda x: not isinstance(x, torch.Tensor), whole=True)]
 
 
 def attach(
@@ -100,7 +104,7 @@ def attach(
     _check(model, optimizers, criterion, budget, on_error)
     fitted("loss_fn", loss_fn, LossFunction | None)
     _refuse_criterion(loss_fn)
-    fitted("sinks", sinks, Sequence[Any])
+    sinks = fitted("sinks", sinks, Sequence[Tracker])
     fitted("run_dir", run_dir, Location | None)
     seed, resume = fitted("seed", seed, Seed), fitted("resume", resume, bool)
     further = [] if other_process() else [as_sink(sink) for sink in sinks]
@@ -114,6 +118,7 @@ def attach(
     scheduled = resolve(probes, schedule)
     if other_process():
         scheduled, run_dir = [], None
+    _say_what_is_complex(model)
     store = None if run_dir is None else _open(run_dir, resume)
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, budget, seed))
@@ -185,6 +190,17 @@ def _check(
         )
     check_share(budget)
     fitted("on_error", on_error, OnError)
+
+
+def _say_what_is_complex(model: nn.Module) -> None:
+    """Complex models can be trained and probed for equivariance; derivatives are not defined."""
+    names = [n for n, p in model.named_parameters() if p.is_complex()]
+    if names:
+        logger.warning(
+            "%s is complex: probes that need derivatives or parameter symmetries will be "
+            "not_applicable; hold complex weights as real ones by torch.view_as_real",
+            names[0],
+        )
 
 
 def _refuse_criterion(loss_fn: Any) -> None:

@@ -4,11 +4,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 
 from eqtoolbox.account import Account
 from eqtoolbox.budget import LOSS, Budget
@@ -17,7 +16,6 @@ from eqtoolbox.capture.step import Step
 from eqtoolbox.checkpoint import check_state
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
-from eqtoolbox.expect.bounds import Bound, instance, takes
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.faithfulness import Faithfulness
@@ -30,14 +28,9 @@ from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups, trainable
+from eqtoolbox.told import Decorated, Device, Evaluated, Place
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorated = Annotated[Callable[..., Any], takes(1, "(model, batch, ...) -> loss", more=True)]
-Evaluated = Annotated[
-    Any, Bound("a tensor", lambda x: not isinstance(x, int | float | str | type), whole=True)
-]
-Device = Annotated[str, Bound("a kind of device with autocast", is_autocast_available, whole=True)]
-Place = Annotated[Sink, instance("a Sink", "trackers are given to attach(sinks=[...])")]
 
 
 class Monitor:
@@ -147,7 +140,7 @@ class Monitor:
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
-        fitted("loss_fn", loss_fn, Callable[..., Any])
+        fitted("loss_fn", loss_fn, LossFunction)
         self._safely(self._capture.begin, loss_fn, batch)
 
     def end(self, loss: Tensor | None) -> None:

@@ -12,7 +12,7 @@ FLOORS = {
     "extra": 1, "expect": 1, "toml": 1,
     "probe": 2, "sink": 2, "report": 2, "testing": 2,
     "probes": 3, "sinks": 3, "enforce": 3, "monitor": 3, "budget": 3, "clock": 3, "journal": 3,
-    "runner": 3, "account": 3, "faithfulness": 3, "checkpoint": 3,
+    "runner": 3, "account": 3, "faithfulness": 3, "checkpoint": 3, "told": 3,
     "config": 4, "attach": 4, "integrations": 4, "demos": 4,
     "reading": 1, "audit": 4, "audit_table": 4, "checking": 4,
     "cli": 5, "__init__": 5, "__main__": 5,

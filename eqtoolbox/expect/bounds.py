@@ -39,6 +39,11 @@ def between(low: int, high: int, remedy: str = "") -> Bound:
     return Bound(f"from {low} to {high}", lambda x: bool(low <= x <= high), remedy)
 
 
+def some(words: str) -> Bound:
+    """Lists that are not empty, of these."""
+    return Bound(f"one or more {words}", lambda x: len(x) > 0, whole=True)
+
+
 def takes(
     count: int, form: str, remedy: str = "", *, more: bool = False, classes: bool = False
 ) -> Bound:

@@ -44,7 +44,9 @@ class Each:
 
     def __post_init__(self) -> None:
         """Every leaf must be an action."""
-        odd = [leaf for leaf in tree_leaves(self.parts) if not callable(leaf)]
+        odd = [
+            leaf for leaf in tree_leaves(self.parts) if not callable(leaf) or isinstance(leaf, type)
+        ]
         if odd or not tree_leaves(self.parts):
             got = shown(odd[0]) if odd else "none"
             raise TypeError(

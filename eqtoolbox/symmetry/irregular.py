@@ -6,13 +6,17 @@ They form no group: nothing is pulled back and nothing differentiated. What can 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import some
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Count, Natural, Positive, Seed
 from eqtoolbox.symmetry.group import Element, Group, uniform_indices
+
+Numbers = Annotated[tuple[Natural, ...], some("integers >= 0")]  # one a strength
 
 
 @checked
@@ -98,7 +102,7 @@ class KeepLargest:
         tensor([ 0., -4.,  0.])
     """
 
-    keep: tuple[Natural, ...]
+    keep: Numbers
     dim: int = -1
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ class DropPoints:
         torch.Size([1, 3, 3])
     """
 
-    drop: tuple[Natural, ...]
+    drop: Numbers
     dim: int = -2
     seed: Seed = 0
 

@@ -7,12 +7,13 @@ an error of 0.5 whatever the model: low-pass the images (0.05 cycles a pixel lea
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import some
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Natural, NotNegative, Positive
 from eqtoolbox.symmetry.matrices import Rows, matrix
@@ -36,7 +37,7 @@ class Shift:
         tensor([[0, 1, 2]])
     """
 
-    reach: tuple[Natural, ...]
+    reach: Annotated[tuple[Natural, ...], some("integers >= 0")]
     margin: Natural = 0
 
     def __call__(self, g: tuple[int, ...], x: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class FourierShift:
         tensor([0., 1., 0.])
     """
 
-    dims: tuple[int, ...] = (-2, -1)
+    dims: Annotated[tuple[int, ...], some("dimensions")] = (-2, -1)
 
     def __call__(self, g: tuple[float, ...], x: Tensor) -> Tensor:
         for dim, shift in zip(self.dims, g, strict=True):
