@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from torch import nn
 
 from eqtoolbox.attach import attach
 from eqtoolbox.budget import check_share
 from eqtoolbox.config import Probes, resolve
+from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.journal import OnError
@@ -31,9 +32,9 @@ class Attachment:
 
     loss_fn: LossFunction | None = None
     criterion: nn.Module | None = None
-    probes: Probes = "standard"
+    probes: Annotated[Probes, OWN] = "standard"
     probe_batch: Any = None
-    schedule: int | Schedule | Mapping[str, int | Schedule] | None = None
+    schedule: Annotated[int | Schedule | Mapping[str, int | Schedule] | None, OWN] = None
     budget: float | None = 0.05
     run_dir: Location | None = None
     sinks: Sequence[Any] = ()
