@@ -22,7 +22,7 @@ def described(config: str, *, imports: bool = True) -> dict[str, dict[str, Any]]
 
     Example:
         >>> list(described("light"))
-        ['conservation', 'curvature']
+        ['equivariance', 'conservation']
     """
     from eqtoolbox.audit import options
     from eqtoolbox.symmetry.source import reference

@@ -35,9 +35,9 @@ def check_state(state: Any) -> None:
         TypeError, ValueError: something is of another kind.
 
     Example:
-        >>> check_state({"step": 3})
+        >>> check_state({"step": 3, "references": {}, "disabled": []})
         Traceback (most recent call last):
-        KeyError: "expected the state of a Monitor, got one without ['budget', 'disabled', 're..."
+        KeyError: "expected the state of a Monitor, got one without ['budget']"
     """
     fitted("state", state, Mapping[str, Any])
     _have("state", state, NEEDED, "the state of a Monitor")

@@ -18,11 +18,20 @@ class Unexpected(TypeError, ValueError):
     Both a TypeError and a ValueError, as Python's own line between them is a fine one.
     """
 
-    def __init__(self, name: str, expected: str, value: Any, do: str = "", near: int = 0) -> None:
+    name = expected = do = ""
+    value: Any = None
+    near = False  # it fits but for its range, or for an item
+
+    @classmethod
+    def of(
+        cls, name: str, expected: str, value: Any, do: str = "", *, near: bool = False
+    ) -> "Unexpected":
+        """The error of an argument, in words."""
         said = f"{name} must be {expected}, got {shown(value)}"
-        super().__init__(f"{said}; {do}" if do else said)
-        self.name, self.expected, self.value, self.do = name, expected, value, do
-        self.near = near  # 0 not at all, 1 but for its range or an item
+        error = cls(f"{said}; {do}" if do else said)
+        error.name, error.expected, error.value, error.do = name, expected, value, do
+        error.near = near
+        return error
 
 
 def fitted(name: str, value: Any, kind: Any) -> Any:
@@ -53,13 +62,13 @@ def fitted(name: str, value: Any, kind: Any) -> Any:
         if not isinstance(value, str) or value not in parts:
             near = difflib.get_close_matches(str(value), [str(part) for part in parts], 1)
             hint = f"did you mean {near[0]!r}?" if near else ""
-            raise Unexpected(name, said(kind), value, hint)
+            raise Unexpected.of(name, said(kind), value, hint)
         return value
     plain: Any = origin or kind
     wanted = Iterable if plain in LISTS else plain
     no_list = isinstance(value, str | bytes | Mapping) and plain in LISTS
     if no_list or not isinstance(value, wanted):
-        raise Unexpected(name, said(kind), value, remedy(value, plain))
+        raise Unexpected.of(name, said(kind), value, remedy(value, plain))
     if plain in LISTS and isinstance(value, Iterator):
         value = list(value)  # once looked through, it would be used up
     if parts and plain in LISTS:
@@ -78,10 +87,10 @@ def _bounded(name: str, value: Any, kind: Any) -> Any:
     except Unexpected as error:
         if bound is None or error.near:
             raise
-        raise Unexpected(name, said(kind), value, error.do or bound.remedy) from None
+        raise Unexpected.of(name, said(kind), value, error.do or bound.remedy) from None
     if bound is not None and not _holds(bound, value):
         do = bound.remedy or ("did you forget ()?" if isinstance(value, type) else "")
-        raise Unexpected(name, bound.words, value, do, near=1)
+        raise Unexpected.of(name, bound.words, value, do, near=True)
     return value
 
 
@@ -102,9 +111,9 @@ def _one_of(name: str, value: Any, kind: Any) -> Any:
             errors.append(error)
     for nearly in (error for error in errors if error.near):
         none = " or None" if NoneType in kinds and nearly.name == name else ""
-        raise Unexpected(nearly.name, nearly.expected + none, nearly.value, nearly.do, near=1)
+        raise Unexpected.of(nearly.name, nearly.expected + none, nearly.value, nearly.do, near=True)
     hints = filter(None, (error.do for error in errors))
-    raise Unexpected(name, said(kind), value, next(hints, ""))
+    raise Unexpected.of(name, said(kind), value, next(hints, ""))
 
 
 def _number(name: str, value: Any, kind: Any) -> Any:
@@ -122,14 +131,14 @@ def _number(name: str, value: Any, kind: Any) -> Any:
                 return number if type(number) is int and abs(number) < 2**53 else float(number)
     except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError):
         pass
-    raise Unexpected(name, NUMBERS[kind], value, remedy(value, kind))
+    raise Unexpected.of(name, NUMBERS[kind], value, remedy(value, kind))
 
 
 def _items(name: str, value: Any, kind: Any) -> None:
     parts: Sequence[Any] = get_args(kind)
     each = get_origin(kind) is tuple and parts[-1] is not Ellipsis
     if each and len(value) != len(parts):
-        raise Unexpected(name, said(kind), value)
+        raise Unexpected.of(name, said(kind), value)
     for i, item in enumerate(value):
         _item(f"{name}[{i}]", item, parts[i] if each else parts[0])
 
@@ -138,5 +147,5 @@ def _item(name: str, item: Any, kind: Any) -> None:
     try:
         fitted(name, item, kind)
     except Unexpected as error:
-        error.near = 1
+        error.near = True
         raise

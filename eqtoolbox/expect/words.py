@@ -70,6 +70,8 @@ def shown(value: Any) -> str:
     """A value as an error shows it: short things as they are, others by their type."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return "a lambda" if value.__name__ == "<lambda>" else f"the function {value.__name__}"
     if hasattr(value, "dtype") and getattr(value, "shape", None):
         return type(value).__name__
     try:

@@ -1,5 +1,6 @@
 """What fits an annotation, what does not, and in which words that is said."""
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -95,6 +96,13 @@ def test_what_does_not_fit_is_named_with_what_was_expected(
         fitted("it", value, kind)
     assert str(caught.value).startswith("it")
     assert isinstance(caught.value, TypeError) and isinstance(caught.value, ValueError)
+
+
+def test_the_error_survives_the_way_between_processes() -> None:
+    with pytest.raises(Unexpected, match="it must be") as caught:
+        fitted("it", "a", int)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (Unexpected, str(caught.value))
 
 
 def test_items_of_an_iterator_are_looked_at_and_kept() -> None:
