@@ -21,7 +21,7 @@ from eqtoolbox.capture.unwrap import (
     refuse_sharded,
     unwrapped,
 )
-from eqtoolbox.config import Probes, describe, resolve
+from eqtoolbox.config import Probes, When, describe, resolve
 from eqtoolbox.expect.bounds import Bound
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Location, Seed
@@ -30,7 +30,6 @@ from eqtoolbox.journal import OnError, logger
 from eqtoolbox.monitor import Monitor, monitors_of
 from eqtoolbox.objective import LossFunction
 from eqtoolbox.probe import Scheduled
-from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
@@ -49,7 +48,7 @@ def attach(
     criterion: nn.Module | None = None,
     probes: Probes = "standard",
     probe_batch: Any = None,
-    schedule: int | Schedule | Mapping[str, int | Schedule] | None = None,
+    schedule: When = None,
     budget: float | None = 0.05,
     run_dir: Location | None = None,
     sinks: Sequence[Any] = (),

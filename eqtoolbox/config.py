@@ -20,6 +20,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.words import shown
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.probes.asymmetry import Asymmetry
@@ -55,7 +56,8 @@ PROBES = {probe.name: probe for probe in KINDS}
 CLAIMING = (EquivarianceError, Asymmetry)  # their symmetries are names, or Equivariance objects
 ELSEWHERE = ("audit", "symmetries")  # tables that other commands read
 PRESETS = ("light", "standard", "full")
-Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]
+Probes = Annotated[str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any], OWN]
+When = Annotated[int | Schedule | Mapping[str, int | Schedule] | None, OWN]
 
 
 class ConfigError(ValueError):

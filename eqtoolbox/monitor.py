@@ -124,7 +124,7 @@ class Monitor:
         Raises:
             ValueError: no function is known that takes the batch.
         """
-        if not self._capture.takes_batches:
+        if not self.takes_batches and self._capture.criterion is None:
             raise ValueError(
                 "observe(batch) expected a loss function that takes the batch, got none; give "
                 "loss_fn= to attach, or decorate yours with @monitor.loss"
@@ -132,6 +132,11 @@ class Monitor:
         if weight is not None:
             weight = fitted("weight", weight, Positive)
         self._safely(self._capture.observe, batch, weight)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether a loss function is known that evaluates what is observed."""
+        return self._capture.takes_batches
 
     @property
     def due(self) -> bool:

@@ -1,22 +1,21 @@
 """An attachment: the arguments of `attach`, kept until a framework has model and optimizer."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from eqtoolbox.attach import attach
 from eqtoolbox.budget import check_share
-from eqtoolbox.config import Probes, resolve
-from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.checkpoint import check_state
+from eqtoolbox.config import Probes, When, resolve
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor
 from eqtoolbox.objective import LossFunction
-from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,9 +31,9 @@ class Attachment:
 
     loss_fn: LossFunction | None = None
     criterion: nn.Module | None = None
-    probes: Annotated[Probes, OWN] = "standard"
+    probes: Probes = "standard"
     probe_batch: Any = None
-    schedule: Annotated[int | Schedule | Mapping[str, int | Schedule] | None, OWN] = None
+    schedule: When = None
     budget: float | None = 0.05
     run_dir: Location | None = None
     sinks: Sequence[Any] = ()
@@ -104,5 +103,11 @@ class Attachment:
         return (self.monitor.state_dict() if self.monitor else self._state) or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state that the next fit goes on from."""
+        """Take the state that the next fit goes on from.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no monitor's state.
+        """
+        if state_dict:
+            check_state(state_dict)
         self._state = state_dict or None
