@@ -103,7 +103,7 @@ ATTACH: list[Wrong] = [
     (lambda: Attachment(probes=[]), ConfigError, "at least one probe"),
     (lambda: Attachment(schedule=2.5), TypeError, "a schedule is an int n"),
     (lambda: Attachment().load_state_dict(5), TypeError, "state must be a dict, got 5"),
-    (lambda: Attachment().load_state_dict({"step": 1}), KeyError, "the state of a Monitor, got one"),
+    (lambda: Attachment().load_state_dict({"step": 1}), KeyError, "the state of a Monitor, got"),
     (lambda: Attachment(resume="yes"), TypeError, "resume must be True or False"),
     (lambda: Attachment(seed="1"), TypeError, "got '1'; write it without quotes"),
 ]
