@@ -3,17 +3,16 @@
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from eqtoolbox.budget import check_share
-from eqtoolbox.capture.batch import check_batch
+from eqtoolbox.capture.batch import check_batch, tensors
 from eqtoolbox.capture.unwrap import (
     optimizers_in,
     other_process,
@@ -22,15 +21,22 @@ from eqtoolbox.capture.unwrap import (
     refuse_sharded,
     unwrapped,
 )
-from eqtoolbox.config import Probes, describe, resolve
-from eqtoolbox.journal import OnError
+from eqtoolbox.config import Probes, When, describe, resolve
+from eqtoolbox.expect.bounds import Bound
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import Location, Seed
+from eqtoolbox.expect.words import shown
+from eqtoolbox.journal import OnError, logger
 from eqtoolbox.monitor import Monitor, monitors_of
+from eqtoolbox.objective import LossFunction
 from eqtoolbox.probe import Scheduled
-from eqtoolbox.schedule import Schedule
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.snapshot import parameter_groups, trainable
 from eqtoolbox.time_limit import Timeout, check_timeout
+
+# a tensor has a method log, too
+Tracker = Annotated[Any, Bound("a sink", lambda x: not isinstance(x, torch.Tensor), whole=True)]
 
 
 def attach(
@@ -39,16 +45,16 @@ def attach(
     | Iterable[torch.optim.Optimizer]
     | Mapping[Any, torch.optim.Optimizer],
     *,
-    loss_fn: Callable[[nn.Module, Any], Any] | None = None,
+    loss_fn: LossFunction | None = None,
     criterion: nn.Module | None = None,
     probes: Probes = "standard",
     probe_batch: Any = None,
-    schedule: int | Schedule | Mapping[str, int | Schedule] | None = None,
+    schedule: When = None,
     budget: float | None = 0.05,
     probe_timeout: Timeout = "auto",
-    run_dir: str | PathLike[str] | None = None,
+    run_dir: Location | None = None,
     sinks: Sequence[Any] = (),
-    seed: int = 0,
+    seed: Seed = 0,
     on_error: OnError = "warn",
     resume: bool = False,
     sync: bool = False,
@@ -103,13 +109,25 @@ def attach(
     """
     optimizers = optimizers_in(optimizer)
     called, model = model, _checked_model(model)
-    _check(model, optimizers, criterion, loss_fn, budget, probe_timeout, seed, on_error)
+    _check(model, optimizers, criterion, budget, probe_timeout, on_error)
+    fitted("loss_fn", loss_fn, LossFunction | None)
+    _refuse_criterion(loss_fn)
+    sinks = fitted("sinks", sinks, Sequence[Tracker])
+    fitted("run_dir", run_dir, Location | None)
+    seed, resume = fitted("seed", seed, Seed), fitted("resume", resume, bool)
+    sync = fitted("sync", sync, bool)
     further = [] if other_process() else [as_sink(sink) for sink in sinks]
     if probe_batch is not None:
         check_batch(probe_batch, model)
+        if criterion is not None and not tensors(probe_batch):
+            raise TypeError(
+                "expected probe_batch as (inputs, target) of tensors for the criterion, got "
+                f"{shown(probe_batch)}; numpy arrays become tensors by torch.as_tensor(array)"
+            )
     scheduled = resolve(probes, schedule)
     if other_process():
         scheduled, run_dir = [], None
+    _say_what_is_complex(model)
     store = None if run_dir is None else _open(run_dir, resume, sync)
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, budget, seed))
@@ -145,16 +163,20 @@ def _check(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     criterion: Any,
-    loss_fn: Any,
     budget: Any,
     probe_timeout: Any,
-    seed: Any,
     on_error: Any,
 ) -> None:
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ValueError(
             f"{lazy[0]} is a lazy parameter without a shape; run one forward pass before attach()"
+        )
+    empty = [n for n, p in model.named_parameters() if p.is_meta]
+    if empty:
+        raise ValueError(
+            f"expected parameters that hold numbers, got {empty[0]} on the meta device; give the "
+            'model memory by model.to_empty(device="cpu") and its weights by load_state_dict()'
         )
     if not trainable(model):
         raise ValueError(
@@ -177,22 +199,38 @@ def _check(
             f"criterion must be an nn.Module, whose calls can be seen, got {criterion!r}; use "
             "e.g. nn.CrossEntropyLoss(), or decorate your loss function with @monitor.loss"
         )
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function (model, batch) -> loss, got {loss_fn!r}")
     check_share(budget)
     check_timeout(probe_timeout)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {seed!r}")
-    if on_error not in get_args(OnError):
-        raise ValueError(f"on_error must be one of {get_args(OnError)}, got {on_error!r}")
+    fitted("on_error", on_error, OnError)
 
 
-def _open(run_dir: str | PathLike[str], resume: bool, sync: bool) -> RunDirectory:
+def _say_what_is_complex(model: nn.Module) -> None:
+    """Complex models can be trained and probed for equivariance; derivatives are not defined."""
+    names = [n for n, p in model.named_parameters() if p.is_complex()]
+    if names:
+        logger.warning(
+            "%s is complex: probes that need derivatives or parameter symmetries will be "
+            "not_applicable; hold complex weights as real ones by torch.view_as_real",
+            names[0],
+        )
+
+
+def _refuse_criterion(loss_fn: Any) -> None:
+    """Losses of torch take outputs and targets, not a model and a batch."""
+    if getattr(loss_fn, "__module__", "") in ("torch.nn.functional", "torch.nn.modules.loss"):
+        raise TypeError(
+            f"loss_fn must be a function (model, batch) -> loss, got {shown(loss_fn)}, which takes "
+            "outputs and targets; give criterion=nn.CrossEntropyLoss() or a like module, or a "
+            "function that calls the model"
+        )
+
+
+def _open(run_dir: Location, resume: bool, sync: bool) -> RunDirectory:
     try:
         return RunDirectory(run_dir, resume=resume, sync=sync)
-    except FileExistsError:
-        raise
     except OSError as error:
+        if error.errno is None:  # in our own words
+            raise
         raise type(error)(
             error.errno,
             f"cannot write run_dir {str(run_dir)!r} ({error.strerror}); give a writable directory",

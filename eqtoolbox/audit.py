@@ -6,15 +6,17 @@ samples = 8                  # group elements of each candidate, the identity am
 symmetries = ["mine.py:CLAIM"]   # claims of your own, tried beside those that the shapes suggest
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.expect.bounds import count
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import fitted
 from eqtoolbox.isolation import evaluation, isolated
 from eqtoolbox.reading import Reading, opened
 from eqtoolbox.source import named
@@ -22,9 +24,13 @@ from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
 from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.candidates import Score, candidates, rank
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.orbit import told
 from eqtoolbox.symmetry.structure import batch_size, floating, like_outputs, tensors
+from eqtoolbox.toml import tables
+
+Samples = Annotated[int, count(2)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +61,15 @@ def load(config: str | Path) -> Subject:
         ValueError: file or key missing, or the source returns something else; says the remedy.
     """
     path = Path(config)
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
-    options = table.get("audit")
-    known = {"source", "samples", "symmetries"}
-    if not isinstance(options, dict) or "source" not in options or options.keys() - known:
-        raise ValueError(f'{path}: expected a table [audit] with source = "file.py:function"')
-    samples = options.get("samples", 8)
-    if not isinstance(samples, int) or samples < 2:
-        raise ValueError(f"{path}: audit.samples must be an integer >= 2, got {samples!r}")
-    build = named(str(options["source"]), path.parent, f"{path}: audit.source")
+    source, samples, claims = options(path)
+    build = named(source, path.parent, f"{path}: audit.source")
     if not callable(build):
-        raise ValueError(f"{path}: {options['source']} must be a function, got {build!r}")
+        raise ValueError(f"{path}: {source} must be a function, got {build!r}")
     built = build()
     sound = isinstance(built, tuple) and len(built) in (2, 3) and isinstance(built[0], nn.Module)
     if not sound or not all(tensors(opened(part)) for part in built[1:]):
         raise ValueError(
-            f"{path}: {options['source']} must return (model, inputs) or (model, inputs, targets), "
+            f"{path}: {source} must return (model, inputs) or (model, inputs, targets), "
             "inputs and targets being tensors or dicts, tuples, lists or dataclasses of tensors"
         )
     return Subject(
@@ -83,15 +77,34 @@ def load(config: str | Path) -> Subject:
         inputs=built[1],
         targets=built[2] if len(built) == 3 else None,
         samples=samples,
-        claims=_claims(options.get("symmetries", []), path),
+        claims=_claims(claims, path),
     )
 
 
-def _claims(entries: Any, path: Path) -> tuple[Equivariance, ...]:
+def options(path: Path) -> tuple[str, int, list[str]]:
+    """Source, samples and symmetries of the table [audit]; no code that they name is run.
+
+    Raises:
+        ValueError: the file, the table or one of its values is none.
+    """
+    table = tables(path).get("audit")
+    known = ("source", "samples", "symmetries")
+    if not isinstance(table, dict) or "source" not in table or table.keys() - {*known}:
+        odd = sorted(table.keys() - {*known}) if isinstance(table, dict) else []
+        raise ValueError(
+            f'{path}: expected a table [audit] with source = "file.py:function"'
+            + (f" and no more than {', '.join(known)}, got {', '.join(odd)}" if odd else "")
+        )
+    samples = fitted(f"{path}: audit.samples", table.get("samples", 8), Samples)
+    entries = table.get("symmetries", [])
     if not isinstance(entries, list) or not all(isinstance(e, str) and ":" in e for e in entries):
         raise ValueError(
             f'{path}: audit.symmetries must be a list such as ["mine.py:CLAIM"], got {entries!r}'
         )
+    return str(table["source"]), samples, entries
+
+
+def _claims(entries: list[str], path: Path) -> tuple[Equivariance, ...]:
     claims = tuple(named(entry, path.parent, f"{path}: audit.symmetries") for entry in entries)
     for entry, claim in zip(entries, claims, strict=True):
         if not isinstance(claim, Equivariance):
@@ -99,13 +112,14 @@ def _claims(entries: Any, path: Path) -> tuple[Equivariance, ...]:
     return claims
 
 
+@checked
 def audit(
     model: nn.Module,
     inputs: Any,
     targets: Any = None,
     *,
-    samples: int = 8,
-    claims: Sequence[Equivariance] = (),
+    samples: Samples = 8,
+    claims: Sequence[Claimed] = (),
 ) -> Audit:
     """Score the candidate symmetries of a model and its data, leaving no trace.
 
@@ -139,7 +153,7 @@ def audit(
         raise ValueError(f"inputs must hold at least one sample, got {type(inputs).__name__}")
     with evaluation(model), isolated(model):
         with torch.no_grad():
-            outputs = opened(function(tree))
+            outputs = opened(told(function, tree))
         if not tensors(outputs):
             raise ValueError(f"the model must return tensors, got {type(outputs).__name__}")
         names = {claim.name for claim in claims}

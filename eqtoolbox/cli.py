@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a configuration and print it resolved")
     check.add_argument("config", metavar="CONFIG", help="a TOML file or a preset's name")
     check.add_argument("--json", action="store_true", help="print as JSON")
+    check.add_argument(
+        "--no-import",
+        action="store_true",
+        help="run no code that the file names: check package.module:NAME for its form only",
+    )
     check.set_defaults(run=_check)
 
     found = commands.add_parser("symmetries", help="parameter symmetries of a model, verified")
@@ -139,9 +144,9 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from eqtoolbox.config import describe, resolve
+    from eqtoolbox.checking import described
 
-    resolved = {s.probe.name: describe(s) for s in resolve(arguments.config)}
+    resolved = described(arguments.config, imports=not arguments.no_import)
     if arguments.json:
         _print_json(resolved)
         return

@@ -15,12 +15,13 @@ A file holds one table per probe; `schedule` says when, the rest are the probe's
 """
 
 import difflib
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
+from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.expect.words import shown
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
@@ -33,8 +34,11 @@ from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.schedule import Schedule, as_schedule, at, every, log_spaced
-from eqtoolbox.source import named
+from eqtoolbox.source import named, split
+from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.group import Flip
+from eqtoolbox.toml import tables
 
 KINDS: tuple[type[Probe], ...] = (
     EquivarianceError,
@@ -50,8 +54,10 @@ KINDS: tuple[type[Probe], ...] = (
 PROBES = {probe.name: probe for probe in KINDS}
 CLAIMING = (EquivarianceError, Asymmetry)  # their symmetries are names, or Equivariance objects
 NO_OPTIONS = ("engine", "stability_scale")  # fields of objects, which no file can write
+ELSEWHERE = ("audit", "symmetries")  # tables that other commands read
 PRESETS = ("light", "standard", "full")
-Probes = str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any]
+Probes = Annotated[str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any], OWN]
+When = Annotated[int | Schedule | Mapping[str, int | Schedule] | None, OWN]
 
 
 class ConfigError(ValueError):
@@ -67,59 +73,61 @@ def preset_path(name: str) -> Path:
     raise FileNotFoundError(f"the preset {name!r} is missing from this installation")
 
 
-def resolve(probes: Probes, schedule: Any = None) -> list[Scheduled]:
+def resolve(probes: Probes, schedule: Any = None, *, imports: bool = True) -> list[Scheduled]:
     """Probes with their schedules, from whatever `attach(probes=...)` accepts.
 
     Args:
         probes: a preset's name, a TOML file, probes, scheduled probes, or what such a file holds.
         schedule: overrides every probe's own; an int, a callable, or a dict by probe name.
+        imports: False to check claims that a file names as `module:NAME` for their form only: no
+            code is run, and the probes are good for being described.
 
     Raises:
         ConfigError: unknown key, wrong type or value; names file, key and nearest match.
         TypeError: `probes` is none of these.
     """
     if isinstance(probes, (str, Path)):
-        scheduled = load(_path_of(probes))
+        scheduled = load(_path_of(probes), imports=imports)
     elif isinstance(probes, Mapping):
-        scheduled = from_tables(probes, "probes=")
+        scheduled = from_tables(probes, "probes=", imports=imports)
     else:
-        scheduled = [_with_schedule(p) for p in probes]
+        scheduled = [_with_schedule(p) for p in _several(probes)]
     names = [s.probe.name for s in scheduled]
     if len(set(names)) < len(names):
         raise ConfigError(f"each probe can be given once, got {names}")
     return [Scheduled(probe=s.probe, schedule=_override(s, schedule, names)) for s in scheduled]
 
 
-def load(path: Path) -> list[Scheduled]:
-    """Probes of a TOML file.
+def load(path: Path, *, imports: bool = True) -> list[Scheduled]:
+    """Probes of a TOML file; without `imports` no code that it names is run.
 
     Raises:
         ConfigError: the file is missing, malformed, or holds an unknown key.
     """
     try:
-        data = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    _known(data, ("probes", "engine", "description"), str(path), "")
-    return from_tables(data.get("probes", {}), str(path), data.get("engine", {}))
+        data = tables(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _known(data, ("probes", "engine", "description", *ELSEWHERE), str(path), "")
+    return from_tables(data.get("probes", {}), str(path), data.get("engine", {}), imports=imports)
 
 
 def from_tables(
-    tables: Mapping[str, Any], source: str, engine: Mapping[str, Any] | None = None
+    given: Mapping[str, Any], source: str, engine: Any = None, *, imports: bool = True
 ) -> list[Scheduled]:
     """Probes from tables of options by probe name, with the options of one engine."""
-    if not isinstance(tables, Mapping) or not tables:
+    if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"{source}: expected tables [probes.NAME] of {', '.join(PROBES)}")
-    _known(tables, tuple(PROBES), source, "probes.")
+    if not isinstance(engine or {}, Mapping):
+        raise ConfigError(f"{source}: expected a table [engine], got engine = {engine!r}")
+    _known(given, tuple(PROBES), source, "probes.")
     _known(engine or {}, ("memory", "precision"), source, "engine.")
     try:
         hessians = Engine(**(engine or {}))
     except ValueError as error:
         raise ConfigError(f"{source}: engine: {error}") from error
     scheduled = []
-    for name, table in tables.items():
+    for name, table in given.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{source}: probes.{name} must be a table, got {table!r}")
         kind = PROBES[name]
@@ -130,14 +138,15 @@ def from_tables(
         for key, value in table.items():
             if key != "schedule":
                 _check_type(value, options[key], f"{source}: probes.{name}.{key}")
-        given: dict[str, Any] = {k: v for k, v in table.items() if k != "schedule"}
+        chosen: dict[str, Any] = {k: v for k, v in table.items() if k != "schedule"}
         own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-        given |= {"engine": hessians} if "engine" in own else {}
+        chosen |= {"engine": hessians} if "engine" in own else {}
         where = f"{source}: probes.{name}"
-        if kind in CLAIMING and "symmetries" in given:
-            given["symmetries"] = [_claim(entry, source, name) for entry in given["symmetries"]]
+        if kind in CLAIMING and "symmetries" in chosen:
+            named_here = chosen["symmetries"]
+            chosen["symmetries"] = [_claim(e, source, name, imports) for e in named_here]
         try:
-            probe = kind(**given)
+            probe = kind(**chosen)
             when = schedule_from(table.get("schedule", 1))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: {error}") from error
@@ -145,17 +154,31 @@ def from_tables(
     return scheduled
 
 
-def _claim(entry: str, source: str, probe: str) -> Any:
+def _claim(entry: str, source: str, probe: str, imports: bool) -> Any:
     """A symmetry by its name, or the object that `module:NAME` stands for."""
     if ":" not in entry:
         return entry
     where = f"{source}: probes.{probe}.symmetries"
     try:
+        if not imports:
+            return not_imported(entry, where)
         claim = named(entry, Path(source).parent, where)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if not isinstance(claim, Equivariance):
         raise ConfigError(f"{where}: {entry} must be an Equivariance, got {claim!r}")
+    return claim
+
+
+def not_imported(reference: str, said: str) -> Equivariance:
+    """What stands for a claim that was not looked up: good for being printed, not for measuring.
+
+    Raises:
+        ValueError: `reference` has not the form of one.
+    """
+    split(reference, said)
+    claim = Equivariance(Flip(), trivial, trivial)
+    object.__setattr__(claim, "name", f"{reference} (not imported)")
     return claim
 
 
@@ -202,13 +225,28 @@ def _path_of(probes: str | Path) -> Path:
     return Path(probes)
 
 
+def _several(probes: Any) -> Sequence[Any]:
+    hint = ""
+    if isinstance(probes, Probe | Scheduled | type):
+        hint = "; one alone is written [probe]"
+    if hint or not isinstance(probes, Iterable):
+        raise TypeError(
+            f"probes must be one of {PRESETS}, a TOML file, a list of probes or their options by "
+            f"name, got {shown(probes)}{hint}"
+        )
+    given = list(probes)
+    if not given:
+        raise ConfigError("expected at least one probe in probes=, got an empty list")
+    return given
+
+
 def _with_schedule(probe: Any) -> Scheduled:
     if isinstance(probe, Scheduled):
         return probe
     if isinstance(probe, Probe):
         return Scheduled(probe=probe, schedule=every(1))
     hint = "; did you forget ()?" if isinstance(probe, type) else ""
-    raise TypeError(f"expected a Probe or Scheduled, got {probe!r}{hint}")
+    raise TypeError(f"expected a Probe or Scheduled in probes, got {shown(probe)}{hint}")
 
 
 def _override(scheduled: Scheduled, schedule: Any, names: list[str]) -> Schedule:
@@ -230,6 +268,8 @@ def _known(table: Mapping[str, Any], allowed: Sequence[str], source: str, prefix
 
 def _check_type(value: Any, kind: Any, where: str) -> None:
     """Refuse a value that does not fit the field's annotation; ints pass for floats."""
+    if get_origin(kind) is Annotated:  # its bounds are looked at by the constructor
+        kind = get_args(kind)[0]
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         if not isinstance(value, list) or not all(isinstance(v, item) for v in value):

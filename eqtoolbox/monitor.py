@@ -14,8 +14,11 @@ from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.step import Step, closure_of
 from eqtoolbox.capture.watched import Watched
+from eqtoolbox.checkpoint import check_state
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.faithfulness import Faithfulness
 from eqtoolbox.identity import identity
 from eqtoolbox.interrupts import Gate
@@ -31,6 +34,7 @@ from eqtoolbox.shared import Shared
 from eqtoolbox.sink import Sink
 from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups
 from eqtoolbox.time_limit import TimeLimit, Timeout
+from eqtoolbox.told import Decorated, Device, Evaluated, Place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -132,6 +136,7 @@ class Monitor:
         it should do nothing but compute. A compiled loss is decorated on the outside:
         `monitor.loss(torch.compile(loss_fn))`.
         """
+        fitted("function", function, Decorated)
         return self._capture.wrap(function)
 
     def observe(self, batch: Any, weight: float | None = None) -> None:
@@ -141,8 +146,23 @@ class Monitor:
             batch: for `loss_fn(model, batch)`.
             weight: of its loss in the gradient of the step; without, the losses of all batches
                 observed before a step count equally and their mean is taken.
+
+        Raises:
+            ValueError: no function is known that takes the batch.
         """
+        if not self.takes_batches and self._capture.criterion is None:
+            raise ValueError(
+                "observe(batch) expected a loss function that takes the batch, got none; give "
+                "loss_fn= to attach, or decorate yours with @monitor.loss"
+            )
+        if weight is not None:
+            weight = fitted("weight", weight, Positive)
         self._safely(self._capture.observe, batch, weight)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether a loss function is known that evaluates what is observed."""
+        return self._capture.takes_batches
 
     @property
     def due(self) -> bool:
@@ -151,18 +171,22 @@ class Monitor:
 
     def begin(self, loss_fn: LossFunction, batch: Any) -> None:
         """Say that the loop now evaluates `loss_fn(model, batch)` in its own code; then `end`."""
+        fitted("loss_fn", loss_fn, LossFunction)
         self._safely(self._capture.begin, loss_fn, batch)
 
     def end(self, loss: Tensor | None) -> None:
         """Say what came out of the evaluation that `begin` told of; None where that is unknown."""
+        fitted("loss", loss, Evaluated)
         self._safely(self._capture.end, loss)
 
     def autocast_inside(self, device: str, dtype: torch.dtype) -> None:
         """Say that the model's own `forward` enters this autocast, where no hook can see it."""
-        self._capture.inside = (device, dtype)
+        fitted("device", device, Device)
+        self._capture.inside = (device, fitted("dtype", dtype, torch.dtype))
 
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""
+        step = fitted("step", step, Natural)
         if step != self.step:
             self._first += step - self.step
             self.step = step
@@ -170,7 +194,7 @@ class Monitor:
 
     def add_sink(self, sink: Sink) -> None:
         """Send records to one more place."""
-        self._journal.add(sink)
+        self._journal.add(fitted("sink", sink, Place))
 
     def probe_now(self) -> list[Record]:
         """Measure all probes at the present parameters, whatever is due, and return the records.
@@ -255,11 +279,9 @@ class Monitor:
         """Go on where `state_dict` was taken.
 
         Raises:
-            KeyError: `state` is no monitor state.
+            KeyError, TypeError, ValueError: `state` is no monitor state; nothing of it is taken.
         """
-        missing = {"step", "references", "disabled", "budget"} - state.keys()
-        if missing:
-            raise KeyError(f"expected the state of a Monitor, got one without {sorted(missing)}")
+        check_state(state)
         self._first += state["step"] - self.step
         self.step, self._unloaded = state["step"], False
         self._runner.references = dict(state["references"])

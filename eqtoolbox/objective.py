@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,16 @@ from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
 from eqtoolbox.capture.loss_parameters import LossParameters
 from eqtoolbox.deadline import check
+from eqtoolbox.expect.bounds import takes
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.scope import current
 
 Parameters = dict[str, Tensor]
-LossFunction = Callable[[nn.Module, Any], Any]
+LossFunction = Annotated[
+    Callable[[nn.Module, Any], Any],
+    takes(2, "(model, batch) -> loss", "targets belong in the batch: (inputs, targets)"),
+]
 
 
 class NotALoss(TypeError):

@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 import torch
 from numpy.typing import NDArray
 
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.words import shown
 from eqtoolbox.record import Mode, Record, Status, Verdict
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.snapshot import Snapshot
@@ -38,7 +41,25 @@ class Measurement:
         for name in ("value", "stderr", "floor"):
             number = getattr(self, name)
             if number is not None and type(number) is not float:
-                object.__setattr__(self, name, float(number))
+                object.__setattr__(self, name, _number(name, number))
+        for name in ("quantity", "target", "unit", "note"):
+            if type(getattr(self, name)) is not str:
+                fitted(name, getattr(self, name), str)
+        fitted("status", self.status, Status)
+        if self.verdict is not None:
+            fitted("verdict", self.verdict, Verdict)
+        if self.matvecs is not None:
+            fitted("matvecs", self.matvecs, int)
+
+
+def _number(name: str, given: Any) -> float:
+    """A number of a measurement, which may be NaN, or be held by an array of one element."""
+    try:
+        if not isinstance(given, str | bytes):
+            return float(given)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"{name} must be one number, got {shown(given)}")
 
 
 class Probe(ABC):
@@ -66,6 +87,7 @@ class Probe(ABC):
         """Yield the numbers of one step."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Scheduled:
     """A probe and the steps it is due at."""

@@ -5,10 +5,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
+from typing import Annotated
 
-Schedule = Callable[[int], bool]
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import Unexpected, fitted
+
+Schedule = Annotated[Callable[[int], bool], takes(1, "step -> bool")]
+MOST = 1_000_000  # steps that a schedule lists
 
 
+@checked
 @dataclass(frozen=True)
 class every:
     """Due at step `offset` and each `n` steps after it; `every(0)` is never due.
@@ -38,6 +46,7 @@ class every:
         return self.offset + max(0, -(-(step - self.offset) // self.n)) * self.n
 
 
+@checked
 @dataclass(frozen=True)
 class at:
     """Due at the listed steps.
@@ -50,7 +59,7 @@ class at:
     steps: Collection[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", frozenset(int(s) for s in self.steps))
+        object.__setattr__(self, "steps", frozenset(index(s) for s in self.steps))
         if any(s < 0 for s in self.steps):
             raise ValueError(f"at(steps) needs steps >= 0, got {sorted(self.steps)}")
 
@@ -69,6 +78,7 @@ class at:
         return f"at({sorted(self.steps)})"
 
 
+@checked
 @dataclass(frozen=True)
 class log_spaced:
     """Due at about `n` steps up to `until`, evenly spaced in log(step + 1): dense early, rare late.
@@ -83,10 +93,10 @@ class log_spaced:
     steps: frozenset[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.n < 2 or self.until < 1:
+        if not 2 <= self.n <= MOST or self.until < 1:
             raise ValueError(
-                f"log_spaced(n, until) needs n >= 2 and until >= 1, got n={self.n}, "
-                f"until={self.until}"
+                f"log_spaced(n, until) needs n >= 2, at most {MOST}, and until >= 1, "
+                f"got n={self.n}, until={self.until}"
             )
         ratio = (self.until + 1) ** (1 / (self.n - 1))
         steps = frozenset(round(ratio**i) - 1 for i in range(self.n))
@@ -117,8 +127,13 @@ def _following(steps: list[int], step: int) -> float:
 
 def as_schedule(value: "int | Schedule") -> Schedule:
     """A schedule from an int n (every n-th step) or from any callable `int -> bool`."""
-    if isinstance(value, bool) or not (isinstance(value, int) or callable(value)):
+    if callable(value):
+        schedule: Schedule = fitted("schedule", value, Schedule)
+        return schedule
+    try:
+        n = fitted("schedule", value, int)
+    except Unexpected:
         raise TypeError(
             f"a schedule is an int n (every n-th step) or a callable step -> bool, got {value!r}"
-        )
-    return every(value) if isinstance(value, int) else value
+        ) from None
+    return every(n)

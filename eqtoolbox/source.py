@@ -24,27 +24,43 @@ def named(reference: str, folder: Path, said: str) -> Any:
         >>> named("math:pi", Path(), "here")
         3.141592653589793
     """
-    where, _, name = reference.partition(":")
-    if not name:
-        raise ValueError(
-            f"{said}: expected 'package.module:NAME' or 'file.py:NAME', got {reference!r}"
-        )
+    where, name = split(reference, said)
     with _found_first(folder):
-        if where.endswith(".py"):
-            file = folder / where
-            if not file.exists():
-                raise ValueError(f"{said}: no file {file}; paths are relative to {folder}")
-            names = runpy.run_path(str(file))
-        else:
-            try:
-                names = vars(importlib.import_module(where))
-            except ModuleNotFoundError as error:
-                raise ValueError(
-                    f"{said}: {error}; write 'package.module:NAME' or 'file.py:NAME'"
-                ) from error
+        file = folder / where
+        if where.endswith(".py") and not file.exists():
+            raise ValueError(f"{said}: no file {file}; paths are relative to {folder}")
+        try:
+            run = where.endswith(".py")
+            names = runpy.run_path(str(file)) if run else vars(importlib.import_module(where))
+        except (ImportError, SyntaxError) as error:
+            raise ValueError(
+                f"{said}: {where} cannot be imported: {error}; write 'package.module:NAME' or "
+                "'file.py:NAME'"
+            ) from error
     if name not in names:
         raise ValueError(f"{said}: {where} has no {name!r}")
     return names[name]
+
+
+def split(reference: str, said: str) -> tuple[str, str]:
+    """Module or file, and name, of a reference; nothing is run.
+
+    Raises:
+        ValueError: it has neither form.
+
+    Example:
+        >>> split("package.module:NAME", "here")
+        ('package.module', 'NAME')
+    """
+    where, _, name = reference.rpartition(":")
+    module = where.endswith(".py") or all(
+        part.replace("-", "_").isidentifier() for part in where.split(".")
+    )
+    if not module or not name.isidentifier():
+        raise ValueError(
+            f"{said}: expected 'package.module:NAME' or 'file.py:NAME', got {reference!r}"
+        )
+    return where, name
 
 
 @contextmanager

@@ -5,22 +5,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import NotNegative, Seed
 from eqtoolbox.isolation import evaluation
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.culprit import culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
+from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import on_tensors
 
 
+@checked
 def assert_equivariant(
-    function: Any,
+    function: nn.Module | Function,
     inputs: Any,
-    symmetry: Equivariance,
+    symmetry: Claimed,
     *,
     samples: int = 8,
-    tolerance: float | None = None,
-    seed: int = 0,
+    tolerance: NotNegative | None = None,
+    seed: Seed = 0,
 ) -> EquivarianceResult:
     """Pass when f(S_g x) = R_g f(x) holds to the noise floor, the probe's own verdict.
 
@@ -75,8 +79,9 @@ def assert_equivariant(
     )
 
 
+@checked
 def shadow(
-    module: nn.Module, inputs: Any, symmetry: Equivariance, *, samples: int = 8, seed: int = 0
+    module: nn.Module, inputs: Any, symmetry: Claimed, *, samples: int = 8, seed: Seed = 0
 ) -> EquivarianceResult:
     """The same measurement in float64: parameters, buffers and inputs; the module stays as it is.
 

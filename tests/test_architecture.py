@@ -10,12 +10,12 @@ FLOORS = {
     "linalg": 1, "symmetry": 1, "snapshot": 1, "schedule": 1, "record": 1, "isolation": 1,
     "objective": 1, "capture": 1, "derivatives": 1, "arrays": 1, "source": 1, "eager": 1,
     "extra": 1, "identity": 1, "shared": 1, "replay": 1, "files": 1, "deadline": 0,
-    "interrupts": 0,
+    "interrupts": 0, "expect": 0, "toml": 1,
     "probe": 2, "sink": 2, "report": 2, "testing": 2,
     "probes": 3, "sinks": 3, "enforce": 3, "monitor": 3, "budget": 3, "clock": 3, "journal": 3,
-    "runner": 3, "account": 3, "faithfulness": 3, "time_limit": 3,
+    "runner": 3, "account": 3, "faithfulness": 3, "time_limit": 3, "checkpoint": 3, "told": 3,
     "config": 4, "attach": 4, "integrations": 4, "demos": 4,
-    "reading": 1, "audit": 4, "audit_table": 4,
+    "reading": 1, "audit": 4, "audit_table": 4, "checking": 4,
     "cli": 5, "blame": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 STRANGERS = {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -274,3 +275,97 @@ def test_a_terminal_of_few_letters_gets_what_it_can_show(
     assert main(["summary", str(tmp_path)]) == 0
     shown.flush()
     assert shown.buffer.getvalue().startswith(b"N?t?")  # type: ignore[attr-defined]
+
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_suffix(".ran").touch()
+from eqtoolbox.symmetry import Cyclic, Equivariance, actions
+CLAIM = Equivariance(Cyclic(4), actions.quarter_turn, actions.trivial, name="mine")
+def build():
+    raise RuntimeError("check never builds a model")
+"""
+TABLES = {
+    "probes": '[probes.equivariance]\nsymmetries = ["flip", "mine.py:CLAIM"]\n',
+    "module": '[probes.equivariance]\nsymmetries = ["mine_as_module:CLAIM"]\n',
+    "audit": '[audit]\nsource = "mine.py:build"\nsymmetries = ["mine.py:CLAIM"]\n',
+    "symmetries": '[symmetries]\nsource = "mine.py:build"\n',
+    "all": '[probes.curvature]\n[audit]\nsource = "mine.py:build"\n',
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_check_without_import_runs_no_code_and_with_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str
+) -> None:
+    for name in ("mine", "mine_as_module"):
+        (tmp_path / f"{name}.py").write_text(CODE)
+    config = tmp_path / "a.toml"
+    config.write_text(TABLES[table])
+    ran = lambda: list(tmp_path.glob("*.ran"))
+    assert main(["check", str(config), "--no-import"]) == 0
+    assert "(not imported)" in capsys.readouterr().out
+    assert not ran()
+    assert main(["check", str(config), "--no-import", "--json"]) == 0
+    assert "(not imported)" in json.dumps(json.loads(capsys.readouterr().out))
+    assert not ran()
+    assert main(["check", str(config)]) == 0
+    assert "(not imported)" not in capsys.readouterr().out
+    assert ran(), "the reference was looked up"
+    sys.modules.pop("mine_as_module", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[probes.equivariance]\nsymmetries = [":x"]', "expected 'package.module:NAME' .* got ':x"),
+        ('[probes.equivariance]\nsymmetries = ["..:x"]', r"equivariance.symmetries: .* got '\.\.:"),
+        ('[probes.equivariance]\nsymmetries = ["a.py:"]', "got 'a.py:'"),
+        ('[probes.equivariance]\nsamples = 1\nsymmetries = ["a.py:B"]', "samples must be >= 2, go"),
+        ('[audit]\nsource = "a b:c"', "audit.source: expected 'package.module:NAME'"),
+        ('[audit]\nsource = "a:c"\nsamples = true', "audit.samples must be an integer >= 2, got T"),
+        ('[audit]\nsource = "a:c"\nsample = 3', "no more than source, samples, symmetries, got sa"),
+        ('[symmetries]\nsource = 5', r"expected a table \[symmetries\] with source"),
+        ("engine = 5\n[probes.curvature]", r"expected a table \[engine\], got engine = 5"),
+        ("probes = 5", r"expected tables \[probes.NAME\]"),
+        ("[probes.curvature]\nk = 999999999999999999", "k >= 1, at most 10000"),
+        ("[probes.curvature]\ntol = nan", "tol must be a number, got nan"),
+        ("[probes.curvature]\nschedule = {every = 2.5}", r"n must be an integer, got 2\.5"),
+        ("[probes.curvature]\nschedule = {at = 5}", "steps must be a list of integers, got 5"),
+        ("[probes.curvature]\nschedule = {at = ['a']}", r"steps\[0\] must be an integer, got 'a'"),
+        ("[probes.curvature]\nschedule = {until = 5}", "schedule must be an int"),
+        ("a = " + "[" * 3000 + "]" * 3000, "not valid TOML: brackets nested too deep"),
+    ],
+)  # fmt: skip
+def test_check_names_what_is_wrong_with_the_file_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(text)
+    assert main(["check", str(config), "--no-import"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert str(config) in said
+
+
+def test_a_file_that_is_no_text_is_named_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "b.toml"
+    config.write_bytes(b"\xff\xfe\x00")
+    for command in ("check", "audit", "symmetries"):
+        assert main([command, str(config)]) == 2
+        assert f"{config}: not valid TOML" in capsys.readouterr().err
+
+
+def test_code_that_cannot_be_imported_is_named_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    (tmp_path / "lacking.py").write_text("import nonexistent_package\n")
+    config = tmp_path / "a.toml"
+    for name, why in (("broken", "invalid syntax"), ("lacking", "No module named 'nonexistent")):
+        config.write_text(f'[audit]\nsource = "{name}.py:build"\n')
+        assert main(["audit", str(config)]) == 2
+        said = capsys.readouterr().err
+        assert f"audit.source: {name}.py cannot be imported" in said and why in said

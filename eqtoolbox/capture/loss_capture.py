@@ -87,6 +87,11 @@ class LossCapture:
             else:
                 self._remove()
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether a function is known that evaluates the loss on a batch."""
+        return self.loss_fn is not None or self._wrapped is not None
+
     # -- giving ---------------------------------------------------------------------------------
 
     def wrap(self, function: F) -> F:

@@ -1,25 +1,28 @@
 """An attachment: the arguments of `attach`, kept until a framework has model and optimizer."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from typing import Any, TypeVar
 
 from torch import nn
 
 from eqtoolbox.attach import attach
 from eqtoolbox.budget import check_share
-from eqtoolbox.config import Probes
+from eqtoolbox.checkpoint import check_state
+from eqtoolbox.config import Probes, When, resolve
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.journal import OnError
 from eqtoolbox.monitor import Monitor
-from eqtoolbox.schedule import Schedule
+from eqtoolbox.objective import LossFunction
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.time_limit import Timeout, check_timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@checked
 @dataclass(kw_only=True, eq=False)
 class Attachment:
     """Keyword arguments of `eqtoolbox.attach`, and the monitor that a fit made from them.
@@ -27,16 +30,16 @@ class Attachment:
     Callbacks inherit it, so that each of them has these fields as its constructor's arguments.
     """
 
-    loss_fn: Callable[[nn.Module, Any], Any] | None = None
+    loss_fn: LossFunction | None = None
     criterion: nn.Module | None = None
     probes: Probes = "standard"
     probe_batch: Any = None
-    schedule: int | Schedule | Mapping[str, int | Schedule] | None = None
+    schedule: When = None
     budget: float | None = 0.05
     probe_timeout: Timeout = "auto"
-    run_dir: str | PathLike[str] | None = None
+    run_dir: Location | None = None
     sinks: Sequence[Any] = ()
-    seed: int = 0
+    seed: Seed = 0
     on_error: OnError = "warn"
     resume: bool = False
 
@@ -48,6 +51,10 @@ class Attachment:
     def __post_init__(self) -> None:
         check_share(self.budget)
         check_timeout(self.probe_timeout)
+        given: Any = self.probes
+        if isinstance(given, Iterator):
+            self.probes = list(given)
+        resolve(self.probes, self.schedule)  # for its errors
 
     def loss(self, function: F) -> F:
         """Decorate `loss_fn(model, batch, ...)` before there is a monitor; as `Monitor.loss`."""
@@ -100,5 +107,11 @@ class Attachment:
         return (self.monitor.state_dict() if self.monitor else self._state) or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state that the next fit goes on from."""
+        """Take the state that the next fit goes on from.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no monitor's state.
+        """
+        if state_dict:
+            check_state(state_dict)
         self._state = state_dict or None

@@ -32,8 +32,11 @@ def attach(trainer: Engine, monitor: Monitor) -> Monitor:
         >>> monitor.step
         1
     """
-    trainer.add_event_handler(
-        Events.ITERATION_STARTED, lambda engine: monitor.observe(engine.state.batch)
-    )
+
+    def observe(engine: Engine) -> None:
+        if monitor.takes_batches:
+            monitor.observe(engine.state.batch)
+
+    trainer.add_event_handler(Events.ITERATION_STARTED, observe)
     trainer.add_event_handler(Events.COMPLETED | Events.TERMINATE, lambda _: monitor.close())
     return monitor

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.monitor import Monitor
@@ -20,6 +21,7 @@ with extra("keras", "eqtoolbox.integrations.keras"):
 STATE = "keras.pt"  # inside the run directory
 
 
+@checked
 @dataclass(kw_only=True, eq=False)
 class EqCallback(Attachment, keras.callbacks.Callback):
     """Watches a Keras model as `fit` trains it.

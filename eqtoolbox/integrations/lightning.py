@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.objective import scalar_loss
@@ -24,6 +25,7 @@ with extra("lightning", "eqtoolbox.integrations.lightning"):
         from pytorch_lightning.loggers.logger import DummyLogger
 
 
+@checked
 @dataclass(kw_only=True, eq=False)
 class EqCallback(Attachment, Callback):
     """Watches a LightningModule as its optimizer trains it, and tells the Trainer's loggers.

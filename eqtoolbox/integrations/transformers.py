@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.replay.scope import current
@@ -23,6 +24,7 @@ SHORT = 100_000  # entries of a list that is copied where a probe evaluates the 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@checked
 @dataclass(kw_only=True, eq=False)
 class EqCallback(Attachment, TrainerCallback):
     """Watches the model of a `Trainer`; its numbers also go to `trainer.state.log_history`.

@@ -7,22 +7,27 @@ gradient); forward-mode and rebuilt graphs cost 3.
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import Unexpected, fitted
+from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.graph import GradientGraph, Loss, leaves, product_accuracy
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector, add, scale
 
 
+@checked
 def hessian(
     loss: Loss | Sequence[Loss],
     params: Vector,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Annotated[Sequence[float] | None, OWN] = None,
     retain: bool | None = None,
-    accuracy: float | None = None,
+    accuracy: Positive | None = None,
 ) -> "Hessian":
     """H = ∇²L(θ) for L = Σ w_i L_i / Σ w_i, each product exact to rounding.
 
@@ -137,9 +142,13 @@ def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
             f"weights must be given for {count} losses: the number of samples (or valid tokens) "
             "behind each; unequal batches with equal weights give another Hessian"
         )
-    w = [1.0] if weights is None else [float(x) for x in weights]
-    if len(w) != count or not all(0 < x < float("inf") for x in w):
-        raise ValueError(f"weights must be {count} positive finite numbers, got {w}")
+    w = [1.0] if weights is None else weights
+    try:
+        w = fitted("weights", w, Sequence[Positive])
+    except Unexpected:
+        w = []
+    if len(w) != count:
+        raise ValueError(f"weights must be {count} positive finite numbers, got {weights}")
     return [x / sum(w) for x in w]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.krylov import Krylov
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.trace import Estimate, mean
@@ -113,6 +114,7 @@ class SpectralDensity:
         return self.count_above(centre + deviations * math.sqrt(max(square - centre**2, 0.0)))
 
 
+@checked
 def spectral_density(
     operator: LinearOperator,
     *,

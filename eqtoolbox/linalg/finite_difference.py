@@ -6,21 +6,28 @@ directions; they show in the second difference of the gradient, and are refused.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import instance, takes
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.graph import check_scalar, differentiating, filled, leaves
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
 
-Scheme = Literal["central", "one_sided"]
+Scheme = Annotated[Literal["central", "one_sided"], instance("'central' or 'one_sided'")]
+LossOrGradient = Annotated[
+    Callable[[dict[str, Tensor]], Tensor | Mapping[str, Tensor]],
+    takes(1, "of a dict of parameters"),
+]
 KINKED = 0.05  # the q above which the gradient is not smooth along the step
 
 
+@checked
 def finite_difference(
-    loss_or_gradient: Callable[[dict[str, Tensor]], Tensor | Mapping[str, Tensor]],
+    loss_or_gradient: LossOrGradient,
     params: Vector,
     *,
     scheme: Scheme = "central",
@@ -70,8 +77,6 @@ class FiniteDifference(LinearOperator):
         scheme: Scheme = "central",
         rho: float | None = None,
     ) -> None:
-        if scheme not in ("central", "one_sided"):
-            raise ValueError(f"scheme must be 'central' or 'one_sided', got {scheme!r}")
         if rho is not None and not 0 < rho < 1:
             raise ValueError(f"rho must be between 0 and 1, got {rho}; None chooses it by dtype")
         space = Space.of(params)

@@ -1,10 +1,13 @@
 """The Gauss-Newton matrix Jᵀ(∇²ℓ)J of a model and an output loss, by reverse mode alone."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.graph import (
     check_scalar,
     differentiating,
@@ -15,12 +18,12 @@ from eqtoolbox.linalg.graph import (
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector
 
-Model = Callable[[dict[str, Tensor]], Tensor]
+Model = Annotated[Callable[[dict[str, Tensor]], Tensor], takes(1, "of a dict of parameters")]
+OutputLoss = Annotated[Callable[[Tensor], Tensor], takes(1, "of the outputs")]
 
 
-def gauss_newton(
-    model_function: Model, output_loss: Callable[[Tensor], Tensor], params: Vector
-) -> LinearOperator:
+@checked
+def gauss_newton(model_function: Model, output_loss: OutputLoss, params: Vector) -> LinearOperator:
     """G = Jᵀ(∇²ℓ)J at θ, J the Jacobian of the outputs; H without the curvature of the model.
 
     G is positive semidefinite for a convex ℓ, and the Fisher matrix for cross-entropy. The product

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import takes
 from eqtoolbox.linalg.vectors import Space, Vector, norm
 
-Loss = Callable[[dict[str, Tensor]], Tensor]
+Loss = Annotated[Callable[[dict[str, Tensor]], Tensor], takes(1, "of a dict of parameters")]
 
 _INDEPENDENT = (
     "the loss must depend on the parameters it is given, but none of them has a gradient; compute "

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.krylov import Krylov, Ritz
 from eqtoolbox.linalg.operator import LinearOperator
@@ -31,6 +32,7 @@ class EigenResult:
     matvecs: int  # products spent
 
 
+@checked
 def top_eigenpairs(
     operator: LinearOperator,
     k: int,

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqtoolbox.deadline import check
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.vectors import Space, Vector, add, scale, wide, zeros_like
 
@@ -111,6 +115,7 @@ class LinearOperator(ABC):
         return Projected(self, directions, complement=False)
 
 
+@checked
 class MatrixOperator(LinearOperator):
     """A symmetric matrix (n, n) acting on {"x": (n,)}.
 
@@ -118,7 +123,7 @@ class MatrixOperator(LinearOperator):
         ValueError: not square, not finite or not symmetric.
     """
 
-    def __init__(self, matrix: Tensor | NDArray[np.generic]) -> None:
+    def __init__(self, matrix: Tensor | NDArray[np.generic] | Sequence[Sequence[float]]) -> None:
         A = torch.as_tensor(matrix)
         A = A if A.is_floating_point() or A.is_complex() else A.double()
         if A.ndim != 2 or A.shape[0] != A.shape[1]:
@@ -137,6 +142,7 @@ class MatrixOperator(LinearOperator):
         return {"x": self._matrix @ v["x"]}
 
 
+@checked
 class FunctionOperator(LinearOperator):
     """The map given by `function`, which the caller promises to be linear and symmetric.
 
@@ -148,10 +154,10 @@ class FunctionOperator(LinearOperator):
 
     def __init__(
         self,
-        function: Callable[[Vector], Vector],
+        function: Annotated[Callable[[Vector], Vector], takes(1, "v -> Hv")],
         example: Vector,
         *,
-        accuracy: float | None = None,
+        accuracy: Positive | None = None,
     ) -> None:
         super().__init__(Space.of(example), accuracy)
         self._function = function
@@ -162,6 +168,7 @@ class FunctionOperator(LinearOperator):
         return product
 
 
+@checked
 class Sum(LinearOperator):
     """H + G."""
 
@@ -174,6 +181,7 @@ class Sum(LinearOperator):
         return add(self._left(v), self._right(v))
 
 
+@checked
 class Scaled(LinearOperator):
     """factor · H."""
 
@@ -185,6 +193,7 @@ class Scaled(LinearOperator):
         return scale(self._factor, self._inner(v))
 
 
+@checked
 class Restricted(LinearOperator):
     """A diagonal block of H."""
 
@@ -202,6 +211,7 @@ class Restricted(LinearOperator):
         return self._inner._block_product(v)
 
 
+@checked
 class Projected(LinearOperator):
     """PHP with P = Π or I − Π."""
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector
 
@@ -26,8 +28,9 @@ class Preconditioned(LinearOperator):
         return {name: r * inner[name] for name, r in self._root.items()}
 
 
+@checked
 def preconditioned(
-    operator: LinearOperator, diagonal: Vector, *, accuracy: float | None = None
+    operator: LinearOperator, diagonal: Vector, *, accuracy: Positive | None = None
 ) -> LinearOperator:
     """P^(-1/2) H P^(-1/2) for a diagonal P > 0, the curvature an adaptive optimizer feels.
 

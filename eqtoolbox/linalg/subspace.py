@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.vectors import Vector, dot
 
 
+@checked
 def energy_share(vector: Vector, directions: Sequence[Vector]) -> float:
     """‖VᵀG‖²/‖g‖², the share of the energy of `vector` in span(directions); 0 to 1.
 
@@ -37,6 +39,7 @@ def energy_share(vector: Vector, directions: Sequence[Vector]) -> float:
     return min(float(basis.coefficients(basis.pack(vector)).square().sum()) / total, 1.0)
 
 
+@checked
 def principal_angles(first: Sequence[Vector], second: Sequence[Vector]) -> Tensor:
     """Angles between span(first) and span(second), ascending; 0 for shared directions.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import add, dot, norm, random_like
@@ -30,6 +31,7 @@ class SpectralMoments:
     matvecs: int
 
 
+@checked
 def spectral_moments(
     operator: LinearOperator, *, generator: torch.Generator, matvecs: int = 48
 ) -> SpectralMoments:
@@ -89,6 +91,7 @@ def spectral_moments(
     return _moments(inside + outside, operator.matvecs - before)
 
 
+@checked
 def trace(operator: LinearOperator, *, generator: torch.Generator, matvecs: int = 48) -> Estimate:
     """tr H by Hutch++ with its standard error; see `spectral_moments`.
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Seed
 from eqtoolbox.linalg.krylov import Krylov, Ritz
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, add, combine, dot, norm, random_like
@@ -31,6 +33,7 @@ class TrackedValue:
     values: Tensor  # (k,) float64, descending
 
 
+@checked
 class Tracker:
     """Follows the k largest eigenvalues from update to update, warm-started.
 
@@ -73,7 +76,7 @@ class Tracker:
         max_matvecs: int = 8,
         deep_every: int = 20,
         deep_matvecs: int = 12,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         if k < 1 or not 0 < rtol < 1 or deep_every < 1:
             raise ValueError(

@@ -112,7 +112,7 @@ class Space:
             ValueError: no entries, or tensors that are not real floating point.
         """
         if not sum(x.numel() for x in example.values()):
-            raise ValueError("a vector needs at least one entry, got none")
+            raise ValueError("a vector needs at least one entry, got none; give {name: tensor}")
         for name, x in example.items():
             if not x.is_floating_point():
                 raise ValueError(

@@ -4,23 +4,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.capture.batch import tensors
+from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import dot, norm
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
+    Elements,
     OutputAction,
     as_claims,
     claimed,
     name_of,
-    require_elements,
-    require_output,
     require_tensor,
     structured,
 )
@@ -37,6 +38,7 @@ from eqtoolbox.symmetry.orbit import pulled_back
 from eqtoolbox.symmetry.structure import Tree, batch_size, like_outputs, on_tensors
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Asymmetry(Probe):
     """Splits the loss over an orbit, E_g l(f_g) = l(E_g f_g) + rest, and follows the second part.
@@ -60,15 +62,13 @@ class Asymmetry(Probe):
     headline: ClassVar[str] = "cosine"
     mode: ClassVar[Mode] = "eval"
 
-    symmetries: tuple[Claim, ...] = ("cyclic4", "flip")
+    symmetries: Annotated[tuple[Claim, ...], OWN] = ("cyclic4", "flip")
     output: OutputAction = "auto"
-    samples: int = 4  # group elements, the identity among them; each keeps a graph
+    samples: Elements = 4  # group elements, the identity among them; each keeps a graph
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symmetries", as_claims(self.symmetries))
-        require_elements(self.samples)
-        require_output(self.output)
 
     def measure(
         self, snapshot: Snapshot, reference: None, rng: torch.Generator

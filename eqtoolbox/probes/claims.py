@@ -1,10 +1,11 @@
 """Claims of data symmetries as probes take them: by name for images, or as Equivariance objects."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import at_least
 from eqtoolbox.snapshot import NotApplicable
 from eqtoolbox.symmetry import actions
 from eqtoolbox.symmetry.actions import Action
@@ -14,6 +15,7 @@ from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, 
 
 Claim = str | Equivariance
 OutputAction = Literal["auto", "invariant", "same"]
+Elements = Annotated[int, at_least(2, "use every(0) to switch off")]  # of a group, to try
 IMAGE_SYMMETRIES = ("cyclic4", "dihedral4", "flip", "translation")
 
 
@@ -50,28 +52,6 @@ def as_claims(entries: Any) -> tuple[Claim, ...]:
             f"symmetries must have different names, got {twice[0]!r} twice; set name= of one"
         )
     return given
-
-
-def require_output(output: Any) -> None:
-    """Refuse an output action that is none.
-
-    Raises:
-        ValueError: says which there are.
-    """
-    if output not in get_args(OutputAction):
-        raise ValueError(f"output must be one of {get_args(OutputAction)}, got {output!r}")
-
-
-def require_elements(samples: Any) -> None:
-    """Refuse a number of group elements that is none.
-
-    Raises:
-        TypeError, ValueError: no integer, or below 2.
-    """
-    if not isinstance(samples, int) or isinstance(samples, bool):
-        raise TypeError(f"samples must be an integer >= 2, got {samples!r}")
-    if samples < 2:
-        raise ValueError(f"samples must be >= 2, got {samples}; use every(0) to switch off")
 
 
 def name_of(entry: Claim) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.capture.gradient_check import replayed_gradient
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import random_like
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
@@ -21,6 +22,7 @@ from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.charges import Change, Charges, Rates
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Conservation(Probe):
     """Drift of the charges Q of every symmetry, and its exact budget over one step.

@@ -12,7 +12,7 @@ from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.record import verdict
 from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.families.discrete import Permutation, SignFlip
+from eqtoolbox.symmetry.families.discrete import Permuting, SignFlip
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry
 from eqtoolbox.symmetry.reflection import Move
 
@@ -66,7 +66,7 @@ def laws(
 
 def _element(member: DiscreteSymmetry, rng: torch.Generator) -> Move:
     """A random involution of the group: units exchanged in random pairs, or flipped at random."""
-    if isinstance(member, Permutation):
+    if isinstance(member, Permuting):
         order = torch.randperm(member.dimension + 1, generator=rng)
         half = len(order) // 2
         return lambda params: member.exchange(params, order[:half], order[half : 2 * half])

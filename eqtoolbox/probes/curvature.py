@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import EigenResult, gauss_newton, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.vectors import dot
 from eqtoolbox.objective import Parameters
@@ -21,9 +23,11 @@ from eqtoolbox.snapshot import NotApplicable, Snapshot
 # H passed the self-test; where a gradient is zero but for rounding, such as that of a bias before
 # batch normalisation, Adam's first metrics amplify the rounding of H, which the residual tells
 AMPLIFIED = 0.1
-ScaleRule = Callable[[Snapshot], Parameters]
+MOST = 10_000  # directions, each as large as the model
+ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Curvature(Probe):
     """Top-k and smallest eigenvalues of the Hessian, with true residuals, and what lies in them.
@@ -59,10 +63,10 @@ class Curvature(Probe):
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.max_matvecs < 1 or self.tol <= 0:
+        if not 1 <= self.k <= MOST or self.max_matvecs < 1 or not 0 < self.tol < 1:
             raise ValueError(
-                f"curvature needs k >= 1, max_matvecs >= 1 and tol > 0, got k={self.k}, "
-                f"max_matvecs={self.max_matvecs}, tol={self.tol}"
+                f"curvature needs k >= 1, at most {MOST}, max_matvecs >= 1 and tol > 0, below 1, "
+                f"got k={self.k}, max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:

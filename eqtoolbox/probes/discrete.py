@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.objective import Parameters
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.collapse import collapse
@@ -24,6 +25,7 @@ EQUAL = 1e-6  # relative distance below which units count as equal, if rounding 
 NAMED = 3  # units that a note names
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Discrete(Probe):
     """How near units are to the fixed points of exchanges and sign flips, and where they go.

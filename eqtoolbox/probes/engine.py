@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.finite_difference import FiniteDifference
@@ -40,6 +41,7 @@ class SelfTest:
     coarsest: float  # eps of the coarsest operation in the loss
 
 
+@checked
 @dataclass
 class Tested:
     """A self-test's result and whether it was recorded: what a run keeps of it."""

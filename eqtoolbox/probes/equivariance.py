@@ -4,20 +4,21 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import OWN, Bound
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
+    Elements,
     OutputAction,
     as_claims,
     claimed,
     name_of,
-    require_elements,
-    require_output,
     require_tensor,
     structured,
 )
@@ -37,7 +38,10 @@ from eqtoolbox.symmetry.tangent import NoTangent
 
 _GROWN = 3.0  # growth of the relative error over its smallest that is an alarm
 
+PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
 
+
+@checked
 @dataclass(frozen=True, kw_only=True)
 class EquivarianceError(Probe):
     """Violation of f(S_g x) = R_g f(x) in evaluation mode, at the parameters of the step.
@@ -64,20 +68,16 @@ class EquivarianceError(Probe):
     headline: ClassVar[str] = "relative_error"
     mode: ClassVar[Mode] = "eval"
 
-    symmetries: tuple[Claim, ...] = ("cyclic4", "flip", "translation")
+    symmetries: Annotated[tuple[Claim, ...], OWN] = ("cyclic4", "flip", "translation")
     output: OutputAction = "auto"  # of named symmetries; auto: same if the output is an image
-    samples: int = 8  # group elements per step and symmetry, the identity among them
-    peak: float = 2.0  # range of the values of output images, for decibels
+    samples: Elements = 8  # group elements per step and symmetry, the identity among them
+    peak: Annotated[float, PEAK] = 2.0  # range of the values of output images, for decibels
     shadow: bool = False  # measure again in float64 what is unresolved
     locate: bool = False  # name the first broken layer of what is violated, for some 8 forwards
     layers: bool = False  # shares of layers in violated Lie derivatives, a derivative a layer each
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symmetries", as_claims(self.symmetries))
-        require_elements(self.samples)
-        require_output(self.output)
-        if not isinstance(self.peak, int | float) or not self.peak > 0:
-            raise ValueError(f"peak must be > 0, the range of the output, got {self.peak!r}")
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
         """By symmetry: its smallest error so far, and the shapes that its actions fit."""

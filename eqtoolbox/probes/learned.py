@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.record import Mode
@@ -17,6 +18,7 @@ from eqtoolbox.symmetry.algebra import Discovery, discover_data
 _LARGEST = 8  # length of the vectors: d^2 singular values are recorded
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class LearnedAlgebra(Probe):
     """The Lie algebra of linear maps that the model's output ignores; see `discover_data`.

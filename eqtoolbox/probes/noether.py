@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import add, dot, norm
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.engine import Engine
@@ -20,6 +21,7 @@ from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Noether(Probe):
     """Residuals of L(T theta) = L, g.K = 0 and H K + (DK)^T g = 0 along a random element a family.

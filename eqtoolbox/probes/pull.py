@@ -32,11 +32,12 @@ class Pull:
         """Of this step's optimizer; with the reason where its metric is not known, and P = 1."""
         ones = {n: torch.ones_like(z) for n, z in reflection.coordinates(snapshot.before).items()}
         try:
-            whole, why = metric(snapshot, reflection.entries), ""
+            whole, why = metric(snapshot, reflection.names), ""
         except NotApplicable as reason:
-            whole, why = {n: torch.ones_like(snapshot.before[n]) for n in ones}, str(reason)
+            whole = {n: torch.ones_like(snapshot.before[n]) for n in reflection.names}
+            why = str(reason)
         spread = reflection.embed(ones, snapshot.before)
-        own = reflection.coordinates({n: whole[n].to(spread[n]) * spread[n] for n in ones})
+        own = reflection.coordinates({n: p.to(spread[n]) * spread[n] for n, p in whole.items()})
         decay = {}
         for name, p in own.items():
             group = snapshot.group_of(name)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import LinearOperator, spectral_density, spectral_moments
 from eqtoolbox.linalg.trace import Estimate
 from eqtoolbox.probe import Measurement, Probe
@@ -15,6 +16,7 @@ from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import Snapshot
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Spectrum(Probe):
     """Trace, Frobenius norm, effective rank tr^2 / |H|_F^2, negative and outlying eigenvalues.

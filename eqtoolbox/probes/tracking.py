@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.tracker import Tracker
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.engine import Engine
@@ -13,6 +14,7 @@ from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import Snapshot
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Probe):
     """The largest Hessian eigenvalue, warm-started from the last measured step's eigenvector.

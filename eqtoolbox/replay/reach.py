@@ -267,7 +267,8 @@ class Reach:
             for name, value in own.items():
                 if type(value) not in _ATOMS:
                     self._waiting.append((value, (path, name)))
-        names = _slotted(type(thing))
+        kind: Any = type(thing)
+        names = _slotted(kind)
         if names:
             slot = slots.Names(thing, path, names)
             self.slots.append(slot)

@@ -5,16 +5,21 @@ Each one permutes pixels, so nothing is interpolated and nothing is rounded.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import NotNegative
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.structure import Tree, batch_size, first, floating, precision, tensors
 
-Action = Callable[[Element, Any], Any]  # on a tensor, or on a dict, tuple or list of them
+# on a tensor, or on a dict, tuple or list of them
+Action = Annotated[Callable[[Element, Any], Any], takes(2, "(g, x) -> gx")]
 
 _CHECKED = 8  # group elements whose laws are checked
 
@@ -52,7 +57,7 @@ def quarter_turn(g: int, x: Tensor) -> Tensor:
                 [1, 3]])
     """
     _require_square(x, "quarter_turn")
-    return torch.rot90(x, g, dims=(-2, -1)).contiguous()
+    return torch.rot90(x, fitted("g", g, int), dims=(-2, -1)).contiguous()
 
 
 def dihedral(g: tuple[int, bool], x: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ def dihedral(g: tuple[int, bool], x: Tensor) -> Tensor:
                 [2, 4]])
     """
     _require_square(x, "dihedral")
-    turns, flipped = g
+    turns, flipped = fitted("g", g, tuple[int, int | bool])
     mirrored = torch.flip(x, dims=(-1,)) if flipped else x
     return torch.rot90(mirrored, turns, dims=(-2, -1)).contiguous()
 
@@ -95,7 +100,7 @@ def flip(g: bool, x: Tensor) -> Tensor:
                 [4, 3]])
     """
     _require_image(x, "flip")
-    return torch.flip(x, dims=(-1,)) if g else x
+    return torch.flip(x, dims=(-1,)) if fitted("g", g, int | bool) else x
 
 
 def roll(g: tuple[int, int], x: Tensor) -> Tensor:
@@ -115,13 +120,14 @@ def roll(g: tuple[int, int], x: Tensor) -> Tensor:
         tensor([[3, 1, 2]])
     """
     _require_image(x, "roll")
-    return torch.roll(x, shifts=tuple(g), dims=(-2, -1))
+    return torch.roll(x, shifts=tuple(fitted("g", g, tuple[int, int])), dims=(-2, -1))
 
 
 SPATIAL: frozenset[Action] = frozenset({quarter_turn, dihedral, flip, roll})
 
 
 def _require_image(x: Tensor, action: str) -> None:
+    fitted("x", x, Tensor)
     if x.dim() < 2:
         raise ValueError(
             f"{action} moves height and width: expected at least 2 dimensions, "
@@ -138,8 +144,14 @@ def _require_square(x: Tensor, action: str) -> None:
         )
 
 
+@checked
 def check_action(
-    group: Group, action: Action, x: Tree, *, name: str = "action", tolerance: float | None = None
+    group: Group,
+    action: Action,
+    x: Tree,
+    *,
+    name: str = "action",
+    tolerance: NotNegative | None = None,
 ) -> None:
     """Verify on an example that a function is an action of a group and leaves the batch alone.
 

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-Function = Callable[[Tensor], Tensor]
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
+
+Function = Annotated[Callable[[Tensor], Tensor], takes(1, "of a batch")]
 _GAP = 10.0  # ratio of neighbouring singular values that separates symmetries from the rest
 _OUTPUTS = 16  # outputs differentiated one by one
 _CLOSED = 0.1  # relative part of a commutator outside the algebra, and of an invariant form
@@ -28,6 +32,7 @@ class Discovery:
     note: str = field(default="")
 
 
+@checked
 def discover_data(
     function: Function,
     inputs: Tensor,

@@ -1,20 +1,23 @@
 """Exchanges of things of one kind: identical atoms of a molecule, equal limbs, shared types."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
 from math import factorial, prod
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.actions import Action
 from eqtoolbox.symmetry.finite import Permutation, Symmetric
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.structure import Tree, tensors
 
 
+@checked
 @dataclass(frozen=True)
 class Alike(Group):
     """S_a x S_b x ...: the permutations of 0 .. n-1 that keep every label (a Young subgroup).
@@ -33,10 +36,13 @@ class Alike(Group):
         (24, (0, 1, 2, 3, 4))
     """
 
-    labels: tuple[Any, ...]
+    labels: Annotated[tuple[Any, ...], OWN]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))
+        if not isinstance(self.labels, Iterable):
+            raise TypeError(f"labels must name each of the things, got {self.labels!r}")
+        labels = self.labels.tolist() if hasattr(self.labels, "tolist") else self.labels
+        object.__setattr__(self, "labels", tuple(labels))
         if len(self.labels) < 2:
             raise ValueError(f"labels must name at least two things, got {self.labels!r}")
 
@@ -113,6 +119,7 @@ class Alike(Group):
         return tuple(g)
 
 
+@checked
 @dataclass(frozen=True)
 class Kept:
     """What a transformation must leave as it is, such as the species under exchanges of atoms.

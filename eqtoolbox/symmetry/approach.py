@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from eqtoolbox.symmetry import units
-from eqtoolbox.symmetry.families.discrete import Permutation, SignFlip
+from eqtoolbox.symmetry.families.discrete import Permuting, SignFlip
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry, Parameters
 from eqtoolbox.symmetry.reflection import Reflection
 
@@ -35,7 +35,7 @@ def approaches(
     Raises:
         TypeError: neither a permutation nor a sign flip.
     """
-    if isinstance(symmetry, Permutation):
+    if isinstance(symmetry, Permuting):
         return _pairs(symmetry, params, count, limit)
     if isinstance(symmetry, SignFlip):
         return _flips(symmetry, params, count, limit)
@@ -43,7 +43,7 @@ def approaches(
 
 
 def _pairs(
-    symmetry: Permutation, params: Parameters, count: int, limit: float
+    symmetry: Permuting, params: Parameters, count: int, limit: float
 ) -> tuple[list[Approach], int]:
     gap = units.gaps(symmetry, params)
     i, j = torch.triu_indices(len(gap), len(gap), 1)
@@ -57,7 +57,7 @@ def _pairs(
             partial(symmetry.exchange, first=one, second=two),
             params,
             symmetry.names,
-            f"{symmetry.name} units {int(one)} and {int(two)}",
+            " ".join(filter(None, (symmetry.name, symmetry.word, f"{int(one)} and {int(two)}"))),
         )
         scale = math.sqrt(float(sizes[one] + sizes[two]) / 2)
         found.append(Approach(distance=_order(reflection, params) / scale, reflection=reflection))

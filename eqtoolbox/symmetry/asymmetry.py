@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import Verdict
 from eqtoolbox.symmetry.actions import inside_of
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.orbit import double
 from eqtoolbox.symmetry.structure import Tree, batch_size, on_tensors, tensors
 
@@ -29,10 +30,11 @@ class DataAsymmetry:
     samples: int  # pairs used
 
 
+@checked
 def data_asymmetry(
     inputs: Tree,
     targets: Tree | None,
-    symmetry: Equivariance,
+    symmetry: Claimed,
     *,
     generator: torch.Generator | None = None,
 ) -> DataAsymmetry:
@@ -74,7 +76,7 @@ def data_asymmetry(
     """
     count = batch_size(inputs)
     if count < _FEWEST:
-        raise ValueError(f"data asymmetry needs at least {_FEWEST} samples, got {count}")
+        raise ValueError(f"data asymmetry needs at least {_FEWEST} samples, got {count} in inputs")
     if targets is not None and batch_size(targets) != count:
         raise ValueError(f"expected {count} targets, got {batch_size(targets)}")
     rng = torch.Generator().manual_seed(0) if generator is None else generator

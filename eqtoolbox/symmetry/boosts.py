@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Finite
 from eqtoolbox.symmetry.resampling import FourierShift
 
 Velocity = tuple[float]  # an element: how often the velocity of one step is added
 
 
+@checked
 @dataclass(frozen=True)
 class Boost:
     """A Galilean boost u -> u + c of a periodic velocity field, seen from the moving frame.
@@ -27,8 +30,8 @@ class Boost:
         tensor([1., 2., 1.])
     """
 
-    speed: float
-    cells: float = 0
+    speed: Finite
+    cells: Finite = 0
 
     def __call__(self, g: Velocity, x: Tensor) -> Tensor:
         return moved(x, g[0] * self.cells) + g[0] * self.speed
@@ -38,6 +41,7 @@ class Boost:
         return _carried(x, float(generator) * self.cells) + float(generator) * self.speed
 
 
+@checked
 @dataclass(frozen=True, eq=False)  # a tensor has no equality
 class FeatureBoost:
     """A boost as affine layers pass it on: k times a constant of each channel, moved k · cells.

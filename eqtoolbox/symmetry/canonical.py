@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
 from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry, Parameters
@@ -56,6 +57,7 @@ class Canonical:
     rounds: int
 
 
+@checked
 def canonical(
     symmetries: Sequence[ContinuousSymmetry],
     params: Parameters,

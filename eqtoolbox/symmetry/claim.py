@@ -2,12 +2,17 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from eqtoolbox.expect.bounds import instance
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import NotNegative
 from eqtoolbox.symmetry.actions import Action, check_action
 from eqtoolbox.symmetry.group import Group
 from eqtoolbox.symmetry.structure import Tree, first, on_tensors
 
 
+@checked
 @dataclass(frozen=True)
 class Equivariance:
     """The claim that a function obeys f(S_g x) = R_g f(x) for every g of a group.
@@ -31,18 +36,13 @@ class Equivariance:
         'cyclic4'
     """
 
-    group: Group
+    group: Annotated[Group, instance("a Group", "such as Cyclic(4)")]
     input_action: Action
     output_action: Action
     name: str = field(default="", kw_only=True)
-    tolerance: float | None = field(default=None, kw_only=True)
+    tolerance: NotNegative | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group, Group):
-            raise TypeError(f"group must be a Group such as Cyclic(4), got {self.group!r}")
-        for side, action in (("input", self.input_action), ("output", self.output_action)):
-            if not callable(action):
-                raise TypeError(f"{side}_action must be a function (g, x) -> gx, got {action!r}")
         if self.group.order == 1:
             raise ValueError(
                 f"{self.group.name} has only the identity: nothing to be equivariant to"
@@ -50,8 +50,6 @@ class Equivariance:
         object.__setattr__(self, "name", self.name or self.group.name)
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
             raise ValueError(f"name must be letters of [A-Za-z0-9_.-], got {self.name!r}")
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise ValueError(f"tolerance must be >= 0 or None, got {self.tolerance}")
 
     def check(self, inputs: Tree, outputs: Tree) -> None:
         """Verify on examples that both actions are actions of the group and fit their tensors.
@@ -67,3 +65,9 @@ class Equivariance:
             action = self.input_action if name == "input_action" else self.output_action
             few = on_tensors(lambda t: t.detach(), first(x, 2))
             check_action(self.group, action, few, name=name, tolerance=self.tolerance)
+
+
+Claimed = Annotated[
+    Equivariance,
+    instance("an Equivariance", "write Equivariance(group, input_action, output_action)"),
+]

@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.actions import Action, trivial
 from eqtoolbox.symmetry.boosts import Boost
 from eqtoolbox.symmetry.causes import ORDERED, cause_between, cause_of, operations
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.fields import Field
 from eqtoolbox.symmetry.layers import LayerError, Layers, activations, call
 from eqtoolbox.symmetry.linear import axial_vectors, pseudo_scalars, vectors
-from eqtoolbox.symmetry.orbit import Function, distance
+from eqtoolbox.symmetry.orbit import Function, distance, require_inputs, told
 from eqtoolbox.symmetry.resampling import Turn, Zoom, band_limited
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 
@@ -31,10 +32,11 @@ class Culprit:
     floor: float  # relative error of rounding
 
 
+@checked
 def culprit(
     model: nn.Module,
     inputs: Tree,
-    symmetry: Equivariance,
+    symmetry: Claimed,
     *,
     hidden: Mapping[str, Action] | None = None,
 ) -> Culprit:
@@ -64,7 +66,8 @@ def culprit(
         >>> culprit(model, x, claim).layer
         '0'
     """
-    found = Layers.of(model, inputs, symmetry, hidden)
+    require_inputs(inputs)
+    found: Layers = told(lambda x: Layers.of(model, x, symmetry, hidden), inputs)
     floor = max((e.rounding for e in found.errors), default=0.0)
     modules = dict(model.named_modules())
     random = _random(model, inputs, found)

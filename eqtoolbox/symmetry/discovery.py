@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import LossFunction, Objective
 from eqtoolbox.symmetry.epsilon import observed
@@ -34,6 +35,7 @@ def find_symmetries(
     return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs, model)
 
 
+@checked
 def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> "Found":
     """Every parameter symmetry and equivariance of a model that the analyses find, verified.
 
@@ -69,11 +71,6 @@ def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) 
     if any(is_lazy(p) for p in model.parameters()):
         raise ValueError("lazy parameters have no shape yet: run the model once, then discover")
     _refuse_foreign(model)
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(
-            "loss_fn: expected a function (model, batch) -> loss, got "
-            f"{type(loss_fn).__name__}; targets belong in the batch: (inputs, targets)"
-        )
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError("the model has no trainable parameters: nothing can move")

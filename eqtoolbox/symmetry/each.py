@@ -3,13 +3,17 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.words import shown
 from eqtoolbox.symmetry.actions import Action, inside_of, trivial
 from eqtoolbox.symmetry.group import Direction, Element
+from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 from eqtoolbox.symmetry.tangent import tangent_of
 
@@ -38,6 +42,18 @@ class Each:
     """
 
     parts: Any
+
+    def __post_init__(self) -> None:
+        """Every leaf must be an action."""
+        odd = [
+            leaf for leaf in tree_leaves(self.parts) if not callable(leaf) or isinstance(leaf, type)
+        ]
+        if odd or not tree_leaves(self.parts):
+            got = shown(odd[0]) if odd else "none"
+            raise TypeError(
+                f"parts must be a tree of actions, functions (g, x) -> gx, got {got}; `trivial` is "
+                "the one that moves nothing"
+            )
 
     def __call__(self, g: Element, x: Tree) -> Tree:
         return self._walk(lambda action, part: action(g, part), self.parts, x, "")
@@ -83,7 +99,8 @@ def _by_name(parts: Any) -> Any:
     return parts._asdict() if hasattr(parts, "_asdict") else parts
 
 
-def one_sample(function: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
+@checked
+def one_sample(function: Function) -> Callable[[Tree], Tree]:
     """f of one graph or one set, as a function of a batch of one.
 
     `equivariance_error(one_sample(model), batch_of_one(graph), symmetry)`; actions then see a
@@ -106,6 +123,7 @@ def batch_of_one(tree: Tree) -> Tree:
     return on_tensors(lambda x: x[None], tree)
 
 
+@checked
 @dataclass(frozen=True)
 class Rebuilt:
     """Moves a batch and makes anew what is derived from it, such as a neighbour list.
@@ -127,7 +145,7 @@ class Rebuilt:
     """
 
     action: Action
-    build: Callable[[Tree], Tree]
+    build: Annotated[Callable[[Tree], Tree], takes(1, "of a batch", classes=True)]
 
     def __call__(self, g: Element, x: Tree) -> Tree:
         return self.build(self.action(g, x))
@@ -141,6 +159,7 @@ class Rebuilt:
         return inside_of(self.action, x)
 
 
+@checked
 def factor(index: int, action: Action) -> Action:
     """The action of one factor of a Product (or Semidirect) group; the others do nothing.
 
@@ -173,6 +192,7 @@ class Factor:
         return inside_of(self.action, x)
 
 
+@checked
 @dataclass(frozen=True)
 class Chain:
     """Actions one after the other, the last one first: x -> a(b(c x)), as in a product of groups.

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
@@ -32,11 +33,12 @@ _HIDDEN = (
 _UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
 
 
+@checked
 @torch.no_grad()
 def equivariance_error(
     function: Function,
     inputs: Tree,
-    symmetry: Equivariance,
+    symmetry: Claimed,
     *,
     samples: int = 8,
     generator: torch.Generator | None = None,

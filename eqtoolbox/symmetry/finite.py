@@ -4,15 +4,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
 from math import factorial, prod
+from typing import Annotated
 
 import torch
 
-from eqtoolbox.symmetry.group import Direction, Element, Group, require_count, uniform_indices
+from eqtoolbox.expect.bounds import instance, takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Count
+from eqtoolbox.symmetry.group import Direction, Element, Group, uniform_indices
 
 Permutation = tuple[int, ...]
+Spacing = Annotated[tuple[float, float, float], instance("three positive numbers")]
 _ENUMERATED = 5040  # 7!: longest list of permutations that elements() hands out
 
 
+@checked
 @dataclass(frozen=True)
 class Symmetric(Group):
     """S_n: permutations of 0 .. n-1 as tuples g with i -> g[i]; gh is first h, then g.
@@ -25,10 +31,7 @@ class Symmetric(Group):
         ((2, 1, 0), (2, 0, 1))
     """
 
-    n: int
-
-    def __post_init__(self) -> None:
-        require_count("n", self.n)
+    n: Count
 
     @property
     def name(self) -> str:
@@ -98,6 +101,7 @@ class Sign(Group):
         return [1 - 2 * i for i in uniform_indices(2, count, generator)]
 
 
+@checked
 @dataclass(frozen=True)
 class Octahedral(Group):
     """O_h: the symmetries of a box of voxels, elements (permutation, signs) of its three axes.
@@ -114,11 +118,11 @@ class Octahedral(Group):
         (48, 16, 24)
     """
 
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    spacing: Spacing = (1.0, 1.0, 1.0)
     proper: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spacing", tuple(self.spacing))
+        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
         if len(self.spacing) != 3 or not all(s > 0 for s in self.spacing):
             raise ValueError(f"spacing must be three positive numbers, got {self.spacing!r}")
 
@@ -165,6 +169,7 @@ class Octahedral(Group):
         return found
 
 
+@checked
 @dataclass(frozen=True, init=False)
 class Product(Group):
     """G x H x ...: elements are tuples, one entry a factor, each combined by itself.
@@ -231,6 +236,7 @@ class Product(Group):
         )
 
 
+@checked
 @dataclass(frozen=True)
 class Semidirect(Group):
     """N ⋊ H: elements (n, h) with (n, h)(m, k) = (n · h(m), hk); first h acts, then n.
@@ -249,7 +255,7 @@ class Semidirect(Group):
 
     normal: Group
     acting: Group
-    moved: Callable[[Element, Element], Element]
+    moved: Annotated[Callable[[Element, Element], Element], takes(2, "(h, n) -> h(n)")]
 
     @property
     def name(self) -> str:

@@ -3,9 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+
+from eqtoolbox.expect.bounds import instance
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import Count
 
 Element = Any  # a plain hashable value: an int, a bool, a tuple of those
 Direction = Any  # a generator: a float64 tensor, or one entry a factor with None for those at rest
@@ -91,6 +96,7 @@ class Group(ABC):
         raise ValueError(f"{self.name} has no generators: its elements are apart from each other")
 
 
+@checked
 @dataclass(frozen=True)
 class Cyclic(Group):
     """Z_n: the powers 0 .. n-1 of one step that returns after n.
@@ -103,10 +109,7 @@ class Cyclic(Group):
         (1, 3)
     """
 
-    n: int
-
-    def __post_init__(self) -> None:
-        require_count("n", self.n)
+    n: Count
 
     @property
     def name(self) -> str:
@@ -133,6 +136,7 @@ class Cyclic(Group):
         return uniform_indices(self.n, count, generator)
 
 
+@checked
 @dataclass(frozen=True)
 class Dihedral(Group):
     """D_n: n rotations, and the same n after a reflection; 2n elements (k, flipped).
@@ -147,10 +151,7 @@ class Dihedral(Group):
         (0, True)
     """
 
-    n: int
-
-    def __post_init__(self) -> None:
-        require_count("n", self.n)
+    n: Count
 
     @property
     def name(self) -> str:
@@ -213,6 +214,7 @@ class Flip(Group):
         return [bool(i) for i in uniform_indices(2, count, generator)]
 
 
+@checked
 @dataclass(frozen=True)
 class CyclicTranslation(Group):
     """Z_H x Z_W: whole-pixel shifts of an H x W image whose edges are joined; elements (dy, dx).
@@ -228,15 +230,14 @@ class CyclicTranslation(Group):
         (1, 1)
     """
 
-    size: int | tuple[int, int]  # held as (H, W)
+    size: Annotated[  # held as (H, W)
+        int | tuple[int, int], instance("one integer or (height, width)")
+    ]
 
     def __post_init__(self) -> None:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        if not isinstance(size, list | tuple) or len(size) != 2:
-            raise ValueError(f"size must be one integer or (height, width), got {self.size!r}")
-        for word, length in zip(("height", "width"), size, strict=True):
-            require_count(word, length)
-        object.__setattr__(self, "size", tuple(size))
+        sides = zip(("height", "width"), size, strict=True)
+        object.__setattr__(self, "size", tuple(fitted(word, n, Count) for word, n in sides))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -273,8 +274,3 @@ def uniform_indices(bound: int, count: int, generator: torch.Generator) -> list[
         raise ValueError(f"count must be >= 0, got {count}")
     drawn = torch.randint(bound, (count,), generator=generator, device=generator.device)
     return [int(i) for i in drawn.tolist()]
-
-
-def require_count(word: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{word} must be an integer >= 1, got {value!r}")

@@ -6,13 +6,20 @@ They form no group: nothing is pulled back and nothing differentiated. What can 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.group import Element, Group, require_count, uniform_indices
+from eqtoolbox.expect.bounds import some
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Count, Natural, Positive, Seed
+from eqtoolbox.symmetry.group import Element, Group, uniform_indices
+
+Numbers = Annotated[tuple[Natural, ...], some("integers >= 0")]  # one a strength
 
 
+@checked
 @dataclass(frozen=True)
 class Strengths(Group):
     """Strengths 0 .. n of a transformation, 0 being none: a set without products and inverses.
@@ -22,10 +29,7 @@ class Strengths(Group):
         ([0, 1, 2], False)
     """
 
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        require_count("n", self.n)
+    n: Count = 1
 
     @property
     def name(self) -> str:
@@ -56,6 +60,7 @@ class Strengths(Group):
         return uniform_indices(self.n + 1, count, generator)
 
 
+@checked
 @dataclass(frozen=True)
 class Quantise:
     """Values rounded to multiples of step · 2^(g - 1): the action of Strengths.
@@ -65,7 +70,7 @@ class Quantise:
         tensor([0.5000, 1.0000])
     """
 
-    step: float
+    step: Positive
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
         step = self.step * 2.0 ** (g - 1)
@@ -87,6 +92,7 @@ class Sorted:
         return torch.sort(x, dim=self.dim, stable=True).values if g else x
 
 
+@checked
 @dataclass(frozen=True)
 class KeepLargest:
     """All but the `keep[g - 1]` entries of largest size along `dim` set to zero, by Strengths.
@@ -96,7 +102,7 @@ class KeepLargest:
         tensor([ 0., -4.,  0.])
     """
 
-    keep: tuple[int, ...]
+    keep: Numbers
     dim: int = -1
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
@@ -106,6 +112,7 @@ class KeepLargest:
         return torch.zeros_like(x).scatter(self.dim, where, x.gather(self.dim, where))
 
 
+@checked
 @dataclass(frozen=True)
 class DropPoints:
     """The last `drop[g - 1]` of an evenly mixed order of points removed along `dim`, by Strengths.
@@ -117,9 +124,9 @@ class DropPoints:
         torch.Size([1, 3, 3])
     """
 
-    drop: tuple[int, ...]
+    drop: Numbers
     dim: int = -2
-    seed: int = 0
+    seed: Seed = 0
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
         if not g:

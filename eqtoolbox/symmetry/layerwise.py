@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.actions import Action, inside_of
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
 from eqtoolbox.symmetry.group import Direction
 from eqtoolbox.symmetry.layers import Layers, call
@@ -32,10 +33,11 @@ class LayerShare:
     share: float  # <part, total> / |total|^2; all shares add up to 1; NaN when the total is 0
 
 
+@checked
 def layer_shares(
     model: nn.Module,
     inputs: Tree,
-    symmetry: Equivariance,
+    symmetry: Claimed,
     *,
     generator: int = 0,
     hidden: Mapping[str, Action] | None = None,
@@ -64,6 +66,7 @@ def layer_shares(
     Reference: Gruver et al. 2022, arXiv 2210.02984, estimate norms of the same parts.
 
     Example:
+        >>> from eqtoolbox.symmetry.claim import Equivariance
         >>> from eqtoolbox.symmetry.actions import trivial
         >>> from eqtoolbox.symmetry.linear import vectors
         >>> from eqtoolbox.symmetry.matrices import SO2

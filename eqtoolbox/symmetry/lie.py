@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import inside_of
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
 from eqtoolbox.symmetry.floor import few, noise
 from eqtoolbox.symmetry.orbit import Function, double, require_inputs, respond, settled
@@ -43,10 +44,11 @@ class LieDerivative:
     note: str = ""
 
 
+@checked
 def lie_derivative(
     function: Function,
     inputs: Tree,
-    symmetry: Equivariance,
+    symmetry: Claimed,
     *,
     generator: torch.Generator | None = None,
 ) -> list[LieDerivative]:
@@ -75,6 +77,7 @@ def lie_derivative(
     Reference: Gruver et al. 2022, arXiv 2210.02984, for the definition.
 
     Example:
+        >>> from eqtoolbox.symmetry.claim import Equivariance
         >>> from eqtoolbox.symmetry.actions import trivial
         >>> from eqtoolbox.symmetry.linear import vectors
         >>> from eqtoolbox.symmetry.matrices import SO3

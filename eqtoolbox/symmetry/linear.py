@@ -7,15 +7,19 @@ float32 can be orthogonal and still break S_g S_h = S_gh by 1e-6.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
+from eqtoolbox.expect.bounds import OWN, takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Count, Natural
 from eqtoolbox.symmetry.matrices import Rows, matrix
 
 
+@checked
 @dataclass(frozen=True)
 class Linear:
     """x -> rho(g) x on the last dimension, rho a function of the group's matrix.
@@ -33,8 +37,8 @@ class Linear:
         tensor([0., 1.])
     """
 
-    rho: Callable[[Tensor], Tensor]
-    size: int | None = None
+    rho: Annotated[Callable[[Tensor], Tensor], takes(1, "of a matrix")]
+    size: Count | None = None
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         return _apply(self.rho(self._part(matrix(g), x)), x)
@@ -81,11 +85,12 @@ vectors = Linear(_itself)  # positions about the origin, velocities, forces, fou
 axial_vectors = Linear(_axial, size=3)  # angular momenta, magnetic moments: even under inversion
 
 
+@checked
 @dataclass(frozen=True)
 class PseudoScalars:
     """x -> det(R) x: volumes with a sign, helicities; `size` is that of the rotations."""
 
-    size: int = 3
+    size: Count = 3
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         m = matrix(g)[: self.size, : self.size]
@@ -103,6 +108,7 @@ def _power(m: Tensor, rank: int) -> Tensor:
     return reduce(torch.kron, [m] * rank)
 
 
+@checked
 @dataclass(frozen=True)
 class Tensors:
     """Tensors of a rank: T -> R T R^T for rank 2, on the last `rank` dimensions of length n.
@@ -115,7 +121,7 @@ class Tensors:
         True
     """
 
-    rank: int
+    rank: Natural
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         return self._flat(x, lambda flat, act: act(g, flat))
@@ -191,6 +197,7 @@ def adjoint(m: Tensor) -> Tensor:
 twists = Linear(adjoint, size=4)
 
 
+@checked
 def irrep(degree: int, parity: int | None = None) -> Linear:
     """The irreducible action of O(3) on 2 · degree + 1 numbers, in a basis of traceless tensors.
 
@@ -237,6 +244,7 @@ def _traceless(degree: int) -> Tensor:
     return right[-(2 * degree + 1) :].T.contiguous()
 
 
+@checked
 @dataclass(frozen=True, eq=False)  # a tensor has no hash
 class Powers:
     """x -> M^g x on the last dimension, for a matrix M of finite order: acts by `Cyclic(order)`.
@@ -256,11 +264,17 @@ class Powers:
         (4, tensor([0., 1.]))
     """
 
-    matrix: Tensor
+    matrix: Annotated[Tensor, OWN]
 
     def __post_init__(self) -> None:
-        m = torch.as_tensor(self.matrix).detach().to(torch.float64)
-        if m.dim() != 2 or m.shape[0] != m.shape[1]:
+        try:
+            m = torch.as_tensor(self.matrix).detach()
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"matrix must be a square tensor, got {self.matrix!r}") from None
+        if m.is_complex():
+            raise TypeError(f"matrix must be real, got {m.dtype}")
+        m = m.to(torch.float64)
+        if m.dim() != 2 or m.shape[0] != m.shape[1] or not m.numel():
             raise ValueError(f"expected a square matrix, got shape {tuple(m.shape)}")
         object.__setattr__(self, "matrix", m)
         if not self.order:

@@ -3,14 +3,15 @@
 An element is its matrix as a tuple of rows, so that it is a plain hashable value.
 """
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.group import Group, require_count
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Count, Positive
+from eqtoolbox.symmetry.group import Group
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -61,6 +62,7 @@ class MatrixGroup(Group):
         return rows(torch.linalg.matrix_exp(parameter * generator.to(torch.float64)))
 
 
+@checked
 @dataclass(frozen=True)
 class Orthogonal(MatrixGroup):
     """O(n), or SO(n) when `proper`: rotations of n-dimensional space, with reflections or without.
@@ -78,11 +80,10 @@ class Orthogonal(MatrixGroup):
         1.0
     """
 
-    n: int
+    n: Count
     proper: bool = False
 
     def __post_init__(self) -> None:
-        require_count("n", self.n)
         if self.n == 1 and self.proper:
             raise ValueError("SO(1) has only the identity; use Sign() or n >= 2")
 
@@ -109,6 +110,7 @@ class Orthogonal(MatrixGroup):
         return _rotations(self.n, self.n)
 
 
+@checked
 @dataclass(frozen=True)
 class Euclidean(MatrixGroup):
     """E(n), or SE(n) when `proper`: x -> R x + t as matrices of size n + 1.
@@ -124,13 +126,9 @@ class Euclidean(MatrixGroup):
         'se3'
     """
 
-    n: int
+    n: Count
     proper: bool = False
-    spread: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_count("n", self.n)
-        require_positive("spread", self.spread)
+    spread: Positive = 1.0
 
     @property
     def name(self) -> str:
@@ -172,6 +170,7 @@ class Euclidean(MatrixGroup):
         return _rotations(self.n, self.size) + moves
 
 
+@checked
 @dataclass(frozen=True)
 class Lorentz(MatrixGroup):
     """SO+(1, n): boosts and rotations of (t, x_1 .. x_n), those that keep t^2 - x^2.
@@ -187,12 +186,8 @@ class Lorentz(MatrixGroup):
         True
     """
 
-    rapidity: float = 1.0
-    space: int = 3
-
-    def __post_init__(self) -> None:
-        require_positive("rapidity", self.rapidity)
-        require_count("space", self.space)
+    rapidity: Positive = 1.0
+    space: Count = 3
 
     @property
     def name(self) -> str:
@@ -266,12 +261,14 @@ def O3() -> Orthogonal:
     return Orthogonal(3)
 
 
-def SE3(spread: float = 1.0) -> Euclidean:
+@checked
+def SE3(spread: Positive = 1.0) -> Euclidean:
     """Rigid motions of space; translations normal with standard deviation `spread`."""
     return Euclidean(3, proper=True, spread=spread)
 
 
-def E3(spread: float = 1.0) -> Euclidean:
+@checked
+def E3(spread: Positive = 1.0) -> Euclidean:
     """Rigid motions and mirror images of space; translations as in `SE3`."""
     return Euclidean(3, spread=spread)
 
@@ -296,8 +293,3 @@ def counted(count: int) -> int:
     if count < 0:
         raise ValueError(f"count must be >= 0, got {count}")
     return count
-
-
-def require_positive(word: str, value: float) -> None:
-    if not (isinstance(value, int | float) and 0.0 < value < math.inf):
-        raise ValueError(f"{word} must be a positive number, got {value!r}")

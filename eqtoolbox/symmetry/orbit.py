@@ -4,22 +4,27 @@ Every sum is in float64 over deviations from f(x), so that a small violation sur
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from eqtoolbox.deadline import check
-from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.words import shown
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
 
-Function = Callable[[Any], Any]  # of a batch: a tensor, or a dict, tuple or list of them
+# of a batch: a tensor, or a dict, tuple or list of them
+Function = Annotated[Callable[[Any], Any], takes(1, "of a batch")]
 
 
+@checked
 def pulled_back(
-    function: Function, inputs: Tree, symmetry: Equivariance, elements: Iterable[Element]
+    function: Function, inputs: Tree, symmetry: Claimed, elements: Iterable[Element]
 ) -> Tree:
     """Predictions f_g(x) = R_g^-1 f(S_g x), all equal to f(x) exactly when f is equivariant.
 
@@ -67,15 +72,33 @@ def orbit(
     """Yields g, f(S_g x) and f_g(x) = R_g^-1 f(S_g x), which is None where g has no inverse."""
     group, act = symmetry.group, symmetry.output_action
     for g in elements:
-        response = respond(function, symmetry.input_action(g, inputs))
+        response = told(lambda x: respond(function, x), symmetry.input_action(g, inputs))
         yield g, response, act(group.inverse(g), response) if group.invertible else None
 
 
 def settled(function: Function, inputs: Tree, outputs: Tree | None) -> Tree:
     """f(x), evaluated unless it is known, as a copy of its own and finite."""
-    found = respond(function, inputs) if outputs is None else require_outputs(outputs, inputs)
+    if outputs is None:
+        found = told(lambda x: respond(function, x), inputs)
+    elif not tensors(outputs):
+        raise TypeError(f"outputs must be those of the function, tensors, got {shown(outputs)}")
+    else:
+        found = require_outputs(outputs, inputs)
     require_finite(found, "from f(x)")
     return on_tensors(lambda y: y.detach().clone(), found)  # f may reuse its buffer
+
+
+def told(function: Function, inputs: Tree) -> Tree:
+    """f(x) for the first time: an error of torch inside says which inputs it was given."""
+    try:
+        return function(inputs)
+    except Exception as error:
+        if type(error) not in (RuntimeError, IndexError, TypeError, AttributeError):
+            raise
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors(inputs))
+        raise type(error)(
+            f"the function fails on inputs of shape {shapes}: {error}; give inputs that it takes"
+        ) from error
 
 
 def respond(function: Function, inputs: Tree) -> Tree:
@@ -128,6 +151,8 @@ def require_inputs(inputs: Tree) -> None:
             f"inputs must be floating point, got {kinds}; convert images by "
             "x.float() / 255, or let the function start after the embedding"
         )
+    if any(x.is_meta for x in tensors(inputs)):
+        raise ValueError("inputs must hold numbers, got a tensor on the meta device")
     if batch_size(inputs) == 0:
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors(inputs))
         raise ValueError(f"inputs must hold at least one sample, got shape {shapes}")

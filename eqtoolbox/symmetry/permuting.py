@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.finite import Octahedral, Permutation, Symmetric
 from eqtoolbox.symmetry.group import Cyclic
 
 
+@checked
 @dataclass(frozen=True)
 class Permute:
     """Moves entry i to g[i] along each of `dims`: the action of Symmetric(n) on sets and graphs.
@@ -44,6 +47,7 @@ class Permute:
         return x
 
 
+@checked
 @dataclass(frozen=True)
 class Relabel:
     """Node numbers i become g[i]: the action of Symmetric(n) on edge lists and index adjacency.
@@ -65,6 +69,7 @@ class Relabel:
         return torch.where(x < 0, x, names[x.clamp(min=0).long()])
 
 
+@checked
 @dataclass(frozen=True)
 class Reverse:
     """Entries in reverse order along `dim` when g is True: time reversal of a series, by Flip.
@@ -85,6 +90,7 @@ class Reverse:
         return self.sign * torch.flip(x, (self.dim,)) if g else x
 
 
+@checked
 @dataclass(frozen=True)
 class Roll:
     """Entries moved g places along `dim`, wrapping around: the action of Cyclic(length).
@@ -100,6 +106,7 @@ class Roll:
         return torch.roll(x, g, self.dim)
 
 
+@checked
 @dataclass(frozen=True)
 class Signed:
     """A signed permutation of the last dimension and its powers: a robot's left-right mirror.
@@ -119,12 +126,16 @@ class Signed:
         (2, tensor([-5., -2.]))
     """
 
-    perm: Permutation
-    sign: Permutation
+    perm: Annotated[Permutation, OWN]
+    sign: Annotated[Permutation, OWN]
 
     def __post_init__(self) -> None:
         for word in ("perm", "sign"):
-            values = tuple(int(v) for v in getattr(self, word))
+            given = getattr(self, word)
+            try:
+                values = tuple(int(v) for v in given)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(f"{word} must be a list of integers, got {given!r}") from None
             object.__setattr__(self, word, values)
         if sorted(self.perm) != list(range(len(self.perm))) or len(self.sign) != len(self.perm):
             raise ValueError(f"expected a permutation and as many signs, got {self}")
@@ -180,6 +191,7 @@ def _pair(source: Any) -> bool:
     return sorted(source[0]) == list(range(len(source[0])))
 
 
+@checked
 @dataclass(frozen=True)
 class Box:
     """Axes of a volume (..., depth, height, width) exchanged and reversed: acts by Octahedral.

@@ -3,21 +3,25 @@
 import math
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from eqtoolbox.expect.bounds import takes
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.orbit import wide
 from eqtoolbox.symmetry.structure import Layout, Tree, on_tensors, tensors
 
-Loss = Callable[[Any], Tensor]  # of a tensor or a tree, convex and >= 0
+# of a tensor or a tree, convex and >= 0
+Loss = Annotated[Callable[[Any], Tensor], takes(1, "of the outputs")]
 
 _ADDITIVE = 0.01  # misfit of the sum of the parts to the whole, from which the loss is no sum
 _ROUNDING = 1e-6  # of the loss itself, in float32
 
 
+@checked
 @torch.no_grad()
 def percent_of_loss(pulled: Tree, loss: Loss) -> float:
     """What the violation of a symmetry costs, in percent of the loss averaged over the orbit.

@@ -7,15 +7,21 @@ an error of 0.5 whatever the model: low-pass the images (0.05 cycles a pixel lea
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import some
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Natural, NotNegative, Positive
 from eqtoolbox.symmetry.matrices import Rows, matrix
 
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
+
+@checked
 @dataclass(frozen=True)
 class Shift:
     """Whole-pixel shifts into zeros: the action of Translations(reach).
@@ -31,8 +37,8 @@ class Shift:
         tensor([[0, 1, 2]])
     """
 
-    reach: tuple[int, ...]
-    margin: int = 0
+    reach: Annotated[tuple[Natural, ...], some("integers >= 0")]
+    margin: Natural = 0
 
     def __call__(self, g: tuple[int, ...], x: Tensor) -> Tensor:
         sizes = self._sizes(x)
@@ -65,6 +71,7 @@ class Shift:
         return tuple(x.shape[-len(self.reach) :])
 
 
+@checked
 @dataclass(frozen=True)
 class FourierShift:
     """Shifts of a periodic signal by any number of pixels: the action of real Translations.
@@ -80,7 +87,7 @@ class FourierShift:
         tensor([0., 1., 0.])
     """
 
-    dims: tuple[int, ...] = (-2, -1)
+    dims: Annotated[tuple[int, ...], some("dimensions")] = (-2, -1)
 
     def __call__(self, g: tuple[float, ...], x: Tensor) -> Tensor:
         for dim, shift in zip(self.dims, g, strict=True):
@@ -110,6 +117,7 @@ class FourierShift:
         return back.to(x.dtype)
 
 
+@checked
 @dataclass(frozen=True)
 class Turn:
     """Images turned about their centre by any element of SO(2) or O(2), interpolated.
@@ -127,9 +135,9 @@ class Turn:
         torch.Size([1, 1, 4, 4])
     """
 
-    mode: str = "bicubic"
-    radius: float = 0.8
-    tolerance: float = 0.2
+    mode: Interpolation = "bicubic"
+    radius: Positive = 0.8
+    tolerance: NotNegative = 0.2
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
         if x.dim() < 3:
@@ -148,6 +156,7 @@ class Turn:
         return _flow(x, generator)
 
 
+@checked
 @dataclass(frozen=True)
 class Zoom:
     """Images scaled about their centre by 2^k, an element k of Scalings(whole=False).
@@ -161,9 +170,9 @@ class Zoom:
         torch.Size([1, 1, 4, 4])
     """
 
-    mode: str = "bicubic"
-    radius: float = 0.3
-    tolerance: float = 0.2
+    mode: Interpolation = "bicubic"
+    radius: Positive = 0.3
+    tolerance: NotNegative = 0.2
 
     def __call__(self, g: float, x: Tensor) -> Tensor:
         return _sampled(x, 2.0 ** (-g) * torch.eye(2, dtype=torch.float64), self.mode)
@@ -177,7 +186,8 @@ class Zoom:
         return _flow(x, float(generator) * torch.eye(2, dtype=torch.float64))
 
 
-def band_limited(x: Tensor, cycles: float = 0.1) -> Tensor:
+@checked
+def band_limited(x: Tensor, cycles: Positive = 0.1) -> Tensor:
     """Images without frequencies above `cycles` per pixel, so that interpolation can be trusted.
 
     Args:
@@ -188,6 +198,8 @@ def band_limited(x: Tensor, cycles: float = 0.1) -> Tensor:
         >>> band_limited(torch.ones(8, 8)).mean()
         tensor(1.)
     """
+    if x.dim() == 0:
+        raise ValueError("expected x with a length to filter along, got one number")
     dims = (-2, -1) if x.dim() > 1 else (-1,)
     for dim in dims:
         spectrum = torch.fft.rfft(x, dim=dim)

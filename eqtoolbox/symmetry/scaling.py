@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Finite
 
+
+@checked
 @dataclass(frozen=True)
 class Degree:
     """x -> a^degree x for a = 2^k, an element k of Scalings; exact, being powers of two.
@@ -17,7 +21,7 @@ class Degree:
         tensor([12.])
     """
 
-    degree: float = 1.0
+    degree: Finite = 1.0
 
     def __call__(self, g: float, x: Tensor) -> Tensor:
         moved: Tensor = x * 2.0 ** (g * self.degree)
@@ -28,6 +32,7 @@ class Degree:
         return self.degree * float(generator) * x
 
 
+@checked
 @dataclass(frozen=True)
 class Parity:
     """x -> s^power x for a sign s: odd with power 1, even (nothing moves) with power 0.
@@ -44,6 +49,7 @@ class Parity:
         return x if self.power % 2 == 0 or g == 1 else -x
 
 
+@checked
 @dataclass(frozen=True)
 class Negated:
     """x -> (-1)^g x, for the powers g of a mirror: what changes sign under it.

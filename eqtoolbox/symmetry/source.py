@@ -1,6 +1,5 @@
 """The model that a command names: an import path or a configuration entry, with a batch."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.streams import random_streams
 from eqtoolbox.source import named
+from eqtoolbox.toml import tables
 
 _NEEDS = (
     "return (model, batch), (model, inputs, targets) or (model, batch, loss_fn) from the factory: "
@@ -30,7 +30,7 @@ def load(text: str) -> tuple[nn.Module, Any, Any, str]:
         ValueError: nothing such, or inputs that cannot be guessed; says the remedy.
     """
     if text.endswith(".toml"):
-        path = _from_config(Path(text))
+        path = reference(Path(text))
         made = named(path, Path(text).parent, f"{text}: symmetries.source")
     else:
         path = text
@@ -54,14 +54,13 @@ def load(text: str) -> tuple[nn.Module, Any, Any, str]:
     return model, (batch, last), None, ""  # the last are targets
 
 
-def _from_config(path: Path) -> str:
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
-    options = table.get("symmetries")
+def reference(path: Path) -> str:
+    """What the table [symmetries] of a file names; no code is run.
+
+    Raises:
+        ValueError: the file or the table is none.
+    """
+    options = tables(path).get("symmetries")
     if not isinstance(options, dict) or not isinstance(options.get("source"), str):
         raise ValueError(
             f'{path}: expected a table [symmetries] with source = "package.module:factory"'

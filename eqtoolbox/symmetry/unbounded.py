@@ -1,17 +1,23 @@
 """Groups without an end: translations and scalings, drawn from a bounded part of themselves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.symmetry.group import Group
-from eqtoolbox.symmetry.matrices import counted, require_positive
+from eqtoolbox.symmetry.matrices import counted
 
 Vector = tuple[float, ...]
 
 
+@checked
 @dataclass(frozen=True)
 class Translations(Group):
     """Z^d, or R^d when not `whole`: shifts that nothing wraps around; elements are tuples.
@@ -26,14 +32,16 @@ class Translations(Group):
         (2, -6)
     """
 
-    reach: tuple[float, ...]
+    reach: Annotated[tuple[float, ...], OWN]
     whole: bool = True
 
     def __post_init__(self) -> None:
-        reach = tuple(self.reach) if isinstance(self.reach, Sequence) else (self.reach,)
+        reach = fitted("reach", self.reach, Positive | tuple[Positive, ...])
+        reach = tuple(reach) if isinstance(reach, Iterable) else (reach,)
         object.__setattr__(self, "reach", reach)
+        if not reach:
+            raise ValueError("reach must hold a number for each dimension, got none")
         for length in reach:
-            require_positive("reach", length)
             if self.whole and length != int(length):
                 raise ValueError(f"whole shifts need an integer reach, got {length}")
 
@@ -87,6 +95,7 @@ class Translations(Group):
         return tuple((parameter * generator).tolist())
 
 
+@checked
 @dataclass(frozen=True)
 class Scalings(Group):
     """x -> 2^k x: elements are the exponents k, whole ones (exact in floating point) or real.
@@ -98,11 +107,8 @@ class Scalings(Group):
         -1
     """
 
-    octaves: int = 3
+    octaves: Positive = 3
     whole: bool = True
-
-    def __post_init__(self) -> None:
-        require_positive("octaves", self.octaves)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ counts the entries that cross, A_ii against A_jj and A_ij against A_ji, once.
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.families.discrete import Permutation, UnitSymmetry
+from eqtoolbox.symmetry.families.discrete import Permuting, UnitSymmetry
 from eqtoolbox.symmetry.parameter import Parameters
 
 DEAD = 1e-4  # of the layer's root mean square; smaller weights or gradients of a unit are none
@@ -24,39 +24,23 @@ def count(symmetry: UnitSymmetry) -> int:
     return len(symmetry.slots[0].positions)
 
 
-def owned(symmetry: UnitSymmetry) -> dict[str, dict[int, Tensor]]:
-    """Positions (units, entries) by parameter and axis."""
-    found: dict[str, dict[int, list[Tensor]]] = {}
-    for slot in symmetry.slots:
-        found.setdefault(slot.name, {}).setdefault(slot.axis, []).append(slot.positions)
-    return {n: {a: torch.cat(p, 1) for a, p in axes.items()} for n, axes in found.items()}
+def squares(symmetry: UnitSymmetry | Permuting, params: Parameters) -> dict[str, Tensor]:
+    """|u_i|^2 by what it is made of: one entry, (units,) in float64, a parameter and axis."""
+    return {key: rows.square().sum(1) for key, rows in symmetry.rows(params).items()}
 
 
-def squares(symmetry: UnitSymmetry, params: Parameters) -> dict[str, Tensor]:
-    """|u_i|^2 by what it is made of: one entry, (units,) in float64, a parameter and axis.
-
-    Keys are `name` for the first axis, on which most parameters are owned, else `name[axis]`.
-    """
-    found = {}
-    for name, axes in owned(symmetry).items():
-        for axis, positions in axes.items():
-            key = name if axis == 0 else f"{name}[{axis}]"
-            found[key] = _rows(params[name], axis, positions).square().sum(1)
-    return found
-
-
-def gaps(symmetry: Permutation, params: Parameters) -> Tensor:
+def gaps(symmetry: Permuting, params: Parameters) -> Tensor:
     """D_ij of every two units relative to |u_i|^2 + |u_j|^2: (units, units), float64.
 
     Its root is 0 for equal units, near 1 for unrelated and sqrt(2) for opposite ones. By Gram
     matrices, so that roots below 1e-7 are rounding; NaN where both units are zero.
     """
-    total = torch.zeros(count(symmetry), count(symmetry), dtype=torch.float64)
-    for name, axes in owned(symmetry).items():
-        for axis, positions in axes.items():
-            rows = _rows(params[name], axis, positions)
-            gram = (rows @ rows.mT).cpu()
-            total += gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
+    units = symmetry.dimension + 1
+    total = torch.zeros(units, units, dtype=torch.float64)
+    for rows in symmetry.rows(params).values():
+        gram = (rows @ rows.mT).cpu()
+        total += gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
+    for name, axes in symmetry.owned().items() if isinstance(symmetry, UnitSymmetry) else ():
         if len(axes) > 1:
             total += _crossing(params[name], axes)
     sizes = torch.stack([s.cpu() for s in squares(symmetry, params).values()]).sum(0)
@@ -95,12 +79,6 @@ def dead(symmetry: UnitSymmetry, params: Parameters, gradient: Parameters) -> di
 
 def _vanishing(squared: Tensor) -> Tensor:
     return (squared <= DEAD**2 * squared.mean()).cpu()
-
-
-def _rows(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
-    """What each unit owns along one axis, (units, entries), float64."""
-    chosen = tensor.detach().movedim(axis, 0)[positions.to(tensor.device)]
-    return chosen.reshape(len(positions), -1).double()
 
 
 def _crossing(tensor: Tensor, axes: dict[int, Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Discrete parameter symmetries: units exchanged (permutation) or reflected (sign flip)."""
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -36,9 +37,61 @@ class UnitSymmetry(DiscreteSymmetry):
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(slot.name for slot in self.slots))
 
+    def owned(self) -> dict[str, dict[int, Tensor]]:
+        """Positions (units, entries) by parameter and axis."""
+        found: dict[str, dict[int, list[Tensor]]] = {}
+        for slot in self.slots:
+            found.setdefault(slot.name, {}).setdefault(slot.axis, []).append(slot.positions)
+        return {n: {a: torch.cat(p, 1) for a, p in axes.items()} for n, axes in found.items()}
+
+    def rows(self, params: Parameters) -> dict[str, Tensor]:
+        """What each unit owns, (units, entries) in float64, by parameter and axis.
+
+        Keys are `name` for the first axis, on which most parameters are owned, else `name[axis]`.
+        """
+        found = {}
+        for name, axes in self.owned().items():
+            for axis, positions in axes.items():
+                chosen = params[name].detach().movedim(axis, 0)[positions.to(params[name].device)]
+                key = name if axis == 0 else f"{name}[{axis}]"
+                found[key] = chosen.reshape(len(positions), -1).double()
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
-class Permutation(UnitSymmetry):
+class Permuting(DiscreteSymmetry):
+    """`dimension` + 1 things that are alike change places: neighbours generate the group.
+
+    Whatever they are made of: a family says how they are permuted and what each of them owns.
+    """
+
+    family: ClassVar[str] = "permutation"
+    word: ClassVar[str] = ""  # for them, where the name does not end with it
+
+    @abstractmethod
+    def permuted(self, params: Parameters, order: Tensor) -> dict[str, Tensor]:
+        """Thing k replaced by thing order[k], in those parameters that are given."""
+
+    @abstractmethod
+    def rows(self, params: Parameters) -> dict[str, Tensor]:
+        """What each of them owns, (things, entries) in float64, by what it is made of."""
+
+    def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
+        return self.exchange(params, torch.tensor([which]), torch.tensor([which + 1]))
+
+    def draw(self, generator: torch.Generator) -> Callable[[Parameters], dict[str, Tensor]]:
+        order = torch.randperm(self.dimension + 1, generator=generator)
+        return lambda params: self.permuted(params, order)
+
+    def exchange(self, params: Parameters, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """Things first[k] and second[k] change places for every k; none may occur twice."""
+        order = torch.arange(self.dimension + 1)
+        order[first], order[second] = second, first
+        return self.permuted(params, order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutation(UnitSymmetry, Permuting):
     """Units i and i + 1 change places: rows of what makes them, columns of what reads them.
 
     n units have n - 1 generating elements. At the fixed point, two equal units, H T = T H.
@@ -47,34 +100,19 @@ class Permutation(UnitSymmetry):
         Simsek et al. 2021 (arXiv 2105.12221).
     """
 
-    family: ClassVar[str] = "permutation"
+    word: ClassVar[str] = "units"
     whole_heads: bool = False  # moves all of a head, not the features within it
 
-    def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
-        units = torch.arange(self.dimension + 1)
-        units[which], units[which + 1] = which + 1, which
-        return self.permuted(params, units)
-
-    def draw(self, generator: torch.Generator) -> Callable[[Parameters], dict[str, Tensor]]:
-        units = torch.randperm(self.dimension + 1, generator=generator)
-        return lambda params: self.permuted(params, units)
-
-    def exchange(self, params: Parameters, first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """Units first[k] and second[k] change places for every k; no unit may occur twice."""
-        units = torch.arange(self.dimension + 1)
-        units[first], units[second] = second, first
-        return self.permuted(params, units)
-
-    def permuted(self, params: Parameters, units: Tensor) -> dict[str, Tensor]:
-        """Unit k replaced by unit units[k], in those parameters that are given."""
+    def permuted(self, params: Parameters, order: Tensor) -> dict[str, Tensor]:
+        """Unit k replaced by unit order[k], in those parameters that are given."""
         moved: dict[str, Tensor] = {}
         for slot in self.slots:
             if slot.name not in params:
                 continue
             tensor = moved.get(slot.name, params[slot.name])
-            order = torch.arange(tensor.shape[slot.axis])
-            order[slot.positions.reshape(-1)] = slot.positions[units].reshape(-1)
-            moved[slot.name] = tensor.index_select(slot.axis, order.to(tensor.device))
+            source = torch.arange(tensor.shape[slot.axis])
+            source[slot.positions.reshape(-1)] = slot.positions[order].reshape(-1)
+            moved[slot.name] = tensor.index_select(slot.axis, source.to(tensor.device))
         return moved
 
 

@@ -1,21 +1,21 @@
 """Experts: branches behind a router exchanged, with the router's rows."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.parameter import DiscreteSymmetry, Parameters
+from eqtoolbox.symmetry.families.discrete import Permuting
+from eqtoolbox.symmetry.parameter import Parameters
 from eqtoolbox.symmetry.search.trace import Trace
 
 _ROUTES = {"softmax", "_softmax", "topk", "sigmoid"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertPermutation(DiscreteSymmetry):
+class ExpertPermutation(Permuting):
     """Experts e and e + 1 change places: their parameters, and row e of the router.
 
     n experts have n - 1 generating elements. Experts are parameters of their own, or slices of
@@ -25,22 +25,12 @@ class ExpertPermutation(DiscreteSymmetry):
         Shazeer et al. 2017 (arXiv 1701.06538) for the layer.
     """
 
-    family: ClassVar[str] = "permutation"
     lists: tuple[tuple[str, ...], ...]  # for every role the parameters, one an expert
     stacked: tuple[str, ...]  # parameters with the experts along the first axis, the router's too
 
     @property
     def names(self) -> tuple[str, ...]:
         return (*(name for names in self.lists for name in names), *self.stacked)
-
-    def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
-        order = torch.arange(self.dimension + 1)
-        order[which], order[which + 1] = which + 1, which
-        return self.permuted(params, order)
-
-    def draw(self, generator: torch.Generator) -> Callable[[Parameters], dict[str, Tensor]]:
-        order = torch.randperm(self.dimension + 1, generator=generator)
-        return lambda params: self.permuted(params, order)
 
     def permuted(self, params: Parameters, order: Tensor) -> dict[str, Tensor]:
         """Expert k replaced by expert order[k], in those parameters that are given."""
@@ -50,6 +40,15 @@ class ExpertPermutation(DiscreteSymmetry):
                 if name in params and names[source] in params:
                     moved[name] = params[names[source]]
         return moved
+
+    def rows(self, params: Parameters) -> dict[str, Tensor]:
+        """What each expert owns, (experts, entries) in float64, by the first one's parameter."""
+        found = {
+            n: params[n].detach().reshape(self.dimension + 1, -1).double() for n in self.stacked
+        }
+        for names in self.lists:
+            found[names[0]] = torch.stack([params[n].detach().flatten().double() for n in names])
+        return found
 
 
 def propose_experts(trace: Trace) -> Iterator[ExpertPermutation]:

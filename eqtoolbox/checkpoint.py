@@ -1,0 +1,57 @@
+"""A checkpoint: what `Monitor.state_dict` holds, looked through before any of it is taken."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.kinds import Natural
+
+NEEDED: dict[str, Any] = {
+    "step": Natural,
+    "references": Mapping[str, Any],
+    "disabled": Sequence[str],
+    "budget": Mapping[str, Any],
+}
+FURTHER: dict[str, Any] = {
+    "halved": Sequence[str],
+    "checked": bool,
+    "summed": bool,
+    "skipped": Mapping[str, Natural],
+    "shared": Mapping[str, Any],
+    "shapes": Mapping[str, Sequence[Natural]],
+}
+BUDGET: dict[str, Any] = {
+    "training": float,
+    "probing": float,
+    "balance": Mapping[str, float],
+    "costs": Mapping[str, float],
+}
+
+
+def check_state(state: Any) -> None:
+    """Refuse what no monitor has saved.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError, ValueError: something is of another kind.
+
+    Example:
+        >>> check_state({"step": 3, "references": {}, "disabled": []})
+        Traceback (most recent call last):
+        KeyError: "expected the state of a Monitor, got one without ['budget']"
+    """
+    fitted("state", state, Mapping[str, Any])
+    _have("state", state, NEEDED, "the state of a Monitor")
+    _have("state['budget']", state["budget"], BUDGET, "the budget of a Monitor's state")
+    for name in FURTHER.keys() & state.keys():
+        fitted(f"state[{name!r}]", state[name], FURTHER[name])
+    if "setup" in state["budget"]:
+        fitted("state['budget']['setup']", state["budget"]["setup"], float)
+
+
+def _have(where: str, table: Mapping[str, Any], kinds: Mapping[str, Any], what: str) -> None:
+    missing = kinds.keys() - table.keys()
+    if missing:
+        raise KeyError(f"expected {what}, got one without {sorted(missing)}")
+    for name, kind in kinds.items():
+        fitted(f"{where}[{name!r}]", table[name], kind)

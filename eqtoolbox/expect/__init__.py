@@ -1,0 +1,1 @@
+"""Expectations: what annotations say of arguments, checked when a public function is called."""
