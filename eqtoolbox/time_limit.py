@@ -1,9 +1,9 @@
 """A time limit: how long a probe may go on at one step before its replays are stopped."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-Timeout = float | Literal["auto"] | None
+Timeout = Annotated[float | Literal["auto"] | None, OWN]
 
 TIMES = 20.0  # what a probe took before
 LEAST = 30.0  # seconds

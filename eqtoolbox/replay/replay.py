@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
 from eqtoolbox.replay.reach import said
-from eqtoolbox.replay.scope import LeavesTrace
+from eqtoolbox.replay.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
 from eqtoolbox.replay.tensors import LiveTensors
 
@@ -40,13 +40,15 @@ class Replay:
 
     def protect(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep these as they are, too."""
-        self._live.add(tensors.items())
+        with unobserved():
+            self._live.add(tensors.items())
 
     def widen(self, roots: Iterable[Any]) -> None:
         """Take in what else an evaluation uses."""
         more = [root for root in roots if id(root) not in self._outside.seen]
         if more:
-            self._take(Belongings(more, self._hosts))
+            with unobserved():
+                self._take(Belongings(more, self._hosts))
 
     def meet(self, module: nn.Module) -> None:
         """Take in a module that is about to be called."""
@@ -58,6 +60,10 @@ class Replay:
         Raises:
             LeavesTrace: something cannot be undone.
         """
+        with unobserved():
+            self._begin(start)
+
+    def _begin(self, start: Belongings | None) -> None:
         if start is not None and all(start is not known for known in self._starts):
             self._starts.append(start)
             self._take(start)
@@ -73,6 +79,10 @@ class Replay:
         Raises:
             LeavesTrace: something could not be put back; says what.
         """
+        with unobserved():
+            self._end()
+
+    def _end(self) -> None:
         give_back(self._answered)
         try:
             self._undo()
@@ -106,7 +116,8 @@ class Replay:
 
     def writes(self, tensor: Tensor) -> bool:
         """An operation is about to write into this tensor; whether that was not known before."""
-        return self._live.before_write(tensor)
+        with unobserved():
+            return self._live.before_write(tensor)
 
     def _take(self, more: Belongings) -> None:
         """Other things are in reach as well: keep them as they are."""

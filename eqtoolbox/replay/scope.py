@@ -5,12 +5,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
 if TYPE_CHECKING:
     from eqtoolbox.replay.replay import Replay
 
 
 class LeavesTrace(RuntimeError):
     """Evaluating the loss again would change the training; it was stopped before it did."""
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Scope of a replay's own bookkeeping, which no mode of torch sees, exchanges or rounds."""
+    with torch._C.DisableTorchFunction():
+        if torch._C._len_torch_dispatch_stack():
+            with _disable_current_modes():
+                yield
+        else:
+            yield
 
 
 class _Here(threading.local):

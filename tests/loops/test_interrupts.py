@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,8 +86,9 @@ def test_what_a_replay_raises_stays_in_it(error: BaseException, place: str) -> N
     sink = MemorySink()
     parameters, seen = train(Watch)
     assert unchanged(parameters)
-    assert len(seen) == 1
-    assert f"{type(error).__name__}" in seen[0]
+    told_once = [s for s in seen if "nothing was measured" not in s]
+    assert len(told_once) == 1
+    assert type(error).__name__ in told_once[0]
     if place in ("probe", "loss"):
         rows = [r for r in sink.records if r.name == "replay/loss"]
         assert {r.status for r in rows} == {"failed"}
@@ -131,10 +133,11 @@ HANDLERS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", HANDLERS)
 @pytest.mark.parametrize("place", ["probe", "loss"])
 def test_what_a_signal_handler_raises_reaches_the_loop(kind: str, place: str) -> None:
-    due = [True]
+    done = threading.Event()  # which a replay does not set back
 
     def kill() -> None:
-        if due and due.pop():
+        if not done.is_set():
+            done.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
     class Killed(Loss):
@@ -145,7 +148,7 @@ def test_what_a_signal_handler_raises_reaches_the_loop(kind: str, place: str) ->
             yield from super().measure(snapshot, reference, rng)
 
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        if (current() is not None) and place == "loss":
+        if current() is not None and place == "loss":
             kill()
         return cross_entropy(model, batch)
 
@@ -194,10 +197,11 @@ def test_a_function_that_is_given_a_frame_is_no_signal_handler() -> None:
 
 
 def test_an_interrupt_in_the_loss_leaves_the_step_count_right() -> None:
-    due = [True]
+    done = threading.Event()  # which a replay does not set back
 
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        if (current() is not None) and due and due.pop():
+        if current() is not None and not done.is_set():
+            done.set()
             os.kill(os.getpid(), signal.SIGINT)
         return cross_entropy(model, batch)
 
