@@ -3,6 +3,8 @@
 import math
 from typing import Annotated, Literal
 
+from eqtoolbox.expect.bounds import OWN
+
 Timeout = Annotated[float | Literal["auto"] | None, OWN]
 
 TIMES = 20.0  # what a probe took before
