@@ -14,6 +14,7 @@ from torch import nn
 
 from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.replay.calls import every_call, global_hooks, uncompiled
+from eqtoolbox.replay.quiet import quiet
 from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.scope import current, inside
 from eqtoolbox.replay.streams import RandomState, cuda_started, random_streams
@@ -50,6 +51,7 @@ def isolated(
         scope.callback(replay.end)
         scope.enter_context(inside(replay))
         scope.enter_context(uncompiled())
+        scope.enter_context(quiet())
         if thorough or global_hooks():
             scope.enter_context(every_call())
         scope.enter_context(torch.inference_mode(False))

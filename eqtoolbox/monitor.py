@@ -14,25 +14,21 @@ from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.capture.loss_capture import LossCapture
 from eqtoolbox.capture.step import Step, closure_of
 from eqtoolbox.capture.watched import Watched
+from eqtoolbox.catch import Catch
 from eqtoolbox.checkpoint import check_state
 from eqtoolbox.clock import Clock
 from eqtoolbox.eager import eager, untraced
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Natural, Positive
-from eqtoolbox.faithfulness import Faithfulness
-from eqtoolbox.identity import identity
 from eqtoolbox.interrupts import Gate
-from eqtoolbox.isolation import RandomState
 from eqtoolbox.journal import Journal, OnError
-from eqtoolbox.objective import LossFunction, Objective, Parameters
+from eqtoolbox.objective import LossFunction
 from eqtoolbox.probe import Probe, Scheduled
 from eqtoolbox.record import Record
 from eqtoolbox.replay.scope import current
 from eqtoolbox.runner import Runner, synchronize
 from eqtoolbox.schedule import following
-from eqtoolbox.shared import Shared
 from eqtoolbox.sink import Sink
-from eqtoolbox.snapshot import Snapshot, optimizer_state, parameter_groups
 from eqtoolbox.time_limit import TimeLimit, Timeout
 from eqtoolbox.told import Decorated, Device, Evaluated, Place
 
@@ -83,13 +79,10 @@ class Monitor:
         self.attached_at = attached_at
         self._watched = Watched(model, self.optimizers, criterion)
         self._capture = LossCapture(self._watched, loss_fn, criterion, called)
-        self._probe_batch = probe_batch
-        self._probe_random = RandomState.seeded(seed)
         self._journal = Journal(sinks, on_error, segment)
         self._budget = Budget(budget, [s.probe.name for s in self.probes])
         self._account = Account(self.optimizers, self._budget, self._journal)
         self._runner = Runner(model, seed, self._journal, TimeLimit(probe_timeout))
-        self._shared = Shared()
         self._waiting = self._capture.pending.waiting
         self._waiting.tell = self._account.stalled
         self._clock = Clock(self._budget, self._capture.stopwatch)
@@ -101,10 +94,17 @@ class Monitor:
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
         self._gate = Gate()  # for signals that come while a step is measured
-        self._unloaded = segment > 0  # a resumed run whose state was not given back yet
-        self._faithful = Faithfulness(self._capture, self._journal)
-        self._shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
-        self._loaded = False
+        self._catch = Catch(
+            self._watched,
+            self._capture,
+            self._taken,
+            self._journal,
+            self._runner,
+            self._account,
+            probe_batch=probe_batch,
+            seed=seed,
+            resumed=segment > 0,
+        )
         self._several = len(self.optimizers) > 1
         ends = self._one_ends if self._several else self._step_ends
         self._handles = [o.register_step_post_hook(ends) for o in self.optimizers]
@@ -202,7 +202,7 @@ class Monitor:
         Raises:
             ValueError: no batch is known; give `probe_batch` or call `observe(batch)` first.
         """
-        if self._probe_batch is None and self._capture.training() is None:
+        if self._catch.probe_batch is None and self._capture.training() is None:
             raise ValueError(
                 "probe_now() needs a batch: give probe_batch= to attach, or call "
                 "monitor.observe(batch) with loss_fn= first"
@@ -210,7 +210,7 @@ class Monitor:
         started = time.perf_counter()
         before = {n: p.detach().clone() for n, p in self._watched.trainable().items()}
         with self._gate:
-            snapshot = self._snapshot(before, None, self._watched.named())
+            snapshot = self._catch.snapshot(self.step, before, None, self._watched.named())
             written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
         self._budget.spend(*self._runner.take(), 0.0)
         self._journal.flush()
@@ -261,18 +261,15 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same records: step, references, findings."""
-        return {
+        return self._catch.state_dict() | {
             "step": self.step,
             "references": self._runner.references,
-            "shared": self._shared.state_dict(),
             "disabled": sorted(self._journal.disabled),
             "budget": self._budget.state_dict(),
             "halved": sorted(self._runner.halved),
-            "checked": self._faithful.checked,
             "summed": self._capture.pending.summed,
             "skipped": self._account.state_dict(),
             "lost": self._account.lost,
-            "shapes": {n: list(s) for n, s in (self._shapes or {}).items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -283,18 +280,15 @@ class Monitor:
         """
         check_state(state)
         self._first += state["step"] - self.step
-        self.step, self._unloaded = state["step"], False
+        self.step = state["step"]
+        self._catch.load_state_dict(state)
         self._runner.references = dict(state["references"])
-        self._shared.load_state_dict(state.get("shared", {}))
         self._runner.halved = set(state.get("halved", ()))
         self._journal.disabled = set(state["disabled"])
         self._budget.load_state_dict(state["budget"])
-        self._faithful.checked = bool(state.get("checked", False))
         self._capture.pending.summed = bool(state.get("summed", False))
         self._account.load_state_dict(state.get("skipped", {}))
         self._account.lost = int(state.get("lost", 0))
-        self._loaded, shapes = True, state.get("shapes", {})
-        self._shapes = {n: torch.Size(s) for n, s in shapes.items()} or None
         self._arm()
 
     # -- one optimizer step ---------------------------------------------------------------------
@@ -315,7 +309,7 @@ class Monitor:
         )
         self._capture.replays = (
             self._several
-            or not self._faithful.checked
+            or not self._catch.faithful.checked
             or any(probe.evaluates for probe in self._run)
         )
         if self._catches or self._capture.armed:
@@ -431,7 +425,7 @@ class Monitor:
         try:
             self._capture.pending.step_starts(self._taken.unmoved)
             if self._run or closure:
-                self._capture.look_ahead(self._probe_batch)
+                self._capture.look_ahead(self._catch.probe_batch)
                 self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
         except BaseException as error:
             self._failed(error)
@@ -456,7 +450,7 @@ class Monitor:
             self._account.lose(*self._capture.pending.skipped)
             self._account.step(self._capture.value(self._taken.scale), named)
             if self._run and self._taken.before is not None:
-                self._measure(self._run, self._taken.before, named)
+                self._catch.measure(self.step, self._run, self._taken.before, named)
             self._account.skip([probe for probe in self._todo if probe not in self._run])
             self._journal.succeeded("monitor")
         except BaseException as error:
@@ -485,80 +479,6 @@ class Monitor:
 
     def _failed(self, error: BaseException) -> None:
         self._journal.failed("monitor", error)
-
-    # -- measuring ------------------------------------------------------------------------------
-
-    def _measure(
-        self, probes: list[Probe], before: Parameters, named: dict[str, nn.Parameter]
-    ) -> None:
-        # GAN loops take gradients off and on inside a step
-        after = {n: p.detach() for n, p in named.items() if n in before}
-        snapshot = self._snapshot(before, after, named)
-        self._parameters_changed(before)
-        self._watched.tell(self._journal.event)
-        self._account.applied(before, after, snapshot.gradient)
-        if not self._faithful.checked:
-            self._faithful.checked = True
-            self._warn_of_lost_state()
-            if self._faithful.check(snapshot):
-                snapshot = self._snapshot(before, after, named)
-        for probe in probes:
-            self._runner.run(probe, snapshot)
-            if self._runner.refused and not self._capture.refused:
-                self._faithful.refuse(self._runner.refused)
-                snapshot = self._snapshot(before, after, named)
-        self._account.measured(probes)
-
-    def _snapshot(
-        self, before: Parameters, after: Parameters | None, named: dict[str, nn.Parameter]
-    ) -> Snapshot:
-        training = self._capture.training(self._taken.scale)
-        measured: Objective | None = training
-        if self._probe_batch is not None:
-            measured = self._capture.on(self._probe_batch, self._probe_random)
-        if not self._faithful.harmless(measured, before):
-            training = measured = None
-        known = dict.fromkeys(type(o).__name__ for o in self.optimizers)
-        return Snapshot(
-            step=self.step,
-            before=before,
-            after=after,
-            gradient=None if self._capture.pending.moved else self._taken.gradient(named),
-            groups=parameter_groups(self.optimizers, named),
-            optimizer="+".join(known),
-            state=optimizer_state(self.optimizers, named),
-            training=training,
-            measured=measured,
-            why_no_loss="" if measured else self._capture.why_none(),
-            shared=self._shared,
-            identity=identity(measured, before) if measured else (),
-        )
-
-    def _warn_of_lost_state(self) -> None:
-        if self._unloaded:
-            self._journal.warn(
-                "monitor",
-                "resume=True, but load_state_dict() was not called: steps go on after the last "
-                "recorded one, and drift is counted from here",
-            )
-
-    def _parameters_changed(self, before: Parameters) -> None:
-        """Start references anew where parameters were added, unfrozen, frozen or reshaped."""
-        shapes = {n: p.shape for n, p in before.items()}
-        known, self._shapes = self._shapes, shapes
-        if known is None or known == shapes or not self._runner.references:
-            return
-        loaded, self._loaded = self._loaded, False  # names may be others where a run goes on
-        if loaded and list(known.values()) == list(shapes.values()):
-            return
-        gone, new = known.keys() - shapes.keys(), shapes.keys() - known.keys()
-        self._runner.references.clear()
-        self._journal.event(
-            "warning",
-            "monitor",
-            f"the trainable parameters changed ({len(new)} more, {len(gone)} fewer): what is "
-            "measured since the start, such as drift, is counted from this step on",
-        )
 
 
 def monitors_of(optimizer: torch.optim.Optimizer) -> Iterable[Monitor]:

@@ -108,7 +108,8 @@ def _one_of(name: str, value: Any, kind: Any) -> Any:
         try:
             return fitted(name, value, one)
         except Unexpected as error:
-            errors.append(error)
+            errors.append(error.with_traceback(None))  # whose frames would hold this list
+            error.__context__ = None
     for nearly in (error for error in errors if error.near):
         none = " or None" if NoneType in kinds and nearly.name == name else ""
         raise Unexpected.of(nearly.name, nearly.expected + none, nearly.value, nearly.do, near=True)

@@ -42,6 +42,7 @@ class Attachment:
     seed: Seed = 0
     on_error: OnError = "warn"
     resume: bool = False
+    sync: bool = False
 
     monitor: Monitor | None = field(init=False, default=None, repr=False)
     _state: dict[str, Any] | None = field(init=False, default=None, repr=False)

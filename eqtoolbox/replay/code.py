@@ -10,12 +10,6 @@ from typing import NamedTuple
 import torch
 
 _OURS = str(Path(__file__).parents[1])
-_LIBRARIES = (
-    *(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
-    str(Path(torch.__file__).parent),
-    _OURS,
-    "<frozen",
-)
 
 
 class Used(NamedTuple):
@@ -63,4 +57,11 @@ def used(code: CodeType) -> Used:
 def of_a_user(file: str) -> bool:
     """Whether a file is a program's own: no part of Python, of an installed library or of ours."""
     installed = "site-packages" in file or "dist-packages" in file
-    return not installed and not file.startswith(_LIBRARIES)
+    return not installed and not file.startswith(_libraries())
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    python = (paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return (*python, str(Path(torch.__file__).parent), _OURS, "<frozen")

@@ -34,7 +34,10 @@ class Intercepted:
 
     @contextmanager
     def answered_by(self, answer: Answer) -> Iterator[None]:
-        """Scope in which calls of this thread go to `answer(original, *args, **kwargs)`."""
+        """Scope in which calls of this thread go to `answer(original, *args, **kwargs)`.
+
+        Of scopes inside each other the inner one answers, with the outer one as its original.
+        """
         owner: Any = sys.modules.get(self._path[0])
         for word in self._path[1:]:
             owner = getattr(owner, word, None)
@@ -63,10 +66,10 @@ class Intercepted:
         def call(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return original(*args, **kwargs)
-            answers = here.__dict__.get("answers")
-            if not answers:
-                return original(*args, **kwargs)
-            return answers[-1](original, *args, **kwargs)
+            asked = original
+            for answer in here.__dict__.get("answers", ()):
+                asked = functools.partial(answer, asked)
+            return asked(*args, **kwargs)
 
         bound = hasattr(original, "__self__")  # a class method, called with the class it knows
         self._own = vars(owner).get(self._name)

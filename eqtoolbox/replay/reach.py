@@ -9,8 +9,10 @@ keeps quiet.
 import array
 import contextvars
 import functools
+import gc
 import io
 import itertools
+import os
 import random
 import sys
 import threading
@@ -196,6 +198,15 @@ class Reach:
         if thing.args:
             self._defaults(thing, thing.args, path)
 
+    def cache(self, thing: Any, path: Any) -> None:
+        """What `functools.lru_cache` has remembered; of one without a limit also how much."""
+        for part in gc.get_referents(thing):
+            links = [x for x in part.values() if _is_link(x)] if type(part) is dict else []
+            for link in [part] if _is_link(part) else links:
+                self._all(gc.get_referents(link), path)
+            if not links and not _is_link(part):
+                self.look(part, path)
+
     def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
         self.slots += [slots.Entries(thing.state, path)]
         self.slots += [slots.Entries(group, path) for group in thing.param_groups]
@@ -300,7 +311,11 @@ class Reach:
             _worth_reading[thing.__code__] = names
         for name in names:
             value = space.get(name)
-            if isinstance(value, types.ModuleType):
+            if value is os:
+                if "environ" in code.attributes and id(os.environ) not in self.seen:
+                    self.seen[id(os.environ)] = os.environ
+                    self.slots.append(states.Environment(os.environ, (None, "os.environ")))
+            elif isinstance(value, types.ModuleType):
                 self._of_module(value, code)
             else:
                 self._named(space, name, value, (None, name))
@@ -320,6 +335,11 @@ class Reach:
             self._named(space, name, space[name], (path, name))
 
 
+def _is_link(thing: Any) -> bool:
+    """Whether it is one of those that a limited cache chains its results by."""
+    return type(thing).__name__ == "_lru_list_elem"
+
+
 def _function_of(value: Any) -> Any:
     """The function inside a static or class method or a property; anything else itself."""
     if isinstance(value, staticmethod | classmethod):
@@ -330,7 +350,7 @@ def _function_of(value: Any) -> Any:
 def _of_a_library(value: Any) -> bool:
     """Whether a global name stands for a library's module, function or class."""
     if isinstance(value, types.ModuleType):
-        return not of_a_user(getattr(value, "__file__", None) or "<frozen")
+        return value is not os and not of_a_user(getattr(value, "__file__", None) or "<frozen")
     if isinstance(value, types.FunctionType):
         return value.__closure__ is None and not of_a_user(value.__code__.co_filename)
     return isinstance(value, type) and not _users_classes(value)
@@ -352,7 +372,7 @@ def _reads(kind: type) -> Callable[..., None]:
 def _reader(kind: type) -> Callable[..., None]:
     """How things of this type are read."""
     roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
-    for base, reader in _BY_BASE:
+    for base, reader in _by_base():
         if issubclass(kind, base):
             return reader
     if roots & _ALONE or kind.__module__.startswith("torch.utils.tensorboard"):
@@ -366,37 +386,35 @@ def _reader(kind: type) -> Callable[..., None]:
     return Reach.object
 
 
-_BY_BASE: tuple[tuple[Any, Callable[..., None]], ...] = (
-    ((torch.jit.ScriptModule, Enum), Reach.nothing),
-    (nn.Module, Reach.module),
-    (_BaseDataLoaderIter, Reach.alone),
-    (Tensor, Reach.tensor),
-    (np.ndarray, Reach.array),
-    (dict, Reach.mapping),
-    ((list, deque, set), Reach.sequence),
-    ((tuple, frozenset), Reach.fixed),
-    (types.FunctionType, Reach.function),
-    (types.CellType, Reach.cell),
-    (types.MethodType, Reach.method),
-    (functools.partial, Reach.partial),
-    (torch.optim.Optimizer, Reach.optimizer),
-    ((random.SystemRandom, weakref.ref), Reach.nothing),
-    (threading.local, Reach.object),
-    (contextvars.ContextVar, Reach.variable),
-    (
-        (torch.Generator, random.Random, np.random.Generator, np.random.RandomState,
-         np.random.BitGenerator),
-        Reach.stream,
-    ),
-    ((bytearray, array.array), Reach.bytes_of),
-    ((io.StringIO, io.BytesIO), Reach.text),
-    (io.IOBase, Reach.file),
-    (
-        (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType),
-        Reach.alone,
-    ),
-    (type, Reach.kind),
-)  # fmt: skip
+@functools.cache
+def _by_base() -> tuple[tuple[Any, Callable[..., None]], ...]:
+    """Readers of kinds and of what derives from them; the first that fits."""
+    streams = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+    return (
+        ((torch.jit.ScriptModule, Enum), Reach.nothing),
+        (nn.Module, Reach.module),
+        (_BaseDataLoaderIter, Reach.alone),
+        (Tensor, Reach.tensor),
+        (np.ndarray, Reach.array),
+        (dict, Reach.mapping),
+        ((list, deque, set), Reach.sequence),
+        ((tuple, frozenset), Reach.fixed),
+        (types.FunctionType, Reach.function),
+        (types.CellType, Reach.cell),
+        (types.MethodType, Reach.method),
+        (functools.partial, Reach.partial),
+        (type(used), Reach.cache),
+        (torch.optim.Optimizer, Reach.optimizer),
+        ((random.SystemRandom, weakref.ref), Reach.nothing),
+        (threading.local, Reach.object),
+        (contextvars.ContextVar, Reach.variable),
+        ((torch.Generator, random.Random, *streams), Reach.stream),
+        ((bytearray, array.array), Reach.bytes_of),
+        ((io.StringIO, io.BytesIO), Reach.text),
+        (io.IOBase, Reach.file),
+        ((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType), Reach.alone),
+        (type, Reach.kind),
+    )
 
 
 @functools.lru_cache(maxsize=4096)

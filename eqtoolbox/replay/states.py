@@ -125,6 +125,23 @@ class Variable(Slot):
             self.owner.set(exchange.get(id(self.held), self.held))
 
 
+class Environment(Slot):
+    """The variables of the process's environment."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: Any, path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, dict(owner)
+
+    def moved(self, exchange: Exchange) -> bool:
+        return dict(self.owner) != self.held
+
+    def put_back(self, exchange: Exchange) -> None:
+        for name in self.owner.keys() - self.held.keys():
+            del self.owner[name]
+        self.owner.update(self.held)
+
+
 class Text(Slot):
     """A file in memory: its contents and the place in it."""
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,13 +88,19 @@ def test_a_loss_that_sees_more_than_the_output_has_no_split() -> None:
     assert kept["asymmetry/share/odd"].status == "ok"
 
 
-def test_a_random_loss_has_no_split_and_its_data_are_measured_all_the_same() -> None:
-    loss = lambda model, batch: model(batch).square().mean() * (1 + os.urandom(1)[0])
+def test_a_random_loss_has_no_split_and_its_data_are_measured_all_the_same(tmp_path: Path) -> None:
+    count = os.open(tmp_path / "count", os.O_CREAT | os.O_RDWR)  # which nobody can put back
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        os.write(count, b"x")
+        return model(batch).square().mean() * 4.0 ** -os.lseek(count, 0, os.SEEK_CUR)
+
     probe = Asymmetry(symmetries=(ODD,))
     with pytest.warns(RuntimeWarning, match="another scale"):
         records = measured(line(1.0, 1.0), loss, normal(32, 1), probe, steps=1)
     assert records["asymmetry/cosine/odd"].status == "not_applicable"
     assert records["asymmetry/data/odd"].status == "ok"
+    os.close(count)
 
 
 def p_values(x, y, claim, seeds: int = 40) -> Tensor:

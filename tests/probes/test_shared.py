@@ -101,7 +101,7 @@ def run(
     """Records of a training; `between` may change the model before a step, or return a loss."""
     monitor, sink, optimizer = attached(model, probes)
     if shared is not None:
-        monitor._shared = shared
+        monitor._catch.shared = shared
     with monitor:
         caught = monitor.loss(loss)
         for k in range(steps):

@@ -41,7 +41,7 @@ def attached(home: str | Path, **options: object) -> eq.Monitor:
 
 def test_an_empty_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="run_dir must name a directory, got ''"):
+    with pytest.raises(ValueError, match="run_dir must be a path or None, got ''"):
         attached("")
     assert list(tmp_path.iterdir()) == []
     attached(".").close()

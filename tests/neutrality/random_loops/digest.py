@@ -93,7 +93,7 @@ class Walk:
         """What a function remembers: its closure, its defaults, its attributes, its cache."""
         self._say(getattr(x, "__qualname__", ""))
         if isinstance(x, functools._lru_cache_wrapper):
-            self._say(x.cache_info())
+            self._say(x.cache_info()[2:])  # its counts of hits and misses nobody can set
         if isinstance(x, functools.partial):
             self._feed((x.func, x.args, x.keywords))
         elif isinstance(x, types.MethodType):
