@@ -24,7 +24,10 @@ __all__ = ["RandomState", "evaluation", "flagged", "isolated", "random_streams"]
 
 @contextmanager
 def isolated(
-    *modules: nn.Module, expected: Iterable[Any] = (), thorough: bool = False
+    *modules: nn.Module,
+    expected: Iterable[Any] = (),
+    thorough: bool = False,
+    draws: bool = True,
 ) -> Iterator[None]:
     """Scope in which `modules` may be called freely: no user hook fires and nothing stays changed.
 
@@ -37,6 +40,7 @@ def isolated(
         modules: that are called with exchanged parameters and buffers.
         expected: what else the evaluations use, such as a loss function.
         thorough: meet modules, too, that are called although no walk has found them.
+        draws: False where it is known that nothing draws from NumPy's or Python's streams.
 
     Raises:
         LeavesTrace: something in reach would not be as it was; says what.
@@ -46,7 +50,7 @@ def isolated(
         replay.widen((*modules, *expected))
         yield
         return
-    replay = Replay(modules, expected)
+    replay = Replay(modules, expected, draws)
     with ExitStack() as scope:
         scope.callback(replay.end)
         scope.enter_context(inside(replay))

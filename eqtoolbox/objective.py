@@ -302,7 +302,12 @@ class Objective:
 
     def isolated(self, thorough: bool = False) -> Any:
         """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
-        return isolated(self.model, expected=used_by(self.loss_fn, self.batch), thorough=thorough)
+        return isolated(
+            self.model,
+            expected=used_by(self.loss_fn, self.batch),
+            thorough=thorough,
+            draws=any(piece.random.moves is not False for piece in self.pieces),
+        )
 
 
 class Scope(nn.Module):

@@ -1,4 +1,4 @@
-"""Interception: one of torch's own functions that a thread may answer for itself meanwhile.
+"""Interception: a function of torch's or Python's that a thread may answer for itself meanwhile.
 
 It is exchanged when the first thread asks and put back when the last one is done; every thread that
 did not ask gets the function itself. Nothing else of a process is ever exchanged.
@@ -7,14 +7,13 @@ did not ask gets the function itself. Nothing else of a process is ever exchange
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 Answer = Callable[..., Any]  # (original, *args, **kwargs) -> result
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 class Intercepted:
@@ -27,40 +26,52 @@ class Intercepted:
 
     def __init__(self, path: tuple[str, ...], name: str) -> None:
         self._path, self._name = path, name
-        self._asking = 0  # threads, and scopes of them
+        self._asking = 0  # scopes, of all threads
         self._here = threading.local()
-        self._exchanged: Callable[..., Any] | None = None
+        self._original: Callable[..., Any] | None = None
+        self._exchanged: Any = None  # what stands in its place
         self._own: Any = None  # what the owner itself had: None where it inherits
 
-    @contextmanager
-    def answered_by(self, answer: Answer) -> Iterator[None]:
+    def answered_by(self, answer: Answer) -> "_Answered":
         """Scope in which calls of this thread go to `answer(original, *args, **kwargs)`.
 
         Of scopes inside each other the inner one answers, with the outer one as its original.
         """
+        return _Answered(self, answer)
+
+    def begin(self, answer: Answer) -> Any:
+        """This thread answers from now on; returns what holds the function, None if not loaded."""
         owner: Any = sys.modules.get(self._path[0])
         for word in self._path[1:]:
             owner = getattr(owner, word, None)
         if owner is None or not hasattr(owner, self._name):
-            yield
-            return
-        answers = self._here.__dict__.setdefault("answers", [])
+            return None
         with _lock:
             self._asking += 1
             if self._asking == 1:
                 self._exchange(owner)
-        answers.append(answer)
-        try:
-            yield
-        finally:
-            answers.pop()
-            with _lock:
-                self._asking -= 1
-                if self._asking == 0:
-                    self._put_back(owner)
+        self._here.__dict__.setdefault("answers", []).append(answer)
+        return owner
+
+    def end(self, owner: Any) -> None:
+        """The last answer of this thread is over."""
+        self._here.answers.pop()
+        with _lock:
+            self._asking -= 1
+            if self._asking == 0:
+                self._put_back(owner)
 
     def _exchange(self, owner: Any) -> None:
-        original, here = getattr(owner, self._name), self._here
+        original, self._own = getattr(owner, self._name), vars(owner).get(self._name)
+        if original != self._original:
+            self._original = original
+            call = self._passing(original)
+            bound = hasattr(original, "__self__") and isinstance(owner, type)  # a class method
+            self._exchanged = staticmethod(call) if bound else call
+        setattr(owner, self._name, self._exchanged)
+
+    def _passing(self, original: Any) -> Callable[..., Any]:
+        here = self._here
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -71,16 +82,25 @@ class Intercepted:
                 asked = functools.partial(answer, asked)
             return asked(*args, **kwargs)
 
-        bound = hasattr(original, "__self__")  # a class method, called with the class it knows
-        self._own = vars(owner).get(self._name)
-        self._exchanged = call
-        setattr(owner, self._name, staticmethod(call) if bound else call)
+        return call
 
     def _put_back(self, owner: Any) -> None:
-        present = vars(owner).get(self._name)
-        if getattr(present, "__func__", present) is not self._exchanged:
+        if vars(owner).get(self._name) is not self._exchanged:
             return  # somebody else exchanged it meanwhile: they call ours, which passes on
         if self._own is None:
             delattr(owner, self._name)
         else:
             setattr(owner, self._name, self._own)
+
+
+class _Answered:
+    def __init__(self, function: Intercepted, answer: Answer) -> None:
+        self._function, self._answer = function, answer
+        self._owner: Any = None
+
+    def __enter__(self) -> None:
+        self._owner = self._function.begin(self._answer)
+
+    def __exit__(self, *error: object) -> None:
+        if self._owner is not None:
+            self._function.end(self._owner)

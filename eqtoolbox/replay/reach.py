@@ -200,11 +200,10 @@ class Reach:
 
     def cache(self, thing: Any, path: Any) -> None:
         """What `functools.lru_cache` has remembered; of one without a limit also how much."""
+        limited = thing.cache_parameters()["maxsize"] is not None
         for part in gc.get_referents(thing):
-            links = [x for x in part.values() if _is_link(x)] if type(part) is dict else []
-            for link in [part] if _is_link(part) else links:
-                self._all(gc.get_referents(link), path)
-            if not links and not _is_link(part):
+            chained = limited and type(part) is dict  # with the order of use, in C
+            if not chained and type(part).__name__ != "_lru_list_elem":
                 self.look(part, path)
 
     def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
@@ -333,11 +332,6 @@ class Reach:
             self.slots.append(slots.Names(space, path, rebound))
         for name in code.attributes & space.keys():
             self._named(space, name, space[name], (path, name))
-
-
-def _is_link(thing: Any) -> bool:
-    """Whether it is one of those that a limited cache chains its results by."""
-    return type(thing).__name__ == "_lru_list_elem"
 
 
 def _function_of(value: Any) -> Any:

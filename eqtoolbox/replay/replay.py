@@ -19,12 +19,15 @@ class Replay:
     Args:
         hosts: modules that are evaluated with exchanged parameters and buffers.
         roots: whatever else the evaluations use, such as a loss function.
+        draws: whether they may draw from NumPy's or Python's global streams.
 
     Raises:
         LeavesTrace: more is in reach than can be kept.
     """
 
-    def __init__(self, hosts: tuple[nn.Module, ...], roots: Iterable[Any]) -> None:
+    def __init__(
+        self, hosts: tuple[nn.Module, ...], roots: Iterable[Any], draws: bool = True
+    ) -> None:
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
@@ -33,7 +36,7 @@ class Replay:
         self._live = LiveTensors(self._outside.tensors)
         self._alone = alone()
         self._torch, self._drawn = TorchStreams(), False  # whether drawn from between evaluations
-        self._other = OtherStreams() if self._alone else None
+        self._other = OtherStreams() if self._alone and draws else None
         self._starts: list[Belongings] = []  # that are taken in
         self._answered: list[nn.Module] = []
         self._answer(self._outside.modules)

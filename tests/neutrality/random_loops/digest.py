@@ -3,6 +3,7 @@
 import array
 import collections
 import functools
+import gc
 import hashlib
 import io
 import re
@@ -94,6 +95,7 @@ class Walk:
         self._say(getattr(x, "__qualname__", ""))
         if isinstance(x, functools._lru_cache_wrapper):
             self._say(x.cache_info()[2:])  # its counts of hits and misses nobody can set
+            self._feed([x for x in gc.get_referents(x) if isinstance(x, (list, Tensor))])
         if isinstance(x, functools.partial):
             self._feed((x.func, x.args, x.keywords))
         elif isinstance(x, types.MethodType):
