@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from eqtoolbox.replay.reach import ITERATORS, Reach, said
+from eqtoolbox.replay.kinds import ITERATORS, tracks
+from eqtoolbox.replay.reach import Reach, said
 from eqtoolbox.replay.slots import Slot
-from eqtoolbox.replay.standin import StandIn
+from eqtoolbox.replay.standin import Silent, StandIn
 
 
 class Belongings:
@@ -50,7 +51,7 @@ class Belongings:
     def exchange(self) -> dict[int, Any]:
         """New stand-ins for what cannot be put back; iterators over sequences as copies."""
         made: dict[int, Any] = {
-            id(thing): StandIn(thing, _why(thing, path)) if kept is None else copy.copy(kept)
+            id(thing): _stand_in(thing, path) if kept is None else copy.copy(kept)
             for thing, path, kept in self._loose
         }
         for whole in reversed(self.tuples) if made else ():
@@ -63,6 +64,10 @@ class Belongings:
     def restore(self, exchange: dict[int, Any]) -> list[Slot]:
         """Make everything what it was; returns what had moved."""
         return [slot for slot in self.slots if slot.restore(exchange)]
+
+
+def _stand_in(thing: Any, path: Any) -> StandIn:
+    return Silent(thing, "") if tracks(type(thing)) else StandIn(thing, _why(thing, path))
 
 
 def _why(thing: Any, path: Any) -> str:

@@ -11,6 +11,9 @@ _SPEAKING = (
     Intercepted(("builtins",), "print"),
     Intercepted(("warnings",), "warn"),
     Intercepted(("logging", "Logger"), "handle"),
+    Intercepted(("wandb",), "log"),
+    Intercepted(("mlflow",), "log_metric"),
+    Intercepted(("mlflow",), "log_metrics"),
 )
 
 

@@ -14,7 +14,6 @@ import io
 import itertools
 import os
 import random
-import sys
 import threading
 import types
 import weakref
@@ -30,41 +29,25 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from eqtoolbox.replay import slots, states
 from eqtoolbox.replay.code import Used, of_a_user, used
+from eqtoolbox.replay.kinds import (
+    ALONE,
+    ATOMS,
+    LARGE,
+    MANY,
+    SMALL,
+    STANDARD,
+    TABLES,
+    function_of,
+    of_a_library,
+    passed_by,
+    roots_of,
+    slotted,
+    tracks,
+    users_classes,
+)
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.replay.slots import Slot
 from eqtoolbox.replay.tensors import watchable
-
-SMALL = 2**20  # bytes of a tensor that is copied at once; larger ones before they are written
-LARGE = 2**26  # bytes of a NumPy array that is copied; of larger ones a sample is compared
-MANY = 100_000  # objects that are looked at
-_ATOMS = frozenset({
-    int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range,
-    slice, types.BuiltinFunctionType, types.CodeType, types.ModuleType, types.MethodWrapperType,
-    types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
-    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.dtype, np.ufunc,
-    weakref.ref, property, object,
-})  # fmt: skip
-ITERATORS = tuple(
-    type(one)
-    for one in (iter([]), iter(()), iter(range(0)), iter(""), iter(b""), reversed([]),
-                iter(range(2**70)), iter("é"), itertools.count(), itertools.repeat(0))
-)  # fmt: skip
-_ALONE = frozenset({  # whose objects go on by themselves, or reach out of the process
-    "_csv", "_multiprocessing", "_queue", "_socket", "_sqlite3", "aim", "clearml", "comet_ml",
-    "concurrent", "h5py", "lmdb", "mlflow", "mmap", "multiprocessing", "neptune", "psycopg2",
-    "queue", "redis", "requests", "socket", "sqlite3", "subprocess", "tensorboard", "tensorboardX",
-    "trackio", "wandb",
-})  # fmt: skip
-_FRAMEWORKS = frozenset({  # also what a program derives from their classes
-    "_asyncio", "_thread", "accelerate", "asyncio", "ignite", "keras", "lightning",
-    "lightning_fabric", "logging", "pytorch_lightning", "threading", "transformers",
-})  # fmt: skip
-_LEFT = frozenset({  # other libraries whose objects are not entered
-    "builtins", "contextvars", "datetime", "decimal", "eqtoolbox", "inspect", "numpy", "pathlib",
-    "re", "torch", "typing",
-})  # fmt: skip
-_STANDARD = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", slots.MARK}
-_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 class Reach:
@@ -106,7 +89,7 @@ class Reach:
 
     def look(self, value: Any, path: Any) -> None:
         """Walk on to a value later."""
-        if type(value) not in _ATOMS:
+        if type(value) not in ATOMS:
             self._waiting.append((value, path))
 
     # -- kinds ----------------------------------------------------------------------------------
@@ -117,7 +100,7 @@ class Reach:
     def module(self, thing: nn.Module, path: Any) -> None:
         own = vars(thing)
         self.slots += [slots.Attributes(own, path), slots.Hooks(thing, path)]
-        for table in _TABLES:
+        for table in TABLES:
             if table in own:
                 self.slots.append(slots.Entries(own[table], path))
         for name, p in own.get("_parameters", {}).items():
@@ -131,9 +114,9 @@ class Reach:
             else:
                 self._waiting.append((b, (path, name)))
         self.modules.append(thing)
-        for name in own.keys() - _STANDARD:
+        for name in own.keys() - STANDARD:
             value = own[name]
-            if type(value) not in _ATOMS:
+            if type(value) not in ATOMS:
                 self._waiting.append((value, (path, name)))
         for name, inner in own.get("_modules", {}).items():
             self._waiting.append((inner, (path, name)))
@@ -156,9 +139,9 @@ class Reach:
 
     def mapping(self, thing: dict[Any, Any], path: Any) -> None:
         self.slots.append(slots.Entries(thing, path))
-        if not _ATOMS.issuperset(map(type, thing.values())):
+        if not ATOMS.issuperset(map(type, thing.values())):
             for key, value in thing.items():
-                if type(value) not in _ATOMS:
+                if type(value) not in ATOMS:
                     self._waiting.append((value, (path, (key,))))
         self._attributes(thing, path)
 
@@ -225,7 +208,7 @@ class Reach:
         self.slots.append(states.Text(thing, path))
 
     def file(self, thing: Any, path: Any) -> None:
-        if thing in (sys.stdout, sys.stderr, sys.stdin, sys.__stdout__, sys.__stderr__):
+        if getattr(thing, "name", "") in ("<stdin>", "<stdout>", "<stderr>"):
             return
         try:
             if thing.readable() and not thing.writable() and thing.seekable():
@@ -257,7 +240,7 @@ class Reach:
     # -- parts ----------------------------------------------------------------------------------
 
     def _defaults(self, thing: Any, given: tuple[Any, ...], path: Any) -> None:
-        if not _ATOMS.issuperset(map(type, given)):
+        if not ATOMS.issuperset(map(type, given)):
             self.slots.append(slots.Defaults(thing, path))
             self.look(given, path)
 
@@ -265,9 +248,9 @@ class Reach:
         kinds = {*map(type, things)}
         if kinds == {tuple}:
             kinds = {*map(type, itertools.chain.from_iterable(things))}
-        if not kinds <= _ATOMS:
+        if not kinds <= ATOMS:
             for k, value in enumerate(things):
-                if type(value) not in _ATOMS:
+                if type(value) not in ATOMS:
                     self._waiting.append((value, (path, (k,))))
 
     def _attributes(self, thing: Any, path: Any) -> None:
@@ -275,10 +258,10 @@ class Reach:
         if type(own) is dict:
             self.slots.append(slots.Entries(own, path))
             for name, value in own.items():
-                if type(value) not in _ATOMS:
+                if type(value) not in ATOMS:
                     self._waiting.append((value, (path, name)))
         kind: Any = type(thing)
-        names = _slotted(kind)
+        names = slotted(kind)
         if names:
             slot = slots.Names(thing, path, names)
             self.slots.append(slot)
@@ -289,14 +272,14 @@ class Reach:
         if kind in self._classes:
             return
         self._classes.add(kind)
-        for one in _users_classes(kind):
+        for one in users_classes(kind):
             if one is not kind and one in self._classes:
                 continue
             self._classes.add(one)
             self.slots.append(slots.Class(one, (None, one.__name__)))
             for name, value in vars(one).items():
-                inner = value if type(value) is types.FunctionType else _function_of(value)
-                if type(inner) not in _ATOMS:
+                inner = value if type(value) is types.FunctionType else function_of(value)
+                if type(inner) not in ATOMS:
                     self._waiting.append((inner, (None, f"{one.__name__}.{name}")))
 
     def _names(self, thing: types.FunctionType) -> None:
@@ -306,7 +289,7 @@ class Reach:
             self.slots.append(slots.Names(space, (None, "the module's"), code.rebound))
         names = _worth_reading.get(thing.__code__)
         if names is None:
-            names = tuple(n for n in code.read & space.keys() if not _of_a_library(space[n]))
+            names = tuple(n for n in code.read & space.keys() if not of_a_library(space[n]))
             _worth_reading[thing.__code__] = names
         for name in names:
             value = space.get(name)
@@ -334,22 +317,6 @@ class Reach:
             self._named(space, name, space[name], (path, name))
 
 
-def _function_of(value: Any) -> Any:
-    """The function inside a static or class method or a property; anything else itself."""
-    if isinstance(value, staticmethod | classmethod):
-        return value.__func__
-    return value.fget if isinstance(value, property) else value
-
-
-def _of_a_library(value: Any) -> bool:
-    """Whether a global name stands for a library's module, function or class."""
-    if isinstance(value, types.ModuleType):
-        return value is not os and not of_a_user(getattr(value, "__file__", None) or "<frozen")
-    if isinstance(value, types.FunctionType):
-        return value.__closure__ is None and not of_a_user(value.__code__.co_filename)
-    return isinstance(value, type) and not _users_classes(value)
-
-
 _readers: "weakref.WeakKeyDictionary[type, Callable[..., None]]" = weakref.WeakKeyDictionary()
 _worth_reading: "weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]]" = (
     weakref.WeakKeyDictionary()
@@ -365,19 +332,16 @@ def _reads(kind: type) -> Callable[..., None]:
 
 def _reader(kind: type) -> Callable[..., None]:
     """How things of this type are read."""
-    roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
     for base, reader in _by_base():
         if issubclass(kind, base):
             return reader
-    if roots & _ALONE or kind.__module__.startswith("torch.utils.tensorboard"):
+    if roots_of(kind) & ALONE or tracks(kind):
         return Reach.alone
     if hasattr(kind, "__next__") and not kind.__dictoffset__:
         return Reach.alone
     if kind.__module__.startswith(("eqtoolbox.capture.losses", "eqtoolbox.integrations")):
         return Reach.parts
-    if roots & _FRAMEWORKS or kind.__module__.partition(".")[0] in _LEFT:
-        return Reach.nothing
-    return Reach.object
+    return Reach.nothing if passed_by(kind) else Reach.object
 
 
 @functools.cache
@@ -409,31 +373,6 @@ def _by_base() -> tuple[tuple[Any, Callable[..., None]], ...]:
         ((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType), Reach.alone),
         (type, Reach.kind),
     )
-
-
-@functools.lru_cache(maxsize=4096)
-def _users_classes(kind: type) -> tuple[type, ...]:
-    """Those of the bases of a class that the program itself defines."""
-    return tuple(one for one in kind.__mro__[:-1] if _mine(one))
-
-
-def _mine(kind: type) -> bool:
-    if kind.__module__ in sys.stdlib_module_names or isinstance(kind, type(Enum)):
-        return False
-    module = sys.modules.get(kind.__module__)
-    file = getattr(module, "__file__", None)
-    return of_a_user(file) if file else kind.__module__ == "__main__"
-
-
-@functools.lru_cache(maxsize=4096)
-def _slotted(kind: type) -> tuple[str, ...]:
-    names: list[str] = []
-    for one in kind.__mro__:
-        own = vars(one).get("__slots__", ())
-        for name in [own] if isinstance(own, str) else own:
-            private = name.startswith("__") and not name.endswith("__")
-            names.append(f"_{one.__name__.lstrip('_')}{name}" if private else name)
-    return tuple(n for n in dict.fromkeys(names) if n not in ("__dict__", "__weakref__"))
 
 
 def _word(root: Any) -> str:
