@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
 
@@ -30,6 +31,7 @@ class Walk:
         self._alive: list[Any] = []  # no id() is given twice
         self._sha = hashlib.sha256()
 
+    @_disable_dynamo  # hooks call it inside of what is compiled
     def part(self, *things: Any) -> str:
         """Digest of these, read after everything that came before."""
         self._sha = hashlib.sha256()

@@ -140,7 +140,10 @@ def _threaded(loops: list[Loop], watched: tuple[bool, ...], attach: Attach) -> l
     """All loops at once; what one of them raises ends its trail."""
     start = threading.Barrier(len(loops))
 
+    count = torch.get_num_threads()
+
     def train(loop: Loop, attach: Attach | None) -> None:
+        torch.set_num_threads(count)  # new threads sum in as many parts as there are cores
         start.wait()
         try:
             loop.run(attach)
