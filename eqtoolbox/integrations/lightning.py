@@ -1,6 +1,5 @@
 """Lightning 2 (`lightning` or `pytorch_lightning`): `EqCallback` for `Trainer(callbacks=[...])`."""
 
-import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.extra import extra
@@ -114,22 +113,20 @@ class TrainingStep:
 
 @contextmanager
 def quiet(module: Any) -> Iterator[None]:
-    """Scope in which a LightningModule logs nothing, and its metrics and lists are copies."""
-    before = [(m, dict(m.__dict__)) for m in module.modules()]
+    """Scope in which a LightningModule logs nothing; its state is kept by the replay around it."""
+    own, trainer = module.__dict__, module.__dict__.get("_trainer")
+    muted: dict[str, Any] = {"log": _nothing, "log_dict": _nothing, "print": _nothing}
+    muted["_trainer"] = _Onlooker(trainer)
+    if trainer.world_size > 1:
+        muted["all_gather"] = _alone
+    before = {name: own[name] for name in muted.keys() & own.keys()}
+    own.update(muted)
     try:
-        for m, attributes in before:
-            m.__dict__.update({k: _own(v) for k, v in attributes.items() if k not in _TORCH})
-        trainer = module.__dict__.get("_trainer")
-        module.__dict__.update(log=_nothing, log_dict=_nothing, print=_nothing)
-        module.__dict__["_trainer"] = _Onlooker(trainer)
-        if trainer.world_size > 1:
-            module.__dict__["all_gather"] = _alone
         yield
     finally:
-        for m, attributes in before:
-            for name in m.__dict__.keys() - attributes.keys():
-                del m.__dict__[name]
-            m.__dict__.update(attributes)
+        for name in muted:
+            own.pop(name)
+        own.update(before)
 
 
 class _Onlooker:
@@ -155,9 +152,6 @@ class _Loggers:
             logger.log_metrics(numbers, step=self._trainer.global_step)
 
 
-_TORCH = nn.Module().__dict__.keys()
-
-
 def _unscaled(loss: Tensor, precision: Any) -> Tensor:
     """The loss itself: with a gradient scaler Lightning tells of the scaled one."""
     scaler = getattr(precision, "scaler", None)
@@ -174,13 +168,6 @@ def _alone(*args: Any, **kwargs: Any) -> None:
         "training_step calls all_gather, but one process alone evaluates it for a probe; give "
         "EqCallback(loss_fn=...) without it"
     )
-
-
-def _own(value: Any) -> Any:
-    """A copy of what a step may change in place: states of metrics, lists of outputs."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return copy.copy(value) if isinstance(value, (list, dict, set)) else value
 
 
 def _arguments(step: Any, batch: Any, index: int) -> tuple[Any, ...]:
