@@ -147,7 +147,7 @@ def _parts(thing: Any) -> Iterator[Any]:
     if isinstance(thing, tuple | list):
         yield from thing[:MANY]
     elif isinstance(thing, dict):
-        yield from thing.values()
+        yield from dict.values(thing)
     elif isinstance(thing, functools.partial):
         yield from (thing.func, thing.args, thing.keywords)
     elif isinstance(thing, types.MethodType):

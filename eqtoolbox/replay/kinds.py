@@ -49,6 +49,7 @@ _LEFT = frozenset({  # other libraries whose objects are not entered
     "builtins", "contextvars", "datetime", "decimal", "eqtoolbox", "inspect", "numpy", "pathlib",
     "re", "torch", "typing",
 })  # fmt: skip
+_ENTERED = ("torch.optim.", "torch.amp.", "torch.cuda.amp.", "torch.distributions.")
 STANDARD = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", MARK}
 TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -106,7 +107,7 @@ def tracks(kind: type) -> bool:
 
 def passed_by(kind: type) -> bool:
     """Whether things of a class are not entered: a library's own, or a framework's Trainer."""
-    if kind.__module__.partition(".")[0] in _LEFT:
+    if kind.__module__.partition(".")[0] in _LEFT and not kind.__module__.startswith(_ENTERED):
         return True
     return any(
         base.__module__ == name or base.__module__.startswith(f"{name}.")

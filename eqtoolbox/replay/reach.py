@@ -106,6 +106,8 @@ class Reach:
         for name, p in own.get("_parameters", {}).items():
             if p is not None:
                 self.tensors.append(((path, name), p))
+                if p.__dict__:
+                    self._attributes(p, (path, name))
         for name, b in own.get("_buffers", {}).items():
             if b is None:
                 continue
@@ -123,6 +125,8 @@ class Reach:
         self._class(type(thing), path)
 
     def tensor(self, thing: Tensor, path: Any) -> None:
+        if thing.__dict__:
+            self._attributes(thing, path)
         if not watchable(thing):
             return
         if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > SMALL:
@@ -138,16 +142,18 @@ class Reach:
             self._all(thing.flat, path)
 
     def mapping(self, thing: dict[Any, Any], path: Any) -> None:
-        self.slots.append(slots.Entries(thing, path))
-        if not ATOMS.issuperset(map(type, thing.values())):
-            for key, value in thing.items():
+        entries = slots.Entries(thing, path)
+        self.slots.append(entries)
+        if not ATOMS.issuperset(map(type, entries.held.values())):
+            for key, value in entries.held.items():
                 if type(value) not in ATOMS:
                     self._waiting.append((value, (path, (key,))))
         self._attributes(thing, path)
 
     def sequence(self, thing: Any, path: Any) -> None:
-        self.slots.append(slots.Items(thing, path))
-        self._all(thing, path)
+        items = slots.Items(thing, path)
+        self.slots.append(items)
+        self._all(items.held, path)
         self._attributes(thing, path)
 
     def fixed(self, thing: Any, path: Any) -> None:
@@ -159,6 +165,9 @@ class Reach:
         names = thing.__code__.co_freevars
         for name, cell in zip(names, thing.__closure__ or (), strict=True):
             self.look(cell, (path, name))
+            held = slots.contents(cell)
+            if isinstance(held, types.ModuleType) and not of_a_library(held):
+                self._of_module(held, used(thing.__code__))
         if thing.__defaults__:
             self._defaults(thing, thing.__defaults__, path)
         self.look(thing.__kwdefaults__, path)
@@ -190,7 +199,7 @@ class Reach:
                 self.look(part, path)
 
     def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
-        self.slots += [slots.Entries(thing.state, path)]
+        self.slots += [slots.Entries(own, path) for own in (vars(thing), thing.state)]
         self.slots += [slots.Entries(group, path) for group in thing.param_groups]
         for p, state in thing.state.items():
             self.slots.append(slots.Entries(state, path))

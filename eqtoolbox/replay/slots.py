@@ -57,10 +57,10 @@ class Entries(Slot):
         self.held = dict(self._kind.items(owner))
 
     def moved(self, exchange: Exchange) -> bool:
-        now, held = self.owner, self.held
-        if len(now) != len(held) or not all(map(is_, now, held)):
+        now, held = self._kind.values(self.owner), self.held
+        if len(now) != len(held) or not all(map(is_, self._kind.keys(self.owner), held)):
             return True
-        return not all(map(is_, self._kind.values(now), _exchanged(held, exchange)))
+        return not all(map(is_, now, _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
         self._kind.clear(self.owner)
@@ -111,7 +111,7 @@ class Items(Slot):
 
     def moved(self, exchange: Exchange) -> bool:
         now, wanted = self._kind.__iter__(self.owner), self._wanted(exchange)
-        if len(self.owner) != len(wanted):
+        if self._kind.__len__(self.owner) != len(wanted):
             return True
         if self._kind is set:  # its order says nothing
             return {*map(id, now)} != {*map(id, wanted)}

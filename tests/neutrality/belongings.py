@@ -5,8 +5,10 @@ import collections
 import dataclasses
 import functools
 import io
+import os
 import random
 import threading
+import types
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -443,3 +445,116 @@ def discriminator_frozen_and_freed() -> Any:
         return value
 
     return Net(), loss, lambda: ([p.requires_grad for p in other.parameters()], other.training)
+
+
+class Hostile(dict):  # type: ignore[type-arg]
+    """A dict whose own methods are not what they are of a dict."""
+
+    def _never(self, *_: Any) -> Any:
+        raise AssertionError("a replay calls no method of the user's")
+
+    clear = update = values = items = keys = __iter__ = _never
+
+
+@_case
+def dict_with_methods_of_its_own() -> Any:
+    table = Hostile()
+
+    def note(x: Tensor) -> Tensor:
+        table[len(table)] = 1
+        return x * (1 + 0.01 * len(table))
+
+    return _noting(note, lambda: len(table))
+
+
+@_case
+def attribute_of_a_parameter() -> Any:
+    model = Net()
+    weight: Any = model.first.weight
+    weight.calls = 0
+
+    def note(x: Tensor) -> Tensor:
+        weight.calls += 1
+        return x * (1 + 0.01 * weight.calls)
+
+    model.note = note
+    return model, cross_entropy, lambda: weight.calls
+
+
+@_case
+def module_of_the_users() -> Any:
+    helper: Any = types.ModuleType("helper")
+    helper.__file__, helper.COUNT, helper.STATE = __file__, 0, {"seen": []}
+
+    def note(x: Tensor) -> Tensor:
+        helper.COUNT += 1
+        helper.STATE["seen"].append(helper.COUNT)
+        return x * (1 + 0.01 * len(helper.STATE["seen"]))
+
+    return _noting(note, lambda: (helper.COUNT, helper.STATE["seen"]))
+
+
+@_case
+def limited_cache() -> Any:
+    @functools.lru_cache(maxsize=2)
+    def table(key: int) -> list[float]:
+        return [0.0]
+
+    def note(x: Tensor) -> Tensor:
+        table(1)[0] += 0.1
+        return x * (1 + table(1)[0])
+
+    return _noting(note, lambda: (table(1), table.cache_info().currsize))
+
+
+@_case
+def environment() -> Any:
+    os.environ["EQTOOLBOX_TEST_CALLS"] = "0"
+
+    def note(x: Tensor) -> Tensor:
+        os.environ["EQTOOLBOX_TEST_CALLS"] = str(int(os.environ["EQTOOLBOX_TEST_CALLS"]) + 1)
+        return x * (1 + 0.01 * int(os.environ["EQTOOLBOX_TEST_CALLS"]))
+
+    return _noting(note, lambda: os.environ.pop("EQTOOLBOX_TEST_CALLS"))
+
+
+@_case
+def another_optimizer_steps_in_the_loss() -> Any:
+    other = Net()
+    optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        optimizer.zero_grad()
+        cross_entropy(other, batch).backward()
+        optimizer.step()
+        schedule.step()
+        return cross_entropy(model, batch) + 0.1 * other(batch[0]).detach().mean()
+
+    return (
+        Net(),
+        loss,
+        lambda: (
+            [p.tolist() for p in other.parameters()],
+            [p.grad.tolist() for p in other.parameters() if p.grad is not None],
+            [(s["step"].item(), s["exp_avg"].tolist()) for s in optimizer.state.values()],
+            optimizer.param_groups[0]["lr"],
+            schedule.last_epoch,
+        ),
+    )
+
+
+@_case
+def hidden_state_of_a_recurrent_net() -> Any:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.GRUCell(6, 8), nn.Linear(8, 3)
+            self.hidden: Tensor = torch.zeros(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.hidden = self.cell(x, self.hidden.detach())
+            return self.out(self.hidden)
+
+    model = Recurrent()
+    return model, cross_entropy, lambda: (model.hidden.tolist(), model.hidden.dtype)
