@@ -101,6 +101,8 @@ class Replay:
                 f"evaluating the loss changed {said(left[0].path)} in a way that could not be "
                 "undone: probes that do are switched off"
             )
+        if self.refused:  # whoever caught it has gone on with something else
+            raise LeavesTrace(self.refused)
 
     def refuse(self, why: str) -> NoReturn:
         """Stop what goes on.

@@ -8,8 +8,6 @@ from typing import Any
 
 from eqtoolbox.replay.scope import current
 
-_INSIDE = frozenset({"__class__", "_eqtoolbox_thing", "_eqtoolbox_why"})
-
 
 class StandIn:
     """Refuses whatever a replay asks of it; to other threads it is the thing itself."""
@@ -40,6 +38,8 @@ def _refuse(one: StandIn) -> None:
 
 def _through(name: str) -> Any:
     def call(self: StandIn, *args: Any, **kwargs: Any) -> Any:
+        if type(self) is Silent and current() is not None:
+            return self if name == "__enter__" else None
         _refuse(self)
         return getattr(object.__getattribute__(self, "_eqtoolbox_thing"), name)(*args, **kwargs)
 
@@ -59,6 +59,10 @@ class Silent(StandIn):
         if current() is None or name == "__class__":
             return super().__getattribute__(name)
         return _nothing
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if current() is None:
+            super().__setattr__(name, value)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -149,6 +149,65 @@ def _database() -> Any:
     return Net(), loss, lambda: base.execute("select * from losses").fetchall()
 
 
+def _swallowed() -> Any:
+    rows = (0.01 * k for k in range(10**6))
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        try:
+            more = next(rows)
+        except Exception:
+            more = 0.0
+        return cross_entropy(model, batch) * (1 + more)
+
+    loss.__qualname__ = "swallowed"
+    return Net(), loss, lambda: next(rows)
+
+
+def _tracker() -> Any:
+    model = Net()
+    model.writer = Writer()
+
+    def note(x: Tensor) -> Tensor:
+        model.writer.add_scalar("mean", float(x.mean()))
+        with model.writer:
+            print("a loss that speaks")
+        return x
+
+    model.note = note
+    return model, cross_entropy, lambda: Writer.lines
+
+
+class Writer:
+    """As a tracker's."""
+
+    lines = 0
+
+    def add_scalar(self, *_: Any) -> None:
+        Writer.lines += 1
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        Writer.lines += 1
+
+
+Writer.__module__ = "tensorboardX.writer"
+
+
+def test_what_a_loss_tells_a_tracker_or_prints_is_said_once(capsys: Any) -> None:
+    sink = MemorySink()
+    said = []
+    for surface in ("", "decorator"):
+        Writer.lines = 0
+        said.append([trained(_tracker, surface, sink=sink), capsys.readouterr().out])
+    assert said[0] == said[1]
+    assert said[0][0][2] == 8
+    rows = [r.status for r in sink.records if r.name == "curvature/sharpness"]
+    assert len(rows) == 4
+    assert {*rows} <= {"ok", "not_converged"}, "such a loss is measured"
+
+
 def _queue() -> Any:
     waiting: queue.Queue[float] = queue.Queue()
 
@@ -162,7 +221,7 @@ def _queue() -> Any:
 
 REFUSED = {
     "batches": _generator, "rows": _in_a_closure, "pair": _in_a_tuple, "ROWS": _in_the_module,
-    "it": _loader, "base": _database, "waiting": _queue,
+    "it": _loader, "base": _database, "waiting": _queue, "swallowed": _swallowed,
 }  # fmt: skip
 
 
