@@ -306,7 +306,7 @@ class Objective:
             self.model,
             expected=used_by(self.loss_fn, self.batch),
             thorough=thorough,
-            draws=any(piece.random.moves is not False for piece in self.pieces),
+            draws=any(piece.random.moves for piece in self.pieces),
         )
 
 

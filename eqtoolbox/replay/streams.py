@@ -32,34 +32,41 @@ class TorchStreams:
         return not torch.equal(torch.get_rng_state(), self.cpu)
 
 
+BOTH = frozenset({"numpy", "python"})
+
+
 class OtherStreams:
-    """The state of the global generators of NumPy and Python."""
+    """The state of the global generators of NumPy and Python, or of one of them."""
 
-    def __init__(self) -> None:
-        self.numpy: Any = np.random.get_state()  # noqa: NPY002 - the global stream is the point
-        self.python = random.getstate()
+    def __init__(self, names: frozenset[str] = BOTH) -> None:
+        self.names = names
+        self.numpy: Any = np.random.get_state() if "numpy" in names else None  # noqa: NPY002
+        self.python: Any = random.getstate() if "python" in names else None
 
-    def restore(self) -> None:
+    def restore(self, names: frozenset[str] = BOTH) -> None:
         """Put them back to this state."""
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        random.setstate(self.python)
+        if "numpy" in names & self.names:
+            np.random.set_state(self.numpy)  # noqa: NPY002
+        if "python" in names & self.names:
+            random.setstate(self.python)
 
-    def moved(self) -> bool:
-        """Whether they are in another state now."""
-        now = OtherStreams()
-        return now.python != self.python or not alike(now.numpy, self.numpy)
+    def moved(self) -> frozenset[str]:
+        """Those that are in another state now."""
+        now = OtherStreams(self.names)
+        same = {"numpy": alike(now.numpy, self.numpy), "python": now.python == self.python}
+        return frozenset(name for name in self.names if not same[name])
 
 
 class RandomState:
     """The state of every random stream a training loop draws from.
 
-    `moves` tells whether what began here drew from NumPy's or Python's; None while nobody looked.
+    `moves` has those of NumPy's and Python's that what began here drew from; both if nobody looked.
     """
 
     def __init__(self) -> None:
         self.torch = TorchStreams()
         self.other = OtherStreams()
-        self.moves: bool | None = None
+        self.moves = BOTH
 
     def restore(self) -> None:
         """Put all streams back to this state."""
@@ -94,9 +101,9 @@ class Frame:
         self._start = start
         self._outside: TorchStreams | None = None
         self._other: OtherStreams | None = None
-        if start is not None and start.moves is not False:
-            self._other = OtherStreams()
-            start.other.restore()
+        if start is not None and start.moves:
+            self._other = OtherStreams(start.moves)
+            start.other.restore(start.moves)
 
     def draw(self) -> None:
         """The body draws from torch's streams now."""
