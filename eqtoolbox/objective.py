@@ -300,13 +300,13 @@ class Objective:
 
         return map_tensors(lambda x: x.to(self.dtype) if x.is_floating_point() else x, tree)
 
-    def isolated(self, thorough: bool = False) -> Any:
+    def isolated(self, thorough: bool = False, draws: bool = False) -> Any:
         """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
         return isolated(
             self.model,
             expected=used_by(self.loss_fn, self.batch),
             thorough=thorough,
-            draws=any(piece.random.moves for piece in self.pieces),
+            draws=draws or any(piece.random.moves for piece in self.pieces),
         )
 
 

@@ -36,7 +36,7 @@ class Replay:
         self._live = LiveTensors(self._outside.tensors)
         self._alone = alone()
         self._torch, self._drawn = TorchStreams(), False  # whether drawn from between evaluations
-        self._other = OtherStreams() if self._alone and draws else None
+        self._other = OtherStreams() if draws else None
         self._starts: list[Belongings] = []  # that are taken in
         self._answered: list[nn.Module] = []
         self._answer(self._outside.modules)

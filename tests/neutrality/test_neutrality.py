@@ -4,6 +4,7 @@ import copy
 import hashlib
 import pickle
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -266,3 +267,18 @@ def test_standard_resolves_to_all_questions() -> None:
     assert {s.probe.name for s in resolve("standard")} == {
         "equivariance", "conservation", "noether", "discrete", "curvature",
     }  # fmt: skip
+
+
+def test_a_probe_that_draws_moves_no_stream_while_other_threads_live(alone: list[str]) -> None:
+    """As progress bars and loaders have them."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            watched = train(lambda m, o: eq.attach(m, o, probes=[Raising()], budget=None))
+    finally:
+        done.set()
+        other.join()
+    assert watched == alone
