@@ -87,10 +87,8 @@ class Runner:
                 snapshot = snapshot.halved()
             known = probe.name in self.references
             evaluates = probe.evaluates or not known
-            own = type(probe).__module__.startswith(
-                "eqtoolbox."
-            )  # which draws from no global stream
-            with isolated_for(snapshot, self._model, draws=not own) if evaluates else nullcontext():
+            theirs = not type(probe).__module__.startswith("eqtoolbox.")  # ours draw from nothing
+            with isolated_for(snapshot, self._model, theirs) if evaluates else nullcontext():
                 replay = current()
                 if replay is not None:  # a loss may write into the parameters that it is given
                     replay.protect(snapshot.before)
@@ -171,7 +169,7 @@ def headline(probe: Probe, status: Status, note: str) -> Measurement:
     return Measurement(probe.headline, math.nan, status=status, note=note)
 
 
-def isolated_for(snapshot: Snapshot, model: nn.Module, draws: bool) -> Any:
+def isolated_for(snapshot: Snapshot, model: nn.Module, draws: bool = False) -> Any:
     """The scope in which a snapshot may be measured."""
     objective = snapshot.measured or snapshot.training
     return isolated(model) if objective is None else objective.isolated(draws=draws)
