@@ -10,15 +10,33 @@ from typing import NamedTuple
 import torch
 
 _OURS = str(Path(__file__).parents[1])
+_BY_STRINGS = frozenset({  # functions and attributes by which code names things that dis cannot see
+    "globals", "vars", "getattr", "setattr", "delattr", "eval", "exec", "__import__",
+    "import_module", "modules", "__dict__", "__globals__", "attrgetter",
+})  # fmt: skip
 
 
 class Used(NamedTuple):
     """Names that a piece of code, and what is nested in it, uses of its module and of others."""
 
-    read: frozenset[str]
-    rebound: frozenset[str]
-    attributes: frozenset[str]
-    attributes_set: frozenset[str]
+    read: frozenset[str] = frozenset()
+    rebound: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+    attributes_set: frozenset[str] = frozenset()
+    imported: frozenset[str] = frozenset()  # modules, as its import statements write them
+    strings: frozenset[str] = frozenset()  # constants of code that may name things by strings
+
+    @property
+    def open(self) -> bool:
+        """Whether it may name more than its instructions do: `getattr`, `globals()`, `eval`."""
+        return not _BY_STRINGS.isdisjoint(self.read | self.attributes)
+
+
+_FIELDS = {
+    "LOAD_GLOBAL": 0, "LOAD_NAME": 0, "STORE_GLOBAL": 1, "DELETE_GLOBAL": 1, "LOAD_ATTR": 2,
+    "LOAD_METHOD": 2, "LOAD_SUPER_ATTR": 2, "IMPORT_FROM": 2, "STORE_ATTR": 3, "DELETE_ATTR": 3,
+    "IMPORT_NAME": 4,
+}  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -32,25 +50,17 @@ def used(code: CodeType) -> Used:
         >>> used(f.__code__).rebound, used(f.__code__).attributes
         (frozenset({'total'}), frozenset({'pi'}))
     """
-    read, rebound, attributes, written = set(), set(), set(), set()
+    found: list[set[str]] = [set() for _ in Used._fields]
     for step in dis.get_instructions(code):
-        name = str(step.argval)
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            read.add(name)
-        elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-            rebound.add(name)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            attributes.add(name)
-        elif step.opname in ("STORE_ATTR", "DELETE_ATTR"):
-            written.add(name)
+        field = _FIELDS.get(step.opname)
+        if field is not None:
+            found[field].add(str(step.argval))
+    found[5] |= {x for x in code.co_consts if isinstance(x, str)}
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            more = used(inner)
-            read |= more.read
-            rebound |= more.rebound
-            attributes |= more.attributes
-            written |= more.attributes_set
-    return Used(*map(frozenset, (read, rebound, attributes, written)))
+            for mine, its in zip(found, used(inner), strict=True):
+                mine |= its
+    return Used(*map(frozenset, found))
 
 
 @lru_cache(maxsize=4096)

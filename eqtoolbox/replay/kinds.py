@@ -1,12 +1,13 @@
 """Kinds: which things a walk passes by, which go on by themselves, and what a program defines."""
 
+import builtins
 import functools
 import itertools
 import os
+import random
 import sys
 import types
-import weakref
-from enum import Enum
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,9 @@ LARGE = 2**26  # bytes of a NumPy array that is copied; of larger ones a sample 
 MANY = 100_000  # objects that are looked at
 ATOMS = frozenset({
     int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range,
-    slice, types.BuiltinFunctionType, types.CodeType, types.ModuleType, types.MethodWrapperType,
-    types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
-    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, np.dtype, np.ufunc,
-    weakref.ref, property, object,
+    slice, object, types.CodeType, types.WrapperDescriptorType, types.MethodDescriptorType,
+    types.GetSetDescriptorType, types.MemberDescriptorType, torch.dtype, torch.device, torch.Size,
+    torch.layout, torch.memory_format, np.dtype, np.ufunc,
 })  # fmt: skip
 ITERATORS = tuple(
     type(one)
@@ -40,34 +40,53 @@ TRACKERS = frozenset({  # whose objects say nothing while a loss is evaluated ag
     "aim", "clearml", "comet_ml", "mlflow", "neptune", "tensorboard", "tensorboardX", "trackio",
     "wandb",
 })  # fmt: skip
-_FRAMEWORKS = (  # also what a program derives from their classes
+GLOBAL = (torch.default_generator, random._inst, np.random.mtrand._rand)
+_FRAMEWORKS = (
     "_asyncio", "_thread", "accelerate", "asyncio", "ignite", "keras", "lightning",
     "lightning_fabric", "logging", "pytorch_lightning", "threading", "transformers.trainer",
     "transformers.training_args", "trl.trainer",
 )  # fmt: skip
 _LEFT = frozenset({  # other libraries whose objects are not entered
-    "builtins", "contextvars", "datetime", "decimal", "eqtoolbox", "inspect", "numpy", "pathlib",
-    "re", "torch", "typing",
+    "contextvars", "datetime", "eqtoolbox", "inspect", "numpy", "pathlib", "re", "triton", "typing",
 })  # fmt: skip
-_ENTERED = ("torch.optim.", "torch.amp.", "torch.cuda.amp.", "torch.distributions.")
+_TORCH_LEFT = (  # parts of torch whose objects are not entered, beside those with an underscore
+    "torch.autograd", "torch.backends", "torch.cuda", "torch.distributed", "torch.export",
+    "torch.fx", "torch.jit", "torch.library", "torch.overrides", "torch.profiler", "torch.types",
+    "torch.utils.hooks", "torch.utils.weak",
+)  # fmt: skip
+_ENTERED = ("torch.cuda.amp", "torch.distributed.optim")
+_CONSTANT = frozenset({  # libraries whose objects made in C do not change, or only remember
+    "_abc", "_collections", "_decimal", "_functools", "_json", "_operator", "_sre", "_struct",
+    "_typing", "datetime", "fractions", "functools", "jaxlib", "numba", "operator", "pyarrow",
+    "re", "scipy", "sentencepiece", "sklearn", "tokenizers", "typing", "uuid", "zoneinfo",
+})  # fmt: skip
+_DESCRIPTORS = (
+    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType,
+    types.MethodDescriptorType, types.WrapperDescriptorType,
+)  # fmt: skip
 STANDARD = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", MARK}
 TABLES = ("_parameters", "_buffers", "_modules")
 
 
-def function_of(value: Any) -> Any:
-    """The function inside a static or class method or a property; anything else itself."""
+def functions_of(value: Any) -> tuple[Any, ...]:
+    """The functions inside a static or class method or a property; else the thing itself."""
     if isinstance(value, staticmethod | classmethod):
-        return value.__func__
-    return value.fget if isinstance(value, property) else value
+        return (value.__func__,)
+    return (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value,)
 
 
 def of_a_library(value: Any) -> bool:
     """Whether a global name stands for a library's module, function or class."""
     if isinstance(value, types.ModuleType):
-        return value is not os and not of_a_user(getattr(value, "__file__", None) or "<frozen")
+        return value is not os and not of_the_program(value)
     if isinstance(value, types.FunctionType):
         return value.__closure__ is None and not of_a_user(value.__code__.co_filename)
     return isinstance(value, type) and not users_classes(value)
+
+
+def of_the_program(module: types.ModuleType) -> bool:
+    """Whether a module is the program's own."""
+    return of_a_user(getattr(module, "__file__", None) or "<frozen")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -77,22 +96,49 @@ def users_classes(kind: type) -> tuple[type, ...]:
 
 
 def _mine(kind: type) -> bool:
-    if kind.__module__ in sys.stdlib_module_names or isinstance(kind, type(Enum)):
+    if kind.__module__ in sys.stdlib_module_names:
         return False
-    module = sys.modules.get(kind.__module__)
-    file = getattr(module, "__file__", None)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return of_a_user(file) if file else kind.__module__ == "__main__"
 
 
 @functools.lru_cache(maxsize=4096)
 def slotted(kind: type) -> tuple[str, ...]:
-    names: list[str] = []
-    for one in kind.__mro__:
-        own = vars(one).get("__slots__", ())
-        for name in [own] if isinstance(own, str) else own:
-            private = name.startswith("__") and not name.endswith("__")
-            names.append(f"_{one.__name__.lstrip('_')}{name}" if private else name)
-    return tuple(n for n in dict.fromkeys(names) if n not in ("__dict__", "__weakref__"))
+    """The attributes that the classes of a thing have in slots."""
+    names = dict.fromkeys(name for one in kind.__mro__ for name in _slots(one))
+    return tuple(n for n in names if n not in ("__dict__", "__weakref__"))
+
+
+def has_slots(kind: Any) -> bool:
+    """Whether any of the classes of a thing has attributes in slots."""
+    return bool(slotted(kind))
+
+
+def _slots(kind: type) -> Iterator[str]:
+    own = vars(kind).get("__slots__", ())
+    for name in [own] if isinstance(own, str) else own:
+        private = name.startswith("__") and not name.endswith("__")
+        yield f"_{kind.__name__.lstrip('_')}{name}" if private else name
+
+
+@functools.lru_cache(maxsize=4096)
+def made_in_c(kind: type) -> type | None:
+    """The base of a class that keeps a state in C, beside `object`; None where all is in Python."""
+    return next((one for one in kind.__mro__[:-1] if _in_c(one)), None)
+
+
+def hides(kind: type) -> bool:
+    """Whether a class says something else of the attributes of its things than what they have."""
+    own = [vars(one)["__dict__"] for one in kind.__mro__ if "__dict__" in vars(one)]
+    return any(not isinstance(one, types.GetSetDescriptorType) for one in own)
+
+
+def _in_c(kind: type) -> bool:
+    seen = {"__dict__", "__weakref__", *_slots(kind)}
+    return any(
+        isinstance(value, _DESCRIPTORS) and value.__objclass__ is kind and name not in seen
+        for name, value in vars(kind).items()
+    )
 
 
 def roots_of(kind: type) -> set[str]:
@@ -105,12 +151,35 @@ def tracks(kind: type) -> bool:
     return bool(roots_of(kind) & TRACKERS) or kind.__module__.startswith("torch.utils.tensorboard")
 
 
+def of_a_framework(kind: type) -> bool:
+    """Whether a class is, or derives from, one that runs a training, a thread or a log."""
+    return any(_within(base.__module__, _FRAMEWORKS) for base in kind.__mro__)
+
+
 def passed_by(kind: type) -> bool:
-    """Whether things of a class are not entered: a library's own, or a framework's Trainer."""
-    if kind.__module__.partition(".")[0] in _LEFT and not kind.__module__.startswith(_ENTERED):
+    """Whether things of a class are not entered: they do not change, or are a library's affair."""
+    root = kind.__module__.partition(".")[0]
+    if root == "torch":
+        private = any(part.startswith("_") for part in kind.__module__.split("."))
+        return private or (
+            _within(kind.__module__, _TORCH_LEFT) and not _within(kind.__module__, _ENTERED)
+        )
+    if root == "builtins":
+        return getattr(builtins, kind.__name__, None) is kind or kind in _TYPES
+    if kind.__name__.startswith(_FUNCTIONS):
         return True
-    return any(
-        base.__module__ == name or base.__module__.startswith(f"{name}.")
-        for base in kind.__mro__
-        for name in _FRAMEWORKS
-    )
+    return root in _LEFT or (constant(kind) and not kind.__dictoffset__)
+
+
+def constant(kind: type) -> bool:
+    """Whether what things of a class keep in C does not change, or only remembers."""
+    base = made_in_c(kind)
+    return base is not None and base.__module__.partition(".")[0] in _CONSTANT
+
+
+def _within(module: str, names: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+_FUNCTIONS = ("PyCapsule", "cython_function_or_method", "pybind11_detail_function_record")
+_TYPES = frozenset(value for value in vars(types).values() if isinstance(value, type))

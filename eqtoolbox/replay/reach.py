@@ -1,25 +1,24 @@
 """Reach: everything mutable that a model and its loss can get hold of, found by walking from them.
 
 Attributes of objects, entries of containers, variables of closures; of the program's own modules
-and classes also what the code names. Not entered: torch, NumPy and the standard library
-themselves, loggers, threads and locks, and Trainers of frameworks, which their own integration
-keeps quiet.
+and classes also what the code names (`eqtoolbox.replay.program`). What is made in C and of no kind
+known here cannot be looked into, so that a replay may not touch it. Not entered: the insides of
+torch, NumPy and the standard library, locks, and the objects of frameworks that run a training.
 """
 
 import array
+import contextlib
 import contextvars
+import ctypes
 import functools
 import gc
 import io
-import itertools
-import os
 import random
 import threading
 import types
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -27,30 +26,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from eqtoolbox.replay import slots, states
-from eqtoolbox.replay.code import Used, of_a_user, used
+from eqtoolbox.replay import program, scripted, slots, states
+from eqtoolbox.replay.code import used
 from eqtoolbox.replay.kinds import (
     ALONE,
     ATOMS,
+    GLOBAL,
     LARGE,
-    MANY,
     SMALL,
     STANDARD,
     TABLES,
-    function_of,
-    of_a_library,
+    constant,
+    has_slots,
+    hides,
+    made_in_c,
+    of_a_framework,
     passed_by,
     roots_of,
-    slotted,
     tracks,
     users_classes,
 )
 from eqtoolbox.replay.scope import LeavesTrace
-from eqtoolbox.replay.slots import Slot
 from eqtoolbox.replay.tensors import watchable
+from eqtoolbox.replay.walk import Walk, word
 
 
-class Reach:
+class Reach(Walk):
     """One walk from `roots`.
 
     Args:
@@ -62,331 +63,293 @@ class Reach:
     """
 
     def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
-        self.slots: list[Slot] = []
-        self.tensors: list[tuple[Any, Tensor]] = []
-        self.modules: list[nn.Module] = []
-        self.tuples: list[tuple[Any, ...]] = []  # those that hold others first
-        self.loose: list[tuple[Any, Any]] = []  # (thing, path) that cannot be put back
-        self.seen: dict[int, Any] = {}
-        self._classes: set[type] = set()
-        self._hosts = {id(m) for host in hosts for m in host.modules()}
-        self._waiting: list[tuple[Any, Any]] = [(root, (None, _word(root))) for root in roots]
-        self._walk()
+        super().__init__(roots)
+        self.hosts = {id(m) for host in hosts for m in host.modules()}
+        self.run()
+        while program.derived(self):
+            self.run()
 
-    def _walk(self) -> None:
-        waiting, seen = self._waiting, self.seen
-        while waiting:
-            thing, path = waiting.pop()
-            if id(thing) in seen:
-                continue
-            seen[id(thing)] = thing
-            if len(seen) > MANY:
-                raise LeavesTrace(
-                    f"the loss can reach more than {MANY:,} objects, the last in {said(path)}: too "
-                    "many to be kept for a replay; let it reach what it needs only"
-                )
-            _reads(type(thing))(self, thing, path)
+    def read(self, thing: Any, path: Any) -> None:
+        kind = type(thing)
+        reader = _readers.get(kind)
+        if reader is None:
+            _readers[kind] = reader = _reader(kind)
+        reader(self, thing, path)
 
-    def look(self, value: Any, path: Any) -> None:
-        """Walk on to a value later."""
-        if type(value) not in ATOMS:
-            self._waiting.append((value, path))
 
-    # -- kinds ----------------------------------------------------------------------------------
+def _nothing(walk: Reach, thing: Any, path: Any) -> None:
+    pass
 
-    def nothing(self, thing: Any, path: Any) -> None:
-        pass
 
-    def module(self, thing: nn.Module, path: Any) -> None:
-        own = vars(thing)
-        self.slots += [slots.Attributes(own, path), slots.Hooks(thing, path)]
-        for table in TABLES:
-            if table in own:
-                self.slots.append(slots.Entries(own[table], path))
-        for name, p in own.get("_parameters", {}).items():
-            if p is not None:
-                self.tensors.append(((path, name), p))
-                if p.__dict__:
-                    self._attributes(p, (path, name))
-        for name, b in own.get("_buffers", {}).items():
-            if b is None:
-                continue
-            if id(thing) in self._hosts:
-                self.tensors.append(((path, name), b))
-            else:
-                self._waiting.append((b, (path, name)))
-        self.modules.append(thing)
-        for name in own.keys() - STANDARD:
-            value = own[name]
-            if type(value) not in ATOMS:
-                self._waiting.append((value, (path, name)))
-        for name, inner in own.get("_modules", {}).items():
-            self._waiting.append((inner, (path, name)))
-        self._class(type(thing), path)
-
-    def tensor(self, thing: Tensor, path: Any) -> None:
-        if thing.__dict__:
-            self._attributes(thing, path)
-        if not watchable(thing):
-            return
-        if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > SMALL:
-            self.tensors.append((path, thing))
+def _module(walk: Reach, thing: nn.Module, path: Any) -> None:
+    own = vars(thing)
+    walk.slots += [slots.Attributes(own, path), slots.Hooks(thing, path)]
+    for table in TABLES:
+        if table in own:
+            walk.slots.append(slots.Entries(own[table], path))
+    for name, p in own.get("_parameters", {}).items():
+        if p is not None:
+            walk.tensors.append(((path, name), p))
+            if p.__dict__:
+                walk.attributes(p, (path, name))
+    for name, b in own.get("_buffers", {}).items():
+        if b is not None and id(thing) in walk.hosts:
+            walk.tensors.append(((path, name), b))
         else:
-            self.slots.append(states.Contents(thing, path))
+            walk.look(b, (path, name))
+    walk.modules.append(thing)
+    walk.look_named([(name, own[name]) for name in own.keys() - STANDARD], path)
+    walk.look_named(own.get("_modules", {}).items(), path)
+    program.kind(walk, type(thing), path)
 
-    def array(self, thing: Any, path: Any) -> None:
-        if thing.flags.writeable:
-            kind = states.Array if thing.nbytes <= LARGE else states.Sample
-            self.slots.append(kind(thing, path))
-        if thing.dtype.hasobject:
-            self._all(thing.flat, path)
 
-    def mapping(self, thing: dict[Any, Any], path: Any) -> None:
-        entries = slots.Entries(thing, path)
-        self.slots.append(entries)
-        if not ATOMS.issuperset(map(type, entries.held.values())):
-            for key, value in entries.held.items():
-                if type(value) not in ATOMS:
-                    self._waiting.append((value, (path, (key,))))
-        self._attributes(thing, path)
+def _script(walk: Reach, thing: torch.jit.ScriptModule, path: Any) -> None:
+    walk.modules.append(thing)
+    walk.slots.append(scripted.Scripted(thing, path))
+    walk.tensors += [((path, name), p) for name, p in thing.named_parameters(recurse=False)]
+    for name, value in [*thing.named_buffers(recurse=False), *scripted.plain(thing)]:
+        walk.slots.append(states.Contents(value, (path, name)))
+    walk.look_named(thing.named_children(), path)
 
-    def sequence(self, thing: Any, path: Any) -> None:
-        items = slots.Items(thing, path)
-        self.slots.append(items)
-        self._all(items.held, path)
-        self._attributes(thing, path)
 
-    def fixed(self, thing: Any, path: Any) -> None:
-        if isinstance(thing, tuple):
-            self.tuples.append(thing)
-        self._all(thing, path)
+def _tensor(walk: Reach, thing: Tensor, path: Any) -> None:
+    if thing.__dict__:
+        walk.attributes(thing, path)
+    if not watchable(thing):
+        return
+    if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > SMALL:
+        walk.tensors.append((path, thing))
+    else:
+        walk.slots.append(states.Contents(thing, path))
 
-    def function(self, thing: types.FunctionType, path: Any) -> None:
-        names = thing.__code__.co_freevars
-        for name, cell in zip(names, thing.__closure__ or (), strict=True):
-            self.look(cell, (path, name))
-            held = slots.contents(cell)
-            if isinstance(held, types.ModuleType) and not of_a_library(held):
-                self._of_module(held, used(thing.__code__))
-        if thing.__defaults__:
-            self._defaults(thing, thing.__defaults__, path)
-        self.look(thing.__kwdefaults__, path)
-        if vars(thing):
-            self.look(vars(thing), path)
-        if of_a_user(thing.__code__.co_filename):
-            self._names(thing)
 
-    def cell(self, thing: types.CellType, path: Any) -> None:
-        self.slots.append(slots.Cell(thing, path))
-        self.look(slots.contents(thing), path)
+def _array(walk: Reach, thing: Any, path: Any) -> None:
+    if thing.flags.writeable:
+        kind = states.Array if thing.nbytes <= LARGE else states.Sample
+        walk.slots.append(kind(thing, path))
+    if thing.dtype.hasobject:
+        walk.look_all(thing.ravel().tolist(), path)
 
-    def method(self, thing: types.MethodType, path: Any) -> None:
-        self.look(thing.__self__, path)
-        self.look(thing.__func__, path)
 
-    def partial(self, thing: Any, path: Any) -> None:
-        for part in (thing.func, thing.keywords):
-            self.look(part, path)
-        if thing.args:
-            self._defaults(thing, thing.args, path)
+def _mapping(walk: Reach, thing: dict[Any, Any], path: Any) -> None:
+    entries = slots.Entries(thing, path)
+    walk.slots.append(entries)
+    if not ATOMS.issuperset(map(type, entries.held.values())):
+        for key, value in entries.held.items():
+            walk.look(value, (path, (key,)))
+    if not ATOMS.issuperset(map(type, entries.held)):
+        walk.look_all([*entries.held], path)
+    if isinstance(thing, defaultdict) and thing.default_factory is not None:
+        walk.slots.append(slots.Named(thing, path, ("default_factory",)))
+        walk.look(thing.default_factory, (path, "default_factory"))
 
-    def cache(self, thing: Any, path: Any) -> None:
-        """What `functools.lru_cache` has remembered; of one without a limit also how much."""
-        limited = thing.cache_parameters()["maxsize"] is not None
-        for part in gc.get_referents(thing):
-            chained = limited and type(part) is dict  # with the order of use, in C
-            if not chained and type(part).__name__ != "_lru_list_elem":
-                self.look(part, path)
 
-    def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
-        self.slots += [slots.Entries(own, path) for own in (vars(thing), thing.state)]
-        self.slots += [slots.Entries(group, path) for group in thing.param_groups]
-        for p, state in thing.state.items():
-            self.slots.append(slots.Entries(state, path))
-            values = [*state.values(), p]
-            self.tensors += [(path, x) for x in values if isinstance(x, Tensor)]
+def _sequence(walk: Reach, thing: Any, path: Any) -> None:
+    items = slots.Items(thing, path)
+    walk.slots.append(items)
+    walk.look_all(items.held, path)
 
-    def stream(self, thing: Any, path: Any) -> None:
-        if thing is not torch.default_generator:
-            self.slots.append(states.Stream(thing, path))
 
-    def bytes_of(self, thing: Any, path: Any) -> None:
-        self.slots.append(states.Bytes(thing, path))
+def _fixed(walk: Reach, thing: Any, path: Any) -> None:
+    if not ATOMS.issuperset(map(type, thing)):
+        walk.holders.append((thing, tuple(x for x in thing if type(x) not in ATOMS)))
+        walk.look_all(thing, path)
 
-    def text(self, thing: Any, path: Any) -> None:
-        self.slots.append(states.Text(thing, path))
 
-    def file(self, thing: Any, path: Any) -> None:
-        if getattr(thing, "name", "") in ("<stdin>", "<stdout>", "<stderr>"):
+def _parts(walk: Reach, thing: Any, path: Any) -> None:
+    """What shows something else: a view of a dict, a property, a class method."""
+    walk.held(thing, [x for x in gc.get_referents(thing) if not isinstance(x, type)], path)
+
+
+def _proxy(walk: Reach, thing: Any, path: Any) -> None:
+    """A dict that is shown for reading; not that of a class."""
+    inside = [x for x in gc.get_referents(thing) if type(x) is not dict or "__module__" not in x]
+    walk.held(thing, inside, path)
+
+
+def _weak(walk: Reach, thing: Any, path: Any) -> None:
+    if isinstance(thing, weakref.ref):
+        walk.held(thing, (weakref.ref.__call__(thing),), path)
+    else:
+        with contextlib.suppress(ReferenceError):  # it is gone
+            walk.held(thing, (thing.__reduce_ex__.__self__,), path)
+
+
+def _memory(walk: Reach, thing: memoryview, path: Any) -> None:
+    walk.look(thing.obj, path)
+
+
+def _optimizer(walk: Reach, thing: torch.optim.Optimizer, path: Any) -> None:
+    walk.slots += [slots.Entries(own, path) for own in (vars(thing), thing.state)]
+    walk.slots += [slots.Entries(group, path) for group in thing.param_groups]
+    walk.slots.append(slots.Items(thing.param_groups, path))
+    for group in thing.param_groups:
+        walk.slots.append(slots.Items(group["params"], path))
+        walk.tensors += [(path, p) for p in group["params"]]
+    for p, state in thing.state.items():
+        walk.slots.append(slots.Entries(state, path))
+        values = [*state.values(), p]
+        walk.tensors += [(path, x) for x in values if isinstance(x, Tensor)]
+    own = {"state", "param_groups", "defaults"}
+    walk.look_named([(n, x) for n, x in vars(thing).items() if n not in own], path)
+
+
+def _stream(walk: Reach, thing: Any, path: Any) -> None:
+    if all(thing is not one for one in GLOBAL):
+        walk.slots.append(states.Stream(thing, path))
+
+
+def _bytes(walk: Reach, thing: Any, path: Any) -> None:
+    walk.slots.append(states.Bytes(thing, path))
+
+
+def _memory_of(walk: Reach, thing: Any, path: Any) -> None:
+    walk.slots.append(states.Memory(thing, path))
+
+
+def _text(walk: Reach, thing: Any, path: Any) -> None:
+    walk.slots.append(states.Text(thing, path))
+
+
+def _file(walk: Reach, thing: Any, path: Any) -> None:
+    if getattr(thing, "name", "") in ("<stdin>", "<stdout>", "<stderr>"):
+        return
+    try:
+        if thing.readable() and not thing.writable() and thing.seekable():
+            walk.slots.append(states.Position(thing, path))
             return
-        try:
-            if thing.readable() and not thing.writable() and thing.seekable():
-                self.slots.append(states.Position(thing, path))
-                return
-        except (OSError, ValueError):  # closed, or in the middle of an iteration
-            pass
-        self.alone(thing, path)
-
-    def alone(self, thing: Any, path: Any) -> None:
-        self.loose.append((thing, path))
-
-    def kind(self, thing: type, path: Any) -> None:
-        self._class(thing, path)
-
-    def parts(self, thing: Any, path: Any) -> None:
-        """Of our own around a loss: what it holds of the user's."""
-        for value in getattr(thing, "__dict__", {}).values():
-            self.look(value, (None, _word(value)))
-
-    def object(self, thing: Any, path: Any) -> None:
-        self._attributes(thing, path)
-        self._class(type(thing), path)
-
-    def variable(self, thing: contextvars.ContextVar[Any], path: Any) -> None:
-        self.slots.append(states.Variable(thing, path))
-        self.look(thing.get(None), path)
-
-    # -- parts ----------------------------------------------------------------------------------
-
-    def _defaults(self, thing: Any, given: tuple[Any, ...], path: Any) -> None:
-        if not ATOMS.issuperset(map(type, given)):
-            self.slots.append(slots.Defaults(thing, path))
-            self.look(given, path)
-
-    def _all(self, things: Iterable[Any], path: Any) -> None:
-        kinds = {*map(type, things)}
-        if kinds == {tuple}:
-            kinds = {*map(type, itertools.chain.from_iterable(things))}
-        if not kinds <= ATOMS:
-            for k, value in enumerate(things):
-                if type(value) not in ATOMS:
-                    self._waiting.append((value, (path, (k,))))
-
-    def _attributes(self, thing: Any, path: Any) -> None:
-        own = getattr(thing, "__dict__", None)
-        if type(own) is dict:
-            self.slots.append(slots.Entries(own, path))
-            for name, value in own.items():
-                if type(value) not in ATOMS:
-                    self._waiting.append((value, (path, name)))
-        kind: Any = type(thing)
-        names = slotted(kind)
-        if names:
-            slot = slots.Names(thing, path, names)
-            self.slots.append(slot)
-            for name, value in slot.held.items():
-                self.look(value, (path, name))
-
-    def _class(self, kind: type, path: Any) -> None:
-        if kind in self._classes:
-            return
-        self._classes.add(kind)
-        for one in users_classes(kind):
-            if one is not kind and one in self._classes:
-                continue
-            self._classes.add(one)
-            self.slots.append(slots.Class(one, (None, one.__name__)))
-            for name, value in vars(one).items():
-                inner = value if type(value) is types.FunctionType else function_of(value)
-                if type(inner) not in ATOMS:
-                    self._waiting.append((inner, (None, f"{one.__name__}.{name}")))
-
-    def _names(self, thing: types.FunctionType) -> None:
-        """What the code of a function names in its module, and in modules of the program."""
-        space, code = thing.__globals__, used(thing.__code__)
-        if code.rebound:
-            self.slots.append(slots.Names(space, (None, "the module's"), code.rebound))
-        names = _worth_reading.get(thing.__code__)
-        if names is None:
-            names = tuple(n for n in code.read & space.keys() if not of_a_library(space[n]))
-            _worth_reading[thing.__code__] = names
-        for name in names:
-            value = space.get(name)
-            if value is os:
-                if "environ" in code.attributes and id(os.environ) not in self.seen:
-                    self.seen[id(os.environ)] = os.environ
-                    self.slots.append(states.Environment(os.environ, (None, "os.environ")))
-            elif isinstance(value, types.ModuleType):
-                self._of_module(value, code)
-            else:
-                self._named(space, name, value, (None, name))
-
-    def _named(self, space: dict[str, Any], name: str, value: Any, path: Any) -> None:
-        """A value of a name; of what may need a stand-in, the name itself is kept."""
-        if isinstance(value, tuple) or _reads(type(value)) is Reach.alone:
-            self.slots.append(slots.Names(space, path, (name,)))
-        self.look(value, path)
-
-    def _of_module(self, value: types.ModuleType, code: Used) -> None:
-        space, path = vars(value), (None, value.__name__)
-        rebound = code.attributes_set & space.keys()
-        if rebound:
-            self.slots.append(slots.Names(space, path, rebound))
-        for name in code.attributes & space.keys():
-            self._named(space, name, space[name], (path, name))
+    except (OSError, ValueError):  # closed, or in the middle of an iteration
+        pass
+    _alone(walk, thing, path)
 
 
-_readers: "weakref.WeakKeyDictionary[type, Callable[..., None]]" = weakref.WeakKeyDictionary()
-_worth_reading: "weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]]" = (
-    weakref.WeakKeyDictionary()
-)
+def _alone(walk: Reach, thing: Any, path: Any) -> None:
+    walk.loose.append((thing, path))
 
 
-def _reads(kind: type) -> Callable[..., None]:
-    reader = _readers.get(kind)
-    if reader is None:
-        _readers[kind] = reader = _reader(kind)
-    return reader
+def _unknown(walk: Reach, thing: Any, path: Any) -> None:
+    """Made in C: what it is may not be seen."""
+    walk.loose.append((thing, path))
+    parts = [x for x in gc.get_referents(thing) if not isinstance(x, type | types.ModuleType)]
+    walk.held(thing, parts, path)
 
 
-def _reader(kind: type) -> Callable[..., None]:
+def _local(walk: Reach, thing: threading.local, path: Any) -> None:
+    own = threading.local.__getattribute__(thing, "__dict__")
+    walk.slots.append(slots.Entries(own, path))
+    walk.look_named(own.items(), path)
+
+
+def _variable(walk: Reach, thing: contextvars.ContextVar[Any], path: Any) -> None:
+    walk.slots.append(states.Variable(thing, path))
+    walk.look(thing.get(None), path)
+
+
+def _ours(walk: Reach, thing: Any, path: Any) -> None:
+    """Of our own around a loss: what it holds of the user's."""
+    for value in getattr(thing, "__dict__", {}).values():
+        walk.look(value, (None, word(value)))
+
+
+def _object(walk: Reach, thing: Any, path: Any) -> None:
+    walk.attributes(thing, path)
+    program.kind(walk, type(thing), path)
+
+
+def _of_a_framework(walk: Reach, thing: Any, path: Any) -> None:
+    """Of a class that the program derives from a framework's: what its own code names of it."""
+    walk.attributes(thing, path, deep=False)
+    program.kind(walk, type(thing), path)
+    own, named = vars(thing), set[str]()
+    for one in users_classes(type(thing)):
+        codes = [used(x.__code__) for x in vars(one).values() if isinstance(x, types.FunctionType)]
+        named.update(*(code.attributes | code.attributes_set for code in codes))
+    plain = (list, dict, set, deque, Tensor, np.ndarray)
+    values = [(n, x) for n, x in own.items() if n in named or isinstance(x, plain)]
+    walk.look_named(values, path)
+
+
+Reader = Callable[[Reach, Any, Any], None]
+_readers: "weakref.WeakKeyDictionary[type, Reader]" = weakref.WeakKeyDictionary()
+
+
+def _reader(kind: type) -> Reader:
     """How things of this type are read."""
-    for base, reader in _by_base():
-        if issubclass(kind, base):
-            return reader
+    known = next((reader for base, reader in _by_base() if issubclass(kind, base)), None)
+    if known is not None:
+        return _with_attributes(kind, known)
     if roots_of(kind) & ALONE or tracks(kind):
-        return Reach.alone
-    if hasattr(kind, "__next__") and not kind.__dictoffset__:
-        return Reach.alone
+        return _alone
     if kind.__module__.startswith(("eqtoolbox.capture.losses", "eqtoolbox.integrations")):
-        return Reach.parts
-    return Reach.nothing if passed_by(kind) else Reach.object
+        return _ours
+    if of_a_framework(kind):
+        return _of_a_framework if users_classes(kind) else _nothing
+    if (hasattr(kind, "__next__") and made_in_c(kind) is not None) or hides(kind):
+        return _unknown
+    if passed_by(kind):
+        return _nothing
+    return _object if made_in_c(kind) is None or constant(kind) else _unknown
+
+
+def _with_attributes(kind: type, reader: Reader) -> Reader:
+    """Of a kind that a program derives from a known one also its attributes and its class."""
+    if reader in _WHOLE or not (kind.__dictoffset__ or users_classes(kind) or has_slots(kind)):
+        return reader
+    own = reader is not _tensor
+
+    def read(walk: Reach, thing: Any, path: Any) -> None:
+        reader(walk, thing, path)
+        if own:
+            walk.attributes(thing, path)
+        program.kind(walk, type(thing), path)
+
+    return read
 
 
 @functools.cache
-def _by_base() -> tuple[tuple[Any, Callable[..., None]], ...]:
+def _by_base() -> tuple[tuple[Any, Reader], ...]:
     """Readers of kinds and of what derives from them; the first that fits."""
     streams = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+    plain = (ctypes._SimpleCData, ctypes.Structure, ctypes.Union, ctypes.Array)
     return (
-        ((torch.jit.ScriptModule, Enum), Reach.nothing),
-        (nn.Module, Reach.module),
-        (_BaseDataLoaderIter, Reach.alone),
-        (Tensor, Reach.tensor),
-        (np.ndarray, Reach.array),
-        (dict, Reach.mapping),
-        ((list, deque, set), Reach.sequence),
-        ((tuple, frozenset), Reach.fixed),
-        (types.FunctionType, Reach.function),
-        (types.CellType, Reach.cell),
-        (types.MethodType, Reach.method),
-        (functools.partial, Reach.partial),
-        (type(used), Reach.cache),
-        (torch.optim.Optimizer, Reach.optimizer),
-        ((random.SystemRandom, weakref.ref), Reach.nothing),
-        (threading.local, Reach.object),
-        (contextvars.ContextVar, Reach.variable),
-        ((torch.Generator, random.Random, *streams), Reach.stream),
-        ((bytearray, array.array), Reach.bytes_of),
-        ((io.StringIO, io.BytesIO), Reach.text),
-        (io.IOBase, Reach.file),
-        ((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType), Reach.alone),
-        (type, Reach.kind),
+        (torch.jit.ScriptModule, _script),
+        (nn.Module, _module),
+        (_BaseDataLoaderIter, _alone),
+        (Tensor, _tensor),
+        (np.ndarray, _array),
+        (dict, _mapping),
+        ((list, deque, set), _sequence),
+        ((tuple, frozenset), _fixed),
+        (types.FunctionType, program.function),
+        (types.CellType, program.cell),
+        ((types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType), program.bound),
+        (functools.partial, program.partial),
+        (type(used), program.cache),
+        (torch.optim.Optimizer, _optimizer),
+        (random.SystemRandom, _nothing),
+        ((weakref.ref, *weakref.ProxyTypes), _weak),
+        (threading.local, _local),
+        (contextvars.ContextVar, _variable),
+        ((torch.Generator, random.Random, *streams), _stream),
+        ((bytearray, array.array), _bytes),
+        (plain, _memory_of),
+        ((io.StringIO, io.BytesIO), _text),
+        (io.IOBase, _file),
+        ((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType), _alone),
+        (types.ModuleType, program.loaded),
+        (types.MappingProxyType, _proxy),
+        ((property, staticmethod, classmethod, super, *_VIEWS), _parts),
+        (memoryview, _memory),
+        (type, program.kind),
+        ((BaseException, types.SimpleNamespace), _object),
     )
 
 
-def _word(root: Any) -> str:
-    name = getattr(root, "__qualname__", None) or type(root).__name__
-    return str(name).replace("<locals>.", "")
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_WHOLE = frozenset({  # readers that see to the attributes themselves
+    _module, _script, _alone, _object, _nothing, program.function, program.kind, program.loaded,
+    program.cell, program.bound, _local, _optimizer,
+})  # fmt: skip
 
 
 def modules_in(thing: Any) -> list[nn.Module]:
@@ -395,12 +358,3 @@ def modules_in(thing: Any) -> list[nn.Module]:
         return Reach((thing,)).modules
     except LeavesTrace:
         return []
-
-
-def said(path: Any) -> str:
-    """A path in words: `Net.layers.0.history['mean']`."""
-    words: list[str] = []
-    while path is not None:
-        path, word = path
-        words.append(f"[{word[0]!r:.40}]" if isinstance(word, tuple) else f".{word}")
-    return "".join(reversed(words)).removeprefix(".")

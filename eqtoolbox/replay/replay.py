@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
-from eqtoolbox.replay.reach import said
 from eqtoolbox.replay.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
 from eqtoolbox.replay.tensors import LiveTensors
+from eqtoolbox.replay.walk import said
 
 
 class Replay:

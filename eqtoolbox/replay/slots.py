@@ -63,9 +63,17 @@ class Entries(Slot):
         return not all(map(is_, now, _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
-        self._kind.clear(self.owner)
-        pairs = zip(self.held, _exchanged(self.held, exchange), strict=True)
-        self._kind.update(self.owner, pairs)
+        owner, kind = self.owner, self._kind
+        for key in [key for key in kind.keys(owner) if key not in self.held]:
+            kind.__delitem__(owner, key)
+        wanted = dict(zip(self.held, _exchanged(self.held, exchange), strict=True))
+        now = dict(kind.items(owner))
+        if len(now) != len(wanted) or not all(map(is_, now, wanted)):  # others, or another order
+            kind.clear(owner)
+            now = {}
+        for key, value in wanted.items():
+            if now.get(key, GONE) is not value:
+                kind.__setitem__(owner, key, value)
 
 
 class Attributes(Entries):
@@ -125,33 +133,53 @@ class Items(Slot):
 
 
 class Names(Slot):
-    """Some names of a namespace, or the attributes of an object with slots."""
+    """Some names of a namespace."""
 
-    __slots__ = ("_delete", "_get", "_set", "held")
+    __slots__ = ("held",)
 
-    def __init__(self, owner: Any, path: Any, names: Any) -> None:
+    def __init__(self, owner: Any, path: Any, names: Iterable[str]) -> None:
         self.owner, self.path = owner, path
-        if isinstance(owner, dict):
-            self._get: Any = lambda name: owner.get(name, GONE)
-            self._set: Any = owner.__setitem__
-            self._delete: Any = owner.__delitem__
-        else:
-            self._get = lambda name: getattr(owner, name, GONE)
-            self._set = lambda name, value: object.__setattr__(owner, name, value)
-            self._delete = lambda name: object.__delattr__(owner, name)
         self.held = {name: self._get(name) for name in names}
 
     def again(self) -> "Names":
-        return Names(self.owner, self.path, self.held)
+        return type(self)(self.owner, self.path, self.held)
 
     def moved(self, exchange: Exchange) -> bool:
-        return any(self._get(n) is not exchange.get(id(v), v) for n, v in self.held.items())
+        now = map(self._get, self.held)
+        return not all(map(is_, now, _exchanged(self.held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
         for name, value in self.held.items():
             wanted = exchange.get(id(value), value)
             if self._get(name) is not wanted:
                 self._delete(name) if wanted is GONE else self._set(name, wanted)
+
+    def _get(self, name: str) -> Any:
+        return self.owner.get(name, GONE)
+
+    def _set(self, name: str, value: Any) -> None:
+        self.owner[name] = value
+
+    def _delete(self, name: str) -> None:
+        del self.owner[name]
+
+
+class Named(Names):
+    """Attributes of an object that are not in its dict: those that a class has in slots."""
+
+    __slots__ = ()
+
+    def _get(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self.owner, name)
+        except AttributeError:
+            return GONE
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self.owner, name, value)
+
+    def _delete(self, name: str) -> None:
+        object.__delattr__(self.owner, name)
 
 
 class Class(Slot):

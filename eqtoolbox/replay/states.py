@@ -28,16 +28,31 @@ class Bytes(Slot):
         self.owner[:] = self.held
 
 
+class Memory(Slot):
+    """Something else whose memory may be written, such as a number of C."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, owner: Any, path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, bytes(memoryview(owner))
+
+    def moved(self, exchange: Exchange) -> bool:
+        return bytes(memoryview(self.owner)) != self.held
+
+    def put_back(self, exchange: Exchange) -> None:
+        memoryview(self.owner).cast("B")[:] = self.held
+
+
 class Array(Slot):
     """A NumPy array that may be written."""
 
     __slots__ = ("held",)
 
     def __init__(self, owner: NDArray[Any], path: Any) -> None:
-        self.owner, self.path, self.held = owner, path, owner.copy()
+        self.owner, self.path, self.held = owner, path, np.array(owner, subok=False)
 
     def moved(self, exchange: Exchange) -> bool:
-        now, held = self.owner, self.held
+        now, held = np.asarray(self.owner), self.held
         if now.shape != held.shape or now.dtype != held.dtype:
             return True
         if now.dtype.hasobject:
@@ -47,7 +62,7 @@ class Array(Slot):
     def put_back(self, exchange: Exchange) -> None:
         if self.owner.shape != self.held.shape:  # `resize` or a new `shape`
             self.owner.resize(self.held.shape, refcheck=False)
-        np.copyto(self.owner, self.held)
+        np.copyto(np.asarray(self.owner), self.held)
 
 
 class Sample(Slot):

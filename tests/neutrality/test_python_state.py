@@ -12,10 +12,16 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.sinks.memory import MemorySink
-from tests.neutrality.belongings import KINDS, Batch, Net, cross_entropy
+from tests.neutrality import belongings, roundabout
+from tests.neutrality.belongings import Batch, Net, cross_entropy
 
+KINDS = belongings.KINDS | roundabout.KINDS
 LATE = ("large_tensor", "limited_cache")  # only watched; begun inside of the step
-SAME = ("discriminator_frozen_and_freed", "list_of_tensors_with_graphs")  # twice or once
+SAME = (  # twice or once
+    "discriminator_frozen_and_freed",
+    "list_of_tensors_with_graphs",
+    "factory_of_a_default_dict",
+)
 MOVED = {n: k for n, k in KINDS.items() if n not in SAME}
 COPIED = {n: k for n, k in KINDS.items() if n not in LATE}
 

@@ -12,9 +12,10 @@ from eqtoolbox.isolation import isolated
 from eqtoolbox.replay import kinds, reach
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.operations import Operations, attention
-from eqtoolbox.replay.reach import Reach, said
+from eqtoolbox.replay.reach import Reach
 from eqtoolbox.replay.scope import LeavesTrace, current
 from eqtoolbox.replay.tensors import LiveTensors
+from eqtoolbox.replay.walk import said
 
 
 class Holder:
@@ -23,7 +24,7 @@ class Holder:
 
 
 def test_more_than_can_be_kept_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "MANY", 100)
+    monkeypatch.setattr(kinds, "MANY", 100)
     rows = Holder(rows=[Holder() for _ in range(200)])
     with pytest.raises(LeavesTrace, match=r"more than 100 objects, the last in Holder\.rows\["):
         Reach((rows,))
