@@ -10,6 +10,8 @@ import functools
 from types import BuiltinFunctionType, MethodType, MethodWrapperType
 from typing import Any
 
+import numpy as np
+
 from eqtoolbox.replay.kinds import ITERATORS, tracks
 from eqtoolbox.replay.standin import Silent, StandIn
 from eqtoolbox.replay.walk import said
@@ -23,6 +25,8 @@ def copied(thing: Any) -> Any:
     if type(thing) is _CACHE:
         given = thing.cache_parameters()
         return functools.lru_cache(given["maxsize"], given["typed"])(thing.__wrapped__)
+    if isinstance(thing, np.random.SeedSequence):
+        return np.random.SeedSequence(**thing.state)
     if type(thing) in (*ITERATORS, *_OVER) or isinstance(thing, decimal.Context):
         try:
             return copy.copy(thing)

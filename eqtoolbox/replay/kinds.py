@@ -3,7 +3,6 @@
 import builtins
 import functools
 import itertools
-import os
 import random
 import sys
 import types
@@ -78,7 +77,7 @@ def functions_of(value: Any) -> tuple[Any, ...]:
 def of_a_library(value: Any) -> bool:
     """Whether a global name stands for a library's module, function or class."""
     if isinstance(value, types.ModuleType):
-        return value is not os and not of_the_program(value)
+        return not of_the_program(value)
     if isinstance(value, types.FunctionType):
         return value.__closure__ is None and not of_a_user(value.__code__.co_filename)
     return isinstance(value, type) and not users_classes(value)
@@ -107,11 +106,6 @@ def slotted(kind: type) -> tuple[str, ...]:
     """The attributes that the classes of a thing have in slots."""
     names = dict.fromkeys(name for one in kind.__mro__ for name in _slots(one))
     return tuple(n for n in names if n not in ("__dict__", "__weakref__"))
-
-
-def has_slots(kind: Any) -> bool:
-    """Whether any of the classes of a thing has attributes in slots."""
-    return bool(slotted(kind))
 
 
 def _slots(kind: type) -> Iterator[str]:
@@ -174,7 +168,7 @@ def passed_by(kind: type) -> bool:
 def constant(kind: type) -> bool:
     """Whether what things of a class keep in C does not change, or only remembers."""
     base = made_in_c(kind)
-    return base is not None and base.__module__.partition(".")[0] in _CONSTANT
+    return base in ATOMS or (base is not None and base.__module__.partition(".")[0] in _CONSTANT)
 
 
 def _within(module: str, names: tuple[str, ...]) -> bool:

@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-from eqtoolbox.replay import slots, states
+from eqtoolbox.replay import slots
 from eqtoolbox.replay.code import Used, of_a_user, used
 from eqtoolbox.replay.kinds import (
     ATOMS,
@@ -25,15 +25,19 @@ from eqtoolbox.replay.kinds import (
 )
 from eqtoolbox.replay.walk import Walk, space_of
 
+_ENVIRONMENT = frozenset({"environ", "environb", "putenv", "unsetenv"})
+_OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__")
+
 
 def function(walk: Walk, thing: types.FunctionType, path: Any) -> None:
     names = thing.__code__.co_freevars
     for name, cell in zip(names, thing.__closure__ or (), strict=True):
         walk.look(cell, (path, name))
-    if thing.__defaults__:
-        _defaults(walk, thing, thing.__defaults__, path)
+    given, of_user = thing.__defaults__ or (), of_a_user(thing.__code__.co_filename)
+    if of_user or not ATOMS.issuperset(map(type, given)):
+        walk.slots.append(slots.Named(thing, path, _OF_FUNCTIONS))
+        walk.look(given, path)
     walk.look(thing.__kwdefaults__, path)
-    of_user = of_a_user(thing.__code__.co_filename)
     if of_user or vars(thing):
         walk.look(vars(thing), path)
     if of_user:
@@ -58,8 +62,9 @@ def bound(walk: Walk, thing: Any, path: Any) -> None:
 def partial(walk: Walk, thing: Any, path: Any) -> None:
     walk.held(thing, (thing.func,), path)
     walk.look(thing.keywords, path)
-    if thing.args:
-        _defaults(walk, thing, thing.args, path)
+    if not ATOMS.issuperset(map(type, thing.args)):
+        walk.slots.append(slots.Given(thing, path))
+        walk.look(thing.args, path)
 
 
 def cache(walk: Walk, thing: Any, path: Any) -> None:
@@ -101,12 +106,6 @@ def loaded(walk: Walk, thing: types.ModuleType, path: Any) -> None:
         _whole(walk, space_of(thing), thing.__name__)
 
 
-def _defaults(walk: Walk, thing: Any, given: tuple[Any, ...], path: Any) -> None:
-    if not ATOMS.issuperset(map(type, given)):
-        walk.slots.append(slots.Defaults(thing, path))
-        walk.look(given, path)
-
-
 def _names(walk: Walk, thing: types.FunctionType) -> None:
     """What the code of a function names in its module, and in modules of the program."""
     space, code = thing.__globals__, used(thing.__code__)
@@ -116,14 +115,13 @@ def _names(walk: Walk, thing: types.FunctionType) -> None:
     _keep(walk, space, (code.read & space.keys()) | code.rebound, path)
     if code.open:
         _by_strings(walk, space, code)
+    if not _ENVIRONMENT.isdisjoint(code.attributes):
+        walk.look(os.environ, (None, "os.environ"))
     if "__subclasses__" in code.attributes:
         walk.marks.add("__subclasses__")
     for name in code.read & space.keys():
         value = space[name]
-        if value is os:
-            if "environ" in code.attributes and walk.first("environ"):
-                walk.slots.append(states.Environment(os.environ, (None, "os.environ")))
-        elif isinstance(value, types.ModuleType):
+        if isinstance(value, types.ModuleType):
             _of_module(walk, value, code)
         elif not of_a_library(value):
             walk.look(value, (None, name))

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import gc
 import io
+import os
 import random
 import threading
 import types
@@ -37,12 +38,12 @@ from eqtoolbox.replay.kinds import (
     STANDARD,
     TABLES,
     constant,
-    has_slots,
     hides,
     made_in_c,
     of_a_framework,
     passed_by,
     roots_of,
+    slotted,
     tracks,
     users_classes,
 )
@@ -203,6 +204,10 @@ def _bytes(walk: Reach, thing: Any, path: Any) -> None:
     walk.slots.append(states.Bytes(thing, path))
 
 
+def _environment(walk: Reach, thing: Any, path: Any) -> None:
+    walk.slots.append(states.Environment(thing, path))
+
+
 def _memory_of(walk: Reach, thing: Any, path: Any) -> None:
     walk.slots.append(states.Memory(thing, path))
 
@@ -257,8 +262,10 @@ def _object(walk: Reach, thing: Any, path: Any) -> None:
 
 
 def _of_a_framework(walk: Reach, thing: Any, path: Any) -> None:
-    """Of a class that the program derives from a framework's: what its own code names of it."""
+    """Of a framework, or derived from its: its attributes, and what the program's code names."""
     walk.attributes(thing, path, deep=False)
+    if not users_classes(type(thing)):
+        return
     program.kind(walk, type(thing), path)
     own, named = vars(thing), set[str]()
     for one in users_classes(type(thing)):
@@ -273,7 +280,7 @@ Reader = Callable[[Reach, Any, Any], None]
 _readers: "weakref.WeakKeyDictionary[type, Reader]" = weakref.WeakKeyDictionary()
 
 
-def _reader(kind: type) -> Reader:
+def _reader(kind: Any) -> Reader:
     """How things of this type are read."""
     known = next((reader for base, reader in _by_base() if issubclass(kind, base)), None)
     if known is not None:
@@ -283,7 +290,7 @@ def _reader(kind: type) -> Reader:
     if kind.__module__.startswith(("eqtoolbox.capture.losses", "eqtoolbox.integrations")):
         return _ours
     if of_a_framework(kind):
-        return _of_a_framework if users_classes(kind) else _nothing
+        return _of_a_framework if kind.__dictoffset__ else _nothing
     if (hasattr(kind, "__next__") and made_in_c(kind) is not None) or hides(kind):
         return _unknown
     if passed_by(kind):
@@ -291,9 +298,9 @@ def _reader(kind: type) -> Reader:
     return _object if made_in_c(kind) is None or constant(kind) else _unknown
 
 
-def _with_attributes(kind: type, reader: Reader) -> Reader:
+def _with_attributes(kind: Any, reader: Reader) -> Reader:
     """Of a kind that a program derives from a known one also its attributes and its class."""
-    if reader in _WHOLE or not (kind.__dictoffset__ or users_classes(kind) or has_slots(kind)):
+    if reader in _WHOLE or not (kind.__dictoffset__ or users_classes(kind) or slotted(kind)):
         return reader
     own = reader is not _tensor
 
@@ -327,6 +334,8 @@ def _by_base() -> tuple[tuple[Any, Reader], ...]:
         (type(used), program.cache),
         (torch.optim.Optimizer, _optimizer),
         (random.SystemRandom, _nothing),
+        (np.random.SeedSequence, _alone),
+        (type(os.environ), _environment),
         ((weakref.ref, *weakref.ProxyTypes), _weak),
         (threading.local, _local),
         (contextvars.ContextVar, _variable),
@@ -348,7 +357,7 @@ def _by_base() -> tuple[tuple[Any, Reader], ...]:
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _WHOLE = frozenset({  # readers that see to the attributes themselves
     _module, _script, _alone, _object, _nothing, program.function, program.kind, program.loaded,
-    program.cell, program.bound, _local, _optimizer,
+    program.cell, program.bound, _local, _optimizer, _environment,
 })  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
+from eqtoolbox.replay.outside import watch
 from eqtoolbox.replay.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
 from eqtoolbox.replay.tensors import LiveTensors
@@ -28,6 +29,7 @@ class Replay:
     def __init__(
         self, hosts: tuple[nn.Module, ...], roots: Iterable[Any], draws: bool = True
     ) -> None:
+        watch()
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last

@@ -58,15 +58,17 @@ class Entries(Slot):
 
     def moved(self, exchange: Exchange) -> bool:
         now, held = self._kind.values(self.owner), self.held
-        if len(now) != len(held) or not all(map(is_, self._kind.keys(self.owner), held)):
+        keys = _keys(held, exchange)
+        if len(now) != len(held) or not all(map(is_, self._kind.keys(self.owner), keys)):
             return True
         return not all(map(is_, now, _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
         owner, kind = self.owner, self._kind
-        for key in [key for key in kind.keys(owner) if key not in self.held]:
+        pairs = zip(_keys(self.held, exchange), _exchanged(self.held, exchange), strict=True)
+        wanted = dict(pairs)
+        for key in [key for key in kind.keys(owner) if key not in wanted]:
             kind.__delitem__(owner, key)
-        wanted = dict(zip(self.held, _exchanged(self.held, exchange), strict=True))
         now = dict(kind.items(owner))
         if len(now) != len(wanted) or not all(map(is_, now, wanted)):  # others, or another order
             kind.clear(owner)
@@ -97,6 +99,10 @@ class Attributes(Entries):
         super().put_back(exchange)
         if answer is not None:
             self.owner[MARK] = answer
+
+
+def _keys(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:
+    return (exchange.get(id(k), k) for k in held) if exchange else held
 
 
 def _exchanged(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:
@@ -206,26 +212,20 @@ class Class(Slot):
                 type.__setattr__(self.owner, name, value)
 
 
-class Defaults(Slot):
-    """The defaults of a function's arguments, or what a partial function was given."""
+class Given(Slot):
+    """What a partial function was given."""
 
     __slots__ = ("held",)
 
-    def __init__(self, owner: Any, path: Any) -> None:
-        self.owner, self.path = owner, path
-        self.held = owner.args if isinstance(owner, partial) else owner.__defaults__
+    def __init__(self, owner: partial[Any], path: Any) -> None:
+        self.owner, self.path, self.held = owner, path, owner.args
 
     def moved(self, exchange: Exchange) -> bool:
-        now = self.owner.args if isinstance(self.owner, partial) else self.owner.__defaults__
-        return now is not exchange.get(id(self.held), self.held)
+        return self.owner.args is not exchange.get(id(self.held), self.held)
 
     def put_back(self, exchange: Exchange) -> None:
         given, owner = exchange.get(id(self.held), self.held), self.owner
-        if isinstance(owner, partial):
-            state: Any = owner
-            state.__setstate__((owner.func, given, owner.keywords, vars(owner)))
-        else:
-            owner.__defaults__ = given
+        owner.__setstate__((owner.func, given, owner.keywords, vars(owner)))
 
 
 class Hooks(Slot):

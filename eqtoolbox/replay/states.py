@@ -52,7 +52,7 @@ class Array(Slot):
         self.owner, self.path, self.held = owner, path, np.array(owner, subok=False)
 
     def moved(self, exchange: Exchange) -> bool:
-        now, held = np.asarray(self.owner), self.held
+        now, held = np.asarray(self.owner), self._wanted(exchange)
         if now.shape != held.shape or now.dtype != held.dtype:
             return True
         if now.dtype.hasobject:
@@ -62,7 +62,15 @@ class Array(Slot):
     def put_back(self, exchange: Exchange) -> None:
         if self.owner.shape != self.held.shape:  # `resize` or a new `shape`
             self.owner.resize(self.held.shape, refcheck=False)
-        np.copyto(np.asarray(self.owner), self.held)
+        np.copyto(np.asarray(self.owner), self._wanted(exchange))
+
+    def _wanted(self, exchange: Exchange) -> NDArray[Any]:
+        if not exchange or not self.held.dtype.hasobject or self.held.dtype.names:
+            return self.held
+        wanted = self.held.copy()
+        for k, one in enumerate(self.held.flat):
+            wanted.flat[k] = exchange.get(id(one), one)
+        return wanted
 
 
 class Sample(Slot):
@@ -100,7 +108,8 @@ class Stream(Slot):
             self._get, self._set = owner.get_state, owner.set_state
         else:
             bits = owner.bit_generator if isinstance(owner, np.random.Generator) else owner
-            self._get = lambda: bits.state
+            seeds = getattr(bits, "seed_seq", None)  # whose count of children cannot be put back
+            self._get = lambda: {**bits.state, "spawned": getattr(seeds, "n_children_spawned", 0)}
             self._set = lambda state: setattr(bits, "state", state)
         self.held = self._get()
 

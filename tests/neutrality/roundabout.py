@@ -220,6 +220,15 @@ def attribute_of_a_function() -> Any:
 
 
 @_case
+def defaults_of_a_function() -> Any:
+    def step(calls: int = 0) -> int:
+        step.__defaults__ = (calls + 1,)
+        return calls
+
+    return _times(step, lambda: step.__defaults__)
+
+
+@_case
 def property_that_is_set() -> Any:
     sets = [0]
 
@@ -310,15 +319,20 @@ def member_of_an_enumeration() -> Any:
     class Phase(enum.Enum):
         WARM = 1
 
-    phase: Any = Phase.WARM
-    phase.calls = 0
+    class Level(enum.IntEnum):
+        LOW = 1
+
+    members: list[Any] = [Phase.WARM, Level.LOW]
+    for one in members:
+        one.calls = 0
 
     def factor() -> int:
-        member: Any = Phase.WARM
-        member.calls += 1
-        return int(member.calls)
+        phase: Any = Phase.WARM
+        level: Any = Level.LOW
+        phase.calls, level.calls = phase.calls + 1, level.calls + 1
+        return int(phase.calls + level.calls)
 
-    return _times(factor, lambda: phase.calls)
+    return _times(factor, lambda: [one.calls for one in members])
 
 
 @_case
@@ -474,6 +488,18 @@ def context_of_decimals() -> Any:
         return context.prec
 
     return _times(factor, lambda: context.prec)
+
+
+@_case
+def seeds_and_loggers() -> Any:
+    seeds, logger = np.random.SeedSequence(1), logging.getLogger("tests.roundabout")
+    vars(logger)["calls"] = 0
+
+    def factor() -> float:
+        vars(logger)["calls"] += 1
+        return float(np.random.default_rng(seeds.spawn(1)[0]).random()) + vars(logger)["calls"]
+
+    return _times(factor, lambda: (seeds.n_children_spawned, vars(logger)["calls"]))
 
 
 # -- of torch --------------------------------------------------------------------------------------

@@ -1,11 +1,17 @@
 """What a model or a loss keeps in plain Python is what it would be if nobody watched."""
 
+import collections
+import functools
+import itertools
 import queue
 import sqlite3
+import types
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -223,6 +229,89 @@ def _queue() -> Any:
         return value
 
     return Net(), loss, lambda: waiting.qsize()
+
+
+def _hidden(hold: Any) -> Any:
+    """A row whose generator is held by what `hold` makes of it; it says how to reach it again."""
+
+    def kind() -> Any:
+        rows = (0.01 * k for k in range(10**6))
+        held, reached = hold(rows)
+
+        def closed(held: Any) -> Any:
+            return lambda model, batch: cross_entropy(model, batch) * (1 + next(reached(held)))
+
+        return Net(), closed(held), lambda: next(rows)
+
+    return kind
+
+
+def _object_array(rows: Any) -> Any:
+    held = np.empty(1, object)
+    held[0] = rows
+    return held, lambda held: held[0]
+
+
+KEPT: list[Any] = []
+
+
+def _weakly(rows: Any) -> Any:
+    KEPT.append(rows)
+    return weakref.ref(rows), lambda held: held()
+
+
+HIDDEN = {
+    "set": lambda rows: ({rows}, lambda held: next(iter(held))),
+    "frozenset": lambda rows: (frozenset([rows]), lambda held: next(iter(held))),
+    "key": lambda rows: ({rows: 1}, lambda held: next(iter(held))),
+    "array": _object_array,
+    "partial": lambda rows: (functools.partial(iter, rows), lambda held: held()),
+    "keyword": lambda rows: (functools.partial(lambda it: it, it=rows), lambda held: held()),
+    "method": lambda rows: (rows.__iter__, lambda held: held()),
+    "reference": _weakly,
+    "proxy": lambda rows: (types.MappingProxyType({"it": rows}), lambda held: held["it"]),
+    "chain": lambda rows: (itertools.chain(rows), lambda held: held),
+    "named": lambda rows: (collections.namedtuple("Pair", "a b")(1, rows), lambda held: held.b),
+}
+
+
+@pytest.mark.parametrize("hold", HIDDEN.values(), ids=HIDDEN.keys())
+def test_a_generator_is_refused_wherever_it_is_held(hold: Any) -> None:
+    kind = _hidden(hold)
+    with pytest.warns(RuntimeWarning, match=r"uses \S*held\S*, an? \w+ that cannot be put"):
+        watched = trained(kind, "decorator")
+    assert watched == trained(kind)
+
+
+def test_what_a_loss_would_write_outside_the_process_is_refused_before_it_does(
+    tmp_path: Any,
+) -> None:
+    def kind() -> Any:
+        (tmp_path / "calls.txt").write_text("")
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            with (tmp_path / "calls.txt").open("a") as file:
+                file.write("called\n")
+            return cross_entropy(model, batch)
+
+        return Net(), loss, (tmp_path / "calls.txt").read_text
+
+    with pytest.warns(RuntimeWarning, match=r"the loss writes a file \(.*calls\.txt\)"):
+        watched = trained(kind, "decorator")
+    assert watched == trained(kind)
+
+
+def test_what_a_loss_reads_from_files_is_measured(tmp_path: Any) -> None:
+    (tmp_path / "scale.txt").write_text("0.5")
+
+    def kind() -> Any:
+        read = (tmp_path / "scale.txt").read_text
+        return Net(), lambda m, b: cross_entropy(m, b) * float(read()), lambda: None
+
+    sink = MemorySink()
+    assert trained(kind, "decorator", sink=sink) == trained(kind)
+    rows = [r.status for r in sink.records if r.name == "curvature/sharpness"]
+    assert {*rows} <= {"ok", "not_converged"}
 
 
 REFUSED = {
