@@ -264,11 +264,12 @@ def _object(walk: Reach, thing: Any, path: Any) -> None:
 def _of_a_framework(walk: Reach, thing: Any, path: Any) -> None:
     """Of a framework, or derived from its: its attributes, and what the program's code names."""
     walk.attributes(thing, path, deep=False)
-    if not users_classes(type(thing)):
+    kind: Any = type(thing)
+    if not users_classes(kind):
         return
-    program.kind(walk, type(thing), path)
+    program.kind(walk, kind, path)
     own, named = vars(thing), set[str]()
-    for one in users_classes(type(thing)):
+    for one in users_classes(kind):
         codes = [used(x.__code__) for x in vars(one).values() if isinstance(x, types.FunctionType)]
         named.update(*(code.attributes | code.attributes_set for code in codes))
     plain = (list, dict, set, deque, Tensor, np.ndarray)
