@@ -16,7 +16,8 @@ from eqtoolbox.replay.slots import Slot
 class Walk:
     """What is met, kind by kind; `read` says what one thing holds."""
 
-    def __init__(self, roots: Iterable[Any]) -> None:
+    def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
+        self.hosts = {id(m) for host in hosts for m in host.modules()}
         self.slots: list[Slot] = []
         self.tensors: list[tuple[Any, Tensor]] = []
         self.modules: list[nn.Module] = []

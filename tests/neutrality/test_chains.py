@@ -231,7 +231,7 @@ def chain(seed: int) -> tuple[Callable[[], Any], str]:
     """A training whose loss reaches a state through one to four holders; and what they are."""
     dice = random.Random(seed)
     kind = dice.choice([*STATES])
-    names = [dice.choice([*HOLDERS]) for _ in range(dice.randint(1, 4))]
+    names = dice.sample([*HOLDERS], dice.randint(1, 4))
 
     def make() -> Any:
         start, use, look = STATES[kind]

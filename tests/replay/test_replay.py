@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.isolation import isolated
-from eqtoolbox.replay import kinds, reach
+from eqtoolbox.replay import kinds, readers
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.operations import Operations, attention
 from eqtoolbox.replay.reach import Reach
@@ -50,7 +50,7 @@ def test_paths_are_said_in_words() -> None:
 def test_a_large_array_that_moves_is_found_and_not_called_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reach, "LARGE", 100)
+    monkeypatch.setattr(readers, "LARGE", 100)
     holder = Holder(rows=np.zeros(1000))
     model = nn.Linear(2, 2)
     with (
