@@ -41,7 +41,7 @@ def function(walk: Walk, thing: types.FunctionType, path: Any) -> None:
     if of_user or vars(thing):
         walk.look(vars(thing), path)
     if of_user:
-        _names(walk, thing)
+        _names(walk, thing.__globals__, used(thing.__code__))
 
 
 def cell(walk: Walk, thing: types.CellType, path: Any) -> None:
@@ -106,9 +106,14 @@ def loaded(walk: Walk, thing: types.ModuleType, path: Any) -> None:
         _whole(walk, space_of(thing), thing.__name__)
 
 
-def _names(walk: Walk, thing: types.FunctionType) -> None:
-    """What the code of a function names in its module, and in modules of the program."""
-    space, code = thing.__globals__, used(thing.__code__)
+def frame(walk: Walk, thing: types.FrameType, path: Any) -> None:
+    """A call that goes on in another thread: its variables, and what its code names."""
+    walk.look_named(thing.f_locals.items(), path)
+    _names(walk, thing.f_globals, used(thing.f_code))
+
+
+def _names(walk: Walk, space: dict[str, Any], code: Used) -> None:
+    """What code names in its module, and in modules of the program."""
     if not walk.first((id(space), code)):
         return
     path = (None, str(space.get("__name__")))

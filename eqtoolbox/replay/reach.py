@@ -138,6 +138,7 @@ def _by_base() -> tuple[tuple[Any, Reader], ...]:
         (io.IOBase, readers.file),
         ((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType), readers.alone),
         (types.ModuleType, program.loaded),
+        (types.FrameType, program.frame),
         (types.MappingProxyType, readers.proxy),
         ((property, staticmethod, classmethod, super, *_VIEWS), readers.parts),
         (memoryview, readers.memory),
@@ -148,9 +149,9 @@ def _by_base() -> tuple[tuple[Any, Reader], ...]:
 
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _WHOLE = frozenset({  # readers that see to the attributes themselves
-    program.bound, program.cell, program.function, program.kind, program.loaded, readers.alone,
-    readers.environment, readers.local, readers.module, readers.nothing, readers.optimizer,
-    readers.plain, readers.script,
+    program.bound, program.cell, program.frame, program.function, program.kind, program.loaded,
+    readers.alone, readers.environment, readers.local, readers.module, readers.nothing,
+    readers.optimizer, readers.plain, readers.script,
 })  # fmt: skip
 
 

@@ -30,6 +30,10 @@ class Slot(ABC):
         """What the same thing holds now."""
         return type(self)(self.owner, self.path)
 
+    def marks(self, exchange: Exchange | None = None) -> set[Any]:
+        """What others may share of it; with an exchange only of what has moved."""
+        return {id(self.owner)}
+
     def restore(self, exchange: Exchange) -> bool:
         """Put it back where it has moved, and tell so."""
         moved = self.moved(exchange)
@@ -149,6 +153,14 @@ class Names(Slot):
 
     def again(self) -> "Names":
         return type(self)(self.owner, self.path, self.held)
+
+    def marks(self, exchange: Exchange | None = None) -> set[Any]:
+        names = [
+            name
+            for name, value in self.held.items()
+            if exchange is None or self._get(name) is not exchange.get(id(value), value)
+        ]
+        return {(id(self.owner), name) for name in names}
 
     def moved(self, exchange: Exchange) -> bool:
         now = map(self._get, self.held)
