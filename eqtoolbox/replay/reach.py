@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from eqtoolbox.replay import slots, states
+from eqtoolbox.replay import contents, slots, states
 from eqtoolbox.replay.code import Used, of_a_user, used
 from eqtoolbox.replay.kinds import (
     ALONE,
@@ -129,10 +129,12 @@ class Reach:
             self._attributes(thing, path)
         if not watchable(thing):
             return
-        if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > SMALL:
+        most = LARGE if thing.is_inference() else SMALL  # whose writes nobody counts
+        if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > most:
             self.tensors.append((path, thing))
         else:
-            self.slots.append(states.Contents(thing, path))
+            self.slots.append(contents.Contents(thing, path))
+            self.look(contents.gradient(thing), (path, "grad"))
 
     def array(self, thing: Any, path: Any) -> None:
         if thing.flags.writeable:

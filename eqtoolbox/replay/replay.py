@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
+from eqtoolbox.replay.contents import Contents
 from eqtoolbox.replay.reach import said
 from eqtoolbox.replay.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
@@ -33,7 +34,8 @@ class Replay:
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self._hosts = hosts
         self._outside = Belongings((*hosts, *roots), hosts)
-        self._live = LiveTensors(self._outside.tensors)
+        self._live = LiveTensors(())
+        self._live.add(self._outside.tensors, self._kept())
         self._alone = alone()
         self._torch, self._drawn = TorchStreams(), False  # whether drawn from between evaluations
         self._other = OtherStreams() if draws else None
@@ -122,15 +124,25 @@ class Replay:
     def writes(self, tensor: Tensor) -> bool:
         """An operation is about to write into this tensor; whether that was not known before."""
         with unobserved():
+            if tensor.grad_fn is not None and id(tensor) in self._outside.seen:
+                self.refuse(
+                    "evaluating the loss writes into a tensor that keeps a graph of the training, "
+                    "which cannot be put back: probes that do are switched off; detach it where it "
+                    "is stored, or make a new one"
+                )
             return self._live.before_write(tensor)
 
     def _take(self, more: Belongings) -> None:
         """Other things are in reach as well: keep them as they are."""
-        known = {id(t) for t in self._live.tensors}
         new = [m for m in more.modules if id(m) not in self._outside.seen]
         self._outside.add(more)
-        self._live.add([(path, t) for path, t in more.tensors if id(t) not in known])
+        self._live.add(more.tensors, self._kept())
         self._answer(new)
+
+    def _kept(self) -> set[int]:
+        """Ids of tensors that are kept by value."""
+        slots = self._outside.slots
+        return {id(slot.owner) for slot in slots if type(slot) is Contents}
 
     def _answer(self, modules: list[nn.Module]) -> None:
         answer(modules)
