@@ -43,7 +43,9 @@ class Faithfulness:
             return False
         try:
             with objective.isolated(thorough=True):
-                refuse_hidden_writes(objective, params)
+                self._capture.silent = refuse_hidden_writes(objective, params)
+            for piece in objective.pieces:
+                piece.random.silent = self._capture.silent
         except LeavesTrace as reason:
             self.refuse(str(reason))
             return False

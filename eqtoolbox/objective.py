@@ -20,6 +20,7 @@ from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.graph import in_graphs, ungraded
 from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.streams import BOTH, alone
 from eqtoolbox.replay.tables import Exchanged
 
 Parameters = dict[str, Tensor]
@@ -342,7 +343,7 @@ class Objective:
             self.model,
             expected=used_by(self.loss_fn, self.batch),
             thorough=thorough,
-            draws=draws or any(piece.random.moves for piece in self.pieces),
+            draws=draws or (alone() and any(piece.random.moves & BOTH for piece in self.pieces)),
         )
 
 

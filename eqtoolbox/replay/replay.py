@@ -1,5 +1,6 @@
 """A replay: one thread evaluates a model and its loss again, and leaves everything as it was."""
 
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from eqtoolbox.replay.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.settings import Settings
 from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
 from eqtoolbox.replay.tensors import LiveTensors
+from eqtoolbox.replay.threads import left_running
 
 
 class Replay:
@@ -35,6 +37,10 @@ class Replay:
         self.differentiates = False  # whether the loss takes gradients itself
         self.accumulates = False  # and adds them to those of the model
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
+        self.threads: list[Any] = []  # that an evaluation has started
+        self.drawn_from: frozenset[str] = frozenset()  # streams that an evaluation was heard to
+        self.listened = False  # whether one was listened to
+        self._drawing = threading.RLock()
         self._hosts = hosts
         self._outside = Belongings((*hosts, *roots), hosts)
         self._live = LiveTensors(())
@@ -74,6 +80,7 @@ class Replay:
             self._begin(start)
 
     def _begin(self, start: Belongings | None) -> None:
+        self._end_threads()
         if start is not None and all(start is not known for known in self._starts):
             self._starts.append(start)
             self._take(start)
@@ -99,6 +106,7 @@ class Replay:
     def _end(self) -> None:
         give_back(self._answered)
         try:
+            self._end_threads()
             self._undo()
         finally:
             moved = self._outside.restore({})
@@ -127,9 +135,18 @@ class Replay:
 
     def draw(self) -> None:
         """Random numbers of torch are about to be drawn."""
-        if self.frames:
-            self.frames[-1].draw()
-        self._drawn = self._drawn or not self.frames
+        with self._drawing:
+            if self.frames:
+                self.frames[-1].said = True
+                self.frames[-1].draw()
+            self._drawn = self._drawn or not self.frames
+
+    def drawn(self, name: str) -> None:
+        """An evaluation is about to draw from this stream, which no operation told of."""
+        with self._drawing:
+            if self.frames and not (name == "torch" and self.frames[-1].said):
+                self.drawn_from |= {name}
+                self.frames[-1].draw(name)
 
     def keeps(self, tensor: Tensor) -> bool:
         """Whether it has the entries that it had where the evaluation begins."""
@@ -171,6 +188,16 @@ class Replay:
     def _answer(self, modules: list[nn.Module]) -> None:
         answer(modules)
         self._answered += modules
+
+    def _end_threads(self) -> None:
+        started, self.threads = self.threads, []
+        name = left_running(started)
+        if name:
+            self.refuse(
+                f"the loss starts a thread ({name}) that goes on after it: what it does in an "
+                "evaluation cannot be undone, so that probes that evaluate the loss are switched "
+                "off; end it inside of the loss, or start it outside"
+            )
 
     def _undo(self) -> None:
         lost = self._live.undo()
