@@ -1,6 +1,6 @@
 """Contents: the entries of a tensor of whatever layout, kept by value and written back in place."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -145,10 +145,8 @@ def addresses(tensor: Tensor) -> list[int]:
     """Where the memory of each of its parts begins; none of those that tell nothing."""
     found = []
     for part in parts(tensor):
-        try:
+        with suppress(RuntimeError, NotImplementedError):
             found.append(part.untyped_storage().data_ptr())
-        except (RuntimeError, NotImplementedError):
-            pass
     return found
 
 
