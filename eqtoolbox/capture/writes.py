@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.replay.listening import listening
 from eqtoolbox.replay.scope import current
 
 
@@ -18,6 +19,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replay = current()
+        if replay is not None and torch.Tag.nondeterministic_seeded in func.tags:
+            replay.drawn("torch")
         if func._schema.is_mutable:
             for declared, x in zip(func._schema.arguments, args, strict=False):
                 if declared.alias_info is not None and declared.alias_info.is_write:
@@ -36,15 +40,25 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 )
 
 
-def refuse_hidden_writes(objective: Objective, params: Parameters) -> None:
+def refuse_hidden_writes(objective: Objective, params: Parameters) -> frozenset[str]:
     """Evaluate the loss once and stop it before it writes unannounced into a live tensor.
 
     Args:
         objective: evaluated at `params`, inside its isolation.
 
+    Returns:
+        The random streams that it draws from unannounced.
+
     Raises:
         LeavesTrace: it would have; nothing was changed.
     """
-    with torch.no_grad(), _Watch():  # type: ignore[no-untyped-call]
+    replay = current()
+    if replay is None:
+        raise RuntimeError(
+            "expected to be inside of objective.isolated(): nothing is put back here"
+        )
+    heard = listening(frozenset({"torch"}), replay.drawn)
+    with torch.no_grad(), heard, _Watch():  # type: ignore[no-untyped-call]
         for piece in objective.pieces:
             piece.loss(params)
+    return replay.drawn_from & {"torch"}

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.replay import program, scripted, slots, states
+from eqtoolbox.replay import contents, program, scripted, slots, states
 from eqtoolbox.replay.code import used
 from eqtoolbox.replay.kinds import ATOMS, GLOBAL, LARGE, SMALL, STANDARD, TABLES, users_classes
+from eqtoolbox.replay.tables import live
 from eqtoolbox.replay.tensors import watchable
 from eqtoolbox.replay.walk import Walk, word
 
@@ -29,12 +30,14 @@ def module(walk: Walk, thing: nn.Module, path: Any) -> None:
     walk.slots += [slots.Attributes(own, path), slots.Hooks(thing, path)]
     for table in TABLES:
         if table in own:
-            walk.slots.append(slots.Entries(own[table], path))
+            walk.slots.append(slots.Entries(live(own[table]), path))
     for name, p in own.get("_parameters", {}).items():
         if p is not None:
             walk.tensors.append(((path, name), p))
             if p.__dict__:
                 walk.attributes(p, (path, name))
+            if id(thing) not in walk.hosts:
+                _hooks(walk, p, (path, name))
     for name, b in own.get("_buffers", {}).items():
         if b is not None and id(thing) in walk.hosts:
             walk.tensors.append(((path, name), b))
@@ -51,19 +54,29 @@ def script(walk: Walk, thing: torch.jit.ScriptModule, path: Any) -> None:
     walk.slots.append(scripted.Scripted(thing, path))
     walk.tensors += [((path, name), p) for name, p in thing.named_parameters(recurse=False)]
     for name, value in [*thing.named_buffers(recurse=False), *scripted.plain(thing)]:
-        walk.slots.append(states.Contents(value, (path, name)))
+        walk.slots.append(contents.Contents(value, (path, name)))
     walk.look_named(thing.named_children(), path)
 
 
 def tensor(walk: Walk, thing: Tensor, path: Any) -> None:
     if thing.__dict__:
         walk.attributes(thing, path)
+    _hooks(walk, thing, path)
     if not watchable(thing):
         return
-    if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > SMALL:
+    most = LARGE if thing.is_inference() else SMALL  # whose writes nobody counts
+    if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > most:
         walk.tensors.append((path, thing))
     else:
-        walk.slots.append(states.Contents(thing, path))
+        walk.slots.append(contents.Contents(thing, path))
+        walk.look(contents.gradient(thing), (path, "grad"))
+
+
+def _hooks(walk: Walk, thing: Tensor, path: Any) -> None:
+    """What is called when a backward of the loss reaches a tensor."""
+    for hooks in (thing._backward_hooks, thing._post_accumulate_grad_hooks):
+        if hooks:
+            walk.look(hooks, (path, "hooks"))
 
 
 def array(walk: Walk, thing: Any, path: Any) -> None:
@@ -125,14 +138,17 @@ def memory(walk: Walk, thing: memoryview, path: Any) -> None:
 def optimizer(walk: Walk, thing: torch.optim.Optimizer, path: Any) -> None:
     walk.slots += [slots.Entries(own, path) for own in (vars(thing), thing.state)]
     walk.slots += [slots.Entries(group, path) for group in thing.param_groups]
+    walk.slots += [slots.Items(group["params"], path) for group in thing.param_groups]
+    walk.slots += [slots.Entries(state, path) for state in thing.state.values()]
     walk.slots.append(slots.Items(thing.param_groups, path))
-    for group in thing.param_groups:
-        walk.slots.append(slots.Items(group["params"], path))
-        walk.tensors += [(path, p) for p in group["params"]]
-    for p, state in thing.state.items():
-        walk.slots.append(slots.Entries(state, path))
-        values = [*state.values(), p]
-        walk.tensors += [(path, x) for x in values if isinstance(x, Tensor)]
+    moved = [p for group in thing.param_groups for p in group["params"]]
+    held = [v for state in thing.state.values() for v in state.values()]
+    pairs = [(path, x) for x in (*moved, *held) if isinstance(x, Tensor)]
+    small = sum(x.numel() * x.element_size() for _, x in pairs) <= LARGE
+    if walk.exchanged.isdisjoint(map(id, moved)) and small:
+        walk.slots += [contents.Contents(x, path) for _, x in pairs]  # the loss may step it
+        pairs = [(path, x.grad) for x in moved if x.grad is not None]
+    walk.tensors += pairs
     own = {"state", "param_groups", "defaults"}
     walk.look_named([(n, x) for n, x in vars(thing).items() if n not in own], path)
 

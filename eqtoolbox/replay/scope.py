@@ -1,9 +1,9 @@
 """The scope of a replay: which replay, if any, the running thread is inside of."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -37,6 +37,22 @@ _here = _Here()
 def current() -> "Replay | None":
     """The replay that this thread is inside of; None while it trains or does anything else."""
     return _here.replay
+
+
+def differentiates() -> bool:
+    """Whether the loss that this thread evaluates is known to take gradients itself."""
+    return _here.replay is not None and _here.replay.differentiates
+
+
+def place() -> Any:
+    """Whose evaluation goes on here: the replay of this thread, or the thread by itself."""
+    return _here.replay or threading.get_ident()
+
+
+def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of ours on a module, which is silent where other threads call that module."""
+    mine = place()
+    return lambda *given: hook(*given) if place() == mine else None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 GONE = object()  # in the place of what was not there
 MARK = "_compiled_call_impl"  # where `eqtoolbox.replay.calls` answers for a module
+EXCHANGED = (MARK, "_parameters", "_buffers")  # the tables by `eqtoolbox.replay.tables`
 Exchange = Mapping[int, Any]  # stand-ins by the id of what they stand for
 
 
@@ -73,36 +74,34 @@ class Entries(Slot):
         wanted = dict(pairs)
         for key in [key for key in kind.keys(owner) if key not in wanted]:
             kind.__delitem__(owner, key)
-        now = dict(kind.items(owner))
-        if len(now) != len(wanted) or not all(map(is_, now, wanted)):  # others, or another order
+        if not all(map(is_, kind.keys(owner), wanted)):  # else never empty: others may read
             kind.clear(owner)
-            now = {}
-        for key, value in wanted.items():
-            if now.get(key, GONE) is not value:
-                kind.__setitem__(owner, key, value)
+        kind.update(owner, wanted)
 
 
 class Attributes(Entries):
-    """The attributes of a module, but for the answer to its calls that a replay gives."""
+    """The attributes of a module, but for those that replays exchange in it, of any thread."""
 
     __slots__ = ()
 
     def moved(self, exchange: Exchange) -> bool:
         now, held = self.owner, self.held
-        if MARK not in now or MARK in held:
-            return super().moved(exchange)
-        if len(now) != len(held) + 1:
-            return True
-        if next(reversed(now)) != MARK:
-            now = {k: v for k, v in now.items() if k != MARK}
-        same = all(map(is_, now, held))
+        same = len(now) - (MARK in now) == len(held) - (MARK in held) and all(map(is_, now, held))
+        if same and all(map(is_, now.values(), _exchanged(held, exchange))):
+            return False
+        now, held = _but_exchanged(now), _but_exchanged(held)
+        same = len(now) == len(held) and all(map(is_, now, held))
         return not same or not all(map(is_, now.values(), _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
-        answer = self.owner.get(MARK)
+        answer = {key: self.owner[key] for key in EXCHANGED if key in self.owner}
         super().put_back(exchange)
-        if answer is not None:
-            self.owner[MARK] = answer
+        self.owner.pop(MARK, None)
+        self.owner.update(answer)
+
+
+def _but_exchanged(own: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in own.items() if key not in EXCHANGED}
 
 
 def _keys(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:

@@ -1,4 +1,4 @@
-"""States: slots of what holds numbers itself, kept by value: arrays, small tensors, generators."""
+"""States: slots of what holds numbers itself, kept by value: arrays, generators, files."""
 
 import random
 from contextvars import ContextVar
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from eqtoolbox.replay.slots import GONE, Exchange, Slot
 
@@ -197,47 +196,3 @@ class Position(Slot):
 
     def put_back(self, exchange: Exchange) -> None:
         self.owner.seek(self.held)
-
-
-class Contents(Slot):
-    """The entries of a small tensor that no module has registered."""
-
-    __slots__ = ("_alias", "_version", "held")
-
-    def __init__(self, owner: Tensor, path: Any) -> None:
-        self.owner, self.path = owner, path
-        self._alias = owner.detach()  # the memory itself, were the tensor given another
-        self._version = owner._version
-        self.held = self._alias.clone()
-
-    def moved(self, exchange: Exchange) -> bool:
-        if self.owner._version != self._version or elsewhere(self.owner, self._alias):
-            return True
-        return not same_entries(self._alias, self.held)  # `.data` counts no version
-
-    def put_back(self, exchange: Exchange) -> None:
-        with torch.no_grad():
-            if not same_entries(self._alias, self.held):
-                self._alias.copy_(self.held)
-            if elsewhere(self.owner, self._alias):
-                self.owner.data = self._alias
-        count_from([self.owner], [self._version])
-
-
-def elsewhere(tensor: Tensor, alias: Tensor) -> bool:
-    """Whether a tensor has other memory, another type or another shape than its alias had."""
-    if tensor.dtype != alias.dtype or tensor.shape != alias.shape:
-        return True
-    return tensor.data_ptr() != alias.data_ptr()
-
-
-def same_entries(a: Tensor, b: Tensor) -> bool:
-    """Whether all entries are the same, NaN being so, too."""
-    return torch.equal(a, b) or not bool(((a != b) & ((a == a) | (b == b))).any())
-
-
-def count_from(tensors: list[Tensor], versions: list[int]) -> None:
-    """Count writes from where they were: a graph that has saved a tensor finds it unwritten."""
-    counters = _unsafe_preserve_version_counter(tuple(tensors))
-    counters.prev_versions = tuple(versions)
-    counters.__exit__()

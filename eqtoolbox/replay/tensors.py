@@ -5,17 +5,28 @@ They are copied in the moment before an operation writes into one, and put back 
 version counters tell of writes that no operation announced.
 """
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.replay.states import count_from, elsewhere
+from eqtoolbox.replay.contents import (
+    addresses,
+    copied,
+    count_from,
+    elsewhere,
+    gradient,
+    parts,
+    put_back,
+    version,
+    write,
+)
 
 
 class LiveTensors:
-    """Tensors as they are now.
+    """Tensors, and the gradients of these, as they are now.
 
     Args:
         named: tensors by the way in which the user's code reaches them.
@@ -28,38 +39,51 @@ class LiveTensors:
         self._flags: list[bool] = []
         self._grads: list[Tensor | None] = []
         self._versions: list[int] = []
-        self._copies: dict[int, Tensor] = {}  # by position, made before a write
+        self._copies: dict[int, list[Tensor]] = {}  # by position, made before a write
         self._at: dict[int, list[int]] | None = None  # positions by address of the memory
+        self._known: set[int] = set()
+        self._writing = threading.Lock()  # a loss may have threads
         self.add(named)
 
-    def add(self, named: Iterable[tuple[Any, Tensor]]) -> None:
-        """Watch these, too."""
-        pairs = [(path, t) for path, t in named if watchable(t)]
-        new = [t for _, t in pairs]
-        self.paths += [path for path, _ in pairs]
-        self.tensors += new
-        self._aliases += [t.detach() for t in new]
-        self._flags += [t.requires_grad for t in new]
-        self._grads += [t.grad if t.is_leaf else None for t in new]
-        self._versions += [t._version for t in new]
+    def add(self, named: Iterable[tuple[Any, Tensor]], kept: Container[int] = ()) -> None:
+        """Watch these, too, but those whose ids are in `kept`."""
+        for path, t in named:
+            for where, one in ((path, t), ((path, "grad"), gradient(t))):
+                if one is not None and id(one) not in self._known and id(one) not in kept:
+                    self._watch(where, one)
         self._at = None
+
+    def _watch(self, path: Any, tensor: Tensor) -> None:
+        self._known.add(id(tensor))
+        self.paths.append(path)
+        self.tensors.append(tensor)
+        self._aliases.append(tensor.detach())
+        self._flags.append(tensor.requires_grad)
+        self._grads.append(gradient(tensor))
+        self._versions.append(version(tensor))
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether it is one of these."""
+        return id(tensor) in self._known
 
     def before_write(self, tensor: Tensor) -> bool:
         """Copy what an operation is about to write into; whether there was something to copy."""
-        if self._at is None:
-            self._at = {}
-            for k, alias in enumerate(self._aliases):
-                self._at.setdefault(address(alias), []).append(k)
-            self._at.pop(0, None)  # tensors without entries
-        found = self._at.get(address(tensor), ())
-        new = [k for k in found if k not in self._copies]
-        for k in new:
-            self._copies[k] = self._aliases[k].clone()
+        with self._writing:
+            if self._at is None:
+                self._at = {}
+                for k, alias in enumerate(self._aliases):
+                    for place in addresses(alias):
+                        self._at.setdefault(place, []).append(k)
+                self._at.pop(0, None)  # tensors without entries
+            found = {k for place in addresses(tensor) for k in self._at.get(place, ())}
+            new = found - self._copies.keys()
+            for k in new:
+                self._copies[k] = copied(self._aliases[k])
         return bool(new)
 
     def undo(self) -> list[Any]:
         """Put back what was written; the paths of tensors whose entries could not be."""
-        now = [t._version for t in self.tensors]
+        now = [*map(version, self.tensors)]
         lost = [
             self.paths[k]
             for k, (one, two) in enumerate(zip(now, self._versions, strict=True))
@@ -67,16 +91,11 @@ class LiveTensors:
         ]
         with torch.no_grad():
             for k, copy in self._copies.items():
-                self._aliases[k].copy_(copy)
+                write(self._aliases[k], copy)
             for k, t in enumerate(self.tensors):
-                if self._moved_away(k):
-                    t.data = self._aliases[k]
-                if t.requires_grad != self._flags[k]:
-                    t.requires_grad_(self._flags[k])
-                if t.is_leaf and t.grad is not self._grads[k]:
-                    t.grad = self._grads[k]
+                put_back(t, self._aliases[k], self._flags[k], self._grads[k])
         self._copies.clear()
-        if [t._version for t in self.tensors] != self._versions:
+        if [*map(version, self.tensors)] != self._versions:
             count_from(self.tensors, self._versions)
         return lost
 
@@ -85,14 +104,5 @@ class LiveTensors:
 
 
 def watchable(tensor: Tensor) -> bool:
-    """Whether it has memory of its own kind: no sparse, quantized, meta or inference tensor."""
-    plain = tensor.layout == torch.strided and not tensor.is_quantized
-    return plain and tensor.device.type != "meta" and not tensor.is_inference()
-
-
-def address(tensor: Tensor) -> int:
-    """Where the memory of a tensor begins; -1 where there is none."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return -1
+    """Whether it has entries in memory."""
+    return tensor.device.type != "meta" and bool(parts(tensor))

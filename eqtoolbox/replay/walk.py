@@ -17,7 +17,9 @@ class Walk:
     """What is met, kind by kind; `read` says what one thing holds."""
 
     def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
+        hosts = [*hosts]
         self.hosts = {id(m) for host in hosts for m in host.modules()}
+        self.exchanged = {id(p) for host in hosts for p in host.parameters()}
         self.slots: list[Slot] = []
         self.tensors: list[tuple[Any, Tensor]] = []
         self.modules: list[nn.Module] = []
