@@ -24,6 +24,7 @@ class Belongings:
     def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
         reach = Reach(roots, hosts)
         self.slots: list[Slot] = reach.slots
+        self.common: list[Slot] = []  # that other threads can reach, too
         self.tensors = reach.tensors
         self.modules = reach.modules
         self.holders = reach.holders
@@ -32,8 +33,9 @@ class Belongings:
 
     def add(self, other: "Belongings") -> None:
         """Take in what the other reaches besides, as it is now."""
-        mine = {id(slot.owner) for slot in self.slots}
-        self.slots += [slot.again() for slot in other.slots if id(slot.owner) not in mine]
+        mine = {mark for slot in (*self.slots, *self.common) for mark in slot.marks()}
+        new = [slot.divided(mine)[0] for slot in (*other.slots, *other.common)]
+        self.slots += [slot.again() for parts in new for slot in parts]
         known = {id(t) for _, t in self.tensors}
         self.tensors += [(path, t) for path, t in other.tensors if id(t) not in known]
         met = {id(m) for m in self.modules}
@@ -51,6 +53,14 @@ class Belongings:
         if made:
             remade(self.holders, made)
         return made
+
+    def leave(self, theirs: set[Any]) -> None:
+        """Never write what other threads can reach, given by its marks."""
+        whole, self.slots, self.common = [*self.slots, *self.common], [], []
+        for slot in whole:
+            mine, other = slot.divided(theirs)
+            self.slots += mine
+            self.common += other
 
     def restore(self, exchange: dict[int, Any]) -> list[Slot]:
         """Make everything what it was; returns what had moved."""

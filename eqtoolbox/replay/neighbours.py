@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -16,22 +17,23 @@ _WAITS = {  # for another thread to end: it changes nothing before
 }  # fmt: skip
 
 
-def others() -> list[tuple[str, list[FrameType]]]:
-    """The other threads in which the program's own code runs: names, and the calls that go on."""
+def reached_by_others() -> dict[str, set[Any]]:
+    """The marks of all slots in reach of calls that go on in other threads, by their names.
+
+    Only of threads in which the program's own code runs and does not wait for others to end; none
+    where it is too much to look at.
+    """
     threads = [t for t in threading.enumerate() if t is not threading.current_thread()]
     if not threads:
-        return []
+        return {}
     stacks = sys._current_frames()
-    calls = [(t.name, _calls(stacks.get(t.ident or 0))) for t in threads]
-    return [(name, own) for name, own in calls if own]
-
-
-def reached_by(calls: list[FrameType]) -> set[Any]:
-    """The marks of all slots in reach of these calls; none where it is too much to look at."""
-    try:
-        return {mark for slot in Reach(calls).slots for mark in slot.marks()}
-    except LeavesTrace:
-        return set()
+    found = {}
+    for thread in threads:
+        calls = _calls(stacks.get(thread.ident or 0))
+        if calls:
+            with suppress(LeavesTrace):
+                found[thread.name] = {m for slot in Reach(calls).slots for m in slot.marks()}
+    return found
 
 
 def _calls(frame: FrameType | None) -> list[FrameType]:

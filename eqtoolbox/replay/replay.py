@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
 from eqtoolbox.replay.contents import Contents, gradient
+from eqtoolbox.replay.neighbours import reached_by_others
 from eqtoolbox.replay.outside import watch
 from eqtoolbox.replay.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.settings import Settings
@@ -49,6 +50,8 @@ class Replay:
         self._live = LiveTensors(())
         self._kept: dict[int, Contents] = {}  # tensors that are kept by value
         self._watch(self._outside.tensors)
+        self._others = reached_by_others()
+        self._leave_to_others(self._outside)
         self._settings = Settings()
         self._alone = alone()
         self._torch, self._drawn = TorchStreams(), False  # whether drawn from between evaluations
@@ -86,12 +89,14 @@ class Replay:
         self._end_threads()
         if start is not None and all(start is not known for known in self._starts):
             self._starts.append(start)
+            self._leave_to_others(start)
             self._take(start)
             for slot in start.slots:
                 if type(slot) is Contents:
                     slot.count_as(self._kept[id(slot.owner)])
         self._undo()
         self._settings.restore()
+        self._unchanged_by_others()
         self.exchange = self._outside.exchange()
         if start is not None:
             self.exchange |= start.exchange()
@@ -111,6 +116,7 @@ class Replay:
         try:
             self._end_threads()
             self._undo()
+            self._unchanged_by_others()
         finally:
             moved = self._outside.restore({})
             self._settings.restore()
@@ -178,6 +184,7 @@ class Replay:
         """Other things are in reach as well: keep them as they are."""
         new = [m for m in more.modules if id(m) not in self._outside.seen]
         self._outside.add(more)
+        self._leave_to_others(self._outside)
         self._watch(more.tensors)
         self._answer(new)
 
@@ -199,6 +206,23 @@ class Replay:
                 "evaluation cannot be undone, so that probes that evaluate the loss are switched "
                 "off; end it inside of the loss, or start it outside"
             )
+
+    def _leave_to_others(self, belongings: Belongings) -> None:
+        """What another thread of the program can reach is not written, but must not change."""
+        if self._others or belongings.common:
+            belongings.leave(set().union(*self._others.values()))
+
+    def _unchanged_by_others(self) -> None:
+        for belongings in (self._outside, *self._starts) if self._others else ():
+            for slot in belongings.common:
+                if slot.moved({}):
+                    marks = slot.marks()
+                    name = next(n for n, theirs in self._others.items() if marks & theirs)
+                    self.refuse(
+                        f"{said(slot.path)} changed while the loss was evaluated again, and thread "
+                        f"{name} can reach it, too: whose change it was cannot be told, so that "
+                        "probes that evaluate the loss are switched off; give the loss a copy"
+                    )
 
     def _undo(self) -> None:
         lost = self._live.undo()

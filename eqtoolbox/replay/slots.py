@@ -31,9 +31,13 @@ class Slot(ABC):
         """What the same thing holds now."""
         return type(self)(self.owner, self.path)
 
-    def marks(self, exchange: Exchange | None = None) -> set[Any]:
-        """What others may share of it; with an exchange only of what has moved."""
+    def marks(self) -> set[Any]:
+        """What others may have a hold of."""
         return {id(self.owner)}
+
+    def divided(self, theirs: set[Any]) -> "tuple[list[Slot], list[Slot]]":
+        """What of it others have no hold of, and what they have."""
+        return ([], [self]) if self.marks() & theirs else ([self], [])
 
     def restore(self, exchange: Exchange) -> bool:
         """Put it back where it has moved, and tell so."""
@@ -153,13 +157,16 @@ class Names(Slot):
     def again(self) -> "Names":
         return type(self)(self.owner, self.path, self.held)
 
-    def marks(self, exchange: Exchange | None = None) -> set[Any]:
-        names = [
-            name
-            for name, value in self.held.items()
-            if exchange is None or self._get(name) is not exchange.get(id(value), value)
-        ]
-        return {(id(self.owner), name) for name in names}
+    def marks(self) -> set[Any]:
+        return {(id(self.owner), name) for name in self.held}
+
+    def divided(self, theirs: set[Any]) -> tuple[list[Slot], list[Slot]]:
+        common = {name for name in self.held if (id(self.owner), name) in theirs}
+        parts = [type(self)(self.owner, self.path, ()) for _ in range(2)]
+        for name, value in self.held.items():
+            parts[name in common].held[name] = value
+        mine, other = ([part] if part.held else [] for part in parts)
+        return [*mine], [*other]
 
     def moved(self, exchange: Exchange) -> bool:
         now = map(self._get, self.held)

@@ -258,3 +258,88 @@ def test_an_exchange_for_the_whole_process_is_noticed() -> None:
         assert Loop(1, watch=False)() != alone
     finally:
         nn.Module.__call__ = CALL  # type: ignore[method-assign]
+
+
+def _with_an_actor(buffer: list[int], model: nn.Module, loss: Any) -> int:
+    """A training of some steps while another thread fills `buffer`; how many rows it made."""
+    stop, made = threading.Event(), [0]
+
+    def act() -> None:
+        while not stop.wait(0.0005):
+            buffer.append(made[0])
+            made[0] += 1
+
+    actor = threading.Thread(target=act, name="actor")
+    actor.start()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = eq.attach(model, optimizer, schedule=1, budget=None, probes=PROBES)
+    watched = monitor.loss(loss)
+    for _ in range(4):
+        optimizer.zero_grad()
+        watched(model, (torch.randn(4, 16), torch.tensor([0, 1, 2, 0]))).backward()
+        optimizer.step()
+    monitor.close()
+    stop.set()
+    actor.join()
+    return made[0]
+
+
+def test_what_another_thread_writes_meanwhile_is_never_taken_back() -> None:
+    buffer: list[int] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return cross_entropy(model, batch) * (1 + 0 * len(buffer))
+
+    with pytest.warns(RuntimeWarning, match=r"buffer changed while .* thread actor can reach it"):
+        made = _with_an_actor(buffer, Plain(0), loss)
+    assert buffer == [*range(made)]
+
+
+def test_state_that_the_other_thread_cannot_reach_is_kept_as_ever() -> None:
+    buffer: list[int] = []
+    calls: list[int] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        calls.append(1)
+        return cross_entropy(model, batch) * (1 + 0.01 * len(calls))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = _with_an_actor(buffer, Plain(0), loss)
+    assert buffer == [*range(made)]
+    assert len(calls) == 4
+
+
+CALLS = 0
+
+
+def test_a_training_in_a_thread_of_its_own_is_not_mistaken_for_shared() -> None:
+    """The thread that waits for it reaches everything, and changes nothing before it ends."""
+    global CALLS
+    CALLS, kept = 0, []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        global CALLS
+        CALLS += 1
+        return cross_entropy(model, batch) * (1 + 0.01 * CALLS)
+
+    def train() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = Plain(0)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            with eq.attach(model, optimizer, schedule=1, budget=None, probes=PROBES) as monitor:
+                watched = monitor.loss(loss)
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    batch = (torch.randn(4, 16), torch.tensor([0, 1, 2, 0]))
+                    watched(model, batch).backward()
+                    optimizer.step()
+            kept.append(CALLS)
+
+    worker = threading.Thread(target=train)
+    worker.start()
+    worker.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train).result()
+    assert kept == [3, 6]
