@@ -19,7 +19,7 @@ from eqtoolbox.interrupts import for_the_loop
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
-from eqtoolbox.replay.scope import LeavesTrace
+from eqtoolbox.replay.scope import LeavesTrace, current
 from eqtoolbox.snapshot import Snapshot
 
 CHECK = "monitor/closure_grad_cos"
@@ -43,7 +43,9 @@ class Faithfulness:
             return False
         try:
             with objective.isolated(thorough=True):
-                refuse_hidden_writes(objective, params)
+                self._capture.silent = refuse_hidden_writes(objective, params)
+            for piece in objective.pieces:
+                piece.random.silent = self._capture.silent
         except LeavesTrace as reason:
             self.refuse(str(reason))
             return False
@@ -80,7 +82,9 @@ class Faithfulness:
                 with snapshot.training.isolated():
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
                     repeated = repeats(snapshot.training, snapshot.before)
-                return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
+                    replay = current()
+                told = self._circumstances(repeated, replay is not None and replay.accumulates)
+                return self._judge(replayed, snapshot.gradient, snapshot.before, told)
             except LeavesTrace as reason:
                 self.refuse(str(reason))
             except BaseException as error:
@@ -88,15 +92,13 @@ class Faithfulness:
         return False
 
     def _judge(
-        self, replayed: dict[str, Tensor], gradient: Parameters, before: Parameters, repeated: float
+        self,
+        replayed: dict[str, Tensor],
+        gradient: Parameters,
+        before: Parameters,
+        told: Circumstances,
     ) -> bool:
         caught, reached = self._capture.pending.counts
-        told = Circumstances(
-            hooked=tuple(n for n, p in self._capture.watched.trainable().items() if _has_hooks(p)),
-            unreached=self._capture.pending.unreached,
-            climbed=self._climber(),
-            repeated=repeated,
-        )
         found = compare(replayed, gradient, before, told)
         summed = self._capture.pending.learn_weights(found.ratio)
         if summed:
@@ -115,6 +117,15 @@ class Faithfulness:
         elif found.cause:
             self._journal.warn("monitor", f"probes measure a loss of another scale: {found.cause}")
         return summed
+
+    def _circumstances(self, repeated: float, accumulates: bool) -> Circumstances:
+        return Circumstances(
+            hooked=tuple(n for n, p in self._capture.watched.trainable().items() if _has_hooks(p)),
+            unreached=self._capture.pending.unreached,
+            climbed=self._climber(),
+            accumulates=accumulates,
+            repeated=repeated,
+        )
 
     def _climber(self) -> str:
         """Who moved the parameters between the losses and the step; empty if nobody did."""

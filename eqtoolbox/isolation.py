@@ -14,10 +14,12 @@ from torch import nn
 
 from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.replay.calls import every_call, global_hooks, uncompiled
+from eqtoolbox.replay.listening import seeds_announced
 from eqtoolbox.replay.quiet import quiet
 from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.scope import current, inside
 from eqtoolbox.replay.streams import RandomState, cuda_started, random_streams
+from eqtoolbox.replay.threads import followed
 
 __all__ = ["RandomState", "evaluation", "flagged", "isolated", "random_streams"]
 
@@ -56,6 +58,8 @@ def isolated(
         scope.enter_context(inside(replay))
         scope.enter_context(uncompiled())
         scope.enter_context(quiet())
+        scope.enter_context(followed())
+        scope.enter_context(seeds_announced())
         if thorough or global_hooks():
             scope.enter_context(every_call())
         scope.enter_context(torch.inference_mode(False))

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._pytree import tree_leaves, tree_map
 
 from eqtoolbox.capture.batch import map_tensors, tensors
@@ -19,7 +18,10 @@ from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.graph import in_graphs, ungraded
 from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.streams import BOTH, alone
+from eqtoolbox.replay.tables import Exchanged
 
 Parameters = dict[str, Tensor]
 LossFunction = Annotated[
@@ -41,6 +43,11 @@ class Call:
     output: Any
     loss: Tensor | None = None  # what the loss came to, scalar
     times: int = 1  # how often the loss called the model
+
+    def detached(self) -> "Call":
+        """Without the graphs that a loss which takes gradients itself has made."""
+        args, kwargs, output = tree_map(_detached, (self.args, self.kwargs, self.output))
+        return replace(self, args=args, kwargs=kwargs, output=output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +79,7 @@ class Objective:
     @contextmanager
     def scope(self, params: Mapping[str, Tensor]) -> Iterator[None]:
         """Keeps `params` swapped in; checkpointed layers run forward again in the backward."""
-        swapped = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
-        scope = Scope(self.model)
-        with _reparametrize_module(scope, swapped, tie_weights=True), self._beside(params):
+        with Exchanged(self.model, self._state(params)).here(), self._beside(params):
             yield
 
     def evaluated(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -91,16 +96,16 @@ class Objective:
         Raises:
             LookupError: the loss calls the model not once, or the output is no single tensor.
         """
-        made: list[Any] = []
-
-        def body(model: nn.Module) -> None:
+        def body(model: nn.Module) -> list[Any]:
+            made: list[Any] = []
             handle = model.register_forward_hook(lambda _, __, output: made.append(output))
             try:
-                self.loss_fn(model, self._batch())
+                self._loss(model)
             finally:
                 handle.remove()
+            return made
 
-        self._run(params, body)
+        made: list[Any] = self._run(params, body)
         if len(made) != 1 or not isinstance(made[0], Tensor) or made[0].dim() == 0:
             raise LookupError("it needs a loss that calls the model once for one output tensor")
         return made[0]
@@ -110,16 +115,15 @@ class Objective:
 
         Of an output with `logits` these are taken.
         """
-        made: list[Any] = []
-
-        def body(model: nn.Module) -> Tensor:
+        def body(model: nn.Module) -> tuple[Tensor, list[Any]]:
+            made: list[Any] = []
             handle = model.register_forward_hook(lambda _, __, output: made.append(output))
             try:
-                return scalar_loss(self.loss_fn(model, self._batch()))
+                return self._loss(model), made
             finally:
                 handle.remove()
 
-        loss: Tensor = self._run(params, body)
+        loss, made = self._run(params, body)
         output = getattr(made[0], "logits", made[0]) if len(made) == 1 else None
         single = isinstance(output, Tensor) and output.dim() > 0
         return (output if single else None), loss
@@ -137,7 +141,7 @@ class Objective:
         def body(model: nn.Module) -> Tensor:
             handle = model.register_forward_pre_hook(moved)
             try:
-                return scalar_loss(self.loss_fn(model, self._batch()))
+                return self._loss(model)
             finally:
                 handle.remove()
 
@@ -168,14 +172,15 @@ class Objective:
 
         handle = model.register_forward_hook(note, with_kwargs=True)
         try:
-            loss = self.loss_fn(model, self._batch())
+            loss = self._loss(model)
         finally:
             handle.remove()
         if not calls or not (calls[0].args or calls[0].kwargs):
             raise LookupError(
                 "the loss never calls the model as model(inputs): data symmetries need that call"
             )
-        return replace(calls[0], loss=scalar_loss(loss), times=len(calls))
+        first = calls[0] if torch.is_grad_enabled() else calls[0].detached()
+        return replace(first, loss=loss, times=len(calls))
 
     def loss_of_output(
         self, params: Mapping[str, Tensor], output: Any, train: bool = False
@@ -189,7 +194,7 @@ class Objective:
         own = {k: v for k, v in model.__dict__.items() if k == "forward"}
         model.__dict__["forward"] = lambda *_, **__: output
         try:
-            return scalar_loss(self.loss_fn(model, self._batch()))
+            return self._loss(model)
         finally:
             model.__dict__.pop("forward")
             model.__dict__.update(own)
@@ -251,21 +256,43 @@ class Objective:
         return [self]
 
     def _scalar(self, params: Mapping[str, Tensor], train: bool) -> Tensor:
-        body = lambda model: scalar_loss(self.loss_fn(model, self._batch()))
-        loss: Tensor = self._run(params, body, train)
+        loss: Tensor = self._run(params, self._loss, train)
         return loss
 
     def _run(
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
-        named = {f"model.{name}": tensor for name, tensor in self._state(params).items()}
-        scope = Scope(self.model)
+        """`body(model)` at these parameters; again from the start if its loss differentiates."""
+        replay, graphs = current(), torch.is_grad_enabled()
+        known = replay is None or replay.differentiates
+        try:
+            result = self._once(params, body, train)
+        except Exception:
+            if known or not replay.differentiates:
+                raise
+        else:
+            if known or graphs or not replay.differentiates:
+                return result if graphs else tree_map(_detached, result)
+        result = self._once(params, body, train)
+        return result if graphs else tree_map(_detached, result)
+
+    def _loss(self, model: nn.Module) -> Tensor:
+        """Of one that takes gradients itself all operations make a graph, as in the training."""
+        replay, graphs = current(), torch.is_grad_enabled()
+        with torch.set_grad_enabled(graphs or (replay is not None and replay.differentiates)):
+            result = self.loss_fn(model, self._batch())
+        loss = scalar_loss(result)
+        return loss if graphs else loss.detach()
+
+    def _once(
+        self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool
+    ) -> Any:
+        exchanged = Exchanged(self.model, self._state(params))
 
         @contextmanager
         def state() -> Iterator[None]:
             flags = self.flags if train else (False,) * len([*self.model.modules()])
-            swapped = _reparametrize_module(scope, named, tie_weights=True)
-            with flagged(self.model, flags), swapped, self._beside(params):
+            with flagged(self.model, flags), exchanged.here(), self._beside(params):
                 yield
 
         check()
@@ -273,15 +300,25 @@ class Objective:
         replay = current()
         if replay is not None:
             replay.begin(self.belongings)
-        with random_streams(self.random), cast, recomputed_within(state), state():
-            return body(self.model)
+            replay.protect(self.beside.held if self.beside else {})
+        with ungraded(params.values()), random_streams(self.random), cast, recomputed_within(state):
+            with state():
+                return body(self.model)
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
-        """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
-        frozen = {n: p.detach() for n, p in self.model.named_parameters() if n not in params}
+        """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers.
+
+        A loss that takes gradients itself finds all that train in its graph.
+        """
         others = self.beside.live if self.beside else {}
         own = {n: p for n, p in params.items() if n not in others}
-        return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **own}
+        live = dict(self.model.named_parameters())
+        frozen = self._cast({n: p.detach() for n, p in live.items() if n not in params})
+        replay = current()
+        if replay is not None and replay.differentiates:
+            frozen = {n: in_graphs(p, live[n]) for n, p in frozen.items()}
+            own = {n: in_graphs(p, live.get(n, p)) for n, p in own.items()}
+        return {**frozen, **self._cast(_clones(self.buffers)), **own}
 
     def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """Scope in which the loss finds its own parameters among `params`, or as they were."""
@@ -306,19 +343,8 @@ class Objective:
             self.model,
             expected=used_by(self.loss_fn, self.batch),
             thorough=thorough,
-            draws=draws or any(piece.random.moves for piece in self.pieces),
+            draws=draws or (alone() and any(piece.random.moves & BOTH for piece in self.pieces)),
         )
-
-
-class Scope(nn.Module):
-    """Runs `body(model)`; parameters swapped in it stay so for the whole body."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, body: Any) -> Any:
-        return body(self.model)
 
 
 def used_by(loss_fn: Any, batch: Any) -> tuple[Any, ...]:
@@ -357,6 +383,10 @@ def loss_tensor(result: Any) -> Tensor:
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast without its cache of weights, which would keep those of other parameters."""
     return torch.autocast(device, dtype=dtype, cache_enabled=False)
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Parameters:

@@ -51,6 +51,7 @@ class Circumstances:
     hooked: tuple[str, ...] = ()  # parameters with hooks of the user's
     unreached: bool = False  # losses were caught, and a backward reached none of them
     climbed: str = ""  # who moved the parameters between the losses and the step
+    accumulates: bool = False  # whether the loss runs a backward of its own through the model
     repeated: float = 0.0  # relative change of the loss when evaluated again
 
 
@@ -88,6 +89,12 @@ def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances
             f"{told.climbed} moved the parameters between the losses and the step, so that the "
             "optimizer was given the gradient of another point (as SAM does, which climbs before "
             "its base optimizer steps); curvature is that of the loss where the step started"
+        )
+    if told.accumulates:
+        return (
+            "the loss runs a backward of its own, which adds to the gradients of the model, so that "
+            "the step is given the sum of both; take that gradient by torch.autograd.grad, or name "
+            "what it is for in backward(inputs=...)"
         )
     limit = max(float(x.abs().max()) for x in g.values())
     clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}

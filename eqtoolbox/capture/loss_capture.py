@@ -57,6 +57,7 @@ class LossCapture:
         self.criterion = criterion
         self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.refused = ""  # why the loss must not be evaluated
+        self.silent: frozenset[str] = frozenset()  # streams that it draws from without a word
         self.missed = ""  # why nothing could be caught although the model was called
         self.replays = True  # whether the coming step is evaluated again
         self.pending = Pending(watched)
@@ -386,7 +387,7 @@ class LossCapture:
 
     def _now(self, *used: Any) -> "Start":
         """What an evaluation of the loss begins from now."""
-        return Start(RandomState(), _buffers(self.model), self._belongings(used))
+        return Start(RandomState(self.silent), _buffers(self.model), self._belongings(used))
 
     def _belongings(self, used: tuple[Any, ...]) -> Belongings | None:
         if self.refused or not self.replays:

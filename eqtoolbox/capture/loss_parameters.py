@@ -1,6 +1,6 @@
 """Loss parameters: tensors that a loss uses and its model has not, at the values of their step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from eqtoolbox.replay.scope import current, unobserved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,12 @@ class LossParameters:
         self, params: Mapping[str, Tensor], cast: Callable[[Any], Any]
     ) -> AbstractContextManager[Any]:
         """Scope in which each is `params[name]`, or else the `cast` of what it was."""
-        held = {n: cast(t) for n, t in self.held.items() if n not in params}
+        with unobserved():
+            held = {
+                n: as_trained(t, self.live[n], cast)
+                for n, t in self.held.items()
+                if n in self.live and n not in params
+            }
         found = {id(t): params.get(n, held.get(n)) for n, t in self.live.items()}
         pairs = {key: t for key, t in found.items() if t is not None}
         return Exchanged(pairs) if pairs else nullcontext()
@@ -50,17 +57,14 @@ class Exchanged(TorchFunctionMode):
         return self._pairs.get(id(given), given)
 
 
-def leaves_of(loss: Tensor) -> Iterator[Tensor]:
-    """The leaf tensors that the graph of a loss ends in."""
-    waiting, seen = [loss.grad_fn], set()
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "AccumulateGrad":
-            yield node.variable
-        waiting.extend(inner for inner, _ in node.next_functions)
+def as_trained(held: Tensor, live: Tensor, cast: Callable[[Any], Any]) -> Tensor:
+    """As the loss found it, with its gradient; in its graph, if it takes gradients itself."""
+    replay = current()
+    found: Tensor = cast(live.detach() if replay is not None and replay.keeps(live) else held)
+    if replay is not None:
+        found.requires_grad_(live.requires_grad and replay.differentiates)
+        found.grad = None if live.grad is None else cast(live.grad)
+    return found
 
 
 def clones(live: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.capture.loss_parameters import LossParameters, clones, leaves_of
+from eqtoolbox.capture.loss_parameters import LossParameters, clones
+from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.reach import modules_in
 
 

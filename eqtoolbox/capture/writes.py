@@ -18,6 +18,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replay = current()
+        if replay is not None and torch.Tag.nondeterministic_seeded in func.tags:
+            replay.drawn("torch")
         if func._schema.is_mutable:
             for declared, x in zip(func._schema.arguments, args, strict=False):
                 if declared.alias_info is not None and declared.alias_info.is_write:
@@ -36,11 +39,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 )
 
 
-def refuse_hidden_writes(objective: Objective, params: Parameters) -> None:
+def refuse_hidden_writes(objective: Objective, params: Parameters) -> frozenset[str]:
     """Evaluate the loss once and stop it before it writes unannounced into a live tensor.
 
     Args:
         objective: evaluated at `params`, inside its isolation.
+
+    Returns:
+        The random streams that it draws from unannounced.
 
     Raises:
         LeavesTrace: it would have; nothing was changed.
@@ -48,3 +54,5 @@ def refuse_hidden_writes(objective: Objective, params: Parameters) -> None:
     with torch.no_grad(), _Watch():  # type: ignore[no-untyped-call]
         for piece in objective.pieces:
             piece.loss(params)
+    replay = current()
+    return frozenset() if replay is None else replay.drawn_from & {"torch"}

@@ -31,6 +31,10 @@ class Contents(Slot):
         self._node = owner.grad_fn  # which cannot be given back
         self.held = copied(self._alias)
 
+    def count_as(self, other: "Contents") -> None:
+        """Leave the version that `other` knows, which is that of the training now."""
+        self._version = other._version
+
     def moved(self, exchange: Exchange) -> bool:
         owner = self.owner
         if owner.requires_grad != self._flag or gradient(owner) is not self._grad:
@@ -125,9 +129,11 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def elsewhere(tensor: Tensor, alias: Tensor) -> bool:
     """Whether a tensor has other memory, another type or another shape than its alias had."""
+    if tensor.is_nested:  # whose shape cannot be asked
+        return addresses(tensor) != addresses(alias)
     if tensor.dtype != alias.dtype or tensor.shape != alias.shape:
         return True
-    if tensor.layout is torch.strided and type(tensor) in _PLAIN and not tensor.is_nested:
+    if tensor.layout is torch.strided and type(tensor) in _PLAIN:
         return tensor.data_ptr() != alias.data_ptr() or tensor.stride() != alias.stride()
     return tensor.layout is not alias.layout or addresses(tensor) != addresses(alias)
 

@@ -7,13 +7,15 @@ did not ask gets the function itself. Nothing else of a process is ever exchange
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 Answer = Callable[..., Any]  # (original, *args, **kwargs) -> result
 _lock = threading.RLock()
+_known: list["Intercepted"] = []
 
 
 class Intercepted:
@@ -31,6 +33,12 @@ class Intercepted:
         self._original: Callable[..., Any] | None = None
         self._exchanged: Any = None  # what stands in its place
         self._own: Any = None  # what the owner itself had: None where it inherits
+        _known.append(self)
+
+    def answers(self) -> list[Answer]:
+        """What answers in this thread, the inner one last."""
+        found: list[Answer] = self._here.__dict__.get("answers", [])
+        return found
 
     def answered_by(self, answer: Answer) -> "_Answered":
         """Scope in which calls of this thread go to `answer(original, *args, **kwargs)`.
@@ -71,14 +79,12 @@ class Intercepted:
         setattr(owner, self._name, self._exchanged)
 
     def _passing(self, original: Any) -> Callable[..., Any]:
-        here = self._here
-
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return original(*args, **kwargs)
             asked = original
-            for answer in here.__dict__.get("answers", ()):
+            for answer in self.answers():
                 asked = functools.partial(answer, asked)
             return asked(*args, **kwargs)
 
@@ -91,6 +97,36 @@ class Intercepted:
             delattr(owner, self._name)
         else:
             setattr(owner, self._name, self._own)
+
+
+class InterceptedMethods(Intercepted):
+    """An attribute that is an object, whose methods are answered for."""
+
+    def _passing(self, original: Any) -> Any:
+        return _Methods(original, super()._passing)
+
+
+class _Methods:
+    def __init__(self, thing: Any, passing: Callable[[Any], Any]) -> None:
+        self._thing, self._passing = thing, passing
+
+    def __getattr__(self, name: str) -> Any:
+        return self._passing(getattr(self._thing, name))
+
+
+def inherited() -> AbstractContextManager[Any]:
+    """Scope for another thread, in which all that this one answers for is answered the same way."""
+    answers = [(one, [*one.answers()]) for one in _known if one.answers()]
+
+    @contextmanager
+    def scope() -> Iterator[None]:
+        with ExitStack() as entered:
+            for one, here in answers:
+                for answer in here:
+                    entered.enter_context(one.answered_by(answer))
+            yield
+
+    return scope()
 
 
 class _Answered:

@@ -5,6 +5,7 @@ into tensors of the training or draws random numbers is announced to the replay 
 """
 
 from collections.abc import Callable
+from inspect import signature
 from types import FunctionType, MethodWrapperType
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.scope import current
 
 _IN_PLACE = frozenset({
@@ -186,17 +188,40 @@ def _runs_opened(function: Any) -> Any:
     return run
 
 
-def _no_backward(mode: Operations, args: Any, kwargs: Any) -> None:
-    """A loss that runs its own backward fills gradients of the training: a replay needs none."""
-    if current() is None:
-        Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+def _differentiated(function: Any) -> Any:
+    """A gradient inside of a loss: it needs a graph, and checkpoints run again in it."""
+    run = _runs_opened(function)
+
+    def differentiate(mode: Operations, args: Any, kwargs: Any) -> Any:
+        replay = current()
+        if replay is not None and replay.frames:
+            replay.differentiates = True
+        return run(mode, args, kwargs)
+
+    return differentiate
 
 
+def _backward(mode: Operations, args: Any, kwargs: Any) -> Any:
+    """A backward adds to gradients, which it does not tell, and calls hooks."""
+    replay = current()
+    if replay is not None:
+        named = signature(torch.autograd.backward).bind(*args, **kwargs).arguments
+        reached = named.get("inputs")
+        if reached is None:
+            reached = leaves_of(named["tensors"])
+        for leaf in [reached] if isinstance(reached, Tensor) else list(reached or ()):
+            if isinstance(leaf, Tensor):
+                replay.adds_to(leaf)
+    return _runs_backward(mode, args, kwargs)
+
+
+_runs_backward = _differentiated(torch.autograd.backward)
 _TWINS: dict[Any, Any] = {
     F.scaled_dot_product_attention: lambda mode, args, kwargs: attention(*args, **kwargs),
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
-    torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it
+    torch.autograd.grad: _differentiated(torch.autograd.grad),
+    torch.autograd.backward: _backward,
+    Tensor.backward: _runs_opened(Tensor.backward),
     torch._weight_norm: lambda mode, args, kwargs: weight_norm(*args, **kwargs),
-    Tensor.backward: _no_backward,
 }
 _acts: dict[Any, _Acts] = {}

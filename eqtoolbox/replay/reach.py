@@ -47,6 +47,7 @@ from eqtoolbox.replay.kinds import (
 )
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.replay.slots import Slot
+from eqtoolbox.replay.tables import live
 from eqtoolbox.replay.tensors import watchable
 
 
@@ -70,6 +71,7 @@ class Reach:
         self.seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._hosts = {id(m) for host in hosts for m in host.modules()}
+        self._exchanged = {id(p) for host in hosts for p in host.parameters()}
         self._waiting: list[tuple[Any, Any]] = [(root, (None, _word(root))) for root in roots]
         self._walk()
 
@@ -102,7 +104,7 @@ class Reach:
         self.slots += [slots.Attributes(own, path), slots.Hooks(thing, path)]
         for table in TABLES:
             if table in own:
-                self.slots.append(slots.Entries(own[table], path))
+                self.slots.append(slots.Entries(live(own[table]), path))
         for name, p in own.get("_parameters", {}).items():
             if p is not None:
                 self.tensors.append(((path, name), p))
@@ -203,10 +205,14 @@ class Reach:
     def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
         self.slots += [slots.Entries(own, path) for own in (vars(thing), thing.state)]
         self.slots += [slots.Entries(group, path) for group in thing.param_groups]
-        for p, state in thing.state.items():
-            self.slots.append(slots.Entries(state, path))
-            values = [*state.values(), p]
-            self.tensors += [(path, x) for x in values if isinstance(x, Tensor)]
+        moved = [p for group in thing.param_groups for p in group["params"]]
+        held = [v for state in thing.state.values() for v in state.values()]
+        self.slots += [slots.Entries(state, path) for state in thing.state.values()]
+        pairs = [(path, x) for x in (*moved, *held) if isinstance(x, Tensor)]
+        if self._exchanged.isdisjoint(map(id, moved)) and _bytes(pairs) <= LARGE:
+            self.slots += [contents.Contents(x, path) for _, x in pairs]  # the loss may step it
+            pairs = [(path, x.grad) for x in moved if x.grad is not None]
+        self.tensors += pairs
 
     def stream(self, thing: Any, path: Any) -> None:
         if thing is not torch.default_generator:
@@ -384,6 +390,10 @@ def _by_base() -> tuple[tuple[Any, Callable[..., None]], ...]:
         ((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType), Reach.alone),
         (type, Reach.kind),
     )
+
+
+def _bytes(pairs: list[tuple[Any, Tensor]]) -> int:
+    return sum(t.numel() * t.element_size() for _, t in pairs)
 
 
 def _word(root: Any) -> str:

@@ -1,5 +1,6 @@
 """A replay: one thread evaluates a model and its loss again, and leaves everything as it was."""
 
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -7,11 +8,13 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
-from eqtoolbox.replay.contents import Contents
+from eqtoolbox.replay.contents import Contents, gradient
 from eqtoolbox.replay.reach import said
 from eqtoolbox.replay.scope import LeavesTrace, unobserved
+from eqtoolbox.replay.settings import Settings
 from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
 from eqtoolbox.replay.tensors import LiveTensors
+from eqtoolbox.replay.threads import left_running
 
 
 class Replay:
@@ -31,11 +34,19 @@ class Replay:
     ) -> None:
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
+        self.differentiates = False  # whether the loss takes gradients itself
+        self.accumulates = False  # and adds them to those of the model
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
+        self.threads: list[Any] = []  # that an evaluation has started
+        self.drawn_from: frozenset[str] = frozenset()  # streams that an evaluation was heard to
+        self.listened = False  # whether one was listened to
+        self._drawing = threading.RLock()
         self._hosts = hosts
         self._outside = Belongings((*hosts, *roots), hosts)
         self._live = LiveTensors(())
-        self._live.add(self._outside.tensors, self._kept())
+        self._kept: dict[int, Contents] = {}  # tensors that are kept by value
+        self._watch(self._outside.tensors)
+        self._settings = Settings()
         self._alone = alone()
         self._torch, self._drawn = TorchStreams(), False  # whether drawn from between evaluations
         self._other = OtherStreams() if draws else None
@@ -46,7 +57,7 @@ class Replay:
     def protect(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep these as they are, too."""
         with unobserved():
-            self._live.add(tensors.items())
+            self._live.add(tensors.items(), self._kept)
 
     def widen(self, roots: Iterable[Any]) -> None:
         """Take in what else an evaluation uses."""
@@ -69,10 +80,15 @@ class Replay:
             self._begin(start)
 
     def _begin(self, start: Belongings | None) -> None:
+        self._end_threads()
         if start is not None and all(start is not known for known in self._starts):
             self._starts.append(start)
             self._take(start)
+            for slot in start.slots:
+                if type(slot) is Contents:
+                    slot.count_as(self._kept[id(slot.owner)])
         self._undo()
+        self._settings.restore()
         self.exchange = self._outside.exchange()
         if start is not None:
             self.exchange |= start.exchange()
@@ -90,9 +106,11 @@ class Replay:
     def _end(self) -> None:
         give_back(self._answered)
         try:
+            self._end_threads()
             self._undo()
         finally:
             moved = self._outside.restore({})
+            self._settings.restore()
             if self._drawn or (self._alone and self._torch.moved()):
                 self._torch.restore()
             if self._other is not None and self._other.moved():
@@ -117,9 +135,22 @@ class Replay:
 
     def draw(self) -> None:
         """Random numbers of torch are about to be drawn."""
-        if self.frames:
-            self.frames[-1].draw()
-        self._drawn = self._drawn or not self.frames
+        with self._drawing:
+            if self.frames:
+                self.frames[-1].said = True
+                self.frames[-1].draw()
+            self._drawn = self._drawn or not self.frames
+
+    def drawn(self, name: str) -> None:
+        """An evaluation is about to draw from this stream, which no operation told of."""
+        with self._drawing:
+            if self.frames and not (name == "torch" and self.frames[-1].said):
+                self.drawn_from |= {name}
+                self.frames[-1].draw(name)
+
+    def keeps(self, tensor: Tensor) -> bool:
+        """Whether it has the entries that it had where the evaluation begins."""
+        return id(tensor) in self._kept
 
     def writes(self, tensor: Tensor) -> bool:
         """An operation is about to write into this tensor; whether that was not known before."""
@@ -132,21 +163,41 @@ class Replay:
                 )
             return self._live.before_write(tensor)
 
+    def adds_to(self, leaf: Tensor) -> None:
+        """A backward is about to add to the gradient of this tensor, and to call its hooks."""
+        grad = gradient(leaf)
+        if grad is not None:
+            self.writes(grad)
+        with unobserved():
+            self.accumulates |= not self._live.knows(leaf)
+            hooks = (leaf._backward_hooks, leaf._post_accumulate_grad_hooks)
+        self.widen([table for table in hooks if table])
+
     def _take(self, more: Belongings) -> None:
         """Other things are in reach as well: keep them as they are."""
         new = [m for m in more.modules if id(m) not in self._outside.seen]
         self._outside.add(more)
-        self._live.add(more.tensors, self._kept())
+        self._watch(more.tensors)
         self._answer(new)
 
-    def _kept(self) -> set[int]:
-        """Ids of tensors that are kept by value."""
+    def _watch(self, named: Iterable[tuple[Any, Tensor]]) -> None:
         slots = self._outside.slots
-        return {id(slot.owner) for slot in slots if type(slot) is Contents}
+        self._kept = {id(slot.owner): slot for slot in slots if type(slot) is Contents}
+        self._live.add(named, self._kept)
 
     def _answer(self, modules: list[nn.Module]) -> None:
         answer(modules)
         self._answered += modules
+
+    def _end_threads(self) -> None:
+        started, self.threads = self.threads, []
+        name = left_running(started)
+        if name:
+            self.refuse(
+                f"the loss starts a thread ({name}) that goes on after it: what it does in an "
+                "evaluation cannot be undone, so that probes that evaluate the loss are switched "
+                "off; end it inside of the loss, or start it outside"
+            )
 
     def _undo(self) -> None:
         lost = self._live.undo()

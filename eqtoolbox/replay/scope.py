@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -37,6 +37,11 @@ _here = _Here()
 def current() -> "Replay | None":
     """The replay that this thread is inside of; None while it trains or does anything else."""
     return _here.replay
+
+
+def place() -> Any:
+    """Whose evaluation goes on here: the replay of this thread, or the thread by itself."""
+    return _here.replay or threading.get_ident()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 GONE = object()  # in the place of what was not there
 MARK = "_compiled_call_impl"  # where `eqtoolbox.replay.calls` answers for a module
+EXCHANGED = (MARK, "_parameters", "_buffers")  # the tables by `eqtoolbox.replay.tables`
 Exchange = Mapping[int, Any]  # stand-ins by the id of what they stand for
 
 
@@ -63,32 +64,40 @@ class Entries(Slot):
         return not all(map(is_, now, _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
-        self._kind.clear(self.owner)
-        pairs = zip(self.held, _exchanged(self.held, exchange), strict=True)
-        self._kind.update(self.owner, pairs)
+        kind, owner = self._kind, self.owner
+        wanted = dict(zip(self.held, _exchanged(self.held, exchange), strict=True))
+        for key in [key for key in kind.keys(owner) if key not in wanted]:
+            kind.__delitem__(owner, key)
+        if all(map(is_, kind.keys(owner), wanted)):  # never empty in between: others may read
+            kind.update(owner, wanted)
+        else:
+            kind.clear(owner)
+            kind.update(owner, wanted)
 
 
 class Attributes(Entries):
-    """The attributes of a module, but for the answer to its calls that a replay gives."""
+    """The attributes of a module, but for those that replays exchange in it, of any thread."""
 
     __slots__ = ()
 
     def moved(self, exchange: Exchange) -> bool:
         now, held = self.owner, self.held
-        if MARK not in now or MARK in held:
-            return super().moved(exchange)
-        if len(now) != len(held) + 1:
-            return True
-        if next(reversed(now)) != MARK:
-            now = {k: v for k, v in now.items() if k != MARK}
-        same = all(map(is_, now, held))
+        if len(now) - (MARK in now) == len(held) - (MARK in held) and all(map(is_, now, held)):
+            if all(map(is_, now.values(), _exchanged(held, exchange))):
+                return False
+        now, held = _but_exchanged(now), _but_exchanged(held)
+        same = len(now) == len(held) and all(map(is_, now, held))
         return not same or not all(map(is_, now.values(), _exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
-        answer = self.owner.get(MARK)
+        answer = {key: self.owner[key] for key in EXCHANGED if key in self.owner}
         super().put_back(exchange)
-        if answer is not None:
-            self.owner[MARK] = answer
+        self.owner.pop(MARK, None)
+        self.owner.update(answer)
+
+
+def _but_exchanged(own: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in own.items() if key not in EXCHANGED}
 
 
 def _exchanged(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:

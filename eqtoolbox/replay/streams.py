@@ -3,13 +3,14 @@
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eqtoolbox.replay.listening import listening
 from eqtoolbox.replay.scope import current
 from eqtoolbox.replay.states import alike
 
@@ -18,21 +19,24 @@ class TorchStreams:
     """The state of torch's global generators."""
 
     def __init__(self) -> None:
-        self.cpu: Tensor = torch.get_rng_state()
+        self.cpu: Tensor = torch.default_generator.get_state()
         self.cuda: list[Tensor] = torch.cuda.get_rng_state_all() if cuda_started() else []
 
     def restore(self) -> None:
         """Put them back to this state."""
-        torch.set_rng_state(self.cpu)
+        torch.default_generator.set_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
 
     def moved(self) -> bool:
-        """Whether the processor's is in another state now."""
-        return not torch.equal(torch.get_rng_state(), self.cpu)
+        """Whether one of them is in another state now."""
+        now = TorchStreams()
+        pairs = zip((now.cpu, *now.cuda), (self.cpu, *self.cuda), strict=False)
+        return len(now.cuda) != len(self.cuda) or not all(torch.equal(a, b) for a, b in pairs)
 
 
 BOTH = frozenset({"numpy", "python"})
+ALL = BOTH | {"torch"}
 
 
 class OtherStreams:
@@ -60,13 +64,14 @@ class OtherStreams:
 class RandomState:
     """The state of every random stream a training loop draws from.
 
-    `moves` has those of NumPy's and Python's that what began here drew from; both if nobody looked.
+    `moves` has those that moved while what began here went on; all if nobody looked. `silent` has
+    those that it is known to draw from without a word.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, silent: frozenset[str] = frozenset()) -> None:
         self.torch = TorchStreams()
         self.other = OtherStreams()
-        self.moves = BOTH
+        self.moves, self.silent = ALL, silent
 
     def restore(self) -> None:
         """Put all streams back to this state."""
@@ -86,53 +91,67 @@ class RandomState:
 
     def ended(self) -> None:
         """What began in this state is over now."""
-        self.moves = self.other.moved()
+        self.moves = self.other.moved() | ({"torch"} if self.torch.moved() else set())
 
 
 class Frame:
-    """The random streams inside one evaluation: put to its start when it first draws.
+    """The random streams inside one evaluation: each is put to its start when it is first drawn from.
 
-    torch tells of every draw (`eqtoolbox.replay.operations`), so that an evaluation that does not
-    draw leaves streams alone that other threads may be drawing from.
+    Other threads may be drawing from them, too: where nothing draws they are left alone.
+
+    Args:
+        start: their states where the evaluation begins; None to leave them where they are.
+        known: those that will be drawn from.
     """
 
-    def __init__(self, start: RandomState | None) -> None:
-        self.drawn = False
+    def __init__(self, start: RandomState | None, known: frozenset[str]) -> None:
+        self.said = False  # whether an operation told that it draws
+        self._drawn: set[str] = set()
         self._start = start
-        self._outside: TorchStreams | None = None
-        self._other: OtherStreams | None = None
-        if start is not None and start.moves:
-            self._other = OtherStreams(start.moves)
-            start.other.restore(start.moves)
+        self._outside: list[TorchStreams | OtherStreams] = []
+        for name in known & start.moves if start is not None else ():
+            self.draw(name)
 
-    def draw(self) -> None:
-        """The body draws from torch's streams now."""
-        if not self.drawn:
-            self.drawn, self._outside = True, TorchStreams()
-            if self._start is not None:
-                self._start.torch.restore()
+    def draw(self, name: str = "torch") -> None:
+        """The body draws from this stream now."""
+        if name in self._drawn:
+            return
+        self._drawn.add(name)
+        names = frozenset({name})
+        self._outside.append(TorchStreams() if name == "torch" else OtherStreams(names))
+        if self._start is not None and name == "torch":
+            self._start.torch.restore()
+        elif self._start is not None:
+            self._start.other.restore(names)
 
     def close(self) -> None:
         """Put back what was moved."""
-        if self._outside is not None:
-            self._outside.restore()
-        if self._other is not None:
-            self._other.restore()
+        for streams in self._outside:
+            streams.restore()
 
 
 @contextmanager
 def random_streams(start: RandomState | None = None) -> Iterator[None]:
     """Run the body from the random state `start` and put the streams back afterwards."""
-    replay, frame = current(), Frame(start)
-    if replay is None:
-        frame.draw()  # nothing would tell of it
-    else:
-        replay.frames.append(frame)
+    replay = current()
+    if replay is None:  # nothing would tell of a draw
+        frame = Frame(start, ALL)
+        frame.draw()
+        try:
+            yield
+        finally:
+            frame.close()
+        return
+    known = ALL if alone() else replay.drawn_from | (start.silent if start else frozenset())
+    frame = Frame(start, known)
+    replay.frames.append(frame)
+    unsure = (start.moves & BOTH) - known if start and not replay.listened else frozenset()
     try:
-        yield
+        with listening(unsure, replay.drawn) if unsure else nullcontext():
+            yield
+        replay.listened = True
     finally:
-        if replay is not None:
-            replay.frames.remove(frame)
+        replay.frames.remove(frame)
         frame.close()
 
 

@@ -62,6 +62,10 @@ class LiveTensors:
         self._grads.append(gradient(tensor))
         self._versions.append(version(tensor))
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether it is one of these."""
+        return id(tensor) in self._known
+
     def before_write(self, tensor: Tensor) -> bool:
         """Copy what an operation is about to write into; whether there was something to copy."""
         with self._writing:

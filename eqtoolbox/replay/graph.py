@@ -1,0 +1,51 @@
+"""Graphs: what a backward inside of a loss reaches, and what it leaves there."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor
+
+
+def leaves_of(outputs: Any) -> Iterator[Tensor]:
+    """The leaf tensors that the graphs of one output, or of several, end in.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> [leaf is x for leaf in leaves_of(x.sum())]
+        [True]
+    """
+    given = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    waiting: list[Any] = [x.grad_fn for x in given if isinstance(x, Tensor)]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad":
+            yield node.variable
+        waiting.extend(inner for inner, _ in node.next_functions)
+
+@contextmanager
+def ungraded(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Scope that these begin without gradients, and leave with those they had."""
+    before = [(t, t.grad) for t in tensors if t.is_leaf]
+    for t, _ in before:
+        t.grad = None
+    try:
+        yield
+    finally:
+        for t, grad in before:
+            t.grad = grad
+
+
+def in_graphs(tensor: Tensor, live: Tensor) -> Tensor:
+    """In the place of a live one, so that a backward reaches it where it would reach that one."""
+    if tensor.requires_grad or not live.requires_grad:
+        return tensor
+    if fwAD._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None:
+        return tensor  # differentiated in another way: a detached one would be a constant
+    return tensor.detach().requires_grad_()
