@@ -303,7 +303,12 @@ class Objective:
             replay.protect(self.beside.held if self.beside else {})
         with ungraded(params.values()), random_streams(self.random), cast, recomputed_within(state):
             with state():
-                return body(self.model)
+                try:
+                    return body(self.model)
+                except Exception as error:
+                    if replay is not None and replay.failures:
+                        raise replay.failures[0] from error
+                    raise
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers.

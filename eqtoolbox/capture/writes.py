@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.replay.listening import listening
 from eqtoolbox.replay.scope import current
 
 
@@ -51,8 +52,11 @@ def refuse_hidden_writes(objective: Objective, params: Parameters) -> frozenset[
     Raises:
         LeavesTrace: it would have; nothing was changed.
     """
-    with torch.no_grad(), _Watch():  # type: ignore[no-untyped-call]
+    replay = current()
+    if replay is None:
+        raise RuntimeError("expected to be inside of objective.isolated(): nothing is put back here")
+    heard = listening(frozenset({"torch"}), replay.drawn)
+    with torch.no_grad(), heard, _Watch():  # type: ignore[no-untyped-call]
         for piece in objective.pieces:
             piece.loss(params)
-    replay = current()
-    return frozenset() if replay is None else replay.drawn_from & {"torch"}
+    return replay.drawn_from & {"torch"}

@@ -33,27 +33,29 @@ _SEEDS = InterceptedMethods(("torch.random",), "default_generator")
 def listening(names: frozenset[str], tell: Callable[[str], None]) -> Iterator[None]:
     """Scope in which `tell(name)` is called before this thread draws from one of these streams.
 
-    Functions of NumPy's are exchanged for it, Python's own are seen by its profiler as they are
-    called, however the program came by them.
+    Functions of NumPy's are exchanged for it, methods of Python's and torch's own generators are
+    seen by the profiler as they are called, however the program came by them.
     """
 
     def numpy(original: Any, *args: Any, **kwargs: Any) -> Any:
         tell("numpy")
         return original(*args, **kwargs)
 
-    def python(frame: Any, event: str, called: Any) -> None:
-        if event == "c_call" and getattr(called, "__self__", None) is _PYTHON:
-            tell("python")
+    def profile(frame: Any, event: str, called: Any) -> None:
+        if event == "c_call":
+            owner = getattr(called, "__self__", None)
+            if owner is _PYTHON or owner is torch.default_generator:
+                tell("python" if owner is _PYTHON else "torch")
         if before is not None:
             before(frame, event, called)
 
     with ExitStack() as scope:
         for way in _NUMPY if "numpy" in names else ():
             scope.enter_context(way.answered_by(numpy))
-        if "python" in names:
+        if names & {"python", "torch"}:
             before = sys.getprofile()
             scope.callback(sys.setprofile, before)
-            sys.setprofile(python)
+            sys.setprofile(profile)
         yield
 
 

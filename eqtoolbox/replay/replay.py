@@ -38,6 +38,7 @@ class Replay:
         self.accumulates = False  # and adds them to those of the model
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self.threads: list[Any] = []  # that an evaluation has started
+        self.failures: list[Exception] = []  # of these
         self.drawn_from: frozenset[str] = frozenset()  # streams that an evaluation was heard to
         self.listened = False  # whether one was listened to
         self._drawing = threading.RLock()
@@ -190,7 +191,7 @@ class Replay:
         self._answered += modules
 
     def _end_threads(self) -> None:
-        started, self.threads = self.threads, []
+        started, self.threads, self.failures = self.threads, [], []
         name = left_running(started)
         if name:
             self.refuse(

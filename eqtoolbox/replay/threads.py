@@ -30,8 +30,11 @@ def _follow(original: Any, thread: Any) -> None:
         run, scope = thread.run, _like_here(replay)
 
         def belonging() -> None:
-            with scope:
-                run()
+            try:
+                with scope:
+                    run()
+            except Exception as error:  # told where the loss fails for want of what it was to do
+                replay.failures.append(error)
 
         thread.run = belonging
         replay.threads.append(thread)
