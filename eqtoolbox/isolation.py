@@ -14,11 +14,12 @@ from torch import nn
 
 from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.replay.calls import every_call, global_hooks, uncompiled
+from eqtoolbox.replay.flags import shown
 from eqtoolbox.replay.listening import seeds_announced
 from eqtoolbox.replay.quiet import quiet
 from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.scope import current, inside
-from eqtoolbox.replay.streams import RandomState, cuda_started, random_streams
+from eqtoolbox.replay.streams import RandomState, alone, cuda_started, random_streams
 from eqtoolbox.replay.threads import followed
 
 __all__ = ["RandomState", "evaluation", "flagged", "isolated", "random_streams"]
@@ -79,9 +80,17 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def flagged(module: nn.Module, flags: Sequence[bool]) -> Iterator[None]:
-    """Training flags of all submodules in order; as they are where `flags` is empty."""
+    """Training flags of all submodules in order; as they are where `flags` is empty.
+
+    Other threads that call them meanwhile find them as they were.
+    """
     before = [(m, m.training) for m in module.modules()] if flags else []
+    other = {id(m): f for (m, now), f in zip(before, flags, strict=False) if f != now}
     try:
+        if other and not alone():
+            with shown(other):
+                yield
+            return
         for (m, _), training in zip(before, flags, strict=False):
             m.training = training
         yield

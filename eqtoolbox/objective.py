@@ -19,7 +19,7 @@ from eqtoolbox.expect.bounds import takes
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.graph import in_graphs, ungraded
-from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.scope import current, differentiates, only_here, place
 from eqtoolbox.replay.streams import BOTH, alone
 from eqtoolbox.replay.tables import Exchanged
 
@@ -96,9 +96,11 @@ class Objective:
         Raises:
             LookupError: the loss calls the model not once, or the output is no single tensor.
         """
+
         def body(model: nn.Module) -> list[Any]:
             made: list[Any] = []
-            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
+            noting = only_here(lambda _, __, output: made.append(output))
+            handle = model.register_forward_hook(noting)
             try:
                 self._loss(model)
             finally:
@@ -115,9 +117,11 @@ class Objective:
 
         Of an output with `logits` these are taken.
         """
+
         def body(model: nn.Module) -> tuple[Tensor, list[Any]]:
             made: list[Any] = []
-            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
+            noting = only_here(lambda _, __, output: made.append(output))
+            handle = model.register_forward_hook(noting)
             try:
                 return self._loss(model), made
             finally:
@@ -139,7 +143,7 @@ class Objective:
             return tuple(move(x) if k == first else x for k, x in enumerate(args))
 
         def body(model: nn.Module) -> Tensor:
-            handle = model.register_forward_pre_hook(moved)
+            handle = model.register_forward_pre_hook(only_here(moved))
             try:
                 return self._loss(model)
             finally:
@@ -170,7 +174,7 @@ class Objective:
         def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             calls.append(Call(args, kwargs, output))
 
-        handle = model.register_forward_hook(note, with_kwargs=True)
+        handle = model.register_forward_hook(only_here(note), with_kwargs=True)
         try:
             loss = self._loss(model)
         finally:
@@ -192,7 +196,10 @@ class Objective:
     def loss_given(self, model: nn.Module, output: Any) -> Tensor:
         """The loss if `model`, inside `within`, answered `output` whatever its input (scalar)."""
         own = {k: v for k, v in model.__dict__.items() if k == "forward"}
-        model.__dict__["forward"] = lambda *_, **__: output
+        here, live = place(), model.forward
+        model.__dict__["forward"] = lambda *given, **named: (
+            output if place() == here else live(*given, **named)
+        )
         try:
             return self._loss(model)
         finally:
@@ -263,23 +270,23 @@ class Objective:
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
         """`body(model)` at these parameters; again from the start if its loss differentiates."""
-        replay, graphs = current(), torch.is_grad_enabled()
-        known = replay is None or replay.differentiates
+        graphs = torch.is_grad_enabled()
+        found = not differentiates()  # whether it does
         try:
             result = self._once(params, body, train)
+            again = found and not graphs and differentiates()
         except Exception:
-            if known or not replay.differentiates:
+            if not (found and differentiates()):
                 raise
-        else:
-            if known or graphs or not replay.differentiates:
-                return result if graphs else tree_map(_detached, result)
-        result = self._once(params, body, train)
+            again = True
+        if again:
+            result = self._once(params, body, train)
         return result if graphs else tree_map(_detached, result)
 
     def _loss(self, model: nn.Module) -> Tensor:
         """Of one that takes gradients itself all operations make a graph, as in the training."""
-        replay, graphs = current(), torch.is_grad_enabled()
-        with torch.set_grad_enabled(graphs or (replay is not None and replay.differentiates)):
+        graphs = torch.is_grad_enabled()
+        with torch.set_grad_enabled(graphs or differentiates()):
             result = self.loss_fn(model, self._batch())
         loss = scalar_loss(result)
         return loss if graphs else loss.detach()
@@ -301,14 +308,14 @@ class Objective:
         if replay is not None:
             replay.begin(self.belongings)
             replay.protect(self.beside.held if self.beside else {})
-        with ungraded(params.values()), random_streams(self.random), cast, recomputed_within(state):
-            with state():
-                try:
-                    return body(self.model)
-                except Exception as error:
-                    if replay is not None and replay.failures:
-                        raise replay.failures[0] from error
-                    raise
+        drawn, kept = random_streams(self.random), ungraded(params.values())
+        with kept, drawn, cast, recomputed_within(state), state():
+            try:
+                return body(self.model)
+            except Exception as error:
+                if replay is not None and replay.failures:
+                    raise replay.failures[0] from error
+                raise
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers.
@@ -319,8 +326,7 @@ class Objective:
         own = {n: p for n, p in params.items() if n not in others}
         live = dict(self.model.named_parameters())
         frozen = self._cast({n: p.detach() for n, p in live.items() if n not in params})
-        replay = current()
-        if replay is not None and replay.differentiates:
+        if differentiates():
             frozen = {n: in_graphs(p, live[n]) for n, p in frozen.items()}
             own = {n: in_graphs(p, live.get(n, p)) for n, p in own.items()}
         return {**frozen, **self._cast(_clones(self.buffers)), **own}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from eqtoolbox.replay.scope import current, unobserved
+from eqtoolbox.replay.scope import current, differentiates, unobserved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def as_trained(held: Tensor, live: Tensor, cast: Callable[[Any], Any]) -> Tensor
     replay = current()
     found: Tensor = cast(live.detach() if replay is not None and replay.keeps(live) else held)
     if replay is not None:
-        found.requires_grad_(live.requires_grad and replay.differentiates)
+        found.requires_grad_(live.requires_grad and differentiates())
         found.grad = None if live.grad is None else cast(live.grad)
     return found
 

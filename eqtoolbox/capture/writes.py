@@ -54,7 +54,9 @@ def refuse_hidden_writes(objective: Objective, params: Parameters) -> frozenset[
     """
     replay = current()
     if replay is None:
-        raise RuntimeError("expected to be inside of objective.isolated(): nothing is put back here")
+        raise RuntimeError(
+            "expected to be inside of objective.isolated(): nothing is put back here"
+        )
     heard = listening(frozenset({"torch"}), replay.drawn)
     with torch.no_grad(), heard, _Watch():  # type: ignore[no-untyped-call]
         for piece in objective.pieces:

@@ -1,6 +1,6 @@
 """Contents: the entries of a tensor of whatever layout, kept by value and written back in place."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ def put_back(tensor: Tensor, alias: Tensor, flag: bool, grad: Tensor | None) -> 
     if elsewhere(tensor, alias):
         with _mode(alias):
             tensor.data = alias
+    if tensor.layout is torch.sparse_coo and tensor.is_coalesced() != alias.is_coalesced():
+        tensor._coalesced_(alias.is_coalesced())
     if tensor.requires_grad != flag and (flag or tensor.is_leaf):
         tensor.requires_grad_(flag)
     if gradient(tensor) is not grad:
@@ -78,8 +80,9 @@ def parts(tensor: Tensor) -> list[Tensor]:
     """
     if tensor.layout is torch.strided and type(tensor) in _PLAIN and not tensor.is_nested:
         return [tensor if 0 not in tensor.stride() else _once(tensor)]
-    if is_traceable_wrapper_subclass(tensor):
-        inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    whole: Any = tensor
+    if is_traceable_wrapper_subclass(whole):
+        inner = [getattr(whole, name) for name in whole.__tensor_flatten__()[0]]
         return [part for one in inner for part in parts(one)]
     if tensor.is_nested:
         return [tensor.values()]
@@ -142,10 +145,8 @@ def addresses(tensor: Tensor) -> list[int]:
     """Where the memory of each of its parts begins; none of those that tell nothing."""
     found = []
     for part in parts(tensor):
-        try:
+        with suppress(RuntimeError, NotImplementedError):
             found.append(part.untyped_storage().data_ptr())
-        except (RuntimeError, NotImplementedError):
-            pass
     return found
 
 

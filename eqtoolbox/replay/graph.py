@@ -29,6 +29,7 @@ def leaves_of(outputs: Any) -> Iterator[Tensor]:
             yield node.variable
         waiting.extend(inner for inner, _ in node.next_functions)
 
+
 @contextmanager
 def ungraded(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Scope that these begin without gradients, and leave with those they had."""

@@ -12,8 +12,10 @@ import torch
 from eqtoolbox.replay.interception import Intercepted, InterceptedMethods
 from eqtoolbox.replay.scope import current
 
-_PYTHON: Any = random.seed.__self__  # type: ignore[attr-defined]
-_GLOBAL: Any = np.random.rand.__self__
+_SEED: Any = random.seed
+_PYTHON: Any = _SEED.__self__
+_RAND: Any = np.random.rand
+_GLOBAL: Any = _RAND.__self__
 _NUMPY = tuple(
     Intercepted(("numpy", "random"), name)
     for name, function in vars(np.random).items()
@@ -41,7 +43,7 @@ def listening(names: frozenset[str], tell: Callable[[str], None]) -> Iterator[No
         tell("numpy")
         return original(*args, **kwargs)
 
-    def profile(frame: Any, event: str, called: Any) -> None:
+    def profile(frame: Any, event: Any, called: Any) -> None:
         if event == "c_call":
             owner = getattr(called, "__self__", None)
             if owner is _PYTHON or owner is torch.default_generator:

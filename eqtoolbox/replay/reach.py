@@ -110,6 +110,8 @@ class Reach:
                 self.tensors.append(((path, name), p))
                 if p.__dict__:
                     self._attributes(p, (path, name))
+                if id(thing) not in self._hosts:
+                    self._hooks(p, (path, name))
         for name, b in own.get("_buffers", {}).items():
             if b is None:
                 continue
@@ -129,6 +131,7 @@ class Reach:
     def tensor(self, thing: Tensor, path: Any) -> None:
         if thing.__dict__:
             self._attributes(thing, path)
+        self._hooks(thing, path)
         if not watchable(thing):
             return
         most = LARGE if thing.is_inference() else SMALL  # whose writes nobody counts
@@ -284,6 +287,12 @@ class Reach:
             self.slots.append(slot)
             for name, value in slot.held.items():
                 self.look(value, (path, name))
+
+    def _hooks(self, thing: Tensor, path: Any) -> None:
+        """What is called when a backward of the loss reaches it."""
+        for hooks in (thing._backward_hooks, thing._post_accumulate_grad_hooks):
+            if hooks:
+                self.look(hooks, (path, "hooks"))
 
     def _class(self, kind: type, path: Any) -> None:
         if kind in self._classes:

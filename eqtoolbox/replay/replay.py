@@ -165,14 +165,12 @@ class Replay:
             return self._live.before_write(tensor)
 
     def adds_to(self, leaf: Tensor) -> None:
-        """A backward is about to add to the gradient of this tensor, and to call its hooks."""
+        """A backward is about to add to the gradient of this tensor."""
         grad = gradient(leaf)
         if grad is not None:
             self.writes(grad)
         with unobserved():
             self.accumulates |= not self._live.knows(leaf)
-            hooks = (leaf._backward_hooks, leaf._post_accumulate_grad_hooks)
-        self.widen([table for table in hooks if table])
 
     def _take(self, more: Belongings) -> None:
         """Other things are in reach as well: keep them as they are."""

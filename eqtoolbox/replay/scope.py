@@ -1,7 +1,7 @@
 """The scope of a replay: which replay, if any, the running thread is inside of."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,20 @@ def current() -> "Replay | None":
     return _here.replay
 
 
+def differentiates() -> bool:
+    """Whether the loss that this thread evaluates is known to take gradients itself."""
+    return _here.replay is not None and _here.replay.differentiates
+
+
 def place() -> Any:
     """Whose evaluation goes on here: the replay of this thread, or the thread by itself."""
     return _here.replay or threading.get_ident()
+
+
+def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of ours on a module, which is silent where other threads call that module."""
+    mine = place()
+    return lambda *given: hook(*given) if place() == mine else None
 
 
 @contextmanager

@@ -82,9 +82,9 @@ class Attributes(Entries):
 
     def moved(self, exchange: Exchange) -> bool:
         now, held = self.owner, self.held
-        if len(now) - (MARK in now) == len(held) - (MARK in held) and all(map(is_, now, held)):
-            if all(map(is_, now.values(), _exchanged(held, exchange))):
-                return False
+        same = len(now) - (MARK in now) == len(held) - (MARK in held) and all(map(is_, now, held))
+        if same and all(map(is_, now.values(), _exchanged(held, exchange))):
+            return False
         now, held = _but_exchanged(now), _but_exchanged(held)
         same = len(now) == len(held) and all(map(is_, now, held))
         return not same or not all(map(is_, now.values(), _exchanged(held, exchange)))

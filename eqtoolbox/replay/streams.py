@@ -95,7 +95,7 @@ class RandomState:
 
 
 class Frame:
-    """The random streams inside one evaluation: each is put to its start when it is first drawn from.
+    """The random streams inside one evaluation: each begins at its start when first drawn from.
 
     Other threads may be drawing from them, too: where nothing draws they are left alone.
 
@@ -109,7 +109,7 @@ class Frame:
         self._drawn: set[str] = set()
         self._start = start
         self._outside: list[TorchStreams | OtherStreams] = []
-        for name in known & start.moves if start is not None else ():
+        for name in known & start.moves | start.silent if start is not None else ():
             self.draw(name)
 
     def draw(self, name: str = "torch") -> None:
@@ -142,7 +142,7 @@ def random_streams(start: RandomState | None = None) -> Iterator[None]:
         finally:
             frame.close()
         return
-    known = ALL if alone() else replay.drawn_from | (start.silent if start else frozenset())
+    known = ALL if alone() else replay.drawn_from
     frame = Frame(start, known)
     replay.frames.append(frame)
     unsure = (start.moves & BOTH) - known if start and not replay.listened else frozenset()

@@ -141,7 +141,7 @@ def _put_back(module: nn.Module, name: str, before: Any) -> None:
     with _lock:
         if type(before) is Table:
             if before.end() and vars(module).get(name) is before:
-                vars(module)[name] = before.live
+                vars(module)[name] = live(before)
             return
         for key, tensor in before.items():
             getattr(module, name)[key] = tensor

@@ -1,5 +1,6 @@
 """Threads: those that an evaluation starts belong to its replay, as the code that started them."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,11 @@ def _follow(original: Any, thread: Any) -> None:
 
 
 @contextmanager
-def _inside(replay: "Replay", modes: list[Any], answers: Any) -> Iterator[None]:
+def _inside(replay: "Replay", modes: list[Any], answers: Any, profile: Any) -> Iterator[None]:
     with ExitStack() as scope:
+        if profile is not None:
+            scope.callback(sys.setprofile, None)
+            sys.setprofile(profile)
         scope.enter_context(inside(replay))
         scope.enter_context(answers)
         for mode in modes:
@@ -52,8 +56,9 @@ def _inside(replay: "Replay", modes: list[Any], answers: Any) -> Iterator[None]:
 
 
 def _like_here(replay: "Replay") -> Any:
-    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
-    return _inside(replay, modes, inherited())
+    functions: Any = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    modes = [*functions, *_get_current_dispatch_mode_stack()]
+    return _inside(replay, modes, inherited(), sys.getprofile())
 
 
 def left_running(threads: list[Any]) -> str:

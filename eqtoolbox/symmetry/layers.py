@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.record import VIOLATED
 from eqtoolbox.replay.operations import Operations
+from eqtoolbox.replay.scope import only_here
 from eqtoolbox.replay.streams import RandomState, random_streams
 from eqtoolbox.symmetry.actions import SPATIAL, Action, inside_of, trivial
 from eqtoolbox.symmetry.boosts import Boost, FeatureBoost
@@ -76,7 +77,7 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
 
     for name, module in model.named_modules():
         if name:
-            handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(only_here(watch(name)), with_kwargs=True))
     drawn = random_streams(RandomState.seeded(seed))
     try:
         with torch.no_grad(), Operations(), drawn:  # a fast path would skip the layers inside

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.replay.scope import only_here
 from eqtoolbox.symmetry.actions import Action, inside_of
 from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
@@ -141,7 +142,7 @@ class _Flow:
             return hook
 
         modules = dict(self.model.named_modules())
-        handles = [modules[n].register_forward_hook(watch(n)) for n in replaced]
+        handles = [modules[n].register_forward_hook(only_here(watch(n))) for n in replaced]
         pairs = zip(tensors(self.inputs), tensors(self.arrow), strict=True)
         moved = iter([along(x, v) for x, v in pairs])
         try:

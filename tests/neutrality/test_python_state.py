@@ -1,21 +1,32 @@
 """What a model or a loss keeps in plain Python is what it would be if nobody watched."""
 
 import queue
+import random
 import sqlite3
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.sinks.memory import MemorySink
-from tests.neutrality.belongings import KINDS, Batch, Net, cross_entropy
+from tests.neutrality import belongings, tensor_belongings
+from tests.neutrality.belongings import Batch, Net, cross_entropy
 
-LATE = ("large_tensor", "limited_cache")  # only watched; begun inside of the step
-SAME = ("discriminator_frozen_and_freed", "list_of_tensors_with_graphs")  # twice or once
+KINDS = {**belongings.KINDS, **tensor_belongings.KINDS}
+LATE = (  # only watched; begun inside of the step
+    "large_tensor", "limited_cache", "large_sparse", "thread_that_writes_and_draws",
+)  # fmt: skip
+SAME = (  # twice or once
+    "discriminator_frozen_and_freed", "list_of_tensors_with_graphs", "penalty_of_a_gradient",
+    "backward_whose_gradient_is_used", "inner_step_by_functional_call", "inner_steps_of_a_copy",
+    "modes_left_behind", "gradient_and_flag_of_a_small_tensor", "seed_set_in_the_loss",
+    "seed_set_by_the_generator",
+)  # fmt: skip
 MOVED = {n: k for n, k in KINDS.items() if n not in SAME}
 COPIED = {n: k for n, k in KINDS.items() if n not in LATE}
 
@@ -31,7 +42,7 @@ def trained(
     kind: Any, surface: str = "", probes: Any = None, sink: Any = None, steps: int = 4
 ) -> list[Any]:
     """Losses, parameters and state after a training; `surface` is empty where nobody watches."""
-    torch.manual_seed(0)
+    _seeded()
     model, loss_fn, look = kind()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     criterion, monitor, losses = nn.CrossEntropyLoss(), None, []
@@ -54,7 +65,14 @@ def trained(
         losses.append(loss.item())
     if monitor is not None:
         monitor.close()
-    return [losses, [p.tolist() for p in model.parameters()], look(), *_left(model)]
+    streams = [torch.rand(1).item(), random.random(), np.random.rand()]
+    return [losses, [p.tolist() for p in model.parameters()], look(), streams, *_left(model)]
+
+
+def _seeded() -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 def _left(model: nn.Module) -> list[Any]:
