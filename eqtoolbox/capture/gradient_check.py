@@ -92,9 +92,9 @@ def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances
         )
     if told.accumulates:
         return (
-            "the loss runs a backward of its own, which adds to the gradients of the model, so that "
-            "the step is given the sum of both; take that gradient by torch.autograd.grad, or name "
-            "what it is for in backward(inputs=...)"
+            "the loss runs a backward of its own, which adds to the gradients of the model, so "
+            "that the step is given the sum of both; take that gradient by torch.autograd.grad, or "
+            "name what it is for in backward(inputs=...)"
         )
     limit = max(float(x.abs().max()) for x in g.values())
     clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}

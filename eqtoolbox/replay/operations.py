@@ -202,10 +202,15 @@ def _differentiated(function: Any) -> Any:
 
 
 def _backward(mode: Operations, args: Any, kwargs: Any) -> Any:
-    """A backward adds to gradients, which it does not tell, and calls hooks."""
+    """A backward adds to gradients, which it does not tell.
+
+    It may be the training's own, of a loss that runs it and returns what it has differentiated: a
+    probe will do so again.
+    """
     replay = current()
     if replay is not None:
         named = signature(torch.autograd.backward).bind(*args, **kwargs).arguments
+        args, kwargs = (), {**named, "retain_graph": True}
         reached = named.get("inputs")
         if reached is None:
             reached = leaves_of(named["tensors"])
