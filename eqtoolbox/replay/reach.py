@@ -208,6 +208,8 @@ class Reach:
     def optimizer(self, thing: torch.optim.Optimizer, path: Any) -> None:
         self.slots += [slots.Entries(own, path) for own in (vars(thing), thing.state)]
         self.slots += [slots.Entries(group, path) for group in thing.param_groups]
+        lists = [thing.param_groups, *(group["params"] for group in thing.param_groups)]
+        self.slots += [slots.Items(own, path) for own in lists if isinstance(own, list)]
         moved = [p for group in thing.param_groups for p in group["params"]]
         held = [v for state in thing.state.values() for v in state.values()]
         self.slots += [slots.Entries(state, path) for state in thing.state.values()]
