@@ -28,12 +28,10 @@ class LossParameters:
     ) -> AbstractContextManager[Any]:
         """Scope in which each is `params[name]`, or else the `cast` of what it was."""
         with unobserved():
-            held = {
-                n: as_trained(t, self.live[n], cast)
-                for n, t in self.held.items()
-                if n in self.live and n not in params
+            found = {
+                id(live): params[n] if n in params else as_trained(self.held.get(n), live, cast)
+                for n, live in self.live.items()
             }
-        found = {id(t): params.get(n, held.get(n)) for n, t in self.live.items()}
         pairs = {key: t for key, t in found.items() if t is not None}
         return Exchanged(pairs) if pairs else nullcontext()
 
@@ -57,11 +55,15 @@ class Exchanged(TorchFunctionMode):
         return self._pairs.get(id(given), given)
 
 
-def as_trained(held: Tensor, live: Tensor, cast: Callable[[Any], Any]) -> Tensor:
-    """As the loss found it, with its gradient; in its graph, if it takes gradients itself."""
+def as_trained(held: Tensor | None, live: Tensor, cast: Callable[[Any], Any]) -> Tensor | None:
+    """As the loss found it, with its gradient; None where the live one is just that."""
     replay = current()
-    found: Tensor = cast(live.detach() if replay is not None and replay.keeps(live) else held)
-    if replay is not None:
+    if replay is not None and replay.keeps(live):
+        held = live.detach()
+        if cast(held) is held:
+            return None
+    found: Tensor | None = cast(held)
+    if replay is not None and found is not None:
         found.requires_grad_(live.requires_grad and differentiates())
         found.grad = None if live.grad is None else cast(live.grad)
     return found

@@ -147,6 +147,19 @@ def test_a_faithful_loss_is_not_warned_of(train: Any, ratio: float | None) -> No
     assert not seen
 
 
+def test_a_backward_inside_the_loss_that_adds_to_the_step_is_named() -> None:
+    def train(monitor: Any, model: nn.Module) -> None:
+        def attacked(model: nn.Module, batch: Any) -> Tensor:
+            x = batch[0].clone().requires_grad_()
+            (-2 * cross_entropy(model, (x, batch[1]))).backward()
+            return cross_entropy(model, ((x + x.grad.sign()).detach(), batch[1]))
+
+        monitor.loss(attacked)(model, blobs()).backward()
+
+    _, seen = run(train)
+    assert any("the loss runs a backward of its own" in w for w in seen)
+
+
 def test_a_gradient_that_is_still_scaled_is_warned_of() -> None:
     def train(monitor: Any, model: nn.Module) -> None:
         batch = blobs()
