@@ -2,6 +2,7 @@
 
 import random
 import sys
+from _lsprof import Profiler
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,6 +36,8 @@ _SEEDS = InterceptedMethods(("torch.random",), "default_generator")
 def listening(names: frozenset[str], tell: Callable[[str], None]) -> Iterator[None]:
     """Scope in which `tell(name)` is called before this thread draws from one of these streams.
 
+    A profiler of the program's own goes on in between only if it is a function.
+
     Functions of NumPy's are exchanged for it, methods of Python's and torch's own generators are
     seen by the profiler as they are called, however the program came by them.
     """
@@ -56,7 +59,12 @@ def listening(names: frozenset[str], tell: Callable[[str], None]) -> Iterator[No
             scope.enter_context(way.answered_by(numpy))
         if names & {"python", "torch"}:
             before = sys.getprofile()
-            scope.callback(sys.setprofile, before)
+            if isinstance(before, Profiler):  # cProfile's, which is no function
+                scope.callback(before.enable)
+                before.disable()
+                before = None
+            else:
+                scope.callback(sys.setprofile, before)
             sys.setprofile(profile)
         yield
 

@@ -45,7 +45,7 @@ def _follow(original: Any, thread: Any) -> None:
 @contextmanager
 def _inside(replay: "Replay", modes: list[Any], answers: Any, profile: Any) -> Iterator[None]:
     with ExitStack() as scope:
-        if profile is not None:
+        if callable(profile):
             scope.callback(sys.setprofile, None)
             sys.setprofile(profile)
         scope.enter_context(inside(replay))
