@@ -96,4 +96,6 @@ def guessed(losses: Sequence[Caught]) -> bool:
 def gradients_are_clear(model: nn.Module) -> bool:
     """Whether nothing is accumulated in `.grad`: none set, or zeros only."""
     grads = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    return not any(bool(g.count_nonzero()) for g in grads)
+    # a sparse gradient that several backwards added to has no operation of its own for this
+    values = [g._values() if g.is_sparse else g for g in grads]
+    return not any(bool(v.count_nonzero()) for v in values)

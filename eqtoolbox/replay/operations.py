@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.scope import current
 
 _IN_PLACE = frozenset({
@@ -192,7 +193,16 @@ def _no_backward(mode: Operations, args: Any, kwargs: Any) -> None:
         Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
+def _runs(twin: Callable[..., Tensor]) -> Any:
+    return lambda mode, args, kwargs: twin(*args, **kwargs)
+
+
 _TWINS: dict[Any, Any] = {
+    F.embedding: _runs(dense(F.embedding, 6, "sparse")),
+    torch.embedding: _runs(dense(torch.embedding, 4, "sparse")),
+    torch.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
+    Tensor.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
+    F.embedding_bag: _runs(embedding_bag),
     F.scaled_dot_product_attention: lambda mode, args, kwargs: attention(*args, **kwargs),
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
     torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it
