@@ -116,18 +116,21 @@ class FiniteDifference(LinearOperator):
         if self.kink > KINKED:
             raise ValueError(
                 f"finite differences need a smooth gradient, got a relative second difference of "
-                f"{self.kink:.2g} > {KINKED} (ReLU, max-pool or noise such as dropout); use hessian"
+                f"{self.kink:.2g} > {KINKED} (ReLU, max-pool or noise such as dropout); use "
+                "hessian, after giving what has no second derivative one"
             )
         return scale(length, product)
 
     def _step(self) -> float:
-        """h, kept between rounding and a tenth of ‖θ‖."""
+        """h, kept between rounding and a tenth of ‖θ‖; amid both where the gradient is rounding."""
         radius = norm(self._point) or 1.0
         smallest, largest = 10 * self._eps * radius, 0.1 * radius
         if self._stiffness is None:
             return math.sqrt(smallest * largest)
-        wanted = self._rho * norm(self.gradient)
-        return min(max(wanted / self._stiffness if self._stiffness else largest, smallest), largest)
+        if not self._stiffness:
+            return largest
+        wanted = self._rho * norm(self.gradient) / self._stiffness
+        return min(wanted if wanted > smallest else math.sqrt(smallest * largest), largest)
 
     def _difference(self, unit: Vector, step: float) -> tuple[dict[str, Tensor], float]:
         """Hv and q, which is 0 when it was not measured or is rounding."""

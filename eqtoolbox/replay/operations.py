@@ -162,7 +162,7 @@ def attention(
     return made
 
 
-def _opened(function: Any) -> Callable[..., Any]:
+def opened(function: Any) -> Callable[..., Any]:
     """A function of torch's own in Python whose inner calls come to the mode, too."""
     space = dict(function.__globals__)
     space |= {name: _never for name in space if name.startswith("has_torch_function")}
@@ -178,11 +178,11 @@ def _never(*args: Any) -> bool:
 
 
 def _runs_opened(function: Any) -> Any:
-    opened = _opened(function)
+    inner = opened(function)
 
     def run(mode: Operations, args: Any, kwargs: Any) -> Any:
         with mode:
-            return opened(*args, **kwargs)
+            return inner(*args, **kwargs)
 
     return run
 

@@ -1,4 +1,4 @@
-"""Laws of lookups: a replay's values are torch's, its gradients are dense and differentiate twice."""
+"""Laws of lookups: values are torch's, gradients of a replay are dense and differentiate twice."""
 
 import copy
 from collections.abc import Callable
