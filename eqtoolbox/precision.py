@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_COPIES = frozenset({"alias", "clone", "detach", "lift_fresh"})  # which round nothing
+
 
 class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers the coarsest rounding among the results of all operations, autocast included."""
@@ -17,7 +19,8 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         many = isinstance(result, list | tuple)
-        for x in result if many else (result,):
+        copies = func.overloadpacket.__name__ in _COPIES
+        for x in () if copies else result if many else (result,):
             if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
                 self.eps = max(self.eps, torch.finfo(x.dtype).eps)
         if not many:

@@ -242,7 +242,7 @@ def _compared(
     if test.coarsest > 1e-6:  # differences of half precision are off by tens of percent
         found = Comparison(why_not="low precision")
     else:
-        found = compare(objective, params, along, exact, doubt=doubt, bent=made.bent)
+        found = compare(objective, params, along, exact, doubt=doubt, made=made)
     test = replace(
         test, difference=found.difference, jacobian_asymmetry=found.asymmetry, smooth=found.smooth
     )
@@ -275,8 +275,8 @@ def _compared(
 def _held(found: Comparison, made: Structure) -> str:
     """What is measured where a part of the loss is held."""
     return (
-        f"the second derivative of the loss with a part held: {made.reason}, so that the gradient "
-        f"that trains has another derivative ({found.difference:.1%} off, asymmetry "
+        f"products are of the loss with a part held: {made.reason}, and the gradient that trains "
+        f"has another derivative J ({found.difference:.1%} off, |J - J^T| / |J| = "
         f"{found.asymmetry:.2g})"
     )
 

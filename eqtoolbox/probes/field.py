@@ -28,6 +28,7 @@ from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.replay.operations import opened
 
 NEAR = 5e-3  # exact against differenced product; differences of smooth float32 losses err by 1e-3
+FINE = 5e-4  # the same, in float64, where a part of the loss is known to be cut off
 WRONG = 0.03  # the same where float32 differences, whose error is not known, are all there is
 SYMMETRIC, NARROW = 1e-5, 0.02  # |J - J^T| / |J| that rounding explains: of float64, of float32
 SAME = 1e-3  # of the loss in float64 and in its own precision
@@ -63,12 +64,12 @@ class Structure:
 
     @property
     def reason(self) -> str:
-        """What makes a gradient that is not one function's, in words."""
+        """What makes a part of the loss one that is held, in words."""
         if self.custom:  # whose own forward runs without gradients, which is no cut
             return f"{', '.join(self.custom[:3])} has a backward of its own"
         if self.cuts:
-            return f"{', '.join(self.cuts[:3])} cuts a part of it off"
-        return "a part of it is detached or has a backward of its own"
+            return f"{' and '.join(self.cuts[:3])} cut it off"
+        return "it is detached or has a backward of its own"
 
 
 def widened(objective: Objective, params: Parameters) -> Widened:
@@ -94,7 +95,7 @@ def compare(
     exact: Parameters,
     *,
     doubt: bool,
-    bent: bool,
+    made: "Structure",
 ) -> Comparison:
     """How far an exact product is from the derivative of the gradient that trains.
 
@@ -107,41 +108,44 @@ def compare(
         along: the direction v.
         exact: its exact product.
         doubt: whether exact products are wrong anyway.
-        bent: whether the loss has kinks.
+        made: of the loss.
     """
 
     def apart(product: Parameters) -> float:
         return norm(add(exact, product, -1.0)) / max(norm(exact), 1e-300)
 
     narrow, own = _smooth(lambda: finite_difference(objective, params), along)
-    if own is not None and not doubt and apart(own) <= NEAR:
-        return Comparison(difference=apart(own), smooth=not bent)
+    limit = FINE if made.cuts and not made.custom else NEAR
+    if own is not None and not doubt and apart(own) <= limit:
+        return Comparison(difference=apart(own), smooth=not made.bent)
     wide, fine = _smooth(lambda: _steady(widened(objective, params), along), along)
     if wide is not None and fine is not None:
         smooth = own is not None and norm(add(own, fine, -1.0)) <= WRONG * norm(fine)
-        return _judged(wide, apart(fine), NEAR, SYMMETRIC, doubt, smooth and not bent)
-    if narrow is None or own is None or bent:
+        smooth = smooth and not made.bent
+        return _judged(wide, apart(fine), (limit, NEAR), SYMMETRIC, doubt, smooth)
+    if narrow is None or own is None or made.bent:
         return Comparison(why_not="kinks")
-    return _judged(narrow, apart(own), WRONG, NARROW, doubt, True)
+    return _judged(narrow, apart(own), (WRONG, WRONG), NARROW, doubt, True)
 
 
 def _judged(
     field: FiniteDifference | Widened,
     difference: float,
-    limit: float,
+    limits: tuple[float, float],
     symmetric: float,
     doubt: bool,
     smooth: bool,
 ) -> Comparison:
-    differs, gap = difference > limit, math.nan
-    if differs or doubt:
+    """Where it may differ, J is asked; beyond the second limit it differs whatever J is."""
+    gap = math.nan
+    if difference > limits[0] or doubt:
         try:
             gap = asymmetry(field, torch.Generator().manual_seed(1))
         except ValueError:  # a kink along another direction
             gap = math.nan
     return Comparison(
         difference=difference,
-        differs=differs,
+        differs=difference > limits[1] or (difference > limits[0] and gap > symmetric),
         asymmetry=gap,
         one_function=not gap > symmetric,
         smooth=smooth,
