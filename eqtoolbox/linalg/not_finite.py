@@ -4,6 +4,7 @@ Second derivatives are NaN where a first one is finite by convention only: the n
 at 0, a root at 0. The search runs the loss and its two backwards once more and looks into them.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,13 +35,11 @@ class Search:
 
     culprit: str = ""
     modules: list[tuple[int, int, str]] = field(default_factory=list)  # first and last node, name
-    stack: list[tuple[int, str]] = field(default_factory=list)  # modules that run
     spans: list[tuple[int, int, Any]] = field(default_factory=list)  # made by the backward of
 
     def module_of(self, place: int) -> str:
-        """The innermost module that made a node."""
-        inside = [(end - start, name) for start, end, name in self.modules if start < place < end]
-        return min(inside)[1] if inside else ""
+        """The module that made a node."""
+        return next((m for start, end, m in self.modules if start < place < end), "")
 
     def blame(self, node: Any) -> None:
         """The first node whose result is not finite though what it was given is."""
@@ -71,8 +70,8 @@ def not_finite(
         first in linalg_vector_norm
     """
     search = Search()
-    with torch.enable_grad(), _modules_told(model, search):
-        with _Values(search):
+    with torch.enable_grad():
+        with _Values(search, model):
             value = loss(dict(at))
         if not _finite([value]):
             return _sentence(0, search.culprit)
@@ -104,45 +103,40 @@ def _worded(operation: str, module: str) -> str:
 
 
 class _Values(TorchFunctionMode):
-    """Notes the first operation that makes NaN of what has none, else the last that made inf."""
+    """Notes which module calls each operation, and which one first makes NaN, or else infinity.
 
-    def __init__(self, search: Search) -> None:
+    The module is the nearest `self` of the calls that led there: hooks on modules would be seen
+    by what watches them.
+    """
+
+    def __init__(self, search: Search, model: object) -> None:
         super().__init__()
+        named = model.named_modules() if isinstance(model, nn.Module) else ()
+        self._names = {id(module): name or type(module).__name__ for name, module in named}
         self._search, self._nan = search, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        made = tree_leaves(result)
+        start, result = _place(), func(*args, **(kwargs or {}))
+        module, made = self._module(), tree_leaves(result)
+        self._search.modules.append((start, _place(), module))
         if self._nan or _finite(made):
             return result
         given, nan = tree_leaves((args, kwargs)), _has_nan(made)
         if (nan and not _has_nan(given)) or _finite(given):
-            module = self._search.stack[-1][1] if self._search.stack else ""
             here = _worded(str(getattr(func, "__name__", func)).strip("_"), module)
             infinite = nan and not _finite(given) and bool(self._search.culprit)
             before = f" of the infinity from {self._search.culprit}" if infinite else ""
             self._search.culprit, self._nan = here + before, nan
         return result
 
-
-@contextmanager
-def _modules_told(model: object, search: Search) -> Iterator[None]:
-    """Scope in which the search knows which module runs."""
-    named = model.named_modules() if isinstance(model, nn.Module) else ()
-    with ExitStack() as hooks:
-        for name, module in named:
-            told = name or type(module).__name__
-
-            def starts(*_: Any, told: str = told) -> None:
-                search.stack.append((_place(), told))
-
-            def ends(*_: Any) -> None:
-                start, told = search.stack.pop()
-                search.modules.append((start, _place(), told))
-
-            hooks.callback(module.register_forward_pre_hook(starts).remove)
-            hooks.callback(module.register_forward_hook(ends).remove)
-        yield
+    def _module(self) -> str:
+        frame: Any = sys._getframe(2) if self._names else None
+        while frame is not None:
+            name = self._names.get(id(frame.f_locals.get("self")))
+            if name is not None:
+                return name
+            frame = frame.f_back
+        return ""
 
 
 @contextmanager

@@ -1,17 +1,18 @@
 """Widened: differences of gradients in float64, so small that hardly a kink lies inside of one."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Space, Vector, add, norm
+from eqtoolbox.linalg.vectors import Space, Vector
 from eqtoolbox.precision import Precision
 
+Differences = TypeVar("Differences", "FiniteDifference", "Widened")
 RHOS = (1e-6, 1e-8)  # the second where a kink lies inside of the first
-STEADY = 0.01  # relative change of a product that is no kink's
 
 
 class Widened(LinearOperator):
@@ -45,29 +46,20 @@ class Widened(LinearOperator):
             loss(self._wide)
         if precision.eps > torch.finfo(torch.float64).eps:  # steps so small would be its rounding
             raise ValueError(f"the loss must compute in float64, got steps of {precision.eps:.1e}")
-        self._rho = RHOS[0]
-        self._inner = FiniteDifference(loss, self._wide, rho=self._rho)
+        self._inner = FiniteDifference(loss, self._wide, rho=RHOS[0])
         super().__init__(space, max(space.eps**0.5, self._inner.accuracy))
         self.gradient = self._narrow(self._inner.gradient)
 
     def steady(self, v: Vector) -> bool:
-        """Whether a tenth of the step gives the same product, as it does not at a kink.
-
-        The derivative jumps there, and grows with the inverse of the step: |x| at 0, whose two
-        sides are too alike to be told by second differences.
-        """
-        wide = {n: x.double() for n, x in v.items()}
-        finer = FiniteDifference(self._loss, self._wide, rho=self._rho / 10)
-        one, two = self._inner(wide), finer(wide)
-        return norm(add(one, two, -1.0)) <= STEADY * norm(one)
+        """See `FiniteDifference.steady`."""
+        return self._inner.steady({n: x.double() for n, x in v.items()})
 
     def _product(self, v: Vector) -> dict[str, Tensor]:
         wide = {n: x.double() for n, x in v.items()}
         try:
             product = self._inner(wide)
         except ValueError:
-            self._rho = RHOS[1]
-            self._inner = FiniteDifference(self._loss, self._wide, rho=self._rho)
+            self._inner = FiniteDifference(self._loss, self._wide, rho=RHOS[1])
             product = self._inner(wide)
         return self._narrow(product)
 
@@ -85,10 +77,20 @@ def smooth_differences(
         FloatingPointError: the gradient is not finite.
     """
     try:
-        wide = Widened(loss, params)
-        wide(along)
+        return steady(Widened(loss, params), along)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        narrow = FiniteDifference(loss, params)
-        narrow(along)
-        return narrow
-    return wide
+        return steady(FiniteDifference(loss, params), along)
+
+
+def steady(differences: FiniteDifference | Widened, along: Vector) -> FiniteDifference | Widened:
+    """The differences, if the gradient is smooth along a vector.
+
+    Raises:
+        ValueError: it has a kink inside of the step, or jumps where the parameters are.
+    """
+    if not differences.steady(along):
+        raise ValueError(
+            "finite differences need a smooth gradient, got one that jumps at the parameters: a "
+            "tenth of the step changes the product"
+        )
+    return differences

@@ -12,56 +12,21 @@ from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
-from eqtoolbox.linalg.widened import Widened
+from eqtoolbox.linalg.widened import Widened, steady
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.precision import Precision
 from eqtoolbox.probe import Measurement
-from eqtoolbox.probes.field import (
-    NO_DIFFERENCES,
-    WRONG,
-    Comparison,
-    Structure,
-    compare,
-    structure,
-    widened,
-)
+from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure, widened
+from eqtoolbox.probes.self_test import NO_FUNCTION, EngineMode, SelfTest, compared
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 
-EngineMode = Literal["exact", "split", "rebuilt", "differenced"]
 Memory = Literal["fast", "low"]
 ProbePrecision = Literal["full", "as_trained"]
 DifferentiatedOperator = Hessian | FiniteDifference | Widened  # all know the gradient as well
 
-ASYMMETRY = 2e-3  # float32 networks reach 7e-5, wrong double backwards start at 8e-3
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
 PARTS = 8  # pieces of the batch where memory is low
 EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
-NO_FUNCTION = (
-    "the gradient that trains is not the gradient of one function: a part of the loss is detached, "
-    "straight-through or has a surrogate gradient"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfTest:
-    """What was tried once before Hessian products are trusted; NaN for what could not be."""
-
-    mode: EngineMode
-    reason: str  # why not the faster mode, or what the test could not see
-    repeat: float  # relative change of the loss when evaluated again
-    asymmetry: float  # |<u, Hv> - <v, Hu>| / |Hv| with u along Hv
-    difference: float  # |Hu - differenced Hu| / |Hu|
-    coarsest: float  # eps of the coarsest operation in the loss
-    jacobian_asymmetry: float = (
-        math.nan
-    )  # |J - J^T| / |J| of the derivative of the gradient that trains
-    held: bool = False  # exact products hold a part of the loss, which J does not
-    smooth: bool = False  # differences in the parameters' own precision are right
-
-    @property
-    def measures(self) -> Literal["exact", "held", "differenced"]:
-        """What products are of: exact, held or differenced."""
-        return "held" if self.held else "differenced" if self.mode == "differenced" else "exact"
 
 
 @checked
@@ -230,88 +195,33 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
     test = replace(
         test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
     )
-    return _compared(objective, params, along, second, test)
-
-
-def _compared(
-    objective: Objective, params: Parameters, along: Parameters, exact: Parameters, test: SelfTest
-) -> SelfTest:
-    """The self-test after comparing an exact product with the derivative of the gradient."""
-    doubt = test.asymmetry > max(ASYMMETRY, 2 * test.coarsest)
-    made = structure(objective, params)
-    if test.coarsest > 1e-6:  # differences of half precision are off by tens of percent
-        found = Comparison(why_not="low precision")
-    else:
-        found = compare(objective, params, along, exact, doubt=doubt, made=made)
-    test = replace(
-        test, difference=found.difference, jacobian_asymmetry=found.asymmetry, smooth=found.smooth
-    )
-    if doubt and found.why_not:
-        raise NotApplicable(
-            f"Hessian products are not symmetric ({test.asymmetry:.1%}) and differences cannot "
-            f"replace them ({found.why_not}): some operation has a wrong second derivative; "
-            f"{_suspects(made)}"
-        )
-    if found.why_not:
-        why = f"symmetric and repeatable; {found.why_not}: not comparable"
-        return replace(test, reason=why)
-    if not found.differs and not doubt:
-        return replace(test, reason="symmetric, repeatable, equal to differences")
-    if not found.one_function and doubt:
-        raise NotApplicable(
-            f"{NO_FUNCTION} (asymmetry {found.asymmetry:.2g}), and with that part held some "
-            f"operation has a wrong second derivative: products are {test.asymmetry:.1%} "
-            f"unsymmetric; {_suspects(made)}"
-        )
-    if not doubt and (not found.one_function or (made.cuts and not made.custom)):
-        return replace(test, held=True, reason=_held(found, made))
-    why = (
-        f"exact products are wrong: {test.difference:.1%} off differences, which are symmetric, "
-        f"{test.asymmetry:.1%} unsymmetric; {_suspects(made)}"
-    )
-    return replace(test, mode="differenced", reason=why)
-
-
-def _held(found: Comparison, made: Structure) -> str:
-    """What is measured where a part of the loss is held."""
-    return (
-        f"products are of the loss with a part held: {made.reason}, and the gradient that trains "
-        f"has another derivative J ({found.difference:.1%} off, |J - J^T| / |J| = "
-        f"{found.asymmetry:.2g})"
-    )
-
-
-def _suspects(made: Structure) -> str:
-    """Whose second derivative may be wrong."""
-    if not made.custom:
-        return "no function of the loss brings a backward of its own"
-    return f"look at the backward of {', '.join(made.custom[:3])}"
+    return compared(objective, params, along, second, test)
 
 
 def _differences_only(
     objective: Objective, params: Parameters, direction: Parameters, test: SelfTest, why: str
 ) -> SelfTest:
     """The self-test of differences alone: are they smooth and symmetric?"""
-    test = replace(test, mode="differenced", reason=why, smooth=True)
-    try:
-        operator(objective, params, test)(direction)
-    except ValueError:
-        test = replace(test, smooth=False)
-    except FloatingPointError as error:  # no second derivative, as there is no first
-        raise FloatingPointError(why) from error
-    try:
-        differenced = operator(objective, params, test)
-        product = differenced(direction)
-        along = scale(1 / max(norm(product), 1e-300), product)
-        back = dot(direction, differenced(along))
-    except NO_DIFFERENCES as error:
-        raise NotApplicable(
-            f"{why}; and there are no differences in its place: {_first_line(error)}"
-        ) from error
-    gap = abs(norm(product) - back) / max(norm(product), 1e-300)
-    if gap > WRONG:
-        raise NotApplicable(f"{why}; and differences cannot replace it: {NO_FUNCTION}")
-    return replace(test, asymmetry=gap)
+    bent, refused = structure(objective, params).bent, ""
+    for smooth in (False, True) if bent else (True, False):  # a kink asks for float64 first
+        tried = replace(test, mode="differenced", reason=why, smooth=smooth)
+        try:
+            differenced = operator(objective, params, tried)
+            if not isinstance(differenced, Hessian):
+                steady(differenced, direction)
+            product = differenced(direction)
+            along = scale(1 / max(norm(product), 1e-300), product)
+            back = dot(direction, differenced(along))
+        except FloatingPointError as error:  # no second derivative, as there is no first
+            raise FloatingPointError(why) from error
+        except NO_DIFFERENCES as error:
+            refused = refused or _first_line(error)
+            continue
+        gap = abs(norm(product) - back) / max(norm(product), 1e-300)
+        if gap > WRONG:
+            raise NotApplicable(f"{why}; and differences cannot replace it: {NO_FUNCTION}")
+        return replace(tried, asymmetry=gap)
+    raise NotApplicable(f"{why}; and there are no differences in its place: {refused}")
 
 
 def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTest:

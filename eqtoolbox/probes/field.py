@@ -23,7 +23,7 @@ from eqtoolbox.linalg.asymmetry import asymmetry
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import add, norm
-from eqtoolbox.linalg.widened import Widened
+from eqtoolbox.linalg.widened import Widened, steady
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.replay.operations import opened
 
@@ -118,7 +118,7 @@ def compare(
     limit = FINE if made.cuts and not made.custom else NEAR
     if own is not None and not doubt and apart(own) <= limit:
         return Comparison(difference=apart(own), smooth=not made.bent)
-    wide, fine = _smooth(lambda: _steady(widened(objective, params), along), along)
+    wide, fine = _smooth(lambda: steady(widened(objective, params), along), along)
     if wide is not None and fine is not None:
         smooth = own is not None and norm(add(own, fine, -1.0)) <= WRONG * norm(fine)
         smooth = smooth and not made.bent
@@ -150,12 +150,6 @@ def _judged(
         one_function=not gap > symmetric,
         smooth=smooth,
     )
-
-
-def _steady(wide: Widened, along: Parameters) -> Widened:
-    if not wide.steady(along):
-        raise ValueError("the gradient jumps where the parameters are")
-    return wide
 
 
 def _smooth(
