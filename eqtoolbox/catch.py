@@ -78,10 +78,10 @@ class Catch:
         self._watched.tell(self._journal.event)
         self._account.applied(before, after, snapshot.gradient)
         if not self.faithful.checked:
-            self.faithful.checked = True
             self._warn_of_lost_state()
-            if self.faithful.check(snapshot):
-                snapshot = self.snapshot(step, before, after, named)
+        evaluated = not self.faithful.checked or any(probe.evaluates for probe in probes)
+        if evaluated and self.faithful.check(snapshot):
+            snapshot = self.snapshot(step, before, after, named)
         for probe in probes:
             self._runner.run(probe, snapshot)
             if self._runner.refused and not self._capture.refused:

@@ -8,6 +8,7 @@ from torch import Tensor
 from eqtoolbox.capture.gradient_check import (
     MIN_COSINE,
     Circumstances,
+    GradientCheck,
     compare,
     repeats,
     replayed_gradient,
@@ -24,16 +25,18 @@ from eqtoolbox.snapshot import Snapshot
 
 CHECK = "monitor/closure_grad_cos"
 RATIO = "monitor/closure_grad_ratio"
+UNTRAINED = "monitor/parameters_untrained"
 
 
 class Faithfulness:
-    """Once: does the loss leave live tensors alone, and is it the one that trains?"""
+    """Does the loss leave live tensors alone (once), and is it the one that trains (each time)?"""
 
     def __init__(self, capture: LossCapture, journal: Journal) -> None:
-        self.checked = False
+        self.checked = False  # whether it was asked before
         self._capture = capture
         self._journal = journal
         self._harmless = False
+        self._warned: set[str] = set()
 
     def harmless(self, objective: Objective | None, params: Parameters) -> bool:
         """Whether the loss is one and can be evaluated without a trace; warns where not."""
@@ -71,61 +74,90 @@ class Faithfulness:
 
         Returns whether the weights of the losses turned out to be others.
         """
+        first, self.checked = not self.checked, True
+        if first:
+            self._name_untrained()
         if snapshot.measured is None:
             self._journal.warn("monitor", snapshot.why_no_loss)
         if snapshot.gradient is None:
             why = "the optimizer evaluates the loss several times in one step"
             row = Record(step=0, name=CHECK, value=math.nan, status="not_applicable", note=why)
-            self._journal.write(row)
+            if first:
+                self._journal.write(row)
         elif snapshot.training is not None:
             try:
                 with snapshot.training.isolated():
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
-                    repeated = repeats(snapshot.training, snapshot.before)
-                    replay = current()
-                told = self._circumstances(repeated, replay is not None and replay.accumulates)
-                return self._judge(replayed, snapshot.gradient, snapshot.before, told)
+                    found = self._judged(snapshot, replayed, 0.0)
+                    if found.cause:
+                        repeated = repeats(snapshot.training, snapshot.before)
+                        found = self._judged(snapshot, replayed, repeated)
+                return self._tell(snapshot, replayed, found)
             except LeavesTrace as reason:
                 self.refuse(str(reason))
             except BaseException as error:
                 self._journal.failed("monitor", error)
         return False
 
-    def _judge(
-        self,
-        replayed: dict[str, Tensor],
-        gradient: Parameters,
-        before: Parameters,
-        told: Circumstances,
-    ) -> bool:
+    def _judged(
+        self, snapshot: Snapshot, replayed: dict[str, Tensor], repeated: float
+    ) -> GradientCheck:
+        """The comparison over what an attached optimizer holds: nobody clears other gradients."""
+        pending, held = self._capture.pending, self._capture.watched.held()
+        replay = current()
+        told = Circumstances(
+            hooked=tuple(n for n, p in held.items() if _has_hooks(p)),
+            unreached=pending.unreached,
+            climbed=self._climber(),
+            accumulates=replay is not None and replay.accumulates,
+            stale=pending.stale,
+            repeated=repeated,
+        )
+        gradient = {n: g for n, g in (snapshot.gradient or {}).items() if n in held}
+        return compare(replayed, gradient, snapshot.before, told)
+
+    def _tell(self, snapshot: Snapshot, replayed: dict[str, Tensor], found: GradientCheck) -> bool:
         caught, reached = self._capture.pending.counts
-        found = compare(replayed, gradient, before, told)
         summed = self._capture.pending.learn_weights(found.ratio)
         if summed:
             replayed = {n: found.ratio * r for n, r in replayed.items()}
-            found = compare(replayed, gradient, before, told)
+            found = self._judged(snapshot, replayed, 0.0)
         note = f"{caught} losses before the step, {reached} of them reached by a backward"
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
         self._journal.emit(RATIO, found.ratio, note=found.cause)
         if found.cosine < MIN_COSINE:
-            self._journal.warn(
-                "monitor",
+            self._warn_once(
+                "gradient",
                 f"the replayed loss has another gradient than the training step (cosine "
-                f"{found.cosine:.3f}; {note}): probes measure a different loss. Likely cause: "
-                f"{found.cause}",
+                f"{found.cosine:.3f} at step {snapshot.step}; {note}): probes measure a different "
+                f"loss. Likely cause: {found.cause}",
             )
         elif found.cause:
-            self._journal.warn("monitor", f"probes measure a loss of another scale: {found.cause}")
+            self._warn_once(
+                "scale",
+                f"probes measure a loss of another scale (at step {snapshot.step}): {found.cause}",
+            )
         return summed
 
-    def _circumstances(self, repeated: float, accumulates: bool) -> Circumstances:
-        return Circumstances(
-            hooked=tuple(n for n, p in self._capture.watched.trainable().items() if _has_hooks(p)),
-            unreached=self._capture.pending.unreached,
-            climbed=self._climber(),
-            accumulates=accumulates,
-            repeated=repeated,
-        )
+    def _warn_once(self, kind: str, message: str) -> None:
+        """Later steps say it with other numbers: they have their records."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._journal.warn("monitor", message)
+
+    def _name_untrained(self) -> None:
+        """Parameters that ask for gradients and that no attached optimizer holds."""
+        watched = self._capture.watched
+        left = [n for n in watched.trainable() if n not in watched.held()]
+        if left:
+            names = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+            self._journal.emit(UNTRAINED, float(len(left)), note=names)
+            self._journal.warn(
+                "monitor",
+                f"{len(left)} trainable parameters are in no attached optimizer and are not moved "
+                f"by it: {names}; add them to its parameters, attach the optimizer that has them, "
+                "too, or freeze them by requires_grad_(False)",
+            )
 
     def _climber(self) -> str:
         """Who moved the parameters between the losses and the step; empty if nobody did."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.words import shown
-from eqtoolbox.record import Mode, Record, Status, Verdict
+from eqtoolbox.record import Mode, Product, Record, Status, Verdict
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.snapshot import Snapshot
 
@@ -103,6 +103,7 @@ def record(
     *,
     step: int = 0,
     segment: int = 0,
+    hessian: Product | None = None,
 ) -> Record:
     """The record of a measurement; step and segment are the journal's."""
     m = measurement
@@ -120,4 +121,5 @@ def record(
         matvecs=m.matvecs,
         note=m.note,
         segment=segment,
+        hessian=hessian,
     )

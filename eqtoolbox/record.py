@@ -11,8 +11,10 @@ from typing import Any, Literal, get_args
 Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed", "skipped_budget"]
 Verdict = Literal["holds", "violated", "unresolved"]
 Mode = Literal["train", "eval"]
+Product = Literal["held", "differenced"]
 
 _STATUSES, _VERDICTS, _MODES = get_args(Status), get_args(Verdict), get_args(Mode)
+_PRODUCTS = get_args(Product)
 LONGEST = 200  # characters of a name
 LAST = 2**53  # steps and counts below are exact in every reader of JSON
 SEGMENTS = 2**31  # more than any run is resumed
@@ -45,6 +47,9 @@ class Record:
     matvecs: int | None = None  # Hessian-vector products behind it
     note: str = ""  # why there is no number, or which unit, layer or element it is about
     segment: int = 0  # 0 for the first start of a run, one more after each resume
+    # what the probe's second derivatives are, if not those of the loss, exact: held where a part
+    # is detached or has a gradient of its own, differenced where they are differences of gradients
+    hessian: Product | None = None
 
     def __post_init__(self) -> None:
         if self.status not in _STATUSES:
@@ -115,6 +120,7 @@ def checked(row: Mapping[str, Any]) -> tuple[Any, ...]:
         None if (matvecs := get("matvecs")) is None else _count(matvecs, "matvecs", LAST),
         _text(get("note", ""), "note"),
         _count(segment, "segment", SEGMENTS),
+        None if (made := get("hessian")) is None else _choice(made, "hessian", _PRODUCTS),
     )
 
 

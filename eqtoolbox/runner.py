@@ -47,6 +47,7 @@ class Runner:
     def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
         """Measure and write; `take` tells what it took."""
         started, self.once[probe.name] = time.perf_counter(), 0.0
+        snapshot.products.clear()
         with deadline(self._limit.of(probe.name)):
             rows, fits = self._measured(probe, snapshot)
             if not fits:
@@ -54,10 +55,9 @@ class Runner:
         synchronize(self._model)
         seconds = time.perf_counter() - started
         self.seconds[probe.name] = seconds
-        step, segment = self._journal.step, self._journal.segment
-        written = self._journal.write_all(
-            [record(row, probe, seconds, step=step, segment=segment) for row in rows]
-        )
+        told: dict[str, Any] = {"step": self._journal.step, "segment": self._journal.segment}
+        told["hessian"] = max(snapshot.products, default=None)  # held, where a part of it is
+        written = self._journal.write_all([record(row, probe, seconds, **told) for row in rows])
         for row, written_row in zip(rows, written, strict=True):
             if row.vector is not None:
                 self._journal.array(written_row.name, row.vector)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.record import Product
 from eqtoolbox.shared import Shared
 
 
@@ -49,6 +50,8 @@ class Snapshot:
     why_no_loss: str = ""
     shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
+    # what second derivatives the probe that measures was given, where they are not exact
+    products: set[Product] = field(default_factory=set, repr=False, compare=False)
 
     @cached_property
     def update(self) -> Parameters:

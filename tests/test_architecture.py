@@ -10,7 +10,7 @@ FLOORS = {
     "linalg": 1, "symmetry": 1, "snapshot": 1, "schedule": 1, "record": 1, "isolation": 1,
     "objective": 1, "capture": 1, "derivatives": 1, "arrays": 1, "source": 1, "eager": 1,
     "extra": 1, "identity": 1, "shared": 1, "replay": 1, "files": 1, "deadline": 0,
-    "interrupts": 0, "expect": 0, "toml": 1,
+    "interrupts": 0, "expect": 0, "precision": 0, "toml": 1,
     "probe": 2, "sink": 2, "report": 2, "testing": 2,
     "probes": 3, "sinks": 3, "enforce": 3, "monitor": 3, "budget": 3, "clock": 3, "journal": 3,
     "runner": 3, "account": 3, "faithfulness": 3, "time_limit": 3, "catch": 3,

@@ -1,7 +1,7 @@
 """Caught: one loss of a step, and which weight its backward gave it."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -93,7 +93,9 @@ def guessed(losses: Sequence[Caught]) -> bool:
     return len(losses) > 1 and all(c.weight is None for c in losses)
 
 
-def gradients_are_clear(model: nn.Module) -> bool:
+def gradients_are_clear(parameters: Iterable[Tensor]) -> bool:
     """Whether nothing is accumulated in `.grad`: none set, or zeros only."""
-    grads = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    return not any(bool(g.count_nonzero()) for g in grads)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    # a sparse gradient that several backwards added to has no operation of its own for this
+    values = [g._values() if g.is_sparse else g for g in grads]
+    return not any(bool(v.count_nonzero()) for v in values)

@@ -11,6 +11,10 @@ from eqtoolbox.objective import Objective, Parameters
 
 MIN_COSINE = 0.99  # replayed against training gradient; below it the loss is another
 RANDOM = 1e-4  # relative change of a loss evaluated again; rounding gives 1e-7
+STALE = (
+    "gradients were left from before when the first backward of the step came: "
+    "optimizer.zero_grad() is missing, and .grad is a sum over steps"
+)
 SAME = 1e-3  # relative distance that rounding explains, half precision included
 
 
@@ -52,6 +56,7 @@ class Circumstances:
     unreached: bool = False  # losses were caught, and a backward reached none of them
     climbed: str = ""  # who moved the parameters between the losses and the step
     accumulates: bool = False  # whether the loss runs a backward of its own through the model
+    stale: bool = False  # gradients of earlier backwards were left when its first one came
     repeated: float = 0.0  # relative change of the loss when evaluated again
 
 
@@ -78,6 +83,8 @@ def compare(
     ratio = two / one if one > 0 else math.nan
     wrong = cosine < MIN_COSINE
     cause = _cause(r, g, before, told) if wrong else _scaled(cosine, ratio)
+    if cause and told.stale and not told.accumulates and told.repeated <= RANDOM:
+        cause = STALE
     return GradientCheck(cosine=cosine, ratio=ratio, cause=cause)
 
 

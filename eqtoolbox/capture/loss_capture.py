@@ -129,7 +129,7 @@ class LossCapture:
         loss_fn, losses = self._wrapped or self.loss_fn, self.pending.here
         if loss_fn is None or not self.pending.belongs():
             return
-        if losses and gradients_are_clear(self.model):
+        if losses and gradients_are_clear(self.watched.held().values()):
             losses.clear()
         objective = self._objective(loss_fn, _fresh(batch))
         beside = self.watched.in_reach(loss_fn, batch)

@@ -22,12 +22,13 @@ class Pending:
 
     def __init__(self, watched: Watched) -> None:
         self.summed = False  # losses of unknown weight: their sum, not their mean
+        self.stale = False  # whether gradients were left when the first backward of the step came
         self.moved = False  # whether a closure evaluated the loss at other parameters
         self.coming: list[Caught] = []  # losses of the step that comes
         self._step: list[Caught] = []  # and of the one that is being taken
         self.waiting = Waiting(watched)
         self.skipped = (0, "")  # steps before the one that is being taken, and by whose gradient
-        self._model = watched.model
+        self._model, self._watched = watched.model, watched
         self._unmoved: Callable[[], bool] | None = None  # is the model still at theta_t?
         self._inside: Callable[[], bool] | None = None  # the same, while step() runs
         self._task = -1  # backward that was last seen
@@ -61,6 +62,7 @@ class Pending:
         for caught in self._step:
             caught.release()
         self._step, self._inside, self._places = [], None, set()
+        self.stale = False
 
     def forget(self) -> None:
         """Forget the coming step, too."""
@@ -140,7 +142,9 @@ class Pending:
         if task != self._task:
             self._task = task
             known = [c for c in (*self._step, *self.coming) if c.weight is not None]
-            if known and gradients_are_clear(self._model):
+            clear = gradients_are_clear(self._watched.held().values())
+            self.stale = self.stale if known else not clear
+            if known and clear:
                 self.waiting.cleared()
                 for earlier in known:  # their gradients were thrown away
                     earlier.weight = None

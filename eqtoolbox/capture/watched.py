@@ -50,6 +50,13 @@ class Watched:
         """Those that require gradients."""
         return {n: p for n, p in self.named().items() if p.requires_grad}
 
+    def held(self) -> dict[str, Any]:
+        """Those of them that an attached optimizer holds; all, where it holds none as they are."""
+        groups = (g for optimizer in self.optimizers for g in optimizer.param_groups)
+        own = {id(p) for g in groups for p in g["params"]}
+        trainable = self.trainable()
+        return {n: p for n, p in trainable.items() if id(p) in own} or trainable
+
     def of_loss(self, loss: Tensor, loss_fn: Any, batch: Any) -> LossParameters | None:
         """The parameters that a loss, as the loop evaluated it, has besides the model's."""
         own = self._beside()

@@ -5,7 +5,9 @@ floating point operations, the least for an exact product (1.5 where the first l
 gradient); forward-mode and rebuilt graphs cost 3.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Annotated, Self
 
@@ -17,7 +19,10 @@ from eqtoolbox.expect.fit import Unexpected, fitted
 from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.graph import GradientGraph, Loss, leaves, product_accuracy
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Space, Vector, add, scale
+from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
+from eqtoolbox.linalg.widened import smooth_differences
+
+logger = logging.getLogger("eqtoolbox")
 
 
 @checked
@@ -30,6 +35,10 @@ def hessian(
     accuracy: Positive | None = None,
 ) -> "Hessian":
     """H = ∇²L(θ) for L = Σ w_i L_i / Σ w_i, each product exact to rounding.
+
+    What a loss detaches is held fixed: H is the second derivative of the rest, and symmetric.
+    Where a second derivative is NaN though the gradient is finite (the norm at 0), products are
+    differences of gradients if these are smooth there; `differenced` says so, and `accuracy`.
 
     Args:
         loss: pure function of a dict of parameters, giving a scalar; or one per batch. It must give
@@ -47,7 +56,8 @@ def hessian(
     Raises:
         ValueError: the loss is no real scalar, depends on no parameter or contains a
             once_differentiable function; weights do not fit.
-        FloatingPointError: the loss, a parameter or a product is not finite.
+        FloatingPointError: the loss, a parameter or its gradient is not finite, or a product and
+            the gradient is not smooth; says in which operation that begins.
 
     Reference:
         Pearlmutter 1994, Fast exact multiplication by the Hessian.
@@ -63,7 +73,12 @@ def hessian(
 
 
 class Hessian(LinearOperator):
-    """Second derivative of a loss at fixed parameters; see `hessian`."""
+    """Second derivative of a loss at fixed parameters; see `hessian`.
+
+    Attributes:
+        differenced: why products are differences of gradients; empty while they are exact.
+        instead: called with that when it happens; logs a warning.
+    """
 
     def __init__(
         self,
@@ -82,6 +97,10 @@ class Hessian(LinearOperator):
         self._weights = _normalised(weights, len(losses))
         self._retain = len(losses) == 1 if retain is None else retain
         self._first: tuple[float, dict[str, Tensor]] | None = None
+        self._losses, self._params = losses, dict(params)
+        self._differences: LinearOperator | None = None
+        self.differenced = ""
+        self.instead: Callable[[str], object] = _log
 
     @property
     def loss_value(self) -> float:
@@ -122,16 +141,42 @@ class Hessian(LinearOperator):
         return self._block_product(v)
 
     def _block_product(self, v: Vector) -> dict[str, Tensor]:
-        total = None
-        for graph, w in self._weighted():
-            total = _plus(total, w, graph.product(v))
-        return total or {}
+        if self._differences is None:
+            total = None
+            for graph, w in self._weighted():
+                total = _plus(total, w, graph.product(v))
+            if math.isfinite(norm(total or {})):
+                return total or {}
+        return self._instead(v)
+
+    def _instead(self, v: Vector) -> dict[str, Tensor]:
+        """The product by differences, where the exact one is not finite."""
+        if self._differences is not None:
+            return self._differences._block_product(v)
+        whole = v if v.keys() == self.space.like.keys() else None
+        found = next(filter(None, (g.not_finite(whole) for g in self._graphs)), "")
+        why = found or "the second derivative is not finite"
+        if len(self._losses) > 1:
+            raise FloatingPointError(why)
+        try:
+            differences = smooth_differences(self._losses[0], self._params, self._padded(v))
+            product = differences._block_product(v)
+        except (ValueError, FloatingPointError) as error:
+            raise FloatingPointError(f"{why}; and there are no differences: {error}") from error
+        self._differences, self.differenced = differences, why
+        self.instead(why)
+        self.accuracy = max(self.accuracy, differences.accuracy)
+        return product
 
     def _weighted(self) -> Iterator[tuple[GradientGraph, float]]:
         for graph, w in zip(self._graphs, self._weights, strict=True):
             yield graph, w
             if not self._retain:
                 graph.release()
+
+
+def _log(why: str) -> None:
+    logger.warning("%s. Finite differences are smooth there and stand in for it", why)
 
 
 def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -23,6 +23,7 @@ LossOrGradient = Annotated[
     takes(1, "of a dict of parameters"),
 ]
 KINKED = 0.05  # the q above which the gradient is not smooth along the step
+STEADY = 0.05  # change of a product by a tenth of the step, above which it is a jump's
 
 
 @checked
@@ -94,6 +95,7 @@ class FiniteDifference(LinearOperator):
         self._dtypes = {name: p.dtype for name, p in params.items()}
         self._stiffness: float | None = None  # ‖Hv‖ of the last unit vector
         self._tested = False  # for kinks
+        self._used = 1.0  # step of the last product
         self.evaluations = 0
         self.kink = 0.0
         self.gradient = self._gradient_at(self._point)  # g(θ)
@@ -112,22 +114,37 @@ class FiniteDifference(LinearOperator):
                 break
             step = right
         self.kink = max(self.kink, kink)
-        self._tested = True
+        self._tested, self._used = True, step
         if self.kink > KINKED:
             raise ValueError(
                 f"finite differences need a smooth gradient, got a relative second difference of "
-                f"{self.kink:.2g} > {KINKED} (ReLU, max-pool or noise such as dropout); use hessian"
+                f"{self.kink:.2g} > {KINKED} (ReLU, max-pool or noise such as dropout); use "
+                "hessian, after giving what has no second derivative one"
             )
         return scale(length, product)
 
+    def steady(self, v: Vector) -> bool:
+        """Whether a tenth of the step gives the same product, as it does not where g jumps at θ.
+
+        Both sides of |x| at 0 are too alike for second differences; but the quotient grows.
+        """
+        product, step = self(v), self._used / 10
+        length = norm(v)
+        finer, _ = self._difference(scale(1 / length, v), step) if length else (product, 0.0)
+        change = norm(add(scale(length, finer), product, -1.0))
+        rounding = 10 * self._eps * norm(self.gradient) / step * length
+        return change <= STEADY * norm(product) + rounding
+
     def _step(self) -> float:
-        """h, kept between rounding and a tenth of ‖θ‖."""
+        """h, kept between rounding and a tenth of ‖θ‖; amid both where the gradient is rounding."""
         radius = norm(self._point) or 1.0
         smallest, largest = 10 * self._eps * radius, 0.1 * radius
         if self._stiffness is None:
             return math.sqrt(smallest * largest)
-        wanted = self._rho * norm(self.gradient)
-        return min(max(wanted / self._stiffness if self._stiffness else largest, smallest), largest)
+        if not self._stiffness:
+            return largest
+        wanted = self._rho * norm(self.gradient) / self._stiffness
+        return min(wanted if wanted > smallest else math.sqrt(smallest * largest), largest)
 
     def _difference(self, unit: Vector, step: float) -> tuple[dict[str, Tensor], float]:
         """Hv and q, which is 0 when it was not measured or is rounding."""

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.expect.bounds import takes
+from eqtoolbox.linalg.not_finite import not_finite
+from eqtoolbox.linalg.tape import nodes
 from eqtoolbox.linalg.vectors import Space, Vector, norm
 
 Loss = Annotated[Callable[[dict[str, Tensor]], Tensor], takes(1, "of a dict of parameters")]
@@ -59,11 +61,25 @@ class GradientGraph:
         """Free the graph."""
         self._built = None
 
+    def not_finite(self, v: Vector | None = None) -> str:
+        """Where the loss, its gradient or its product with `v` stops being finite; "" if unseen."""
+        model = getattr(self._loss, "model", None)
+        call = lambda p: self._loss(self._cast(p))
+        with suppress(RuntimeError), differentiating(self._loss, self._leaves):
+            return not_finite(call, self._leaves, v, model)
+        return ""
+
+    def _cast(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: x.to(self._dtypes[n]) for n, x in params.items()}
+
     def _build(self) -> tuple[Tensor, dict[str, Tensor]]:
         if self._built is None:
             with differentiating(self._loss, self._leaves):
-                value = self._loss({n: x.to(self._dtypes[n]) for n, x in self._leaves.items()})
-                check_scalar(value)
+                value = self._loss(self._cast(self._leaves))
+                try:
+                    check_scalar(value)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{error}; {self.not_finite()}") from None
                 # once_differentiable functions show in the graph only if the seed has a gradient
                 seed = torch.ones_like(value).requires_grad_()
                 rows = torch.autograd.grad(
@@ -73,6 +89,8 @@ class GradientGraph:
             if all(row is None for row in rows):
                 raise ValueError(_INDEPENDENT)
             _refuse_once_differentiable(list(gradient.values()))
+            if not math.isfinite(norm({n: g.detach() for n, g in gradient.items()})):
+                raise FloatingPointError(self.not_finite() or "the gradient is not finite")
             self._built = value, gradient
         return self._built
 
@@ -136,15 +154,8 @@ def differentiating(function: object, params: dict[str, Tensor]) -> Iterator[Non
 
 def _refuse_once_differentiable(gradients: Sequence[Tensor]) -> None:
     """Raise if the graph holds a function that hides its derivative from a second backward."""
-    seen, stack = set(), [g.grad_fn for g in gradients]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "torch::autograd::Error":
-            raise ValueError(
-                "the loss contains a function marked once_differentiable, which has no second "
-                "derivative; its Hessian would silently miss terms; use finite_difference"
-            )
-        stack.extend(parent for parent, _ in node.next_functions)
+    if any(node.name() == "torch::autograd::Error" for node in nodes(gradients)):
+        raise ValueError(
+            "the loss contains a function marked once_differentiable, which has no second "
+            "derivative; its Hessian would silently miss terms; use finite_difference"
+        )

@@ -60,9 +60,12 @@ class LinearOperator(ABC):
 
     def _block_product(self, v: Vector) -> dict[str, Tensor]:
         """The rows of `v`'s names of H applied to `v` padded by zeros."""
-        padded = {n: v[n] if n in v else x.new_zeros(x.shape) for n, x in self.space.like.items()}
-        product = self._product(padded)
+        product = self._product(self._padded(v))
         return {n: product[n] for n in v}
+
+    def _padded(self, v: Vector) -> dict[str, Tensor]:
+        """`v` with zeros under the names that it has not."""
+        return {n: v[n] if n in v else x.new_zeros(x.shape) for n, x in self.space.like.items()}
 
     @property
     def size(self) -> int:

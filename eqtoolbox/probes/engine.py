@@ -11,34 +11,22 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.finite_difference import FiniteDifference
-from eqtoolbox.linalg.vectors import add, dot, norm, random_like, scale
+from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
+from eqtoolbox.linalg.widened import Widened, steady
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.precision import Precision
 from eqtoolbox.probe import Measurement
+from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure, widened
+from eqtoolbox.probes.self_test import NO_FUNCTION, EngineMode, SelfTest, compared
 from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.floor import Precision
 
-EngineMode = Literal["exact", "split", "rebuilt", "differenced"]
 Memory = Literal["fast", "low"]
 ProbePrecision = Literal["full", "as_trained"]
-DifferentiatedOperator = Hessian | FiniteDifference  # both know the gradient as well
+DifferentiatedOperator = Hessian | FiniteDifference | Widened  # all know the gradient as well
 
-ASYMMETRY = 2e-3  # float32 networks reach 7e-5, wrong double backwards start at 8e-3
-WRONG = 0.03  # exact against differenced product; differences of smooth losses err by 1e-3
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
 PARTS = 8  # pieces of the batch where memory is low
 EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfTest:
-    """What was tried once before Hessian products are trusted; NaN for what could not be."""
-
-    mode: EngineMode
-    reason: str  # why not the faster mode, or what the test could not see
-    repeat: float  # relative change of the loss when evaluated again
-    asymmetry: float  # |<u, Hv> - <v, Hu>| / |Hv| with u along Hv
-    difference: float  # |Hu - differenced Hu| / |Hu|
-    coarsest: float  # eps of the coarsest operation in the loss
 
 
 @checked
@@ -94,7 +82,12 @@ class Engine:
             NotApplicable: no mode gives right products; the message says what was found.
         """
         test = self.test(snapshot)
-        return operator(self.objective(snapshot), snapshot.before, test)
+        made = operator(self.objective(snapshot), snapshot.before, test)
+        if test.measures != "exact":
+            snapshot.products.add(test.measures)
+        if isinstance(made, Hessian):
+            made.instead = lambda _: snapshot.products.add("differenced")
+        return made
 
     def test(self, snapshot: Snapshot) -> SelfTest:
         """The self-test's result, tested now if the run has not tested this loss yet.
@@ -117,9 +110,11 @@ class Engine:
             return
         tested.told = True
         test = tested.test
-        note = f"{test.mode}: {test.reason}"
-        for quantity in ("repeat", "asymmetry", "difference"):
+        note = f"{'held' if test.held else test.mode}: {test.reason}"
+        for quantity in ("repeat", "asymmetry", "difference", "jacobian_asymmetry"):
             value = getattr(test, quantity)
+            if math.isnan(value) and quantity == "jacobian_asymmetry":  # not asked: products agree
+                continue
             if math.isnan(value):
                 yield Measurement("self_test", value, quantity, status="not_applicable", note=note)
             else:
@@ -141,7 +136,7 @@ class Engine:
 def operator(objective: Objective, params: Parameters, test: SelfTest) -> DifferentiatedOperator:
     """The Hessian in the mode that the self-test chose."""
     if test.mode == "differenced":
-        return finite_difference(objective, params)
+        return finite_difference(objective, params) if test.smooth else widened(objective, params)
     accuracy = 10 * test.coarsest if test.coarsest > 1e-6 else None
     if test.mode == "split" or len(objective.pieces) > 1:  # as accumulated: one graph at a time
         pieces = objective.split(PARTS)
@@ -153,7 +148,11 @@ def operator(objective: Objective, params: Parameters, test: SelfTest) -> Differ
 def self_test(objective: Objective, params: Parameters) -> SelfTest:
     """Choose a mode: is the loss repeatable, are products symmetric and equal to differences?
 
-    Costs about 9 gradients.
+    Exact products of a loss that detaches a part, or passes a gradient through what has none, are
+    its second derivative with that part held: symmetric, and not the derivative of the gradient
+    that trains, whose asymmetry tells them from products that are wrong.
+
+    Costs about 9 gradients, and 9 more in float64 where differences disagree or meet kinks.
 
     Raises:
         NotApplicable: the loss is random, or no mode gives right products.
@@ -179,63 +178,50 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
     direction = random_like(params, torch.Generator().manual_seed(0))
     try:
         with operator(objective, params, test) as exact:  # type: ignore[union-attr]
+            exact.instead = str  # what is said of it is the self-test's
             product = exact(direction)
             along = scale(1 / max(norm(product), 1e-300), product)
             second = exact(along)
+            nan = exact.differenced
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if isinstance(error, ValueError) and "must depend on the parameters" in str(error):
             raise
-        return _differences_only(objective, params, direction, test, _first_line(error))
+        why = f"no exact products ({_first_line(error)})"
+        return _differences_only(objective, params, direction, test, why)
+    except FloatingPointError as error:
+        nan = str(error)
+    if nan:
+        return _differences_only(objective, params, direction, test, nan)
     test = replace(
         test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
     )
-    return _compared(objective, params, along, second, test)
-
-
-def _compared(
-    objective: Objective, params: Parameters, along: Parameters, exact: Parameters, test: SelfTest
-) -> SelfTest:
-    """The self-test after comparing an exact product with a differenced one."""
-    unsymmetric = test.asymmetry > max(ASYMMETRY, 2 * test.coarsest)
-    rough = test.coarsest > 1e-6  # differences of half precision are off by tens of percent
-    try:
-        if rough:
-            raise ValueError("low precision")
-        differenced = finite_difference(objective, params)(along)
-    except ValueError:
-        if unsymmetric:
-            raise NotApplicable(
-                f"Hessian products are not symmetric ({test.asymmetry:.1%}) and the loss has "
-                "kinks or low precision, so that differences cannot replace them: some operation "
-                "has a wrong second derivative"
-            ) from None
-        why = "low precision" if rough else "kinks"
-        return replace(test, reason=f"symmetric and repeatable; {why}: not comparable")
-    difference = norm(add(exact, differenced, -1.0)) / max(norm(exact), 1e-300)
-    test = replace(test, difference=difference)
-    if unsymmetric or difference > WRONG:
-        why = (
-            f"exact products are wrong: {difference:.1%} off differences, "
-            f"{test.asymmetry:.1%} unsymmetric"
-        )
-        return replace(test, mode="differenced", reason=why)
-    return replace(test, reason="symmetric, repeatable, equal to differences")
+    return compared(objective, params, along, second, test)
 
 
 def _differences_only(
     objective: Objective, params: Parameters, direction: Parameters, test: SelfTest, why: str
 ) -> SelfTest:
     """The self-test of differences alone: are they smooth and symmetric?"""
-    why = f"no exact products ({why})"
-    try:
-        differenced = finite_difference(objective, params)
-        product = differenced(direction)
-        along = scale(1 / max(norm(product), 1e-300), product)
-        back = dot(direction, differenced(along))
-    except ValueError as error:
-        raise NotApplicable(f"{why}, and no differences: {_first_line(error)}") from error
-    asymmetry = abs(norm(product) - back) / max(norm(product), 1e-300)
-    return replace(test, mode="differenced", reason=why, asymmetry=asymmetry)
+    bent, refused = structure(objective, params).bent, ""
+    for smooth in (False, True) if bent else (True, False):  # a kink asks for float64 first
+        tried = replace(test, mode="differenced", reason=why, smooth=smooth)
+        try:
+            differenced = operator(objective, params, tried)
+            if not isinstance(differenced, Hessian):
+                steady(differenced, direction)
+            product = differenced(direction)
+            along = scale(1 / max(norm(product), 1e-300), product)
+            back = dot(direction, differenced(along))
+        except FloatingPointError as error:  # no second derivative, as there is no first
+            raise FloatingPointError(why) from error
+        except NO_DIFFERENCES as error:
+            refused = refused or _first_line(error)
+            continue
+        gap = abs(norm(product) - back) / max(norm(product), 1e-300)
+        if gap > WRONG:
+            raise NotApplicable(f"{why}; and differences cannot replace it: {NO_FUNCTION}")
+        return replace(tried, asymmetry=gap)
+    raise NotApplicable(f"{why}; and there are no differences in its place: {refused}")
 
 
 def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTest:
@@ -253,8 +239,7 @@ def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTe
         apart, why = math.inf, _first_line(error)
     if apart <= max(EXACT, 10 * test.coarsest):
         return replace(test, mode="split", reason=f"low memory; {test.reason}")
-    smooth = not math.isnan(test.difference)
-    mode: EngineMode = "differenced" if smooth else "rebuilt"
+    mode: EngineMode = "differenced" if test.smooth and not test.held else "rebuilt"
     return replace(test, mode=mode, reason=f"low memory, but {why}; {test.reason}")
 
 

@@ -58,7 +58,7 @@ def listening(names: frozenset[str], tell: Callable[[str], None]) -> Iterator[No
         for way in _NUMPY if "numpy" in names else ():
             scope.enter_context(way.answered_by(numpy))
         if names & {"python", "torch"}:
-            before = sys.getprofile()
+            before: Any = sys.getprofile()
             if isinstance(before, Profiler):  # cProfile's, which is no function
                 scope.callback(before.enable)
                 before.disable()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.scope import current
 
@@ -163,7 +164,7 @@ def attention(
     return made
 
 
-def _opened(function: Any) -> Callable[..., Any]:
+def opened(function: Any) -> Callable[..., Any]:
     """A function of torch's own in Python whose inner calls come to the mode, too."""
     space = dict(function.__globals__)
     space |= {name: _never for name in space if name.startswith("has_torch_function")}
@@ -179,11 +180,11 @@ def _never(*args: Any) -> bool:
 
 
 def _runs_opened(function: Any) -> Any:
-    opened = _opened(function)
+    inner = opened(function)
 
     def run(mode: Operations, args: Any, kwargs: Any) -> Any:
         with mode:
-            return opened(*args, **kwargs)
+            return inner(*args, **kwargs)
 
     return run
 
@@ -221,7 +222,18 @@ def _backward(mode: Operations, args: Any, kwargs: Any) -> Any:
 
 
 _runs_backward = _differentiated(torch.autograd.backward)
+
+
+def _runs(twin: Callable[..., Tensor]) -> Any:
+    return lambda mode, args, kwargs: twin(*args, **kwargs)
+
+
 _TWINS: dict[Any, Any] = {
+    F.embedding: _runs(dense(F.embedding, 6, "sparse")),
+    torch.embedding: _runs(dense(torch.embedding, 4, "sparse")),
+    torch.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
+    Tensor.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
+    F.embedding_bag: _runs(embedding_bag),
     F.scaled_dot_product_attention: lambda mode, args, kwargs: attention(*args, **kwargs),
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
     torch.autograd.grad: _differentiated(torch.autograd.grad),

@@ -14,7 +14,7 @@ from eqtoolbox.replay.scope import current
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _BEYOND = {
-    "os.chmod": "changes a file", "os.kill": "sends a signal", "os.link": "makes a link",
+    "os.chmod": "changes a file", "os.link": "makes a link",
     "os.mkdir": "makes a directory", "os.posix_spawn": "starts a process",
     "os.remove": "removes a file", "os.rename": "renames a file", "os.rmdir": "removes a directory",
     "os.symlink": "makes a link", "os.system": "starts a process", "os.truncate": "changes a file",

@@ -24,6 +24,8 @@ __all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
 
 RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_run.closure,
+    rules_run.scale,
+    rules_run.untrained,
     rules_run.nothing,
     rules_run.unseen,
     rules_run.skipped_steps,

@@ -47,7 +47,15 @@ def _eigenvalues(run: Run) -> Iterator[Panel]:
             "Curvature of the loss along its principal directions, with error bands; a negative "
             "eigenvalue is a direction in which the loss bends downwards."
         )
-        yield plot.panel("eigenvalues", "Eigenvalues of the Hessian", reading)
+        yield plot.panel("eigenvalues", "Eigenvalues of the Hessian", reading + _made(run, TOP))
+
+
+def _made(run: Run, name: str) -> str:
+    """What second derivatives are, where they are not those of the loss, exact."""
+    kind = run.rows(name)[-1].hessian if name in run else None
+    if kind == "held":
+        return " A part of the loss is held: it is detached or has a gradient of its own."
+    return " Second derivatives are differences of gradients." if kind else ""
 
 
 def _together(keys: list[Key]) -> Key:

@@ -120,6 +120,8 @@ def engine(run: Run) -> Iterator[Finding]:
         mode, _, reason = (run.rows(name)[-1].note if name in run else "").partition(": ")
         if mode and mode != "exact":
             text = f"Hessian products are {mode}: {reason}."
+            if run.rows(name)[-1].hessian == "held":
+                text = f"Curvature is not that of the gradient that trains: {reason}."
             test = trace(run, name)
             evidence = (test.latest(),) if test else ()
             yield Finding(level="note", text=text, evidence=evidence)

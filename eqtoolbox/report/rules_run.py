@@ -13,6 +13,7 @@ from eqtoolbox.report.trace import skipped, trace
 from eqtoolbox.report.words import listing, number, percent, plural
 
 FAITHFUL = 0.99  # gradient cosine below which the monitor itself warns about the replayed loss
+LARGER = 1.05  # ratio of gradients from which the training one is no clipped one
 FIFTH = 5  # the loss is compared between fifths of the run
 STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of the batches
 MOST, MANY = 0.5, 0.05  # shares of skipped steps that are an alarm, and that are worth a warning
@@ -28,6 +29,10 @@ def closure(run: Run) -> Iterator[Finding]:
     if cosine is None:
         return
     low = min(cosine.records, key=lambda r: r.value)
+    steps = cosine.steps
+    checks = f"at step {steps[0]}, the only check"
+    if len(steps) > 1:
+        checks = f"at {len(steps)} checks from step {steps[0]} to {steps[-1]}"
     below = [r.value < FAITHFUL for r in cosine.records]
     if cosine.now < FAITHFUL:
         yield Finding(
@@ -41,22 +46,48 @@ def closure(run: Run) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             text=f"The replayed loss left the training loss at {sum(below)} of "
-            f"{plural(len(below), 'check')} (lowest gradient cosine {number(low.value)}).",
+            f"{plural(len(below), 'check')} (lowest gradient cosine {number(low.value)} at step "
+            f"{low.step}). {_why_another(run)}",
             evidence=(Evidence(name=low.name, step=low.step, value=low.value),),
         )
     else:
         yield Finding(
             level="good",
-            text=f"The replayed loss is the training loss (gradient cosine {cosine.now:.4f}).",
+            text=f"The replayed loss is the training loss (gradient cosine {cosine.now:.4f} "
+            f"{checks}).",
             evidence=(cosine.evidence(),),
         )
+
+
+def scale(run: Run) -> Iterator[Finding]:
+    """Whether the gradient that trains is a multiple of the replayed one; clipped ones are less."""
+    cosine, ratio = (trace(run, f"monitor/closure_grad_{n}") for n in ("cos", "ratio"))
+    if ratio is None or cosine is None or cosine.now < FAITHFUL or ratio.now <= LARGER:
+        return
+    since = ratio.since([r.value > LARGER for r in ratio.records])
+    text = f"The gradient that trains is {number(ratio.now)} times that of the replayed loss "
+    text += f"({since}): curvature and losses are of another scale. {_why_another(run)}"
+    yield Finding(level="warning", text=text, evidence=(ratio.evidence(),))
+
+
+def untrained(run: Run) -> Iterator[Finding]:
+    """Trainable parameters that no attached optimizer holds."""
+    name = "monitor/parameters_untrained"
+    rows = run.records(name) if name in run else []
+    for row in rows[-1:]:
+        one = int(row.value) == 1
+        text = f"{plural(int(row.value), 'trainable parameter')} {'is' if one else 'are'} in no "
+        text += f"attached optimizer, which does not move {'it' if one else 'them'}: {row.note}."
+        evidence = (Evidence(name=row.name, step=row.step, value=row.value),)
+        yield Finding(level="warning", text=text, evidence=evidence)
 
 
 def _why_another(run: Run) -> str:
     """The cause that the monitor named, or the usual ones."""
     ratio = trace(run, "monitor/closure_grad_ratio")
-    if ratio is not None and ratio.last.note:
-        return f"Likely cause: {ratio.last.note}."
+    causes = [r.note for r in ratio.records if r.note] if ratio is not None else []
+    if causes:
+        return f"Likely cause: {causes[-1]}."
     return (
         "Usual causes: a regulariser or scaling outside the replayed loss, gradient accumulation, "
         "fresh dropout or augmentation, gradients averaged over processes or changed before the "

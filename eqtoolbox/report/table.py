@@ -12,7 +12,7 @@ from eqtoolbox.record import FIELDS, Record
 
 NUMBERS = ("value", "stderr", "floor", "seconds", "matvecs")
 _TEXTS = ("unit", "note")
-_CHOICES = ("status", "verdict", "mode")
+_CHOICES = ("status", "verdict", "mode", "hessian")
 _CODES = dict.fromkeys(("name", *_TEXTS, *_CHOICES, "segment"), "i") | dict.fromkeys(NUMBERS, "d")
 _CODES |= {"step": "q", "given": "b"}  # given: which of NUMBERS are not None, a bit each
 LARGEST = 1e100  # beyond, sums and squares of numbers leave float64: they count as infinite

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from eqtoolbox.precision import Precision
 from eqtoolbox.symmetry.actions import inside_of, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.group import Element
@@ -72,28 +72,6 @@ def _rounded(function: Function, inputs: Tree, generator: torch.Generator) -> tu
     with Rounding(generator) as rounding:
         outputs = respond(function, near).clone()
     return outputs, rounding.eps
-
-
-class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers the coarsest rounding among the results of all operations, autocast included."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.eps = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        many = isinstance(result, list | tuple)
-        for x in result if many else (result,):
-            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
-                self.eps = max(self.eps, torch.finfo(x.dtype).eps)
-        if not many:
-            return self.seen(func, result)
-        return type(result)([self.seen(func, x) for x in result])
-
-    def seen(self, func: Any, x: Any) -> Any:
-        """What the program gets for a result."""
-        return x
 
 
 class Rounding(Precision):  # type: ignore[no-untyped-call]

@@ -53,5 +53,5 @@ def test_one_process_under_ddp_measures_what_trains(tmp_path: Path) -> None:
     assert rank["watched"] == rank["alone"]
     assert rank["told"] == []
     record = eq.Run(tmp_path / "run")
-    assert record.series("monitor/closure_grad_cos")[1] == pytest.approx([1.0], abs=1e-6)
+    assert record.series("monitor/closure_grad_cos")[1] == pytest.approx([1.0] * 4, abs=1e-6)
     assert not [r for r in record.records() if r.status == "failed"]

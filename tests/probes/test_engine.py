@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from eqtoolbox.capture.loss_capture import _buffers
 from eqtoolbox.isolation import RandomState
-from eqtoolbox.linalg import hessian
+from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.vectors import add, norm, random_like, scale
 from eqtoolbox.objective import Objective
 from eqtoolbox.probes.engine import Engine, SelfTest, _thrifty, operator, self_test
@@ -356,23 +356,50 @@ def test_a_loss_with_its_own_randomness_is_refused() -> None:
         self_test(loss, loss.parameters())
 
 
-def test_a_wrong_backward_behind_kinks_is_refused() -> None:
+def behind_kinks(*rest: nn.Module) -> Objective:
     torch.manual_seed(1)
-    body = nn.Sequential(Apply(OnceDifferentiable.apply), nn.Linear(D, D), nn.ReLU())
-    loss = objective(Around(body))
+    return objective(
+        Around(nn.Sequential(Apply(OnceDifferentiable.apply), nn.Linear(D, D), nn.ReLU(), *rest))
+    )
+
+
+def test_no_second_derivative_behind_kinks_is_differenced_in_float64() -> None:
+    loss = behind_kinks()
+    with loss.isolated():
+        params = loss.parameters()
+        test = self_test(loss, params)
+        v = random_like(params, torch.Generator().manual_seed(1))
+        got = operator(loss, params, test)(v)
+        wide = {n: p.double() for n, p in params.items()}
+        want = reference(loss.to(torch.float64), wide, {n: x.double() for n, x in v.items()}, 1e-9)
+        assert (test.mode, test.smooth) == ("differenced", False), test.reason
+        assert norm(add(want, got, -1.0)) < 1e-4 * norm(want)
+        with pytest.raises(ValueError, match="need a smooth gradient"):
+            finite_difference(loss, params)(v)
+
+
+class Single(nn.Module):
+    """Computes in float32 whatever it is given, as norms of language models do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().to(x.dtype)
+
+
+def test_a_wrong_backward_behind_kinks_is_refused_where_float64_is_not_computed() -> None:
+    loss = behind_kinks(Single())
     with (
         loss.isolated(),
-        pytest.raises(NotApplicable, match=r"once_differentiable.*no differences: .*ReLU"),
+        pytest.raises(NotApplicable, match=r"once_differentiable.*no differences in its place"),
     ):
         self_test(loss, loss.parameters())
 
 
 class BagNet(nn.Module):
-    """EmbeddingBag has no second derivative at all."""
+    """Bags of rows: of maxima torch has no second derivative at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: str) -> None:
         super().__init__()
-        self.bag, self.head = nn.EmbeddingBag(10, D, mode="mean"), nn.Linear(D, CLASSES)
+        self.bag, self.head = nn.EmbeddingBag(10, D, mode=mode), nn.Linear(D, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         ids = torch.arange(SAMPLES * TOKENS).view(SAMPLES, TOKENS) % 10
@@ -381,10 +408,18 @@ class BagNet(nn.Module):
 
 def test_an_operation_without_second_derivative_is_differenced_and_named() -> None:
     torch.manual_seed(1)
-    mode, reason, error = error_of(BagNet())
+    mode, reason, error = error_of(BagNet("max"))
     assert mode == "differenced"
     assert "embedding_bag" in reason
     assert error < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean"])
+def test_bags_of_sums_and_means_are_exact(kind: str) -> None:
+    torch.manual_seed(1)
+    mode, reason, error = error_of(BagNet(kind))
+    assert mode == "exact", reason
+    assert error < 1e-6
 
 
 @pytest.mark.parametrize(
