@@ -40,9 +40,10 @@ TRACKERS = frozenset({  # whose objects say nothing while a loss is evaluated ag
     "wandb",
 })  # fmt: skip
 GLOBAL = (torch.default_generator, random._inst, np.random.mtrand._rand)
+_THREADS = ("_asyncio", "_thread", "asyncio", "threading")
 _FRAMEWORKS = (
-    "_asyncio", "_thread", "accelerate", "asyncio", "ignite", "keras", "lightning",
-    "lightning_fabric", "logging", "pytorch_lightning", "threading", "transformers.trainer",
+    *_THREADS, "accelerate", "ignite", "keras", "lightning",
+    "lightning_fabric", "logging", "pytorch_lightning", "transformers.trainer",
     "transformers.training_args", "trl.trainer",
 )  # fmt: skip
 _LEFT = frozenset({  # other libraries whose objects are not entered
@@ -148,6 +149,11 @@ def tracks(kind: type) -> bool:
 def of_a_framework(kind: type) -> bool:
     """Whether a class is, or derives from, one that runs a training, a thread or a log."""
     return any(_within(base.__module__, _FRAMEWORKS) for base in kind.__mro__)
+
+
+def runs_threads(kind: type) -> bool:
+    """Whether things of a class belong to threads or tasks, whose other ends may set them."""
+    return any(_within(base.__module__, _THREADS) for base in kind.__mro__)
 
 
 def passed_by(kind: type) -> bool:

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay import contents, program, scripted, slots, states
 from eqtoolbox.replay.code import used
-from eqtoolbox.replay.kinds import ATOMS, GLOBAL, LARGE, SMALL, STANDARD, TABLES, users_classes
+from eqtoolbox.replay.kinds import (
+    ATOMS,
+    GLOBAL,
+    LARGE,
+    SMALL,
+    STANDARD,
+    TABLES,
+    runs_threads,
+    users_classes,
+)
 from eqtoolbox.replay.tables import live
 from eqtoolbox.replay.tensors import watchable
 from eqtoolbox.replay.walk import Walk, word
@@ -220,14 +229,22 @@ def plain(walk: Walk, thing: Any, path: Any) -> None:
 
 
 def framework(walk: Walk, thing: Any, path: Any) -> None:
-    """Of a framework, or derived from its: its attributes, and what the program's code names."""
-    walk.attributes(thing, path, deep=False)
+    """Of a framework, or derived from its: its attributes, and what the program's code names.
+
+    Of threads and events only what the program has added: they are set by other threads, too.
+    """
     kind: Any = type(thing)
-    if not users_classes(kind):
+    own, mine = vars(thing), users_classes(kind)
+    if runs_threads(kind):
+        names = {*own}.union(*map(vars, mine)) if mine else ()
+        walk.slots.append(slots.Names(own, path, [n for n in names if not n.startswith("_")]))
+    else:
+        walk.attributes(thing, path, deep=False)
+    if not mine:
         return
     program.kind(walk, kind, path)
-    own, named = vars(thing), set[str]()
-    for one in users_classes(kind):
+    named = set[str]()
+    for one in mine:
         codes = [used(x.__code__) for x in vars(one).values() if isinstance(x, types.FunctionType)]
         named.update(*(code.attributes | code.attributes_set for code in codes))
     small = (list, dict, set, deque, Tensor, np.ndarray)
