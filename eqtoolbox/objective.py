@@ -135,7 +135,7 @@ class Objective:
             return tuple(move(x) if k == first else x for k, x in enumerate(args))
 
         def body(model: nn.Module) -> Tensor:
-            handle = model.register_forward_pre_hook(moved)
+            handle = model.register_forward_pre_hook(moved, prepend=True)
             try:
                 return scalar_loss(self.loss_fn(model, self._batch()))
             finally:
@@ -162,15 +162,20 @@ class Objective:
             LookupError: the loss never calls the model itself.
         """
         calls: list[Call] = []
+        given: list[Any] = []  # before hooks of the user's change them
 
-        def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            calls.append(Call(args, kwargs, output))
+        def take(_: nn.Module, args: Any, kwargs: Any) -> None:
+            given.append((args, kwargs))
 
-        handle = model.register_forward_hook(note, with_kwargs=True)
+        def note(_: nn.Module, args: Any, output: Any) -> None:
+            calls.append(Call(*given.pop(), output))
+
+        first = model.register_forward_pre_hook(take, with_kwargs=True, prepend=True)
+        last = model.register_forward_hook(note)
         try:
             loss = self.loss_fn(model, self._batch())
         finally:
-            handle.remove()
+            first.remove(), last.remove()
         if not calls or not (calls[0].args or calls[0].kwargs):
             raise LookupError(
                 "the loss never calls the model as model(inputs): data symmetries need that call"

@@ -313,7 +313,7 @@ class LossCapture:
                 pre = Hook(self, f"_{name}_called", module)
                 post = Hook(self, f"_{name}_answered", module)
                 handles = (
-                    module.register_forward_pre_hook(pre, with_kwargs=True),
+                    module.register_forward_pre_hook(pre, with_kwargs=True, prepend=True),
                     module.register_forward_hook(post, with_kwargs=True),
                 )
                 self._handles += [Concealed(handle) for handle in handles]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from eqtoolbox.replay.calls import hooks_of_all_modules
 from eqtoolbox.replay.kinds import ITERATORS, tracks
 from eqtoolbox.replay.reach import Reach, said
 from eqtoolbox.replay.slots import Slot
@@ -24,7 +25,7 @@ class Belongings:
     """
 
     def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
-        reach = Reach(roots, hosts)
+        reach = Reach((*roots, *hooks_of_all_modules()), hosts)
         self.slots: list[Slot] = reach.slots
         self.tensors = reach.tensors
         self.modules = reach.modules

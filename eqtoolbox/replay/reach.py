@@ -116,6 +116,9 @@ class Reach:
             else:
                 self._waiting.append((b, (path, name)))
         self.modules.append(thing)
+        for table in slots.Hooks.CALLED:
+            for hook in (own.get(table) or {}).values():
+                self.look(hook, (path, table))
         for name in own.keys() - STANDARD:
             value = own[name]
             if type(value) not in ATOMS:

@@ -204,9 +204,9 @@ class Hooks(Slot):
     """The tables of hooks of a module."""
 
     __slots__ = ("_sizes", "_tables", "held")
+    CALLED = ("_forward_pre_hooks", "_forward_hooks")
     NAMES = (
-        "_forward_hooks",
-        "_forward_pre_hooks",
+        *CALLED,
         "_backward_hooks",
         "_backward_pre_hooks",
         "_forward_hooks_with_kwargs",
