@@ -162,20 +162,22 @@ class Objective:
             LookupError: the loss never calls the model itself.
         """
         calls: list[Call] = []
-        given: list[Any] = []  # before hooks of the user's change them
+        given: list[tuple[Any, Any]] = []  # before hooks of the user's change them
 
         def take(_: nn.Module, args: Any, kwargs: Any) -> None:
             given.append((args, kwargs))
 
-        def note(_: nn.Module, args: Any, output: Any) -> None:
-            calls.append(Call(*given.pop(), output))
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            args, kwargs = given.pop()
+            calls.append(Call(args, kwargs, output))
 
         first = model.register_forward_pre_hook(take, with_kwargs=True, prepend=True)
         last = model.register_forward_hook(note)
         try:
             loss = self.loss_fn(model, self._batch())
         finally:
-            first.remove(), last.remove()
+            first.remove()
+            last.remove()
         if not calls or not (calls[0].args or calls[0].kwargs):
             raise LookupError(
                 "the loss never calls the model as model(inputs): data symmetries need that call"

@@ -326,6 +326,7 @@ class LossCapture:
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self._begun is not None or not torch.is_grad_enabled() or not self.pending.belongs():
             return
+        _let_end(model)
         self._start = self._now(self._known)
         self._autocast = self._around()
         if self.loss_fn is None:
@@ -363,6 +364,7 @@ class LossCapture:
                 "...): decorate your loss function with @monitor.loss instead"
             )
             return
+        _let_end(criterion)
         self._calls = (self._calls, _fresh((args[1:], kwargs)))
 
     def _criterion_answered(self, criterion: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
@@ -426,6 +428,13 @@ class _Reached:
                     capture.pending.reached(caught, gradient)
             except BaseException as error:
                 capture.fail(error)
+
+
+def _let_end(module: nn.Module) -> None:
+    """Of what the module answers our hooks see what other hooks, registered later, made of it."""
+    hooks: Any = module._forward_hooks
+    for key in [key for key, hook in [*hooks.items()] if isinstance(hook, Hook)]:
+        hooks.move_to_end(key)
 
 
 def _loss(result: Any) -> Tensor | None:
