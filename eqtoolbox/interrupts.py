@@ -93,7 +93,7 @@ def _handles_signal(frame: FrameType) -> bool:
     values = [given.get(name) for name in code.co_varnames[: code.co_argcount]]
     values += [value for name in starred for value in given.get(name) or ()]
     return frame.f_back is not None and any(
-        isinstance(number, int) and interrupted is frame.f_back
+        issubclass(type(number), int) and interrupted is frame.f_back
         for number, interrupted in pairwise(values)
     )
 

@@ -100,10 +100,10 @@ def _of_all_modules(table: str) -> dict[int, Callable[..., Any]]:
 
 def acts(hook: Any) -> bool:
     """Whether a hook is part of what a module computes: not one that tells a tracker or us."""
-    while isinstance(hook, partial):
+    while type(hook) is partial:
         hook = hook.func
     owner = hook.__self__ if type(hook) is MethodType else hook
-    named = owner if isinstance(owner, FunctionType | type) else type(owner)
+    named = owner if issubclass(type(owner), FunctionType | type) else type(owner)
     library = str(named.__module__).partition(".")[0]
     return library not in TRACKERS and not (
         library == "eqtoolbox" and getattr(owner, "training_only", False)

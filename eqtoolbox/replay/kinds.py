@@ -63,11 +63,12 @@ def function_of(value: Any) -> Any:
 
 def of_a_library(value: Any) -> bool:
     """Whether a global name stands for a library's module, function or class."""
-    if isinstance(value, types.ModuleType):
+    kind = type(value)  # proxies may answer to `isinstance` for others, or raise
+    if issubclass(kind, types.ModuleType):
         return value is not os and not of_a_user(getattr(value, "__file__", None) or "<frozen")
-    if isinstance(value, types.FunctionType):
+    if issubclass(kind, types.FunctionType):
         return value.__closure__ is None and not of_a_user(value.__code__.co_filename)
-    return isinstance(value, type) and not users_classes(value)
+    return issubclass(kind, type) and not users_classes(value)
 
 
 @functools.lru_cache(maxsize=4096)

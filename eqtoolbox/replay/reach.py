@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from eqtoolbox.replay import slots, states
+from eqtoolbox.replay.attributes import attributes_of
 from eqtoolbox.replay.code import Used, of_a_user, used
 from eqtoolbox.replay.kinds import (
     ALONE,
@@ -169,13 +170,12 @@ class Reach:
         for name, cell in zip(names, thing.__closure__ or (), strict=True):
             self.look(cell, (path, name))
             held = slots.contents(cell)
-            if isinstance(held, types.ModuleType) and not of_a_library(held):
+            if issubclass(type(held), types.ModuleType) and not of_a_library(held):
                 self._of_module(held, used(thing.__code__))
         if thing.__defaults__:
             self._defaults(thing, thing.__defaults__, path)
         self.look(thing.__kwdefaults__, path)
-        if vars(thing):
-            self.look(vars(thing), path)
+        self.look(vars(thing), path)
         if of_a_user(thing.__code__.co_filename):
             self._names(thing)
 
@@ -238,7 +238,7 @@ class Reach:
 
     def parts(self, thing: Any, path: Any) -> None:
         """Of our own around a loss: what it holds of the user's."""
-        for value in getattr(thing, "__dict__", {}).values():
+        for value in (attributes_of(thing) or {}).values():
             self.look(value, (None, _word(value)))
 
     def object(self, thing: Any, path: Any) -> None:
@@ -266,8 +266,8 @@ class Reach:
                     self._waiting.append((value, (path, (k,))))
 
     def _attributes(self, thing: Any, path: Any) -> None:
-        own = getattr(thing, "__dict__", None)
-        if type(own) is dict:
+        own = attributes_of(thing)
+        if own is not None:
             self.slots.append(slots.Entries(own, path))
             for name, value in own.items():
                 if type(value) not in ATOMS:
@@ -304,19 +304,19 @@ class Reach:
             names = tuple(n for n in code.read & space.keys() if not of_a_library(space[n]))
             _worth_reading[thing.__code__] = names
         for name in names:
-            value = space.get(name)
+            value: Any = space.get(name)
             if value is os:
                 if "environ" in code.attributes and id(os.environ) not in self.seen:
                     self.seen[id(os.environ)] = os.environ
                     self.slots.append(states.Environment(os.environ, (None, "os.environ")))
-            elif isinstance(value, types.ModuleType):
+            elif issubclass(type(value), types.ModuleType):
                 self._of_module(value, code)
             else:
                 self._named(space, name, value, (None, name))
 
     def _named(self, space: dict[str, Any], name: str, value: Any, path: Any) -> None:
         """A value of a name; of what may need a stand-in, the name itself is kept."""
-        if isinstance(value, tuple) or _reads(type(value)) is Reach.alone:
+        if issubclass(type(value), tuple) or _reads(type(value)) is Reach.alone:
             self.slots.append(slots.Names(space, path, (name,)))
         self.look(value, path)
 
@@ -349,7 +349,7 @@ def _reader(kind: type) -> Callable[..., None]:
             return reader
     if roots_of(kind) & ALONE or tracks(kind):
         return Reach.alone
-    if hasattr(kind, "__next__") and not kind.__dictoffset__:
+    if hasattr(kind, "__next__") and not kind.__dictoffset__ and not slotted(kind):
         return Reach.alone
     if kind.__module__.startswith(("eqtoolbox.capture.losses", "eqtoolbox.integrations")):
         return Reach.parts
@@ -388,8 +388,9 @@ def _by_base() -> tuple[tuple[Any, Callable[..., None]], ...]:
 
 
 def _word(root: Any) -> str:
-    name = getattr(root, "__qualname__", None) or type(root).__name__
-    return str(name).replace("<locals>.", "")
+    has_one = issubclass(type(root), types.FunctionType | types.MethodType | type)
+    named = root if has_one else type(root)
+    return str(named.__qualname__).replace("<locals>.", "")
 
 
 def modules_in(thing: Any) -> list[nn.Module]:

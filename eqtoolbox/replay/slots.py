@@ -11,6 +11,8 @@ from operator import is_
 from types import CellType
 from typing import Any
 
+from eqtoolbox.replay.attributes import in_slot, slot
+
 GONE = object()  # in the place of what was not there
 MARK = "_compiled_call_impl"  # where `eqtoolbox.replay.calls` answers for a module
 Exchange = Mapping[int, Any]  # stand-ins by the id of what they stand for
@@ -136,9 +138,10 @@ class Names(Slot):
             self._set: Any = owner.__setitem__
             self._delete: Any = owner.__delitem__
         else:
-            self._get = lambda name: getattr(owner, name, GONE)
-            self._set = lambda name, value: object.__setattr__(owner, name, value)
-            self._delete = lambda name: object.__delattr__(owner, name)
+            kind: Any = type(owner)
+            self._get = lambda name: in_slot(owner, name, GONE)
+            self._set = lambda name, value: slot(kind, name).__set__(owner, value)
+            self._delete = lambda name: slot(kind, name).__delete__(owner)
         self.held = {name: self._get(name) for name in names}
 
     def again(self) -> "Names":
