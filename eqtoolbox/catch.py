@@ -80,7 +80,7 @@ class Catch:
         if not self.faithful.checked:
             self.faithful.checked = True
             self._warn_of_lost_state()
-            if self.faithful.check(snapshot):
+            if self.faithful.check(snapshot, self._capture.own_share(self._taken.scale)):
                 snapshot = self.snapshot(step, before, after, named)
         for probe in probes:
             self._runner.run(probe, snapshot)

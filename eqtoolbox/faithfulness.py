@@ -1,9 +1,9 @@
 """Faithfulness: the monitor's questions to the loss it replays, before it trusts it."""
 
 import math
-from typing import Any
 
 from torch import Tensor
+from torch.nn.modules import module as torch_module
 
 from eqtoolbox.capture.gradient_check import (
     MIN_COSINE,
@@ -14,11 +14,13 @@ from eqtoolbox.capture.gradient_check import (
 )
 from eqtoolbox.capture.holders import around
 from eqtoolbox.capture.loss_capture import LossCapture
+from eqtoolbox.capture.watched import Watched
 from eqtoolbox.capture.writes import refuse_hidden_writes
 from eqtoolbox.interrupts import for_the_loop
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
+from eqtoolbox.replay.calls import hooks_of_all_modules
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.snapshot import Snapshot
 
@@ -64,8 +66,11 @@ class Faithfulness:
             self._capture.refused = why
             self._journal.warn("monitor", why)
 
-    def check(self, snapshot: Snapshot) -> bool:
+    def check(self, snapshot: Snapshot, own: Parameters | None = None) -> bool:
         """Compare the replayed gradient with the step's and record how far they agree.
+
+        Args:
+            own: this process's share of the step's gradient, where several average theirs.
 
         Returns whether the weights of the losses turned out to be others.
         """
@@ -80,7 +85,8 @@ class Faithfulness:
                 with snapshot.training.isolated():
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
                     repeated = repeats(snapshot.training, snapshot.before)
-                return self._judge(replayed, snapshot.gradient, snapshot.before, repeated)
+                gradient = own or snapshot.gradient
+                return self._judge(replayed, gradient, snapshot.before, repeated)
             except LeavesTrace as reason:
                 self.refuse(str(reason))
             except BaseException as error:
@@ -92,7 +98,8 @@ class Faithfulness:
     ) -> bool:
         caught, reached = self._capture.pending.counts
         told = Circumstances(
-            hooked=tuple(n for n, p in self._capture.watched.trainable().items() if _has_hooks(p)),
+            hooked=_hooked(self._capture.watched),
+            passed_by=bool(torch_module._global_forward_hooks) and not hooks_of_all_modules(),
             unreached=self._capture.pending.unreached,
             climbed=self._climber(),
             repeated=repeated,
@@ -106,11 +113,15 @@ class Faithfulness:
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
         self._journal.emit(RATIO, found.ratio, note=found.cause)
         if found.cosine < MIN_COSINE:
+            what = (
+                "probes measure the loss itself, whose gradient was changed before the step"
+                if found.changed
+                else "probes measure a different loss"
+            )
             self._journal.warn(
                 "monitor",
                 f"the replayed loss has another gradient than the training step (cosine "
-                f"{found.cosine:.3f}; {note}): probes measure a different loss. Likely cause: "
-                f"{found.cause}",
+                f"{found.cosine:.3f}; {note}): {what}. Likely cause: {found.cause}",
             )
         elif found.cause:
             self._journal.warn("monitor", f"probes measure a loss of another scale: {found.cause}")
@@ -123,5 +134,8 @@ class Faithfulness:
         return around(self._capture.watched.optimizers) or "the loop"
 
 
-def _has_hooks(parameter: Any) -> bool:
-    return bool(parameter._backward_hooks)
+def _hooked(watched: Watched) -> tuple[str, ...]:
+    """Parameters and modules whose gradients a hook sees, which replays do not call."""
+    tables = ("_backward_hooks", "_backward_pre_hooks")
+    own = [*watched.trainable().items(), *watched.model.named_modules()]
+    return tuple(n or "the model" for n, x in own if any(getattr(x, t, None) for t in tables))

@@ -13,9 +13,10 @@ from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, traced
 from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
+from eqtoolbox.capture.own_share import OwnShare
 from eqtoolbox.capture.pending import Pending
 from eqtoolbox.capture.stopwatch import Stopwatch
-from eqtoolbox.capture.unwrap import unwrapped
+from eqtoolbox.capture.unwrap import processes, unwrapped
 from eqtoolbox.capture.watched import Watched
 from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
@@ -60,6 +61,7 @@ class LossCapture:
         self.missed = ""  # why nothing could be caught although the model was called
         self.replays = True  # whether the coming step is evaluated again
         self.pending = Pending(watched)
+        self._share: OwnShare | None = None  # of a gradient that several processes average
         self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False
@@ -86,6 +88,15 @@ class LossCapture:
                 self._install()
             else:
                 self._remove()
+
+    def expect_check(self) -> None:
+        """The gradient of the coming step will be compared with a replayed one."""
+        if self._share is None and processes() > 1:
+            self._share = OwnShare(self.watched.trainable())
+
+    def own_share(self, scale: float) -> Parameters | None:
+        """This process's part of a gradient that several average; None where it is all."""
+        return None if self._share is None else self._share.gradient(scale)
 
     @property
     def takes_batches(self) -> bool:
@@ -157,6 +168,9 @@ class LossCapture:
     def drop(self) -> None:
         """Forget the step: no reference to its batches or graphs stays."""
         self.pending.drop()
+        if self._share is not None:
+            self._share.release()
+        self._share = None
         self._start = self._output = self._begun = self.unused = None
         self._calls = ((), {})
 
@@ -220,6 +234,12 @@ class LossCapture:
             return self.refused or self.missed
         if self.loss_fn is not None:
             return "no batch is known: call monitor.observe(batch) in each step or give probe_batch"
+        if self.criterion is not None:
+            return (
+                f"the {type(self.criterion).__name__} that was given as criterion= is not called "
+                "in the training step: call that very object, criterion(model(x), ...), or "
+                "decorate your loss function with @monitor.loss"
+            )
         return (
             "no loss is known: decorate your loss function with @monitor.loss (outside of "
             "torch.compile, where it is compiled), or give criterion= (a module), or loss_fn= with "
