@@ -80,7 +80,8 @@ class Catch:
         if not self.faithful.checked:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or any(probe.evaluates for probe in probes)
-        if evaluated and self.faithful.check(snapshot):
+        own = self._capture.own_share(self._taken.scale)
+        if evaluated and self.faithful.check(snapshot, own):
             snapshot = self.snapshot(step, before, after, named)
         for probe in probes:
             self._runner.run(probe, snapshot)

@@ -1,9 +1,9 @@
 """Faithfulness: the monitor's questions to the loss it replays, before it trusts it."""
 
 import math
-from typing import Any
 
 from torch import Tensor
+from torch.nn.modules import module as torch_module
 
 from eqtoolbox.capture.gradient_check import (
     MIN_COSINE,
@@ -15,11 +15,13 @@ from eqtoolbox.capture.gradient_check import (
 )
 from eqtoolbox.capture.holders import around
 from eqtoolbox.capture.loss_capture import LossCapture
+from eqtoolbox.capture.watched import Watched
 from eqtoolbox.capture.writes import refuse_hidden_writes
 from eqtoolbox.interrupts import for_the_loop
 from eqtoolbox.journal import Journal
 from eqtoolbox.objective import NotALoss, Objective, Parameters
 from eqtoolbox.record import Record
+from eqtoolbox.replay.calls import hooks_of_all_modules
 from eqtoolbox.replay.scope import LeavesTrace, current
 from eqtoolbox.snapshot import Snapshot
 
@@ -69,8 +71,11 @@ class Faithfulness:
             self._capture.refused = why
             self._journal.warn("monitor", why)
 
-    def check(self, snapshot: Snapshot) -> bool:
+    def check(self, snapshot: Snapshot, own: Parameters | None = None) -> bool:
         """Compare the replayed gradient with the step's and record how far they agree.
+
+        Args:
+            own: this process's share of the step's gradient, where several average theirs.
 
         Returns whether the weights of the losses turned out to be others.
         """
@@ -88,11 +93,11 @@ class Faithfulness:
             try:
                 with snapshot.training.isolated():
                     replayed = replayed_gradient(snapshot.training, snapshot.before)
-                    found = self._judged(snapshot, replayed, 0.0)
+                    found = self._judged(snapshot, replayed, 0.0, own)
                     if found.cause:
                         repeated = repeats(snapshot.training, snapshot.before)
-                        found = self._judged(snapshot, replayed, repeated)
-                return self._tell(snapshot, replayed, found)
+                        found = self._judged(snapshot, replayed, repeated, own)
+                return self._tell(snapshot, replayed, found, own)
             except LeavesTrace as reason:
                 self.refuse(str(reason))
             except BaseException as error:
@@ -100,37 +105,53 @@ class Faithfulness:
         return False
 
     def _judged(
-        self, snapshot: Snapshot, replayed: dict[str, Tensor], repeated: float
+        self,
+        snapshot: Snapshot,
+        replayed: dict[str, Tensor],
+        repeated: float,
+        own: Parameters | None,
     ) -> GradientCheck:
         """The comparison over what an attached optimizer holds: nobody clears other gradients."""
         pending, held = self._capture.pending, self._capture.watched.held()
         replay = current()
         told = Circumstances(
-            hooked=tuple(n for n, p in held.items() if _has_hooks(p)),
+            hooked=_hooked(self._capture.watched),
+            passed_by=bool(torch_module._global_forward_hooks) and not hooks_of_all_modules(),
             unreached=pending.unreached,
             climbed=self._climber(),
             accumulates=replay is not None and replay.accumulates,
             stale=pending.stale,
             repeated=repeated,
         )
-        gradient = {n: g for n, g in (snapshot.gradient or {}).items() if n in held}
+        gradient = {n: g for n, g in (own or snapshot.gradient or {}).items() if n in held}
         return compare(replayed, gradient, snapshot.before, told)
 
-    def _tell(self, snapshot: Snapshot, replayed: dict[str, Tensor], found: GradientCheck) -> bool:
+    def _tell(
+        self,
+        snapshot: Snapshot,
+        replayed: dict[str, Tensor],
+        found: GradientCheck,
+        own: Parameters | None,
+    ) -> bool:
         caught, reached = self._capture.pending.counts
         summed = self._capture.pending.learn_weights(found.ratio)
         if summed:
             replayed = {n: found.ratio * r for n, r in replayed.items()}
-            found = self._judged(snapshot, replayed, 0.0)
+            found = self._judged(snapshot, replayed, 0.0, own)
         note = f"{caught} losses before the step, {reached} of them reached by a backward"
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
         self._journal.emit(RATIO, found.ratio, note=found.cause)
         if found.cosine < MIN_COSINE:
+            what = (
+                "probes measure the loss itself, whose gradient was changed before the step"
+                if found.changed
+                else "probes measure a different loss"
+            )
             self._warn_once(
                 "gradient",
                 f"the replayed loss has another gradient than the training step (cosine "
-                f"{found.cosine:.3f} at step {snapshot.step}; {note}): probes measure a different "
-                f"loss. Likely cause: {found.cause}",
+                f"{found.cosine:.3f} at step {snapshot.step}; {note}): {what}. Likely cause: "
+                f"{found.cause}",
             )
         elif found.cause:
             self._warn_once(
@@ -166,5 +187,8 @@ class Faithfulness:
         return around(self._capture.watched.optimizers) or "the loop"
 
 
-def _has_hooks(parameter: Any) -> bool:
-    return bool(parameter._backward_hooks)
+def _hooked(watched: Watched) -> tuple[str, ...]:
+    """Parameters and modules whose gradients a hook sees, which replays do not call."""
+    tables = ("_backward_hooks", "_backward_pre_hooks")
+    own = [*watched.trainable().items(), *watched.model.named_modules()]
+    return tuple(n or "the model" for n, x in own if any(getattr(x, t, None) for t in tables))

@@ -83,8 +83,15 @@ class Folder:
     def replace(self, name: str, content: bytes, *, sync: bool = False) -> None:
         """Write a file whole, or leave the old one: by a draft that is made afresh.
 
-        Whatever lies in the draft's place or the file's, such as a link, is replaced itself.
+        Whatever lies in the draft's place or the file's, such as a link, is replaced itself; but a
+        device is not, which is no file of anybody's.
+
+        Raises:
+            OSError: there is no writing it.
         """
+        found = self.look(name)
+        if found is not None and _kind(found.st_mode) == "a device":
+            self._require_plain(name, found)
         draft = f"{name}.new"
         with suppress(FileNotFoundError):
             os.unlink(self._at(draft), dir_fd=self._fd)
@@ -178,7 +185,7 @@ def _strict(value: Any, deep: int) -> Any:
 
 def _kind(mode: int) -> str:
     kinds = {
-        stat.S_IFLNK: "a link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe",
-        stat.S_IFSOCK: "a socket",
+        stat.S_IFREG: "a plain file", stat.S_IFLNK: "a link", stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
     }  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "a device")

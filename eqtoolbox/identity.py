@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.capture.window import Window
 from eqtoolbox.objective import Objective
+from eqtoolbox.replay.attributes import attributes_of
 
 DEPTH = 4  # how far a loss function is looked into
 MANY = 100  # members of a list that are looked at
@@ -127,32 +128,33 @@ def _class(kind: type, seen: _Seen) -> Hashable:
 
 def _walk(thing: Any, seen: _Seen, depth: int) -> Any:
     """What a loss function, or something that it reaches, is made of."""
-    kind = type(thing)
-    if kind in _PLAIN or isinstance(thing, type):
+    kind = type(thing)  # proxies may answer to `isinstance` for others, or raise
+    if kind in _PLAIN or issubclass(kind, type):
         return thing
     if kind is int or kind is float:
         return _number(thing)
-    if isinstance(thing, Tensor) or id(thing) in seen or depth < 0:
+    if issubclass(kind, Tensor) or id(thing) in seen or depth < 0:
         return kind
-    if isinstance(thing, nn.Module):
+    if issubclass(kind, nn.Module):
         return _module(thing, seen)
     seen.add(id(thing))
     parts = (_walk(part, seen, depth - 1) for part in _parts(thing))
-    code = thing.__code__ if isinstance(thing, types.FunctionType) else None
+    code = thing.__code__ if issubclass(kind, types.FunctionType) else None
     return kind, code, *parts
 
 
 def _parts(thing: Any) -> Iterator[Any]:
     """What it is made of; of what cannot be called nothing but its class counts."""
-    if isinstance(thing, tuple | list):
+    kind = type(thing)
+    if issubclass(kind, tuple | list):
         yield from thing[:MANY]
-    elif isinstance(thing, dict):
+    elif issubclass(kind, dict):
         yield from dict.values(thing)
-    elif isinstance(thing, functools.partial):
+    elif issubclass(kind, functools.partial):
         yield from (thing.func, thing.args, thing.keywords)
-    elif isinstance(thing, types.MethodType):
+    elif issubclass(kind, types.MethodType):
         yield from (thing.__func__, *_owner(thing.__self__))
-    elif isinstance(thing, types.FunctionType):
+    elif issubclass(kind, types.FunctionType):
         if not str(thing.__module__).startswith("torch."):
             yield from (thing.__defaults__, thing.__kwdefaults__, *_closed(thing))
     elif callable(thing):
@@ -160,11 +162,11 @@ def _parts(thing: Any) -> Iterator[Any]:
 
 
 def _owner(thing: Any) -> Iterator[Any]:
-    if isinstance(thing, nn.Module):
+    if issubclass(type(thing), nn.Module):
         yield thing
         return
     yield type(thing)
-    held = _attributes(getattr(thing, "__dict__", {}), type(thing))
+    held = _attributes(attributes_of(thing) or {}, type(thing))
     for pair in sorted(held, key=itemgetter(0)):
         yield from pair
 

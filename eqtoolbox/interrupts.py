@@ -12,6 +12,7 @@ from typing import Any
 from eqtoolbox.deadline import at_next_check
 
 SIGNALS = tuple(int(number) for number in _signal.valid_signals())
+LONGEST = 2_000  # letters of what an error says, and of a note or a warning
 Handler = Any  # what `signal.getsignal` returns and calls with a number and a frame
 
 
@@ -93,7 +94,7 @@ def _handles_signal(frame: FrameType) -> bool:
     values = [given.get(name) for name in code.co_varnames[: code.co_argcount]]
     values += [value for name in starred for value in given.get(name) or ()]
     return frame.f_back is not None and any(
-        isinstance(number, int) and interrupted is frame.f_back
+        issubclass(type(number), int) and interrupted is frame.f_back
         for number, interrupted in pairwise(values)
     )
 
@@ -101,6 +102,19 @@ def _handles_signal(frame: FrameType) -> bool:
 def told(error: BaseException) -> str:
     """Its type and message; the type alone where the message cannot be had."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return shortened(f"{type(error).__name__}: {error}")
     except Exception:
         return type(error).__name__
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """A text without its middle where it is long.
+
+    Example:
+        >>> shortened("a" * 10 + "b" * 10, 8)
+        'aaaa ... [12 letters left out] ... bbbb'
+    """
+    if len(text) <= longest:
+        return text
+    half, more = longest // 2, len(text) - 2 * (longest // 2)
+    return f"{text[:half]} ... [{more:,} letters left out] ... {text[-half:]}"

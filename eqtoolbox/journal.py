@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from eqtoolbox.interrupts import for_the_loop, told
+from eqtoolbox.interrupts import for_the_loop, shortened, told
 from eqtoolbox.record import Record, spelled
 from eqtoolbox.sink import Sink
 
 logger = logging.getLogger("eqtoolbox")
 OnError = Literal["warn", "raise"]
 
+MAX_EVENT = 20_000  # letters of an event, with its traceback
 MAX_FAILURES = 3  # in a row, after which a probe is disabled
 
 
@@ -62,11 +63,13 @@ class Journal:
         status = record.status
         if status == "ok" and not math.isfinite(record.value):
             status = "non_finite"
-        name = spelled(record.name)
-        have = (record.step, record.segment, record.status, record.name)
-        if have == (self.step, self.segment, status, name):
+        name, note = spelled(record.name), shortened(record.note)
+        have = (record.step, record.segment, record.status, record.name, record.note)
+        want = (self.step, self.segment, status, name, note)
+        if have == want:
             return record
-        return replace(record, step=self.step, segment=self.segment, status=status, name=name)
+        step, segment, status, name, note = want
+        return replace(record, step=step, segment=segment, status=status, name=name, note=note)
 
     def emit(self, name: str, value: float, unit: str = "1", note: str = "") -> Record:
         """Write a number of the monitor's own."""
@@ -78,10 +81,12 @@ class Journal:
 
     def event(self, kind: str, probe: str, message: str) -> None:
         """Pass on something that happened: kind is info, warning or error."""
-        self._each(lambda sink: sink.event(self.step, kind, probe, message))
+        said = shortened(message, MAX_EVENT)
+        self._each(lambda sink: sink.event(self.step, kind, probe, said))
 
     def warn(self, probe: str, message: str) -> None:
         """Tell sinks and user, each thing once."""
+        message = shortened(message)
         if message in self._warned:
             return
         self._warned.add(message)

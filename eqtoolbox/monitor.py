@@ -21,6 +21,7 @@ from eqtoolbox.eager import eager, untraced
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.interrupts import Gate
+from eqtoolbox.interrupts import told as message_of
 from eqtoolbox.journal import Journal, OnError
 from eqtoolbox.objective import LossFunction
 from eqtoolbox.probe import Probe, Scheduled
@@ -256,7 +257,7 @@ class Monitor:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._journal.event("error", "training", f"{type(error).__name__}: {error}")
+            self._journal.event("error", "training", message_of(error))
         self._close(told=error is not None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -314,6 +315,8 @@ class Monitor:
         )
         if self._catches or self._capture.armed:
             self._capture.armed = self._catches
+        if self._catches and self._capture.replays:
+            self._capture.expect_check()
         if self._handles:
             self._watch_starts(self._catches or self._several)
 

@@ -143,7 +143,7 @@ class Objective:
             return tuple(move(x) if k == first else x for k, x in enumerate(args))
 
         def body(model: nn.Module) -> Tensor:
-            handle = model.register_forward_pre_hook(only_here(moved))
+            handle = model.register_forward_pre_hook(only_here(moved), prepend=True)
             try:
                 return self._loss(model)
             finally:
@@ -170,15 +170,24 @@ class Objective:
             LookupError: the loss never calls the model itself.
         """
         calls: list[Call] = []
+        given: list[tuple[Any, Any]] = []  # before hooks of the user's change them
 
-        def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def take(_: nn.Module, args: Any, kwargs: Any) -> None:
+            given.append((args, kwargs))
+
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            args, kwargs = given.pop()
             calls.append(Call(args, kwargs, output))
 
-        handle = model.register_forward_hook(only_here(note), with_kwargs=True)
+        handles = (
+            model.register_forward_pre_hook(only_here(take), with_kwargs=True, prepend=True),
+            model.register_forward_hook(only_here(note)),
+        )
         try:
             loss = self._loss(model)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         if not calls or not (calls[0].args or calls[0].kwargs):
             raise LookupError(
                 "the loss never calls the model as model(inputs): data symmetries need that call"

@@ -82,6 +82,7 @@ ATTACH: list[Wrong] = [
     (lambda: attach(resume="yes"), TypeError, "resume must be True or False, got 'yes'"),
     (lambda: attach(resume=1), TypeError, "resume must be True or False, got 1"),
     (lambda: attach(run_dir=5), TypeError, "run_dir must be a path or None, got 5"),
+    (lambda: attach(run_dir="  "), ValueError, "run_dir must be a path or None, got '  '"),
     (lambda: attach(run_dir=""), ValueError, "run_dir must be a path or None, got ''"),
     (lambda: attach(run_dir="a\0b"), ValueError, "run_dir must be a path"),
     (lambda: attach(sinks=print), TypeError, "sinks must be a list"),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqtoolbox.capture.unwrap import processes
 from eqtoolbox.objective import Objective, Parameters
 
 MIN_COSINE = 0.99  # replayed against training gradient; below it the loss is another
@@ -25,6 +24,7 @@ class GradientCheck:
     cosine: float  # <r, g> / |r||g|
     ratio: float  # |g| / |r|; below 1 where the gradient was clipped by its norm
     cause: str  # why they differ, as far as it shows; empty where they agree
+    changed: bool = False  # the loss is the right one: its gradient was changed afterwards
 
 
 def replayed_gradient(objective: Objective, params: Parameters) -> dict[str, Tensor]:
@@ -52,7 +52,8 @@ def repeats(objective: Objective, params: Parameters) -> float:
 class Circumstances:
     """What else is known about the step."""
 
-    hooked: tuple[str, ...] = ()  # parameters with hooks of the user's
+    hooked: tuple[str, ...] = ()  # parameters and modules with hooks on their gradients
+    passed_by: bool = False  # hooks on all modules, which a replay does not call beside threads
     unreached: bool = False  # losses were caught, and a backward reached none of them
     climbed: str = ""  # who moved the parameters between the losses and the step
     accumulates: bool = False  # whether the loss runs a backward of its own through the model
@@ -82,15 +83,17 @@ def compare(
     cosine = _dot(r, g) / (one * two) if one * two > 0 else math.nan
     ratio = two / one if one > 0 else math.nan
     wrong = cosine < MIN_COSINE
-    cause = _cause(r, g, before, told) if wrong else _scaled(cosine, ratio)
+    changed = _change(r, g, told) if wrong else ""
+    cause = changed or (_cause(r, g, before, told) if wrong else _scaled(cosine, ratio))
     if cause and told.stale and not told.accumulates and told.repeated <= RANDOM:
-        cause = STALE
-    return GradientCheck(cosine=cosine, ratio=ratio, cause=cause)
+        changed, cause = "", STALE
+    return GradientCheck(cosine=cosine, ratio=ratio, cause=cause, changed=bool(changed))
 
 
-def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances) -> str:
+def _change(r: Parameters, g: Parameters, told: Circumstances) -> str:
+    """What was done to the gradient of a loss that is the right one; empty where nothing shows."""
     if told.repeated > RANDOM:
-        return f"the loss is random: evaluated twice it changed by {told.repeated:.1%}"
+        return ""
     if told.climbed:
         return (
             f"{told.climbed} moved the parameters between the losses and the step, so that the "
@@ -107,21 +110,25 @@ def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances
     clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}
     if _norm(_minus(clipped, g)) <= SAME * _norm(g):
         return f"the gradient was clipped by value at {limit:.3g}"
+    odd = [n for n in r if _norm({n: r[n]}) > 0 and _norm({n: g[n]}) == 0]
+    return f"the loop set the gradient of {odd[0]} to zero" if odd else ""
+
+
+def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances) -> str:
+    if told.repeated > RANDOM:
+        return f"the loss is random: evaluated twice it changed by {told.repeated:.1%}"
     theta = {n: before[n].detach().double() for n in r}
     shrink = _part_along(r, g, theta)
     if shrink is not None:
         return f"an L2 regulariser outside the loss function (about {shrink / 2:.3g} |theta|^2)"
     if _part_along(r, g, {n: x.sign() for n, x in theta.items()}) is not None:
         return "an L1 regulariser outside the loss function"
-    odd = [n for n in r if _norm({n: r[n]}) > 0 and _norm({n: g[n]}) == 0]
-    if odd:
-        return f"the loop set the gradient of {odd[0]} to zero"
     if told.hooked:
         return f"{told.hooked[0]} has a hook that may change its gradient"
+    if told.passed_by:
+        return "a forward hook on all modules, which probes do not call while other threads run"
     if told.unreached:
         return "no backward reached a loss that was caught: the step trains on another loss"
-    if processes() > 1:
-        return f"gradients are averaged over {processes()} processes, the loss is this one's own"
     return (
         "a part of the loss outside the decorated function, a second backward, or a random loss; "
         "put all of it into the function that monitor.loss decorates"

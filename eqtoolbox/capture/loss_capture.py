@@ -13,9 +13,10 @@ from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, traced
 from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
+from eqtoolbox.capture.own_share import OwnShare
 from eqtoolbox.capture.pending import Pending
 from eqtoolbox.capture.stopwatch import Stopwatch
-from eqtoolbox.capture.unwrap import unwrapped
+from eqtoolbox.capture.unwrap import processes, unwrapped
 from eqtoolbox.capture.watched import Watched
 from eqtoolbox.capture.window import Window
 from eqtoolbox.isolation import RandomState
@@ -61,6 +62,7 @@ class LossCapture:
         self.missed = ""  # why nothing could be caught although the model was called
         self.replays = True  # whether the coming step is evaluated again
         self.pending = Pending(watched)
+        self._share: OwnShare | None = None  # of a gradient that several processes average
         self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False
@@ -87,6 +89,15 @@ class LossCapture:
                 self._install()
             else:
                 self._remove()
+
+    def expect_check(self) -> None:
+        """The gradient of the coming step will be compared with a replayed one."""
+        if self._share is None and processes() > 1:
+            self._share = OwnShare(self.watched.trainable())
+
+    def own_share(self, scale: float) -> Parameters | None:
+        """This process's part of a gradient that several average; None where it is all."""
+        return None if self._share is None else self._share.gradient(scale)
 
     @property
     def takes_batches(self) -> bool:
@@ -158,6 +169,9 @@ class LossCapture:
     def drop(self) -> None:
         """Forget the step: no reference to its batches or graphs stays."""
         self.pending.drop()
+        if self._share is not None:
+            self._share.release()
+        self._share = None
         self._start = self._output = self._begun = self.unused = None
         self._calls = ((), {})
 
@@ -221,6 +235,12 @@ class LossCapture:
             return self.refused or self.missed
         if self.loss_fn is not None:
             return "no batch is known: call monitor.observe(batch) in each step or give probe_batch"
+        if self.criterion is not None:
+            return (
+                f"the {type(self.criterion).__name__} that was given as criterion= is not called "
+                "in the training step: call that very object, criterion(model(x), ...), or "
+                "decorate your loss function with @monitor.loss"
+            )
         return (
             "no loss is known: decorate your loss function with @monitor.loss (outside of "
             "torch.compile, where it is compiled), or give criterion= (a module), or loss_fn= with "
@@ -314,7 +334,7 @@ class LossCapture:
                 pre = Hook(self, f"_{name}_called", module)
                 post = Hook(self, f"_{name}_answered", module)
                 handles = (
-                    module.register_forward_pre_hook(pre, with_kwargs=True),
+                    module.register_forward_pre_hook(pre, with_kwargs=True, prepend=True),
                     module.register_forward_hook(post, with_kwargs=True),
                 )
                 self._handles += [Concealed(handle) for handle in handles]
@@ -327,6 +347,7 @@ class LossCapture:
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self._begun is not None or not torch.is_grad_enabled() or not self.pending.belongs():
             return
+        _let_end(model)
         self._start = self._now(self._known)
         self._autocast = self._around()
         if self.loss_fn is None:
@@ -364,6 +385,7 @@ class LossCapture:
                 "...): decorate your loss function with @monitor.loss instead"
             )
             return
+        _let_end(criterion)
         self._calls = (self._calls, _fresh((args[1:], kwargs)))
 
     def _criterion_answered(self, criterion: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
@@ -427,6 +449,13 @@ class _Reached:
                     capture.pending.reached(caught, gradient)
             except BaseException as error:
                 capture.fail(error)
+
+
+def _let_end(module: nn.Module) -> None:
+    """Of what the module answers our hooks see what other hooks, registered later, made of it."""
+    hooks: Any = module._forward_hooks
+    for key in [key for key, hook in [*hooks.items()] if isinstance(hook, Hook)]:
+        hooks.move_to_end(key)
 
 
 def _loss(result: Any) -> Tensor | None:

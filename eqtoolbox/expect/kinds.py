@@ -18,7 +18,7 @@ Location = Annotated[
     str | PathLike[str],
     Bound(
         "a path",
-        lambda path: str(path) != "" and "\0" not in str(path),
+        lambda path: str(path).strip() != "" and "\0" not in str(path),
         'name a directory, such as "runs/first"',
         whole=True,
     ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
@@ -168,12 +169,18 @@ def _gauss_newton_share(snapshot: Snapshot, found: EigenResult) -> Measurement:
     """v^T G v / lambda at the top eigenvector: 1 when the model's own curvature plays no part."""
     objective, params = snapshot.objective, snapshot.before
     vector: Parameters = found.vectors[0]
+
+    def of_output(y: Tensor) -> Tensor:
+        return objective.loss_of_output(params, y, train=True)
+
     try:
-        matrix = gauss_newton(
-            objective.outputs, lambda y: objective.loss_of_output(params, y, train=True), params
-        )
-        share = dot(vector, matrix(vector)) / float(found.values[0])
-    except (LookupError, RuntimeError, TypeError, ValueError) as reason:
+        with torch.no_grad():
+            whole, given = objective.loss(params), of_output(objective.outputs(params))
+        if not torch.isclose(given, whole, rtol=1e-4, atol=0.0, equal_nan=True):
+            raise LookupError("it reads what the model computes inside")
+        share = dot(vector, gauss_newton(objective.outputs, of_output, params)(vector))
+        share /= float(found.values[0])
+    except Exception as reason:
         note = f"the loss is no function of one output tensor ({reason})"
         return Measurement("gauss_newton_share", math.nan, status="not_applicable", note=note)
     status = _status(bool(found.converged[0]))

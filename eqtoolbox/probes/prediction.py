@@ -101,7 +101,7 @@ class Prediction:
             with torch.no_grad():
                 outputs = opened(self.call.output)
                 once, again = float(loss(outputs)), float(loss(outputs))
-        except (RuntimeError, TypeError, ValueError):
+        except Exception:  # whatever a loss raises that misses the inside of the model
             return None
         assert self.call.loss is not None
         agrees = math.isclose(once, float(self.call.loss), rel_tol=1e-4) and once == again

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from eqtoolbox.replay.calls import hooks_of_all_modules
 from eqtoolbox.replay.exchange import copied, remade, stand_in
 from eqtoolbox.replay.reach import Reach
 from eqtoolbox.replay.slots import Slot
@@ -22,7 +23,7 @@ class Belongings:
     """
 
     def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
-        reach = Reach(roots, hosts)
+        reach = Reach((*roots, *hooks_of_all_modules()), hosts)
         self.slots: list[Slot] = reach.slots
         self.common: list[Slot] = []  # that other threads can reach, too
         self.tensors = reach.tensors

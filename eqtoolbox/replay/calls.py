@@ -1,15 +1,24 @@
-"""Calls: how a replay calls modules, without the hooks that belong to the training's own calls."""
+"""Calls: how a replay calls modules: as the training does, forward hooks of the user's included.
 
-from collections.abc import Iterable, Iterator
+What a forward hook changes, or keeps for the loss to read, is part of what the loss computes; what
+it leaves behind is put back with everything else in reach. Hooks of a backward are no part of it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 from eqtoolbox.replay.interception import Intercepted
+from eqtoolbox.replay.kinds import TRACKERS
 from eqtoolbox.replay.scope import current
 from eqtoolbox.replay.slots import MARK
+from eqtoolbox.replay.streams import alone
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 _MODULES = Intercepted(("torch.nn.modules.module", "Module"), "__call__")
@@ -45,10 +54,9 @@ def give_back(modules: Iterable[nn.Module]) -> None:
 
 
 def bare(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """`module(*args, **kwargs)` with no hooks but those that are part of the function it computes.
+    """`module(*args, **kwargs)` with the forward hooks that are part of what it computes.
 
-    These are torch's own (old-style weight and spectral normalisation, pruning) and those of a
-    probe that looks on.
+    Those on all modules are, too, unless another thread runs whose calls they may be told of.
 
     Raises:
         RuntimeError: the module is a wrapper whose call would talk to other processes.
@@ -60,34 +68,52 @@ def bare(module: nn.Module, args: Any, kwargs: Any) -> Any:
         )
     own = vars(module)
     forward = own.get("_original_forward") or module.forward  # Accelerate's casts cannot be left
-    before, after = own.get("_forward_pre_hooks"), own.get("_forward_hooks")
-    if not before and not after:
+    before, after = own.get("_forward_pre_hooks") or (), own.get("_forward_hooks") or ()
+    if not before and not after and not global_hooks():
         return forward(*args, **kwargs)
-    named = own.get("_forward_pre_hooks_with_kwargs", ())
-    for key, hook in [*(before or {}).items()]:
-        if fires(hook):
-            given = hook(module, args, kwargs) if key in named else hook(module, args)
-            if given is not None and key in named:
-                args, kwargs = given
-            elif given is not None:
-                args = given if isinstance(given, tuple) else (given,)
+    named = own.get("_forward_pre_hooks_with_kwargs") or ()
+    for key, hook in _acting(before, "_global_forward_pre_hooks"):
+        given = hook(module, args, kwargs) if key in named else hook(module, args)
+        if given is not None and key in named:
+            args, kwargs = given
+        elif given is not None:
+            args = given if isinstance(given, tuple) else (given,)
     result = forward(*args, **kwargs)
-    named = own.get("_forward_hooks_with_kwargs", ())
-    for key, hook in [*(after or {}).items()]:
-        if fires(hook):
-            seen = (module, args, kwargs, result) if key in named else (module, args, result)
-            changed = hook(*seen)
-            result = result if changed is None else changed
+    named = own.get("_forward_hooks_with_kwargs") or ()
+    named = {*named, *getattr(torch_module, "_global_forward_hooks_with_kwargs", ())}
+    for key, hook in _acting(after, "_global_forward_hooks"):
+        seen = (module, args, kwargs, result) if key in named else (module, args, result)
+        changed = hook(*seen)
+        result = result if changed is None else changed
     return result
 
 
-def fires(hook: Any) -> bool:
-    """Whether a hook is part of what a module computes, or a probe's own."""
-    owner = getattr(hook, "__self__", hook)
-    module = str(getattr(owner, "__module__", None) or type(owner).__module__)
-    if module.partition(".")[0] == "torch":
-        return True
-    return module.startswith("eqtoolbox.") and not getattr(hook, "training_only", False)
+def _acting(own: Any, everywhere: str) -> list[tuple[int, Callable[..., Any]]]:
+    """Hooks by key, in the order in which torch calls them."""
+    hooks = chain(_of_all_modules(everywhere).items(), dict(own).items())
+    return [(key, hook) for key, hook in hooks if acts(hook)]
+
+
+def _of_all_modules(table: str) -> dict[int, Callable[..., Any]]:
+    return getattr(torch_module, table) if alone() else {}
+
+
+def acts(hook: Any) -> bool:
+    """Whether a hook is part of what a module computes: not one that tells a tracker or us."""
+    while type(hook) is partial:
+        hook = hook.func
+    owner = hook.__self__ if type(hook) is MethodType else hook
+    named = owner if issubclass(type(owner), FunctionType | type) else type(owner)
+    library = str(named.__module__).partition(".")[0]
+    return library not in TRACKERS and not (
+        library == "eqtoolbox" and getattr(owner, "training_only", False)
+    )
+
+
+def hooks_of_all_modules() -> list[Callable[..., Any]]:
+    """Forward hooks on the calls of every module, as far as a replay calls them."""
+    tables = ("_global_forward_pre_hooks", "_global_forward_hooks")
+    return [hook for table in tables for hook in _of_all_modules(table).values()]
 
 
 def _met(call: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

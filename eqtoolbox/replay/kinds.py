@@ -77,11 +77,12 @@ def functions_of(value: Any) -> tuple[Any, ...]:
 
 def of_a_library(value: Any) -> bool:
     """Whether a global name stands for a library's module, function or class."""
-    if isinstance(value, types.ModuleType):
+    kind = type(value)  # proxies may answer to `isinstance` for others, or raise
+    if issubclass(kind, types.ModuleType):
         return not of_the_program(value)
-    if isinstance(value, types.FunctionType):
+    if issubclass(kind, types.FunctionType):
         return value.__closure__ is None and not of_a_user(value.__code__.co_filename)
-    return isinstance(value, type) and not users_classes(value)
+    return issubclass(kind, type) and not users_classes(value)
 
 
 def of_the_program(module: types.ModuleType) -> bool:
@@ -120,12 +121,6 @@ def _slots(kind: type) -> Iterator[str]:
 def made_in_c(kind: type) -> type | None:
     """The base of a class that keeps a state in C, beside `object`; None where all is in Python."""
     return next((one for one in kind.__mro__[:-1] if _in_c(one)), None)
-
-
-def hides(kind: type) -> bool:
-    """Whether a class says something else of the attributes of its things than what they have."""
-    own = [vars(one)["__dict__"] for one in kind.__mro__ if "__dict__" in vars(one)]
-    return any(not isinstance(one, types.GetSetDescriptorType) for one in own)
 
 
 def _in_c(kind: type) -> bool:

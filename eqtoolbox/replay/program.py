@@ -126,7 +126,7 @@ def _names(walk: Walk, space: dict[str, Any], code: Used) -> None:
         walk.marks.add("__subclasses__")
     for name in code.read & space.keys():
         value = space[name]
-        if isinstance(value, types.ModuleType):
+        if issubclass(type(value), types.ModuleType):
             _of_module(walk, value, code)
         elif not of_a_library(value):
             walk.look(value, (None, name))
@@ -153,7 +153,7 @@ def _of_module(walk: Walk, module: types.ModuleType, code: Used) -> None:
     _keep(walk, space, (code.attributes | code.attributes_set) & space.keys(), path)
     for name in code.attributes & space.keys():
         value = space[name]
-        if isinstance(value, types.ModuleType):
+        if issubclass(type(value), types.ModuleType):
             _of_module(walk, value, code)
         elif not of_a_library(value):
             walk.look(value, (path, name))

@@ -30,7 +30,6 @@ from eqtoolbox.replay.code import used
 from eqtoolbox.replay.kinds import (
     ALONE,
     constant,
-    hides,
     made_in_c,
     of_a_framework,
     passed_by,
@@ -83,7 +82,7 @@ def _reader(kind: Any) -> Reader:
         return readers.ours
     if of_a_framework(kind):
         return readers.framework if kind.__dictoffset__ else readers.nothing
-    if (hasattr(kind, "__next__") and made_in_c(kind) is not None) or hides(kind):
+    if hasattr(kind, "__next__") and made_in_c(kind) is not None:
         return readers.unknown
     if passed_by(kind):
         return readers.nothing
@@ -92,6 +91,8 @@ def _reader(kind: Any) -> Reader:
 
 def _with_attributes(kind: Any, reader: Reader) -> Reader:
     """Of a kind that a program derives from a known one also its attributes and its class."""
+    if reader is readers.file and not users_classes(kind):
+        return reader  # a replay answers for `write` of those that speak
     if reader in _WHOLE or not (kind.__dictoffset__ or users_classes(kind) or slotted(kind)):
         return reader
     own = reader is not readers.tensor

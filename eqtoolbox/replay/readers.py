@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.replay import contents, program, scripted, slots, states
+from eqtoolbox.replay.attributes import attributes_of
 from eqtoolbox.replay.code import used
 from eqtoolbox.replay.kinds import (
     ATOMS,
@@ -53,6 +54,8 @@ def module(walk: Walk, thing: nn.Module, path: Any) -> None:
         else:
             walk.look(b, (path, name))
     walk.modules.append(thing)
+    for table in slots.Hooks.CALLED:
+        walk.look_named([(table, hook) for hook in (own.get(table) or {}).values()], path)
     walk.look_named([(name, own[name]) for name in own.keys() - STANDARD], path)
     walk.look_named(own.get("_modules", {}).items(), path)
     program.kind(walk, type(thing), path)
@@ -219,7 +222,7 @@ def variable(walk: Walk, thing: contextvars.ContextVar[Any], path: Any) -> None:
 
 def ours(walk: Walk, thing: Any, path: Any) -> None:
     """Of our own around a loss: what it holds of the user's."""
-    for value in getattr(thing, "__dict__", {}).values():
+    for value in (attributes_of(thing) or {}).values():
         walk.look(value, (None, word(value)))
 
 

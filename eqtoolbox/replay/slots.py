@@ -11,6 +11,8 @@ from operator import is_
 from types import CellType
 from typing import Any
 
+from eqtoolbox.replay.attributes import in_slot, slot
+
 GONE = object()  # in the place of what was not there
 MARK = "_compiled_call_impl"  # where `eqtoolbox.replay.calls` answers for a module
 EXCHANGED = (MARK, "_parameters", "_buffers")  # the tables by `eqtoolbox.replay.tables`
@@ -194,16 +196,30 @@ class Named(Names):
     __slots__ = ()
 
     def _get(self, name: str) -> Any:
+        if self._slot(name) is not None:
+            return in_slot(self.owner, name, GONE)
         try:
             return object.__getattribute__(self.owner, name)
         except AttributeError:
             return GONE
 
     def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self.owner, name, value)
+        found = self._slot(name)
+        if found is None:
+            object.__setattr__(self.owner, name, value)
+        else:
+            found.__set__(self.owner, value)
 
     def _delete(self, name: str) -> None:
-        object.__delattr__(self.owner, name)
+        found = self._slot(name)
+        if found is None:
+            object.__delattr__(self.owner, name)
+        else:
+            found.__delete__(self.owner)
+
+    def _slot(self, name: str) -> Any:
+        kind: Any = type(self.owner)
+        return slot(kind, name)
 
 
 class Class(Slot):
@@ -250,9 +266,9 @@ class Hooks(Slot):
     """The tables of hooks of a module."""
 
     __slots__ = ("_sizes", "_tables", "held")
+    CALLED = ("_forward_pre_hooks", "_forward_hooks")
     NAMES = (
-        "_forward_hooks",
-        "_forward_pre_hooks",
+        *CALLED,
         "_backward_hooks",
         "_backward_pre_hooks",
         "_forward_hooks_with_kwargs",

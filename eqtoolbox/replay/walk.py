@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from itertools import chain
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from eqtoolbox.replay import kinds, slots
+from eqtoolbox.replay.attributes import attributes_of
 from eqtoolbox.replay.kinds import ATOMS, slotted
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.replay.slots import Slot
@@ -85,10 +86,8 @@ class Walk:
     def attributes(self, thing: Any, path: Any, deep: bool = True) -> None:
         """The attributes of an object, and what is in them."""
         kind: Any = type(thing)
-        own = None
-        if kind.__dictoffset__:
-            own = object.__getattribute__(thing, "__dict__")  # not what a class says of itself
-        if type(own) is dict:
+        own = attributes_of(thing)
+        if own is not None:
             self.slots.append(slots.Entries(own, path))
             if deep:
                 self.look_named(own.items(), path)
@@ -116,8 +115,9 @@ def said(path: Any) -> str:
 
 def word(root: Any) -> str:
     """What a thing that is not reached from another is called."""
-    name = getattr(root, "__qualname__", None) or type(root).__name__
-    return str(name).replace("<locals>.", "")
+    has_one = issubclass(type(root), FunctionType | MethodType | type)
+    named = root if has_one else type(root)
+    return str(named.__qualname__).replace("<locals>.", "")
 
 
 def space_of(module: ModuleType) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ImportError: plotly or jinja2 is missing.
+        OSError: the file cannot be written; says which and why.
     """
     try:
         import jinja2
@@ -50,13 +51,22 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = environment.get_template("template.html.j2")
     text = template.render(**content(run), library=get_plotlyjs().replace("</script", "<\\/script"))
+    try:
+        _write(target, text)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"cannot write the page to {target} ({error.strerror}); name another file"
+        ) from error
+    return target
+
+
+def _write(target: Path, text: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Folder(target.parent)
     try:
         folder.replace(target.name, text.encode())
     finally:
         folder.close()
-    return target
 
 
 def content(run: Run) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Run:
         path: the run directory.
 
     Raises:
+        TypeError: it is no path.
         FileNotFoundError: there is no such directory.
         NotADirectoryError: the path is a file.
         ValueError: the directory holds no run.
@@ -54,6 +55,11 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike) or not str(path).strip():
+            raise TypeError(
+                f"path must be the run directory, got {path!r}; give what attach was given as "
+                'run_dir=, such as "runs/first"'
+            )
         self.path = Path(path)
         require_run(self.path)
         self._odd = Oddities()

@@ -1,6 +1,7 @@
 """The run directory: append-only `records.jsonl`, `events.jsonl`, `arrays.bin`, and `run.json`."""
 
 import errno
+import gc
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from eqtoolbox.record import LAST, SEGMENTS, Record, checked, is_name, name_want
 from eqtoolbox.sink import Sink
 
 FORMAT = 1
+MANY = 16  # open at once: some may be of runs that nobody closed, nor can reach any more
 _ENCODER = json.JSONEncoder(allow_nan=False)
 
 
@@ -55,6 +57,8 @@ class RunDirectory(Sink):
         self._records: Any = None
         self._events: Any = None
         self._arrays: Any = None
+        if len(_WRITING) >= MANY:
+            gc.collect()
         self.path.mkdir(parents=True, exist_ok=True)
         self._folder = Folder(self.path)
         try:

@@ -79,6 +79,11 @@ def reversed_by_a_hook(monitor: Any, model: nn.Module) -> None:
     monitor.loss(cross_entropy)(model, blobs()).backward()
 
 
+def reversed_by_a_module(monitor: Any, model: nn.Module) -> None:
+    model[2].register_full_backward_hook(lambda m, given, made: tuple(-g for g in given))
+    monitor.loss(cross_entropy)(model, blobs()).backward()
+
+
 def random_loss(monitor: Any, model: nn.Module) -> None:
     def noisy(model: nn.Module, batch: Any) -> Tensor:
         seed = int.from_bytes(os.urandom(4), "big")  # a source that nobody can put back
@@ -102,6 +107,7 @@ def another_loss(monitor: Any, model: nn.Module) -> None:
         (by_value, "the gradient was clipped by value at 0.005"),
         (zeroed, r"the loop set the gradient of 2.weight to zero"),
         (reversed_by_a_hook, "0.weight has a hook that may change its gradient"),
+        (reversed_by_a_module, "2 has a hook that may change its gradient"),
         (random_loss, "the loss is random: evaluated twice"),
         (another_loss, "no backward reached a loss that was caught"),
     ],
@@ -113,6 +119,9 @@ def test_the_cause_of_another_gradient_is_named(
     assert number(sink, "monitor/closure_grad_cos") < 0.99
     (warning,) = [w for w in seen if "another gradient" in w]
     assert re.search(cause, warning), warning
+    changed = train in (by_value, zeroed)
+    assert ("measure the loss itself, whose gradient was changed" in warning) is changed
+    assert ("measure a different loss" in warning) is not changed
 
 
 def faithful(monitor: Any, model: nn.Module) -> None:

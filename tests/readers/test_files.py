@@ -1,10 +1,12 @@
 """Only plain files of the run directory itself are read and written, never what they point to."""
 
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,3 +161,31 @@ def test_without_directory_handles_files_are_found_by_their_path(
     (home / "run.json.new").symlink_to(victim)
     RunDirectory(home, resume=True).close()
     assert victim.read_text() == PRECIOUS
+
+
+def test_a_device_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page written to it would take its place, for every program of the machine."""
+    device = os.stat(os.devnull)
+    monkeypatch.setattr(Folder, "look", lambda self, name: device)
+    folder = Folder(tmp_path)
+    with pytest.raises(OSError, match="is a device, expected a plain file"):
+        folder.replace("page.html", b"text")
+    folder.close()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_page_that_cannot_be_written_says_where_and_why(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write the page to .*file/page\.html .*name another"):
+        write_page(Run(home), tmp_path / "file" / "page.html")
+
+    def full(self: Folder, name: str, mode: str, **_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = Run(home)
+    monkeypatch.setattr(Folder, "open", full)
+    with pytest.raises(OSError, match=r"cannot write the page to .*No space left on device"):
+        write_page(run, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()

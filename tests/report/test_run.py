@@ -153,6 +153,9 @@ def test_an_unknown_name_is_answered_with_the_nearest(rich_run: Path) -> None:
 
 def test_a_missing_directory_is_answered_with_the_nearest(tmp_path: Path) -> None:
     write_run(tmp_path / "digits-sgd", [])
+    for given in (5, None, b"x", "", " ", ["x"]):
+        with pytest.raises(TypeError, match=r"path must be the run directory, got .*run_dir="):
+            Run(given)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="did you mean 'digits-sgd'"):
         Run(tmp_path / "digits-sdg")
     with pytest.raises(FileNotFoundError, match="no run directory"):
