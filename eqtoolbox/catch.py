@@ -82,7 +82,7 @@ class Catch:
             self._warn_of_lost_state()
             if self.faithful.check(snapshot):
                 snapshot = self.snapshot(step, before, after, named)
-        for probe in probes:
+        for probe in sorted(probes, key=lambda p: not p.evaluates):  # those tell what others read
             self._runner.run(probe, snapshot)
             if self._runner.refused and not self._capture.refused:
                 self.faithful.refuse(self._runner.refused)

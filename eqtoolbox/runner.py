@@ -81,6 +81,8 @@ class Runner:
         """What the probe yields, ended by a row that says what went wrong; and if it fits."""
         rows: list[Measurement] = []
         began = time.perf_counter()
+        if snapshot.broken:
+            return [headline(probe, "non_finite", f"{snapshot.broken} holds NaN or infinity")], True
         rng = self._generator(probe, snapshot.step)
         try:
             if probe.name in self.halved:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.capture.waiting import not_finite
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.shared import Shared
 
@@ -49,6 +50,7 @@ class Snapshot:
     why_no_loss: str = ""
     shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
+    told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones
 
     @cached_property
     def update(self) -> Parameters:
@@ -71,6 +73,11 @@ class Snapshot:
         if self.measured is None:
             raise NotApplicable(self.why_no_loss)
         return self.measured.unmixed()
+
+    @cached_property
+    def broken(self) -> str:
+        """A parameter that is NaN or infinite before the step; empty if there is none."""
+        return not_finite(self.before)
 
     @property
     def divisible(self) -> bool:

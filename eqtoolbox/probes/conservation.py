@@ -16,6 +16,7 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.forecast import advance, report
+from eqtoolbox.probes.law import FirstOrder, rounding
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
@@ -38,10 +39,10 @@ class Conservation(Probe):
     An equivariance f(T theta) = R f(theta) moves its charge: its first term is `implicit_bias`,
     -eta c with c = <K, g> = <dl/dy, rho(y)>. `first_order` is |<K, g>| / (|K| |g|) over all
     generators of a family, the law g . K = 0 as the training gradient itself shows it. Of an
-    approximate symmetry it is violated where it exceeds by far what its nature left at the start,
-    which grows as the weights shrink; above rounding it is undecided, as a small penalty would hide
-    there: `eqtoolbox.probes.noether` tells the epsilon apart in the loss, not in what is added to
-    its gradient.
+    approximate symmetry it is judged by what the epsilon of its normalisation predicts, where
+    `eqtoolbox.probes.noether` found that at the same step: `epsilon` is what p leaves of it. At
+    other steps it is violated where it exceeds by far what was left when that was last known,
+    which grows as the weights shrink, and above rounding it is undecided.
 
     Numbers are norms over all units of a family, relative to the norm of the charges' scale: what
     |Q| could be at these parameter sizes and, for drifts since the start, at those of the start,
@@ -96,6 +97,7 @@ class Conservation(Probe):
             "causes": here["values"].new_zeros(len(CAUSES), charges.count),
             "noise": noise,
             "left": left,
+            "sizes": _sizes(snapshot.before),
             "measured": snapshot.step - 1,
             "kept": None,
         }
@@ -128,6 +130,7 @@ class Conservation(Probe):
             state["causes"] += since * torch.stack(list(change.causes.values()))
         kept = state["kept"]
         keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
+        noise, epsilon = _told(snapshot, charges, size, state)
         predicted, steps = state["values"], state["steps"]
         scales = _grown(state["scales"], charges, after)
         exact: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -142,6 +145,9 @@ class Conservation(Probe):
             eps=_eps(snapshot),
             why=why,
             exact=exact,
+            noise=noise,
+            shrunk=_shrunk(snapshot, state),
+            epsilon=epsilon,
         )
         yield from drift.every_step(snapshot.step, size)
         if keep:
@@ -235,11 +241,13 @@ def _noise(
         here = zeros | replayed_gradient(objective, snapshot.before)
         there = zeros | replayed_gradient(objective, moved)
     size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
+    wide = rounding(objective.unmixed(), snapshot.before, here)
     change, law = charges.slopes(snapshot.before, apart), charges.slopes(snapshot.before, here)
     found, left = {}, {}
     for family, where in charges.generators.items():
         members = [m for m in charges.members if m.family == family]
         noise = float(change[where].norm()) / max(lengths[family], 1e-300)
+        noise = max(noise, _norm({n: wide[n] for m in members for n in m.names if n in wide}))
         found[family] = (noise, noise / max(size, 1e-300))
         known = [m.residual for m in members if m.status == "approximate"]
         if known:
@@ -248,6 +256,42 @@ def _noise(
             least = torch.full_like(own, max(known) / math.sqrt(len(own)))
             left[family] = own / max(whole, 1e-300) if shown else least, whole
     return found, left
+
+
+def _told(
+    snapshot: Snapshot, charges: Charges, size: float, state: dict[str, Any]
+) -> tuple[float, dict[str, Tensor]]:
+    """The floor of first-order laws that `noether` found at this very step, and each p it tells.
+
+    Between such steps the last p stands for what approximate laws may lack.
+    """
+    first: FirstOrder | None = snapshot.told.get(FirstOrder.__name__)
+    if first is None or first.pull is None:
+        return (0.0 if first is None else first.noise), {}
+    predicted, found = charges.slopes(snapshot.before, first.pull), {}
+    for family in state["left"]:
+        where = charges.generators[family]
+        found[family] = predicted[where]
+        whole = max(size * state["lengths"][family], 1e-300)
+        state["left"][family] = predicted[where].abs().cpu() / whole, whole
+        state.setdefault("left_at", {})[family] = state["scales"][charges.families[family]].clone()
+    state["sizes"] = _sizes(snapshot.before)
+    return first.noise, found
+
+
+def _sizes(params: Parameters) -> Tensor:
+    """Norm of every weight and gain, (tensors,) in float64."""
+    scaling = [p for n, p in params.items() if not n.endswith("bias")]
+    return torch.tensor([float(n) for n in torch._foreach_norm(scaling)], dtype=torch.float64)
+
+
+def _shrunk(snapshot: Snapshot, state: dict[str, Any]) -> float:
+    """By how much the variances that epsilons are added to may have shrunk through any tensor."""
+    then = state.get("sizes")
+    if not state["left"] or then is None:
+        return 1.0
+    now = _sizes(snapshot.before)
+    return max(1.0, float((then / now.clamp_min(1e-300)).square().max()))
 
 
 def _norm(tensors: Parameters) -> float:

@@ -73,6 +73,14 @@ def conservation_panels(run: Run) -> Iterator[Panel]:
         "Slope of the loss along the symmetry over the gradient's length, from the gradient that "
         "the optimizer was given; near its dotted floor nothing but a symmetric loss shapes it.",
     )
+    yield from _by_target(
+        run,
+        Plot(last_step=run.last_step, log=True),
+        "conservation/epsilon",
+        "What epsilon leaves of the training gradient's law",
+        "The same of approximate symmetries, less what the epsilon of the normalisations predicts: "
+        "near its dotted floor nothing else shapes the gradient along them.",
+    )
     for order, vector in (("zeroth", "loss"), ("first", "gradient"), ("second", "Hessian")):
         yield from _by_target(
             run,

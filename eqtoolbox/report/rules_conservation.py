@@ -103,7 +103,7 @@ def gradient_laws(run: Run) -> Iterator[Finding]:
     """Whether the gradient that the optimizer was given obeys the laws, at every step."""
     obeyed: dict[str, Trace] = {}
     for family, law in traces(run, "conservation/first_order").items():
-        size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
+        size = _size(run, family, law)
         name = words(family)
         if law.verdict == "violated":
             when = law.since([judged(r) == "violated" for r in law.records])
@@ -120,13 +120,26 @@ def gradient_laws(run: Run) -> Iterator[Finding]:
             every = f"at {len(law.records) - broken} of {plural(len(law.records), 'step')}"
             text = f"The training gradient obeys the {name} law {every}: {size}."
             yield Finding(level="note", text=text, evidence=(law.evidence(),))
-    yield from _obeyed(obeyed)
+    yield from _obeyed(run, obeyed)
 
 
-def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
+def _size(run: Run, family: str, law: Trace) -> str:
+    """How large a slope is; of an approximate law also what its epsilon leaves unexplained."""
+    size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
+    left = trace(run, f"conservation/epsilon/{family}")
+    if left is None or law.last.step != left.last.step:
+        return size
+    return f"{size}, of which epsilon leaves {number(left.now, 2)}"
+
+
+def _obeyed(run: Run, obeyed: dict[str, Trace]) -> Iterator[Finding]:
     """Laws that the training gradient never broke: each by itself, or many in one sentence."""
+    near = {f: law for f, law in obeyed.items() if trace(run, f"conservation/epsilon/{f}")}
+    if near and len(near) < len(obeyed):  # a slope that epsilon explains is no measure of others
+        yield from _obeyed(run, near)
+        obeyed = {f: law for f, law in obeyed.items() if f not in near}
     steps = {len(law.records) for law in obeyed.values()}
-    if len(obeyed) > FEW and len(steps) == 1:
+    if not near and len(obeyed) > FEW and len(steps) == 1:
         worst = max(obeyed.values(), key=lambda law: max(r.value for r in law.records))
         peak = max(worst.records, key=lambda r: r.value)
         laws, size = listing([words(f) for f in obeyed]), number(peak.value, 2)
@@ -142,8 +155,7 @@ def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
         total = len(law.records)
         text = (
             f"The training gradient obeys the {words(family)} law at {total} of "
-            f"{plural(total, 'step')}: slope {number(law.now, 2)} of the gradient's length"
-            f"{floor_words(law)}."
+            f"{plural(total, 'step')}: {_size(run, family, law)}."
         )
         yield Finding(level="good", text=text, evidence=(law.evidence(),))
 

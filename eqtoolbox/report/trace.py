@@ -23,6 +23,7 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
     "noether/epsilon/",
     "noether/epsilon_second_order/",
     "conservation/first_order/",
+    "conservation/epsilon/",
     "noether/bracket",
     "discrete/first_order/",
     "discrete/second_order/",
