@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.capture.gradient_check import replayed_gradient
+from eqtoolbox.capture.waiting import not_finite
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import random_like
 from eqtoolbox.objective import Parameters
@@ -107,6 +108,9 @@ class Conservation(Probe):
     ) -> Iterator[Measurement]:
         if snapshot.after is None:
             raise NotApplicable("no optimizer step here: drift is measured in step()")
+        lost = not_finite(snapshot.after)
+        if lost:
+            raise FloatingPointError(f"the step made {lost} NaN or infinite")
         with torch.autocast(next(iter(snapshot.before.values())).device.type, enabled=False):
             yield from self._measure(snapshot, snapshot.after, reference, rng)
 

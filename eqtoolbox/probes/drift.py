@@ -125,9 +125,9 @@ class Drift:
     def _left(self, family: str, whole: float) -> float:
         """What the nature of an approximate law may leave of it now, relative; else 0.
 
-        Three times the slopes when they were last known, over the smaller gradient. That of an epsilon grows as
-        eps / variance, which is with 1 / |w|^2: as a quadratic charge's scale shrinks, and as gains
-        do that the variance comes from.
+        Three times the slopes when they were last known, over the smaller gradient. That of an
+        epsilon grows as eps / variance, which is with 1 / |w|^2: as a quadratic charge's scale
+        shrinks, and as gains do that the variance comes from.
         """
         if family not in self.state.get("left", {}):
             return 0.0

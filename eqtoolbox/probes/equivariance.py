@@ -22,8 +22,10 @@ from eqtoolbox.probes.claims import (
     require_tensor,
     structured,
 )
+from eqtoolbox.probes.growth import Seen, explained, growth
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
+from eqtoolbox.reading import opened
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.actions import trivial
@@ -33,10 +35,8 @@ from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import lie_derivative
 from eqtoolbox.symmetry.result import EquivarianceResult
-from eqtoolbox.symmetry.structure import tensors
+from eqtoolbox.symmetry.structure import batch_size, tensors
 from eqtoolbox.symmetry.tangent import NoTangent
-
-_GROWN = 3.0  # growth of the relative error over its smallest that is an alarm
 
 PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
 
@@ -49,7 +49,9 @@ class EquivarianceError(Probe):
     relative_error, worst, orbit_variance: see `eqtoolbox.symmetry.equivariance_error`.
     percent_of_loss: share of the loss that averaging predictions over the group would save; of
     each output beside it, where the output has several and the loss is a sum over them.
-    growth: relative_error over its smallest value in this run; `alarm` in the note from 3 on.
+    growth: relative_error over the smallest in this run of a model that knew its data; `alarm` in
+    the note where a symmetry that it had is being lost.
+    explained: share of the loss that the model saves by looking at the input.
     consistency: share of samples whose class stays, for classifiers.
     decibels: EQ-T or EQ-R, peak signal-to-noise of the violation, for models that return images.
     lie_derivative, direction_ratio: for continuous groups whose actions know their tangents.
@@ -92,7 +94,11 @@ class EquivarianceError(Probe):
             if not any(structured(entry) for entry in self.symmetries):
                 require_tensor(f.inputs)
             loss = f.loss()
-            return [m for entry in self.symmetries for m in self._one(f, entry, loss, memory, rng)]
+            known = explained(opened(f.call.output), loss)
+            found = [] if known is None else [Measurement("explained", known)]
+            for entry in self.symmetries:
+                found += self._one(f, entry, loss, known, memory, rng)
+            return found
 
         yield from predicting(snapshot.objective, snapshot.before, body)
 
@@ -101,6 +107,7 @@ class EquivarianceError(Probe):
         f: Prediction,
         entry: Claim,
         loss: Callable[[Any], Tensor] | None,
+        known: float | None,
         memory: dict[str, Any],
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
@@ -119,10 +126,13 @@ class EquivarianceError(Probe):
                 note=str(reason),
             )
             return
-        grown = _growth(result, name, memory["smallest"])
+        samples = batch_size(view.inputs)
+        seen = Seen(result=result, samples=samples, explained=known, classifies=f.classifies)
+        grown = growth(seen, name, memory)
         blamed = view.culprit(symmetry) if self.locate and result.verdict == "violated" else None
         where = "" if blamed is None else summary(blamed)
-        notes = "; ".join(note for note in (result.note, grown.note, where) if note)
+        lost = grown.note if grown.note.startswith("alarm") else ""
+        notes = "; ".join(note for note in (result.note, lost, where) if note)
         yield from _numbers(replace(result, note=notes), name)
         yield grown
         if blamed is not None:
@@ -230,19 +240,6 @@ def _shares(
             f"{target}/{i:02d}.{_letters(view.own_name(part.layer))}",
             note=note,
         )
-
-
-def _growth(result: EquivarianceResult, name: str, smallest: dict[str, float]) -> Measurement:
-    """relative_error over its smallest value so far, never below the floor."""
-    error = max(result.relative_error, result.floor)
-    if math.isnan(result.relative_error):
-        return Measurement("growth", math.nan, name, status="not_applicable", note="no error")
-    before = smallest[name] = min(smallest.get(name, error), error)
-    growth = error / before
-    alarm = growth > _GROWN and result.verdict == "violated"
-    return Measurement(
-        "growth", growth, name, note=f"alarm: {growth:.1f} times its smallest" if alarm else ""
-    )
 
 
 def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:

@@ -12,7 +12,8 @@ from eqtoolbox.symmetry.activity import Activity
 from eqtoolbox.symmetry.families.discrete import UnitSymmetry
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry
 
-BATCHES = 3  # in a row on which a unit must do nothing to be called dead
+BATCHES = 5  # in a row on which a unit must do nothing to be called dead,
+LEAST = 3  # or all of these, while no more were seen
 SAMPLES = 30  # in them: a unit that is silent on these works for less than a tenth of the data
 NAMED = 3  # units that a note names
 
@@ -73,9 +74,11 @@ class Idle:
         While too few batches were seen to tell, the count is that of units which were silent on all
         of them, `not_converged`; none at all needs no second batch.
         """
-        known = _enough(self.memory["batches"], self.memory["samples"])
+        batches, samples = self.memory["batches"], self.memory["samples"]
+        known = batches >= LEAST and samples >= SAMPLES
+        wanted = min(batches, BATCHES) if known else 0, SAMPLES if known else 0
         dead = {
-            layer: [u for u in idle if not known or _enough(*self.memory["silent"][layer][u])]
+            layer: [u for u in idle if _enough(self.memory["silent"][layer][u], wanted)]
             for layer, idle in self.layers.items()
         }
         labels = [
@@ -89,13 +92,11 @@ class Idle:
         for layer, found in dead.items():
             if found:
                 size = self.sizes[layer]
-                batches, samples = map(min, zip(*self._streaks(layer, found), strict=True))
+                streaks = [self.memory["silent"][layer][unit] for unit in found]
+                batches, samples = map(min, zip(*streaks, strict=True))
                 on = f"{batches} batches in a row" if batches > 1 else "the only batch measured"
-                note = f"{len(found)} of {size} units, on {on} ({samples} samples)"
+                note = f"{len(found)} of {size} units on {on}, {samples} samples"
                 yield Measurement("dead_share", len(found) / size, layer, status=status, note=note)
-
-    def _streaks(self, layer: str, found: list[int]) -> list[tuple[int, int]]:
-        return [self.memory["silent"][layer][unit] for unit in found]
 
 
 def listed(named: list[str], count: int) -> str:
@@ -105,8 +106,8 @@ def listed(named: list[str], count: int) -> str:
     return "; ".join([*named, *([f"{rest} more"] if rest else [])])
 
 
-def _enough(batches: int, samples: int) -> bool:
-    return batches >= BATCHES and samples >= SAMPLES
+def _enough(streak: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    return streak[0] >= wanted[0] and streak[1] >= wanted[1]
 
 
 def _longer(streak: tuple[int, int] | None, samples: int) -> tuple[int, int]:

@@ -26,6 +26,10 @@ def equivariance(run: Run) -> Iterator[Finding]:
         if error.verdict == "holds":
             text = f"{law} holds as far as can be seen: {size}."
             yield Finding(level="good", text=text, evidence=tuple(evidence))
+        elif error.verdict == "trivial":
+            text = f"{law} is trivial: the output does not depend on the input"
+            text += f" since step {since}." if (since := _constant(error)) else "."
+            yield Finding(level="warning", text=text, evidence=tuple(evidence))
         elif error.verdict == "violated":
             price = trace(run, f"equivariance/percent_of_loss/{name}")
             part = None if price is None else fraction(price, price.now)
@@ -46,6 +50,16 @@ def equivariance(run: Run) -> Iterator[Finding]:
                 why += "" if run.info.get("dtype") == "float64" else "; rerun the probe in float64"
             text = f"{law} is undecided: {size}, {why}."
             yield Finding(level="note", text=text, evidence=tuple(evidence))
+
+
+def _constant(error: Trace) -> int:
+    """The step from which on the output is constant."""
+    since = error.records[0].step
+    for record in error.records:
+        if judged(record) != "trivial":
+            since = record.step
+    later = [r.step for r in error.records if r.step > since]
+    return later[0] if judged(error.records[0]) != "trivial" and later else 0
 
 
 def fraction(price: Trace, value: float) -> float:

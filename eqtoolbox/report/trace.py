@@ -174,7 +174,7 @@ def judged(record: Record) -> Verdict | None:
     floor, size = record.floor, abs(record.value)
     if floor is None or not (record.verdict or record.name.startswith(LAWS)):
         return record.verdict
-    if size <= floor:
+    if size <= floor and record.verdict != "trivial":
         return "holds"
     return record.verdict or verdict(size, floor)
 

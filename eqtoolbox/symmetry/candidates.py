@@ -23,7 +23,7 @@ from eqtoolbox.symmetry.structured import structured_candidates
 from eqtoolbox.symmetry.unbounded import Scalings
 
 _AXES = 8  # coordinates whose single mirrors and exchanges are tried
-_RANK = {"holds": 0, "unresolved": 1, "violated": 2}
+_RANK = {"holds": 0, "trivial": 1, "unresolved": 2, "violated": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def rank(
 
 def _order(score: Score) -> tuple[int, float]:
     if score.result is None:
-        return 3, 0.0
+        return len(_RANK), 0.0
     return _RANK[score.result.verdict], score.result.relative_error
 
 

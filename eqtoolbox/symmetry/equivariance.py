@@ -9,6 +9,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
+from eqtoolbox.symmetry.dependence import CONSTANT, constant
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
@@ -66,6 +67,7 @@ def equivariance_error(
     first two; only a large answer takes two more, to tell them apart.
 
     verdict: `holds` up to 3 floors, `violated` above 10, else `unresolved` (rerun in float64).
+    `trivial` instead of `holds` where f has one and the same output for all inputs (`constant`).
     Never `holds` when the function is random, nor when the floor is so high (0.14) that not even an
     unrelated function, with its error of sqrt(2), would be called violated. Scaling f changes none.
 
@@ -154,6 +156,10 @@ def equivariance_error(
     worst = max(range(len(elements)), key=lambda i: errors[i])
     share = moments.fraction(floor)
     verdict, note = _verdict(error, floor, note)
+    if verdict == "holds":
+        seen = lambda x: compared(respond(function, x))
+        if constant(seen, inputs, base, answer, generator):
+            verdict, note = "trivial", CONSTANT
     twirl = None if price is None else _twirl(moments, outputs, layout)
     return EquivarianceResult(
         relative_error=error,

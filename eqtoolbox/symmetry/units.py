@@ -83,9 +83,7 @@ def idle(
     return found
 
 
-def _unheard(
-    symmetry: UnitSymmetry, activity: Activity, zero: dict[str, Tensor]
-) -> Tensor | None:
+def _unheard(symmetry: UnitSymmetry, activity: Activity, zero: dict[str, Tensor]) -> Tensor | None:
     """Units of which every reader is given nothing, (units,); None where no reader was seen."""
     readers, makers = [], []
     for slot in symmetry.slots:
