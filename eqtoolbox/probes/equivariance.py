@@ -21,6 +21,7 @@ from eqtoolbox.probes.claims import (
     name_of,
     require_tensor,
     structured,
+    told_unmeasured,
 )
 from eqtoolbox.probes.growth import Seen, explained, growth
 from eqtoolbox.probes.prediction import Prediction, predicting
@@ -33,9 +34,9 @@ from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.layerwise import layer_shares
-from eqtoolbox.symmetry.lie import lie_derivative
+from eqtoolbox.symmetry.lie import CUT, FLAT, lie_derivative
 from eqtoolbox.symmetry.result import EquivarianceResult
-from eqtoolbox.symmetry.structure import batch_size, tensors
+from eqtoolbox.symmetry.structure import tensors
 from eqtoolbox.symmetry.tangent import NoTangent
 
 PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
@@ -97,10 +98,17 @@ class EquivarianceError(Probe):
             known = explained(opened(f.call.output), loss)
             found = [] if known is None else [Measurement("explained", known)]
             for entry in self.symmetries:
-                found += self._one(f, entry, loss, known, memory, rng)
+                rows = list(self._one(f, entry, loss, known, memory, rng))
+                found += told_unmeasured(entry, rows)
             return found
 
-        yield from predicting(snapshot.objective, snapshot.before, body)
+        try:
+            yield from predicting(snapshot.objective, snapshot.before, body)
+        except NotApplicable as reason:  # of all claims alike
+            row = Measurement("relative_error", math.nan, status="not_applicable", note=str(reason))
+            for entry in self.symmetries:
+                yield from list(told_unmeasured(entry, [row]))[:-1]
+            raise
 
     def _one(
         self,
@@ -114,7 +122,7 @@ class EquivarianceError(Probe):
         name = name_of(entry)
         try:
             view = View.of(f, entry)
-            symmetry = claimed(entry, view.inputs, view.outputs, self.output)
+            symmetry = view.claim(claimed(entry, view.inputs, view.outputs, self.output))
             result = self._measured(view, symmetry, name, loss, memory, rng)
         except (NotApplicable, ValueError, TypeError, FloatingPointError) as reason:
             diverged = isinstance(reason, FloatingPointError)
@@ -126,8 +134,8 @@ class EquivarianceError(Probe):
                 note=str(reason),
             )
             return
-        samples = batch_size(view.inputs)
-        seen = Seen(result=result, samples=samples, explained=known, classifies=f.classifies)
+        classifies = f.classifies and not view.parts
+        seen = Seen(result=result, samples=view.samples, explained=known, classifies=classifies)
         grown = growth(seen, name, memory)
         blamed = view.culprit(symmetry) if self.locate and result.verdict == "violated" else None
         where = "" if blamed is None else summary(blamed)
@@ -137,7 +145,7 @@ class EquivarianceError(Probe):
         yield grown
         if blamed is not None:
             yield from _layer_errors(blamed, name)
-        if result.consistency is not None and f.classifies:
+        if result.consistency is not None and classifies:
             yield Measurement("consistency", result.consistency, name)
         if view.images and symmetry.output_action is not trivial:
             yield Measurement("decibels", result.decibels(self.peak), name, unit="dB")
@@ -160,7 +168,7 @@ class EquivarianceError(Probe):
             symmetry,
             samples=self.samples,
             generator=rng,
-            loss=loss if view.priced else None,
+            loss=view.loss(loss),
             outputs=view.outputs,
             check=memory["fits"].get(name) != shapes,
         )
@@ -169,7 +177,7 @@ class EquivarianceError(Probe):
             return result
 
         def again(wide: Prediction) -> EquivarianceResult:
-            same = View(wide, view.whole)
+            same = replace(view, f=wide)
             return equivariance_error(
                 same.function,
                 same.inputs,
@@ -209,6 +217,11 @@ def _derivatives(
         return
     for found in results:
         target = f"{name}.{found.generator}"
+        if found.note in (CUT, FLAT):
+            yield Measurement(
+                "lie_derivative", math.nan, target, status="not_applicable", note=found.note
+            )
+            continue
         yield Measurement(
             "lie_derivative", found.rate, target, verdict=found.verdict, note=found.note
         )

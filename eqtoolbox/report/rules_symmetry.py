@@ -52,6 +52,14 @@ def equivariance(run: Run) -> Iterator[Finding]:
             yield Finding(level="note", text=text, evidence=tuple(evidence))
 
 
+def unmeasured(run: Run) -> Iterator[Finding]:
+    """Claims that somebody handed over and that no step gave a number for."""
+    for name, told in traces(run, "equivariance/unmeasured").items():
+        if trace(run, f"equivariance/relative_error/{name}") is None:
+            text = f"The claim of {symmetry(name)} was never measured: {told.last.note}."
+            yield Finding(level="warning", text=text, evidence=(told.latest(),))
+
+
 def _constant(error: Trace) -> int:
     """The step from which on the output is constant."""
     since = error.records[0].step

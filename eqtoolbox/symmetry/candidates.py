@@ -35,7 +35,9 @@ class Score:
     note: str = ""
 
 
-def candidates(inputs: Tree, outputs: Tree, arguments: Sequence[str] = ()) -> list[Equivariance]:
+def candidates(
+    inputs: Tree, outputs: Tree, arguments: Sequence[str] = (), parts: bool = False
+) -> list[Equivariance]:
     """Symmetries whose actions fit tensors of these shapes, as invariances and equivariances.
 
     Args:
@@ -43,13 +45,14 @@ def candidates(inputs: Tree, outputs: Tree, arguments: Sequence[str] = ()) -> li
             sets, point clouds or series, (batch, d); or a tree, see `structured_candidates`.
         outputs: of the function.
         arguments: what the entries of a tuple are called.
+        parts: whether it is a batch of one, see `structured_candidates`.
 
     Example:
         >>> [c.name for c in candidates(torch.ones(2, 9), torch.ones(2, 1))][:2]
         ['sign.even', 'sign.odd']
     """
     if not isinstance(inputs, Tensor) or not isinstance(outputs, Tensor):
-        return structured_candidates(inputs, outputs, arguments)
+        return structured_candidates(inputs, outputs, arguments, parts)
     found = list(_candidates(inputs, outputs))
     names = [c.name for c in found]
     assert len(set(names)) == len(names), names

@@ -1,15 +1,18 @@
 """The equivariance error: how far a function is from f(S_g x) = R_g f(x), floor and verdict."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.dependence import CONSTANT, constant
+from eqtoolbox.symmetry.each import batch_of_one, one_sample, whole
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
@@ -105,6 +108,8 @@ def equivariance_error(
         >>> equivariance_error(lambda x: x[:, 0, 0], x, turn).verdict
         'violated'
     """
+    if in_parts(inputs, symmetry.rows):
+        return _of_parts(function, inputs, symmetry, samples, generator, loss, outputs, check)
     require_inputs(inputs)
     if samples < 2:
         raise ValueError(
@@ -180,6 +185,30 @@ def equivariance_error(
         parts=parts.errors(),
         note=note,
     )
+
+
+def _of_parts(
+    function: Function,
+    inputs: Tree,
+    symmetry: Equivariance,
+    samples: int,
+    generator: torch.Generator | None,
+    loss: Loss | None,
+    outputs: Tree | None,
+    check: bool,
+) -> EquivarianceResult:
+    """The same of rows that are no samples: the batch is one."""
+    found: EquivarianceResult = equivariance_error(
+        one_sample(function),
+        batch_of_one(inputs),
+        replace(symmetry, rows="samples"),
+        samples=samples,
+        generator=generator,
+        loss=None if loss is None else whole(loss),
+        outputs=None if outputs is None else batch_of_one(outputs),
+        check=check,
+    )
+    return replace(found, consistency=None)
 
 
 class Parts:
