@@ -61,7 +61,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             first, second = (args[k] for k in _FACTORS[name])
             inner = second.dim() - 2 if second.dim() > 1 else 0
             self._factor(second, first, (inner, first.dim() - 1), (-1, -1), result)
-            self._factor(first, second, (first.dim() - 1, inner), (-2, -2), result)
+            rows = -2 if result.dim() > 1 else -1
+            self._factor(first, second, (first.dim() - 1, inner), (-2, rows), result)
         elif name == "convolution":
             x, weight, transposed, groups = args[0], args[1], args[6], args[8]
             contracted = (0 if transposed else 1, 1) if groups == 1 else None
@@ -100,4 +101,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _largest(x: Tensor, dim: int) -> Tensor:
     """Largest |entry| by index of one dimension."""
-    return x.detach().movedim(dim, 0).flatten(1).abs().amax(1).double().cpu()
+    if x.numel() == 0:
+        return torch.zeros(x.shape[dim], dtype=torch.float64)
+    rows = x.detach().movedim(dim, 0).reshape(x.shape[dim], -1)
+    return rows.abs().amax(1).double().cpu()

@@ -52,7 +52,8 @@ def batch_size(tree: Tree) -> int:
         raise ValueError(
             f"all tensors of a batch must start with its size, got shapes {shapes}; "
             'for nodes and edges of graphs give the claim rows="parts" or the name of the leaf '
-            "that numbers their samples; for one graph or one set, use eqtoolbox.symmetry.one_sample"
+            "that numbers their samples; for one graph or one set, use "
+            "eqtoolbox.symmetry.one_sample"
         )
     return lengths.pop() if lengths else 0
 

@@ -155,12 +155,17 @@ def test_activity_is_what_products_are_given_and_give_whatever_the_view() -> Non
     w, k = torch.randn(4, 3, generator=rng), torch.randn(5, 2, 3, 3, generator=rng)
     x, image = torch.randn(7, 2, 3, generator=rng), torch.randn(2, 2, 6, 6, generator=rng)
     made: dict[str, Tensor] = {}
+    q, v = torch.randn(4, 3, generator=rng), torch.randn(3, generator=rng)
 
     def run() -> None:
         made["w"] = x @ w.T
         made["k"] = torch.conv2d(image, k)
+        made["q"] = q @ v
+        torch.zeros(0, 3) @ w.T  # an empty batch adds nothing
 
-    seen = Activity.of(run, {"w": w, "k": k})
+    seen = Activity.of(run, {"w": w, "k": k, "q": q})
+    torch.testing.assert_close(seen.read["q", 1].float(), v.abs())
+    torch.testing.assert_close(seen.made["q", 0].float(), made["q"].abs())
     for found, expected in (
         (seen.read["w", 1], x.flatten(0, 1).abs().amax(0)),
         (seen.made["w", 0], made["w"].flatten(0, 1).abs().amax(0)),
