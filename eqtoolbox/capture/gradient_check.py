@@ -107,7 +107,10 @@ def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances
     if told.unreached:
         return "no backward reached a loss that was caught: the step trains on another loss"
     if processes() > 1:
-        return f"gradients are averaged over {processes()} processes, the loss is this one's own"
+        return (
+            f"gradients are averaged over {processes()} processes (DistributedDataParallel), the "
+            "loss is this one's own"
+        )
     return (
         "a part of the loss outside the decorated function, a second backward, or a random loss; "
         "put all of it into the function that monitor.loss decorates"

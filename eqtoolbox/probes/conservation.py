@@ -37,6 +37,9 @@ class Conservation(Probe):
                                 + optimizer   <K, d + eta (g + gamma theta)>   zero for plain SGD
                                 + finite_step (Q(d) for quadratic, 0 for linear charges)
 
+    Where eta differs between the parameters of a symmetry, the first term is at the largest, and
+    `learning_rates`, sum_n (eta - eta_n) <K_n, g_n>, is what the others being smaller does.
+
     An equivariance f(T theta) = R f(theta) moves its charge: its first term is `implicit_bias`,
     -eta c with c = <K, g> = <dl/dy, rho(y)>. `first_order` is |<K, g>| / (|K| |g|) over all
     generators of a family, the law g . K = 0 as the training gradient itself shows it. Of an
@@ -131,7 +134,8 @@ class Conservation(Probe):
         state["measured"] = snapshot.step
         advance(charges, snapshot, change, state, stepped=math.isfinite(size))
         if not why:
-            state["causes"] += since * torch.stack(list(change.causes.values()))
+            step = since * torch.stack([change.causes[cause] for cause in CAUSES])
+            state["causes"] = _all_causes(state["causes"]) + step
         kept = state["kept"]
         keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
         noise, epsilon = _told(snapshot, charges, size, state)
@@ -281,6 +285,11 @@ def _told(
         state.setdefault("left_at", {})[family] = state["scales"][charges.families[family]].clone()
     state["sizes"] = _sizes(snapshot.before)
     return first.noise, found
+
+
+def _all_causes(sums: Tensor) -> Tensor:
+    """Sums of all causes, where an earlier version saved fewer."""
+    return torch.cat([sums, sums.new_zeros(len(CAUSES) - len(sums), sums.shape[1])])
 
 
 def _sizes(params: Parameters) -> Tensor:

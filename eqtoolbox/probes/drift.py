@@ -13,7 +13,7 @@ from eqtoolbox.probe import Measurement
 from eqtoolbox.record import verdict
 from eqtoolbox.symmetry.charges import Change, Charges
 
-CAUSES = ("symmetry", "decay", "optimizer", "finite_step")
+CAUSES = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
 TINY = 1e-300
 WITHIN = "within what the epsilon of normalisations may leave"
 PREDICTED = "the epsilon of normalisations predicts"

@@ -20,6 +20,7 @@ CAUSE_COLOURS = {
     "decay": PALETTE[4],
     "optimizer": PALETTE[3],
     "finite_step": PALETTE[5],
+    "learning_rates": PALETTE[2],
     "unmeasured": GREY,
 }
 VISIBLE = 5e-3  # share below which a cause is left out of the figure

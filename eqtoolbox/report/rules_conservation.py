@@ -17,7 +17,7 @@ MENTIONED = 0.01  # share of a drift below which a cause is left out of the sent
 NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
 RECENT = 0.95  # of the run's steps: budgets that were recorded since speak for its end
 ALL = 0.01  # distance from a drift of 100 % of what the charge can be
-UNEXPLAINED = 0.5  # share of a drift that no measured step explains, from which none is trusted
+UNEXPLAINED = 0.3  # share of a drift that no measured step explains, from which none is trusted
 UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
@@ -211,21 +211,30 @@ def _born(worst: Trace) -> bool:
 
 def _causes(shares: dict[str, tuple[Evidence, float]], words: dict[str, str], moved: bool) -> str:
     """The causes of a drift in words; `moved`: something beside the step moves parameters."""
+    unknown = shares.get("unmeasured", (None, 0.0))[1]
+    if abs(unknown) > UNEXPLAINED and not moved:
+        return _named(shares, words)
     parts = []
     for cause, (_, share) in shares.items():
         if abs(share) > (UNMEASURED if cause == "unmeasured" else MENTIONED):
             parts.append(f"{percent(share)} {words[cause]}")
     if not parts:
         return ""
-    unknown = shares.get("unmeasured", (None, 0.0))[1]
     cancelling = _cancelling(shares, words) if abs(unknown) <= UNEXPLAINED else ""
     if cancelling:
         return cancelling
     known = [share for cause, (_, share) in shares.items() if cause != "unmeasured"]
     remark = " (negative: against the drift)" if min(known, default=0.0) < -MENTIONED else ""
-    if abs(unknown) > UNEXPLAINED and not moved:
-        remark += " (the measured steps do not explain it: measure more often)"
     return f": {', '.join(parts)}{remark}"
+
+
+def _named(shares: dict[str, tuple[Evidence, float]], words: dict[str, str]) -> str:
+    """Causes without their shares, where the measured steps do not stand for the others."""
+    told = {c: share for c, (_, share) in shares.items() if c != "unmeasured"}
+    largest = max(map(abs, told.values()), default=0.0)
+    names = [words[c] for c, share in told.items() if abs(share) > max(MENTIONED, largest / 10)]
+    why = "the measured steps do not explain it: measure more often"
+    return f", in the measured steps through {listing(names)} ({why})" if names else f" ({why})"
 
 
 def _cancelling(shares: dict[str, tuple[Evidence, float]], words: dict[str, str]) -> str:

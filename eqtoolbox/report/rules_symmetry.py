@@ -13,7 +13,7 @@ CHEAP = 0.01  # of the loss: a violation below this hardly matters to the task
 FEW = 2  # findings of a kind that are told one by one
 ORDERS = ("zeroth", "first", "second")
 AGREES = 0.02  # relative: both Rayleigh quotients come from float32 products
-_BLAME = ("first broken at", "wrong output action", "no single layer")
+_BLAME = ("first broken at", "wrong output action", "no single layer", "it holds with")
 FLAT = 1e-6  # of the sharpness: rounding of a float32 Hessian-vector product
 
 

@@ -13,6 +13,7 @@ from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.dependence import CONSTANT, constant
 from eqtoolbox.symmetry.each import batch_of_one, one_sample, whole
+from eqtoolbox.symmetry.fields import y_up
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
@@ -34,6 +35,7 @@ _HIDDEN = (
     "the floor hides any violation: low-pass the images (band_limited), use float64 or an exact "
     "action"
 )
+FEWEST = 2  # group elements: the identity and one more
 _UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
 
 
@@ -111,7 +113,7 @@ def equivariance_error(
     if in_parts(inputs, symmetry.rows):
         return _of_parts(function, inputs, symmetry, samples, generator, loss, outputs, check)
     require_inputs(inputs)
-    if samples < 2:
+    if samples < FEWEST:
         raise ValueError(
             f"samples must be >= 2, the identity and one more, got {samples}; leave the probe out "
             "to measure none"
@@ -165,6 +167,8 @@ def equivariance_error(
         seen = lambda x: compared(respond(function, x))
         if constant(seen, inputs, base, answer, generator):
             verdict, note = "trivial", CONSTANT
+    if verdict == "violated" and samples > FEWEST:  # a first look looks no further
+        note = "; ".join(filter(None, (note, _other_axis(function, inputs, symmetry, outputs))))
     twirl = None if price is None else _twirl(moments, outputs, layout)
     return EquivarianceResult(
         relative_error=error,
@@ -185,6 +189,22 @@ def equivariance_error(
         parts=parts.errors(),
         note=note,
     )
+
+
+def _other_axis(function: Function, inputs: Tree, symmetry: Equivariance, outputs: Tree) -> str:
+    """A hint where a violated claim of fields holds with their y axis the other way."""
+    given, made = symmetry.input_action, symmetry.output_action
+    field = y_up(given) or y_up(made)
+    if field is None:
+        return ""
+    turned = replace(symmetry, input_action=y_up(given) or given, output_action=y_up(made) or made)
+    found: EquivarianceResult = equivariance_error(
+        function, inputs, turned, samples=FEWEST, outputs=outputs
+    )
+    if found.verdict != "holds":
+        return ""
+    way = "up" if field.up else "down"
+    return f"it holds with y pointing {way}: give Field({field.rank}, up={field.up})"
 
 
 def _of_parts(
