@@ -255,7 +255,8 @@ def _noise(
     for family, where in charges.generators.items():
         members = [m for m in charges.members if m.family == family]
         noise = float(change[where].norm()) / max(lengths[family], 1e-300)
-        noise = max(noise, _norm({n: wide[n] for m in members for n in m.names if n in wide}))
+        own = {n: wide[n] for m in members for n in m.names if n in wide}
+        noise = max(noise, _norm(own) if own else 0.0)
         found[family] = (noise, noise / max(size, 1e-300))
         known = [m.residual for m in members if m.status == "approximate"]
         if known:
@@ -295,7 +296,8 @@ def _all_causes(sums: Tensor) -> Tensor:
 def _sizes(params: Parameters) -> Tensor:
     """Norm of every weight and gain, (tensors,) in float64."""
     scaling = [p for n, p in params.items() if not n.endswith("bias")]
-    return torch.tensor([float(n) for n in torch._foreach_norm(scaling)], dtype=torch.float64)
+    norms = torch._foreach_norm(scaling) if scaling else ()
+    return torch.tensor([float(n) for n in norms], dtype=torch.float64)
 
 
 def _shrunk(snapshot: Snapshot, state: dict[str, Any]) -> float:
@@ -304,6 +306,8 @@ def _shrunk(snapshot: Snapshot, state: dict[str, Any]) -> float:
     if not state["left"] or then is None:
         return 1.0
     now = _sizes(snapshot.before)
+    if not len(now):
+        return 1.0
     return max(1.0, float((then / now.clamp_min(1e-300)).square().max()))
 
 

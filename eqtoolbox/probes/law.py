@@ -96,7 +96,7 @@ class Laws:
 
 
 def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> Parameters:
-    """g - g in float64: all that rounding does to first-order laws; zero where not to be had."""
+    """g - g in float64: all that rounding does to first-order laws; empty where not to be had."""
     wide = {n: p.double() for n, p in params.items()}
     try:
         other = objective.to(torch.float64)

@@ -95,7 +95,7 @@ class Noether(Probe):
         noise = max(norm(add(gradient, here.gradient, -1.0)) / here.size, eps)
         if any(left > HOLDS * noise for left in _left(here, sides)):
             apart = rounding_of(objective, here.params, here.gradient)
-            noise = max(noise, norm(apart) / here.size)
+            noise = max(noise, norm(apart) / here.size if apart else 0.0)
         if snapshot.training is snapshot.measured:
             pull = epsilon_pull(objective, here.params) if sides.epsilon else None
             snapshot.told[FirstOrder.__name__] = FirstOrder(max(noise, sides.first_noise), pull)
