@@ -17,7 +17,8 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.forecast import advance, report
-from eqtoolbox.probes.law import FirstOrder, rounding
+from eqtoolbox.probes.law import rounding
+from eqtoolbox.probes.leftover import shrunk, sizes, told
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
@@ -101,7 +102,7 @@ class Conservation(Probe):
             "causes": here["values"].new_zeros(len(CAUSES), charges.count),
             "noise": noise,
             "left": left,
-            "sizes": _sizes(snapshot.before),
+            "sizes": sizes(snapshot.before),
             "measured": snapshot.step - 1,
             "kept": None,
         }
@@ -138,7 +139,7 @@ class Conservation(Probe):
             state["causes"] = _all_causes(state["causes"]) + step
         kept = state["kept"]
         keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
-        noise, epsilon = _told(snapshot, charges, size, state)
+        noise, epsilon = told(snapshot, charges, size, state)
         predicted, steps = state["values"], state["steps"]
         scales = _grown(state["scales"], charges, after)
         exact: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -154,7 +155,7 @@ class Conservation(Probe):
             why=why,
             exact=exact,
             noise=noise,
-            shrunk=_shrunk(snapshot, state),
+            shrunk=shrunk(snapshot, state),
             epsilon=epsilon,
         )
         yield from drift.every_step(snapshot.step, size)
@@ -255,8 +256,8 @@ def _noise(
     for family, where in charges.generators.items():
         members = [m for m in charges.members if m.family == family]
         noise = float(change[where].norm()) / max(lengths[family], 1e-300)
-        own = {n: wide[n] for m in members for n in m.names if n in wide}
-        noise = max(noise, _norm(own) if own else 0.0)
+        off = {n: wide[n] for m in members for n in m.names if n in wide}
+        noise = max(noise, _norm(off) if off else 0.0)
         found[family] = (noise, noise / max(size, 1e-300))
         known = [m.residual for m in members if m.status == "approximate"]
         if known:
@@ -267,48 +268,9 @@ def _noise(
     return found, left
 
 
-def _told(
-    snapshot: Snapshot, charges: Charges, size: float, state: dict[str, Any]
-) -> tuple[float, dict[str, Tensor]]:
-    """The floor of first-order laws that `noether` found at this very step, and each p it tells.
-
-    Between such steps the last p stands for what approximate laws may lack.
-    """
-    first: FirstOrder | None = snapshot.told.get(FirstOrder.__name__)
-    if first is None or first.pull is None:
-        return (0.0 if first is None else first.noise), {}
-    predicted, found = charges.slopes(snapshot.before, first.pull), {}
-    for family in state["left"]:
-        where = charges.generators[family]
-        found[family] = predicted[where]
-        whole = max(size * state["lengths"][family], 1e-300)
-        state["left"][family] = predicted[where].abs().cpu() / whole, whole
-        state.setdefault("left_at", {})[family] = state["scales"][charges.families[family]].clone()
-    state["sizes"] = _sizes(snapshot.before)
-    return first.noise, found
-
-
 def _all_causes(sums: Tensor) -> Tensor:
     """Sums of all causes, where an earlier version saved fewer."""
     return torch.cat([sums, sums.new_zeros(len(CAUSES) - len(sums), sums.shape[1])])
-
-
-def _sizes(params: Parameters) -> Tensor:
-    """Norm of every weight and gain, (tensors,) in float64."""
-    scaling = [p for n, p in params.items() if not n.endswith("bias")]
-    norms = torch._foreach_norm(scaling) if scaling else ()
-    return torch.tensor([float(n) for n in norms], dtype=torch.float64)
-
-
-def _shrunk(snapshot: Snapshot, state: dict[str, Any]) -> float:
-    """By how much the variances that epsilons are added to may have shrunk through any tensor."""
-    then = state.get("sizes")
-    if not state["left"] or then is None:
-        return 1.0
-    now = _sizes(snapshot.before)
-    if not len(now):
-        return 1.0
-    return max(1.0, float((then / now.clamp_min(1e-300)).square().max()))
 
 
 def _norm(tensors: Parameters) -> float:

@@ -28,6 +28,7 @@ from eqtoolbox.symmetry.orbit import (
 )
 from eqtoolbox.symmetry.price import Loss, Price
 from eqtoolbox.symmetry.result import EquivarianceResult
+from eqtoolbox.symmetry.shares import Parts
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
 from eqtoolbox.symmetry.variance import OrbitMoments
 
@@ -229,28 +230,6 @@ def _of_parts(
         check=check,
     )
     return replace(found, consistency=None)
-
-
-class Parts:
-    """Running sums of the violation of each output tensor."""
-
-    def __init__(self, layout: Layout | None) -> None:
-        self.layout = layout
-        count = 0 if layout is None else len(layout.names)
-        self.sums = torch.zeros(2, count, dtype=torch.float64)
-
-    def add(self, defect: Tensor, right: Tensor) -> None:
-        if self.layout is not None:
-            for row, packed in enumerate((defect, right)):
-                parts = [square(x.contiguous()) for x in self.layout.columns(packed)]
-                self.sums[row] += torch.stack(parts).cpu()
-
-    def errors(self) -> dict[str, float]:
-        if self.layout is None:
-            return {}
-        return dict(
-            zip(self.layout.names, (self.sums[0] / self.sums[1]).sqrt().tolist(), strict=True)
-        )
 
 
 def _twirl(moments: OrbitMoments, outputs: Tree, layout: Layout | None) -> Tree:
