@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.bounds import count
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.fit import fitted
@@ -26,7 +27,8 @@ from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.candidates import Score, candidates, rank
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
-from eqtoolbox.symmetry.orbit import told
+from eqtoolbox.symmetry.each import batch_of_one, one_sample
+from eqtoolbox.symmetry.orbit import Function, told
 from eqtoolbox.symmetry.structure import batch_size, floating, like_outputs, tensors
 from eqtoolbox.toml import tables
 
@@ -130,7 +132,8 @@ def audit(
         model: called as model(inputs), as model(*inputs) for a tuple, as model(**inputs) for a
             dict whose keys are its arguments; returns a tensor or a tree of tensors.
         inputs: (batch, ...), floating point, or a dict, tuple, list or dataclass of tensors that
-            start with the batch size; claims see a dataclass as a dict.
+            start with the batch size; claims see a dataclass as a dict. Nodes and edges of several
+            graphs, as PyTorch Geometric batches them, are one sample: see `Equivariance.rows`.
         targets: classes (batch,), or values like the outputs; None for the inputs alone.
         samples: group elements of each candidate, the identity among them.
         claims: tried beside those that the shapes suggest, and listed instead where names agree.
@@ -149,22 +152,27 @@ def audit(
     single = isinstance(inputs, Tensor)
     function = model if single else Reading(model, inputs)
     tree, asked = opened(inputs), opened(targets)
-    if not tensors(tree) or batch_size(tree) == 0:
+    called = function.arguments if isinstance(function, Reading) else ()
+    parts = _in_parts(tree, claims, called)
+    if not tensors(tree) or (not parts and batch_size(tree) == 0):
         raise ValueError(f"inputs must hold at least one sample, got {type(inputs).__name__}")
+    ask: Function = one_sample(function) if parts else function
+    if parts:
+        tree, asked = batch_of_one(tree), None
+        claims = [replace(claim, rows="samples") for claim in claims]
     with evaluation(model), isolated(model):
         with torch.no_grad():
-            outputs = opened(told(function, tree))
+            outputs = opened(told(ask, tree))
         if not tensors(outputs):
             raise ValueError(f"the model must return tensors, got {type(outputs).__name__}")
         names = {claim.name for claim in claims}
-        called = function.arguments if isinstance(function, Reading) else ()
-        suggested = candidates(tree, outputs, called)
+        suggested = candidates(tree, outputs, called, parts)
         tried = [*claims, *(c for c in suggested if c.name not in names)]
-        scores = rank(function, tree, tried, samples=samples)
+        scores = rank(ask, tree, tried, samples=samples)
         blame = {
             s.symmetry.name: _blamed(function, tree, s.symmetry)
             for s in scores
-            if s.result is not None and s.result.verdict == "violated"
+            if s.result is not None and s.result.verdict == "violated" and not parts
         }
         small = single and inputs.dim() in (2, 3) and inputs.shape[-1] <= 16
         plain = small and isinstance(outputs, Tensor)
@@ -175,6 +183,12 @@ def audit(
         if (found := _data(tree, asked, outputs, s.symmetry)) is not None
     }
     return Audit(scores=tuple(scores), culprits=blame, algebra=algebra, data=data)
+
+
+def _in_parts(tree: Any, claims: Sequence[Equivariance], arguments: Sequence[str]) -> bool:
+    """Whether rows are nodes and edges: as a claim says, or as it looks."""
+    said = [claim.rows for claim in claims if claim.rows != "auto"]
+    return in_parts(tree, said[0] if said else "auto", arguments)
 
 
 def _blamed(function: nn.Module, inputs: Any, symmetry: Equivariance) -> Culprit:

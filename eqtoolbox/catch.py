@@ -83,7 +83,7 @@ class Catch:
         own = self._capture.own_share(self._taken.scale)
         if evaluated and self.faithful.check(snapshot, own):
             snapshot = self.snapshot(step, before, after, named)
-        for probe in probes:
+        for probe in sorted(probes, key=lambda p: not p.evaluates):  # those tell what others read
             self._runner.run(probe, snapshot)
             if self._runner.refused and not self._capture.refused:
                 self.faithful.refuse(self._runner.refused)

@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.capture.checkpoints import recomputed_within
 from eqtoolbox.capture.loss_parameters import LossParameters
+from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
+from eqtoolbox.reading import opened
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.graph import in_graphs, ungraded
 from eqtoolbox.replay.scope import current, differentiates, only_here, place
@@ -231,6 +233,8 @@ class Objective:
         Raises:
             ValueError: the batch has fewer samples.
         """
+        if in_parts(opened(self.batch)):
+            raise ValueError("rows of this batch are parts of samples, which cannot be cut apart")
         leaves = [x for x in tensors(self.batch) if x.dim() > 0]
         samples = len(leaves[0]) if leaves else 0
         if samples < parts:

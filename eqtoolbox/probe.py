@@ -15,6 +15,8 @@ from eqtoolbox.record import Mode, Product, Record, Status, Verdict
 from eqtoolbox.schedule import Schedule
 from eqtoolbox.snapshot import Snapshot
 
+UNMEASURED = "unmeasured"  # quantity of a claim that was due and got no number; warned of at once
+
 
 @dataclass(frozen=True)
 class Measurement:

@@ -3,10 +3,15 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
+from torch.utils._pytree import tree_map
+
+from eqtoolbox.capture.batch import graph_keys
 
 
 class Reading(nn.Module):
@@ -34,11 +39,7 @@ class Reading(nn.Module):
     @property
     def arguments(self) -> tuple[str, ...]:
         """What the model calls the entries of a tuple."""
-        if not self.spread:
-            return ()
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = inspect.signature(self.model.forward).parameters.values()
-        return tuple(p.name for p in parameters if p.kind in kinds)
+        return argument_names(self.model) if self.spread else ()
 
     def forward(self, *batch: Any) -> Any:
         """The opened output; a tuple may come as one or spread out."""
@@ -49,10 +50,18 @@ class Reading(nn.Module):
         return opened(self.model(*given) if self.spread else self.model(given))
 
 
+def argument_names(model: nn.Module) -> tuple[str, ...]:
+    """What a model calls the arguments that it takes by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in kinds)
+
+
 def opened(batch: Any) -> Any:
     """The batch with dicts in place of dataclasses, named tuples and mappings of other classes.
 
-    Fields that are None are left out.
+    So are graphs of PyTorch Geometric (`Data`, `Batch`) and the `Atoms` of ase, whose arrays become
+    tensors. Fields that are None are left out.
 
     Example:
         >>> @dataclasses.dataclass
@@ -62,7 +71,12 @@ def opened(batch: Any) -> Any:
         ({'nodes': 3},)
     """
     named: Any = None
-    if isinstance(batch, Mapping):
+    keys = graph_keys(batch)
+    if keys is not None:
+        named = [(key, batch[key]) for key in keys]
+    elif _is_atoms(batch):
+        named = [(name, torch.as_tensor(read(batch))) for name, (read, _) in _ATOMS.items()]
+    elif isinstance(batch, Mapping):
         named = batch.items()
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         named = [(f.name, getattr(batch, f.name)) for f in dataclasses.fields(batch)]
@@ -81,8 +95,29 @@ def is_open(batch: Any) -> bool:
         return all(is_open(part) for part in batch.values())
     if type(batch) in (tuple, list):
         return all(is_open(part) for part in batch)
-    named = isinstance(batch, Mapping) or hasattr(batch, "_fields")
+    named = isinstance(batch, Mapping) or hasattr(batch, "_fields") or _is_atoms(batch)
+    named = named or graph_keys(batch) is not None
     return not named and not dataclasses.is_dataclass(batch)
+
+
+def on_opened(function: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
+    """A function of batches like this one, as a function of opened ones with opened outputs.
+
+    Arrays and numbers that it returns become tensors.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Graph:
+        ...     nodes: torch.Tensor
+        >>> on_opened(lambda g: 2.0 * len(g.nodes), Graph(torch.ones(3)))({"nodes": torch.ones(2)})
+        tensor(4.)
+    """
+
+    def tensor(leaf: Any) -> Any:
+        measured = isinstance(leaf, float | np.ndarray | np.floating)
+        return torch.as_tensor(leaf) if measured else leaf
+
+    return lambda tree: tree_map(tensor, opened(function(closed(tree, batch))))
 
 
 def closed(tree: Any, like: Any) -> Any:
@@ -91,9 +126,11 @@ def closed(tree: Any, like: Any) -> Any:
         if hasattr(like, "_fields"):
             parts = ((tree.get(name), getattr(like, name)) for name in like._fields)
             return type(like)(*(closed(part, old) for part, old in parts))
+        if _is_atoms(like):
+            return _atoms(tree, like)
         new = copy.copy(like)
         for key, part in tree.items():
-            if isinstance(like, Mapping):
+            if isinstance(like, Mapping) or graph_keys(like) is not None:
                 new[key] = closed(part, like[key])
             else:
                 object.__setattr__(new, key, closed(part, getattr(like, key)))
@@ -101,6 +138,28 @@ def closed(tree: Any, like: Any) -> Any:
     if isinstance(tree, tuple | list):
         return type(like)(closed(part, old) for part, old in zip(tree, like, strict=True))
     return tree
+
+
+def _is_atoms(batch: Any) -> bool:
+    """Whether it is a structure of ase, by its methods."""
+    wanted = ("get_positions", "get_atomic_numbers", "get_cell", "get_pbc", "set_positions")
+    return all(hasattr(type(batch), name) for name in wanted)
+
+
+def _atoms(tree: dict[str, Any], like: Any) -> Any:
+    """A structure like another, with these arrays."""
+    new = like.copy()
+    for name, values in tree.items():
+        _ATOMS[name][1](new, values.detach().cpu().numpy())
+    return new
+
+
+_ATOMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    "positions": (lambda a: a.get_positions(), lambda a, x: a.set_positions(x)),
+    "numbers": (lambda a: a.get_atomic_numbers(), lambda a, x: a.set_atomic_numbers(x)),
+    "cell": (lambda a: a.get_cell()[:], lambda a, x: a.set_cell(x)),
+    "pbc": (lambda a: a.get_pbc(), lambda a, x: a.set_pbc(x)),
+}
 
 
 def _named(model: nn.Module, batch: Mapping[Any, Any]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed", "skipped_budget"]
-Verdict = Literal["holds", "violated", "unresolved"]
+Verdict = Literal["holds", "violated", "unresolved", "trivial"]
 Mode = Literal["train", "eval"]
 Product = Literal["held", "differenced"]
 
@@ -86,6 +86,8 @@ FIELDS = tuple(Record.__dataclass_fields__)
 
 def verdict(error: float, floor: float) -> Verdict:
     """Whether a law with this residual holds: up to 3 floors it does, above 10 it does not.
+
+    The fourth verdict, `trivial`, is for what holds because there is nothing that could break it.
 
     Example:
         >>> verdict(2e-7, 1e-7), verdict(5e-7, 1e-7), verdict(1e-3, 1e-7)

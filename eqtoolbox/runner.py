@@ -16,7 +16,7 @@ from eqtoolbox.deadline import OutOfTime, check, deadline
 from eqtoolbox.interrupts import told
 from eqtoolbox.isolation import isolated
 from eqtoolbox.journal import Journal
-from eqtoolbox.probe import Measurement, Probe, record
+from eqtoolbox.probe import UNMEASURED, Measurement, Probe, record
 from eqtoolbox.record import Record, Status
 from eqtoolbox.replay.scope import LeavesTrace, current
 from eqtoolbox.snapshot import NotApplicable, Snapshot
@@ -52,6 +52,10 @@ class Runner:
             rows, fits = self._measured(probe, snapshot)
             if not fits:
                 rows = self._on_half(probe, snapshot)
+        for row in rows:
+            if row.quantity == UNMEASURED:
+                said = f"the claim {row.target} is not measured by {probe.name}: {row.note}"
+                self._journal.warn(probe.name, said)
         synchronize(self._model)
         seconds = time.perf_counter() - started
         self.seconds[probe.name] = seconds
@@ -81,6 +85,8 @@ class Runner:
         """What the probe yields, ended by a row that says what went wrong; and if it fits."""
         rows: list[Measurement] = []
         began = time.perf_counter()
+        if snapshot.broken:
+            return [headline(probe, "non_finite", f"{snapshot.broken} holds NaN or infinity")], True
         rng = self._generator(probe, snapshot.step)
         try:
             if probe.name in self.halved:

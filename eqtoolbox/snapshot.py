@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.capture.waiting import not_finite
 from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.record import Product
 from eqtoolbox.shared import Shared
@@ -52,6 +53,7 @@ class Snapshot:
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
     # what second derivatives the probe that measures was given, where they are not exact
     products: set[Product] = field(default_factory=set, repr=False, compare=False)
+    told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones
 
     @cached_property
     def update(self) -> Parameters:
@@ -74,6 +76,11 @@ class Snapshot:
         if self.measured is None:
             raise NotApplicable(self.why_no_loss)
         return self.measured.unmixed()
+
+    @cached_property
+    def broken(self) -> str:
+        """A parameter that is NaN or infinite before the step; empty if there is none."""
+        return not_finite(self.before)
 
     @property
     def divisible(self) -> bool:

@@ -1,5 +1,6 @@
 """Assertions for test suites, with the numbers and verdicts of the probes."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import NotNegative, Seed
 from eqtoolbox.isolation import evaluation
+from eqtoolbox.reading import is_open, on_opened, opened
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.culprit import culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -33,7 +35,9 @@ def assert_equivariant(
 
     Args:
         function: a module or a function of a batch; tuples of inputs are a module's arguments.
-        inputs: x, a tensor or a tree of tensors.
+        inputs: x, a tensor or a tree of tensors; of a dataclass, a graph of PyTorch Geometric or a
+            structure of ase the claim sees a dict. Rows may be nodes of several graphs, see
+            `Equivariance.rows`.
         symmetry: the claim.
         samples: group elements at most.
         tolerance: relative error that passes whatever the floor; None for the verdict alone.
@@ -54,7 +58,11 @@ def assert_equivariant(
         'holds'
     """
     module = function if isinstance(function, nn.Module) else None
-    if module is None:
+    if not is_open(inputs):  # a dataclass, a graph of PyG, a structure of ase
+        call = on_opened(function, inputs)
+        with evaluation(module) if module is not None else nullcontext():
+            result = _measure(call, opened(inputs), symmetry, samples, seed)
+    elif module is None:
         result = _measure(function, inputs, symmetry, samples, seed)
     else:
         with evaluation(module):
@@ -67,7 +75,7 @@ def assert_equivariant(
     if passed:
         return result
     why = result.note
-    if module is not None:
+    if module is not None and is_open(inputs):
         with evaluation(module):
             why = summary(culprit(module, inputs, symmetry)) or why
     parts = ", ".join(f"{name} {error:.2g}" for name, error in result.parts.items())

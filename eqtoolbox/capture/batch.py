@@ -15,7 +15,8 @@ def map_tensors(change: Leaf, batch: Any) -> Any:
     """The batch in new containers, every tensor in it replaced by `change(tensor)`.
 
     Reaches into tuples, lists, dicts, named tuples, dataclasses and mappings of any class (such as
-    transformers' BatchEncoding), and whatever is registered with torch's pytree.
+    transformers' BatchEncoding), graphs of PyTorch Geometric, and whatever is registered with
+    torch's pytree.
 
     Example:
         >>> import torch
@@ -51,11 +52,29 @@ def check_batch(batch: Any, model: nn.Module) -> None:
             )
 
 
+def graph_keys(batch: Any) -> list[str] | None:
+    """Names of what a graph of PyTorch Geometric (`Data`, `Batch`) holds; None for anything else.
+
+    By its methods: the library is not imported.
+    """
+    methods = ("to_dict", "keys", "__getitem__", "__setitem__")
+    if not all(hasattr(type(batch), n) for n in methods) or not hasattr(batch, "stores"):
+        return None
+    keys = batch.keys
+    return [str(key) for key in (keys() if callable(keys) else keys)]
+
+
 def _leaf(change: Leaf, leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return change(leaf)
     if isinstance(leaf, nn.Module):
         return leaf
+    keys = graph_keys(leaf)
+    if keys is not None:
+        graph = copy.copy(leaf)
+        for key in keys:
+            graph[key] = map_tensors(change, leaf[key])
+        return graph
     if isinstance(leaf, MutableMapping):
         new: Any = copy.copy(leaf)
         for key in list(leaf):

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.capture.batch import map_tensors, tensors
+from eqtoolbox.capture.between import Between, NotFollowed
 from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, traced
 from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
@@ -73,6 +75,8 @@ class LossCapture:
         self._autocast: tuple[str, torch.dtype] | None = None
         self._begun: tuple[Objective, Any, list[int]] | None = None
         self._output: Any = None
+        self._given: Any = None  # what the criterion is called with: of the model, and beside it
+        self._made: tuple[Between | None, bool] = (None, False)  # how its arguments were last made
         self._calls: Any = ((), {})
         self._handles: list[Concealed] = []
 
@@ -172,7 +176,7 @@ class LossCapture:
         if self._share is not None:
             self._share.release()
         self._share = None
-        self._start = self._output = self._begun = self.unused = None
+        self._start = self._output = self._given = self._begun = self.unused = None
         self._calls = ((), {})
 
     def forget(self) -> None:
@@ -205,7 +209,7 @@ class LossCapture:
         """Objective on a batch of the user's choice; None while no loss function is known."""
         loss_fn = self._wrapped or self.loss_fn
         if loss_fn is None and self.criterion is not None:
-            loss_fn = CriterionOfPair(self.criterion)
+            loss_fn = CriterionOfPair(self.criterion, *self._made)
         if loss_fn is None and self._own_loss:
             loss_fn, batch = OwnLoss(), as_call(batch)
         if loss_fn is None:
@@ -377,22 +381,31 @@ class LossCapture:
         self._catch(self._objective(OwnLoss(), self._calls), output)
 
     def _criterion_called(self, criterion: nn.Module, args: Any, kwargs: Any) -> None:
+        self._given = None
         if self._output is None or not torch.is_grad_enabled():
             return
-        if not args or not _same(args[0], self._output):
-            self.missed = (
-                "the criterion was not called on the model's own output as criterion(model(x), "
-                "...): decorate your loss function with @monitor.loss instead"
-            )
-            return
-        _let_end(criterion)
-        self._calls = (self._calls, _fresh((args[1:], kwargs)))
+        why = ""
+        try:
+            given = map_tensors(lambda x: Between.of(self._output, x) or x, (args, kwargs))
+        except NotFollowed as reason:
+            why = f"after {reason}, which cannot be done again here"
+        else:
+            if any(isinstance(leaf, Between) for leaf in tree_leaves(given)):
+                _let_end(criterion)
+                self._given = self._calls, _fresh(given)
+                self._made = _first(given)
+                return
+        self.missed = (
+            f"the criterion was not called on the model's own output{', but ' + why if why else ''}"
+            ": give the loss as a function. Ready to paste, with your own line in place of output:"
+            "\n    loss_fn = monitor.loss(lambda model, x, y: criterion(output(model(x)), y))"
+            "\nand call loss_fn(model, x, y) where the loop calls the criterion"
+        )
 
     def _criterion_answered(self, criterion: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
-        called = self._output is not None and args and _same(args[0], self._output)
-        self._output = None
-        if called and isinstance(loss, Tensor):
-            self._catch(self._objective(Criterion(criterion), self._calls), loss)
+        given, self._given, self._output = self._given, None, None
+        if given is not None and isinstance(loss, Tensor):
+            self._catch(self._objective(Criterion(criterion), given), loss)
 
     def _objective(self, loss_fn: LossFunction, batch: Any) -> Objective:
         start = self._start or self._now(*used_by(loss_fn, batch))
@@ -469,12 +482,12 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-def _same(x: Any, output: Any) -> bool:
-    """Whether it is the output itself; hooks of modules hand on aliases."""
-    if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
-        return x is output
-    alike = x.shape == output.shape and x.stride() == output.stride() and x.dtype == output.dtype
-    return alike and x.numel() > 0 and x.data_ptr() == output.data_ptr()
+def _first(given: Any) -> tuple[Between | None, bool]:
+    """How the first argument is made of the output, and whether a second one is flat."""
+    args, _ = given
+    made = args[0] if args and isinstance(args[0], Between) else None
+    flat = len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() == 1
+    return made, flat and made is not None and bool(made.steps)
 
 
 def _fresh(batch: Any) -> Any:

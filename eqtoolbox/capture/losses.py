@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from eqtoolbox.capture.between import Between
 
 
 @dataclass(frozen=True)
@@ -33,24 +36,40 @@ class OwnLoss:
 
 @dataclass(frozen=True)
 class Criterion:
-    """criterion(model(...), rest) with the arguments that the training loop used."""
+    """The criterion with the arguments that the training loop used.
+
+    Each argument made of the model's output is a `Between`, and made of it again.
+    """
 
     criterion: nn.Module
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
-        (args, kwargs), (rest, named) = batch
-        return self.criterion(model(*args, **kwargs), *rest, **named)
+        (args, kwargs), given = batch
+        output = model(*args, **kwargs)
+        made = tree_map(lambda x: x(output) if isinstance(x, Between) else x, given)
+        return self.criterion(*made[0], **made[1])
 
 
 @dataclass(frozen=True)
 class CriterionOfPair:
-    """criterion(model(inputs), target) on a pair."""
+    """criterion(model(inputs), target) on a pair.
+
+    `made` is how the loop made the first argument of the output, as far as one was seen, and
+    `flat` whether the target beside it had one dimension.
+    """
 
     criterion: nn.Module
+    made: Between | None = None
+    flat: bool = False
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         inputs, target = batch
-        return self.criterion(model(inputs), target)
+        output = model(inputs)
+        if self.made is None:
+            return self.criterion(output, target)
+        if self.flat and isinstance(target, Tensor):
+            target = target.reshape(-1)
+        return self.criterion(self.made(output), target)
 
 
 def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -24,6 +24,7 @@ from eqtoolbox.probes.claims import (
     name_of,
     require_tensor,
     structured,
+    told_unmeasured,
 )
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.prediction import Prediction, predicting
@@ -79,7 +80,9 @@ class Asymmetry(Probe):
         def body(f: Prediction) -> list[Measurement]:
             if not any(structured(entry) for entry in self.symmetries):
                 require_tensor(f.inputs)
-            return [m for entry in self.symmetries for m in self._one(f, entry, gradients, rng)]
+            rows = [list(self._one(f, entry, gradients, rng)) for entry in self.symmetries]
+            told = map(told_unmeasured, self.symmetries, rows)
+            return [m for own in told for m in own]
 
         yield from predicting(snapshot.objective, params, body)
         moving = {name: pair for name, pair in gradients.items() if norm(pair[0]) > 0}
@@ -106,7 +109,7 @@ class Asymmetry(Probe):
         name = name_of(entry)
         try:
             view = View.of(f, entry)
-            symmetry = claimed(entry, view.inputs, view.outputs, self.output)
+            symmetry = view.claim(claimed(entry, view.inputs, view.outputs, self.output))
         except NotApplicable as reason:
             yield _none("cosine", name, reason)
             return
@@ -132,7 +135,7 @@ class Asymmetry(Probe):
         self, view: View, symmetry: Equivariance, rng: torch.Generator
     ) -> tuple[Parameters, Parameters]:
         """Gradients of E_g l(f_g) - l(E_g f_g) and of l(E_g f_g)."""
-        loss, group = view.f.loss() if view.priced else None, symmetry.group
+        loss, group = view.loss(view.f.loss()), symmetry.group
         if loss is None:
             raise NotApplicable(
                 "the loss is no function of the claim's output alone: it has no equivariance part"
@@ -178,6 +181,8 @@ def _data(view: View, symmetry: Equivariance, name: str, rng: torch.Generator) -
 def _targets(view: View) -> Tree | None:
     """What the batch holds beside the arguments: classes, or values like those of the output."""
     f, outputs = view.f, view.outputs
+    if view.parts:
+        return None
     if not isinstance(outputs, Tensor):
         return like_outputs(opened(f.objective.batch), outputs)
     given = {x.data_ptr() for x in tensors((f.call.args, f.call.kwargs))}

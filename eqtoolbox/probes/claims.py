@@ -1,11 +1,12 @@
 """Claims of data symmetries as probes take them: by name for images, or as Equivariance objects."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
 from eqtoolbox.expect.bounds import at_least
+from eqtoolbox.probe import UNMEASURED, Measurement
 from eqtoolbox.snapshot import NotApplicable
 from eqtoolbox.symmetry import actions
 from eqtoolbox.symmetry.actions import Action
@@ -57,6 +58,17 @@ def as_claims(entries: Any) -> tuple[Claim, ...]:
 def name_of(entry: Claim) -> str:
     """The claim's name in records."""
     return entry if isinstance(entry, str) else entry.name
+
+
+def told_unmeasured(entry: Claim, rows: Sequence[Measurement]) -> Iterator[Measurement]:
+    """The rows of one entry; first one that says so where a claim of the user's has no number.
+
+    Names stand for what the shapes of images suggest, an `Equivariance` for what somebody claims.
+    """
+    none = [r for r in rows if r.status == "not_applicable"]
+    if isinstance(entry, Equivariance) and none and len(none) == len(rows):
+        yield Measurement(UNMEASURED, 1.0, entry.name, note=none[0].note)
+    yield from rows
 
 
 def structured(entry: Claim) -> bool:

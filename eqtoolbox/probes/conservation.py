@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.capture.gradient_check import replayed_gradient
+from eqtoolbox.capture.waiting import not_finite
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import random_like
 from eqtoolbox.objective import Parameters
@@ -16,6 +17,8 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.forecast import advance, report
+from eqtoolbox.probes.law import rounding
+from eqtoolbox.probes.leftover import shrunk, sizes, told
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
@@ -35,13 +38,16 @@ class Conservation(Probe):
                                 + optimizer   <K, d + eta (g + gamma theta)>   zero for plain SGD
                                 + finite_step (Q(d) for quadratic, 0 for linear charges)
 
+    Where eta differs between the parameters of a symmetry, the first term is at the largest, and
+    `learning_rates`, sum_n (eta - eta_n) <K_n, g_n>, is what the others being smaller does.
+
     An equivariance f(T theta) = R f(theta) moves its charge: its first term is `implicit_bias`,
     -eta c with c = <K, g> = <dl/dy, rho(y)>. `first_order` is |<K, g>| / (|K| |g|) over all
     generators of a family, the law g . K = 0 as the training gradient itself shows it. Of an
-    approximate symmetry it is violated where it exceeds by far what its nature left at the start,
-    which grows as the weights shrink; above rounding it is undecided, as a small penalty would hide
-    there: `eqtoolbox.probes.noether` tells the epsilon apart in the loss, not in what is added to
-    its gradient.
+    approximate symmetry it is judged by what the epsilon of its normalisation predicts, where
+    `eqtoolbox.probes.noether` found that at the same step: `epsilon` is what p leaves of it. At
+    other steps it is violated where it exceeds by far what was left when that was last known,
+    which grows as the weights shrink, and above rounding it is undecided.
 
     Numbers are norms over all units of a family, relative to the norm of the charges' scale: what
     |Q| could be at these parameter sizes and, for drifts since the start, at those of the start,
@@ -96,6 +102,7 @@ class Conservation(Probe):
             "causes": here["values"].new_zeros(len(CAUSES), charges.count),
             "noise": noise,
             "left": left,
+            "sizes": sizes(snapshot.before),
             "measured": snapshot.step - 1,
             "kept": None,
         }
@@ -105,6 +112,9 @@ class Conservation(Probe):
     ) -> Iterator[Measurement]:
         if snapshot.after is None:
             raise NotApplicable("no optimizer step here: drift is measured in step()")
+        lost = not_finite(snapshot.after)
+        if lost:
+            raise FloatingPointError(f"the step made {lost} NaN or infinite")
         with torch.autocast(next(iter(snapshot.before.values())).device.type, enabled=False):
             yield from self._measure(snapshot, snapshot.after, reference, rng)
 
@@ -125,9 +135,11 @@ class Conservation(Probe):
         state["measured"] = snapshot.step
         advance(charges, snapshot, change, state, stepped=math.isfinite(size))
         if not why:
-            state["causes"] += since * torch.stack(list(change.causes.values()))
+            step = since * torch.stack([change.causes[cause] for cause in CAUSES])
+            state["causes"] = _all_causes(state["causes"]) + step
         kept = state["kept"]
         keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
+        noise, epsilon = told(snapshot, charges, size, state)
         predicted, steps = state["values"], state["steps"]
         scales = _grown(state["scales"], charges, after)
         exact: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -142,6 +154,9 @@ class Conservation(Probe):
             eps=_eps(snapshot),
             why=why,
             exact=exact,
+            noise=noise,
+            shrunk=shrunk(snapshot, state),
+            epsilon=epsilon,
         )
         yield from drift.every_step(snapshot.step, size)
         if keep:
@@ -235,11 +250,14 @@ def _noise(
         here = zeros | replayed_gradient(objective, snapshot.before)
         there = zeros | replayed_gradient(objective, moved)
     size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
+    wide = rounding(objective.unmixed(), snapshot.before, here)
     change, law = charges.slopes(snapshot.before, apart), charges.slopes(snapshot.before, here)
     found, left = {}, {}
     for family, where in charges.generators.items():
         members = [m for m in charges.members if m.family == family]
         noise = float(change[where].norm()) / max(lengths[family], 1e-300)
+        off = {n: wide[n] for m in members for n in m.names if n in wide}
+        noise = max(noise, _norm(off) if off else 0.0)
         found[family] = (noise, noise / max(size, 1e-300))
         known = [m.residual for m in members if m.status == "approximate"]
         if known:
@@ -248,6 +266,11 @@ def _noise(
             least = torch.full_like(own, max(known) / math.sqrt(len(own)))
             left[family] = own / max(whole, 1e-300) if shown else least, whole
     return found, left
+
+
+def _all_causes(sums: Tensor) -> Tensor:
+    """Sums of all causes, where an earlier version saved fewer."""
+    return torch.cat([sums, sums.new_zeros(len(CAUSES) - len(sums), sums.shape[1])])
 
 
 def _norm(tensors: Parameters) -> float:

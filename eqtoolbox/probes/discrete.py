@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,16 +13,14 @@ from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.collapse import collapse
 from eqtoolbox.probes.covariance import Covariance, laws
 from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.idle import NAMED, Idle, listed
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record import HOLDS, Mode
 from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry import units
 from eqtoolbox.symmetry.approach import Approach, approaches
-from eqtoolbox.symmetry.families.discrete import UnitSymmetry
 from eqtoolbox.symmetry.parameter import DiscreteSymmetry
 
 EQUAL = 1e-6  # relative distance below which units count as equal, if rounding allows no less
-NAMED = 3  # units that a note names
 
 
 @checked
@@ -36,7 +34,9 @@ class Discrete(Probe):
     distance: the smallest over all pairs of units of all layers of |u_i - u_j| / sqrt(|u_i|^2 +
     |u_j|^2), u all that a unit owns: 0 equal, about 1 unrelated; for sign flips the smallest
     |u_i| over the root mean square of its layer. duplicates: pairs at distance 0 to rounding.
-    dead: units that do nothing on this batch; the note names them and says why.
+    dead: units that do nothing on this batch nor on the four before it (three at least, and 30
+    samples; `not_converged` until so many were seen); the note names them and says why.
+    dead_share: of each layer that has any.
 
     For the nearest few, if nearer than `near`, at the symmetric point P theta, with H the Hessian
     there and gamma the weight decay: margin, the smallest eigenvalue of (I-P)(H + gamma)(I-P) on
@@ -71,8 +71,12 @@ class Discrete(Probe):
                 f"pairs={self.pairs}, max_matvecs={self.max_matvecs}, near={self.near}"
             )
 
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
+        """How long units have been silent."""
+        return {}
+
     def measure(
-        self, snapshot: Snapshot, reference: None, rng: torch.Generator
+        self, snapshot: Snapshot, reference: dict[str, Any] | None, rng: torch.Generator
     ) -> Iterator[Measurement]:
         differentiates = self.pairs > 0 or self.laws
         if differentiates:
@@ -93,7 +97,10 @@ class Discrete(Probe):
             covariance = Covariance(snapshot, self.engine, rng)
             gradient, noise = covariance.gradient, covariance.floors[1]
             yield from laws(covariance, families, rng)
-        yield _dead(families, snapshot, gradient or _gradient(snapshot))
+        gradient = gradient or _gradient(snapshot)
+        memory = {} if reference is None else reference
+        idle = Idle.of(families, snapshot.objective, snapshot.before, gradient, memory)
+        yield from idle.measurements()
         nearest.sort(key=lambda a: a.distance)
         for rank, approach in enumerate(nearest[: self.pairs], start=1):
             if approach.distance <= self.near:
@@ -125,31 +132,7 @@ def _distances(
     yield Measurement("distance", first.distance, family, floor=floor, note=first.reflection.label)
     if family == "permutation":
         same = [a.reflection.label for a in nearest[:equal]]
-        yield Measurement("duplicates", float(equal), note=_listed(same, equal))
-
-
-def _dead(
-    families: dict[str, list[DiscreteSymmetry]], snapshot: Snapshot, gradient: Parameters
-) -> Measurement:
-    """How many units do nothing, each counted once though several symmetries move it."""
-    labels: list[str] = []
-    seen: list[set[tuple[str, int]]] = []
-    for member in (m for members in families.values() for m in members):
-        if not isinstance(member, UnitSymmetry) or member.name.endswith("heads"):
-            continue
-        own = {(slot.name, slot.axis) for slot in member.slots}
-        if any(own <= larger for larger in seen):
-            continue
-        seen.append(own)
-        found = units.dead(member, snapshot.before, gradient)
-        labels += [f"{member.name} unit {unit} ({why})" for unit, why in found.items()]
-    return Measurement("dead", float(len(labels)), note=_listed(labels[:NAMED], len(labels)))
-
-
-def _listed(named: list[str], count: int) -> str:
-    named = named[:NAMED]
-    rest = count - len(named)
-    return "; ".join([*named, *([f"{rest} more"] if rest else [])])
+        yield Measurement("duplicates", float(equal), note=listed(same, equal))
 
 
 def _gradient(snapshot: Snapshot) -> Parameters:

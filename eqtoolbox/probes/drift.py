@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from eqtoolbox.probe import Measurement
 from eqtoolbox.record import verdict
 from eqtoolbox.symmetry.charges import Change, Charges
 
-CAUSES = ("symmetry", "decay", "optimizer", "finite_step")
+CAUSES = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
 TINY = 1e-300
 WITHIN = "within what the epsilon of normalisations may leave"
+PREDICTED = "the epsilon of normalisations predicts"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +30,9 @@ class Drift:
     eps: float  # rounding of the parameters
     why: str  # why there is no budget; empty if there is one
     exact: Mapping[str, tuple[Tensor, Tensor, Tensor]]  # what is sketched, on kept steps
+    noise: float = 0.0  # of first-order laws at this step, where it was measured; over |g| |K|
+    shrunk: float = 1.0  # of variances through other tensors than a family's own
+    epsilon: Mapping[str, Tensor] = field(default_factory=dict)  # p of generators, where known
 
     @property
     def total(self) -> Tensor:
@@ -93,15 +97,21 @@ class Drift:
             if family in self.charges.moving:
                 continue
             noise, ratio = self.state["noise"][family]
-            floor = max(noise / max(size, TINY), ratio, self.eps)
+            floor = max(noise / max(size, TINY), ratio, self.eps, self.noise)
             whole = max(size * self.state["lengths"][family], TINY)
             value = float(np.linalg.norm(slopes[where])) / whole
             error = self.charges.error(family, slopes, generators=True)
             left, said = self._left(family, whole), verdict(value, floor)
-            if left and said != "holds":  # rounding is not all that an approximate law may lack
+            told = f"{WITHIN} ({left:.1e}); noether/epsilon tells of the loss"
+            if family in self.epsilon:
+                p = self.epsilon[family].cpu().numpy()
+                rest = float(np.linalg.norm(slopes[where] - p)) / whole
+                left, said = 0.0, verdict(rest, floor)
+                told = f"{PREDICTED} {np.linalg.norm(p) / whole:.3e}"
+                yield Measurement("epsilon", rest, family, floor=floor, verdict=said, note=told)
+            elif left and said != "holds":  # rounding is not all that an approximate law may lack
                 beyond = verdict(value, max(left, floor)) == "violated"
                 said = "violated" if beyond else "unresolved"
-            told = f"{WITHIN} ({left:.1e}); noether/epsilon tells of the loss"
             yield Measurement(
                 "first_order",
                 value,
@@ -109,25 +119,27 @@ class Drift:
                 stderr=error / whole if error is not None else None,
                 floor=floor,
                 verdict=said,
-                note=told if left and said == "unresolved" else "",
+                note=told if family in self.epsilon or (left and said == "unresolved") else "",
             )
 
     def _left(self, family: str, whole: float) -> float:
         """What the nature of an approximate law may leave of it now, relative; else 0.
 
-        Three times the slopes at the start, over the smaller gradient. That of an epsilon grows as
-        eps / variance, which is with 1 / |w|^2: as a quadratic charge's scale shrinks.
+        Three times the slopes when they were last known, over the smaller gradient. That of an
+        epsilon grows as eps / variance, which is with 1 / |w|^2: as a quadratic charge's scale
+        shrinks, and as gains do that the variance comes from.
         """
         if family not in self.state.get("left", {}):
             return 0.0
         began, whole_then = self.state["left"][family]
         where = self.charges.families.get(family, slice(0, 0))
-        now, then = self.scales[where].cpu(), self.state["reach"][where].cpu()
+        began_at = self.state.get("left_at", {}).get(family, self.state["reach"][where])
+        now, then = self.scales[where].cpu(), began_at.cpu()
         if len(now) != len(began):  # charges of other units than the generators
             now, then = now.norm().reshape(-1), then.norm().reshape(-1)
         grown = (then / now.clamp_min(TINY)).clamp_min(1.0) if where.stop else began.new_ones(1)
         smaller: float = max(whole_then / whole, 1.0)
-        return 3 * float((began * grown).norm()) * smaller
+        return 3 * float((began * grown).norm()) * smaller * self.shrunk
 
     def closure(self, gap: Tensor, steps: int) -> Iterator[Measurement]:
         """How far the charges are from what the budgets of the last `steps` steps add up to."""

@@ -91,8 +91,10 @@ def predictions(
     return {family: Bias(value[family], total[family]) for family in rates}
 
 
-def _log_slopes(objective: Objective, leaves: dict[str, Tensor]) -> list[Tensor]:
-    """dL/dlog(eps) in the graph of the parameters."""
+def _log_slopes(
+    objective: Objective, leaves: dict[str, Tensor], create_graph: bool = True
+) -> list[Tensor]:
+    """dL/dlog(eps), in the graph of the parameters."""
     ones: list[Tensor] = []
 
     def leaf(_: int, amount: Tensor, __: float) -> Tensor:
@@ -103,9 +105,54 @@ def _log_slopes(objective: Objective, leaves: dict[str, Tensor]) -> list[Tensor]
         loss = objective.loss(leaves)
     return list(
         torch.autograd.grad(
-            loss, ones, create_graph=True, allow_unused=True, materialize_grads=True
+            loss, ones, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
     )
+
+
+def _ratios(objective: Objective, leaves: dict[str, Tensor]) -> list[Tensor]:
+    """a_k over its own value, in the graph, while every epsilon scales as its a_k does."""
+    found: list[Tensor] = []
+
+    def ratio(_: int, amount: Tensor, eps: float) -> Tensor:
+        value, least = amount.detach(), torch.finfo(amount.dtype).eps * abs(eps)
+        usable = value.abs() > least
+        safe = torch.where(usable, value, 1.0)
+        found.append(torch.where(usable, amount, 1.0) / safe)
+        return found[-1]
+
+    with Epsilons(ratio, live=True):
+        objective.loss(leaves)
+    return found
+
+
+def pull(objective: Objective, params: Parameters) -> Parameters:
+    """What epsilons make of the gradient: q with <K, q> = p for every generator K at once.
+
+    A generator scales what the k-th epsilon is added to, a_k, at the rate r_k = <K, grad log a_k>,
+    every epsilon scaled as its a_k. So q = - sum_k dL/dlog(eps_k) grad log a_k, and g - q obeys the
+    laws that epsilon breaks.
+
+    Raises:
+        NotApplicable: the loss cannot be differentiated with a tensor for its epsilons.
+    """
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    total = zeros_like(params)
+    try:
+        for part, weight in weighted(objective):
+            with differentiating(part, leaves):
+                slopes = _log_slopes(part, leaves, create_graph=False)
+                along = _ratios(part, leaves)
+                terms = zip(slopes, along, strict=True)
+                moving = [(s * a.log()).sum() for s, a in terms if a.requires_grad]
+                if moving:
+                    rows = torch.autograd.grad(
+                        torch.stack(moving).sum(), list(leaves.values()), allow_unused=True
+                    )
+                    total = add(total, filled(leaves, rows), -weight)
+    except RuntimeError as reason:
+        raise NotApplicable(f"no derivative with respect to epsilon: {reason}") from reason
+    return total
 
 
 def total_rates(rates: Sequence[Rates]) -> Rates:

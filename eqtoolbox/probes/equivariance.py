@@ -21,9 +21,12 @@ from eqtoolbox.probes.claims import (
     name_of,
     require_tensor,
     structured,
+    told_unmeasured,
 )
+from eqtoolbox.probes.growth import Seen, explained, growth
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
+from eqtoolbox.reading import opened
 from eqtoolbox.record import Mode
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.actions import trivial
@@ -31,12 +34,10 @@ from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.layerwise import layer_shares
-from eqtoolbox.symmetry.lie import lie_derivative
+from eqtoolbox.symmetry.lie import CUT, FLAT, lie_derivative
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import tensors
 from eqtoolbox.symmetry.tangent import NoTangent
-
-_GROWN = 3.0  # growth of the relative error over its smallest that is an alarm
 
 PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
 
@@ -49,7 +50,9 @@ class EquivarianceError(Probe):
     relative_error, worst, orbit_variance: see `eqtoolbox.symmetry.equivariance_error`.
     percent_of_loss: share of the loss that averaging predictions over the group would save; of
     each output beside it, where the output has several and the loss is a sum over them.
-    growth: relative_error over its smallest value in this run; `alarm` in the note from 3 on.
+    growth: relative_error over the smallest in this run of a model that knew its data; `alarm` in
+    the note where a symmetry that it had is being lost.
+    explained: share of the loss that the model saves by looking at the input.
     consistency: share of samples whose class stays, for classifiers.
     decibels: EQ-T or EQ-R, peak signal-to-noise of the violation, for models that return images.
     lie_derivative, direction_ratio: for continuous groups whose actions know their tangents.
@@ -92,22 +95,34 @@ class EquivarianceError(Probe):
             if not any(structured(entry) for entry in self.symmetries):
                 require_tensor(f.inputs)
             loss = f.loss()
-            return [m for entry in self.symmetries for m in self._one(f, entry, loss, memory, rng)]
+            known = explained(opened(f.call.output), loss)
+            found = [] if known is None else [Measurement("explained", known)]
+            for entry in self.symmetries:
+                rows = list(self._one(f, entry, loss, known, memory, rng))
+                found += told_unmeasured(entry, rows)
+            return found
 
-        yield from predicting(snapshot.objective, snapshot.before, body)
+        try:
+            yield from predicting(snapshot.objective, snapshot.before, body)
+        except NotApplicable as reason:  # of all claims alike
+            row = Measurement("relative_error", math.nan, status="not_applicable", note=str(reason))
+            for entry in self.symmetries:
+                yield from list(told_unmeasured(entry, [row]))[:-1]
+            raise
 
     def _one(
         self,
         f: Prediction,
         entry: Claim,
         loss: Callable[[Any], Tensor] | None,
+        known: float | None,
         memory: dict[str, Any],
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
         name = name_of(entry)
         try:
             view = View.of(f, entry)
-            symmetry = claimed(entry, view.inputs, view.outputs, self.output)
+            symmetry = view.claim(claimed(entry, view.inputs, view.outputs, self.output))
             result = self._measured(view, symmetry, name, loss, memory, rng)
         except (NotApplicable, ValueError, TypeError, FloatingPointError) as reason:
             diverged = isinstance(reason, FloatingPointError)
@@ -119,15 +134,18 @@ class EquivarianceError(Probe):
                 note=str(reason),
             )
             return
-        grown = _growth(result, name, memory["smallest"])
+        classifies = f.classifies and not view.parts
+        seen = Seen(result=result, samples=view.samples, explained=known, classifies=classifies)
+        grown = growth(seen, name, memory)
         blamed = view.culprit(symmetry) if self.locate and result.verdict == "violated" else None
         where = "" if blamed is None else summary(blamed)
-        notes = "; ".join(note for note in (result.note, grown.note, where) if note)
+        lost = grown.note if grown.note.startswith("alarm") else ""
+        notes = "; ".join(note for note in (result.note, lost, where) if note)
         yield from _numbers(replace(result, note=notes), name)
         yield grown
         if blamed is not None:
             yield from _layer_errors(blamed, name)
-        if result.consistency is not None and f.classifies:
+        if result.consistency is not None and classifies:
             yield Measurement("consistency", result.consistency, name)
         if view.images and symmetry.output_action is not trivial:
             yield Measurement("decibels", result.decibels(self.peak), name, unit="dB")
@@ -150,7 +168,7 @@ class EquivarianceError(Probe):
             symmetry,
             samples=self.samples,
             generator=rng,
-            loss=loss if view.priced else None,
+            loss=view.loss(loss),
             outputs=view.outputs,
             check=memory["fits"].get(name) != shapes,
         )
@@ -159,7 +177,7 @@ class EquivarianceError(Probe):
             return result
 
         def again(wide: Prediction) -> EquivarianceResult:
-            same = View(wide, view.whole)
+            same = replace(view, f=wide)
             return equivariance_error(
                 same.function,
                 same.inputs,
@@ -199,6 +217,11 @@ def _derivatives(
         return
     for found in results:
         target = f"{name}.{found.generator}"
+        if found.note in (CUT, FLAT):
+            yield Measurement(
+                "lie_derivative", math.nan, target, status="not_applicable", note=found.note
+            )
+            continue
         yield Measurement(
             "lie_derivative", found.rate, target, verdict=found.verdict, note=found.note
         )
@@ -230,19 +253,6 @@ def _shares(
             f"{target}/{i:02d}.{_letters(view.own_name(part.layer))}",
             note=note,
         )
-
-
-def _growth(result: EquivarianceResult, name: str, smallest: dict[str, float]) -> Measurement:
-    """relative_error over its smallest value so far, never below the floor."""
-    error = max(result.relative_error, result.floor)
-    if math.isnan(result.relative_error):
-        return Measurement("growth", math.nan, name, status="not_applicable", note="no error")
-    before = smallest[name] = min(smallest.get(name, error), error)
-    growth = error / before
-    alarm = growth > _GROWN and result.verdict == "violated"
-    return Measurement(
-        "growth", growth, name, note=f"alarm: {growth:.1f} times its smallest" if alarm else ""
-    )
 
 
 def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:

@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from eqtoolbox.capture.gradient_check import replayed_gradient
 from eqtoolbox.linalg.vectors import add, norm, random_like, zeros_like
-from eqtoolbox.objective import Parameters
+from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.probes.engine import DifferentiatedOperator
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 
 Members = Mapping[str, Sequence[ContinuousSymmetry]]
 Elements = Mapping[str, Sequence[Tensor]]
 
+SAME = 100.0  # roundings between losses in two precisions of one and the same computation
 FAR = 1e-3  # largest relative move between the two points whose rounding is compared
 
 
@@ -35,6 +37,17 @@ class Law:
         """The law whose defect is H K + (DK)^T g - slope: grad c of an equivariance, grad p."""
         pulled = add(self.pulled, slope, -1.0)
         return replace(self, pulled=pulled, size=self.size + norm(slope))
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """What is known of the law g . K = 0 at one step: for all that judge it there by one measure.
+
+    What rounding leaves of it over |g| |K|, and the part of the gradient that epsilons make.
+    """
+
+    noise: float
+    pull: Parameters | None  # q with <K, q> = p, see `eqtoolbox.probes.epsilon`; None: not known
 
 
 class Laws:
@@ -80,6 +93,22 @@ class Laws:
     def curvature_scale(self) -> float:
         """|H g| / |g|: near the largest curvature once the gradient has aligned with it."""
         return norm(self.operator(self.gradient)) / self.size
+
+
+def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> Parameters:
+    """g - g in float64: all that rounding does to first-order laws; empty where not to be had."""
+    wide = {n: p.double() for n, p in params.items()}
+    try:
+        other = objective.to(torch.float64)
+        with torch.no_grad():
+            one, two = float(objective.loss(params)), float(other.loss(wide))
+        exact = replayed_gradient(other, wide)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return {}  # the model insists on a type of its own
+    eps = max(torch.finfo(p.dtype).eps for p in params.values())
+    if not abs(one - two) <= SAME * eps * abs(two):  # another dropout mask, say
+        return {}
+    return {n: g.double() - exact[n] for n, g in gradient.items() if n in exact}
 
 
 def moved_by(params: Parameters, amount: float, rng: torch.Generator) -> Parameters:

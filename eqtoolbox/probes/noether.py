@@ -12,11 +12,13 @@ from eqtoolbox.linalg.vectors import add, dot, norm
 from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.epsilon import explained
-from eqtoolbox.probes.law import Elements, Laws, Members, afar, moved_by
+from eqtoolbox.probes.epsilon import pull as epsilon_pull
+from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members, afar, moved_by
+from eqtoolbox.probes.law import rounding as rounding_of
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.zeroth_order import ZerothOrder
-from eqtoolbox.record import Mode, verdict
+from eqtoolbox.record import HOLDS, Mode, verdict
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 from eqtoolbox.symmetry.parameter import ContinuousSymmetry
 
@@ -57,7 +59,9 @@ class Noether(Probe):
     an equivariance with K.grad c added, for an approximate symmetry with K.grad p).
 
     Floors repeat the measurement at other parameters: one rounding away for gradient and loss, far
-    enough for independent rounding errors for the second order (`eqtoolbox.probes.law.afar`).
+    enough for independent rounding errors for the second order (`eqtoolbox.probes.law.afar`). A
+    first-order law that fails by these is compared with the gradient in float64 before it is said
+    to be broken: few parameters that are rounded alike show less than the sums inside the loss.
     """
 
     name: ClassVar[str] = "noether"
@@ -89,11 +93,25 @@ class Noether(Probe):
         sides = RightSides(objective, here, there, families, elements)
         yield from sides.refused()
         noise = max(norm(add(gradient, here.gradient, -1.0)) / here.size, eps)
+        if any(left > HOLDS * noise for left in _left(here, sides)):
+            apart = rounding_of(objective, here.params, here.gradient)
+            noise = max(noise, norm(apart) / here.size if apart else 0.0)
+        if snapshot.training is snapshot.measured:
+            pull = epsilon_pull(objective, here.params) if sides.epsilon else None
+            snapshot.told[FirstOrder.__name__] = FirstOrder(max(noise, sides.first_noise), pull)
         zeroth = ZerothOrder(objective, here.params, rounding, rng)
         yield from _laws(here, sides, zeroth, noise)
         if why is not None:
             raise why
         yield _bracket(here, symmetries, elements, rng, noise)
+
+
+def _left(here: Laws, sides: RightSides) -> Iterator[float]:
+    """What every first-order law lacks, over |g| |K|."""
+    for family, law in sides.laws.items():
+        p = sides.epsilon[family].value if family in sides.epsilon else 0.0
+        slope = dot(here.gradient, law.tangent) - sides.bias[family].value
+        yield abs(slope - p) / max(here.size * norm(law.tangent), 1e-300)
 
 
 def _laws(

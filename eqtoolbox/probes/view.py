@@ -6,19 +6,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.probes.claims import Claim, require_tensor, structured
 from eqtoolbox.probes.prediction import Prediction
-from eqtoolbox.reading import Reading, is_open, opened
+from eqtoolbox.reading import Reading, argument_names, is_open, opened
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.each import batch_of_one, one_sample
+from eqtoolbox.symmetry.each import whole as whole_loss
+from eqtoolbox.symmetry.structure import batch_size
 
 
 @dataclass(frozen=True)
 class View:
-    """First argument -> logits; for structured claims all arguments -> the whole output."""
+    """First argument -> logits; for structured claims all arguments -> the whole output.
+
+    Of a batch whose rows are parts of samples, both are batches of one.
+    """
 
     f: Prediction
     whole: bool
+    parts: bool = False
 
     @classmethod
     def of(cls, f: Prediction, entry: Claim) -> "View":
@@ -26,22 +34,43 @@ class View:
 
         Raises:
             NotApplicable: it wants one tensor, and the model is given something else.
+            ValueError: it names a leaf with the samples of rows that is not there.
         """
         if not structured(entry):
             require_tensor(f.inputs)
-        return cls(f, structured(entry))
+        rows = entry.rows if isinstance(entry, Equivariance) else "auto"
+        parts = in_parts(f.arguments, rows, argument_names(f.model))
+        return cls(f, structured(entry), parts)
 
     @property
     def inputs(self) -> Any:
-        return self.f.arguments if self.whole else self.f.inputs
+        inputs = self.f.arguments if self.whole else self.f.inputs
+        return batch_of_one(inputs) if self.parts else inputs
 
     @property
     def outputs(self) -> Any:
-        return opened(self.f.call.output) if self.whole else self.f.outputs
+        outputs = opened(self.f.call.output) if self.whole else self.f.outputs
+        return batch_of_one(outputs) if self.parts else outputs
 
     @property
     def function(self) -> Callable[[Any], Any]:
-        return self.f.of_arguments if self.whole else self.f.of_inputs
+        function = self.f.of_arguments if self.whole else self.f.of_inputs
+        return one_sample(function) if self.parts else function
+
+    def loss(self, loss: Callable[[Any], Tensor] | None) -> Callable[[Any], Tensor] | None:
+        """The loss of the model's whole output as one of `outputs`; None where it is not."""
+        if loss is None or not self.priced:
+            return None
+        return whole_loss(loss) if self.parts else loss
+
+    def claim(self, symmetry: Equivariance) -> Equivariance:
+        """The claim on batches as `inputs` gives them."""
+        return replace(symmetry, rows="samples")
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return 1 if self.parts else batch_size(self.inputs)
 
     @property
     def images(self) -> bool:
@@ -66,7 +95,7 @@ class View:
 
     def culprit(self, symmetry: Equivariance) -> Culprit | None:
         """The first broken layer; None where the model cannot be run on the inputs alone."""
-        if len(self.f.call.args) != 1 and not self.whole:
+        if self.parts or (len(self.f.call.args) != 1 and not self.whole):
             return None
         try:
             found = culprit(self.model, self.inputs, symmetry)

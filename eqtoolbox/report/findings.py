@@ -31,6 +31,7 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     rules_run.skipped_steps,
     rules_run.finite_loss,
     rules_discovery.growth,
+    rules_symmetry.unmeasured,
     rules_symmetry.equivariance,
     rules_discovery.asymmetry,
     rules_discovery.learned,

@@ -27,6 +27,7 @@ def discrete_panels(run: Run) -> Iterator[Panel]:
         yield plot.panel("discrete-distance", "Distance to symmetric points", reading)
     yield from _margins(run)
     yield from _counts(run)
+    yield from _shares(run)
 
 
 def _margins(run: Run) -> Iterator[Panel]:
@@ -51,3 +52,16 @@ def _counts(run: Run) -> Iterator[Panel]:
     if plot.data:
         reading = "Pairs of units that are equal to rounding, and units that do nothing."
         yield plot.panel("discrete-counts", "Duplicate and dead units", reading)
+
+
+def _shares(run: Run) -> Iterator[Panel]:
+    """Layers with dead units, the worst ones."""
+    found = traces(run, "discrete/dead_share")
+    worst = sorted(found.items(), key=lambda item: -item[1].last.value)[: len(PALETTE)]
+    plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
+    for (layer, t), colour in zip(worst, PALETTE, strict=False):
+        plot.line(t, layer, colour)
+    if plot.data:
+        reading = "Share of each layer's units that did nothing on batch after batch; at 100 % no "
+        reading += "input passes the layer."
+        yield plot.panel("discrete-dead-share", "Dead units by layer", reading)

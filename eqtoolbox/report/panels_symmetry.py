@@ -20,6 +20,7 @@ CAUSE_COLOURS = {
     "decay": PALETTE[4],
     "optimizer": PALETTE[3],
     "finite_step": PALETTE[5],
+    "learning_rates": PALETTE[2],
     "unmeasured": GREY,
 }
 VISIBLE = 5e-3  # share below which a cause is left out of the figure
@@ -72,6 +73,14 @@ def conservation_panels(run: Run) -> Iterator[Panel]:
         "First-order law of the training gradient",
         "Slope of the loss along the symmetry over the gradient's length, from the gradient that "
         "the optimizer was given; near its dotted floor nothing but a symmetric loss shapes it.",
+    )
+    yield from _by_target(
+        run,
+        Plot(last_step=run.last_step, log=True),
+        "conservation/epsilon",
+        "What epsilon leaves of the training gradient's law",
+        "The same of approximate symmetries, less what the epsilon of the normalisations predicts: "
+        "near its dotted floor nothing else shapes the gradient along them.",
     )
     for order, vector in (("zeroth", "loss"), ("first", "gradient"), ("second", "Hessian")):
         yield from _by_target(

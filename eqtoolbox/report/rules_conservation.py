@@ -17,7 +17,7 @@ MENTIONED = 0.01  # share of a drift below which a cause is left out of the sent
 NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
 RECENT = 0.95  # of the run's steps: budgets that were recorded since speak for its end
 ALL = 0.01  # distance from a drift of 100 % of what the charge can be
-UNEXPLAINED = 0.5  # share of a drift that no measured step explains, from which none is trusted
+UNEXPLAINED = 0.3  # share of a drift that no measured step explains, from which none is trusted
 UNMEASURED = 0.05  # share of a drift that may stay unexplained without being mentioned
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
@@ -103,7 +103,7 @@ def gradient_laws(run: Run) -> Iterator[Finding]:
     """Whether the gradient that the optimizer was given obeys the laws, at every step."""
     obeyed: dict[str, Trace] = {}
     for family, law in traces(run, "conservation/first_order").items():
-        size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
+        size = _size(run, family, law)
         name = words(family)
         if law.verdict == "violated":
             when = law.since([judged(r) == "violated" for r in law.records])
@@ -120,13 +120,26 @@ def gradient_laws(run: Run) -> Iterator[Finding]:
             every = f"at {len(law.records) - broken} of {plural(len(law.records), 'step')}"
             text = f"The training gradient obeys the {name} law {every}: {size}."
             yield Finding(level="note", text=text, evidence=(law.evidence(),))
-    yield from _obeyed(obeyed)
+    yield from _obeyed(run, obeyed)
 
 
-def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
+def _size(run: Run, family: str, law: Trace) -> str:
+    """How large a slope is; of an approximate law also what its epsilon leaves unexplained."""
+    size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
+    left = trace(run, f"conservation/epsilon/{family}")
+    if left is None or law.last.step != left.last.step:
+        return size
+    return f"{size}, of which epsilon leaves {number(left.now, 2)}"
+
+
+def _obeyed(run: Run, obeyed: dict[str, Trace]) -> Iterator[Finding]:
     """Laws that the training gradient never broke: each by itself, or many in one sentence."""
+    near = {f: law for f, law in obeyed.items() if trace(run, f"conservation/epsilon/{f}")}
+    if near and len(near) < len(obeyed):  # a slope that epsilon explains is no measure of others
+        yield from _obeyed(run, near)
+        obeyed = {f: law for f, law in obeyed.items() if f not in near}
     steps = {len(law.records) for law in obeyed.values()}
-    if len(obeyed) > FEW and len(steps) == 1:
+    if not near and len(obeyed) > FEW and len(steps) == 1:
         worst = max(obeyed.values(), key=lambda law: max(r.value for r in law.records))
         peak = max(worst.records, key=lambda r: r.value)
         laws, size = listing([words(f) for f in obeyed]), number(peak.value, 2)
@@ -142,8 +155,7 @@ def _obeyed(obeyed: dict[str, Trace]) -> Iterator[Finding]:
         total = len(law.records)
         text = (
             f"The training gradient obeys the {words(family)} law at {total} of "
-            f"{plural(total, 'step')}: slope {number(law.now, 2)} of the gradient's length"
-            f"{floor_words(law)}."
+            f"{plural(total, 'step')}: {_size(run, family, law)}."
         )
         yield Finding(level="good", text=text, evidence=(law.evidence(),))
 
@@ -199,21 +211,30 @@ def _born(worst: Trace) -> bool:
 
 def _causes(shares: dict[str, tuple[Evidence, float]], words: dict[str, str], moved: bool) -> str:
     """The causes of a drift in words; `moved`: something beside the step moves parameters."""
+    unknown = shares.get("unmeasured", (None, 0.0))[1]
+    if abs(unknown) > UNEXPLAINED and not moved:
+        return _named(shares, words)
     parts = []
     for cause, (_, share) in shares.items():
         if abs(share) > (UNMEASURED if cause == "unmeasured" else MENTIONED):
             parts.append(f"{percent(share)} {words[cause]}")
     if not parts:
         return ""
-    unknown = shares.get("unmeasured", (None, 0.0))[1]
     cancelling = _cancelling(shares, words) if abs(unknown) <= UNEXPLAINED else ""
     if cancelling:
         return cancelling
     known = [share for cause, (_, share) in shares.items() if cause != "unmeasured"]
     remark = " (negative: against the drift)" if min(known, default=0.0) < -MENTIONED else ""
-    if abs(unknown) > UNEXPLAINED and not moved:
-        remark += " (the measured steps do not explain it: measure more often)"
     return f": {', '.join(parts)}{remark}"
+
+
+def _named(shares: dict[str, tuple[Evidence, float]], words: dict[str, str]) -> str:
+    """Causes without their shares, where the measured steps do not stand for the others."""
+    told = {c: share for c, (_, share) in shares.items() if c != "unmeasured"}
+    largest = max(map(abs, told.values()), default=0.0)
+    names = [words[c] for c, share in told.items() if abs(share) > max(MENTIONED, largest / 10)]
+    why = "the measured steps do not explain it: measure more often"
+    return f", in the measured steps through {listing(names)} ({why})" if names else f" ({why})"
 
 
 def _cancelling(shares: dict[str, tuple[Evidence, float]], words: dict[str, str]) -> str:

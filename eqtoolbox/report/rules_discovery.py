@@ -41,11 +41,14 @@ def growth(run: Run) -> Iterator[Finding]:
     """Symmetries that the model had, or nearly had, in this run and has lost."""
     for name, grown in traces(run, "equivariance/growth").items():
         error = trace(run, f"equivariance/relative_error/{name}")
-        had = error is not None and min(r.value for r in error.records) < HAD
-        if had and grown.last.note.startswith("alarm"):
+        if error is None or not grown.last.note.startswith("alarm"):
+            continue
+        _, _, fewer = grown.last.note.partition("; ")  # samples that keep their class
+        if fewer or error.last.value < HAD * grown.last.value:
             text = (
                 f"Symmetry under {symmetry(name)} is being lost: its error is "
-                f"{number(grown.last.value, 2)}x its smallest in this run."
+                f"{number(grown.last.value, 2)}x its smallest in this run"
+                + (f", {fewer}." if fewer else ".")
             )
             yield Finding(level="alarm", text=text, evidence=(grown.latest(),))
 

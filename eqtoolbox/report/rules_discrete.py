@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from eqtoolbox.report.finding import Finding, Level
+from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, trace, traces
-from eqtoolbox.report.words import number, plural
+from eqtoolbox.report.words import listing, number, plural
 
 ALIKE = 1e-6  # relative distance of units that count as equal
 
@@ -20,13 +20,40 @@ def duplicates(run: Run) -> Iterator[Finding]:
 
 
 def dead(run: Run) -> Iterator[Finding]:
-    """Units that do nothing, and why."""
+    """Units that do nothing, in which layers, and why; a layer that is dead as a whole."""
     units = _lasting(run, "discrete/dead")
-    if units is not None:
-        count = round(units.last.value)
-        verb = "is" if count == 1 else "are"
-        text = f"{plural(count, 'unit')} {verb} dead on the measured batch: {units.last.note}."
-        yield Finding(level="warning", text=text, evidence=(units.latest(),))
+    if units is None:
+        yield from _silent(run)
+        return
+    count = round(units.last.value)
+    verb = "is" if count == 1 else "are"
+    shares = {
+        layer: t
+        for layer, t in traces(run, "discrete/dead_share").items()
+        if t.last.step == units.last.step
+    }
+    where = "; ".join(f"in {layer} {t.last.note}" for layer, t in shares.items())
+    where = f" ({where})" if where else ""
+    whole = [layer for layer, t in shares.items() if t.last.value == 1]
+    text = f"{plural(count, 'unit')} {verb} dead{where}: {units.last.note}."
+    if whole:
+        text += f" Nothing passes {listing(whole)}: what comes after is the same for every input."
+    level: Level = "alarm" if whole else "warning"
+    evidence = units.latest(), *(t.latest() for t in shares.values())
+    yield Finding(level=level, text=text, evidence=evidence)
+
+
+def _silent(run: Run) -> Iterator[Finding]:
+    """Units that did nothing on the few batches that were measured."""
+    rows = run.records("discrete/dead") if "discrete/dead" in run else []
+    if rows and rows[-1].status == "not_converged" and rows[-1].value > 0:
+        last = rows[-1]
+        text = (
+            f"{plural(round(last.value), 'unit')} did nothing on the few batches measured so far "
+            f"({len(rows)}), too few to call them dead: {last.note}."
+        )
+        evidence = (Evidence(name=last.name, step=last.step, value=last.value),)
+        yield Finding(level="note", text=text, evidence=evidence)
 
 
 def collapse(run: Run) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of t
 MOST, MANY = 0.5, 0.05  # shares of skipped steps that are an alarm, and that are worth a warning
 FEW = 10  # skipped steps: by so many a gradient scaler divides its scale by a thousand
 _NO_PROBES = ("training", "monitor", "cost")
+ELSEWHERE = ("training/loss", "discrete/dead")  # what other rules tell of
 LIGHT = 0.1  # overhead that needs no remark when no budget was set
 OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
 
@@ -215,7 +216,7 @@ def unanswered(run: Run) -> Iterator[Finding]:
         first, note, seen = None, "", set[tuple[int, str]]()
         everything = run.rows()
         for r in everything.where(everything.having(status)):
-            if r.name != "training/loss" and (r.step, r.probe) not in seen:
+            if not r.name.startswith(ELSEWHERE) and (r.step, r.probe) not in seen:
                 seen.add((r.step, r.probe))
                 first, note = first or r, note or r.note
         if first is None:

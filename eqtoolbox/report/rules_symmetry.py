@@ -13,7 +13,7 @@ CHEAP = 0.01  # of the loss: a violation below this hardly matters to the task
 FEW = 2  # findings of a kind that are told one by one
 ORDERS = ("zeroth", "first", "second")
 AGREES = 0.02  # relative: both Rayleigh quotients come from float32 products
-_BLAME = ("first broken at", "wrong output action", "no single layer")
+_BLAME = ("first broken at", "wrong output action", "no single layer", "it holds with")
 FLAT = 1e-6  # of the sharpness: rounding of a float32 Hessian-vector product
 
 
@@ -26,6 +26,10 @@ def equivariance(run: Run) -> Iterator[Finding]:
         if error.verdict == "holds":
             text = f"{law} holds as far as can be seen: {size}."
             yield Finding(level="good", text=text, evidence=tuple(evidence))
+        elif error.verdict == "trivial":
+            text = f"{law} is trivial: the output does not depend on the input"
+            text += f" since step {since}." if (since := _constant(error)) else "."
+            yield Finding(level="warning", text=text, evidence=tuple(evidence))
         elif error.verdict == "violated":
             price = trace(run, f"equivariance/percent_of_loss/{name}")
             part = None if price is None else fraction(price, price.now)
@@ -46,6 +50,24 @@ def equivariance(run: Run) -> Iterator[Finding]:
                 why += "" if run.info.get("dtype") == "float64" else "; rerun the probe in float64"
             text = f"{law} is undecided: {size}, {why}."
             yield Finding(level="note", text=text, evidence=tuple(evidence))
+
+
+def unmeasured(run: Run) -> Iterator[Finding]:
+    """Claims that somebody handed over and that no step gave a number for."""
+    for name, told in traces(run, "equivariance/unmeasured").items():
+        if trace(run, f"equivariance/relative_error/{name}") is None:
+            text = f"The claim of {symmetry(name)} was never measured: {told.last.note}."
+            yield Finding(level="warning", text=text, evidence=(told.latest(),))
+
+
+def _constant(error: Trace) -> int:
+    """The step from which on the output is constant."""
+    since = error.records[0].step
+    for record in error.records:
+        if judged(record) != "trivial":
+            since = record.step
+    later = [r.step for r in error.records if r.step > since]
+    return later[0] if judged(error.records[0]) != "trivial" and later else 0
 
 
 def fraction(price: Trace, value: float) -> float:

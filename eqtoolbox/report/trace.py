@@ -23,6 +23,7 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
     "noether/epsilon/",
     "noether/epsilon_second_order/",
     "conservation/first_order/",
+    "conservation/epsilon/",
     "noether/bracket",
     "discrete/first_order/",
     "discrete/second_order/",
@@ -173,7 +174,7 @@ def judged(record: Record) -> Verdict | None:
     floor, size = record.floor, abs(record.value)
     if floor is None or not (record.verdict or record.name.startswith(LAWS)):
         return record.verdict
-    if size <= floor:
+    if size <= floor and record.verdict != "trivial":
         return "holds"
     return record.verdict or verdict(size, floor)
 

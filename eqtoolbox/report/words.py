@@ -9,6 +9,7 @@ CAUSES = {
     "decay": "weight decay",
     "optimizer": "optimizer",
     "finite_step": "finite step",
+    "learning_rates": "learning rates that differ",
     "unmeasured": "unmeasured",
 }
 

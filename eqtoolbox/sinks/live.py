@@ -12,7 +12,6 @@ SHOWN = {
     "equivariance/relative_error/translation": "shift error",
     "conservation/drift/rescale": "rescale drift",
     "curvature/sharpness": "sharpness",
-    "curvature/stability": "sharpness*lr/2",
     "noether/second_order/rescale": "law residual",
 }
 _EVERY_STEP = {"loss", "rescale drift"}  # charges may be measured at every step: not worth a line
@@ -34,6 +33,8 @@ class LiveLine(Sink):
         label = SHOWN.get(record.name)
         if label is None and record.name.startswith(_ERROR):
             label = f"{record.name.removeprefix(_ERROR)} error"
+        if record.name == "curvature/stability":
+            label = _edge(record)
         if label and math.isfinite(record.value):
             mark = "" if record.status == "ok" else "?"
             self._shown[label] = f"{record.value:.3g}{mark}"
@@ -48,3 +49,12 @@ class LiveLine(Sink):
             numbers = "  ".join(f"{label} {value}" for label, value in self._shown.items())
             tqdm.write(f"step {self._step:5d}  {numbers}")
         self._shown = {}
+
+
+def _edge(record: Record) -> str:
+    """What a stability is of: the sharpness times the optimizer's own factor, or its metric."""
+    factor = record.note.removeprefix("sharpness * ")
+    if factor != record.note:
+        return f"sharpness*{factor}"
+    optimizer = record.note.rpartition(" of ")[2]
+    return f"{optimizer} stability" if optimizer else "stability"

@@ -23,7 +23,7 @@ from eqtoolbox.symmetry.structured import structured_candidates
 from eqtoolbox.symmetry.unbounded import Scalings
 
 _AXES = 8  # coordinates whose single mirrors and exchanges are tried
-_RANK = {"holds": 0, "unresolved": 1, "violated": 2}
+_RANK = {"holds": 0, "trivial": 1, "unresolved": 2, "violated": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,9 @@ class Score:
     note: str = ""
 
 
-def candidates(inputs: Tree, outputs: Tree, arguments: Sequence[str] = ()) -> list[Equivariance]:
+def candidates(
+    inputs: Tree, outputs: Tree, arguments: Sequence[str] = (), parts: bool = False
+) -> list[Equivariance]:
     """Symmetries whose actions fit tensors of these shapes, as invariances and equivariances.
 
     Args:
@@ -43,13 +45,14 @@ def candidates(inputs: Tree, outputs: Tree, arguments: Sequence[str] = ()) -> li
             sets, point clouds or series, (batch, d); or a tree, see `structured_candidates`.
         outputs: of the function.
         arguments: what the entries of a tuple are called.
+        parts: whether it is a batch of one, see `structured_candidates`.
 
     Example:
         >>> [c.name for c in candidates(torch.ones(2, 9), torch.ones(2, 1))][:2]
         ['sign.even', 'sign.odd']
     """
     if not isinstance(inputs, Tensor) or not isinstance(outputs, Tensor):
-        return structured_candidates(inputs, outputs, arguments)
+        return structured_candidates(inputs, outputs, arguments, parts)
     found = list(_candidates(inputs, outputs))
     names = [c.name for c in found]
     assert len(set(names)) == len(names), names
@@ -92,7 +95,7 @@ def rank(
 
 def _order(score: Score) -> tuple[int, float]:
     if score.result is None:
-        return 3, 0.0
+        return len(_RANK), 0.0
     return _RANK[score.result.verdict], score.result.relative_error
 
 

@@ -35,24 +35,27 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Change:
-    """One step's drift of every charge and its four causes: (charges,) each, float64."""
+    """One step's drift of every charge and its causes: (charges,) each, float64."""
 
     drift: Tensor  # Q(theta + d) - Q(theta) = the sum of the causes
     symmetry: Tensor  # -eta <K, g>: 0 while the symmetry holds, -eta c for an equivariance
     decay: Tensor  # -eta gamma <K, theta>
     finite_step: Tensor  # Q(d) for quadratic charges, 0 for linear ones
     slopes: Tensor  # <K_i, g> of every generator, (dimension,)
+    learning_rates: Tensor  # sum_n (eta - eta_n) <K_n, g_n>: 0 where they are one
     pull: float  # |g| over the parameters of all symmetries
 
     @property
     def optimizer(self) -> Tensor:
         """<K, d + eta (g + gamma theta)>: what else than gradient flow the step was."""
-        return self.drift - self.symmetry - self.decay - self.finite_step
+        rest = self.drift - self.symmetry - self.decay - self.finite_step
+        return rest - self.learning_rates
 
     @property
     def causes(self) -> dict[str, Tensor]:
-        """The four causes by name."""
-        return {c: getattr(self, c) for c in ("symmetry", "decay", "optimizer", "finite_step")}
+        """The causes by name."""
+        names = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
+        return {c: getattr(self, c) for c in names}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,9 +191,14 @@ class Charges:
             slopes.append(forms[0] if alike else kind.slopes(moments, points, STEP[0]))
         law, first, second = torch.cat(paired, 1)
         finite = 0.5 * second
+        pulled = self._rates(rates, law) * law
+        apart = torch.zeros_like(law)
+        if gradient is not None and len(set(rates.lr.values())) > 1:
+            apart = pulled - self._pulled(before, gradient, rates)
         return Change(
             drift=first + finite,
-            symmetry=-self._rates(rates, law) * law,
+            symmetry=-pulled,
+            learning_rates=apart,
             decay=-self._decay(values, before, rates),
             finite_step=finite,
             slopes=torch.cat(slopes),
@@ -222,13 +230,21 @@ class Charges:
     def _rates(self, rates: Rates, like: Tensor) -> Tensor | float:
         """Learning rate of every charge: the largest among the parameters of its symmetry.
 
-        Where they differ, the rest of the pull is the optimizer's doing and counted there.
+        Where they differ, the rest of the pull is a cause of its own.
         """
         if rates.alike:
             return next(iter(rates.lr.values()))
         each = [max((rates.lr[n] for n in m.names), key=abs) for m in self.members]
         counts = torch.tensor(self._counts)
         return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
+
+    def _pulled(self, params: Parameters, gradient: Parameters, rates: Rates) -> Tensor:
+        """sum_n eta_n <K_n, g_n> of every charge: what gradient flow at these rates pulls."""
+        own = {n: g * rates.lr[n] for n, g in gradient.items() if n in rates.lr}
+        points, pair = Points(given=(params, own)), (0, 1)
+        found = taken(self.kinds, Stacks(self._layout, 2), points, [pair])
+        pairs = zip(self.kinds, found, strict=True)
+        return torch.cat([kind.pair(m).expand(1, -1) for kind, m in pairs], 1)[0]
 
     def _decay(self, values: Tensor, params: Parameters, rates: Rates) -> Tensor:
         """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""

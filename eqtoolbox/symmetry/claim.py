@@ -24,6 +24,10 @@ class Equivariance:
         name: for records, letters of [A-Za-z0-9_.-]; the group's name unless given.
         tolerance: relative defect up to which `check` accepts the laws of an action; derived from
             the dtype unless given, which suits every action that does not interpolate.
+        rows: whether rows of the batch are "samples", or "parts" of them as nodes and edges of
+            several graphs are; or the name of the leaf that numbers the sample of each row, which
+            "auto" finds under the names of PyG, MACE and SchNet. A batch of parts is taken whole,
+            as one sample: actions see a leading dimension of one.
 
     Raises:
         TypeError: the group is no Group, or an action cannot be called.
@@ -41,6 +45,7 @@ class Equivariance:
     output_action: Action
     name: str = field(default="", kw_only=True)
     tolerance: NotNegative | None = field(default=None, kw_only=True)
+    rows: str = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.group.order == 1:

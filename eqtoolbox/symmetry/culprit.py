@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.symmetry.actions import Action, trivial
 from eqtoolbox.symmetry.boosts import Boost
@@ -55,7 +56,8 @@ def culprit(
         hidden: action on the output of a module, by the module's name.
 
     Returns:
-        The culprit; the claim's own output action is the suspect when no layer is.
+        The culprit; the claim's own output action is the suspect when no layer is. None and no
+        cause where rows of the batch are parts of samples (`Equivariance.rows`).
 
     Example:
         >>> from eqtoolbox.symmetry.actions import quarter_turn
@@ -66,6 +68,8 @@ def culprit(
         >>> culprit(model, x, claim).layer
         '0'
     """
+    if in_parts(inputs, symmetry.rows):
+        return Culprit(layer=None, cause="", layers=(), floor=0.0)  # layers see no samples
     require_inputs(inputs)
     found: Layers = told(lambda x: Layers.of(model, x, symmetry, hidden), inputs)
     floor = max((e.rounding for e in found.errors), default=0.0)

@@ -118,6 +118,11 @@ def one_sample(function: Function) -> Callable[[Tree], Tree]:
     return batched
 
 
+def whole(loss: Callable[[Tree], Tensor]) -> Callable[[Tree], Tensor]:
+    """A loss of the outputs of one sample, as a function of a batch of one."""
+    return lambda outputs: loss(on_tensors(lambda x: x[0], outputs))
+
+
 def batch_of_one(tree: Tree) -> Tree:
     """Every tensor with a leading dimension of length one."""
     return on_tensors(lambda x: x[None], tree)

@@ -42,6 +42,7 @@ class Epsilons(TorchFunctionMode):
 
     Args:
         factor: (number in the order of calls, what it is added to, epsilon) -> factor.
+        live: give and keep what the epsilons are added to in the graph, not detached.
 
     Example:
         >>> x = torch.randn(8, 4, dtype=torch.float64)
@@ -51,9 +52,10 @@ class Epsilons(TorchFunctionMode):
         (torch.Size([8, 1]), True)
     """
 
-    def __init__(self, factor: Factor) -> None:
+    def __init__(self, factor: Factor, live: bool = False) -> None:
         super().__init__()
         self.factor = factor
+        self.live = live
         self.amounts: list[Tensor] = []
         self._sums = WeakIdKeyDictionary()  # (constant, version) of sums with what may be one
 
@@ -69,8 +71,9 @@ class Epsilons(TorchFunctionMode):
 
     def plus(self, amount: Tensor, eps: float) -> Tensor:
         """What to add to `amount` in place of eps."""
-        factor = self.factor(len(self.amounts), amount.detach(), eps)
-        self.amounts.append(amount.detach().clone())
+        seen = amount if self.live else amount.detach()
+        factor = self.factor(len(self.amounts), seen, eps)
+        self.amounts.append(seen if self.live else seen.clone())
         return eps * factor
 
     def __torch_function__(

@@ -1,14 +1,19 @@
 """The equivariance error: how far a function is from f(S_g x) = R_g f(x), floor and verdict."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
+from eqtoolbox.symmetry.dependence import CONSTANT, constant
+from eqtoolbox.symmetry.each import batch_of_one, one_sample, whole
+from eqtoolbox.symmetry.fields import y_up
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
 from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
@@ -23,6 +28,7 @@ from eqtoolbox.symmetry.orbit import (
 )
 from eqtoolbox.symmetry.price import Loss, Price
 from eqtoolbox.symmetry.result import EquivarianceResult
+from eqtoolbox.symmetry.shares import Parts
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
 from eqtoolbox.symmetry.variance import OrbitMoments
 
@@ -30,6 +36,7 @@ _HIDDEN = (
     "the floor hides any violation: low-pass the images (band_limited), use float64 or an exact "
     "action"
 )
+FEWEST = 2  # group elements: the identity and one more
 _UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
 
 
@@ -66,6 +73,7 @@ def equivariance_error(
     first two; only a large answer takes two more, to tell them apart.
 
     verdict: `holds` up to 3 floors, `violated` above 10, else `unresolved` (rerun in float64).
+    `trivial` instead of `holds` where f has one and the same output for all inputs (`constant`).
     Never `holds` when the function is random, nor when the floor is so high (0.14) that not even an
     unrelated function, with its error of sqrt(2), would be called violated. Scaling f changes none.
 
@@ -103,8 +111,10 @@ def equivariance_error(
         >>> equivariance_error(lambda x: x[:, 0, 0], x, turn).verdict
         'violated'
     """
+    if in_parts(inputs, symmetry.rows):
+        return _of_parts(function, inputs, symmetry, samples, generator, loss, outputs, check)
     require_inputs(inputs)
-    if samples < 2:
+    if samples < FEWEST:
         raise ValueError(
             f"samples must be >= 2, the identity and one more, got {samples}; leave the probe out "
             "to measure none"
@@ -154,6 +164,12 @@ def equivariance_error(
     worst = max(range(len(elements)), key=lambda i: errors[i])
     share = moments.fraction(floor)
     verdict, note = _verdict(error, floor, note)
+    if verdict == "holds":
+        seen = lambda x: compared(respond(function, x))
+        if constant(seen, inputs, base, answer, generator):
+            verdict, note = "trivial", CONSTANT
+    if verdict == "violated" and samples > FEWEST:  # a first look looks no further
+        note = "; ".join(filter(None, (note, _other_axis(function, inputs, symmetry, outputs))))
     twirl = None if price is None else _twirl(moments, outputs, layout)
     return EquivarianceResult(
         relative_error=error,
@@ -176,26 +192,44 @@ def equivariance_error(
     )
 
 
-class Parts:
-    """Running sums of the violation of each output tensor."""
+def _other_axis(function: Function, inputs: Tree, symmetry: Equivariance, outputs: Tree) -> str:
+    """A hint where a violated claim of fields holds with their y axis the other way."""
+    given, made = symmetry.input_action, symmetry.output_action
+    field = y_up(given) or y_up(made)
+    if field is None:
+        return ""
+    turned = replace(symmetry, input_action=y_up(given) or given, output_action=y_up(made) or made)
+    found: EquivarianceResult = equivariance_error(
+        function, inputs, turned, samples=FEWEST, outputs=outputs
+    )
+    if found.verdict != "holds":
+        return ""
+    way = "up" if field.up else "down"
+    return f"it holds with y pointing {way}: give Field({field.rank}, up={field.up})"
 
-    def __init__(self, layout: Layout | None) -> None:
-        self.layout = layout
-        count = 0 if layout is None else len(layout.names)
-        self.sums = torch.zeros(2, count, dtype=torch.float64)
 
-    def add(self, defect: Tensor, right: Tensor) -> None:
-        if self.layout is not None:
-            for row, packed in enumerate((defect, right)):
-                parts = [square(x.contiguous()) for x in self.layout.columns(packed)]
-                self.sums[row] += torch.stack(parts).cpu()
-
-    def errors(self) -> dict[str, float]:
-        if self.layout is None:
-            return {}
-        return dict(
-            zip(self.layout.names, (self.sums[0] / self.sums[1]).sqrt().tolist(), strict=True)
-        )
+def _of_parts(
+    function: Function,
+    inputs: Tree,
+    symmetry: Equivariance,
+    samples: int,
+    generator: torch.Generator | None,
+    loss: Loss | None,
+    outputs: Tree | None,
+    check: bool,
+) -> EquivarianceResult:
+    """The same of rows that are no samples: the batch is one."""
+    found: EquivarianceResult = equivariance_error(
+        one_sample(function),
+        batch_of_one(inputs),
+        replace(symmetry, rows="samples"),
+        samples=samples,
+        generator=generator,
+        loss=None if loss is None else whole(loss),
+        outputs=None if outputs is None else batch_of_one(outputs),
+        check=check,
+    )
+    return replace(found, consistency=None)
 
 
 def _twirl(moments: OrbitMoments, outputs: Tree, layout: Layout | None) -> Tree:

@@ -1,6 +1,6 @@
 """Actions on vector and tensor fields (..., components, H, W): components turn with the grid."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class Field:
     Args:
         rank: 0 scalar field, 1 vectors, 2 tensors.
         pseudo: True for what changes sign under mirrors, such as a vorticity.
+        up: True where the second component points up, as in most flow solvers, and not down, as
+            image rows are counted.
 
     Raises:
         ValueError: channels that are no multiple of 2^rank, an image that is not square.
@@ -36,6 +38,7 @@ class Field:
 
     rank: int = 1
     pseudo: bool = False
+    up: bool = False
 
     def __call__(self, g: Any, x: Tensor) -> Tensor:
         turns, flipped = _parts(g)
@@ -50,7 +53,7 @@ class Field:
                 f"a field of rank {self.rank} has a multiple of {width} channels in dimension -3, "
                 f"got shape {tuple(x.shape)}; use dihedral for scalar fields"
             )
-        m = _components(turns, flipped, self.rank).to(moved)
+        m = _components(turns, flipped, self.rank, self.up).to(moved)
         parts = moved.reshape(*moved.shape[:-3], -1, width, *moved.shape[-2:])
         return torch.einsum("ij,...jhw->...ihw", m, parts).flatten(-4, -3)
 
@@ -68,7 +71,18 @@ def _parts(g: Any) -> tuple[int, bool]:
     return (g, False) if isinstance(g, int) else g
 
 
-def _components(turns: int, flipped: bool, rank: int) -> Tensor:
+def y_up(action: Any) -> Any:
+    """The same action on components whose y axis points the other way; None if it has none.
+
+    Example:
+        >>> y_up(vector_field), y_up(scalar_field)
+        (Field(rank=1, pseudo=False, up=True), None)
+    """
+    return replace(action, up=not action.up) if isinstance(action, Field) and action.rank else None
+
+
+def _components(turns: int, flipped: bool, rank: int, up: bool) -> Tensor:
+    turns = -turns if up else turns
     m = torch.linalg.matrix_power(torch.tensor(_TURN, dtype=torch.float64), turns % 4)
     if flipped:
         m = m @ torch.tensor(_MIRROR, dtype=torch.float64)

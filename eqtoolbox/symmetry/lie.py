@@ -5,18 +5,29 @@ Blind to what is not connected to the identity (mirrors, quarter turns): finite 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.symmetry.actions import inside_of
 from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
+from eqtoolbox.symmetry.each import batch_of_one, one_sample
 from eqtoolbox.symmetry.floor import few, noise
-from eqtoolbox.symmetry.orbit import Function, double, require_inputs, respond, settled
+from eqtoolbox.symmetry.orbit import (
+    Function,
+    distance,
+    double,
+    require_inputs,
+    respond,
+    settled,
+)
 from eqtoolbox.symmetry.structure import (
     Layout,
     Tree,
@@ -27,7 +38,12 @@ from eqtoolbox.symmetry.structure import (
 )
 from eqtoolbox.symmetry.tangent import tangent_error, tangent_of
 
-_FLAT = "the output has no derivative (sort, argmax, rounding): its zero is no invariance"
+FLAT = "the output has no derivative (sort, argmax, rounding): its zero is no invariance"
+CUT = (
+    "the output follows the input and yet has no derivative by it: the model cuts the graph "
+    "(detach, numpy), sorts or rounds; group elements still measure the claim"
+)
+STRIDE = 0.1  # of the inputs' size: a step after which an output that follows them has changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +104,12 @@ def lie_derivative(
         >>> {r.verdict for r in lie_derivative(cubes, x, Equivariance(SO3(), vectors, trivial))}
         {'violated'}
     """
+    if in_parts(inputs, symmetry.rows):
+        whole = replace(symmetry, rows="samples")
+        found: list[LieDerivative] = lie_derivative(
+            one_sample(function), batch_of_one(inputs), whole, generator=generator
+        )
+        return found
     require_inputs(inputs)
     directions = symmetry.group.generators()
     if not directions:
@@ -114,6 +136,9 @@ def lie_derivative(
     moved = [compared(change) for change in changes]
     inexact = max(tangent_error(a) for a in (symmetry.input_action, symmetry.output_action))
     part = _Part.of(derivative, inputs, moved, compared, rng)
+    cut = part.flat and _follows(
+        lambda x: compared(respond(function, x)), inputs, base, answer, rng
+    )
     results = []
     for index, (along, own) in enumerate(zip(moved, allowed, strict=True)):
         change, right = double(along), double(own)
@@ -123,6 +148,8 @@ def lie_derivative(
         floor = max(floor, inexact * size / scale if scale > 0 else inexact)
         flat = part.flat and float(right.norm()) == 0.0
         verdict, why = _verdict(rate, floor * scale, flat, note)
+        if cut and not flat:  # |0 - rho f| is no violation
+            verdict, why = "unresolved", CUT
         results.append(
             LieDerivative(
                 generator=index,
@@ -183,6 +210,25 @@ class _Part:
         return size * math.sqrt(self.samples / self.rows)
 
 
+def _follows(
+    function: Callable[[Tree], Tensor],
+    inputs: Tree,
+    outputs: Tensor,
+    noise: float,
+    rng: torch.Generator,
+) -> bool:
+    """Whether a finite step in a random direction changes the output."""
+    u = _random_like(inputs, rng)
+    step = STRIDE * _norm(inputs) / max(_norm(u), 1e-300)
+    pairs = tree_map(lambda x, v: x + step * v if _moves(x) else x, inputs, u)
+    with torch.no_grad():
+        return distance(function(pairs), outputs) > VIOLATED * noise
+
+
+def _moves(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
 def _random_like(inputs: Tree, rng: torch.Generator) -> Tree:
     def draw(x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -199,7 +245,7 @@ def _norm(tree: Tree) -> float:
 
 def _verdict(rate: float, floor: float, flat: bool, note: str) -> tuple[Verdict, str]:
     if flat:
-        return "unresolved", _FLAT
+        return "unresolved", FLAT
     if rate > VIOLATED * floor:
         return "violated", note
     return ("holds" if rate <= HOLDS * floor and not note else "unresolved"), note

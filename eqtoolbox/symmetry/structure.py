@@ -51,7 +51,9 @@ def batch_size(tree: Tree) -> int:
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors(tree))
         raise ValueError(
             f"all tensors of a batch must start with its size, got shapes {shapes}; "
-            "for one graph or one set, use eqtoolbox.symmetry.one_sample"
+            'for nodes and edges of graphs give the claim rows="parts" or the name of the leaf '
+            "that numbers their samples; for one graph or one set, use "
+            "eqtoolbox.symmetry.one_sample"
         )
     return lengths.pop() if lengths else 0
 

@@ -51,7 +51,7 @@ class _Side:
 
 
 def structured_candidates(
-    inputs: Tree, outputs: Tree, arguments: Sequence[str] = ()
+    inputs: Tree, outputs: Tree, arguments: Sequence[str] = (), parts: bool = False
 ) -> list[Equivariance]:
     """Symmetries whose actions fit the leaves of a structured batch and of its output.
 
@@ -63,6 +63,8 @@ def structured_candidates(
         inputs: a dict, tuple or list of tensors that share the batch size.
         outputs: of the function, a tensor or such a tree.
         arguments: what the entries of a tuple are called; their numbers unless given.
+        parts: whether this is a batch of one, made of one whose rows are parts of samples: a row
+            of three energies is then no vector.
 
     Example:
         >>> batch = {"x": torch.rand(2, 5, 3), "charge": torch.rand(2, 5)}
@@ -71,21 +73,21 @@ def structured_candidates(
     """
     given, made = _Side.of(inputs, arguments), _Side.of(outputs)
     found: dict[str, Equivariance] = {}
-    for claim in _candidates(given, made):
+    for claim in _candidates(given, made, least=3 if parts else 2):
         found.setdefault(claim.name, claim)
     return list(found.values())
 
 
-def _candidates(given: _Side, made: _Side) -> Iterator[Equivariance]:
+def _candidates(given: _Side, made: _Side, least: int) -> Iterator[Equivariance]:
     sets = [x for x in given.leaves if isinstance(x, Tensor) and _floats(x) and x.dim() == 3]
     for n in sorted({x.shape[1] for x in sets if x.shape[1] > 1}):
         moving = given.fitting(lambda x, n=n: _renumbered(x, n, relabel=True))  # type: ignore[misc]
         after = made.fitting(lambda x, n=n: _renumbered(x, n, relabel=False))  # type: ignore[misc]
         yield from _pair(Symmetric(n), given, moving, made, after, f"symmetric{n}")
     for d in (2, 3):
-        turned = given.fitting(lambda x, d=d: _vectors(x, d, vectors))  # type: ignore[misc]
+        turned = given.fitting(lambda x, d=d: _vectors(x, d, vectors, least))  # type: ignore[misc]
         carried = given.fitting(lambda x, d=d: _vectors(x, d, positions, 3))  # type: ignore[misc]
-        after = made.fitting(lambda x, d=d: _vectors(x, d, vectors))  # type: ignore[misc]
+        after = made.fitting(lambda x, d=d: _vectors(x, d, vectors, least))  # type: ignore[misc]
         for word, some in _choices(given, turned):
             yield from _pair(Orthogonal(d), given, some, made, after, f"o{d}.{word}")
         for word, some in _choices(given, carried):
@@ -144,7 +146,7 @@ def _renumbered(x: Tensor, n: int, *, relabel: bool) -> Action | None:
     return Relabel() if relabel and pairs and int(x.max()) < n else None
 
 
-def _vectors(x: Tensor, d: int, action: Action, least: int = 2) -> Action | None:
+def _vectors(x: Tensor, d: int, action: Action, least: int) -> Action | None:
     fits = _floats(x) and least <= x.dim() <= 3 and x.shape[-1] == d
     return action if fits else None
 

@@ -13,6 +13,7 @@ counts the entries that cross, A_ii against A_jj and A_ij against A_ji, once.
 import torch
 from torch import Tensor
 
+from eqtoolbox.symmetry.activity import Activity
 from eqtoolbox.symmetry.families.discrete import Permuting, UnitSymmetry
 from eqtoolbox.symmetry.parameter import Parameters
 
@@ -48,33 +49,56 @@ def gaps(symmetry: Permuting, params: Parameters) -> Tensor:
     return torch.where(scale > 0, total.clamp_min(0) / scale, torch.nan)
 
 
-def dead(symmetry: UnitSymmetry, params: Parameters, gradient: Parameters) -> dict[int, str]:
-    """Units that do nothing on the batch behind the gradient, with the reason.
+def idle(
+    symmetry: UnitSymmetry, params: Parameters, gradient: Parameters, activity: Activity
+) -> dict[int, str]:
+    """Units that do nothing on the batch behind gradient and activity, with the reason.
 
-    A unit is dead when its gradient vanishes on all that it owns with weights that do not:
-    its incoming weights have none because what reads it is zero, its outgoing ones because it is
-    zero itself, or all of them because it is never active on the batch. Vanishing means below
-    1e-4 of the root mean square over the units.
+    A unit is idle when whatever reads it is given zero, or reads it with zero weights: below 1e-4
+    of what the unit computes before its non-linearity, or of the layer's weights. Where no product
+    that reads it was seen, when its gradient vanishes on all that it owns with weights that do not
+    (below 1e-4 of the root mean square over the units); that cannot be said of a layer which no
+    gradient reaches.
 
     Returns:
-        "zero PARAMETERS" or "never active" by unit; empty where no gradient reaches the layer.
+        "zero PARAMETERS" or "never active" by unit.
     """
     weights, slopes = squares(symmetry, params), squares(symmetry, gradient)
     keys = list(weights)
     zero = {k: _vanishing(weights[k]) for k in keys}
     flat = {k: _vanishing(slopes[k]) for k in keys}
-    if all(bool(f.all()) for f in flat.values()):
-        return {}
-    idle = torch.stack([zero[k] | flat[k] for k in keys]).all(0)
+    still = _unheard(symmetry, activity, zero)
+    if still is None:
+        if all(bool(f.all()) for f in flat.values()):
+            return {}
+        still = torch.stack([zero[k] | flat[k] for k in keys]).all(0)
     found = {}
-    for unit in idle.nonzero().flatten().tolist():
+    for unit in still.nonzero().flatten().tolist():
         none = [k for k in keys if zero[k][unit]]
-        silent = all(flat[k][unit] for k in keys)
+        silent = not none or all(flat[k][unit] for k in keys)
         if silent and len(none) < len(keys):
             found[unit] = "never active"
         else:
             found[unit] = f"zero {', '.join(none)}"
     return found
+
+
+def _unheard(symmetry: UnitSymmetry, activity: Activity, zero: dict[str, Tensor]) -> Tensor | None:
+    """Units of which every reader is given nothing, (units,); None where no reader was seen."""
+    readers, makers = [], []
+    for slot in symmetry.slots:
+        axis = slot.name, slot.axis
+        if axis in activity.made:
+            makers.append(activity.made[axis][slot.positions].amax(1))
+        elif axis in activity.read:
+            unread = zero[slot.name if slot.axis == 0 else f"{slot.name}[{slot.axis}]"]
+            readers.append((activity.read[axis][slot.positions].amax(1), unread))
+    if not readers:
+        return None
+    heard = [given for given, _ in readers]
+    scale = torch.stack(makers or [h.amax().expand_as(h) for h in heard]).amax(0)
+    quiet = [(given <= DEAD * scale) | unread for given, unread in readers]
+    return torch.stack(quiet).all(0)
 
 
 def _vanishing(squared: Tensor) -> Tensor:

@@ -181,7 +181,8 @@ def test_groups_with_rates_and_decays_of_their_own_have_an_exact_budget() -> Non
     records = measured(groups, named=True)
     closed(records)
     assert all(abs(value(records, f"symmetry/{f}")) < 1e-7 for f in ("rescale", "translation"))
-    assert abs(value(records, "optimizer/rescale")) > 1e-6, "biases learn at another rate"
+    assert abs(value(records, "learning_rates/rescale")) > 1e-6, "biases learn at another rate"
+    assert abs(value(records, "optimizer/rescale")) < 1e-8, "it is plain SGD"
     assert abs(value(records, "decay/rescale")) > 1e-5
 
 
@@ -308,3 +309,24 @@ def test_the_equilibrium_of_norms_is_measured_under_sgd_with_decay_alone() -> No
     ):
         others = [r for r in measured(OPTIMIZERS[name], steps=3) if "equilibrium" in r.name]
         assert [(r.status, why in r.note) for r in others] == [("not_applicable", True)]
+
+
+def test_two_learning_rates_of_plain_sgd_are_their_own_cause() -> None:
+    """Rescale charges drift by (eta_out - eta_in) <K_out, g_out> to first order: no optimizer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
+    groups = [{"params": model[0].parameters(), "lr": 0.01}, {"params": model[2].parameters()}]
+    optimizer, sink = torch.optim.SGD(groups, lr=0.1), MemorySink()
+    with eq.attach(
+        model, optimizer, probes=[Conservation()], budget=None, sinks=[sink], on_error="raise"
+    ) as monitor:
+        loss = monitor.loss(lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]))
+        x = torch.randn(64, 6)
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss(model, (x, x[:, :4].argmax(1))).backward()
+            optimizer.step()
+    shares = {c: value(sink.records, f"share_{c}/rescale") for c in CAUSES}
+    assert shares["learning_rates"] > 0.9
+    assert abs(shares["optimizer"]) < 1e-4 and abs(shares["symmetry"]) < 1e-4
+    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-4)

@@ -17,6 +17,9 @@ from eqtoolbox.symmetry.resampling import FourierShift
 from eqtoolbox.symmetry.scaling import Parity
 from tests.probes.test_equivariance_probe import measured
 
+# that a claim of the user's is not measured is a warning, too: see tests/probes/test_parts.py
+pytestmark = pytest.mark.filterwarnings("ignore:eqtoolbox. the claim:RuntimeWarning")
+
 
 def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

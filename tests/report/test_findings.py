@@ -279,6 +279,17 @@ def test_a_mostly_unmeasured_drift_asks_for_more_measurements(make_run: MakeRun)
     assert "measure more often" in the(run, "charges").text
 
 
+@pytest.mark.parametrize(("share", "given"), [(0.25, True), (0.31, False), (-0.6, False)])
+def test_shares_are_no_percentages_where_most_of_the_drift_was_not_measured(
+    make_run: MakeRun, share: float, given: bool
+) -> None:
+    run = make_run(drifting("scale", 0.1, decay=0.9 - share, finite_step=0.1, unmeasured=share))
+    _, _, causes = the(run, "charges").text.partition("since the start")
+    assert ("%" in causes) == given
+    assert "weight decay" in causes
+    assert ("measure more often" in causes) != given
+
+
 def test_a_cause_against_the_drift_is_marked(make_run: MakeRun) -> None:
     run = make_run(drifting("scale", 0.1, finite_step=1.3, decay=-0.3))
     assert "130 % finite step, -30 % weight decay (negative: against" in the(run, "charges").text

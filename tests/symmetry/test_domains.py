@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error
 from eqtoolbox.symmetry.actions import Action, check_action, dihedral, flip, quarter_turn, trivial
@@ -419,3 +419,27 @@ def test_foreign_matrices_are_made_once_an_element() -> None:
     result = equivariance_error(torch.tanh, normal(8, 6), claim, samples=4, check=False)
     assert (result.samples, result.verdict) == (3, "violated")
     assert len(made) == 6
+
+
+def test_a_field_with_y_upwards_is_hinted_at_and_holds_and_another_is_not() -> None:
+    def turn(v: Tensor, k: int) -> Tensor:
+        """Components (right, up) of an image turned counterclockwise."""
+        v = torch.rot90(v, k, (-2, -1))
+        for _ in range(k % 4):
+            v = torch.stack([-v[:, 1], v[:, 0]], 1)
+        return v
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 2, 3, padding=1))
+    flow = lambda v: sum(turn(net(turn(v, k)), -k % 4) for k in range(4)) / 4
+    x = torch.randn(4, 2, 9, 9)
+    down = equivariance_error(flow, x, Equivariance(Cyclic(4), Field(), Field()))
+    assert down.verdict == "violated"
+    assert down.note == "it holds with y pointing up: give Field(1, up=True)"
+    up = Equivariance(Cyclic(4), Field(up=True), Field(up=True))
+    assert equivariance_error(flow, x, up).verdict == "holds"
+    neither = equivariance_error(net, x, Equivariance(Cyclic(4), Field(), Field()))
+    assert neither.verdict == "violated" and "y pointing" not in neither.note
+    for field in (Field(up=True), Field(2, up=True)):  # an action, mirrors included
+        square = torch.randn(2, 4, 5, 5)
+        Equivariance(Dihedral(4), field, field).check(square, square)

@@ -43,7 +43,7 @@ def test_finite_errors_tell_steady_functions_from_careless_ones(
     claim = Equivariance(group, action, trivial)
     good = equivariance_error(steady, x, claim, loss=lambda y: y.square().mean())
     if not isinstance(action, Quantise):
-        assert good.verdict == "holds"
+        assert good.verdict == ("trivial" if isinstance(action, DropPoints) else "holds")
     bad = equivariance_error(careless, x, claim)
     assert bad.verdict == "violated"
     assert math.isnan(bad.orbit_variance)

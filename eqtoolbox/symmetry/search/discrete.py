@@ -30,11 +30,13 @@ class Discrete:
         self.problem = problem
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
         mixed = [set(m.names) for m in first if m.family != "rope"]
+        labelled, state = members(problem.trace, "label")
+        self.pinned = state.pinned  # what permutations may be lost at
         every: list[DiscreteSymmetry] = [
             *listed,
             *propose_heads(first),
             *propose_experts(problem.trace),
-            *propose_permutations(members(problem.trace, "label")[0]),
+            *propose_permutations(labelled),
             *propose_sign_flips(members(problem.trace, "sign")[0]),
         ]
         inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]

@@ -76,7 +76,8 @@ def find_symmetries(
         if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
             # no epsilons after all: what is exact beside them must not be lost
             continuous, discrete, state = _found(problem, model, EPSILON)
-        notes = [*problem.trace.notes, *_unseen(state)]
+        pinned = state.pinned.joined(discrete.pinned)
+        notes = [*problem.trace.notes, *pinned.notes(), *_unseen(state)]
         tied = tied_to_inputs(problem, moved_inputs) if moved_inputs is not None else ()
         every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
     for note in notes:
@@ -101,11 +102,6 @@ def _found(
 
 def _unseen(state: Propagation) -> Iterator[str]:
     """What the analysis took for fixed, in sentences."""
-    if state.unknown:
-        yield (
-            f"no rule for {', '.join(sorted(state.unknown))}: what these operations read was "
-            "taken as fixed, so that symmetries through them are missed"
-        )
     if state.constants:
         numbers = ", ".join(f"{v:g}" for v in sorted(state.constants))
         yield (

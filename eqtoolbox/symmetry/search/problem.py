@@ -15,6 +15,10 @@ Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
 MovedInputs = Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor]
 
 
+class NotFinite(ValueError, FloatingPointError):
+    """The loss is NaN or infinite: a wrong call for who asks directly, a status for a probe."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """A loss at one point with all that proposals are checked against."""
@@ -59,7 +63,7 @@ def posed(
             "order of layers in nn.Sequential and what the gradient shows were analysed"
         )
     if not bool(traced.value.isfinite().all()):
-        raise ValueError(
+        raise NotFinite(
             f"expected a finite loss, got {float(traced.value)}: look for NaN or infinite numbers "
             "in the batch and in the parameters"
         )

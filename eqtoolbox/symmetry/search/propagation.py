@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from eqtoolbox.symmetry.search.exponents import Constraints, Exponent, Form, Indices, indices_of
+from eqtoolbox.symmetry.search.pinned import Pinned, reason
 from eqtoolbox.symmetry.search.trace import Node, Trace, Value
 
 Mode = Literal["scale", "sign", "label"]
@@ -46,7 +47,7 @@ class Propagation:
     zeros: set[int] = field(default_factory=set)  # values that are zero whatever scales them
     derived: set[int] = field(default_factory=set)  # values that depend on data and parameters
     origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
-    unknown: set[str] = field(default_factory=set)  # operations without a rule
+    pinned: Pinned = field(default_factory=Pinned)  # what symmetries may be lost at
     rooted: set[int] = field(default_factory=set)  # values before a root, or divided by
     largest: float = LARGEST  # constant that may be an epsilon there
     taken: set[float] = field(default_factory=set)  # above EPSILON, and taken for one
@@ -80,6 +81,9 @@ def propagate(
     """Exponents up to `target` from those of the parameters in `start`."""
     state = Propagation(mode=mode, exponents=dict(start), constraints=constraints)
     state.origin = {number: number for number in start}
+    state.pinned.sources = {
+        v.number: {name: None} for name, v in trace.parameters.items() if v.number in start
+    }
     state.rooted, state.largest = trace.rooted(), largest
     reach = set(start)  # values that depend on parameters
     for node in trace.live(target):
@@ -94,8 +98,11 @@ def propagate(
                 state.derived.update(outputs)
             elif node.name in RESHAPES and inputs[0].number in state.origin:
                 state.origin.update(dict.fromkeys(outputs, state.origin[inputs[0].number]))
-            if not any(state.of(v).terms for v in inputs):
+            moving = [v for v in inputs if state.of(v).terms]
+            if not moving:
                 continue
+            why = reason(node, moving, labels=mode == "label")
+            state.pinned.note(why, state.pinned.follow(node, moving))
             rule = RULES.get(node.name, unknown)
             try:
                 made = rule(state, node)
@@ -137,7 +144,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def unknown(state: Propagation, node: Node) -> Exponent | None:
     """No rule: everything that the operation reads is pinned."""
-    state.unknown.add(node.name)
+    what = (
+        f"no rule for {node.name}: what it reads was taken as fixed, so that symmetries through it"
+    )
+    state.pinned.note(f"{what} are missed", state.pinned.follow(node, node.inputs))
     for value in node.inputs:
         state.constraints.pin(state.of(value))
     return None

@@ -26,6 +26,9 @@ def _spatial(state: Propagation, node: Node) -> Exponent | None:
     exponent = state.of(value)
     changed = [a for a, (m, n) in enumerate(zip(value.shape, made.shape, strict=True)) if m != n]
     moved = changed if node.name == "constant_pad_nd" else range(2, len(value.shape))
+    if node.name == "constant_pad_nd" and exponent.joined(*moved) is not None:
+        what = "padding along an axis with units of its own: scales of these are missed"
+        state.pinned.note(what, state.pinned.follow(node, [value]))
     rest = state.constraints.contract(exponent, *moved)
     if "max" in node.name:
         state.separate(exponent)

@@ -1,0 +1,120 @@
+"""Idle units: those that did nothing on batch after batch are dead, those on one batch are not."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eqtoolbox.capture.batch import tensors
+from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.probe import Measurement
+from eqtoolbox.symmetry import units
+from eqtoolbox.symmetry.activity import Activity
+from eqtoolbox.symmetry.families.discrete import UnitSymmetry
+from eqtoolbox.symmetry.parameter import DiscreteSymmetry
+
+BATCHES = 5  # in a row on which a unit must do nothing to be called dead,
+LEAST = 3  # or all of these, while no more were seen
+SAMPLES = 30  # in them: a unit that is silent on these works for less than a tenth of the data
+NAMED = 3  # units that a note names
+
+Layer = Mapping[int, str]  # idle units, and why
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Units of a step that do nothing, by layer, and what earlier batches said of them."""
+
+    layers: dict[str, Layer]
+    sizes: dict[str, int]  # units of each layer
+    memory: dict[str, Any]  # of the probe, this batch included
+
+    @classmethod
+    def of(
+        cls,
+        families: dict[str, list[DiscreteSymmetry]],
+        objective: Objective,
+        params: Parameters,
+        gradient: Parameters,
+        memory: dict[str, Any],
+    ) -> "Idle":
+        """Look at the units of one batch; each counts once though several symmetries move it.
+
+        Args:
+            families: the discrete symmetries of the loss.
+            objective, params, gradient: the loss, where and with which slope.
+            memory: of the batches before; this one is added to it.
+        """
+        activity = Activity.of(lambda: objective.loss(params), params)
+        layers: dict[str, Layer] = {}
+        sizes: dict[str, int] = {}
+        seen: list[set[tuple[str, int]]] = []
+        for member in (m for members in families.values() for m in members):
+            if not isinstance(member, UnitSymmetry) or member.name.endswith("heads"):
+                continue
+            own = {(slot.name, slot.axis) for slot in member.slots}
+            if any(own <= larger for larger in seen):
+                continue
+            seen.append(own)
+            sizes[member.name] = units.count(member)
+            layers[member.name] = units.idle(member, params, gradient, activity)
+        count = sum(map(_samples, objective.pieces))
+        memory["batches"] = memory.get("batches", 0) + 1
+        memory["samples"] = memory.get("samples", 0) + count
+        before = memory.get("silent", {})
+        memory["silent"] = {
+            layer: {unit: _longer(before.get(layer, {}).get(unit), count) for unit in idle}
+            for layer, idle in layers.items()
+            if idle
+        }
+        return cls(layers, sizes, memory)
+
+    def measurements(self) -> Iterator[Measurement]:
+        """How many units are dead, and the share of every layer that has any.
+
+        While too few batches were seen to tell, the count is that of units which were silent on all
+        of them, `not_converged`; none at all needs no second batch.
+        """
+        batches, samples = self.memory["batches"], self.memory["samples"]
+        known = batches >= LEAST and samples >= SAMPLES
+        wanted = min(batches, BATCHES) if known else 0, SAMPLES if known else 0
+        dead = {
+            layer: [u for u in idle if _enough(self.memory["silent"][layer][u], wanted)]
+            for layer, idle in self.layers.items()
+        }
+        labels = [
+            f"{layer} unit {unit} ({self.layers[layer][unit]})"
+            for layer, found in dead.items()
+            for unit in found
+        ]
+        status: Any = "ok" if known or not labels else "not_converged"
+        note = listed(labels, len(labels))
+        yield Measurement("dead", float(len(labels)), status=status, note=note)
+        for layer, found in dead.items():
+            if found:
+                size = self.sizes[layer]
+                streaks = [self.memory["silent"][layer][unit] for unit in found]
+                batches, samples = map(min, zip(*streaks, strict=True))
+                on = f"{batches} batches in a row" if batches > 1 else "the only batch measured"
+                note = f"{len(found)} of {size} units on {on}, {samples} samples"
+                yield Measurement("dead_share", len(found) / size, layer, status=status, note=note)
+
+
+def listed(named: list[str], count: int) -> str:
+    """The first few of so many, and how many more there are."""
+    named = named[:NAMED]
+    rest = count - len(named)
+    return "; ".join([*named, *([f"{rest} more"] if rest else [])])
+
+
+def _enough(streak: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    return streak[0] >= wanted[0] and streak[1] >= wanted[1]
+
+
+def _longer(streak: tuple[int, int] | None, samples: int) -> tuple[int, int]:
+    batches, so_far = streak or (0, 0)
+    return batches + 1, so_far + samples
+
+
+def _samples(piece: Objective) -> int:
+    """Length of the first tensor of a batch."""
+    return next((len(x) for x in tensors(piece.batch) if x.dim() > 0), 1)

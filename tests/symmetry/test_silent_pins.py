@@ -1,0 +1,267 @@
+"""No silent pin: where the search finds fewer scales than there are, its notes name who is touched.
+
+Truth by brute force, from gradients alone: scales v of single entries keep a loss exactly where
+sum_i v_i theta_i g_i = 0 at every theta, so that their number is the nullity of theta * g over
+random points.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqtoolbox.symmetry.discovery import discover
+from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
+from eqtoolbox.symmetry.parameter import ContinuousSymmetry
+from eqtoolbox.symmetry.search.found import Found
+
+WIDTH = 4
+Op = Callable[[Tensor], Tensor]
+
+
+class Around(nn.Module):
+    """An operation between two linear layers; it may change the width."""
+
+    def __init__(self, op: Op | nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.op = op
+        self.a = nn.Linear(3, WIDTH)
+        with torch.no_grad():
+            width = op(self.a(torch.randn(6, 3))).shape[-1]
+        self.h = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.op(self.a(x)))
+
+
+class Images(nn.Module):
+    """An operation on feature maps between two convolutions."""
+
+    def __init__(self, op: Op | nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.op, self.a = op, nn.Conv2d(1, WIDTH, 1)
+        with torch.no_grad():
+            made = op(self.a(torch.randn(2, 1, 4, 4)))
+        self.h = nn.Conv2d(made.shape[1], 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.op(self.a(x))).mean((2, 3))
+
+
+def truth(model: nn.Module, batch: tuple[Tensor, Tensor]) -> int:
+    """The number of independent scales of single entries, among those that do anything."""
+    model = model.double()
+    names, shapes = zip(*((n, p.shape) for n, p in model.named_parameters()), strict=True)
+    count = sum(s.numel() for s in shapes)
+    rng, rows = torch.Generator().manual_seed(1), []
+    for _ in range(count + 10):
+        flat = torch.randn(count, generator=rng, dtype=torch.float64)
+        parts = flat.split([s.numel() for s in shapes])
+        params = {
+            n: p.view(s).requires_grad_() for n, p, s in zip(names, parts, shapes, strict=True)
+        }
+        output = torch.func.functional_call(model, params, (batch[0].double(),))
+        loss = F.cross_entropy(output, batch[1])
+        grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        row = [
+            torch.zeros_like(p) if g is None else g * p
+            for g, p in zip(grads, params.values(), strict=True)
+        ]
+        rows.append(torch.cat([r.detach().flatten() for r in row]))
+    matrix = torch.stack(rows)
+    live = matrix.abs().amax(0) > 1e-12  # a dead entry is free, and no symmetry to find
+    values = torch.linalg.svdvals(matrix[:, live] / matrix[:, live].norm(dim=1, keepdim=True))
+    return int(live.sum()) - int((values > 1e-9 * values[0]).sum())
+
+
+def found_scales(found: Found) -> int:
+    """Diagonal dimensions, those within larger matrix groups included."""
+    total = 0
+    for s in found:
+        usable = s.status in ("verified", "approximate")
+        if usable and isinstance(s, ContinuousSymmetry) and not s.equivariant:
+            if isinstance(s, DiagonalSymmetry):
+                total += s.dimension
+            elif s.family in ("general_linear", "rope"):
+                total += round(s.dimension**0.5) if s.family == "general_linear" else s.dimension
+    return total
+
+
+def batch_of(model: nn.Module) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    shape = (16, 1, 4, 4) if isinstance(model, Images) else (16, 3)
+    return torch.randn(shape, generator=rng), torch.randint(0, 3, (16,), generator=rng)
+
+
+def silent(model: nn.Module) -> str:
+    """What is wrong: fewer scales found than there are, and nothing said of the layer before."""
+    batch = batch_of(model)
+    expected = truth(model, batch)
+    found = discover(model.float(), batch)
+    count, said = found_scales(found), " ".join(found.notes)
+    told = "a.weight" in said or "could not be recorded" in said
+    return "" if count >= expected or told else f"{count} of {expected}, notes {found.notes}"
+
+
+def chunked(f: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    return lambda z: f(*z.chunk(2, -1))
+
+
+OPS: dict[str, Op | nn.Module] = {
+    "identity": lambda z: z, "relu": F.relu, "leaky": F.leaky_relu, "abs": torch.abs,
+    "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "elu": F.elu,
+    "softplus": F.softplus, "mish": F.mish, "relu6": F.relu6, "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid, "hardtanh": F.hardtanh, "softsign": F.softsign,
+    "logsigmoid": F.logsigmoid, "celu": F.celu, "selu": F.selu, "threshold": nn.Threshold(0.1, 0.0),
+    "squared relu": lambda z: F.relu(z).square(), "cube": lambda z: z**3, "exp": torch.exp,
+    "sqrt": lambda z: F.relu(z).add(1e-30).sqrt(), "reciprocal": torch.reciprocal,
+    "glu": F.glu, "chunk gate": chunked(lambda u, v: u * v.sigmoid()),
+    "product of halves": chunked(torch.mul), "quotient of halves": chunked(torch.div),
+    "where leaky": lambda z: torch.where(z > 0, z, 0.1 * z), "mask": lambda z: z * (z > 0),
+    "heaviside": lambda z: z * torch.heaviside(z.detach(), z.detach() * 0),
+    "sign": lambda z: z * z.sign(), "clamp at zero": lambda z: z.clamp(min=0),
+    "clamp": lambda z: z.clamp(-1, 1), "clamp minimum": lambda z: z.clamp(min=1e-6),
+    "normalize": lambda z: F.normalize(z, dim=-1),
+    "norm": lambda z: z / z.norm(dim=-1, keepdim=True),
+    "topk": lambda z: z.topk(2, -1).values, "sort": lambda z: z.sort(-1).values,
+    "scatter": lambda z: torch.zeros_like(z).scatter(
+        -1, z.topk(2, -1).indices, z.topk(2, -1).values),
+    "gather": lambda z: z.gather(-1, z.argsort(-1)[:, :2]), "cumsum": lambda z: z.cumsum(-1),
+    "cumprod": lambda z: z.cumprod(-1), "flip": lambda z: z.flip(-1),
+    "roll": lambda z: z.roll(1, -1),
+    "index": lambda z: z[:, [2, 0, 3, 1]], "index select": lambda z: z.index_select(
+        -1, torch.tensor([3, 1])), "repeat": lambda z: z.repeat(1, 2),
+    "repeat interleave": lambda z: z.repeat_interleave(2, -1),
+    "cat": lambda z: torch.cat([z, F.relu(z)], -1),
+    "stack": lambda z: torch.stack([z, F.relu(z)], -1).flatten(1),
+    "pad": lambda z: F.pad(z, (1, 1)),
+    "one's complement": lambda z: 1 - z, "maximum of halves": chunked(torch.maximum),
+    "lerp": chunked(lambda u, v: torch.lerp(u, v, 0.3)), "addcmul": chunked(
+        lambda u, v: torch.addcmul(u, u, v)), "remainder": lambda z: torch.remainder(z, 1.0),
+    "softmax": lambda z: z.softmax(-1), "log softmax": lambda z: z.log_softmax(-1),
+    "logsumexp": lambda z: z.logsumexp(-1, keepdim=True),
+    "mean": lambda z: z.mean(-1, keepdim=True),
+    "amax": lambda z: z.amax(-1, keepdim=True), "std": lambda z: z.std(-1, keepdim=True),
+    "prod": lambda z: z.prod(-1, keepdim=True),
+    "layer norm": lambda z: F.layer_norm(z, (z.shape[-1],)),
+    "rms norm": lambda z: F.rms_norm(z, (z.shape[-1],)), "batch norm": nn.BatchNorm1d(WIDTH),
+    "prelu": nn.PReLU(), "prelu by channel": nn.PReLU(WIDTH), "dropout off": nn.Dropout(0.0),
+    "einsum": lambda z: torch.einsum("bi,bj->bij", z, z).flatten(1),
+    "kron": lambda z: (z[:, :, None] * z[:, None]).flatten(1), "outer sum": lambda z: (
+        z[:, :, None] + z[:, None]).flatten(1),
+    "cdist": lambda z: torch.cdist(z[:, :, None], z[:, :, None]).flatten(1),
+    "attention": lambda z: F.scaled_dot_product_attention(*(z.view(-1, 2, 2),) * 3).flatten(1),
+    "tril": lambda z: z.view(-1, 2, 2).tril().flatten(1),
+    "diagonal": lambda z: z.view(-1, 2, 2).diagonal(dim1=1, dim2=2),
+    "unfold": lambda z: z.unfold(-1, 2, 1).flatten(1), "masked fill": lambda z: z.masked_fill(
+        torch.tensor([False, True, False, True]), 0.0),
+    "rot": lambda z: torch.cat([-z[:, 2:], z[:, :2]], -1),
+    "complex": lambda z: torch.view_as_real(
+        torch.view_as_complex(z.view(-1, 2, 2).contiguous())).flatten(1),
+    "fft": lambda z: torch.fft.rfft(z).abs(), "round": torch.round, "atan": torch.atan,
+    "nan to num": torch.nan_to_num, "argmax": lambda z: z * F.one_hot(z.argmax(-1), z.shape[-1]),
+    "amin": lambda z: z.amin(-1, keepdim=True), "max": lambda z: z.max(-1, keepdim=True).values,
+    "scatter add": lambda z: torch.zeros(len(z), 2, dtype=z.dtype).scatter_add(
+        1, torch.tensor([0, 1, 0, 1]).expand_as(z), z), "index add": lambda z: torch.zeros(
+        len(z), 2, dtype=z.dtype).index_add(1, torch.tensor([0, 1, 0, 1]), z),
+}  # fmt: skip
+MAPS: dict[str, Op | nn.Module] = {
+    "groups": nn.Conv2d(WIDTH, WIDTH, 1, groups=2, bias=False),
+    "groups and relu": nn.Sequential(nn.LeakyReLU(), nn.Conv2d(4, 4, 1, groups=2), nn.LeakyReLU()),
+    "transposed groups": nn.ConvTranspose2d(WIDTH, 6, 1, groups=2),
+    "depthwise": nn.Conv2d(WIDTH, WIDTH, 3, groups=WIDTH, padding=1),
+    "batch norm": nn.BatchNorm2d(WIDTH), "batch norm, evaluated": nn.BatchNorm2d(WIDTH).eval(),
+    "group norm": nn.GroupNorm(2, WIDTH), "instance norm": nn.InstanceNorm2d(WIDTH, affine=True),
+    "pool": nn.MaxPool2d(2), "mean pool": nn.AvgPool2d(2), "adaptive": nn.AdaptiveAvgPool2d(2),
+    "pixel shuffle": nn.PixelShuffle(2), "upsample": nn.Upsample(scale_factor=2),
+    "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"), "shuffle": nn.ChannelShuffle(2),
+    "unfold": lambda z: F.unfold(z, 2).unsqueeze(-1), "squeeze and excite": lambda z: (
+        z * z.mean((2, 3), keepdim=True).sigmoid()), "prelu": nn.PReLU(WIDTH),
+    "response": nn.LocalResponseNorm(2), "channel mean": lambda z: z - z.mean(1, keepdim=True),
+    "dropout": nn.Dropout2d(0.0), "lp pool": nn.LPPool2d(2, 2), "softmax": nn.Softmax2d(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_no_operation_on_vectors_pins_silently(name: str) -> None:
+    assert not silent(Around(OPS[name]))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_no_operation_on_images_pins_silently(name: str) -> None:
+    assert not silent(Images(MAPS[name]))
+
+
+class Twice(nn.Module):
+    """One layer applied twice: GL(4) moves both uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.h = (nn.Linear(*s, bias=False) for s in ((3, 4), (4, 4), (4, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.b(self.b(self.a(x))))
+
+
+class Joined(nn.Module):
+    """Two branches side by side: units of either may change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.h = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(torch.cat([F.gelu(self.a(x)), F.gelu(self.b(x))], -1))
+
+
+PERMUTED: dict[str, tuple[nn.Module, int, str]] = {
+    "twice": (Twice(), 3, "read more than once, so that all uses must agree: b.weight"),
+    "joined": (Joined(), 6, "joined by cat"),
+    "softmax": (Around(lambda z: z.softmax(-1)), 3, "permutations through it are missed: a.bias"),
+    "one's complement": (Around(lambda z: 1 - z.tanh()), 3, "permutations through it are missed"),
+    "prelu by channel": (Around(nn.PReLU(WIDTH)), 3, "a slope a channel (prelu)"),
+    "batch norm, evaluated": (
+        Images(nn.Sequential(nn.BatchNorm2d(WIDTH), nn.GELU()).eval()), 3, "running statistics",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PERMUTED)
+def test_permutations_that_are_missed_are_named(name: str) -> None:
+    model, expected, words = PERMUTED[name]
+    found = discover(model.float(), batch_of(model))
+    count = sum(s.dimension for s in found if s.family == "permutation" and s.status == "verified")
+    assert count >= expected or words in " ".join(found.notes)
+
+
+class Block(nn.Module):
+    """A transformer's layer on four tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(3, WIDTH)
+        self.block = nn.TransformerEncoderLayer(WIDTH, 2, 6, 0.0, "relu", batch_first=True)
+        self.h = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.stack([x, x.roll(1, -1), -x, x * x], 1)
+        return self.h(self.block(self.a(tokens))[:, 0])
+
+
+def test_a_transformer_layer_pins_nothing_silently() -> None:
+    assert not silent(Block())
+
+
+def test_a_pin_without_a_note_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The must-fail twin: the same search with its notes taken away."""
+    monkeypatch.setattr("eqtoolbox.symmetry.search.pinned.Pinned.notes", lambda self: [])
+    assert "0 of" in silent(Around(F.glu))
+    assert "of" in silent(Images(MAPS["groups and relu"]))
+    assert not silent(Around(F.relu))
