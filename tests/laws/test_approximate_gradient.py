@@ -69,6 +69,17 @@ def test_a_penalty_within_what_epsilon_may_leave_is_undecided_and_a_larger_one_a
     assert {r.verdict for r in shown} == {"violated"} and not any(r.note for r in shown)
 
 
+@pytest.mark.filterwarnings("ignore:eqtoolbox. the replayed loss:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("eps", "penalty", "said"),
+    [(1e-3, 1e-2, "violated"), (1e-4, 1e-2, "violated"), (1e-3, 1e-3, "unresolved")],
+)
+def test_the_allowance_of_an_epsilon_is_about_its_size(eps: float, penalty: float, said) -> None:
+    """What the penalty adds is 14, 135 and 1.4 times what is allowed; the verdict turns at 10."""
+    laws, _ = trained(eps, penalty=penalty)
+    assert {r.verdict for r in laws} == {said}
+
+
 def test_an_approximate_law_within_rounding_holds() -> None:
     laws, _ = trained(1e-12)
     assert {r.verdict for r in laws} == {"holds"} and not any(r.note for r in laws)

@@ -134,6 +134,15 @@ def test_sparse_measuring_reports_what_it_did_not_see() -> None:
     assert abs(value(records, "share_unmeasured/rescale")) > 1e-4
 
 
+def test_measured_steps_stand_for_all_steps_since_the_last_one() -> None:
+    """Slow training under decay: 4 of 31 steps are measured, and yet decay explains the drift."""
+    decaying = lambda p: torch.optim.SGD(p, lr=1e-3, weight_decay=0.1)
+    records = measured(decaying, steps=31, schedule=10)
+    for family in FAMILIES:
+        assert value(records, f"share_decay/{family}") == pytest.approx(1.0, abs=0.02)
+        assert abs(value(records, f"share_unmeasured/{family}")) < 0.02
+
+
 def test_an_optimizer_without_learning_rate_has_drift_but_no_budget() -> None:
     class Halving(torch.optim.Optimizer):
         def __init__(self, params: Any) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.probes.alignment import turn
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
@@ -245,6 +246,15 @@ def test_symmetry_directions_hold_little_of_the_sharp_space() -> None:
     records, _ = run([Curvature(k=3, tol=1e-8)], model=mlp(6, 8, 3), steps=1)
     assert value(records, "curvature/symmetry_overlap/translation") < 1e-10
     assert 0 <= value(records, "curvature/symmetry_overlap/rescale") < 0.5
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, 90.0])
+def test_the_turn_of_a_space_is_its_largest_principal_angle(degrees: float) -> None:
+    """Two planes that share one direction; the other turned by so much."""
+    unit, turned = torch.eye(5, dtype=torch.float64), math.radians(degrees)
+    moved = math.cos(turned) * unit[1] + math.sin(turned) * unit[2]
+    (found,) = turn([{"x": unit[0]}, {"x": moved}], [{"x": unit[0]}, {"x": unit[1]}], "ok")
+    assert (found.unit, found.value) == ("degrees", pytest.approx(degrees, abs=1e-5))
 
 
 def test_the_top_space_turns_little_in_a_small_step_and_momentum_is_measured() -> None:
