@@ -1,7 +1,7 @@
 """The objective: a model and its training loss as pure functions of a dict of parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +19,10 @@ from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.gradients import required, valued
 from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.unmixed import unmixed
+from eqtoolbox.replay.widened import Widened
 
 Parameters = dict[str, Tensor]
 LossFunction = Annotated[
@@ -60,6 +63,7 @@ class Objective:
     mutates: bool = False  # the loss changes its batch in place
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
     autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
+    mixed: bool = True  # autocasts that the loss and the model enter by themselves are on
     belongings: Belongings | None = None  # what it could reach when the step evaluated it
     beside: LossParameters | None = None  # parameters of the loss that the model has not
 
@@ -161,6 +165,9 @@ class Objective:
         Raises:
             LookupError: the loss never calls the model itself.
         """
+        return valued(self._call_of, model)
+
+    def _call_of(self, model: nn.Module) -> Call:
         calls: list[Call] = []
 
         def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -189,7 +196,7 @@ class Objective:
         own = {k: v for k, v in model.__dict__.items() if k == "forward"}
         model.__dict__["forward"] = lambda *_, **__: output
         try:
-            return scalar_loss(self.loss_fn(model, self._batch()))
+            return scalar_loss(valued(self.loss_fn, model, self._batch()))
         finally:
             model.__dict__.pop("forward")
             model.__dict__.update(own)
@@ -229,8 +236,8 @@ class Objective:
         return replace(self, dtype=dtype)
 
     def unmixed(self) -> "Objective":
-        """The same objective in the parameters' own precision, an autocast around it off."""
-        return replace(self, autocast=None)
+        """The same objective in the parameters' own precision: no autocast, around it or inside."""
+        return replace(self, autocast=None, mixed=False)
 
     def halved(self) -> "Objective":
         """The same objective on the first half of its batch.
@@ -265,7 +272,7 @@ class Objective:
         def state() -> Iterator[None]:
             flags = self.flags if train else (False,) * len([*self.model.modules()])
             swapped = _reparametrize_module(scope, named, tie_weights=True)
-            with flagged(self.model, flags), swapped, self._beside(params):
+            with flagged(self.model, flags), swapped, self._beside(params), self._precision():
                 yield
 
         check()
@@ -274,18 +281,34 @@ class Objective:
         if replay is not None:
             replay.begin(self.belongings)
         with random_streams(self.random), cast, recomputed_within(state), state():
-            return body(self.model)
+            return valued(body, self.model)
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
-        """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers."""
-        frozen = {n: p.detach() for n, p in self.model.named_parameters() if n not in params}
+        """Parameters to differentiate, those not given as they are, fresh clones of the buffers.
+
+        What trains requires gradients here, too: losses differentiate by it.
+        """
+        live = dict(self.model.named_parameters())
+        kept = self._cast({n: p.detach() for n, p in live.items() if n not in params})
         others = self.beside.live if self.beside else {}
         own = {n: p for n, p in params.items() if n not in others}
-        return {**self._cast(frozen), **self._cast(_clones(self.buffers)), **own}
+        found = {n: required(p, live[n]) if n in live else p for n, p in {**kept, **own}.items()}
+        return {**found, **self._cast(_clones(self.buffers))}
 
     def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """Scope in which the loss finds its own parameters among `params`, or as they were."""
         return self.beside.swapped(params, self._cast) if self.beside else nullcontext()
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Scope of the floating-point type asked for, whatever the loss itself asks for."""
+        with ExitStack() as scope:
+            if self.dtype == torch.float64:
+                trained = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+                scope.enter_context(Widened(min(trained, key=_bits, default=torch.float32)))
+            if self.dtype is not None or not self.mixed:
+                scope.enter_context(unmixed())
+            yield
 
     def _batch(self) -> Any:
         fresh = map_tensors(lambda x: x.clone() if self.mutates else x, self.batch)
@@ -357,6 +380,10 @@ def loss_tensor(result: Any) -> Tensor:
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast without its cache of weights, which would keep those of other parameters."""
     return torch.autocast(device, dtype=dtype, cache_enabled=False)
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return dtype.itemsize
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Parameters:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eqtoolbox.replay.gradients import required
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossParameters:
@@ -26,8 +28,8 @@ class LossParameters:
     ) -> AbstractContextManager[Any]:
         """Scope in which each is `params[name]`, or else the `cast` of what it was."""
         held = {n: cast(t) for n, t in self.held.items() if n not in params}
-        found = {id(t): params.get(n, held.get(n)) for n, t in self.live.items()}
-        pairs = {key: t for key, t in found.items() if t is not None}
+        found = [(t, params.get(n, held.get(n))) for n, t in self.live.items()]
+        pairs = {id(live): required(t, live) for live, t in found if t is not None}
         return Exchanged(pairs) if pairs else nullcontext()
 
 

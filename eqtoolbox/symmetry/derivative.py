@@ -15,6 +15,7 @@ from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.still import still_linear
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors, tensors
+from eqtoolbox.symmetry.through import Through
 
 _TOGETHER = 8  # directions in one pass: each holds a batch of activations
 
@@ -54,7 +55,7 @@ class Derivative:
             except (NotImplementedError, RuntimeError, ValueError) as error:
                 if len(arrows) > 1:
                     return self._one_by_one(inputs, tangents)
-                known = ("forward AD", "derivative", "requires_grad_")
+                known = ("forward AD", "derivative", "requires_grad_", "require grad")
                 if not any(word in str(error) for word in known):
                     raise
                 self.mode = "double backward"
@@ -90,7 +91,8 @@ def _twice_backward(function: Callable[..., Tree], points: Parts, arrows: list[P
     """J v as the derivative of w -> J^T w, which is linear, along v."""
     points = tuple(p.clone().requires_grad_() for p in points)
     with torch.enable_grad():
-        value = function(*points)
+        with Through():
+            value = function(*points)
         parts = [y for y in tensors(value) if y.requires_grad]
         weights = [torch.zeros_like(y, requires_grad=True) for y in parts]
         pulled: tuple[Tensor | None, ...] = ()

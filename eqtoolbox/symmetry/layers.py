@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.record import VIOLATED
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.operations import Operations
 from eqtoolbox.replay.streams import RandomState, random_streams
 from eqtoolbox.symmetry.actions import SPATIAL, Action, inside_of, trivial
@@ -80,7 +81,7 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
     drawn = random_streams(RandomState.seeded(seed))
     try:
         with torch.no_grad(), Operations(), drawn:  # a fast path would skip the layers inside
-            call(model, on_tensors(torch.clone, inputs))
+            valued(call, model, on_tensors(torch.clone, inputs))
     finally:
         for handle in handles:
             handle.remove()

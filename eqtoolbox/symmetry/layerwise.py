@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.symmetry.actions import Action, inside_of
 from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
@@ -18,6 +19,7 @@ from eqtoolbox.symmetry.layers import Layers, call
 from eqtoolbox.symmetry.orbit import double, require_inputs
 from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
 from eqtoolbox.symmetry.tangent import has_tangent, tangent_of
+from eqtoolbox.symmetry.through import cut
 
 BETWEEN = "(between layers)"
 
@@ -91,7 +93,7 @@ def layer_shares(
     flow = _Flow(model, inputs, arrow, {n: found.actions[n] for n in layers}, direction)
     ends = [flow.end(layers[:i]) for i in range(len(layers) + 1)]
     with torch.no_grad():
-        own = tangent_of(symmetry.output_action, direction, call(model, inputs))
+        own = tangent_of(symmetry.output_action, direction, valued(call, model, inputs))
     ends_flat = [_packed(inside_of(symmetry.output_action, end)) for end in [*ends, own]]
     total = ends_flat[0] - ends_flat[-1]
     kinds = {n: type(m).__name__ for n, m in model.named_modules()}
@@ -164,7 +166,7 @@ def _first_replaced(output: Any, change: Any) -> Any:
         if done or not y.is_floating_point():
             return y
         done = True
-        moved: Tensor = change(y.detach())
+        moved: Tensor = change(cut(y))
         return moved
 
     return on_tensors(leaf, output)
