@@ -26,6 +26,9 @@ ASYMMETRY = 2e-3  # float32 networks reach 7e-5, wrong double backwards start at
 WRONG = 0.03  # exact against differenced product; differences of smooth losses err by 1e-3
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
 PARTS = 8  # pieces of the batch where memory is low
+ROUGH = 1e-6  # eps from which on a loss is of half precision
+HALF = torch.finfo(torch.float16).eps
+SCALE = 2.0**16  # of a loss with float16 inside, as torch's gradient scaler starts
 EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
 
 
@@ -39,6 +42,7 @@ class SelfTest:
     asymmetry: float  # |<u, Hv> - <v, Hu>| / |Hv| with u along Hv
     difference: float  # |Hu - differenced Hu| / |Hu|
     coarsest: float  # eps of the coarsest operation in the loss
+    trained: float = math.nan  # the same as the loss trains, autocasts included
 
 
 @checked
@@ -74,7 +78,8 @@ class Engine:
 
     Args:
         memory: "fast" keeps the graph of one gradient (3 times a gradient's memory), "low" not.
-        precision: "full" switches an autocast around the loss off, "as_trained" keeps it.
+        precision: "full" switches autocasts off, around the loss and inside it; "as_trained" keeps
+            them, the loss scaled where there is float16 in them.
     """
 
     memory: Memory = "fast"
@@ -124,6 +129,9 @@ class Engine:
                 yield Measurement("self_test", value, quantity, status="not_applicable", note=note)
             else:
                 yield Measurement("self_test", value, quantity, note=note)
+        if test.trained > ROUGH:
+            note = _mixed(self.precision, test)
+            yield Measurement("self_test", test.coarsest, "rounding", note=note)
 
     def _tested(self, snapshot: Snapshot) -> Tested:
         objective, params = self.objective(snapshot), snapshot.before
@@ -132,6 +140,9 @@ class Engine:
             if any(p.is_complex() for p in params.values()):
                 raise NotApplicable("complex parameters: their Hessian is not supported")
             test = self_test(objective, params)
+            if snapshot.measured is not None:
+                trained = _valued(snapshot.measured, params)[1]
+                test = replace(test, trained=trained)
             return Tested(_thrifty(objective, params, test) if self.memory == "low" else test)
 
         about = snapshot.identity, self.memory, self.precision, objective.autocast
@@ -142,12 +153,14 @@ def operator(objective: Objective, params: Parameters, test: SelfTest) -> Differ
     """The Hessian in the mode that the self-test chose."""
     if test.mode == "differenced":
         return finite_difference(objective, params)
-    accuracy = 10 * test.coarsest if test.coarsest > 1e-6 else None
+    accuracy = 10 * test.coarsest if test.coarsest > ROUGH else None
+    by = SCALE if test.coarsest == HALF else 1.0
     if test.mode == "split" or len(objective.pieces) > 1:  # as accumulated: one graph at a time
         pieces = objective.split(PARTS)
         losses, weights = [piece for piece, _ in pieces], [weight for _, weight in pieces]
-        return hessian(losses, params, weights=weights, retain=False, accuracy=accuracy)
-    return hessian(objective, params, retain=test.mode == "exact", accuracy=accuracy)
+        return hessian(losses, params, weights=weights, retain=False, accuracy=accuracy, scale=by)
+    retain = test.mode == "exact"
+    return hessian(objective, params, retain=retain, accuracy=accuracy, scale=by)
 
 
 def self_test(objective: Objective, params: Parameters) -> SelfTest:
@@ -159,8 +172,7 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
         NotApplicable: the loss is random, or no mode gives right products.
         FloatingPointError: the loss or its gradient is not finite.
     """
-    with Precision() as precision:
-        first = _value(objective, params)
+    first, coarsest = _valued(objective, params)
     repeat = abs(first - _value(objective, params)) / max(abs(first), 1e-30)
     if repeat > RANDOM:
         raise NotApplicable(
@@ -174,9 +186,10 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
         repeat=repeat,
         asymmetry=math.nan,
         difference=math.nan,
-        coarsest=precision.eps,
+        coarsest=coarsest,
     )
-    direction = random_like(params, torch.Generator().manual_seed(0))
+    drawn = random_like(params, torch.Generator().manual_seed(0))
+    direction = scale(1 / max(norm(drawn), 1e-300), drawn)  # entries of 1 would overflow float16
     try:
         with operator(objective, params, test) as exact:  # type: ignore[union-attr]
             product = exact(direction)
@@ -197,7 +210,7 @@ def _compared(
 ) -> SelfTest:
     """The self-test after comparing an exact product with a differenced one."""
     unsymmetric = test.asymmetry > max(ASYMMETRY, 2 * test.coarsest)
-    rough = test.coarsest > 1e-6  # differences of half precision are off by tens of percent
+    rough = test.coarsest > ROUGH  # differences of half precision are off by tens of percent
     try:
         if rough:
             raise ValueError("low precision")
@@ -256,6 +269,24 @@ def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTe
     smooth = not math.isnan(test.difference)
     mode: EngineMode = "differenced" if smooth else "rebuilt"
     return replace(test, mode=mode, reason=f"low memory, but {why}; {test.reason}")
+
+
+def _valued(objective: Objective, params: Parameters) -> tuple[float, float]:
+    """The loss, and eps of the coarsest operation in it."""
+    with Precision() as precision:
+        value = _value(objective, params)
+    return value, precision.eps
+
+
+def _mixed(precision: ProbePrecision, test: SelfTest) -> str:
+    """What was done about the half precision that a loss trains in."""
+    kind = "float16" if test.trained == HALF else "half precision"
+    if precision == "full" and test.coarsest <= ROUGH:
+        return f"full: the loss trains under an autocast to {kind}, which is off here"
+    if precision == "full":
+        return f"full: the loss casts to {kind} by itself, which no autocast does and stays on"
+    scaled = ", the loss scaled where it is differentiated" if test.coarsest == HALF else ""
+    return f"as_trained: with operations in {kind}{scaled}"
 
 
 def _value(loss: Callable[[Parameters], torch.Tensor], params: Parameters) -> float:

@@ -19,10 +19,7 @@ _WIDE = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
     **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
 }
-_CASTS = {
-    **dict.fromkeys((Tensor.float, Tensor.half, Tensor.bfloat16), torch.float64),
-    **dict.fromkeys((Tensor.cfloat, Tensor.chalf), torch.complex128),
-}
+_CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 _READS = frozenset({Tensor.view, Tensor.numpy, Tensor.data_ptr, Tensor.element_size})
 _BORN = frozenset({torch.rand, torch.randn, torch.normal})
 _ALIKE = frozenset({torch.rand_like, torch.randn_like})
@@ -57,7 +54,7 @@ class Widened(TorchFunctionMode):
         if type(func) is MethodWrapperType or func in _READS:  # an attribute, or bits
             return func(*args, **kwargs)
         if func in _CASTS:
-            return args[0].to(_CASTS[func])
+            return args[0].to(torch.float64)
         if func in _BORN and not any(isinstance(x, Tensor) for x in args):
             return self._draw(func, args, kwargs, torch.get_default_dtype())
         if func in _ALIKE:

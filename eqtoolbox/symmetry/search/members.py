@@ -23,7 +23,7 @@ from eqtoolbox.symmetry.search.nullspace import nullspace
 from eqtoolbox.symmetry.search.propagation import LARGEST, Mode, Propagation, propagate
 from eqtoolbox.symmetry.search.trace import Trace
 
-RULE_FILES = (rules_backward, rules_linear, rules_shape)  # imported for the rules that they register
+RULE_FILES = (rules_backward, rules_linear, rules_shape)  # imported for what they register
 Bits = NDArray[np.bool_]
 
 
