@@ -18,6 +18,7 @@ from eqtoolbox.capture.loss_parameters import LossParameters
 from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
+from eqtoolbox.replay.backward import given
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.gradients import required, valued
 from eqtoolbox.replay.scope import current
@@ -95,16 +96,7 @@ class Objective:
         Raises:
             LookupError: the loss calls the model not once, or the output is no single tensor.
         """
-        made: list[Any] = []
-
-        def body(model: nn.Module) -> None:
-            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
-            try:
-                self.loss_fn(model, self._batch())
-            finally:
-                handle.remove()
-
-        self._run(params, body)
+        made, _ = self._made(params)
         if len(made) != 1 or not isinstance(made[0], Tensor) or made[0].dim() == 0:
             raise LookupError("it needs a loss that calls the model once for one output tensor")
         return made[0]
@@ -114,19 +106,24 @@ class Objective:
 
         Of an output with `logits` these are taken.
         """
-        made: list[Any] = []
-
-        def body(model: nn.Module) -> Tensor:
-            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
-            try:
-                return scalar_loss(self.loss_fn(model, self._batch()))
-            finally:
-                handle.remove()
-
-        loss: Tensor = self._run(params, body)
+        made, loss = self._made(params)
         output = getattr(made[0], "logits", made[0]) if len(made) == 1 else None
         single = isinstance(output, Tensor) and output.dim() > 0
         return (output if single else None), loss
+
+    def _made(self, params: Mapping[str, Tensor]) -> tuple[list[Any], Tensor]:
+        """What each call of the model returned, and the loss."""
+
+        def body(model: nn.Module) -> tuple[list[Any], Tensor]:
+            made: list[Any] = []
+            handle = model.register_forward_hook(lambda _, __, output: made.append(output))
+            try:
+                return made, scalar_loss(self.loss_fn(model, self._batch()))
+            finally:
+                handle.remove()
+
+        found: tuple[list[Any], Tensor] = self._run(params, body)
+        return found
 
     def loss_of_moved_inputs(
         self, params: Mapping[str, Tensor], move: Callable[[Tensor], Tensor]
@@ -171,6 +168,11 @@ class Objective:
         calls: list[Call] = []
 
         def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if any(map(_transformed, tensors(output))):
+                raise LookupError(
+                    "the loss calls the model inside a transformation of torch.func: data "
+                    "symmetries need a call of the model itself"
+                )
             calls.append(Call(args, kwargs, output))
 
         handle = model.register_forward_hook(note, with_kwargs=True)
@@ -280,7 +282,8 @@ class Objective:
         replay = current()
         if replay is not None:
             replay.begin(self.belongings)
-        with random_streams(self.random), cast, recomputed_within(state), state():
+        asked = given(named.values())
+        with random_streams(self.random), cast, recomputed_within(state), asked, state():
             return valued(body, self.model)
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
@@ -380,6 +383,11 @@ def loss_tensor(result: Any) -> Tensor:
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast without its cache of weights, which would keep those of other parameters."""
     return torch.autocast(device, dtype=dtype, cache_enabled=False)
+
+
+def _transformed(tensor: Tensor) -> bool:
+    """Whether it means something inside a transformation of torch.func only."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _bits(dtype: torch.dtype) -> int:

@@ -448,8 +448,11 @@ def _same(x: Any, output: Any) -> bool:
 
 
 def _fresh(batch: Any) -> Any:
-    """Copies of the tensors in new containers: loops change batches in place."""
-    return map_tensors(lambda x: x.detach().clone(), batch)
+    """Copies of the tensors in new containers: loops change batches in place.
+
+    They require gradients where the loop's own do, for losses that differentiate by them.
+    """
+    return map_tensors(lambda x: x.detach().clone().requires_grad_(x.requires_grad), batch)
 
 
 def _versions(batch: Any) -> list[int]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eqtoolbox.replay.backward import backward
 from eqtoolbox.replay.scope import current
 
 _IN_PLACE = frozenset({
@@ -186,28 +187,18 @@ def _runs_opened(function: Any) -> Any:
     return run
 
 
-_opened_grad = _runs_opened(torch.autograd.grad)  # checkpoints run again in it
-
-
-def _gradient(mode: Operations, args: Any, kwargs: Any) -> Any:
-    """A gradient that the program takes itself; forward derivatives of it would lose terms."""
-    above = torch._C._functorch.peek_interpreter_stack()
-    if above is not None and above.key() != torch._C._functorch.TransformType.Grad:
-        raise RuntimeError("a gradient taken inside has no derivative in forward mode")
-    return _opened_grad(mode, args, kwargs)
-
-
-def _no_backward(mode: Operations, args: Any, kwargs: Any) -> None:
-    """A loss that runs its own backward fills gradients of the training: a replay needs none."""
+def _backward(mode: Operations, args: Any, kwargs: Any) -> None:
     if current() is None:
         Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+    else:
+        backward(*args, **kwargs)
 
 
 _TWINS: dict[Any, Any] = {
     F.scaled_dot_product_attention: lambda mode, args, kwargs: attention(*args, **kwargs),
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
-    torch.autograd.grad: _gradient,
+    torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it
     torch._weight_norm: lambda mode, args, kwargs: weight_norm(*args, **kwargs),
-    Tensor.backward: _no_backward,
+    Tensor.backward: _backward,
 }
 _acts: dict[Any, _Acts] = {}

@@ -64,7 +64,10 @@ class Widened(TorchFunctionMode):
             return args[0].copy_(func(narrow, *args[1:], **kwargs))
         if _in_place(func):
             return func(*args[:1], *self._each(args[1:]), **self._each(kwargs))
-        return self._each(func(*self._each(args), **self._each(kwargs)))
+        made = func(*self._each(args), **self._each(kwargs))
+        if isinstance(made, Tensor) and made.dtype in _WIDE and made.requires_grad and made.is_leaf:
+            return self._wide(made.detach()).requires_grad_()  # it was made to be a leaf
+        return self._each(made)
 
     def _draw(self, func: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
         asked = kwargs.get("dtype") or dtype

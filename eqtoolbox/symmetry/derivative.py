@@ -17,6 +17,7 @@ from eqtoolbox.symmetry.still import still_linear
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors, tensors
 from eqtoolbox.symmetry.through import Through
 
+_stack = torch._C._functorch.get_interpreter_stack
 _TOGETHER = 8  # directions in one pass: each holds a batch of activations
 
 
@@ -72,7 +73,7 @@ Found = tuple[Tree, list[Tree]]
 
 
 def _forward(function: Callable[..., Tree], points: Parts, arrows: list[Parts]) -> Found:
-    with _differentiable():
+    with _differentiable(levels=1):
         found: Any = jvp(function, points, arrows[0])
     return found[0], [found[1]]
 
@@ -82,7 +83,7 @@ def _vectorised(function: Callable[..., Tree], points: Parts, arrows: list[Parts
         return jvp(function, points, v)
 
     stacked = [torch.stack(parts) for parts in zip(*arrows, strict=True)]
-    with _differentiable():
+    with _differentiable(levels=2):
         value, change = vmap(along, out_dims=(None, 0))(*stacked)  # type: ignore[arg-type]
     return value, [on_tensors(itemgetter(i), change) for i in range(len(arrows))]
 
@@ -139,16 +140,27 @@ def _like(tangent: Tree, inputs: Tree) -> Parts:
 
 
 @contextmanager
-def _differentiable() -> Iterator[None]:
+def _differentiable(levels: int) -> Iterator[None]:
     """No graph for reverse mode, no kernel without a forward derivative, weights that stay."""
-    with torch.no_grad(), _Still(), twice_differentiable(()):
+    with torch.no_grad(), _Still(levels), twice_differentiable(()):
         yield
 
 
 class _Still(TorchFunctionMode):
-    """Linear layers keep weights that are no part of the derivative, inside attention, too."""
+    """Linear layers keep weights that are no part of the derivative, inside attention, too.
+
+    Args:
+        levels: transformations of torch.func that are ours. A gradient taken right below them would
+            be a number without a tangent; one that torch.func takes below has its own.
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self._levels = levels
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.autograd.grad and len(_stack() or ()) <= self._levels:
+            raise RuntimeError("a gradient taken inside has no derivative in forward mode")
         return (still_linear if func is F.linear else func)(*args, **(kwargs or {}))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.capture.batch import map_tensors
 from eqtoolbox.record import VIOLATED
 from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.operations import Operations
@@ -71,7 +72,8 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
             inner = any(other.startswith(f"{name}.") for other in seen)
             if made and name not in seen and not inner:
                 entered = given[0].detach() if given else None
-                seen[name] = Activation(args, kwargs, entered, made[0].detach().clone())
+                called = map_tensors(Tensor.detach, (args, kwargs))
+                seen[name] = Activation(*called, entered, made[0].detach().clone())
 
         return hook
 

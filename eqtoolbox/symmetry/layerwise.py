@@ -19,7 +19,7 @@ from eqtoolbox.symmetry.layers import Layers, call
 from eqtoolbox.symmetry.orbit import double, require_inputs
 from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
 from eqtoolbox.symmetry.tangent import has_tangent, tangent_of
-from eqtoolbox.symmetry.through import cut
+from eqtoolbox.symmetry.through import cut, takes_gradients
 
 BETWEEN = "(between layers)"
 
@@ -63,7 +63,8 @@ def layer_shares(
         One entry a layer whose hidden action has a tangent, in order, then the rest.
 
     Raises:
-        ValueError: the group has no such generator, or an action no tangent.
+        ValueError: the group has no such generator, an action no tangent, or the model takes
+            gradients inside, which have no share of their own.
 
     Reference: Gruver et al. 2022, arXiv 2210.02984, estimate norms of the same parts.
 
@@ -88,6 +89,11 @@ def layer_shares(
     direction = directions[generator]
     inputs = on_tensors(lambda x: x.detach(), inputs)
     arrow = tangent_of(symmetry.input_action, direction, inputs)
+    if takes_gradients(lambda: call(model, on_tensors(torch.clone, inputs))):
+        raise ValueError(
+            "the model takes gradients of its layers inside (forces of an energy): a layer moved by "
+            "itself would change them; take the shares of the function that it differentiates"
+        )
     found = Layers.of(model, inputs, symmetry, hidden)
     layers = [n for n in found.base if n in found.actions and has_tangent(found.actions[n])]
     flow = _Flow(model, inputs, arrow, {n: found.actions[n] for n in layers}, direction)

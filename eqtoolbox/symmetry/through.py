@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eqtoolbox.replay.gradients import valued
+
 _KEEPS = 4  # the position of `create_graph`
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
@@ -41,6 +43,31 @@ class Through(TorchFunctionMode):
         if func is Tensor.requires_grad_ and args[0].grad_fn is not None:
             return args[0]  # it does already
         return func(*args, **kwargs)
+
+
+class _Gradients(TorchFunctionMode):
+    """Notices gradients that are taken inside."""
+
+    taken = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.taken = self.taken or func is torch.autograd.grad
+        return func(*args, **(kwargs or {}))
+
+
+def takes_gradients(body: Callable[[], Any]) -> bool:
+    """Whether `body` differentiates inside.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> takes_gradients(lambda: torch.autograd.grad(x.sum(), x)), takes_gradients(x.sum)
+        (True, False)
+    """
+    with _Gradients() as seen:
+        valued(body)
+    return seen.taken
 
 
 def cut(tensor: Tensor) -> Tensor:
