@@ -18,7 +18,7 @@ from eqtoolbox.capture.loss_parameters import leaves_of
 
 class _Here(threading.local):
     given: frozenset[int] = frozenset()
-    filled: list[tuple[Tensor, Tensor | None]] = []  # with what their `.grad` was before
+    filled: list[tuple[Tensor, Tensor | None]] | None = None  # with what their `.grad` was before
 
 
 _here = _Here()
@@ -31,11 +31,12 @@ def given(parameters: Iterable[Tensor]) -> Iterator[None]:
     When it ends, every `.grad` is what it was.
     """
     before = _here.given, _here.filled
-    _here.given, _here.filled = frozenset(map(id, parameters)), []
+    filled: list[tuple[Tensor, Tensor | None]] = []
+    _here.given, _here.filled = frozenset(map(id, parameters)), filled
     try:
         yield
     finally:
-        for x, slope in reversed(_here.filled):
+        for x, slope in reversed(filled):
             x.grad = slope
         _here.given, _here.filled = before
 
@@ -59,5 +60,6 @@ def backward(
     )
     for x, slope in zip(leaves, found, strict=True):
         if slope is not None:
-            _here.filled.append((x, x.grad))
+            if _here.filled is not None:
+                _here.filled.append((x, x.grad))
             x.grad = slope if x.grad is None else x.grad + slope

@@ -72,8 +72,8 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
             inner = any(other.startswith(f"{name}.") for other in seen)
             if made and name not in seen and not inner:
                 entered = given[0].detach() if given else None
-                called = map_tensors(Tensor.detach, (args, kwargs))
-                seen[name] = Activation(*called, entered, made[0].detach().clone())
+                args, kwargs = map_tensors(Tensor.detach, (args, kwargs))
+                seen[name] = Activation(args, kwargs, entered, made[0].detach().clone())
 
         return hook
 

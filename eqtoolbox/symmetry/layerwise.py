@@ -91,8 +91,8 @@ def layer_shares(
     arrow = tangent_of(symmetry.input_action, direction, inputs)
     if takes_gradients(lambda: call(model, on_tensors(torch.clone, inputs))):
         raise ValueError(
-            "the model takes gradients of its layers inside (forces of an energy): a layer moved by "
-            "itself would change them; take the shares of the function that it differentiates"
+            "the model takes gradients of its layers inside (forces of an energy): a layer moved "
+            "by itself would change them; take the shares of the function that it differentiates"
         )
     found = Layers.of(model, inputs, symmetry, hidden)
     layers = [n for n in found.base if n in found.actions and has_tangent(found.actions[n])]

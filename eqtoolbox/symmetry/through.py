@@ -48,7 +48,7 @@ class Through(TorchFunctionMode):
 class _Gradients(TorchFunctionMode):
     """Notices gradients that are taken inside."""
 
-    taken = False
+    taken: bool = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -67,7 +67,8 @@ def takes_gradients(body: Callable[[], Any]) -> bool:
     """
     with _Gradients() as seen:
         valued(body)
-    return seen.taken
+    found: bool = seen.taken
+    return found
 
 
 def cut(tensor: Tensor) -> Tensor:

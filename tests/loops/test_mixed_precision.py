@@ -140,9 +140,12 @@ def test_a_scale_that_overflows_is_made_smaller() -> None:
 
 
 def test_a_loss_that_no_scale_can_save_is_not_finite() -> None:
-    with hessian(lambda p: (p["x"] * 3e38).square().sum(), {"x": torch.ones(2)}, scale=2.0) as H:
-        with pytest.raises(FloatingPointError, match="the loss must be finite"):
-            H({"x": torch.ones(2)})
+    x, loss = {"x": torch.ones(2)}, lambda p: (p["x"] * 3e38).square().sum()
+    with (
+        hessian(loss, x, scale=2.0) as H,
+        pytest.raises(FloatingPointError, match="the loss must be finite"),
+    ):
+        H(x)
 
 
 def faint(params: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a user's function is called: gradients on and freed, in one precision, its backwards its own."""
+"""How a user's function is called: gradients on and freed, in one precision."""
 
 import threading
 from typing import Any
@@ -119,9 +119,12 @@ def test_no_autocast_is_entered_where_precision_is_full(way: Any) -> None:
 
 
 def test_an_autocast_that_raises_leaves_none_behind() -> None:
-    with unmixed(), pytest.raises(ZeroDivisionError, match="division"):
-        with torch.autocast("cpu", dtype=torch.float16):
-            1 // 0
+    with (
+        unmixed(),
+        pytest.raises(ZeroDivisionError, match="division"),
+        torch.autocast("cpu", dtype=torch.float16),
+    ):
+        _ = 1 // 0
     assert not torch.is_autocast_enabled("cpu")
     assert entered() == torch.float16
 
