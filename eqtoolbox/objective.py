@@ -1,7 +1,7 @@
 """The objective: a model and its training loss as pure functions of a dict of parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -20,10 +20,13 @@ from eqtoolbox.expect.bounds import takes
 from eqtoolbox.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.reading import opened
 from eqtoolbox.replay.belongings import Belongings
-from eqtoolbox.replay.graph import in_graphs, ungraded
-from eqtoolbox.replay.scope import current, differentiates, only_here, place
+from eqtoolbox.replay.gradients import required, valued
+from eqtoolbox.replay.graph import ungraded
+from eqtoolbox.replay.scope import current, only_here, place
 from eqtoolbox.replay.streams import BOTH, alone
 from eqtoolbox.replay.tables import Exchanged
+from eqtoolbox.replay.unmixed import unmixed
+from eqtoolbox.replay.widened import Widened
 
 Parameters = dict[str, Tensor]
 LossFunction = Annotated[
@@ -46,11 +49,6 @@ class Call:
     loss: Tensor | None = None  # what the loss came to, scalar
     times: int = 1  # how often the loss called the model
 
-    def detached(self) -> "Call":
-        """Without the graphs that a loss which takes gradients itself has made."""
-        args, kwargs, output = tree_map(_detached, (self.args, self.kwargs, self.output))
-        return replace(self, args=args, kwargs=kwargs, output=output)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -69,6 +67,7 @@ class Objective:
     mutates: bool = False  # the loss changes its batch in place
     dtype: torch.dtype | None = None  # floating-point type of everything; None: as trained
     autocast: tuple[str, torch.dtype] | None = None  # device and type of an autocast around it
+    mixed: bool = True  # autocasts that the loss and the model enter by themselves are on
     belongings: Belongings | None = None  # what it could reach when the step evaluated it
     beside: LossParameters | None = None  # parameters of the loss that the model has not
 
@@ -98,18 +97,7 @@ class Objective:
         Raises:
             LookupError: the loss calls the model not once, or the output is no single tensor.
         """
-
-        def body(model: nn.Module) -> list[Any]:
-            made: list[Any] = []
-            noting = only_here(lambda _, __, output: made.append(output))
-            handle = model.register_forward_hook(noting)
-            try:
-                self._loss(model)
-            finally:
-                handle.remove()
-            return made
-
-        made: list[Any] = self._run(params, body)
+        made, _ = self._made(params)
         if len(made) != 1 or not isinstance(made[0], Tensor) or made[0].dim() == 0:
             raise LookupError("it needs a loss that calls the model once for one output tensor")
         return made[0]
@@ -119,20 +107,25 @@ class Objective:
 
         Of an output with `logits` these are taken.
         """
+        made, loss = self._made(params)
+        output = getattr(made[0], "logits", made[0]) if len(made) == 1 else None
+        single = isinstance(output, Tensor) and output.dim() > 0
+        return (output if single else None), loss
 
-        def body(model: nn.Module) -> tuple[Tensor, list[Any]]:
+    def _made(self, params: Mapping[str, Tensor]) -> tuple[list[Any], Tensor]:
+        """What each call of the model returned, and the loss."""
+
+        def body(model: nn.Module) -> tuple[list[Any], Tensor]:
             made: list[Any] = []
             noting = only_here(lambda _, __, output: made.append(output))
             handle = model.register_forward_hook(noting)
             try:
-                return self._loss(model), made
+                return made, self._loss(model)
             finally:
                 handle.remove()
 
-        loss, made = self._run(params, body)
-        output = getattr(made[0], "logits", made[0]) if len(made) == 1 else None
-        single = isinstance(output, Tensor) and output.dim() > 0
-        return (output if single else None), loss
+        found: tuple[list[Any], Tensor] = self._run(params, body)
+        return found
 
     def loss_of_moved_inputs(
         self, params: Mapping[str, Tensor], move: Callable[[Tensor], Tensor]
@@ -171,6 +164,9 @@ class Objective:
         Raises:
             LookupError: the loss never calls the model itself.
         """
+        return valued(self._call_of, model)
+
+    def _call_of(self, model: nn.Module) -> Call:
         calls: list[Call] = []
         given: list[tuple[Any, Any]] = []  # before hooks of the user's change them
 
@@ -179,6 +175,11 @@ class Objective:
 
         def note(_: nn.Module, __: Any, output: Any) -> None:
             args, kwargs = given.pop()
+            if any(map(_transformed, tensors(output))):
+                raise LookupError(
+                    "the loss calls the model inside a transformation of torch.func: data "
+                    "symmetries need a call of the model itself"
+                )
             calls.append(Call(args, kwargs, output))
 
         handles = (
@@ -194,8 +195,7 @@ class Objective:
             raise LookupError(
                 "the loss never calls the model as model(inputs): data symmetries need that call"
             )
-        first = calls[0] if torch.is_grad_enabled() else calls[0].detached()
-        return replace(first, loss=loss, times=len(calls))
+        return replace(calls[0], loss=loss, times=len(calls))
 
     def loss_of_output(
         self, params: Mapping[str, Tensor], output: Any, train: bool = False
@@ -212,7 +212,7 @@ class Objective:
             output if place() == here else live(*given, **named)
         )
         try:
-            return self._loss(model)
+            return valued(self._loss, model)
         finally:
             model.__dict__.pop("forward")
             model.__dict__.update(own)
@@ -254,8 +254,8 @@ class Objective:
         return replace(self, dtype=dtype)
 
     def unmixed(self) -> "Objective":
-        """The same objective in the parameters' own precision, an autocast around it off."""
-        return replace(self, autocast=None)
+        """The same objective in the parameters' own precision: no autocast, around it or inside."""
+        return replace(self, autocast=None, mixed=False)
 
     def halved(self) -> "Objective":
         """The same objective on the first half of its batch.
@@ -275,6 +275,9 @@ class Objective:
         """Objectives whose sum this is, each with a graph of its own."""
         return [self]
 
+    def _loss(self, model: nn.Module) -> Tensor:
+        return scalar_loss(self.loss_fn(model, self._batch()))
+
     def _scalar(self, params: Mapping[str, Tensor], train: bool) -> Tensor:
         loss: Tensor = self._run(params, self._loss, train)
         return loss
@@ -282,37 +285,14 @@ class Objective:
     def _run(
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
-        """`body(model)` at these parameters; again from the start if its loss differentiates."""
-        graphs = torch.is_grad_enabled()
-        found = not differentiates()  # whether it does
-        try:
-            result = self._once(params, body, train)
-            again = found and not graphs and differentiates()
-        except Exception:
-            if not (found and differentiates()):
-                raise
-            again = True
-        if again:
-            result = self._once(params, body, train)
-        return result if graphs else tree_map(_detached, result)
-
-    def _loss(self, model: nn.Module) -> Tensor:
-        """Of one that takes gradients itself all operations make a graph, as in the training."""
-        graphs = torch.is_grad_enabled()
-        with torch.set_grad_enabled(graphs or differentiates()):
-            result = self.loss_fn(model, self._batch())
-        loss = scalar_loss(result)
-        return loss if graphs else loss.detach()
-
-    def _once(
-        self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool
-    ) -> Any:
+        """`body(model)` with these parameters swapped in, gradients on."""
         exchanged = Exchanged(self.model, self._state(params))
 
         @contextmanager
         def state() -> Iterator[None]:
             flags = self.flags if train else (False,) * len([*self.model.modules()])
-            with flagged(self.model, flags), exchanged.here(), self._beside(params):
+            shown, beside = exchanged.here(), self._beside(params)
+            with flagged(self.model, flags), shown, beside, self._precision():
                 yield
 
         check()
@@ -324,29 +304,38 @@ class Objective:
         drawn, kept = random_streams(self.random), ungraded(params.values())
         with kept, drawn, cast, recomputed_within(state), state():
             try:
-                return body(self.model)
+                return valued(body, self.model)
             except Exception as error:
                 if replay is not None and replay.failures:
                     raise replay.failures[0] from error
                 raise
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
-        """Parameters to differentiate, the frozen ones detached, fresh clones of the buffers.
+        """Parameters to differentiate, those not given as they are, fresh clones of the buffers.
 
-        A loss that takes gradients itself finds all that train in its graph.
+        What trains requires gradients here, too: losses differentiate by it.
         """
+        live = dict(self.model.named_parameters())
+        kept = self._cast({n: p.detach() for n, p in live.items() if n not in params})
         others = self.beside.live if self.beside else {}
         own = {n: p for n, p in params.items() if n not in others}
-        live = dict(self.model.named_parameters())
-        frozen = self._cast({n: p.detach() for n, p in live.items() if n not in params})
-        if differentiates():
-            frozen = {n: in_graphs(p, live[n]) for n, p in frozen.items()}
-            own = {n: in_graphs(p, live.get(n, p)) for n, p in own.items()}
-        return {**frozen, **self._cast(_clones(self.buffers)), **own}
+        found = {n: required(p, live[n]) if n in live else p for n, p in {**kept, **own}.items()}
+        return {**found, **self._cast(_clones(self.buffers))}
 
     def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """Scope in which the loss finds its own parameters among `params`, or as they were."""
         return self.beside.swapped(params, self._cast) if self.beside else nullcontext()
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Scope of the floating-point type asked for, whatever the loss itself asks for."""
+        with ExitStack() as scope:
+            if self.dtype == torch.float64:
+                trained = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+                scope.enter_context(Widened(min(trained, key=_bits, default=torch.float32)))
+            if self.dtype is not None or not self.mixed:
+                scope.enter_context(unmixed())
+            yield
 
     def _batch(self) -> Any:
         fresh = map_tensors(lambda x: x.clone() if self.mutates else x, self.batch)
@@ -409,8 +398,13 @@ def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
+def _transformed(tensor: Tensor) -> bool:
+    """Whether it means something inside a transformation of torch.func only."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return dtype.itemsize
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Parameters:

@@ -10,6 +10,8 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import NotNegative, Seed
 from eqtoolbox.isolation import evaluation
 from eqtoolbox.reading import is_open, on_opened, opened
+from eqtoolbox.replay.unmixed import unmixed
+from eqtoolbox.replay.widened import Widened
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.culprit import culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -99,12 +101,14 @@ def shadow(
     def wide(x: Tensor) -> Tensor:
         return x.to(torch.float64) if x.is_floating_point() else x
 
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
     state = {n: wide(t.detach()) for n, t in (*module.named_parameters(), *module.named_buffers())}
 
     def function(x: Any) -> Any:
         arguments = x if isinstance(x, tuple) else (x,)
-        copied = {n: t.clone() for n, t in state.items()}
-        return torch.func.functional_call(module, copied, arguments)
+        copied = {n: t.clone().requires_grad_(n in trained) for n, t in state.items()}
+        with Widened(), unmixed():
+            return torch.func.functional_call(module, copied, arguments)
 
     return _measure(function, on_tensors(wide, inputs), symmetry, samples, seed)
 

@@ -3,20 +3,21 @@
 import functools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from eqtoolbox.capture.batch import map_tensors, tensors
+from eqtoolbox.capture.batch import map_tensors
 from eqtoolbox.capture.between import Between, NotFollowed
 from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, traced
 from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
 from eqtoolbox.capture.own_share import OwnShare
 from eqtoolbox.capture.pending import Pending
+from eqtoolbox.capture.start import Start, buffers_of, fresh, versions
 from eqtoolbox.capture.stopwatch import Stopwatch
 from eqtoolbox.capture.unwrap import processes, unwrapped
 from eqtoolbox.capture.watched import Watched
@@ -146,7 +147,7 @@ class LossCapture:
             return
         if losses and gradients_are_clear(self.watched.held().values()):
             losses.clear()
-        objective = self._objective(loss_fn, _fresh(batch))
+        objective = self._objective(loss_fn, fresh(batch))
         beside = self.watched.in_reach(loss_fn, batch)
         caught = Caught(replace(objective, beside=beside), weight=weight)
         caught.started = self._start is not None
@@ -160,7 +161,7 @@ class LossCapture:
         if self._armed and torch.is_grad_enabled():
             with self.stopwatch:
                 self._start, self._autocast = None, self._around()
-                self._begun = self._objective(loss_fn, _fresh(batch)), batch, _versions(batch)
+                self._begun = self._objective(loss_fn, fresh(batch)), batch, versions(batch)
 
     def end(self, loss: Tensor | None) -> None:
         """What it evaluated to."""
@@ -168,7 +169,7 @@ class LossCapture:
         if begun is not None:
             objective, batch, versions = begun
             with self.stopwatch:
-                self._catch(replace(objective, mutates=versions != _versions(batch)), loss)
+                self._catch(replace(objective, mutates=versions != versions(batch)), loss)
 
     def drop(self) -> None:
         """Forget the step: no reference to its batches or graphs stays."""
@@ -268,7 +269,7 @@ class LossCapture:
             with self.stopwatch:
                 owner = self._owner(args)
                 if owner is not None:
-                    batch, versions = _fresh((args[1:], kwargs)), _versions((args[1:], kwargs))
+                    batch, versions = fresh((args[1:], kwargs)), versions((args[1:], kwargs))
                     self._start, self._autocast = None, self._around()
                     loss_fn = Spread(function, None if owner is self.model else owner)
                     objective = self._objective(loss_fn, batch)
@@ -278,7 +279,7 @@ class LossCapture:
         try:
             if objective is not None:
                 with self.stopwatch:
-                    changed = versions != _versions((args[1:], kwargs))
+                    changed = versions != versions((args[1:], kwargs))
                     self._catch(replace(objective, mutates=changed), result)
         except BaseException as error:
             self.fail(error)
@@ -355,7 +356,7 @@ class LossCapture:
         self._start = self._now(self._known)
         self._autocast = self._around()
         if self.loss_fn is None:
-            self._calls = _fresh((args, kwargs))
+            self._calls = fresh((args, kwargs))
             return
         last = self.pending.last
         if last is not None and not last.started:
@@ -392,7 +393,7 @@ class LossCapture:
         else:
             if any(isinstance(leaf, Between) for leaf in tree_leaves(given)):
                 _let_end(criterion)
-                self._given = self._calls, _fresh(given)
+                self._given = self._calls, fresh(given)
                 self._made = _first(given)
                 return
         self.missed = (
@@ -422,7 +423,7 @@ class LossCapture:
 
     def _now(self, *used: Any) -> "Start":
         """What an evaluation of the loss begins from now."""
-        return Start(RandomState(self.silent), _buffers(self.model), self._belongings(used))
+        return Start(RandomState(self.silent), buffers_of(self.model), self._belongings(used))
 
     def _belongings(self, used: tuple[Any, ...]) -> Belongings | None:
         if self.refused or not self.replays:
@@ -436,15 +437,6 @@ class LossCapture:
     def _known(self) -> Any:
         """The loss function as far as it is known before the model is called."""
         return self._wrapped or self.loss_fn or self.criterion
-
-
-@dataclass(frozen=True)
-class Start:
-    """What one evaluation of the loss began from."""
-
-    random: RandomState
-    buffers: Parameters
-    belongings: Belongings | None
 
 
 class _Reached:
@@ -488,16 +480,3 @@ def _first(given: Any) -> tuple[Between | None, bool]:
     made = args[0] if args and isinstance(args[0], Between) else None
     flat = len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() == 1
     return made, flat and made is not None and bool(made.steps)
-
-
-def _fresh(batch: Any) -> Any:
-    """Copies of the tensors in new containers: loops change batches in place."""
-    return map_tensors(lambda x: x.detach().clone(), batch)
-
-
-def _versions(batch: Any) -> list[int]:
-    return [t._version for t in tensors(batch) if not t.is_inference()]
-
-
-def _buffers(model: nn.Module) -> Parameters:
-    return {name: b.detach().clone() for name, b in model.named_buffers()}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from eqtoolbox.replay.scope import current, differentiates, unobserved
+from eqtoolbox.replay.gradients import required
+from eqtoolbox.replay.scope import current, unobserved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,11 @@ class LossParameters:
         """Scope in which each is `params[name]`, or else the `cast` of what it was."""
         with unobserved():
             found = {
-                id(live): params[n] if n in params else as_trained(self.held.get(n), live, cast)
+                n: params[n] if n in params else as_trained(self.held.get(n), live, cast)
                 for n, live in self.live.items()
             }
-        pairs = {key: t for key, t in found.items() if t is not None}
+            kept = {n: t for n, t in found.items() if t is not None}
+            pairs = {id(self.live[n]): required(t, self.live[n]) for n, t in kept.items()}
         return Exchanged(pairs) if pairs else nullcontext()
 
 
@@ -64,7 +66,7 @@ def as_trained(held: Tensor | None, live: Tensor, cast: Callable[[Any], Any]) ->
             return None
     found: Tensor | None = cast(held)
     if replay is not None and found is not None:
-        found.requires_grad_(live.requires_grad and differentiates())
+        found = required(found, live)
         found.grad = None if live.grad is None else cast(live.grad)
     return found
 

@@ -35,7 +35,8 @@ class Window(Objective):
         return replace(self, dtype=dtype, parts=self._each(lambda part: part.to(dtype)))
 
     def unmixed(self) -> "Window":
-        return replace(self, autocast=None, parts=self._each(lambda part: part.unmixed()))
+        mixed = self._each(lambda part: part.unmixed())
+        return replace(self, autocast=None, mixed=False, parts=mixed)
 
     def halved(self) -> Objective:
         """Half of the micro-batches with the weight of all, or half of the only one."""

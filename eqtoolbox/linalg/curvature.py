@@ -19,7 +19,8 @@ from eqtoolbox.expect.fit import Unexpected, fitted
 from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.graph import GradientGraph, Loss, leaves, product_accuracy
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
+from eqtoolbox.linalg.vectors import Space, Vector, add, norm
+from eqtoolbox.linalg.vectors import scale as scaled
 from eqtoolbox.linalg.widened import smooth_differences
 
 logger = logging.getLogger("eqtoolbox")
@@ -33,6 +34,7 @@ def hessian(
     weights: Annotated[Sequence[float] | None, OWN] = None,
     retain: bool | None = None,
     accuracy: Positive | None = None,
+    scale: Positive = 1.0,
 ) -> "Hessian":
     """H = ∇²L(θ) for L = Σ w_i L_i / Σ w_i, each product exact to rounding.
 
@@ -52,6 +54,8 @@ def hessian(
             only one graph is alive at a time and each product costs one gradient more.
         accuracy: relative error of a product, above which Lanczos calls H not symmetric; default
             √eps of the parameters. Give 0.1 for a float32 model under bfloat16 autocast.
+        scale: of the loss while it is differentiated, taken out again; 65536 for a model under
+            float16 autocast, as its gradient scaler starts. Made smaller where products overflow.
 
     Raises:
         ValueError: the loss is no real scalar, depends on no parameter or contains a
@@ -69,7 +73,7 @@ def hessian(
         ...     H({"x": torch.tensor([1.0, 1.0])})["x"].tolist(), H.loss_value
         ([3.0, 1.0], 2.0)
     """
-    return Hessian(loss, params, weights=weights, retain=retain, accuracy=accuracy)
+    return Hessian(loss, params, weights=weights, retain=retain, accuracy=accuracy, scale=scale)
 
 
 class Hessian(LinearOperator):
@@ -88,12 +92,13 @@ class Hessian(LinearOperator):
         weights: Sequence[float] | None = None,
         retain: bool | None = None,
         accuracy: float | None = None,
+        scale: float = 1.0,
     ) -> None:
         accuracy = product_accuracy(params) if accuracy is None else accuracy
         super().__init__(Space.of(params), accuracy)
         losses = [loss] if callable(loss) else list(loss)
         copies, dtypes = leaves(params), {name: p.dtype for name, p in params.items()}
-        self._graphs = [GradientGraph(f, copies, dtypes) for f in losses]
+        self._graphs = [GradientGraph(f, copies, dtypes, scale) for f in losses]
         self._weights = _normalised(weights, len(losses))
         self._retain = len(losses) == 1 if retain is None else retain
         self._first: tuple[float, dict[str, Tensor]] | None = None
@@ -198,4 +203,4 @@ def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def _plus(total: Vector | None, weight: float, part: Vector) -> dict[str, Tensor]:
-    return scale(weight, part) if total is None else add(total, part, weight)
+    return scaled(weight, part) if total is None else add(total, part, weight)

@@ -15,6 +15,8 @@ from eqtoolbox.linalg.vectors import Space, Vector, norm
 
 Loss = Annotated[Callable[[dict[str, Tensor]], Tensor], takes(1, "of a dict of parameters")]
 
+SMALLER = 16.0  # step down of a scale that overflows
+SMALLEST = 2.0**-24  # below it float16 has nothing left
 _INDEPENDENT = (
     "the loss must depend on the parameters it is given, but none of them has a gradient; compute "
     "it from the dict that is passed in, for example by torch.func.functional_call"
@@ -25,10 +27,22 @@ class GradientGraph:
     """One loss at fixed leaves: its value, its gradient, and products with its Hessian.
 
     Built at the first use, and again after `release`.
+
+    Args:
+        scale: what the loss is multiplied by while it is differentiated, as a gradient scaler does
+            it; a power of two, made smaller as long as something overflows. 1: not at all.
     """
 
-    def __init__(self, loss: Loss, leaves: dict[str, Tensor], dtypes: dict[str, torch.dtype]):
+    def __init__(
+        self,
+        loss: Loss,
+        leaves: dict[str, Tensor],
+        dtypes: dict[str, torch.dtype],
+        scale: float = 1.0,
+    ) -> None:
         self._loss, self._leaves, self._dtypes = loss, leaves, dtypes
+        self._half = scale != 1.0  # some of it is float16, whose numbers end at 65504
+        self._scale = scale
         self._built: tuple[Tensor, dict[str, Tensor]] | None = None
 
     @property
@@ -39,23 +53,29 @@ class GradientGraph:
     @property
     def gradient(self) -> dict[str, Tensor]:
         """∇L(θ), detached."""
-        return {name: g.detach() for name, g in self._build()[1].items()}
+        return self._unscaled({name: g.detach() for name, g in self._build()[1].items()})
 
     def product(self, v: Vector) -> dict[str, Tensor]:
         """The gradient of ⟨∇L, v⟩ with respect to the names of `v`."""
-        names = [n for n, g in self._build()[1].items() if n in v and g.requires_grad]
         wanted = {n: self._leaves[n] for n in v}
+        while True:
+            rows = self._product(v, wanted)
+            if self._fits(rows):
+                return self._unscaled(filled(wanted, rows))
+            self._smaller()
+
+    def _product(self, v: Vector, wanted: dict[str, Tensor]) -> Sequence[Tensor | None]:
+        names = [n for n, g in self._build()[1].items() if n in v and g.requires_grad]
         if not names:  # the loss uses none of them
-            return {n: torch.zeros_like(x) for n, x in wanted.items()}
+            return [None] * len(wanted)
         with differentiating(self._loss, self._leaves):
-            rows = torch.autograd.grad(
+            return torch.autograd.grad(
                 [self._build()[1][n] for n in names],
                 list(wanted.values()),
                 [v[n] for n in names],
                 retain_graph=True,
                 allow_unused=True,
             )
-        return filled(wanted, rows)
 
     def release(self) -> None:
         """Free the graph."""
@@ -81,18 +101,35 @@ class GradientGraph:
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{error}; {self.not_finite()}") from None
                 # once_differentiable functions show in the graph only if the seed has a gradient
-                seed = torch.ones_like(value).requires_grad_()
+                seed = torch.full_like(value, self._scale).requires_grad_()
                 rows = torch.autograd.grad(
                     value, list(self._leaves.values()), seed, create_graph=True, allow_unused=True
                 )
                 gradient = filled(self._leaves, rows)
             if all(row is None for row in rows):
                 raise ValueError(_INDEPENDENT)
+            if not self._fits(rows):
+                self._smaller()
+                return self._build()
             _refuse_once_differentiable(list(gradient.values()))
             if not math.isfinite(norm({n: g.detach() for n, g in gradient.items()})):
                 raise FloatingPointError(self.not_finite() or "the gradient is not finite")
             self._built = value, gradient
         return self._built
+
+    def _fits(self, rows: Sequence[Tensor | None]) -> bool:
+        """Whether nothing overflows that a smaller scale could save."""
+        if not self._half or self._scale < SMALLEST:
+            return True
+        return all(row is None or bool(row.isfinite().all()) for row in rows)
+
+    def _unscaled(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: x / self._scale for n, x in found.items()} if self._half else found
+
+    def _smaller(self) -> None:
+        """Build the graph again at a smaller scale."""
+        self._scale /= SMALLER
+        self.release()
 
 
 def leaves(params: Vector) -> dict[str, Tensor]:

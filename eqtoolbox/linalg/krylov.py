@@ -159,8 +159,10 @@ class Krylov:
             raise ValueError(
                 f"the operator must be symmetric, got |⟨u,Hv⟩ − ⟨v,Hu⟩| = "
                 f"{self.asymmetry / self.scale:.1e}·‖H‖ > {self.operator.accuracy:.1e} in product "
-                f"{self.matvecs}; the loss may be random (dropout, shuffling), have a wrong second "
-                "derivative, or run in low precision (then give the operator that accuracy)"
+                f"{self.matvecs}; the loss may be random (dropout, shuffling), take a number that "
+                "depends on the parameters for a constant (detach, no_grad, a gradient taken "
+                "inside without create_graph=True), have a wrong second derivative, or run in low "
+                "precision (then give the operator that accuracy)"
             )
 
 

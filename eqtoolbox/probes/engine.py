@@ -17,7 +17,7 @@ from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.precision import Precision
 from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure, widened
-from eqtoolbox.probes.self_test import NO_FUNCTION, EngineMode, SelfTest, compared
+from eqtoolbox.probes.self_test import NO_FUNCTION, ROUGH, EngineMode, SelfTest, compared
 from eqtoolbox.snapshot import NotApplicable, Snapshot
 
 Memory = Literal["fast", "low"]
@@ -26,6 +26,8 @@ DifferentiatedOperator = Hessian | FiniteDifference | Widened  # all know the gr
 
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
 PARTS = 8  # pieces of the batch where memory is low
+HALF = torch.finfo(torch.float16).eps
+SCALE = 2.0**16  # of a loss with float16 inside, as torch's gradient scaler starts
 EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
 
 
@@ -62,7 +64,8 @@ class Engine:
 
     Args:
         memory: "fast" keeps the graph of one gradient (3 times a gradient's memory), "low" not.
-        precision: "full" switches an autocast around the loss off, "as_trained" keeps it.
+        precision: "full" switches autocasts off, around the loss and inside it; "as_trained" keeps
+            them, the loss scaled where there is float16 in them.
     """
 
     memory: Memory = "fast"
@@ -119,6 +122,9 @@ class Engine:
                 yield Measurement("self_test", value, quantity, status="not_applicable", note=note)
             else:
                 yield Measurement("self_test", value, quantity, note=note)
+        if test.trained > ROUGH:
+            note = _mixed(self.precision, test)
+            yield Measurement("self_test", test.coarsest, "rounding", note=note)
 
     def _tested(self, snapshot: Snapshot) -> Tested:
         objective, params = self.objective(snapshot), snapshot.before
@@ -127,6 +133,9 @@ class Engine:
             if any(p.is_complex() for p in params.values()):
                 raise NotApplicable("complex parameters: their Hessian is not supported")
             test = self_test(objective, params)
+            if snapshot.measured is not None:
+                trained = _valued(snapshot.measured, params)[1]
+                test = replace(test, trained=trained)
             return Tested(_thrifty(objective, params, test) if self.memory == "low" else test)
 
         about = snapshot.identity, self.memory, self.precision, objective.autocast
@@ -137,12 +146,14 @@ def operator(objective: Objective, params: Parameters, test: SelfTest) -> Differ
     """The Hessian in the mode that the self-test chose."""
     if test.mode == "differenced":
         return finite_difference(objective, params) if test.smooth else widened(objective, params)
-    accuracy = 10 * test.coarsest if test.coarsest > 1e-6 else None
+    accuracy = 10 * test.coarsest if test.coarsest > ROUGH else None
+    by = SCALE if test.coarsest == HALF else 1.0
     if test.mode == "split" or len(objective.pieces) > 1:  # as accumulated: one graph at a time
         pieces = objective.split(PARTS)
         losses, weights = [piece for piece, _ in pieces], [weight for _, weight in pieces]
-        return hessian(losses, params, weights=weights, retain=False, accuracy=accuracy)
-    return hessian(objective, params, retain=test.mode == "exact", accuracy=accuracy)
+        return hessian(losses, params, weights=weights, retain=False, accuracy=accuracy, scale=by)
+    retain = test.mode == "exact"
+    return hessian(objective, params, retain=retain, accuracy=accuracy, scale=by)
 
 
 def self_test(objective: Objective, params: Parameters) -> SelfTest:
@@ -158,8 +169,7 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
         NotApplicable: the loss is random, or no mode gives right products.
         FloatingPointError: the loss or its gradient is not finite.
     """
-    with Precision() as precision:
-        first = _value(objective, params)
+    first, coarsest = _valued(objective, params)
     repeat = abs(first - _value(objective, params)) / max(abs(first), 1e-30)
     if repeat > RANDOM:
         raise NotApplicable(
@@ -173,9 +183,10 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
         repeat=repeat,
         asymmetry=math.nan,
         difference=math.nan,
-        coarsest=precision.eps,
+        coarsest=coarsest,
     )
-    direction = random_like(params, torch.Generator().manual_seed(0))
+    drawn = random_like(params, torch.Generator().manual_seed(0))
+    direction = scale(1 / max(norm(drawn), 1e-300), drawn)  # entries of 1 would overflow float16
     try:
         with operator(objective, params, test) as exact:  # type: ignore[union-attr]
             exact.instead = str  # what is said of it is the self-test's
@@ -241,6 +252,24 @@ def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTe
         return replace(test, mode="split", reason=f"low memory; {test.reason}")
     mode: EngineMode = "differenced" if test.smooth and not test.held else "rebuilt"
     return replace(test, mode=mode, reason=f"low memory, but {why}; {test.reason}")
+
+
+def _valued(objective: Objective, params: Parameters) -> tuple[float, float]:
+    """The loss, and eps of the coarsest operation in it."""
+    with Precision() as precision:
+        value = _value(objective, params)
+    return value, precision.eps
+
+
+def _mixed(precision: ProbePrecision, test: SelfTest) -> str:
+    """What was done about the half precision that a loss trains in."""
+    kind = "float16" if test.trained == HALF else "half precision"
+    if precision == "full" and test.coarsest <= ROUGH:
+        return f"full: the loss trains under an autocast to {kind}, which is off here"
+    if precision == "full":
+        return f"full: the loss casts to {kind} by itself, which no autocast does and stays on"
+    scaled = ", the loss scaled where it is differentiated" if test.coarsest == HALF else ""
+    return f"as_trained: with operations in {kind}{scaled}"
 
 
 def _value(loss: Callable[[Parameters], torch.Tensor], params: Parameters) -> float:

@@ -10,6 +10,7 @@ from eqtoolbox.snapshot import NotApplicable
 
 EngineMode = Literal["exact", "split", "rebuilt", "differenced"]
 ASYMMETRY = 2e-3  # float32 networks reach 7e-5, wrong double backwards start at 8e-3
+ROUGH = 1e-6  # eps from which on a loss is of half precision
 NO_FUNCTION = (
     "the gradient that trains is not the gradient of one function: a part of the loss is detached, "
     "straight-through or has a surrogate gradient"
@@ -26,9 +27,8 @@ class SelfTest:
     asymmetry: float  # |<u, Hv> - <v, Hu>| / |Hv| with u along Hv
     difference: float  # |Hu - differenced Hu| / |Hu|
     coarsest: float  # eps of the coarsest operation in the loss
-    jacobian_asymmetry: float = (
-        math.nan
-    )  # |J - J^T| / |J| of the derivative of the gradient that trains
+    trained: float = math.nan  # the same as the loss trains, autocasts included
+    jacobian_asymmetry: float = math.nan  # |J - J^T| / |J|, J the training gradient's derivative
     held: bool = False  # exact products hold a part of the loss, which J does not
     smooth: bool = False  # differences in the parameters' own precision are right
 
@@ -53,7 +53,7 @@ def compared(
     """
     doubt = test.asymmetry > max(ASYMMETRY, 2 * test.coarsest)
     made = structure(objective, params)
-    if test.coarsest > 1e-6:  # differences of half precision are off by tens of percent
+    if test.coarsest > ROUGH:  # differences of half precision are off by tens of percent
         found = Comparison(why_not="low precision")
     else:
         found = compare(objective, params, along, exact, doubt=doubt, made=made)

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
 
@@ -41,12 +39,3 @@ def ungraded(tensors: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for t, grad in before:
             t.grad = grad
-
-
-def in_graphs(tensor: Tensor, live: Tensor) -> Tensor:
-    """In the place of a live one, so that a backward reaches it where it would reach that one."""
-    if tensor.requires_grad or not live.requires_grad:
-        return tensor
-    if fwAD._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None:
-        return tensor  # differentiated in another way: a detached one would be a constant
-    return tensor.detach().requires_grad_()

@@ -189,19 +189,6 @@ def _runs_opened(function: Any) -> Any:
     return run
 
 
-def _differentiated(function: Any) -> Any:
-    """A gradient inside of a loss: it needs a graph, and checkpoints run again in it."""
-    run = _runs_opened(function)
-
-    def differentiate(mode: Operations, args: Any, kwargs: Any) -> Any:
-        replay = current()
-        if replay is not None and replay.frames:
-            replay.differentiates = True
-        return run(mode, args, kwargs)
-
-    return differentiate
-
-
 def _backward(mode: Operations, args: Any, kwargs: Any) -> Any:
     """A backward adds to gradients, which it does not tell.
 
@@ -221,7 +208,7 @@ def _backward(mode: Operations, args: Any, kwargs: Any) -> Any:
     return _runs_backward(mode, args, kwargs)
 
 
-_runs_backward = _differentiated(torch.autograd.backward)
+_runs_backward = _runs_opened(torch.autograd.backward)
 
 
 def _runs(twin: Callable[..., Tensor]) -> Any:
@@ -236,7 +223,7 @@ _TWINS: dict[Any, Any] = {
     F.embedding_bag: _runs(embedding_bag),
     F.scaled_dot_product_attention: lambda mode, args, kwargs: attention(*args, **kwargs),
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
-    torch.autograd.grad: _differentiated(torch.autograd.grad),
+    torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it
     torch.autograd.backward: _backward,
     Tensor.backward: _runs_opened(Tensor.backward),
     torch._weight_norm: lambda mode, args, kwargs: weight_norm(*args, **kwargs),

@@ -37,8 +37,7 @@ class Replay:
         watch()
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
-        self.differentiates = False  # whether the loss takes gradients itself
-        self.accumulates = False  # and adds them to those of the model
+        self.accumulates = False  # whether the loss itself adds to gradients of the model
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self.threads: list[Any] = []  # that an evaluation has started
         self.failures: list[Exception] = []  # of these

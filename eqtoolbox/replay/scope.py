@@ -39,11 +39,6 @@ def current() -> "Replay | None":
     return _here.replay
 
 
-def differentiates() -> bool:
-    """Whether the loss that this thread evaluates is known to take gradients itself."""
-    return _here.replay is not None and _here.replay.differentiates
-
-
 def place() -> Any:
     """Whose evaluation goes on here: the replay of this thread, or the thread by itself."""
     return _here.replay or threading.get_ident()

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.symmetry.classical import Naming, closure
 from eqtoolbox.symmetry.nullspace import GAP, Nullspace, Samples, nullspace
+from eqtoolbox.symmetry.through import Through
 
 Function = Annotated[Callable[[Tensor], Tensor], takes(1, "of a batch")]
 _OUTPUTS = 16  # outputs differentiated one by one
@@ -151,7 +153,8 @@ def _gradients(function: Function, x: Tensor, rng: torch.Generator) -> tuple[Ten
     """
     point = x.clone().requires_grad_()
     with torch.enable_grad():
-        y = function(point).flatten(1)
+        with Through():
+            y = function(point).flatten(1)
         if y.shape[1] > _OUTPUTS:
             shape = (y.shape[1], _OUTPUTS)
             y = y @ torch.randn(shape, generator=rng, device=rng.device).to(y) / y.shape[1] ** 0.5
@@ -169,7 +172,7 @@ def _gradients(function: Function, x: Tensor, rng: torch.Generator) -> tuple[Ten
 
 def _level(function: Function, x: Tensor) -> float:
     with torch.no_grad():
-        size = float(function(x).double().abs().mean())
+        size = float(valued(function, x).double().abs().mean())
     return size / float(x.double().norm(dim=-1).mean().clamp(min=1e-300))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.streams import random_streams
 from eqtoolbox.symmetry.actions import dihedral, flip, quarter_turn, roll, trivial
 from eqtoolbox.symmetry.boosts import Boost
@@ -111,7 +112,7 @@ def operations(body: Callable[[], Any]) -> set[str]:
         ['sort']
     """
     with torch.no_grad(), random_streams(), _Names() as seen:
-        body()
+        valued(body)
     names: set[str] = seen.names
     return names
 

@@ -15,7 +15,9 @@ from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.still import still_linear
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors, tensors
+from eqtoolbox.symmetry.through import Through
 
+_stack = torch._C._functorch.get_interpreter_stack
 _TOGETHER = 8  # directions in one pass: each holds a batch of activations
 
 
@@ -54,7 +56,7 @@ class Derivative:
             except (NotImplementedError, RuntimeError, ValueError) as error:
                 if len(arrows) > 1:
                     return self._one_by_one(inputs, tangents)
-                known = ("forward AD", "derivative", "requires_grad_")
+                known = ("forward AD", "derivative", "requires_grad_", "require grad")
                 if not any(word in str(error) for word in known):
                     raise
                 self.mode = "double backward"
@@ -71,7 +73,7 @@ Found = tuple[Tree, list[Tree]]
 
 
 def _forward(function: Callable[..., Tree], points: Parts, arrows: list[Parts]) -> Found:
-    with _differentiable():
+    with _differentiable(levels=1):
         found: Any = jvp(function, points, arrows[0])
     return found[0], [found[1]]
 
@@ -81,7 +83,7 @@ def _vectorised(function: Callable[..., Tree], points: Parts, arrows: list[Parts
         return jvp(function, points, v)
 
     stacked = [torch.stack(parts) for parts in zip(*arrows, strict=True)]
-    with _differentiable():
+    with _differentiable(levels=2):
         value, change = vmap(along, out_dims=(None, 0))(*stacked)  # type: ignore[arg-type]
     return value, [on_tensors(itemgetter(i), change) for i in range(len(arrows))]
 
@@ -90,7 +92,8 @@ def _twice_backward(function: Callable[..., Tree], points: Parts, arrows: list[P
     """J v as the derivative of w -> J^T w, which is linear, along v."""
     points = tuple(p.clone().requires_grad_() for p in points)
     with torch.enable_grad():
-        value = function(*points)
+        with Through():
+            value = function(*points)
         parts = [y for y in tensors(value) if y.requires_grad]
         weights = [torch.zeros_like(y, requires_grad=True) for y in parts]
         pulled: tuple[Tensor | None, ...] = ()
@@ -137,16 +140,27 @@ def _like(tangent: Tree, inputs: Tree) -> Parts:
 
 
 @contextmanager
-def _differentiable() -> Iterator[None]:
+def _differentiable(levels: int) -> Iterator[None]:
     """No graph for reverse mode, no kernel without a forward derivative, weights that stay."""
-    with torch.no_grad(), _Still(), twice_differentiable(()):
+    with torch.no_grad(), _Still(levels), twice_differentiable(()):
         yield
 
 
 class _Still(TorchFunctionMode):
-    """Linear layers keep weights that are no part of the derivative, inside attention, too."""
+    """Linear layers keep weights that are no part of the derivative, inside attention, too.
+
+    Args:
+        levels: transformations of torch.func that are ours. A gradient taken right below them would
+            be a number without a tangent; one that torch.func takes below has its own.
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self._levels = levels
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.autograd.grad and len(_stack() or ()) <= self._levels:
+            raise RuntimeError("a gradient taken inside has no derivative in forward mode")
         return (still_linear if func is F.linear else func)(*args, **(kwargs or {}))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.capture.batch import map_tensors
 from eqtoolbox.record import VIOLATED
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.operations import Operations
 from eqtoolbox.replay.scope import only_here
 from eqtoolbox.replay.streams import RandomState, random_streams
@@ -71,6 +73,7 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
             inner = any(other.startswith(f"{name}.") for other in seen)
             if made and name not in seen and not inner:
                 entered = given[0].detach() if given else None
+                args, kwargs = map_tensors(Tensor.detach, (args, kwargs))
                 seen[name] = Activation(args, kwargs, entered, made[0].detach().clone())
 
         return hook
@@ -81,7 +84,7 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
     drawn = random_streams(RandomState.seeded(seed))
     try:
         with torch.no_grad(), Operations(), drawn:  # a fast path would skip the layers inside
-            call(model, on_tensors(torch.clone, inputs))
+            valued(call, model, on_tensors(torch.clone, inputs))
     finally:
         for handle in handles:
             handle.remove()

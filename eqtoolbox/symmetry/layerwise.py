@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.scope import only_here
 from eqtoolbox.symmetry.actions import Action, inside_of
 from eqtoolbox.symmetry.claim import Claimed
@@ -19,6 +20,7 @@ from eqtoolbox.symmetry.layers import Layers, call
 from eqtoolbox.symmetry.orbit import double, require_inputs
 from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
 from eqtoolbox.symmetry.tangent import has_tangent, tangent_of
+from eqtoolbox.symmetry.through import cut, takes_gradients
 
 BETWEEN = "(between layers)"
 
@@ -62,7 +64,8 @@ def layer_shares(
         One entry a layer whose hidden action has a tangent, in order, then the rest.
 
     Raises:
-        ValueError: the group has no such generator, or an action no tangent.
+        ValueError: the group has no such generator, an action no tangent, or the model takes
+            gradients inside, which have no share of their own.
 
     Reference: Gruver et al. 2022, arXiv 2210.02984, estimate norms of the same parts.
 
@@ -87,12 +90,17 @@ def layer_shares(
     direction = directions[generator]
     inputs = on_tensors(lambda x: x.detach(), inputs)
     arrow = tangent_of(symmetry.input_action, direction, inputs)
+    if takes_gradients(lambda: call(model, on_tensors(torch.clone, inputs))):
+        raise ValueError(
+            "the model takes gradients of its layers inside (forces of an energy): a layer moved "
+            "by itself would change them; take the shares of the function that it differentiates"
+        )
     found = Layers.of(model, inputs, symmetry, hidden)
     layers = [n for n in found.base if n in found.actions and has_tangent(found.actions[n])]
     flow = _Flow(model, inputs, arrow, {n: found.actions[n] for n in layers}, direction)
     ends = [flow.end(layers[:i]) for i in range(len(layers) + 1)]
     with torch.no_grad():
-        own = tangent_of(symmetry.output_action, direction, call(model, inputs))
+        own = tangent_of(symmetry.output_action, direction, valued(call, model, inputs))
     ends_flat = [_packed(inside_of(symmetry.output_action, end)) for end in [*ends, own]]
     total = ends_flat[0] - ends_flat[-1]
     kinds = {n: type(m).__name__ for n, m in model.named_modules()}
@@ -165,7 +173,7 @@ def _first_replaced(output: Any, change: Any) -> Any:
         if done or not y.is_floating_point():
             return y
         done = True
-        moved: Tensor = change(y.detach())
+        moved: Tensor = change(cut(y))
         return moved
 
     return on_tensors(leaf, output)

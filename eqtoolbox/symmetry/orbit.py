@@ -14,6 +14,7 @@ from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.words import shown
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
@@ -91,7 +92,7 @@ def settled(function: Function, inputs: Tree, outputs: Tree | None) -> Tree:
 def told(function: Function, inputs: Tree) -> Tree:
     """f(x) for the first time: an error of torch inside says which inputs it was given."""
     try:
-        return function(inputs)
+        return valued(function, inputs)
     except Exception as error:
         if type(error) not in (RuntimeError, IndexError, TypeError, AttributeError):
             raise
@@ -104,7 +105,7 @@ def told(function: Function, inputs: Tree) -> Tree:
 def respond(function: Function, inputs: Tree) -> Tree:
     """f on a copy of x, which it may write into."""
     check()
-    return require_outputs(function(on_tensors(torch.clone, inputs)), inputs)
+    return require_outputs(valued(function, on_tensors(torch.clone, inputs)), inputs)
 
 
 def require_outputs(outputs: Tree, inputs: Tree) -> Tree:

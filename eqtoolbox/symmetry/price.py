@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.symmetry.orbit import wide
 from eqtoolbox.symmetry.structure import Layout, Tree, on_tensors, tensors
 
@@ -114,7 +115,7 @@ def value(loss: Loss, outputs: Tree) -> float:
     Raises:
         ValueError: it is more than one.
     """
-    found = torch.as_tensor(loss(outputs)).detach()
+    found = torch.as_tensor(valued(loss, outputs)).detach()
     if found.numel() != 1:
         raise ValueError(f"loss must return one number, got shape {tuple(found.shape)}; reduce it")
     return float(found)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.streams import random_streams
 from eqtoolbox.source import named
 from eqtoolbox.toml import tables
@@ -114,7 +115,7 @@ def _runs(model: nn.Module, batch: Tensor) -> bool:
     training = {m: m.training for m in model.modules()}
     try:
         with torch.no_grad(), random_streams():
-            made = model.eval()(batch)
+            made = valued(model.eval(), batch)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     finally:

@@ -1,6 +1,7 @@
 """Equivariance error against closed forms and naive sums, with models that obey and that do not."""
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -509,11 +510,17 @@ def test_gradients_flow_through_pulled_back_predictions_and_not_through_the_erro
     orbit = pulled_back(model, normal(3, 1, 3, 3), TURN, [0, 1])
     (gradient,) = torch.autograd.grad((orbit[0] - orbit[1]).square().sum(), weight)
     assert gradient.norm() > 0
-    seen = []
-    equivariance_error(
-        lambda x: seen.append(torch.is_grad_enabled()) or model(x), normal(3, 1, 3, 3), TURN
-    )
-    assert set(seen) == {False}
+    graphs = []  # of what the function returned
+
+    def watched(x: Tensor) -> Tensor:
+        y, mark = model(x), nn.Identity()
+        y.register_hook(lambda g: mark(g))  # held by the graph
+        graphs.append(weakref.ref(mark))
+        return y
+
+    equivariance_error(watched, normal(3, 1, 3, 3), TURN)
+    assert graphs
+    assert all(graph() is None for graph in graphs)  # each is gone
 
 
 def test_single_sample_and_constant_outputs_have_no_orbit_variance() -> None:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.replay.widened import Widened
 from eqtoolbox.symmetry.families.bias_shift import propose_bias_shifts
 from eqtoolbox.symmetry.families.compensation import propose_compensations
 from eqtoolbox.symmetry.families.translation import TranslationSearch
@@ -21,7 +22,6 @@ from eqtoolbox.symmetry.search.found import Found
 from eqtoolbox.symmetry.search.member import proposals
 from eqtoolbox.symmetry.search.members import members
 from eqtoolbox.symmetry.search.modules import propose_from_modules
-from eqtoolbox.symmetry.search.precision import FullPrecision
 from eqtoolbox.symmetry.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.symmetry.search.propagation import EPSILON, LARGEST, Propagation
 from eqtoolbox.symmetry.search.verification import (
@@ -70,7 +70,7 @@ def find_symmetries(
     Raises:
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
-    with FullPrecision() if dtype == torch.float64 else nullcontext():
+    with Widened() if dtype == torch.float64 else nullcontext():
         problem = posed(loss, params, generator, run, dtype)
         continuous, discrete, state = _found(problem, model, LARGEST)
         if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):

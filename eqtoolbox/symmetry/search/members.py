@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from eqtoolbox.symmetry.search import rules_linear, rules_shape
+from eqtoolbox.symmetry.search import rules_backward, rules_linear, rules_shape
 from eqtoolbox.symmetry.search.exponents import Constraints, Exponent, Form
 from eqtoolbox.symmetry.search.independence import (
     independent,
@@ -23,7 +23,7 @@ from eqtoolbox.symmetry.search.nullspace import nullspace
 from eqtoolbox.symmetry.search.propagation import LARGEST, Mode, Propagation, propagate
 from eqtoolbox.symmetry.search.trace import Trace
 
-RULE_FILES = (rules_linear, rules_shape)  # imported for the rules that they register
+RULE_FILES = (rules_backward, rules_linear, rules_shape)  # imported for what they register
 Bits = NDArray[np.bool_]
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.symmetry.search.point import Point
 from eqtoolbox.symmetry.search.trace import Trace, trace, untraced
 from eqtoolbox.symmetry.search.verification import Loss, Move, evaluated, joint_changes, limit
@@ -52,7 +53,8 @@ def posed(
         ValueError: it cannot be evaluated there, or is not finite.
     """
     point = Point(params, dtype)
-    run = run or (lambda p: (None, loss(p)))
+    run = partial(at_leaves, run or (lambda p: (None, loss(p))))
+    loss = partial(at_leaves, loss)
     try:
         traced = trace(run, point)
     except Exception as error:

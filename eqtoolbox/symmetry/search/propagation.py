@@ -24,6 +24,8 @@ POINTWISE = {
     "hardtanh", "hardswish", "hardsigmoid", "log_sigmoid", "tanh", "sin", "erf", "pow", "clamp",
     "clamp_min", "clamp_max", "celu", "expm1",
 }  # fmt: skip
+UNIFORM = {"zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "new_ones", "fill"}
+SPREADS = {"expand", "view", "unsqueeze", "clone", "_to_copy", "detach"}
 RESHAPES = {"view", "unsqueeze", "squeeze", "reshape", "expand", "_to_copy", "t", "_unsafe_view"}
 
 
@@ -45,6 +47,7 @@ class Propagation:
     gains: set[int] = field(default_factory=set)  # values that act as a normalisation's gain
     normalised: list[Form] = field(default_factory=list)  # absorbed by a normalisation
     zeros: set[int] = field(default_factory=set)  # values that are zero whatever scales them
+    uniform: set[int] = field(default_factory=set)  # values that are the same number everywhere
     derived: set[int] = field(default_factory=set)  # values that depend on data and parameters
     origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
     pinned: Pinned = field(default_factory=Pinned)  # what symmetries may be lost at
@@ -88,6 +91,8 @@ def propagate(
     reach = set(start)  # values that depend on parameters
     for node in trace.live(target):
         inputs = node.inputs
+        if node.name in UNIFORM or (node.name in SPREADS and inputs[0].number in state.uniform):
+            state.uniform.update(o.number for o in node.outputs if o is not None)
         if _is_zero(state, node):
             state.zeros.update(o.number for o in node.outputs if o is not None)
             continue
@@ -159,7 +164,7 @@ def unknown(state: Propagation, node: Node) -> Exponent | None:
     "_log_softmax", "_safe_softmax", "logsumexp", "nll_loss_forward", "nll_loss2d_forward",
     "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "glu", "topk", "sort",
     "binary_cross_entropy_with_logits", "expm1", "log_sigmoid_forward", "argmax", "gather",
-    "celu", "cumsum", "l1_loss", "gt", "lt", "ge", "le", "eq", "ne", "scatter", "rsub", "round",
+    "celu", "cumsum", "l1_loss", "gt", "lt", "ge", "le", "eq", "ne", "scatter", "round",
     "_local_scalar_dense", "pow_scalar", "isnan", "sign",
 )  # fmt: skip
 def _pins(state: Propagation, node: Node) -> Exponent | None:
@@ -263,6 +268,9 @@ def _product(state: Propagation, node: Node) -> Exponent:
             if own.terms and value.number in state.origin and value.size in value.shape:
                 state.gains.add(state.origin[value.number])
     if state.mode == "label" and len(wide) == 2:
+        marked = [e for (v, _), e in zip(sides, wide, strict=True) if v.number not in state.uniform]
+        if len(marked) < 2:
+            return marked[0] if marked else wide[0]
         larger, smaller = (0, 1) if len(sides[0][1].shape) >= len(sides[1][1].shape) else (1, 0)
         full = [a for a, n in enumerate(sides[smaller][0].shape) if n != 1]
         if full:
@@ -283,13 +291,15 @@ def _listed(axes: Any) -> tuple[int, ...]:
     return tuple(axes) or (-1,)
 
 
-@rule("add", "sub", "maximum", "minimum", "lerp", "addcmul", "where", "fmod")
+@rule("add", "sub", "rsub", "maximum", "minimum", "lerp", "addcmul", "where", "fmod")
 def _sum(state: Propagation, node: Node) -> Exponent | None:
     if node.name in ("lerp", "addcmul", "fmod"):
         return unknown(state, node)
     shape = made_by(node).shape
     parts = node.args[1:3] if node.name == "where" else node.args[:2]
-    tensors = [v for v in parts if isinstance(v, Value) and v.number not in state.zeros]
+    ignored = state.zeros | (state.uniform if state.mode == "label" else set())
+    given = [v for v in parts if isinstance(v, Value)]
+    tensors = [v for v in given if v.number not in ignored] or given[:1]
     numbers = [v for v in parts if isinstance(v, (int, float)) and not isinstance(v, bool)]
     wide = [state.of(v).broadcast(shape) for v in tensors]
     for other in wide[1:]:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.operations import Operations
 
 
@@ -139,8 +140,8 @@ def trace(
         >>> [node.name for node in found.nodes]
         ['dot', 'relu']
     """
-    leaves = {n: p.detach() for n, p in params.items()}
-    with torch.no_grad(), Operations(), _Tracer() as tracer:
+    leaves = {n: leaf(p.detach()) for n, p in params.items()}
+    with torch.enable_grad(), Operations(), _Tracer() as tracer:
         named = {n: tracer.value(p) for n, p in leaves.items()}
         versions = {n: p._version for n, p in leaves.items()}
         output, loss = run(leaves)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.symmetry.parameter import (
     ContinuousSymmetry,
     Parameters,
@@ -70,11 +71,13 @@ def judged(symmetry: S, worst: float, dtype: torch.dtype) -> S:
     """The symmetry with its `status` for a residual.
 
     verified: to rounding (1e-10 in float64, 1e-4 below); approximate: within the family's own
-    tolerance (the epsilon of a normalisation layer); broken: otherwise.
+    tolerance (the epsilon of a normalisation layer), and whatever has one where rounding is too
+    coarse to tell; broken: otherwise.
     """
     status: Status = "broken"
+    exact = dtype == torch.float64 or not symmetry.tolerance  # the rest float32 cannot tell apart
     if worst <= limit(dtype):
-        status = "verified"
+        status = "verified" if exact else "approximate"
     elif worst <= symmetry.tolerance:
         status = "approximate"
     return replace(symmetry, status=status, residual=worst)
@@ -91,7 +94,7 @@ def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) ->
     if isinstance(params, Point) and not params.whole:
         give_back()
     with torch.no_grad():
-        return function(moved(params, moves))
+        return valued(function, moved(params, moves))
 
 
 def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor) -> float:

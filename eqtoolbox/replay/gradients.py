@@ -1,0 +1,67 @@
+"""Gradients: a function of the user's is always called with them on, whoever asks for its value.
+
+Losses and models differentiate inside: residuals of equations, penalties on gradients, forces,
+inner steps of learning. What comes out is free of a graph where the caller records none.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor
+
+from eqtoolbox.capture.batch import map_tensors
+
+Made = TypeVar("Made")
+
+
+def valued(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+    """`function(*args, **kwargs)` as the user's own loop would get it.
+
+    Returns:
+        What it returned; where the caller records no gradients, in new containers and without the
+        graph, which is freed.
+
+    Example:
+        >>> def slope(x):
+        ...     x = x.clone().requires_grad_()
+        ...     return torch.autograd.grad(x.square().sum(), x, create_graph=True)[0]
+        >>> with torch.no_grad():
+        ...     valued(slope, torch.ones(2))
+        tensor([2., 2.])
+    """
+    recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    if recorded or in_forward_mode():
+        return function(*args, **kwargs)
+    with torch.inference_mode(False), torch.enable_grad():
+        made = function(*args, **kwargs)
+    found: Made = map_tensors(_freed, made)
+    return found
+
+
+def in_forward_mode() -> bool:
+    """Whether a derivative of torch.func is on its way, whose tangents a detached copy loses."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def required(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor, requiring gradients where `like` does, so that it can be differentiated by."""
+    if tensor.requires_grad or not like.requires_grad:
+        return tensor
+    return tensor if in_forward_mode() or fwAD._current_level >= 0 else leaf(tensor)
+
+
+def at_leaves(function: Callable[[dict[str, Tensor]], Made], params: Mapping[str, Tensor]) -> Made:
+    """`valued(function, params)`, of parameters that it can differentiate by."""
+    return valued(function, {name: leaf(p) for name, p in params.items()})
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The tensor, requiring gradients where it can have one."""
+    real = tensor.is_floating_point() or tensor.is_complex()
+    return tensor if tensor.requires_grad or not real else tensor.detach().requires_grad_()
+
+
+def _freed(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor

@@ -1,0 +1,103 @@
+"""Widened: a loss is computed in float64 throughout, wherever its tensors are born.
+
+Losses draw times and noise in the default type, build schedules and masks, cast logits to float32,
+and hold constants that no walk of the model finds. Beside float64 parameters torch refuses some
+products of two types, and others are rounded to 1e-7. Here every narrower type that a program names
+or makes stands for float64. Random numbers are drawn in the type that training draws them in, and
+cast: their values stay those of the training.
+"""
+
+from collections.abc import Callable
+from types import MethodWrapperType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_WIDE = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
+_CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
+_READS = frozenset({Tensor.view, Tensor.numpy, Tensor.data_ptr, Tensor.element_size})
+_BORN = frozenset({torch.rand, torch.randn, torch.normal})
+_ALIKE = frozenset({torch.rand_like, torch.randn_like})
+_FILLED = frozenset({
+    Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.cauchy_, Tensor.log_normal_,
+})  # fmt: skip
+_ASSIGNS = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
+
+
+class Widened(TorchFunctionMode):
+    """Scope in which tensors of narrower floating types are of type float64.
+
+    Args:
+        drawn: the type of what training draws like a tensor of its own.
+
+    Example:
+        >>> with Widened():
+        ...     torch.ones(2, dtype=torch.float64).float().dtype, torch.linspace(0, 1, 3).dtype
+        (torch.float64, torch.float64)
+    """
+
+    def __init__(self, drawn: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self._drawn = drawn
+        # of narrow tensors that are differentiated by: the same twin each time
+        self._twins: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if type(func) is MethodWrapperType or func in _READS:  # an attribute, or bits
+            return func(*args, **kwargs)
+        if func in _CASTS:
+            return args[0].to(torch.float64)
+        if func in _BORN and not any(isinstance(x, Tensor) for x in args):
+            return self._draw(func, args, kwargs, torch.get_default_dtype())
+        if func in _ALIKE:
+            return self._draw(func, args, kwargs, self._drawn)
+        if func in _FILLED and args[0].dtype == torch.float64:
+            narrow = torch.empty_like(args[0], dtype=self._drawn)
+            return args[0].copy_(func(narrow, *args[1:], **kwargs))
+        if _in_place(func):
+            return func(*args[:1], *self._each(args[1:]), **self._each(kwargs))
+        made = func(*self._each(args), **self._each(kwargs))
+        if isinstance(made, Tensor) and made.dtype in _WIDE and made.requires_grad and made.is_leaf:
+            return self._wide(made.detach()).requires_grad_()  # it was made to be a leaf
+        return self._each(made)
+
+    def _draw(self, func: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
+        asked = kwargs.get("dtype") or dtype
+        return self._each(func(*args, **{**kwargs, "dtype": asked}))
+
+    def _each(self, given: Any) -> Any:
+        """Types and tensors in plain containers, widened; what is wide already is itself."""
+        if isinstance(given, Tensor):
+            return self._wide(given)
+        if isinstance(given, torch.dtype):
+            return _WIDE.get(given, given)
+        if type(given) in (list, tuple):
+            return type(given)(self._each(x) for x in given)
+        if type(given) is dict:
+            return {key: self._each(x) for key, x in given.items()}
+        return given
+
+    def _wide(self, tensor: Tensor) -> Tensor:
+        wide = _WIDE.get(tensor.dtype)
+        if wide is None:
+            return tensor
+        if not tensor.requires_grad:
+            return tensor.to(wide)
+        known = self._twins.get(id(tensor))
+        if known is None or known[1] != tensor._version:
+            known = self._twins[id(tensor)] = tensor, tensor._version, tensor.to(wide)
+        return known[2]
+
+
+def _in_place(func: Any) -> bool:
+    """Whether a function writes into its first argument, and hands it back."""
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.startswith("__")) or name in _ASSIGNS
