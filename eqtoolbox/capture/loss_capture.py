@@ -17,7 +17,7 @@ from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
 from eqtoolbox.capture.own_share import OwnShare
 from eqtoolbox.capture.pending import Pending
-from eqtoolbox.capture.start import Start, buffers_of, fresh, versions
+from eqtoolbox.capture.start import Start, buffers_of, fresh, versions_of
 from eqtoolbox.capture.stopwatch import Stopwatch
 from eqtoolbox.capture.unwrap import processes, unwrapped
 from eqtoolbox.capture.watched import Watched
@@ -161,7 +161,7 @@ class LossCapture:
         if self._armed and torch.is_grad_enabled():
             with self.stopwatch:
                 self._start, self._autocast = None, self._around()
-                self._begun = self._objective(loss_fn, fresh(batch)), batch, versions(batch)
+                self._begun = self._objective(loss_fn, fresh(batch)), batch, versions_of(batch)
 
     def end(self, loss: Tensor | None) -> None:
         """What it evaluated to."""
@@ -169,7 +169,7 @@ class LossCapture:
         if begun is not None:
             objective, batch, versions = begun
             with self.stopwatch:
-                self._catch(replace(objective, mutates=versions != versions(batch)), loss)
+                self._catch(replace(objective, mutates=versions != versions_of(batch)), loss)
 
     def drop(self) -> None:
         """Forget the step: no reference to its batches or graphs stays."""
@@ -269,7 +269,7 @@ class LossCapture:
             with self.stopwatch:
                 owner = self._owner(args)
                 if owner is not None:
-                    batch, versions = fresh((args[1:], kwargs)), versions((args[1:], kwargs))
+                    batch, versions = fresh((args[1:], kwargs)), versions_of((args[1:], kwargs))
                     self._start, self._autocast = None, self._around()
                     loss_fn = Spread(function, None if owner is self.model else owner)
                     objective = self._objective(loss_fn, batch)
@@ -279,7 +279,7 @@ class LossCapture:
         try:
             if objective is not None:
                 with self.stopwatch:
-                    changed = versions != versions((args[1:], kwargs))
+                    changed = versions != versions_of((args[1:], kwargs))
                     self._catch(replace(objective, mutates=changed), result)
         except BaseException as error:
             self.fail(error)

@@ -28,7 +28,7 @@ def fresh(batch: Any) -> Any:
     return map_tensors(lambda x: x.detach().clone().requires_grad_(x.requires_grad), batch)
 
 
-def versions(batch: Any) -> list[int]:
+def versions_of(batch: Any) -> list[int]:
     """How often each tensor of a batch has been written."""
     return [t._version for t in tensors(batch) if not t.is_inference()]
 
