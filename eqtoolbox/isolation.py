@@ -1,8 +1,8 @@
 """Isolation: a scope in which a model can be called without leaving a trace on the run.
 
 Whatever the model and its loss can reach is put back on exit (`eqtoolbox.replay`): attributes,
-containers, plain tensors, generators, the global random streams, tensors of the training. No hook
-of the user fires, and no other thread notices.
+containers, plain tensors, generators, the global random streams, tensors of the training. Forward
+hooks of the user act as they do in the training, and no other thread notices.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ def isolated(
     thorough: bool = False,
     draws: bool = True,
 ) -> Iterator[None]:
-    """Scope in which `modules` may be called freely: no user hook fires and nothing stays changed.
+    """Scope in which `modules` may be called freely: forward hooks act, nothing stays changed.
 
     Hooks that belong to torch itself stay (old-style weight and spectral normalisation and
     pruning compute their weight in one). Gradients are enabled whatever the caller's mode;
