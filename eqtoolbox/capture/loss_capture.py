@@ -27,6 +27,7 @@ from eqtoolbox.objective import (
     used_by,
 )
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.gradients import required
 from eqtoolbox.replay.scope import LeavesTrace, current
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -452,7 +453,7 @@ def _fresh(batch: Any) -> Any:
 
     They require gradients where the loop's own do, for losses that differentiate by them.
     """
-    return map_tensors(lambda x: x.detach().clone().requires_grad_(x.requires_grad), batch)
+    return map_tensors(lambda x: required(x.detach().clone(), x), batch)
 
 
 def _versions(batch: Any) -> list[int]:
