@@ -64,4 +64,4 @@ def leaf(tensor: Tensor) -> Tensor:
 
 
 def _freed(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
+    return tensor if tensor.grad_fn is None else tensor.detach()

@@ -16,7 +16,7 @@ from eqtoolbox.symmetry.actions import inside_of
 from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
 from eqtoolbox.symmetry.floor import few, noise
-from eqtoolbox.symmetry.orbit import Function, double, require_inputs, respond, settled
+from eqtoolbox.symmetry.orbit import Function, double, marked, require_inputs, respond, settled
 from eqtoolbox.symmetry.structure import (
     Layout,
     Tree,
@@ -95,6 +95,7 @@ def lie_derivative(
             f"{symmetry.group.name} is discrete: it has no derivative; use equivariance_error"
         )
     rng = torch.Generator().manual_seed(0) if generator is None else generator
+    function = marked(function, inputs)
     inputs = on_tensors(lambda x: x.detach(), inputs)
     tangents = [tangent_of(symmetry.input_action, a, inputs) for a in directions]
     derivative = Derivative(lambda x: respond(function, x))
