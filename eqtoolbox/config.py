@@ -11,7 +11,7 @@ A file holds one table per probe; `schedule` says when, the rest are the probe's
 
     [engine]                 # how Hessian products are made; both are the defaults
     memory = "fast"          # or "low"
-    precision = "full"       # or "as_trained": inside the autocast around the loss
+    precision = "full"       # or "as_trained": with the autocasts around the loss and inside it
 """
 
 import difflib

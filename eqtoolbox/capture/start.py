@@ -9,6 +9,7 @@ from eqtoolbox.capture.batch import map_tensors, tensors
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.objective import Parameters
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.gradients import required
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def fresh(batch: Any) -> Any:
 
     They require gradients where the loop's own do, for losses that differentiate by them.
     """
-    return map_tensors(lambda x: x.detach().clone().requires_grad_(x.requires_grad), batch)
+    return map_tensors(lambda x: required(x.detach().clone(), x), batch)
 
 
 def versions_of(batch: Any) -> list[int]:

@@ -60,8 +60,11 @@ def at_leaves(function: Callable[[dict[str, Tensor]], Made], params: Mapping[str
 def leaf(tensor: Tensor) -> Tensor:
     """The tensor, requiring gradients where it can have one."""
     real = tensor.is_floating_point() or tensor.is_complex()
-    return tensor if tensor.requires_grad or not real else tensor.detach().requires_grad_()
+    if tensor.requires_grad or not real:
+        return tensor
+    with torch.inference_mode(False):  # a tensor made in inference mode can never have a gradient
+        return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
 
 
 def _freed(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
+    return tensor if tensor.grad_fn is None else tensor.detach()

@@ -19,6 +19,7 @@ from eqtoolbox.symmetry.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
     Function,
     double,
+    marked,
     orbit,
     require_finite,
     require_inputs,
@@ -120,6 +121,7 @@ def equivariance_error(
             "to measure none"
         )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
+    function = marked(function, inputs)
     inputs = on_tensors(lambda x: x.detach(), inputs)
     outputs = settled(function, inputs, outputs)
     if check:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from eqtoolbox.symmetry.boosts import Boost, FeatureBoost
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Rebuilt
 from eqtoolbox.symmetry.group import Element
-from eqtoolbox.symmetry.orbit import distance, double
+from eqtoolbox.symmetry.orbit import distance, double, marked
 from eqtoolbox.symmetry.permuting import Permute
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors
 
@@ -59,11 +60,15 @@ class LayerError:
         return self.entering > VIOLATED * self.rounding
 
 
-def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Activation]:
+def activations(
+    model: nn.Module, inputs: Tree, seed: int = 0, like: Tree = None
+) -> dict[str, Activation]:
     """First call of every innermost module that runs, by name, in order of execution.
 
     A module whose children are never called by themselves, such as an attention, counts as one.
+    Inputs require gradients where those of `like` do, where they themselves do without it.
     """
+    like = inputs if like is None else like
     seen: dict[str, Activation] = {}
     handles = []
 
@@ -84,7 +89,7 @@ def activations(model: nn.Module, inputs: Tree, seed: int = 0) -> dict[str, Acti
     drawn = random_streams(RandomState.seeded(seed))
     try:
         with torch.no_grad(), Operations(), drawn:  # a fast path would skip the layers inside
-            valued(call, model, on_tensors(torch.clone, inputs))
+            valued(marked(partial(call, model), like), on_tensors(torch.clone, inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -118,8 +123,10 @@ class Layers:
         known = dict(hidden or {})
         elements = _elements(symmetry)
         base = activations(model, inputs)
-        near = activations(model, nudged(inputs, torch.Generator().manual_seed(1)))
-        moved = [activations(model, symmetry.input_action(g, inputs)) for g in elements]
+        near = nudged(inputs, torch.Generator().manual_seed(1))
+        near = activations(model, near, like=inputs)
+        given = [symmetry.input_action(g, inputs) for g in elements]
+        moved = [activations(model, x, like=inputs) for x in given]
         kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         errors, actions = [], {}
         for name, at in base.items():

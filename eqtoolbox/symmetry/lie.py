@@ -24,6 +24,7 @@ from eqtoolbox.symmetry.orbit import (
     Function,
     distance,
     double,
+    marked,
     require_inputs,
     respond,
     settled,
@@ -117,6 +118,7 @@ def lie_derivative(
             f"{symmetry.group.name} is discrete: it has no derivative; use equivariance_error"
         )
     rng = torch.Generator().manual_seed(0) if generator is None else generator
+    function = marked(function, inputs)
     inputs = on_tensors(lambda x: x.detach(), inputs)
     tangents = [tangent_of(symmetry.input_action, a, inputs) for a in directions]
     derivative = Derivative(lambda x: respond(function, x))

@@ -14,7 +14,7 @@ from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.words import shown
-from eqtoolbox.replay.gradients import valued
+from eqtoolbox.replay.gradients import required, valued
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.group import Element
 from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
@@ -52,6 +52,7 @@ def pulled_back(
         torch.Size([2, 2, 1, 3, 3])
     """
     require_inputs(inputs)
+    function = marked(function, inputs)
     if not symmetry.group.invertible:
         raise ValueError(f"{symmetry.group.name} cannot be undone: nothing can be pulled back")
     found = orbit(function, inputs, symmetry, elements)
@@ -106,6 +107,19 @@ def respond(function: Function, inputs: Tree) -> Tree:
     """f on a copy of x, which it may write into."""
     check()
     return require_outputs(valued(function, on_tensors(torch.clone, inputs)), inputs)
+
+
+def marked(function: Function, inputs: Tree) -> Function:
+    """f, whose inputs require gradients where these do, for one that differentiates by them."""
+    marks = tensors(inputs)
+    if not any(x.requires_grad for x in marks):
+        return function
+
+    def asked(x: Tree) -> Tree:
+        like = iter(marks)
+        return function(on_tensors(lambda y: required(y, next(like)), x))
+
+    return asked
 
 
 def require_outputs(outputs: Tree, inputs: Tree) -> Tree:

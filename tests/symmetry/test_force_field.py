@@ -126,6 +126,49 @@ def test_the_lie_derivative_is_that_of_the_closed_form() -> None:
     assert discover_data(forces, many, equivariant=True).name == "so(3)"
 
 
+class Field(nn.Module):
+    """Forces of an energy by its input, which whoever calls it has require gradients."""
+
+    def __init__(self, uneven: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = mlp(1, 8, 1, activation=nn.SiLU)
+        self.weights = torch.tensor([1.0, 1.0, 1.5 if uneven else 1.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = (x.square() * self.weights.to(x)).sum(-1, keepdim=True)
+        return -torch.autograd.grad(self.net(far).sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_inputs_require_gradients_where_those_given_do(uneven: bool) -> None:
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    turns, verdict = Equivariance(SO3(), vectors, vectors), "violated" if uneven else "holds"
+    assert equivariance_error(Field(uneven), x, turns).verdict == verdict
+    assert verdict in {f.verdict for f in lie_derivative(Field(uneven), x, turns)}
+    assert (culprit(Field(uneven), x, turns).layer is None) != uneven
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        equivariance_error(Field(uneven), x.detach(), turns)
+
+
+def test_a_loop_may_have_them_require_gradients() -> None:
+    def loss(model: Any, x: Tensor) -> Tensor:
+        return (model(x.clone().requires_grad_()) - 1).square().mean()
+
+    model, sink = Field(), MemorySink()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    turns = Equivariance(SO3(), vectors, vectors, name="turns")
+    probe = EquivarianceError(symmetries=(turns,))
+    monitor = eq.attach(
+        model, optimizer, probes=[probe], schedule=1, budget=None, sinks=[sink], on_error="raise"
+    )
+    monitor.loss(loss)(model, torch.randn(6, 3)).backward()
+    optimizer.step()
+    monitor.close()
+    judged = {r.verdict for r in sink.records if r.verdict}
+    assert judged == {"holds"}
+
+
 def test_shares_of_layers_are_refused_in_words() -> None:
     with pytest.raises(ValueError, match="takes gradients of its layers inside"):
         layer_shares(Crystal(uneven=True).eval(), crystals(), MOTIONS)
