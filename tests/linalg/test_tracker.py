@@ -79,7 +79,7 @@ def test_a_crossing_is_never_denied_for_long(seed):
 
 def test_a_tracker_that_never_looks_deep_is_fooled_by_a_crossing():
     tracker = Tracker(deep_every=1000)
-    tracker._drift = 0.0  # as if the next in line had never moved
+    tracker._drifts = [0.0]  # as if the next in line had never moved
     for step in range(60):
         found = tracker.update(_diagonal(2.0, 1.0 + 0.04 * step))
     assert found.value == pytest.approx(2.0)
