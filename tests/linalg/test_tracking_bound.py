@@ -51,12 +51,13 @@ def test_the_bound_holds_for_the_share_that_is_claimed(trainings) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_rounding_of_products_is_within_the_bound(model: str) -> None:
-    """Enough products make the bound as small as rounding, and what float32 does larger."""
-    exact = float(torch.linalg.eigvalsh(next(hessians(model, "sgd", 0.1, steps=1)))[-1])
+    """What is left when all else has converged is what float32 does to the products."""
     network, (x, y), _ = problem(model, 6, 0)
     loss = lambda p: F.cross_entropy(functional_call(network, p, (x[:32],)), y[:32])
-    tracker = Tracker(deep_matvecs=60)
-    found = tracker.update(curvature(loss, dict(network.named_parameters())))
+    exact = float(torch.linalg.eigvalsh(next(hessians(model, "sgd", 0.1, steps=1)))[-1])
+    tracker = Tracker(rtol=1e-6)
+    for _ in range(8):
+        found = tracker.update(curvature(loss, dict(network.named_parameters())))
     assert abs(exact - found.value) <= found.bound < 5e-5 * exact
 
 
