@@ -1,8 +1,8 @@
-"""Claim: the tracker follows the sharpness of every SGD step for three products, within its bound.
+"""Claim: every value of the tracker is within its bound, for a few products at a slow pace.
 
 The Hessian is that of one fixed probe batch while training goes on with other batches; every
 tracked value is compared with a converged eigsh on the same graph. Counted are the steps after the
-first 12, deep updates included. The claim is for the steady state, here a tenth of the learning
+first 12, deep updates included. Steady is a tenth of the learning
 rate that the problem was trained at; the wild regime at the full rate, where the sharpness jumps
 by a quarter of itself every step, is measured too.
 

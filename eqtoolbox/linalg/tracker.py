@@ -1,8 +1,9 @@
 """The top eigenvalues of an operator that changes a little at a time, for two or three products.
 
 Plain Lanczos from the last top vector is the best use of a few products; its error is r²/gap with
-the gap to the next eigenvalue, which a short run cannot see and the tracker therefore remembers.
-What no short run can exclude is that another eigenvalue has overtaken; that is told, not hidden.
+the gap to the next eigenvalue, which a short run cannot see. The tracker therefore remembers a
+ceiling of all other eigenvalues and raises it as fast as it has seen things move: where the ceiling
+comes near the top, another eigenvalue may have overtaken, and the next look is for all of them.
 """
 
 import math
@@ -19,38 +20,64 @@ from eqtoolbox.linalg.krylov import Krylov, Ritz
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, add, combine, dot, norm, random_like
 
+_ROUNDINGS = 100  # of products, seen in values: float32 networks err by 6e-6
+_WILD = 0.1  # pace at which any eigenvalue may be the next top
+_MOVES, _DRIFTS = 5, 3  # how many changes are remembered
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedValue:
     """The largest eigenvalue at one update; a Ritz value, so never above the true one."""
 
     value: float
-    bound: float  # estimated error min(r, r²/gap), in the unit of the value
+    bound: float  # of the error, held by 99.5 % of the "ok" values of a study; unit of the value
     residual: float  # ‖Hv − λv‖
-    status: Literal["ok", "uncertain"]  # uncertain: bound too large, or overtaking not excluded
+    status: Literal["ok", "uncertain"]  # uncertain: bound above rtol, or the vector turned by 45°
     matvecs: int
     deep: bool  # whether this update looked for other eigenvalues
     values: Tensor  # (k,) float64, descending
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What some products from one start showed."""
+
+    values: Tensor  # (k + 1,) or fewer, descending
+    residuals: Tensor  # (k,)
+    top: list[dict[str, Tensor]]  # k Ritz vectors
+    size: float  # largest |value|
+    ceiling: float  # of the eigenvalues that are not followed
+    bounds: Tensor  # (k,) of the errors
+    certain: bool  # whether they are small
+    deep: bool
+    matvecs: int
 
 
 @checked
 class Tracker:
     """Follows the k largest eigenvalues from update to update, warm-started.
 
-    An update takes `min_matvecs` to `max_matvecs` products, until r²/gap <= rtol·|λ|max. Every
-    `deep_every` updates, soon after a doubtful one, and at once where `max_matvecs` is not enough,
-    an update is deep: it takes `deep_matvecs`, from a start mixed with a random vector, and renews
-    the memory of the eigenvalue next in line. The status is "uncertain" when the bound is too
-    large, when the vector has turned by more than 45°, or when the next in line may have overtaken
-    since the last deep update, judged by how far it moved between deep updates before and by how
-    far the top moved since the last update.
+    An update takes `min_matvecs` to `max_matvecs` products, until the bound is below
+    rtol·|λ|max. Every `deep_every` updates, as soon as it takes more to be sure, and always at a
+    pace above 0.1, an update is deep: it takes `deep_matvecs`, from a start mixed with as much of a
+    random vector, and renews the ceiling c of the eigenvalues that are not followed, θ + r of the
+    next Ritz pair. Until the next deep update the ceiling grows with the top and by the pace. Pace
+    is the largest of what the top moved by in the last five updates (half of a change, and all that
+    the change before did not foresee) and of twice what the next in line moved by between deep
+    ones, over the top and an update.
+
+    If all others are below c, the error of a Ritz value θ is at most min(r, r²/(θ − c)), by Kato
+    and Temple, or c − θ where that is more; what rounding does to products is added. That the
+    others are below c is not proved by a few products: in `benchmarks/tracking_bound.py` (MLP,
+    ResNet and GPT under SGD, momentum and Adam, sharpness moving by 0.1 to 30 % a step) the bound
+    holds for 99.5 % of the "ok" values and more.
 
     Args:
         k: eigenvalues to follow; for k > 1 at least k + 1 products are taken.
         rtol: relative error to reach.
         min_matvecs: products per update, at least.
         max_matvecs: products per update, at most.
-        deep_every: every how many updates one is deep; after a doubtful one the fourth.
+        deep_every: every how many updates one is deep, at least; the fourth of all is.
         deep_matvecs: products of a deep update.
         seed: of the random vectors.
 
@@ -94,8 +121,10 @@ class Tracker:
         self.deep_every, self.deep_matvecs = deep_every, deep_matvecs
         self.vectors: list[dict[str, Tensor]] = []  # the last top k, orthonormal
         self._spectrum: list[float] = []  # largest of the last deep update, at most k + 1
-        self._drift: float | None = None  # change per update of the next in line, over the top
-        self._top = 0.0  # the last value
+        self._ceiling = math.inf  # of all others then
+        self._drifts: list[float] = []  # changes of the next in line per update, over the top
+        self._moves: list[float] = []  # of the top per update, see `_move`
+        self._tops: list[float] = []  # the last two values
         self._age = 0  # updates since the last deep one
         self._doubt = False
         self._generator = torch.Generator().manual_seed(seed)
@@ -112,23 +141,25 @@ class Tracker:
         if operator.size < self.k:
             raise ValueError(f"k must be at most n={operator.size}, got {self.k}")
         old = self._aligned(operator)
-        early = self._doubt or self._drift is None
-        every = min(4, self.deep_every) if early else self.deep_every
-        deep = not old or self._age + 1 >= every
-        budget = self.deep_matvecs if deep else self.max_matvecs
-        start = self._start(old, deep)
-        krylov = Krylov(operator, self.deep_matvecs, self._generator, start)
-        while True:
-            goes_on = krylov.step()
-            ritz = krylov.ritz()
-            certain = self._certain(ritz)
-            if krylov.size == operator.size or krylov.matvecs >= self.deep_matvecs:
-                break
-            if not deep and krylov.size >= self.min_matvecs and (certain or not goes_on):
-                break
-            if krylov.matvecs >= budget:  # no certificate: look further
-                deep, budget = True, self.deep_matvecs
-        return self._remember(krylov, ritz, old, deep or krylov.size == operator.size)
+        deep = not old or self._due()
+        look = self._look(operator, self._start(old, deep), deep)
+        spent = look.matvecs
+        if not (look.certain or look.deep):  # at once for all, from the best that is known
+            look = self._look(operator, self._start(look.top, True), True)
+            spent += look.matvecs
+        self.vectors = look.top
+        kept = sum(dot(a, b) ** 2 for a in look.top for b in old) / self.k
+        self._doubt = not look.certain or (not look.deep and kept < 0.5)
+        self._remember(look)
+        return TrackedValue(
+            value=float(look.values[0]),
+            bound=float(look.bounds[0]),
+            residual=float(look.residuals[0]),
+            status="uncertain" if self._doubt else "ok",
+            matvecs=spent,
+            deep=look.deep,
+            values=look.values[: self.k],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to continue as if it had not stopped."""
@@ -136,8 +167,10 @@ class Tracker:
             "k": self.k,
             "vectors": [{n: x.clone() for n, x in v.items()} for v in self.vectors],
             "spectrum": list(self._spectrum),
-            "drift": self._drift,
-            "top": self._top,
+            "ceiling": self._ceiling,
+            "drifts": list(self._drifts),
+            "moves": list(self._moves),
+            "tops": list(self._tops),
             "age": self._age,
             "doubt": self._doubt,
             "generator": self._generator.get_state(),
@@ -152,8 +185,9 @@ class Tracker:
         if state["k"] != self.k:
             raise ValueError(f"state must be of a tracker with k={self.k}, got k={state['k']}")
         self.vectors = [{n: x.clone() for n, x in v.items()} for v in state["vectors"]]
-        self._spectrum, self._drift = list(state["spectrum"]), state["drift"]
-        self._top, self._age, self._doubt = state["top"], state["age"], state["doubt"]
+        self._spectrum, self._ceiling = list(state["spectrum"]), state["ceiling"]
+        self._drifts, self._moves = list(state["drifts"]), list(state["moves"])
+        self._tops, self._age, self._doubt = list(state["tops"]), state["age"], state["doubt"]
         self._generator.set_state(state["generator"].cpu())
 
     def _aligned(self, operator: LinearOperator) -> list[dict[str, Tensor]]:
@@ -167,6 +201,41 @@ class Tracker:
         vectors = [{n: fit(v, n, x) for n, x in like.items()} for v in self.vectors]
         return [v for v in vectors if norm(v) > 0]
 
+    def _look(self, operator: LinearOperator, start: Vector | None, deep: bool) -> "_Look":
+        """Products until the bound is small, or for a deep look as many as it may take."""
+        krylov = Krylov(operator, self.deep_matvecs, self._generator, start)
+        while True:
+            goes_on = krylov.step()
+            ritz, whole = krylov.ritz(), krylov.size == operator.size
+            ceiling = -math.inf if whole else self._others(ritz, deep)
+            rounding = krylov.asymmetry + _ROUNDINGS * operator.space.eps * krylov.scale
+            bounds = self._bounds(ritz, ceiling) + rounding
+            small = bounds <= self.rtol * ritz.values.abs().max()
+            certain = len(small) == self.k and bool(small.all())
+            enough = krylov.size >= self.min_matvecs and (certain or not goes_on)
+            spent = krylov.matvecs >= (self.deep_matvecs if deep else self.max_matvecs)
+            if whole or spent or (enough and not deep):
+                break
+        chosen = torch.arange(len(ritz.values)).flip(0)[: self.k]
+        return _Look(
+            values=ritz.values.flip(0)[: self.k + 1],
+            residuals=ritz.residuals.flip(0)[: self.k],
+            top=krylov.basis.combine(ritz.weights[:, chosen]),
+            size=float(ritz.values.abs().max()),
+            ceiling=ceiling,
+            bounds=bounds,
+            certain=certain,
+            deep=deep or whole,
+            matvecs=krylov.matvecs,
+        )
+
+    def _due(self) -> bool:
+        """Whether the next update must look for other eigenvalues."""
+        age = self._age + 1
+        every = self.deep_every if self._drifts else min(4, self.deep_every)
+        near = self._ceiling + self._pace() * age * abs(self._spectrum[0]) > self._spectrum[0]
+        return self._doubt or age >= every or near or self._pace() > _WILD
+
     def _start(self, old: list[dict[str, Tensor]], deep: bool) -> Vector | None:
         if not old:
             return None
@@ -175,66 +244,57 @@ class Tracker:
             return start
         # a symmetry may keep the old vectors exactly orthogonal to what overtakes them
         noise = random_like(start, self._generator)
-        return add(start, noise, 0.3 * norm(start) / norm(noise))
+        return add(start, noise, norm(start) / norm(noise))
 
-    def _next_in_line(self, top: float) -> float:
-        """The remembered eigenvalue k + 1, scaled as the top has changed since."""
-        if len(self._spectrum) <= self.k:
-            return -math.inf
-        return self._spectrum[self.k] * self._growth(top)
+    def _pace(self) -> float:
+        """How far the next in line may move in one update, over the top."""
+        return max([0.0, *self._moves, *(2 * drift for drift in self._drifts)])
+
+    def _move(self, top: float, size: float) -> float:
+        """Half of the last change of the top, and all of it that the one before did not foresee."""
+        if not self._tops or size == 0:
+            return 0.0
+        change, before = top - self._tops[-1], self._tops[-1] - self._tops[0]
+        return (abs(change) / 2 + abs(change - before)) / size
 
     def _growth(self, top: float) -> float:
         """How much the top has grown since the last deep update, where that makes sense."""
         first = self._spectrum[0]
         return top / first if top > 0 and first > 0 else 1.0
 
-    def _bounds(self, ritz: Ritz) -> Tensor:
-        """min(r, r²/gap) of the top k, the gap being that to the next in line."""
-        values, residuals = ritz.values.flip(0), ritz.residuals.flip(0)[: self.k]
-        seen = values[self.k : self.k + 1].tolist()
-        following = max([self._next_in_line(float(values[0])), *seen])
-        gap = (values[: self.k] - following).clamp(min=0)
-        return torch.minimum(residuals, (residuals**2 / gap).nan_to_num(nan=0.0))
-
-    def _certain(self, ritz: Ritz) -> bool:
-        small = self._bounds(ritz) <= self.rtol * ritz.values.abs().max()
-        return len(small) == self.k and bool(small.all())
-
-    def _remember(
-        self, krylov: Krylov, ritz: Ritz, old: list[dict[str, Tensor]], deep: bool
-    ) -> TrackedValue:
-        values = ritz.values.flip(0)[: self.k + 1].tolist()
-        top, size = values[0], float(ritz.values.abs().max())
-        bounds, certain = self._bounds(ritz), self._certain(ritz)
-        chosen = torch.arange(len(ritz.values)).flip(0)[: self.k]
-        self.vectors = krylov.basis.combine(ritz.weights[:, chosen])
-        kept = sum(dot(a, b) ** 2 for a in self.vectors for b in old) / self.k
-        overtaken = False
+    def _others(self, ritz: Ritz, deep: bool) -> float:
+        """A ceiling of the eigenvalues that are not followed."""
+        values, residuals = ritz.values.flip(0), ritz.residuals.flip(0)
+        following = slice(self.k, self.k + 1)
         if deep:
-            self._renew(values, size)
-        else:
-            self._age += 1
-            expected = self._next_in_line(top)
-            moved = abs(top - self._top)  # what the next in line may have moved by as well
-            slack = max(2 * (self._drift or 0.0) * self._age * size, moved)
-            overtaken = values[self.k - 1] - expected < slack or kept < 0.5
-            if -math.inf < expected < max(values[self.k :], default=-math.inf):
-                self._spectrum[self.k] = values[self.k] / self._growth(top)
-        self._doubt, self._top = overtaken or not certain, top
-        return TrackedValue(
-            value=top,
-            bound=float(bounds[0]),
-            residual=float(ritz.residuals[-1]),
-            status="uncertain" if self._doubt else "ok",
-            matvecs=krylov.matvecs,
-            deep=deep,
-            values=ritz.values.flip(0)[: self.k],
-        )
+            ceilings: list[float] = (values + residuals)[following].tolist()
+            return max(ceilings, default=math.inf)
+        top, size = float(values[0]), float(values.abs().max())
+        pace = max(self._pace(), self._move(top, size))
+        grown = self._ceiling * self._growth(top) + pace * (self._age + 1) * size
+        seen: list[float] = values[following].tolist()
+        return max([grown, *seen])
 
-    def _renew(self, values: list[float], size: float) -> None:
-        """Learn the spectrum of a deep update, and how far the next in line has moved."""
-        expected = self._next_in_line(values[0])
-        if math.isfinite(expected) and len(values) > self.k and size > 0:
-            moved = abs(values[self.k] - expected) / size / (self._age + 1)
-            self._drift = moved if self._drift is None else (self._drift + moved) / 2
-        self._spectrum, self._age = values, 0
+    def _bounds(self, ritz: Ritz, ceiling: float) -> Tensor:
+        """max(min(r, r²/(θ − c)), c − θ) of the top k."""
+        values, residuals = ritz.values.flip(0)[: self.k], ritz.residuals.flip(0)[: self.k]
+        gap = values - ceiling
+        sharp = (residuals**2 / gap.clamp(min=0)).nan_to_num(nan=0.0)
+        return torch.maximum(torch.minimum(residuals, sharp), -gap)
+
+    def _remember(self, look: "_Look") -> None:
+        """Learn how far things moved and, of a deep look, where the others are."""
+        values, between = look.values.tolist(), self._age + 1
+        top = values[0]
+        if self._tops:
+            self._moves = [*self._moves[1 - _MOVES :], self._move(top, look.size)]
+        if look.deep:
+            if len(values) == len(self._spectrum) == self.k + 1:
+                expected = self._spectrum[self.k] * self._growth(top)
+                drift = abs(values[self.k] - expected) / max(look.size, 1e-300) / between
+                self._drifts = [*self._drifts[1 - _DRIFTS :], drift]
+            self._spectrum, self._ceiling, self._age = values, look.ceiling, 0
+        else:
+            growth, self._age = self._growth(top), between
+            self._ceiling = max(self._ceiling, *(x / growth for x in values[self.k :]), -math.inf)
+        self._tops = [*self._tops[-1:], top]

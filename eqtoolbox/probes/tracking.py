@@ -19,9 +19,11 @@ from eqtoolbox.snapshot import Snapshot
 class Tracking(Probe):
     """The largest Hessian eigenvalue, warm-started from the last measured step's eigenvector.
 
-    Give `probe_batch=` to `attach`: on one fixed batch 2 or 3 products reach 1 %, on fresh batches
-    4 or 5. `stderr` is the bound min(r, r^2 / gap); a value that may have been overtaken by
-    another eigenvalue, or whose bound is above `rtol`, is `not_converged`.
+    Give `probe_batch=` to `attach`: on one fixed batch and at a slow pace 3 or 4 products reach
+    1 %, where the sharpness moves by 5 % a step or more, as on fresh batches, 8 to 12. `stderr` is
+    the tracker's bound, which 99.5 % of the values and more keep (`Tracker` says how, and
+    `benchmarks/tracking_bound.py` how often); a value whose bound is above `rtol` is
+    `not_converged`.
     """
 
     name: ClassVar[str] = "tracking"

@@ -79,10 +79,37 @@ def test_a_crossing_is_never_denied_for_long(seed):
 
 def test_a_tracker_that_never_looks_deep_is_fooled_by_a_crossing():
     tracker = Tracker(deep_every=1000)
-    tracker._drift = 0.0  # as if the next in line had never moved
+    tracker._drifts = [0.0]  # as if the next in line had never moved
     for step in range(60):
         found = tracker.update(_diagonal(2.0, 1.0 + 0.04 * step))
     assert found.value == pytest.approx(2.0)
+
+
+def test_the_bound_grows_with_the_pace_of_what_may_overtake(prescribed):
+    A, _ = prescribed([2.0, 1.8, *BULK])
+    K = torch.randn(62, 62, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    turn = torch.matrix_exp(0.002 * (K - K.T))
+    turned = turn @ A @ turn.T
+    B = MatrixOperator((turned + turned.T) / 2)
+    bounds = {}
+    for drift in (0.0, 0.02, 0.04):  # ceilings of 1.8, 1.88 and 1.96
+        tracker = Tracker()
+        tracker.update(MatrixOperator(A))
+        tracker._drifts = [drift]
+        found = tracker.update(B)
+        assert not found.deep
+        bounds[drift] = found.bound
+    assert bounds[0.02] == pytest.approx(bounds[0.0] * 0.2 / 0.12, rel=0.05)
+    assert bounds[0.04] == pytest.approx(bounds[0.0] * 0.2 / 0.04, rel=0.05)
+
+
+def test_the_bound_counts_an_eigenvalue_that_may_have_overtaken_unseen():
+    tracker = Tracker(rtol=0.05)
+    tracker.update(_diagonal(2.0, 1.8))
+    found = tracker.update(_diagonal(1.85, 1.87))
+    assert (found.deep, found.status) == (False, "ok")
+    assert found.value == pytest.approx(1.85)
+    assert 0.02 <= found.bound <= 0.05 * found.value
 
 
 def test_a_jump_is_uncertain_or_right(prescribed):

@@ -173,6 +173,7 @@ def test_adaptive_optimizers_are_measured_in_their_own_metric() -> None:
         (lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.99)), 38.0, "exp_avg_sq"),
         (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), 38.0, "exp_avg_sq"),
         (lambda p: torch.optim.RMSprop(p, lr=0.01), 2.0, "square_avg"),
+        (lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True), 2.0, "square_avg"),
         (lambda p: torch.optim.Adagrad(p, lr=0.01), 2.0, "sum"),
     ):
         kept = Kept(make)
@@ -180,13 +181,12 @@ def test_adaptive_optimizers_are_measured_in_their_own_metric() -> None:
         optimizer, step = kept.optimizer, 2
         states = [optimizer.state[p] for p in optimizer.param_groups[0]["params"]]
         second = optimizer.param_groups[0].get("betas", (0, 0))[1]
-        p = torch.cat(
-            [
-                (s[power] / (1 - second ** float(s["step"]) if second else 1)).sqrt().reshape(-1)
-                + optimizer.param_groups[0]["eps"]
-                for s in states
-            ]
-        )
+        squares = [
+            (s[power] - s.get("grad_avg", torch.zeros(1)).square()).reshape(-1)
+            / (1 - second ** float(s["step"]) if second else 1)
+            for s in states
+        ]
+        p = torch.cat(squares).sqrt() + optimizer.param_groups[0]["eps"]
         _, h, _ = dense(step, make)
         felt = h / p.sqrt()[:, None] / p.sqrt()[None]
         expected = float(torch.linalg.eigvalsh(felt)[-1]) * 0.01 / c

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from eqtoolbox.symmetry import SO2, Equivariance, EquivarianceResult, equivariance_error
 from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.group import Cyclic
 from eqtoolbox.symmetry.linear import vectors
+from eqtoolbox.symmetry.permuting import Roll
 
 TURN = Equivariance(SO2(), vectors, trivial)
 SEEDS = range(120)
@@ -104,3 +106,22 @@ def test_the_error_of_large_outputs_comes_from_their_first_samples() -> None:
     assert some.orbit_variance == pytest.approx(all_rows.orbit_variance, rel=1e-9)
     ratio = some.orbit_variance_stderr / all_rows.orbit_variance_stderr
     assert 0.2 < ratio < 5 and ratio != pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("samples", [64, 4])
+def test_the_share_of_a_finite_group_is_the_one_of_all_its_elements(samples: int) -> None:
+    """f_g(x) = R_g^-1 f(S_g x) for every g, the identity among them; drawn ones estimate it."""
+    n, x = 6, torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = torch.arange(1.0, n + 1, dtype=torch.float64)
+    each = torch.stack([torch.roll(torch.roll(x, g, -1) * weight, -g, -1) for g in range(n)])
+    within = each.var(dim=0, correction=0).mean(dim=0).sum()
+    share = float(within / each.flatten(0, 1).var(dim=0, correction=0).sum())
+    claim = Equivariance(Cyclic(n), Roll(), Roll())
+    rng = torch.Generator().manual_seed(1)
+    runs = 1 if samples > n else 400
+    found = [
+        equivariance_error(lambda u: u * weight, x, claim, samples=samples, generator=rng)
+        for _ in range(runs)
+    ]
+    mean = sum(r.orbit_variance for r in found) / runs
+    assert mean == pytest.approx(share, rel=1e-12 if runs == 1 else 0.03)
