@@ -2,9 +2,8 @@
 
 The Hessian is that of one fixed probe batch while training goes on with other batches; every
 tracked value is compared with a converged eigsh on the same graph. Counted are the steps after the
-first 12, deep updates included. Steady is a tenth of the learning
-rate that the problem was trained at; the wild regime at the full rate, where the sharpness jumps
-by a quarter of itself every step, is measured too.
+first 12, deep updates included. Steady is a tenth of the learning rate that the problem was trained
+at; wild is the full rate, where the sharpness jumps by a quarter of itself every step.
 
     python benchmarks/tracking.py
 """
