@@ -75,9 +75,9 @@ def test_writing_counts_as_the_monitors_time() -> None:
 def test_catching_counts_as_the_monitors_time(monkeypatch: pytest.MonkeyPatch) -> None:
     import eqtoolbox.capture.loss_capture as module
 
-    fresh: Callable[[Any], Any] = module._fresh
+    fresh: Callable[[Any], Any] = module.fresh
     sink = MemorySink()
-    monkeypatch.setattr(module, "_fresh", lambda batch: (time.sleep(0.004), fresh(batch))[1])
+    monkeypatch.setattr(module, "fresh", lambda batch: (time.sleep(0.004), fresh(batch))[1])
     run(20, [sink], pause=0.002)
     assert last(sink, "cost/overhead") > 1.0, "4 ms are caught for each 2 ms of training"
 
@@ -87,10 +87,10 @@ def test_a_dear_catch_is_left_out_with_the_probes_it_would_be_for(
 ) -> None:
     import eqtoolbox.capture.loss_capture as module
 
-    fresh: Callable[[Any], Any] = module._fresh
+    fresh: Callable[[Any], Any] = module.fresh
     sink, caught = MemorySink(), []
     monkeypatch.setattr(
-        module, "_fresh", lambda batch: (caught.append(1), time.sleep(0.01), fresh(batch))[2]
+        module, "fresh", lambda batch: (caught.append(1), time.sleep(0.01), fresh(batch))[2]
     )
     run(60, [sink], budget=0.05, pause=0.002)
     assert len(caught) < 10, "120 ms of training pay for less than one catch"

@@ -249,8 +249,8 @@ def _noise(
     with objective.isolated():  # where symmetries are found anew, `measure` runs without
         here = zeros | replayed_gradient(objective, snapshot.before)
         there = zeros | replayed_gradient(objective, moved)
+        wide = rounding(objective.unmixed(), snapshot.before, here)
     size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
-    wide = rounding(objective.unmixed(), snapshot.before, here)
     change, law = charges.slopes(snapshot.before, apart), charges.slopes(snapshot.before, here)
     found, left = {}, {}
     for family, where in charges.generators.items():

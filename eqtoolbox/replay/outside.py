@@ -43,7 +43,7 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
         what = "writes a file"
     if what is not None and args[0] != ":memory:":
         replay.refuse(
-            f"the loss {what} ({args[0]!s:.80}): evaluating it again would do so again, so that "
+            f"the loss {what} ({args[0]!s:.200}): evaluating it again would do so again, so that "
             "probes that do are switched off; do it outside the loss"
         )
 

@@ -204,13 +204,15 @@ def test_a_parameter_in_nobodys_group_is_moved_by_nothing_in_this_step() -> None
         kept = [p for n, p in model.named_parameters() if not n.startswith("second")]
         return torch.optim.SGD(kept, lr=0.1)
 
-    records = measured(first, named=True, after=lambda m, _: other["it"].step())
+    with pytest.warns(RuntimeWarning, match="2 trainable parameters are in no attached optimizer"):
+        records = measured(first, named=True, after=lambda m, _: other["it"].step())
     total = sum(value(records, f"{cause}/rescale") for cause in CAUSES)
     assert total == pytest.approx(value(records, "step_drift/rescale"), rel=1e-6)
     gaps = [r for r in records if r.name == "conservation/closure/rescale"]
     assert gaps[0].verdict == "holds"
     assert gaps[-1].verdict == "violated", "something moved parameters outside of the step"
-    alone = measured(first, named=True)
+    with pytest.warns(RuntimeWarning, match="second.weight, second.bias"):
+        alone = measured(first, named=True)
     closed(alone)
 
 
@@ -244,7 +246,8 @@ def test_a_gradient_that_is_not_finite_and_moves_parameters_has_no_budget() -> N
         if step == 2:
             model.third.bias.grad[0] = float("nan")
 
-    records = measured(lambda p: torch.optim.SGD([*p][:-1], lr=0.1), steps=4, between=overflow)
+    with pytest.warns(RuntimeWarning, match="third.bias"):
+        records = measured(lambda p: torch.optim.SGD([*p][:-1], lr=0.1), steps=4, between=overflow)
     gap = [r for r in records if r.name == "conservation/closure/rescale"][2]
     assert gap.status == "not_applicable"
     assert "not finite" in gap.note

@@ -170,6 +170,7 @@ def test_hooks_that_come_after_the_monitor_and_change_the_output_are_seen() -> N
         model.register_forward_pre_hook(lambda m, given: given[0] + 1)
         criterion.register_forward_hook(lambda m, given, made: made * 2)
         for x, y in batches(2):
+            optimizer.zero_grad()
             criterion(model(x), y).backward()
             optimizer.step()
     values = {r.name: r.value for r in sink.records if r.step == 0}

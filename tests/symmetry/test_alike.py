@@ -89,6 +89,7 @@ def test_a_probe_that_meets_another_formula_says_so_and_stops_nothing() -> None:
     name = "equivariance/relative_error/alike1-2"
     assert good[name].verdict == "holds"
     other = torch.tensor([1, 1, 8]).expand(8, 3)
-    bad = measured(Bonds(), loss, (places(), other), probe, steps=1)
+    with pytest.warns(RuntimeWarning, match="claim alike1-2 is not measured by equivariance"):
+        bad = measured(Bonds(), loss, (places(), other), probe, steps=1)
     assert bad[name].status == "not_applicable"
     assert "what is exchanged there is not alike" in bad[name].note
