@@ -146,6 +146,12 @@ def of_all_modules() -> Any:
     return Net(), cross_entropy, lambda: seen
 
 
+@pytest.fixture(autouse=True)
+def _no_hook_of_all_modules_stays() -> Iterator[None]:
+    yield
+    torch_module._global_forward_hooks.clear()
+
+
 @pytest.mark.parametrize("surface", ["decorator", "criterion"])
 @pytest.mark.parametrize("kind", HOOKED.values(), ids=HOOKED.keys())
 def test_what_hooks_change_and_keep_is_part_of_the_replayed_loss(kind: Any, surface: str) -> None:
