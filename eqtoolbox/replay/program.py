@@ -1,8 +1,8 @@
 """The program: what functions, classes and modules that a user wrote hold and name.
 
 Of a function: its closure, defaults, attributes, and of its module what its code names. Of a class:
-its attributes and its metaclass. Of a module: what is named, or all of it
-where code may name things by strings.
+its attributes and its metaclass. Of a module: what is named, or all of it where code may name
+things by strings.
 """
 
 import functools
