@@ -342,3 +342,36 @@ def test_a_relu_network_keeps_its_exact_products(seed: int) -> None:
     rows = measured(model, cross_entropy)
     assert (rows["curvature/sharpness"].status, rows["curvature/sharpness"].hessian) == ("ok", None)
     assert rows["curvature/self_test/repeat"].note.startswith("exact: symmetric")
+
+
+def test_negatives_sampled_down_the_gradient_of_an_energy_are_held() -> None:
+    """An energy-based loss: where its negatives end depends on the weights, and is cut off."""
+
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        x = torch.randn(8, 2).to(batch)
+        for _ in range(5):
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(model(x).sum(), x)
+            x = x - 0.1 * slope
+        real, made = model(batch), model(x.detach())
+        return real.mean() - made.mean() + 0.1 * (real.square() + made.square()).mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.SiLU(), nn.Linear(6, 1))
+    batch, sink, state = torch.randn(8, 2) + 1, MemorySink(), torch.get_rng_state()
+    parameters = list(model.parameters())
+    slopes = torch.autograd.grad(loss_fn(model, batch), parameters, create_graph=True)
+    flat = torch.cat([g.flatten() for g in slopes])
+    rows = [torch.autograd.grad(g, parameters, retain_graph=True) for g in flat]
+    dense = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows]).double()
+    torch.set_rng_state(state)
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    with eq.attach(
+        model, optimizer, schedule=1, budget=None, probes={"curvature": {"k": 1}}, sinks=[sink]
+    ) as monitor:
+        monitor.loss(loss_fn)(model, batch).backward()
+        optimizer.step()
+    (row,) = [r for r in sink.records if r.name == "curvature/sharpness"]
+    top = torch.linalg.eigvalsh((dense + dense.T) / 2)[-1].item()
+    assert row.value == pytest.approx(top, rel=1e-4)
+    assert row.hessian == "held"
