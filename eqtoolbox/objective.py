@@ -285,7 +285,12 @@ class Objective:
     def _run(
         self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = True
     ) -> Any:
-        """`body(model)` with these parameters swapped in, gradients on."""
+        """`body(model)` with these parameters swapped in, which leaves nothing behind."""
+        replay = current()
+        if replay is None:
+            graded = torch.is_grad_enabled()
+            with self.isolated(), torch.set_grad_enabled(graded):
+                return self._run(params, body, train)
         exchanged = Exchanged(self.model, self._state(params))
 
         @contextmanager
@@ -297,16 +302,14 @@ class Objective:
 
         check()
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
-        replay = current()
-        if replay is not None:
-            replay.begin(self.belongings)
-            replay.protect(self.beside.held if self.beside else {})
+        replay.begin(self.belongings)
+        replay.protect(self.beside.held if self.beside else {})
         drawn, kept = random_streams(self.random), ungraded(params.values())
         with kept, drawn, cast, recomputed_within(state), state():
             try:
                 return valued(body, self.model)
             except Exception as error:
-                if replay is not None and replay.failures:
+                if replay.failures:
                     raise replay.failures[0] from error
                 raise
 
@@ -351,7 +354,11 @@ class Objective:
         return map_tensors(lambda x: x.to(self.dtype) if x.is_floating_point() else x, tree)
 
     def isolated(self, thorough: bool = False, draws: bool = False) -> Any:
-        """The scope every evaluation must run in (see `eqtoolbox.isolation.isolated`)."""
+        """The scope of evaluations (see `eqtoolbox.isolation.isolated`).
+
+        One evaluation opens it by itself; what differentiates its result, or evaluates often,
+        holds it open.
+        """
         return isolated(
             self.model,
             expected=used_by(self.loss_fn, self.batch),

@@ -6,6 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+HOOKS_OF_ALL_MODULES = [
+    name
+    for name, table in vars(torch_module).items()
+    if name.startswith("_global_") and isinstance(table, dict)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +22,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_hook_of_all_modules_stays() -> Iterator[None]:
+    """A test that leaves a hook on all modules fails itself, not those that run after it."""
+    yield
+    left = [name for name in HOOKS_OF_ALL_MODULES if getattr(torch_module, name)]
+    for name in left:
+        getattr(torch_module, name).clear()
+    assert not left, "hooks on all modules were left behind"
 
 
 def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True) -> nn.Sequential:
