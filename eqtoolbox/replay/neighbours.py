@@ -27,6 +27,7 @@ def reached_by_others() -> dict[str, set[Any]]:
     if not threads:
         return {}
     stacks = sys._current_frames()
+    del stacks[threading.get_ident()]  # or this call would hold itself, and all that it came from
     found = {}
     for thread in threads:
         calls = _calls(stacks.get(thread.ident or 0))

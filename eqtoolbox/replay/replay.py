@@ -35,6 +35,7 @@ class Replay:
         self, hosts: tuple[nn.Module, ...], roots: Iterable[Any], draws: bool = True
     ) -> None:
         watch()
+        self.place = threading.get_ident()  # where it goes on, whichever threads take part
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
         self.accumulates = False  # whether the loss itself adds to gradients of the model

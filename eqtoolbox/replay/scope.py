@@ -39,9 +39,9 @@ def current() -> "Replay | None":
     return _here.replay
 
 
-def place() -> Any:
-    """Whose evaluation goes on here: the replay of this thread, or the thread by itself."""
-    return _here.replay or threading.get_ident()
+def place() -> int:
+    """Whose evaluation goes on here: of the thread that began this thread's replay, or its own."""
+    return threading.get_ident() if _here.replay is None else _here.replay.place
 
 
 def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -33,7 +33,7 @@ class Gradient(Probe):
         rows = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
         if self.keep is not None:
             self.keep.append(rows)
-        yield Measurement("norm", sum(r.square().sum() for r in rows).sqrt())
+        yield Measurement("norm", sum(r.detach().square().sum() for r in rows).sqrt())
 
 
 def tensors() -> int:

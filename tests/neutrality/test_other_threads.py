@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.isolation import isolated
+from eqtoolbox.audit import audit
+from eqtoolbox.isolation import evaluation, isolated
 from eqtoolbox.replay.tables import Exchanged, Table
 from tests.neutrality.belongings import Batch, cross_entropy
+from tests.neutrality.test_memory import Gradient, watched_steps
 from tests.neutrality.test_python_state import batches
 
 PROBES = {
@@ -197,3 +199,39 @@ def test_a_tensor_that_keeps_a_graph_is_refused_before_it_is_written() -> None:
         stepped(model, loss_fn, optimizer)
     monitor.close()
     assert held[0].tolist() == pytest.approx([2.2] * 3)
+
+
+def turned(model: nn.Module) -> dict[str, float]:
+    """The errors that an audit of the model finds, by the names of the claims."""
+    x = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    return {s.symmetry.name: s.result.relative_error for s in audit(model, x).scores if s.result}
+
+
+def test_what_holds_in_a_thread_holds_in_the_isolation_that_it_opens() -> None:
+    """Flags and tables are shown to a thread, whether its replay has begun or not."""
+    model = Telling()
+    with beside(lambda: model.training) as seen, evaluation(model):
+        exchanged = Exchanged(model, {"norm.running_mean": torch.ones(5)})
+        with exchanged.here(), isolated(model):
+            assert not model.training
+            assert model.norm.running_mean.sum() == 5
+        while not seen:
+            time.sleep(0.001)
+    assert all(seen)
+
+
+def test_an_audit_finds_the_same_beside_a_living_thread() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1))
+    alone = turned(model)
+    with beside(lambda: model.training) as seen:
+        assert turned(model) == alone
+    assert all(seen)
+    assert turned(model.train(False)) == alone
+
+
+def test_nothing_of_a_replay_is_left_beside_a_living_thread() -> None:
+    with beside(lambda: None):
+        alive, refs = watched_steps(150, Gradient())
+    assert not [r for r in refs if r() is not None]
+    assert alive[0] == alive[-1]
