@@ -19,9 +19,9 @@ from timing import begin
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.independence import charges_rank, flat, lie_dimension
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
+from eqtoolbox.weights.charges.independence import charges_rank, flat, lie_dimension
+from eqtoolbox.weights.discovery import find_symmetries
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 
 @dataclass(frozen=True, kw_only=True)

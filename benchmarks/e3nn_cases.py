@@ -8,10 +8,10 @@ from timing import interleaved
 from torch import Tensor, nn
 
 from eqtoolbox.symmetry import E3, O3, Each, Equivariance, equivariance_error
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.foreign import FromIrreps
-from eqtoolbox.symmetry.linear import positions, vectors
-from eqtoolbox.symmetry.matrices import rows
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.foreign import FromIrreps
+from eqtoolbox.symmetry.actions.linear import positions, vectors
+from eqtoolbox.symmetry.groups.matrices import rows
 
 REPEATS, TRIALS = 15, 4  # four trials of e3nn are eight elements of O(3), or sixteen of E(3)
 TOLERANCE = 1e-3  # of e3nn's assert_equivariant in float32

@@ -21,13 +21,13 @@ import eqtoolbox as eq
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import SO2, SO3, Dihedral, Equivariance, Symmetric, Translations
-from eqtoolbox.symmetry.actions import Action, dihedral, trivial
+from eqtoolbox.symmetry.actions.action import Action, dihedral, trivial
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.actions.resampling import FourierShift
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.group import Group
+from eqtoolbox.symmetry.groups.group import Group
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.linear import vectors
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.resampling import FourierShift
 
 REPEATS = 30
 

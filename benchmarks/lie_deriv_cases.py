@@ -19,9 +19,9 @@ from eqtoolbox.symmetry import (
     equivariance_error,
     lie_derivative,
 )
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.linear import vectors
-from eqtoolbox.symmetry.resampling import FourierShift, Turn, band_limited
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.actions.resampling import FourierShift, Turn, band_limited
 
 REPEATS = 15
 Row = dict[str, Any]

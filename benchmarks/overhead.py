@@ -20,7 +20,7 @@ from environment import store
 from torch import nn
 
 import eqtoolbox as eq
-from eqtoolbox.config import resolve
+from eqtoolbox.attach.config import resolve
 from eqtoolbox.demos.demo import batches
 from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.sinks.memory import MemorySink

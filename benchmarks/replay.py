@@ -17,8 +17,8 @@ from curvature_models import NAMES, problem
 from environment import store
 from torch import Tensor
 
-from eqtoolbox.isolation import isolated
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.isolation import isolated
 
 ROUNDS, NOTES = 30, 10
 

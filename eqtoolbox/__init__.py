@@ -6,14 +6,14 @@ _collecting = gc.isenabled()
 gc.disable()  # a full collection amid these imports walks through all of torch, as long again
 try:
     from eqtoolbox import linalg, symmetry
-    from eqtoolbox.attach import attach
-    from eqtoolbox.monitor import Monitor
-    from eqtoolbox.probe import Measurement, Probe, Scheduled
-    from eqtoolbox.record import Record
+    from eqtoolbox.attach.attach import attach
+    from eqtoolbox.record.record import Record
+    from eqtoolbox.record.schedule import at, every, log_spaced
+    from eqtoolbox.record.sink import Sink
     from eqtoolbox.report.run import Run
-    from eqtoolbox.schedule import at, every, log_spaced
-    from eqtoolbox.sink import Sink
-    from eqtoolbox.snapshot import NotApplicable, Snapshot
+    from eqtoolbox.watch.monitor import Monitor
+    from eqtoolbox.watch.probe import Measurement, Probe, Scheduled
+    from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 finally:
     if _collecting:
         gc.enable()

@@ -2,6 +2,6 @@
 
 import sys
 
-from eqtoolbox.cli import main
+from eqtoolbox.command.cli import main
 
 sys.exit(main())

@@ -69,7 +69,7 @@ def test_imports_run_downward(path: Path) -> None:
 
 
 def test_an_upward_import_is_caught() -> None:
-    assert violations("linalg", "from eqtoolbox.monitor import Monitor")
+    assert violations("linalg", "from eqtoolbox.watch.monitor import Monitor")
     assert violations("symmetry", "def f():\n    import eqtoolbox.linalg.lanczos")
     assert violations("monitor", "from eqtoolbox.probes.curvature import Curvature")
     assert not violations("cli", "from eqtoolbox.report import Run")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eqtoolbox.arrays import Array, frame, frames
+from eqtoolbox.record.arrays import Array, frame, frames
 from eqtoolbox.report.run import Run
 from eqtoolbox.sinks.jsonl import RunDirectory
 

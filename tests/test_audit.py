@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqtoolbox.audit import audit
-from eqtoolbox.audit_table import data, text
-from eqtoolbox.cli import main
+from eqtoolbox.command.audit_table import data, text
+from eqtoolbox.command.cli import main
+from eqtoolbox.symmetry.audit import audit
 from eqtoolbox.symmetry.candidates import candidates, rank
 
 SOURCE = """

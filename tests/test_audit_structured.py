@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.audit import audit
-from eqtoolbox.audit_table import text
-from eqtoolbox.cli import main
-from eqtoolbox.reading import Reading, closed, opened
+from eqtoolbox.command.audit_table import text
+from eqtoolbox.command.cli import main
+from eqtoolbox.replay.reading import Reading, closed, opened
+from eqtoolbox.symmetry.audit import audit
 from eqtoolbox.symmetry.structured import structured_candidates
 
 SOURCE = '''
 import torch
 from torch import nn
 from eqtoolbox.symmetry import E3, Each, Equivariance
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.linear import positions, vectors
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import positions, vectors
 
 
 class Springs(nn.Module):

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.budget import LOSS, Budget
 from eqtoolbox.integrations.attachment import Attachment
-from eqtoolbox.probe import Measurement, Probe
-from eqtoolbox.sink import Sink
+from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.budget import LOSS, Budget
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import blobs, mlp
 
 
@@ -73,7 +73,7 @@ def test_writing_counts_as_the_monitors_time() -> None:
 
 
 def test_catching_counts_as_the_monitors_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    import eqtoolbox.capture.loss_capture as module
+    import eqtoolbox.watch.capture.loss_capture as module
 
     fresh: Callable[[Any], Any] = module.fresh
     sink = MemorySink()
@@ -85,7 +85,7 @@ def test_catching_counts_as_the_monitors_time(monkeypatch: pytest.MonkeyPatch) -
 def test_a_dear_catch_is_left_out_with_the_probes_it_would_be_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import eqtoolbox.capture.loss_capture as module
+    import eqtoolbox.watch.capture.loss_capture as module
 
     fresh: Callable[[Any], Any] = module.fresh
     sink, caught = MemorySink(), []

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import eqtoolbox as eq
-from eqtoolbox.config import ConfigError
+from eqtoolbox.attach.config import ConfigError
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.linalg import hessian, top_eigenpairs
 from eqtoolbox.probes.curvature import Curvature
@@ -27,7 +27,7 @@ from eqtoolbox.symmetry import (
     discover,
     equivariance_error,
 )
-from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.actions.permuting import Permute
 from tests.expect.public import (
     LINE,
     MATRIX,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqtoolbox.cli import main
-from eqtoolbox.demos.catalogue import DEMOS
+from eqtoolbox.command.cli import main
+from eqtoolbox.command.demo.catalogue import DEMOS
 
 
 @pytest.fixture(scope="module")

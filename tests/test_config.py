@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqtoolbox.config import PRESETS, ConfigError, describe, load, preset_path, resolve
-from eqtoolbox.demos.catalogue import DEMOS
+from eqtoolbox.attach.config import PRESETS, ConfigError, describe, load, preset_path, resolve
+from eqtoolbox.command.demo.catalogue import DEMOS
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.noether import Noether
-from eqtoolbox.schedule import at, every, log_spaced
+from eqtoolbox.record.schedule import at, every, log_spaced
 
 
 def written(folder: Path, text: str) -> Path:
@@ -31,7 +31,7 @@ def test_every_shipped_file_resolves(name: str) -> None:
 
 CLAIM = """
 from eqtoolbox.symmetry import Equivariance, Sign
-from eqtoolbox.symmetry.scaling import Parity
+from eqtoolbox.symmetry.actions.scaling import Parity
 ODD = Equivariance(Sign(), Parity(), Parity(), name="odd")
 """
 

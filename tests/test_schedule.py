@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from eqtoolbox.schedule import Schedule, as_schedule, at, every, following, log_spaced
+from eqtoolbox.record.schedule import Schedule, as_schedule, at, every, following, log_spaced
 
 
 def due(schedule: object, until: int = 30) -> list[int]:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.capture.losses import Criterion, Spread
-from eqtoolbox.identity import digest, identity
-from eqtoolbox.isolation import RandomState
-from eqtoolbox.objective import Objective
-from eqtoolbox.shared import KEPT, Shared
+from eqtoolbox.replay.identity import digest, identity
+from eqtoolbox.replay.isolation import RandomState
+from eqtoolbox.replay.objective import Objective
+from eqtoolbox.watch.capture.losses import Criterion, Spread
+from eqtoolbox.watch.shared import KEPT, Shared
 from tests.conftest import mlp
 
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_compared_is_no_reason_to_fail() -> None:
 
 SCRIPT = """
 from tests.test_shared import Task, mlp, of, through_default
-from eqtoolbox.identity import digest
+from eqtoolbox.replay.identity import digest
 import torch
 print(digest(of(mlp(4, 5, 3), through_default(Task(torch.tanh)))))
 """

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report.run import Run
 from eqtoolbox.sinks.jsonl import RunDirectory
 
@@ -52,7 +52,7 @@ def test_fields_of_later_versions_are_ignored() -> None:
 
 CHILD = """
 import sys, time
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.jsonl import RunDirectory
 store = RunDirectory(sys.argv[1])
 for i in range(200):

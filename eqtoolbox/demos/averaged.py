@@ -16,8 +16,8 @@ class Averaged(nn.Module):
         claim: of a finite group; its actions are those of the average.
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import flip, trivial
-        >>> from eqtoolbox.symmetry.group import Flip
+        >>> from eqtoolbox.symmetry.actions.action import flip, trivial
+        >>> from eqtoolbox.symmetry.groups.group import Flip
         >>> mean = Averaged(nn.Flatten(), Equivariance(Flip(), flip, trivial))
         >>> mean(torch.tensor([[[1.0, 3.0]]]))
         tensor([[2., 2.]])

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
 from eqtoolbox.demos.scores import relative_error
-from eqtoolbox.symmetry.boosts import Boost
+from eqtoolbox.symmetry.actions.boosts import Boost
+from eqtoolbox.symmetry.actions.permuting import Roll
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.group import Cyclic
-from eqtoolbox.symmetry.permuting import Roll
-from eqtoolbox.symmetry.unbounded import Translations
+from eqtoolbox.symmetry.groups.group import Cyclic
+from eqtoolbox.symmetry.groups.unbounded import Translations
 
 SIZE, TIME, VISCOSITY = 64, 0.5, 0.1  # grid cells of 2 pi, time, length^2 / time
 STEP = 2 * math.pi / SIZE / TIME  # the velocity that moves a wave by one cell

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
 from eqtoolbox.demos.scores import relative_error
-from eqtoolbox.symmetry.actions import dihedral, roll
+from eqtoolbox.symmetry.actions.action import dihedral, roll
+from eqtoolbox.symmetry.actions.fields import vector_field
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.fields import vector_field
-from eqtoolbox.symmetry.group import CyclicTranslation, Dihedral
+from eqtoolbox.symmetry.groups.group import CyclicTranslation, Dihedral
 
 SIZE, TIME, VISCOSITY = 24, 0.5, 5e-3  # grid cells a side of 2 pi, time, length^2 / time
 TURNS = Equivariance(Dihedral(4), vector_field, vector_field, name="turns-and-mirrors")

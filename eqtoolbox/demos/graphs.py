@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
 from eqtoolbox.demos.scores import relative_error
+from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.finite import Symmetric
-from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.groups.finite import Symmetric
 
 NODES = 7
 RELABEL = Equivariance(Symmetric(NODES), Permute(-2, -1), Permute(-1), name="relabelling")

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score, batches
 from eqtoolbox.demos.scores import relative_error
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import positions, vectors
+from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Each
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.finite import Symmetric
-from eqtoolbox.symmetry.linear import positions, vectors
-from eqtoolbox.symmetry.matrices import E3
-from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.groups.finite import Symmetric
+from eqtoolbox.symmetry.groups.matrices import E3
 
 ELEMENTS = ("H", "C", "N", "O")
 ATOMS = 9  # places of a molecule; smaller ones are padded by atoms of no element

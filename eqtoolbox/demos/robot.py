@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
 from eqtoolbox.demos.scores import relative_error
+from eqtoolbox.symmetry.actions.permuting import Signed
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.permuting import Signed
 
 # angles, velocities and accelerations of (left shoulder, left elbow, right shoulder, right elbow);
 # the mirror exchanges the arms and turns every angle round

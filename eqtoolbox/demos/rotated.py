@@ -7,9 +7,9 @@ from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Data, Demo, Entry
 from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.demos.scores import ACCURACY
-from eqtoolbox.symmetry.actions import quarter_turn, trivial
+from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.group import Cyclic
+from eqtoolbox.symmetry.groups.group import Cyclic
 
 TURNS = Equivariance(Cyclic(4), quarter_turn, trivial)
 

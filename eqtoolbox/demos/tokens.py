@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from eqtoolbox.demos.demo import Data, Demo, Entry
 from eqtoolbox.demos.scores import ACCURACY
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Each
-from eqtoolbox.symmetry.finite import Symmetric
-from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.groups.finite import Symmetric
 
 LENGTH, WORDS, TOPICS = 24, 500, 8  # places, vocabulary, classes
 BLOCK = 48  # words; every fourth block of a text is kept for the test

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from eqtoolbox.extra import extra
-from eqtoolbox.monitor import Monitor
+from eqtoolbox.integrations.extra import extra
 from eqtoolbox.sinks.adapter import as_sink
 from eqtoolbox.sinks.callable import CallableSink
 from eqtoolbox.sinks.scalars import Scalars
+from eqtoolbox.watch.monitor import Monitor
 
 with extra("accelerate", "eqtoolbox.integrations.accelerate"):
     from accelerate import Accelerator

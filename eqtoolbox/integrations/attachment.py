@@ -7,17 +7,17 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from eqtoolbox.attach import attach
-from eqtoolbox.budget import check_share
-from eqtoolbox.checkpoint import check_state
-from eqtoolbox.config import Probes, When, resolve
+from eqtoolbox.attach.attach import attach
+from eqtoolbox.attach.config import Probes, When, resolve
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Location, Seed
-from eqtoolbox.journal import OnError
-from eqtoolbox.monitor import Monitor
-from eqtoolbox.objective import LossFunction
+from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.sinks.adapter import as_sink
-from eqtoolbox.time_limit import Timeout, check_timeout
+from eqtoolbox.watch.budget import check_share
+from eqtoolbox.watch.checkpoint import check_state
+from eqtoolbox.watch.journal import OnError
+from eqtoolbox.watch.monitor import Monitor
+from eqtoolbox.watch.time_limit import Timeout, check_timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
 

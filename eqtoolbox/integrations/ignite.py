@@ -1,7 +1,7 @@
 """PyTorch Ignite: a monitor that follows an Engine."""
 
-from eqtoolbox.extra import extra
-from eqtoolbox.monitor import Monitor
+from eqtoolbox.integrations.extra import extra
+from eqtoolbox.watch.monitor import Monitor
 
 with extra("ignite", "eqtoolbox.integrations.ignite"):
     from ignite.engine import Engine, Events

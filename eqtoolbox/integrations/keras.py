@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
-from eqtoolbox.monitor import Monitor
+from eqtoolbox.integrations.extra import extra
+from eqtoolbox.watch.monitor import Monitor
 
 with extra("keras", "eqtoolbox.integrations.keras"):
     import keras

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
-from eqtoolbox.objective import scalar_loss
+from eqtoolbox.integrations.extra import extra
+from eqtoolbox.replay.objective import scalar_loss
 
 with extra("lightning", "eqtoolbox.integrations.lightning"):
     try:

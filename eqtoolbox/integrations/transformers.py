@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.extra import extra
 from eqtoolbox.integrations.attachment import Attachment
-from eqtoolbox.replay.scope import current
+from eqtoolbox.integrations.extra import extra
+from eqtoolbox.replay.thread.scope import current
 
 with extra("transformers", "eqtoolbox.integrations.transformers"):
     from transformers import TrainerCallback

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.deadline import check
 from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.vectors import Space, Vector, add, scale, wide, zeros_like

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.operator import LinearOperator
+from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import Space, Vector
-from eqtoolbox.precision import Precision
 
 Differences = TypeVar("Differences", "FiniteDifference", "Widened")
 RHOS = (1e-6, 1e-8)  # the second where a kink lies inside of the first

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from eqtoolbox.linalg import energy_share, principal_angles
 from eqtoolbox.linalg.vectors import dot, norm, zeros_like
-from eqtoolbox.objective import Parameters
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.engine import DifferentiatedOperator
 from eqtoolbox.probes.stability import momentum_buffer
 from eqtoolbox.probes.symmetries import FoundSymmetries
-from eqtoolbox.record import Status
-from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.record.record import Status
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 
 def overlaps(

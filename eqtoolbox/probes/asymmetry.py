@@ -9,12 +9,9 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.capture.batch import tensors
 from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import dot, norm
-from eqtoolbox.objective import Parameters
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
     Elements,
@@ -29,14 +26,17 @@ from eqtoolbox.probes.claims import (
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
-from eqtoolbox.reading import opened
-from eqtoolbox.record import Mode
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.actions import has_edge
+from eqtoolbox.record.record import Mode
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.replay.reading import opened
+from eqtoolbox.replay.tree import tensors
+from eqtoolbox.symmetry.actions.action import has_edge
 from eqtoolbox.symmetry.asymmetry import data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.orbit import pulled_back
 from eqtoolbox.symmetry.structure import Tree, batch_size, like_outputs, on_tensors
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 
 @checked

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.sgd import sgd
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.charges import Change, Charges
-from eqtoolbox.symmetry.families.scale import Scale
-from eqtoolbox.symmetry.flow import equilibrium
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.weights.charges.charges import Change, Charges
+from eqtoolbox.weights.charges.flow import equilibrium
+from eqtoolbox.weights.families.scale import Scale
 
 FAMILY = "scale"
 MEMORY = 0.9  # share of the past in the running mean of |v|^2 over kept steps

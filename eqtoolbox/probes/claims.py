@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from eqtoolbox.expect.bounds import at_least
-from eqtoolbox.probe import UNMEASURED, Measurement
-from eqtoolbox.snapshot import NotApplicable
 from eqtoolbox.symmetry import actions
-from eqtoolbox.symmetry.actions import Action
+from eqtoolbox.symmetry.actions.action import Action
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Chain, Each, Factor, Rebuilt
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.watch.probe import UNMEASURED, Measurement
+from eqtoolbox.watch.snapshot import NotApplicable
 
 Claim = str | Equivariance
 OutputAction = Literal["auto", "invariant", "same"]

@@ -8,13 +8,13 @@ import torch
 
 from eqtoolbox.linalg import FunctionOperator, top_eigenpairs
 from eqtoolbox.linalg.vectors import Vector, norm, random_like
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
 from eqtoolbox.probes.pull import MEMORY, Pull
-from eqtoolbox.record import Status, verdict
-from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.approach import Approach
-from eqtoolbox.symmetry.reflection import Reflection
+from eqtoolbox.record.record import Status, verdict
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.weights.orbit.approach import Approach
+from eqtoolbox.weights.orbit.reflection import Reflection
 
 AMPLIFIED = 0.1  # relative error of a product that a metric of many orders makes of rounding
 TOL = 1e-3  # residual of the smallest eigenvalue over the largest |eigenvalue| of its block

@@ -8,21 +8,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.capture.gradient_check import replayed_gradient
-from eqtoolbox.capture.waiting import not_finite
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import random_like
-from eqtoolbox.objective import Parameters
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.forecast import advance, report
 from eqtoolbox.probes.law import rounding
 from eqtoolbox.probes.leftover import shrunk, sizes, told
 from eqtoolbox.probes.symmetries import charges as charges_of
-from eqtoolbox.record import Mode
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.charges import Change, Charges, Rates
+from eqtoolbox.record.record import Mode
+from eqtoolbox.replay.gradient import replayed_gradient
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.capture.waiting import not_finite
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.weights.charges.charges import Change, Charges, Rates
 
 
 @checked

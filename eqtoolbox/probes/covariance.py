@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.vectors import add, norm, random_like
-from eqtoolbox.objective import Parameters
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.engine import Engine
-from eqtoolbox.record import verdict
-from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.families.discrete import Permuting, SignFlip
-from eqtoolbox.symmetry.parameter import DiscreteSymmetry
-from eqtoolbox.symmetry.reflection import Move
+from eqtoolbox.record.record import verdict
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.weights.families.discrete import Permuting, SignFlip
+from eqtoolbox.weights.orbit.reflection import Move
+from eqtoolbox.weights.parameter import DiscreteSymmetry
 
 
 class Covariance:

@@ -12,14 +12,14 @@ from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import EigenResult, gauss_newton, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.vectors import dot
-from eqtoolbox.objective import Parameters
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.alignment import along, overlaps, turn
 from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import stability_scale
-from eqtoolbox.record import Mode, Status
-from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.record.record import Mode, Status
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 # H passed the self-test; where a gradient is zero but for rounding, such as that of a bias before
 # batch normalisation, Adam's first metrics amplify the rounding of H, which the residual tells

@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 import torch
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.objective import Parameters
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.collapse import collapse
 from eqtoolbox.probes.covariance import Covariance, laws
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.idle import NAMED, Idle, listed
 from eqtoolbox.probes.symmetries import FoundSymmetries
-from eqtoolbox.record import HOLDS, Mode
-from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.approach import Approach, approaches
-from eqtoolbox.symmetry.parameter import DiscreteSymmetry
+from eqtoolbox.record.record import HOLDS, Mode
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.weights.orbit.approach import Approach, approaches
+from eqtoolbox.weights.parameter import DiscreteSymmetry
 
 EQUAL = 1e-6  # relative distance below which units count as equal, if rounding allows no less
 

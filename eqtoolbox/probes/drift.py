@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqtoolbox.probe import Measurement
-from eqtoolbox.record import verdict
-from eqtoolbox.symmetry.charges import Change, Charges
+from eqtoolbox.record.record import verdict
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.weights.charges.charges import Change, Charges
 
 CAUSES = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
 TINY = 1e-300

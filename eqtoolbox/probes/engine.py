@@ -11,14 +11,14 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.finite_difference import FiniteDifference
+from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.linalg.widened import Widened, steady
-from eqtoolbox.objective import Objective, Parameters
-from eqtoolbox.precision import Precision
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure, widened
 from eqtoolbox.probes.self_test import NO_FUNCTION, ROUGH, EngineMode, SelfTest, compared
-from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 Memory = Literal["fast", "low"]
 ProbePrecision = Literal["full", "as_trained"]
@@ -53,7 +53,7 @@ class Tested:
 class Engine:
     """Hessian operators for snapshots, by the fastest mode that passed the run's self-test.
 
-    Options only: the result of the self-test belongs to the run (`eqtoolbox.shared`), where
+    Options only: the result of the self-test belongs to the run (`eqtoolbox.watch.shared`), where
     engines of the same options share it.
 
     exact: reverse over reverse on a retained graph, 1.5 to 2 gradients a product. differenced:

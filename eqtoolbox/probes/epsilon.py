@@ -1,7 +1,7 @@
 """What the epsilons of normalisations predict of approximate laws, along elements of families.
 
 g . K = p and H K + (DK)^T g = grad p with p = - sum_k r_k dL/dlog(eps_k): see
-`eqtoolbox.symmetry.epsilon`. The rates r of an element do not depend on the parameters.
+`eqtoolbox.weights.epsilon`. The rates r of an element do not depend on the parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from eqtoolbox.linalg.graph import differentiating, filled
 from eqtoolbox.linalg.vectors import add, zeros_like
-from eqtoolbox.objective import Objective, Parameters
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.implicit_bias import Bias, weighted
 from eqtoolbox.probes.law import Elements, Members
-from eqtoolbox.record import verdict
-from eqtoolbox.snapshot import NotApplicable
-from eqtoolbox.symmetry.epsilon import Epsilons, at_factors, moved_along, observed, prediction
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
-from eqtoolbox.symmetry.search.verification import move, moved
+from eqtoolbox.record.record import verdict
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable
+from eqtoolbox.weights.epsilon import Epsilons, at_factors, moved_along, observed, prediction
+from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.search.verification import move, moved
 
 STEP = 0.3  # largest coefficient of the finite transformation that tells the rates
 

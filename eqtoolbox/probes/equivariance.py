@@ -11,7 +11,6 @@ from torch import Tensor
 
 from eqtoolbox.expect.bounds import OWN, Bound
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.claims import (
     Claim,
     Elements,
@@ -26,10 +25,10 @@ from eqtoolbox.probes.claims import (
 from eqtoolbox.probes.growth import Seen, explained, growth
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
-from eqtoolbox.reading import opened
-from eqtoolbox.record import Mode
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.record.record import Mode
+from eqtoolbox.replay.reading import opened
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.tangent import NoTangent
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -37,7 +36,8 @@ from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import CUT, FLAT, lie_derivative
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import tensors
-from eqtoolbox.symmetry.tangent import NoTangent
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
 

@@ -23,7 +23,7 @@ from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import add, norm
 from eqtoolbox.linalg.widened import Widened, steady
-from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import opened
 
 NEAR = 5e-3  # exact against differenced product; differences of smooth float32 losses err by 1e-3

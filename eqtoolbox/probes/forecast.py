@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.sgd import sgd
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.charges import Change, Charges
-from eqtoolbox.symmetry.flow import Course
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.weights.charges.charges import Change, Charges
+from eqtoolbox.weights.charges.flow import Course
 
 TINY = 1e-300
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.probe import Measurement
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
+from eqtoolbox.watch.probe import Measurement
 
 GROWN = 3.0  # growth of the relative error over that of the baseline that is an alarm
 PRICE = 1.0  # percent of the loss below which a violation is not worth one

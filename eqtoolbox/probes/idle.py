@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eqtoolbox.capture.batch import tensors
-from eqtoolbox.objective import Objective, Parameters
-from eqtoolbox.probe import Measurement
-from eqtoolbox.symmetry import units
-from eqtoolbox.symmetry.activity import Activity
-from eqtoolbox.symmetry.families.discrete import UnitSymmetry
-from eqtoolbox.symmetry.parameter import DiscreteSymmetry
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.tree import tensors
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.weights.families.discrete import UnitSymmetry
+from eqtoolbox.weights.orbit import units
+from eqtoolbox.weights.orbit.activity import Activity
+from eqtoolbox.weights.parameter import DiscreteSymmetry
 
 BATCHES = 5  # in a row on which a unit must do nothing to be called dead,
 LEAST = 3  # or all of these, while no more were seen

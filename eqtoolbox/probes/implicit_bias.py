@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqtoolbox.capture.window import Window
 from eqtoolbox.linalg.graph import differentiating, filled
 from eqtoolbox.linalg.vectors import add, zeros_like
-from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.probes.law import Elements, Members
-from eqtoolbox.snapshot import NotApplicable
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.window import Window
+from eqtoolbox.watch.snapshot import NotApplicable
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eqtoolbox.capture.gradient_check import replayed_gradient
 from eqtoolbox.linalg.vectors import add, norm, random_like, zeros_like
-from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.probes.engine import DifferentiatedOperator
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
+from eqtoolbox.replay.gradient import replayed_gradient
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 Members = Mapping[str, Sequence[ContinuousSymmetry]]
 Elements = Mapping[str, Sequence[Tensor]]

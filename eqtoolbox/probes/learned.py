@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.prediction import Prediction, predicting
-from eqtoolbox.record import Mode
-from eqtoolbox.snapshot import NotApplicable, Snapshot
+from eqtoolbox.record.record import Mode
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 _LARGEST = 8  # length of the vectors: d^2 singular values are recorded
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.objective import Parameters
 from eqtoolbox.probes.law import FirstOrder
-from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.charges import Charges
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.weights.charges.charges import Charges
 
 
 def told(

@@ -9,7 +9,6 @@ import torch
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import add, dot, norm
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.epsilon import explained
 from eqtoolbox.probes.epsilon import pull as epsilon_pull
@@ -18,9 +17,10 @@ from eqtoolbox.probes.law import rounding as rounding_of
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.zeroth_order import ZerothOrder
-from eqtoolbox.record import HOLDS, Mode, verdict
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
+from eqtoolbox.record.record import HOLDS, Mode, verdict
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 
 @checked
@@ -50,7 +50,7 @@ class Noether(Probe):
     with c read off the outputs (`eqtoolbox.probes.implicit_bias`).
 
     Where the epsilon of a normalisation makes a symmetry approximate, it predicts what the laws
-    lack, g.K = p and H K + (DK)^T g = grad p (`eqtoolbox.symmetry.epsilon`): `slope` and
+    lack, g.K = p and H K + (DK)^T g = grad p (`eqtoolbox.weights.epsilon`): `slope` and
     `predicted_slope` are g.K and p over |g||K|, `epsilon` and `epsilon_second_order` what p leaves
     of both laws. These hold where epsilon is all; the plain residuals get p as their floor.
 

@@ -4,7 +4,7 @@ Plain sharpness changes by any factor when a network is moved along its orbits, 
 prediction (Dinh et al. 2017). So does the sharpness of (I-Pi) H (I-Pi), Pi the projection on the
 symmetry directions at the same point: non-orthogonal T turn H(T theta) = T^-T H(theta) T^-1 into
 a matrix with other eigenvalues, across the orbit too. Both are read at the orbit's canonical
-point theta* instead (`eqtoolbox.symmetry.canonical`), which no motion along the orbit changes:
+point theta* instead (`eqtoolbox.weights.orbit.canonical`), which no motion along the orbit changes:
 
     lambda_max of (I-Pi) H(theta*) (I-Pi), Pi the projection on all K_c(theta*)
 
@@ -19,12 +19,12 @@ from dataclasses import replace
 import torch
 
 from eqtoolbox.linalg import top_eigenpairs
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.symmetries import FoundSymmetries
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.canonical import canonical
-from eqtoolbox.symmetry.tangent_space import TangentSpace
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.weights.orbit.canonical import canonical
+from eqtoolbox.weights.orbit.tangent_space import TangentSpace
 
 QUANTITY = "orbit_free_sharpness"
 BALANCED = {torch.float64: 1e-13, torch.float32: 1e-7}  # what rounding leaves

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.capture.batch import map_tensors, tensors
-from eqtoolbox.deadline import check
-from eqtoolbox.objective import Call, Objective, Parameters
-from eqtoolbox.reading import closed, opened
-from eqtoolbox.snapshot import NotApplicable
+from eqtoolbox.expect.deadline import check
+from eqtoolbox.replay.objective import Call, Objective, Parameters
+from eqtoolbox.replay.reading import closed, opened
+from eqtoolbox.replay.tree import map_tensors, tensors
+from eqtoolbox.watch.snapshot import NotApplicable
 
 Found = TypeVar("Found")
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from eqtoolbox.objective import Parameters
 from eqtoolbox.probes.stability import metric
-from eqtoolbox.snapshot import NotApplicable, ParameterGroup, Snapshot
-from eqtoolbox.symmetry.reflection import Reflection
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.snapshot import NotApplicable, ParameterGroup, Snapshot
+from eqtoolbox.weights.orbit.reflection import Reflection
 
 MEMORY = {"Adam", "AdamW", "RMSprop", "Adagrad"}  # whose metric is made of past gradients
 

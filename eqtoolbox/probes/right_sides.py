@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 
 from eqtoolbox.linalg.vectors import add, dot, norm, zeros_like
-from eqtoolbox.objective import Objective
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.epsilon import Rates, approximate, predictions, rates, total_rates
 from eqtoolbox.probes.implicit_bias import Bias, biases
 from eqtoolbox.probes.law import Elements, Laws, Members
-from eqtoolbox.snapshot import NotApplicable
+from eqtoolbox.replay.objective import Objective
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable
 
 
 class RightSides:

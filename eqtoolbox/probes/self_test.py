@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from eqtoolbox.objective import Objective, Parameters
 from eqtoolbox.probes.field import Comparison, Structure, compare, structure
-from eqtoolbox.snapshot import NotApplicable
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.watch.snapshot import NotApplicable
 
 EngineMode = Literal["exact", "split", "rebuilt", "differenced"]
 ASYMMETRY = 2e-3  # float32 networks reach 7e-5, wrong double backwards start at 8e-3

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eqtoolbox.snapshot import NotApplicable, ParameterGroup, Snapshot
+from eqtoolbox.watch.snapshot import NotApplicable, ParameterGroup, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import LinearOperator, spectral_density, spectral_moments
 from eqtoolbox.linalg.trace import Estimate
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.engine import Engine
-from eqtoolbox.record import Mode
-from eqtoolbox.snapshot import Snapshot
+from eqtoolbox.record.record import Mode
+from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import Snapshot
 
 
 @checked

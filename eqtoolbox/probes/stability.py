@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.objective import Parameters
-from eqtoolbox.snapshot import NotApplicable, ParameterGroup, Snapshot
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.snapshot import NotApplicable, ParameterGroup, Snapshot
 
 Rule = Callable[[ParameterGroup, dict[str, Any], Tensor], tuple[float, Tensor]]
 

@@ -5,10 +5,10 @@ from itertools import groupby
 
 import torch
 
-from eqtoolbox.snapshot import NotApplicable, Snapshot
-from eqtoolbox.symmetry.charges import Charges
-from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.weights.charges.charges import Charges
+from eqtoolbox.weights.discovery import find_symmetries
+from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 
 Families = dict[str, list[ContinuousSymmetry]]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.probes.claims import Claim, require_tensor, structured
 from eqtoolbox.probes.prediction import Prediction
-from eqtoolbox.reading import Reading, argument_names, is_open, opened
+from eqtoolbox.replay.parts import in_parts
+from eqtoolbox.replay.reading import Reading, argument_names, is_open, opened
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
 from eqtoolbox.symmetry.each import batch_of_one, one_sample

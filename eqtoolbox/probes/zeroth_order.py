@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.vectors import wide
-from eqtoolbox.objective import Objective, Parameters
-from eqtoolbox.probe import Measurement
 from eqtoolbox.probes.epsilon import Rates, instead
 from eqtoolbox.probes.law import moved_by
-from eqtoolbox.record import verdict
-from eqtoolbox.snapshot import NotApplicable
-from eqtoolbox.symmetry.epsilon import at_factors
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
-from eqtoolbox.symmetry.search.verification import move, moved
+from eqtoolbox.record.record import verdict
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import NotApplicable
+from eqtoolbox.weights.epsilon import at_factors
+from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.search.verification import move, moved
 
 STRONGEST = 1.0  # of the coefficients' root mean square; what verification draws, if less
 REPEATS = 3  # evaluations a rounding away, whose root mean square is the loss's own noise

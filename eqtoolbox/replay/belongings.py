@@ -6,13 +6,13 @@ from typing import Any
 from torch import nn
 
 from eqtoolbox.replay.calls import hooks_of_all_modules
-from eqtoolbox.replay.exchange import copied, remade, stand_in
-from eqtoolbox.replay.reach import Reach
-from eqtoolbox.replay.slots import Slot
+from eqtoolbox.replay.reach.exchange import copied, remade, stand_in
+from eqtoolbox.replay.reach.reach import Reach
+from eqtoolbox.replay.reach.slots import Slot
 
 
 class Belongings:
-    """Everything mutable in reach of `roots` (see `eqtoolbox.replay.reach`), as it is now.
+    """Everything mutable in reach of `roots` (see `eqtoolbox.replay.reach.reach`), as it is now.
 
     Args:
         roots: a model, its loss function, a criterion.

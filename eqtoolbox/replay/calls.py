@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from eqtoolbox.replay.interception import Intercepted
-from eqtoolbox.replay.kinds import TRACKERS
-from eqtoolbox.replay.scope import current
-from eqtoolbox.replay.slots import MARK
+from eqtoolbox.replay.reach.kinds import TRACKERS
+from eqtoolbox.replay.reach.slots import MARK
 from eqtoolbox.replay.streams import alone
+from eqtoolbox.replay.thread.interception import Intercepted
+from eqtoolbox.replay.thread.scope import current
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 _MODULES = Intercepted(("torch.nn.modules.module", "Module"), "__call__")

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
-from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.thread.scope import current
 
 _IN_PLACE = frozenset({
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__imod__",

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqtoolbox.replay.listening import listening
-from eqtoolbox.replay.scope import current
-from eqtoolbox.replay.states import alike
+from eqtoolbox.replay.reach.states import alike
+from eqtoolbox.replay.thread.listening import listening
+from eqtoolbox.replay.thread.scope import current
 
 
 class TorchStreams:

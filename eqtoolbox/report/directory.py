@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox.files import Folder, read_object, rows
-from eqtoolbox.record import LAST, checked
+from eqtoolbox.record.files import Folder, read_object, rows
+from eqtoolbox.record.record import LAST, checked
 from eqtoolbox.report.facts import sound
 
 TOLD = 20  # oddities of a run that are told one by one

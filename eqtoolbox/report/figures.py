@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.record import Record, Verdict
+from eqtoolbox.record.record import Record, Verdict
 from eqtoolbox.report.drawing import GREY, arrays, faded, plain, thinned, ticks
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.table import Rows

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox.files import Folder
+from eqtoolbox.record.files import Folder
 from eqtoolbox.report.drawing import arrays
 from eqtoolbox.report.panels import sections, training_panel
 from eqtoolbox.report.run import Run

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report.drawing import PALETTE, arrays, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.panels_curvature import curvature_panels

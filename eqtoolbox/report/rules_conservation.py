@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.rules_symmetry import FEW, floor_words
 from eqtoolbox.report.run import Run

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.arrays import frames
-from eqtoolbox.files import Folder
-from eqtoolbox.record import Record
+from eqtoolbox.record.arrays import frames
+from eqtoolbox.record.files import Folder
+from eqtoolbox.record.record import Record
 from eqtoolbox.report.directory import (
     Oddities,
     events,

@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.record import FIELDS, Record
+from eqtoolbox.record.record import FIELDS, Record
 
 NUMBERS = ("value", "stderr", "floor", "seconds", "matvecs")
 _TEXTS = ("unit", "note")

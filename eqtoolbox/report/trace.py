@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.record import Record, Verdict, verdict
+from eqtoolbox.record.record import Record, Verdict, verdict
 from eqtoolbox.report.finding import Evidence
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.table import LARGEST, Rows
@@ -169,7 +169,7 @@ def traces(run: Run, quantity: str) -> dict[str, Trace]:
 def judged(record: Record) -> Verdict | None:
     """The verdict of a record; a law whose value is below its floor holds, whatever was said.
 
-    Without a verdict the floor of a law decides (see `eqtoolbox.record.verdict`).
+    Without a verdict the floor of a law decides (see `eqtoolbox.record.record.verdict`).
     """
     floor, size = record.floor, abs(record.value)
     if floor is None or not (record.verdict or record.name.startswith(LAWS)):

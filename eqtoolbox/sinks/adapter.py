@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from eqtoolbox.sink import Sink
+from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.callable import CallableSink
 from eqtoolbox.sinks.mlflow import MlflowSink
 from eqtoolbox.sinks.tensorboard import TensorBoardSink

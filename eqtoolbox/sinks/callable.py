@@ -10,7 +10,7 @@ class CallableSink(Scalars):
     """Calls `function(numbers, step=step)` once a measured step.
 
     Example:
-        >>> from eqtoolbox.record import Record
+        >>> from eqtoolbox.record.record import Record
         >>> sink = CallableSink(lambda numbers, step: print(step, numbers))
         >>> sink.write(Record(step=3, name="training/loss", value=0.5))
         >>> sink.flush()

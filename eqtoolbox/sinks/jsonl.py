@@ -13,10 +13,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from eqtoolbox.arrays import Array, frame
-from eqtoolbox.files import Folder, read_object, rows
-from eqtoolbox.record import LAST, SEGMENTS, Record, checked, is_name, name_wanted
-from eqtoolbox.sink import Sink
+from eqtoolbox.record.arrays import Array, frame
+from eqtoolbox.record.files import Folder, read_object, rows
+from eqtoolbox.record.record import LAST, SEGMENTS, Record, checked, is_name, name_wanted
+from eqtoolbox.record.sink import Sink
 
 FORMAT = 1
 MANY = 16  # open at once: some may be of runs that nobody closed, nor can reach any more

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from eqtoolbox.record import Record
-from eqtoolbox.sink import Sink
+from eqtoolbox.record.record import Record
+from eqtoolbox.record.sink import Sink
 
 SHOWN = {
     "training/loss": "loss",

@@ -4,8 +4,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from eqtoolbox.record import Record
-from eqtoolbox.sink import Sink
+from eqtoolbox.record.record import Record
+from eqtoolbox.record.sink import Sink
 
 
 class MemorySink(Sink):

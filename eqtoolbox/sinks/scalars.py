@@ -3,8 +3,8 @@
 import math
 from abc import abstractmethod
 
-from eqtoolbox.record import Record
-from eqtoolbox.sink import Sink
+from eqtoolbox.record.record import Record
+from eqtoolbox.record.sink import Sink
 
 PREFIX = "eqtoolbox/"  # keeps our numbers apart from the user's own in a shared dashboard
 

@@ -1,21 +1,18 @@
 """Symmetries: groups acting on data and on parameters, and how far a claim about them fails."""
 
 from eqtoolbox.symmetry import actions
-from eqtoolbox.symmetry.actions import check_action
+from eqtoolbox.symmetry.actions.action import check_action
+from eqtoolbox.symmetry.actions.alike import Alike, Kept
 from eqtoolbox.symmetry.algebra import Discovery, discover_data
-from eqtoolbox.symmetry.alike import Alike, Kept
 from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
-from eqtoolbox.symmetry.discovery import discover
 from eqtoolbox.symmetry.each import Chain, Each, Rebuilt, batch_of_one, factor, one_sample
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
-from eqtoolbox.symmetry.irregular import Strengths
-from eqtoolbox.symmetry.layerwise import LayerShare, layer_shares
-from eqtoolbox.symmetry.lie import LieDerivative, lie_derivative
-from eqtoolbox.symmetry.matrices import (
+from eqtoolbox.symmetry.groups.finite import Octahedral, Product, Semidirect, Sign, Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.groups.irregular import Strengths
+from eqtoolbox.symmetry.groups.matrices import (
     E3,
     O2,
     O3,
@@ -26,11 +23,14 @@ from eqtoolbox.symmetry.matrices import (
     Lorentz,
     Orthogonal,
 )
+from eqtoolbox.symmetry.groups.unbounded import Scalings, Translations
+from eqtoolbox.symmetry.layerwise import LayerShare, layer_shares
+from eqtoolbox.symmetry.lie import LieDerivative, lie_derivative
 from eqtoolbox.symmetry.orbit import pulled_back
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from eqtoolbox.symmetry.price import percent_of_loss
 from eqtoolbox.symmetry.result import EquivarianceResult
-from eqtoolbox.symmetry.unbounded import Scalings, Translations
+from eqtoolbox.weights.discovery import discover
+from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 
 __all__ = [
     "E3",

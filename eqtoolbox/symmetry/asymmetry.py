@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.record import Verdict
-from eqtoolbox.symmetry.actions import inside_of
+from eqtoolbox.record.record import Verdict
+from eqtoolbox.symmetry.actions.action import inside_of
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.orbit import double
 from eqtoolbox.symmetry.structure import Tree, batch_size, on_tensors, tensors
@@ -64,9 +64,9 @@ def data_asymmetry(
     Reference: Szekely & Rizzo 2013, Energy statistics, doi 10.1016/j.jspi.2013.03.018.
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import trivial
-        >>> from eqtoolbox.symmetry.linear import vectors
-        >>> from eqtoolbox.symmetry.matrices import SO2
+        >>> from eqtoolbox.symmetry.actions.action import trivial
+        >>> from eqtoolbox.symmetry.actions.linear import vectors
+        >>> from eqtoolbox.symmetry.groups.matrices import SO2
         >>> x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
         >>> turn = Equivariance(SO2(), vectors, trivial)
         >>> data_asymmetry(x, None, turn).verdict

@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.actions import Action, dihedral, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.action import Action, dihedral, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.fields import vector_field
+from eqtoolbox.symmetry.actions.linear import positions, vectors
+from eqtoolbox.symmetry.actions.permuting import Box, Permute, Reverse, Roll, Signed
+from eqtoolbox.symmetry.actions.scaling import Degree, Negated, Parity
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.fields import vector_field
-from eqtoolbox.symmetry.finite import Octahedral, Sign, Symmetric
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
-from eqtoolbox.symmetry.linear import positions, vectors
-from eqtoolbox.symmetry.matrices import Euclidean, Orthogonal
+from eqtoolbox.symmetry.groups.finite import Octahedral, Sign, Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.groups.matrices import Euclidean, Orthogonal
+from eqtoolbox.symmetry.groups.unbounded import Scalings
 from eqtoolbox.symmetry.orbit import Function
-from eqtoolbox.symmetry.permuting import Box, Permute, Reverse, Roll, Signed
 from eqtoolbox.symmetry.result import EquivarianceResult
-from eqtoolbox.symmetry.scaling import Degree, Negated, Parity
 from eqtoolbox.symmetry.structure import Tree
 from eqtoolbox.symmetry.structured import structured_candidates
-from eqtoolbox.symmetry.unbounded import Scalings
 
 _AXES = 8  # coordinates whose single mirrors and exchanges are tried
 _RANK = {"holds": 0, "trivial": 1, "unresolved": 2, "violated": 3}

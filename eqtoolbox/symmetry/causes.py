@@ -10,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.streams import random_streams
-from eqtoolbox.symmetry.actions import dihedral, flip, quarter_turn, roll, trivial
-from eqtoolbox.symmetry.boosts import Boost
+from eqtoolbox.symmetry.actions.action import dihedral, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.boosts import Boost
+from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.actions.resampling import FourierShift, Shift
+from eqtoolbox.symmetry.actions.scaling import Degree, Parity
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.layers import Activation, Layers, label
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.resampling import FourierShift, Shift
-from eqtoolbox.symmetry.scaling import Degree, Parity
 from eqtoolbox.symmetry.structure import Tree, floating
 
 ORDERED = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "median", "mode"}

@@ -7,8 +7,8 @@ from typing import Annotated
 from eqtoolbox.expect.bounds import instance
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import NotNegative
-from eqtoolbox.symmetry.actions import Action, check_action
-from eqtoolbox.symmetry.group import Group
+from eqtoolbox.symmetry.actions.action import Action, check_action
+from eqtoolbox.symmetry.groups.group import Group
 from eqtoolbox.symmetry.structure import Tree, first, on_tensors
 
 
@@ -34,8 +34,8 @@ class Equivariance:
         ValueError: the group is trivial, the name has other letters, the tolerance is negative.
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import quarter_turn, trivial
-        >>> from eqtoolbox.symmetry.group import Cyclic
+        >>> from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
+        >>> from eqtoolbox.symmetry.groups.group import Cyclic
         >>> Equivariance(Cyclic(4), quarter_turn, trivial).name
         'cyclic4'
     """

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.symmetry.actions import Action, trivial
-from eqtoolbox.symmetry.boosts import Boost
+from eqtoolbox.replay.parts import in_parts
+from eqtoolbox.symmetry.actions.action import Action, trivial
+from eqtoolbox.symmetry.actions.boosts import Boost
+from eqtoolbox.symmetry.actions.fields import Field
+from eqtoolbox.symmetry.actions.linear import axial_vectors, pseudo_scalars, vectors
+from eqtoolbox.symmetry.actions.resampling import Turn, Zoom, band_limited
 from eqtoolbox.symmetry.causes import ORDERED, cause_between, cause_of, operations
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.fields import Field
 from eqtoolbox.symmetry.layers import LayerError, Layers, activations, call
-from eqtoolbox.symmetry.linear import axial_vectors, pseudo_scalars, vectors
 from eqtoolbox.symmetry.orbit import Function, distance, require_inputs, told
-from eqtoolbox.symmetry.resampling import Turn, Zoom, band_limited
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 
 _RANDOM = 100.0  # difference of two runs of a random layer, in roundings
@@ -60,8 +60,8 @@ def culprit(
         cause where rows of the batch are parts of samples (`Equivariance.rows`).
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import quarter_turn
-        >>> from eqtoolbox.symmetry.group import Cyclic
+        >>> from eqtoolbox.symmetry.actions.action import quarter_turn
+        >>> from eqtoolbox.symmetry.groups.group import Cyclic
         >>> model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(2))
         >>> x = torch.randn(2, 1, 7, 7, generator=torch.Generator().manual_seed(0))
         >>> claim = Equivariance(Cyclic(4), quarter_turn, trivial)
@@ -114,7 +114,7 @@ def better_output_action(function: Function, inputs: Tree, symmetry: Equivarianc
     """Name of another output action under which the claim holds; "" when there is none.
 
     Example:
-        >>> from eqtoolbox.symmetry.matrices import O3
+        >>> from eqtoolbox.symmetry.groups.matrices import O3
         >>> x = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(0))
         >>> moment = lambda x: torch.linalg.cross(x[:, 0], x[:, 1])
         >>> better_output_action(moment, x, Equivariance(O3(), vectors, vectors))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from eqtoolbox.record import HOLDS
+from eqtoolbox.record.record import HOLDS
 from eqtoolbox.symmetry.orbit import Function, distance, double, square, wide
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors, tensors
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.overrides import TorchFunctionMode
 
-from eqtoolbox.derivatives import twice_differentiable
+from eqtoolbox.replay.derivatives import twice_differentiable
 from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.still import still_linear
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors, tensors

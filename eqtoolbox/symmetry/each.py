@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.words import shown
-from eqtoolbox.symmetry.actions import Action, inside_of, trivial
-from eqtoolbox.symmetry.group import Direction, Element
+from eqtoolbox.symmetry.actions.action import Action, inside_of, trivial
+from eqtoolbox.symmetry.actions.tangent import tangent_of
+from eqtoolbox.symmetry.groups.group import Direction, Element
 from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.structure import Tree, on_tensors
-from eqtoolbox.symmetry.tangent import tangent_of
 
 Walk = Callable[[Action, Any], Any]
 
@@ -35,7 +35,7 @@ class Each:
 
     Example:
         >>> import torch
-        >>> from eqtoolbox.symmetry.actions import flip
+        >>> from eqtoolbox.symmetry.actions.action import flip
         >>> mirror = Each({"image": flip, "label": trivial})
         >>> mirror(True, {"image": torch.tensor([[1, 2]]), "label": torch.tensor([7])})
         {'image': tensor([[2, 1]]), 'label': tensor([7])}
@@ -142,7 +142,7 @@ class Rebuilt:
 
     Example:
         >>> import torch
-        >>> from eqtoolbox.symmetry.actions import flip
+        >>> from eqtoolbox.symmetry.actions.action import flip
         >>> near = lambda b: b | {"near": (b["x"] > 0).nonzero()}
         >>> moved = Rebuilt(Each({"x": flip, "near": trivial}), near)
         >>> moved(True, near({"x": torch.tensor([[1.0, 0.0]])}))["near"]
@@ -170,7 +170,7 @@ def factor(index: int, action: Action) -> Action:
 
     Example:
         >>> import torch
-        >>> from eqtoolbox.symmetry.actions import flip
+        >>> from eqtoolbox.symmetry.actions.action import flip
         >>> factor(1, flip)((3, True), torch.tensor([[1, 2]]))
         tensor([[2, 1]])
     """
@@ -204,7 +204,7 @@ class Chain:
 
     Example:
         >>> import torch
-        >>> from eqtoolbox.symmetry.actions import flip, roll
+        >>> from eqtoolbox.symmetry.actions.action import flip, roll
         >>> both = Chain(factor(0, roll), factor(1, flip))
         >>> both(((0, 1), True), torch.tensor([[1, 2, 3]]))
         tensor([[1, 3, 2]])

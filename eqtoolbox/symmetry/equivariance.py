@@ -6,16 +6,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.record import HOLDS, VIOLATED, Verdict
-from eqtoolbox.symmetry.actions import Action, has_edge, inside_of, trivial
+from eqtoolbox.record.record import HOLDS, VIOLATED, Verdict
+from eqtoolbox.replay.parts import in_parts
+from eqtoolbox.symmetry.actions.action import Action, has_edge, inside_of, trivial
+from eqtoolbox.symmetry.actions.fields import y_up
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.dependence import CONSTANT, constant
 from eqtoolbox.symmetry.each import batch_of_one, one_sample, whole
-from eqtoolbox.symmetry.fields import y_up
 from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
-from eqtoolbox.symmetry.group import Element, Group
+from eqtoolbox.symmetry.groups.group import Element, Group
 from eqtoolbox.symmetry.orbit import (
     Function,
     double,
@@ -103,8 +103,8 @@ def equivariance_error(
     Reference: the laws in Yang & Ziyin 2025, arXiv 2512.21447; percent of loss in arXiv 2512.02303.
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import quarter_turn
-        >>> from eqtoolbox.symmetry.group import Cyclic
+        >>> from eqtoolbox.symmetry.actions.action import quarter_turn
+        >>> from eqtoolbox.symmetry.groups.group import Cyclic
         >>> x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> turn = Equivariance(Cyclic(4), quarter_turn, trivial)
         >>> equivariance_error(lambda x: x.abs().sum((1, 2, 3))[:, None], x, turn).verdict

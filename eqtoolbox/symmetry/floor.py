@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.precision import Precision
-from eqtoolbox.symmetry.actions import inside_of, trivial
+from eqtoolbox.linalg.precision import Precision
+from eqtoolbox.symmetry.actions.action import inside_of, trivial
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.group import Element
+from eqtoolbox.symmetry.groups.group import Element
 from eqtoolbox.symmetry.orbit import Function, distance, require_finite, respond
 from eqtoolbox.symmetry.structure import Tree, batch_size, first, on_tensors
 

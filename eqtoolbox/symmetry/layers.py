@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.capture.batch import map_tensors
-from eqtoolbox.record import VIOLATED
+from eqtoolbox.record.record import VIOLATED
 from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.operations import Operations
-from eqtoolbox.replay.scope import only_here
 from eqtoolbox.replay.streams import RandomState, random_streams
-from eqtoolbox.symmetry.actions import SPATIAL, Action, inside_of, trivial
-from eqtoolbox.symmetry.boosts import Boost, FeatureBoost
+from eqtoolbox.replay.thread.scope import only_here
+from eqtoolbox.replay.tree import map_tensors
+from eqtoolbox.symmetry.actions.action import SPATIAL, Action, inside_of, trivial
+from eqtoolbox.symmetry.actions.boosts import Boost, FeatureBoost
+from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Rebuilt
-from eqtoolbox.symmetry.group import Element
+from eqtoolbox.symmetry.groups.group import Element
 from eqtoolbox.symmetry.orbit import distance, double, marked
-from eqtoolbox.symmetry.permuting import Permute
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors
 
 _SAMPLES = 4  # group elements that layers are compared at

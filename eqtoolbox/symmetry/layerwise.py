@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.gradients import valued
-from eqtoolbox.replay.scope import only_here
-from eqtoolbox.symmetry.actions import Action, inside_of
+from eqtoolbox.replay.thread.scope import only_here
+from eqtoolbox.symmetry.actions.action import Action, inside_of
+from eqtoolbox.symmetry.actions.tangent import has_tangent, tangent_of
 from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
-from eqtoolbox.symmetry.group import Direction
+from eqtoolbox.symmetry.groups.group import Direction
 from eqtoolbox.symmetry.layers import Layers, call
 from eqtoolbox.symmetry.orbit import double, require_inputs
 from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
-from eqtoolbox.symmetry.tangent import has_tangent, tangent_of
 from eqtoolbox.symmetry.through import cut, takes_gradients
 
 BETWEEN = "(between layers)"
@@ -71,9 +71,9 @@ def layer_shares(
 
     Example:
         >>> from eqtoolbox.symmetry.claim import Equivariance
-        >>> from eqtoolbox.symmetry.actions import trivial
-        >>> from eqtoolbox.symmetry.linear import vectors
-        >>> from eqtoolbox.symmetry.matrices import SO2
+        >>> from eqtoolbox.symmetry.actions.action import trivial
+        >>> from eqtoolbox.symmetry.actions.linear import vectors
+        >>> from eqtoolbox.symmetry.groups.matrices import SO2
         >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Tanh())
         >>> parts = layer_shares(model, x, Equivariance(SO2(), vectors, vectors))

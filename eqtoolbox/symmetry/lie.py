@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.record import HOLDS, VIOLATED, Verdict
-from eqtoolbox.symmetry.actions import inside_of
+from eqtoolbox.record.record import HOLDS, VIOLATED, Verdict
+from eqtoolbox.replay.parts import in_parts
+from eqtoolbox.symmetry.actions.action import inside_of
+from eqtoolbox.symmetry.actions.tangent import tangent_error, tangent_of
 from eqtoolbox.symmetry.claim import Claimed
 from eqtoolbox.symmetry.derivative import Derivative
 from eqtoolbox.symmetry.each import batch_of_one, one_sample
@@ -37,7 +38,6 @@ from eqtoolbox.symmetry.structure import (
     on_tensors,
     tensors,
 )
-from eqtoolbox.symmetry.tangent import tangent_error, tangent_of
 
 FLAT = "the output has no derivative (sort, argmax, rounding): its zero is no invariance"
 CUT = (
@@ -95,9 +95,9 @@ def lie_derivative(
 
     Example:
         >>> from eqtoolbox.symmetry.claim import Equivariance
-        >>> from eqtoolbox.symmetry.actions import trivial
-        >>> from eqtoolbox.symmetry.linear import vectors
-        >>> from eqtoolbox.symmetry.matrices import SO3
+        >>> from eqtoolbox.symmetry.actions.action import trivial
+        >>> from eqtoolbox.symmetry.actions.linear import vectors
+        >>> from eqtoolbox.symmetry.groups.matrices import SO3
         >>> x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
         >>> cubes = lambda x: x * x.square().sum(-1, keepdim=True)
         >>> {r.verdict for r in lie_derivative(cubes, x, Equivariance(SO3(), vectors, vectors))}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from eqtoolbox.deadline import check
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.deadline import check
 from eqtoolbox.expect.words import shown
 from eqtoolbox.replay.gradients import required, valued
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
-from eqtoolbox.symmetry.group import Element
+from eqtoolbox.symmetry.groups.group import Element
 from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors, tensors
 
 # of a batch: a tensor, or a dict, tuple or list of them
@@ -44,8 +44,8 @@ def pulled_back(
         TypeError, ValueError, FloatingPointError: as in `equivariance_error`; no elements.
 
     Example:
-        >>> from eqtoolbox.symmetry.actions import flip
-        >>> from eqtoolbox.symmetry.group import Flip
+        >>> from eqtoolbox.symmetry.actions.action import flip
+        >>> from eqtoolbox.symmetry.groups.group import Flip
         >>> claim = Equivariance(Flip(), flip, flip)
         >>> x = torch.ones(2, 1, 3, 3)
         >>> pulled_back(torch.sin, x, claim, claim.group.elements()).shape

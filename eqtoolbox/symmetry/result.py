@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from eqtoolbox.record import Verdict
-from eqtoolbox.symmetry.group import Element
+from eqtoolbox.record.record import Verdict
+from eqtoolbox.symmetry.groups.group import Element
 
 
 @dataclass(frozen=True, kw_only=True)

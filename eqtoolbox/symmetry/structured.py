@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten_with_path, tree_unflatten
 
-from eqtoolbox.symmetry.actions import Action, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.action import Action, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.linear import positions, vectors
+from eqtoolbox.symmetry.actions.permuting import Permute, Relabel
+from eqtoolbox.symmetry.actions.scaling import Degree, Parity
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Each
-from eqtoolbox.symmetry.finite import Sign, Symmetric
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Flip, Group
-from eqtoolbox.symmetry.linear import positions, vectors
-from eqtoolbox.symmetry.matrices import Euclidean, Orthogonal
-from eqtoolbox.symmetry.permuting import Permute, Relabel
-from eqtoolbox.symmetry.scaling import Degree, Parity
+from eqtoolbox.symmetry.groups.finite import Sign, Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation, Flip, Group
+from eqtoolbox.symmetry.groups.matrices import Euclidean, Orthogonal
+from eqtoolbox.symmetry.groups.unbounded import Scalings
 from eqtoolbox.symmetry.structure import Tree
-from eqtoolbox.symmetry.unbounded import Scalings
 
 _ALONE = 4  # leaves up to which each is also tried by itself
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.burgers import (
     BOOSTS,
     DEMO,
@@ -16,11 +17,10 @@ from eqtoolbox.demos.burgers import (
     laws,
     waves,
 )
-from eqtoolbox.demos.training import train
 from eqtoolbox.symmetry import Equivariance, Translations, equivariance_error, lie_derivative
-from eqtoolbox.symmetry.boosts import Boost
-from eqtoolbox.symmetry.resampling import FourierShift
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.actions.boosts import Boost
+from eqtoolbox.symmetry.actions.resampling import FourierShift
+from eqtoolbox.symmetry.testing import assert_equivariant
 
 
 def finer(u: Tensor, n: int) -> Tensor:

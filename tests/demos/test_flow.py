@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.flow import (
     DEMO,
     SCALARS,
@@ -17,9 +18,8 @@ from eqtoolbox.demos.flow import (
     Surrogate,
     load,
 )
-from eqtoolbox.demos.training import train
 from eqtoolbox.symmetry import equivariance_error
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.testing import assert_equivariant
 
 FLUID = Fluid()
 

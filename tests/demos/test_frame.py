@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from eqtoolbox.command.demo.catalogue import DEMOS, demo
+from eqtoolbox.command.demo.closing import closing
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos import burgers, robot, tokens
 from eqtoolbox.demos.averaged import Averaged
-from eqtoolbox.demos.catalogue import DEMOS, demo
-from eqtoolbox.demos.closing import closing
 from eqtoolbox.demos.demo import Batch, Demo, batches, moved
 from eqtoolbox.demos.scores import accuracy, relative_error
-from eqtoolbox.demos.training import train
-from eqtoolbox.probe import Probe, Scheduled
-from eqtoolbox.schedule import at
+from eqtoolbox.record.schedule import at
 from eqtoolbox.symmetry import equivariance_error
+from eqtoolbox.watch.probe import Probe, Scheduled
 
 
 class Idle(Probe):

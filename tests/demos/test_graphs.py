@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("networkx")
 
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.graphs import DEMO, NODES, RELABEL, ROWS, atlas, betweenness, laws, load
-from eqtoolbox.demos.training import train
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.testing import assert_equivariant
 
 
 def test_betweenness_is_that_of_closed_forms() -> None:

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from eqtoolbox.cli import main
+from eqtoolbox.command.cli import main
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.demo import Data
 from eqtoolbox.demos.molecules import (
     ATOMS,
@@ -18,9 +19,8 @@ from eqtoolbox.demos.molecules import (
     laws,
     load,
 )
-from eqtoolbox.demos.training import train
 from eqtoolbox.symmetry import lie_derivative
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.testing import assert_equivariant
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import torch
 
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.robot import DEMO, MIRROR, torques
-from eqtoolbox.demos.training import train
 from eqtoolbox.symmetry import Equivariance, equivariance_error
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions.action import trivial
 
 
 def test_the_dynamics_obey_the_mirror_with_its_signs() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.rotated import DEMO, TURNS, load
-from eqtoolbox.demos.training import train
 from eqtoolbox.symmetry import equivariance_error
 
 pytest.importorskip("sklearn")

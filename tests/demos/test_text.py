@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.text import DEMO, LENGTH, LETTERS, guessed, load
-from eqtoolbox.demos.training import train
 
 
 def test_targets_are_the_letters_that_come_next() -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos.tokens import DEMO, FORGOTTEN, SHUFFLES, UNKNOWN, load
-from eqtoolbox.demos.training import train
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.testing import assert_equivariant
 
 
 def test_passages_hold_words_then_padding_and_every_topic() -> None:

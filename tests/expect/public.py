@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox import audit, linalg, symmetry, testing
-from eqtoolbox.config import PROBES
+from eqtoolbox import linalg, symmetry
+from eqtoolbox.attach.config import PROBES
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry import actions, linear, resampling
+from eqtoolbox.symmetry import actions, audit, testing
+from eqtoolbox.symmetry.actions import linear, resampling
 
 Good = dict[str, Any]
 

@@ -16,7 +16,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.fit import Unexpected, fitted
 from eqtoolbox.expect.kinds import Finite, Location, Positive, Seed
 from eqtoolbox.expect.words import said
-from eqtoolbox.symmetry.group import Cyclic, Group
+from eqtoolbox.symmetry.groups.group import Cyclic, Group
 
 GOOD = [
     (3, int, 3),

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.integrations.keras import EqCallback
 from eqtoolbox.integrations.keras_model import KerasModel
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.prediction import predicting
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import blobs
 from tests.integrations.dense import sharpness
 from tests.integrations.records import rows

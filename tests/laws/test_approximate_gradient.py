@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import eqtoolbox as eq
-from eqtoolbox.isolation import RandomState
-from eqtoolbox.objective import Objective
-from eqtoolbox.probe import Probe
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.epsilon import predictions, pull, rates
 from eqtoolbox.probes.noether import Noether
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
+from eqtoolbox.replay.isolation import RandomState
+from eqtoolbox.replay.objective import Objective
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.discovery import find_symmetries
+from eqtoolbox.watch.probe import Probe
+from eqtoolbox.weights.discovery import find_symmetries
 
 LAW = "conservation/first_order/scale"
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.conservation import CAUSES, Conservation
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from tests.conftest import blobs
 

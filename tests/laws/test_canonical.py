@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.canonical import STEPS, canonical
-from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
+from eqtoolbox.weights.discovery import find_symmetries
+from eqtoolbox.weights.orbit.canonical import STEPS, canonical
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 from tests.laws.test_family_laws import CASES, EXACT, case
 
 Params = dict[str, Tensor]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.charges import Charges, Rates
-from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.families.compensation import Compensation
-from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
+from eqtoolbox.weights.charges.charges import Charges, Rates
+from eqtoolbox.weights.discovery import find_symmetries
+from eqtoolbox.weights.families.compensation import Compensation
+from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 from tests.laws.test_family_laws import CASES, Params, case
 
 

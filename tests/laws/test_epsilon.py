@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import eqtoolbox as eq
-from eqtoolbox.symmetry.epsilon import (
+from eqtoolbox.weights.epsilon import (
     Epsilons,
     at_factors,
     log_slopes,
@@ -21,8 +21,8 @@ from eqtoolbox.symmetry.epsilon import (
     observed,
     prediction,
 )
-from eqtoolbox.symmetry.search.explanation import Trial, explained
-from eqtoolbox.symmetry.search.point import Point
+from eqtoolbox.weights.search.explanation import Trial, explained
+from eqtoolbox.weights.search.point import Point
 
 Params = dict[str, Tensor]
 EPS = 1e-2

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import eqtoolbox as eq
-from eqtoolbox.symmetry.families.compensation import Compensation
-from eqtoolbox.symmetry.families.experts import ExpertPermutation
-from eqtoolbox.symmetry.families.homogeneity import Homogeneity
-from eqtoolbox.symmetry.families.input_rotation import InputRotation
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.weights.families.compensation import Compensation
+from eqtoolbox.weights.families.experts import ExpertPermutation
+from eqtoolbox.weights.families.homogeneity import Homogeneity
+from eqtoolbox.weights.families.input_rotation import InputRotation
+from eqtoolbox.weights.parameter import ParameterSymmetry
 from tests.symmetry.architectures import Experts, Recurrent, Skip
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

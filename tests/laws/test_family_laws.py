@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.families.diagonal import leg
-from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg
-from eqtoolbox.symmetry.families.rescale import Rescale
-from eqtoolbox.symmetry.families.scale import Scale
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
+from eqtoolbox.weights.discovery import find_symmetries
+from eqtoolbox.weights.families.diagonal import leg
+from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg
+from eqtoolbox.weights.families.rescale import Rescale
+from eqtoolbox.weights.families.scale import Scale
+from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from tests.symmetry.architectures import Gated, Lora, Rotary
 
 Params = dict[str, Tensor]

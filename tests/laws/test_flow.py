@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.symmetry.flow import Course, equilibrium, linear_charge, quadratic_charge
+from eqtoolbox.weights.charges.flow import Course, equilibrium, linear_charge, quadratic_charge
 
 STEPS = 60
 

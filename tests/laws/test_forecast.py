@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from tests.laws.test_budget import OPTIMIZERS, Net, measured, value
 
 SGD = torch.optim.SGD

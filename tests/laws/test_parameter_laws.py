@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eqtoolbox.symmetry.discovery import find_symmetries
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
-from eqtoolbox.symmetry.search.verification import residuals, verified
+from eqtoolbox.weights.discovery import find_symmetries
+from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.weights.search.verification import residuals, verified
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params], Tensor]

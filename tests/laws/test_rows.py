@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import eqtoolbox as eq
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from tests.symmetry.architectures import Experts
 
 Map = Callable[[Tensor], Tensor]

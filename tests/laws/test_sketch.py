@@ -7,9 +7,9 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.charges import Change, Charges, Rates
-from eqtoolbox.symmetry.families.general_linear import GeneralLinear, MatrixLeg
-from eqtoolbox.symmetry.sketch import PROJECTIONS, Sketch
+from eqtoolbox.weights.charges.charges import Change, Charges, Rates
+from eqtoolbox.weights.charges.sketch import PROJECTIONS, Sketch
+from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg
 from tests.conftest import blobs
 
 D, HEADS, REST = 20, 24, 30

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import blobs, mlp
 
 PARTS = 4

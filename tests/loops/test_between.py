@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.capture.between import Between, NotFollowed
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import Equivariance, Sign
-from eqtoolbox.symmetry.scaling import Parity
+from eqtoolbox.symmetry.actions.scaling import Parity
+from eqtoolbox.watch.capture.between import Between, NotFollowed
 
 CLASSES = 5
 

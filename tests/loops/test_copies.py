@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import eqtoolbox as eq
-from eqtoolbox.capture.caught import Hook
-from eqtoolbox.probe import Probe
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.capture.caught import Hook
+from eqtoolbox.watch.probe import Probe
 from tests.conftest import blobs, mlp
 from tests.loops.test_faults import Loss, cross_entropy
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import eqtoolbox as eq
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import blobs, mlp
 
 STEPS = 6
@@ -146,7 +146,7 @@ def test_a_probe_that_does_not_fit_on_half_a_batch_is_disabled() -> None:
 def test_no_memory_for_a_copy_of_the_parameters_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from eqtoolbox.capture.step import Step
+    from eqtoolbox.watch.capture.step import Step
 
     def full(step: Step, what: str, live: Any) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.audit import audit
-from eqtoolbox.config import CLAIMING, KINDS
+from eqtoolbox.attach.config import CLAIMING, KINDS
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
@@ -17,10 +16,11 @@ from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.actions import flip, trivial
+from eqtoolbox.symmetry.actions.action import flip, trivial
+from eqtoolbox.symmetry.audit import audit
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.group import Flip
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.groups.group import Flip
+from eqtoolbox.symmetry.testing import assert_equivariant
 from tests.conftest import mlp
 from tests.loops.inner_losses import PROBLEMS, Problem, dense, penalised, pinn
 from tests.neutrality.watch import digest

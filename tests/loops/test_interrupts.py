@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.deadline import OutOfTime, check, deadline
-from eqtoolbox.interrupts import Gate, for_the_loop, told
-from eqtoolbox.probe import Measurement
-from eqtoolbox.replay.scope import current
+from eqtoolbox.expect.deadline import OutOfTime, check, deadline
+from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.interrupts import Gate, for_the_loop, told
+from eqtoolbox.watch.probe import Measurement
 from tests.conftest import blobs, mlp
 from tests.loops.test_faults import Loss, cross_entropy, train, unchanged, watched
 

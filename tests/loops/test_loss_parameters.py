@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.capture.gradient_check import replayed_gradient
-from eqtoolbox.capture.loss_parameters import Exchanged, LossParameters
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.replay.gradient import replayed_gradient
+from eqtoolbox.replay.loss_parameters import Exchanged, LossParameters
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.neutrality.watch import digest
 
 LR = 0.05

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from eqtoolbox.capture.own_share import OwnShare
+from eqtoolbox.watch.capture.own_share import OwnShare
 
 
 def layer() -> nn.Linear:

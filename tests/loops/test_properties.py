@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eqtoolbox.config import PROBES, ConfigError, from_tables, load, schedule_from
-from eqtoolbox.record import Record
+from eqtoolbox.attach.config import PROBES, ConfigError, from_tables, load, schedule_from
+from eqtoolbox.record.record import Record
+from eqtoolbox.record.schedule import as_schedule, at, every, log_spaced
 from eqtoolbox.report.run import Run
-from eqtoolbox.schedule import as_schedule, at, every, log_spaced
 from eqtoolbox.sinks.jsonl import RunDirectory
 
 quick = settings(

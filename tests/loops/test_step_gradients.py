@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import blobs, mlp
 from tests.neutrality.watch import digest
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.deadline import OutOfTime, check, deadline
+from eqtoolbox.expect.deadline import OutOfTime, check, deadline
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.linalg.operator import MatrixOperator
-from eqtoolbox.probe import Measurement
-from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.actions import quarter_turn, trivial
+from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.group import Cyclic
-from eqtoolbox.time_limit import FIRST, LEAST, TIMES, TimeLimit
+from eqtoolbox.symmetry.groups.group import Cyclic
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.time_limit import FIRST, LEAST, TIMES, TimeLimit
 from tests.conftest import mlp
 from tests.loops.test_faults import STEPS, Loss, cross_entropy, train
 

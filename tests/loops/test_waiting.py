@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.capture.waiting import PATIENCE, not_finite
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.capture.waiting import PATIENCE, not_finite
 from tests.conftest import blobs, mlp
 from tests.neutrality.watch import digest
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from eqtoolbox.probe import Probe
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
@@ -20,6 +19,7 @@ from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
+from eqtoolbox.watch.probe import Probe
 from tests.neutrality.features import FEATURES, Feature
 from tests.neutrality.watch import PLACES, SURFACES, Faithful, Watch
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eqtoolbox.replay import slots
+from eqtoolbox.replay.reach import slots
 from tests.neutrality.chains import difference
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.probe import Measurement, Probe
 from eqtoolbox.probes.conservation import Conservation
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import mlp
 from tests.neutrality.table import PROBES, make
 from tests.neutrality.watch import Net, batches, cross_entropy

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import eqtoolbox as eq
-from eqtoolbox.config import resolve
-from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.attach.config import resolve
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.symmetry import Equivariance, Scalings
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.scaling import Degree
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.scaling import Degree
+from eqtoolbox.watch.probe import Measurement, Probe
 
 STEPS = 8
 

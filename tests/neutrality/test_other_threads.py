@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.audit import audit
-from eqtoolbox.isolation import evaluation, isolated
-from eqtoolbox.replay.tables import Exchanged, Table
+from eqtoolbox.replay.isolation import evaluation, isolated
+from eqtoolbox.replay.thread.tables import Exchanged, Table
+from eqtoolbox.symmetry.audit import audit
 from tests.neutrality.belongings import Batch, cross_entropy
 from tests.neutrality.test_memory import Gradient, watched_steps
 from tests.neutrality.test_python_state import batches

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from eqtoolbox.interrupts import for_the_loop
-from eqtoolbox.replay.attributes import attributes_of, in_slot
+from eqtoolbox.replay.reach.attributes import attributes_of, in_slot
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.interrupts import for_the_loop
 from tests.neutrality.belongings import Batch, Net, cross_entropy
 from tests.neutrality.test_python_state import trained
 

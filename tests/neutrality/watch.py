@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.capture.gradient_check import compare, replayed_gradient
-from eqtoolbox.probe import Measurement, Probe
+from eqtoolbox.replay.gradient import compare, replayed_gradient
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.probe import Measurement, Probe
 
 SURFACES = ("decorator", "loss_fn", "criterion", "model returns its loss")
 OFTEN = ("faithful", "equivariance", "conservation")  # the others at every second step

@@ -3,8 +3,8 @@
 import pytest
 
 from eqtoolbox.probes import engine, symmetries
-from eqtoolbox.snapshot import Snapshot
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.weights.parameter import ParameterSymmetry
 
 
 @pytest.fixture

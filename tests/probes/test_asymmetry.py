@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.symmetry import Each, Equivariance, Sign
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.actions.scaling import Parity
 from eqtoolbox.symmetry.asymmetry import data_asymmetry
-from eqtoolbox.symmetry.linear import vectors
-from eqtoolbox.symmetry.matrices import SO2
-from eqtoolbox.symmetry.scaling import Parity
+from eqtoolbox.symmetry.groups.matrices import SO2
 from tests.probes.test_equivariance_probe import measured
 
 ODD = Equivariance(Sign(), Parity(), Parity(), name="odd")

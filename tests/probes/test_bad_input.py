@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.symmetry import CyclicTranslation, Each, Equivariance, Sign, Symmetric, Translations
-from eqtoolbox.symmetry.actions import flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.action import flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.actions.resampling import FourierShift
+from eqtoolbox.symmetry.actions.scaling import Parity
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.group import Cyclic, Flip
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.resampling import FourierShift
-from eqtoolbox.symmetry.scaling import Parity
+from eqtoolbox.symmetry.groups.group import Cyclic, Flip
 from tests.probes.test_equivariance_probe import measured
 
 # that a claim of the user's is not measured is a warning, too: see tests/probes/test_parts.py

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.audit import audit
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.equivariance import EquivarianceError
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import O3, Each, Equivariance, actions
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.audit import audit
 from eqtoolbox.symmetry.each import Chain
-from eqtoolbox.symmetry.linear import vectors
 
 
 @dataclass

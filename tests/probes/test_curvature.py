@@ -13,7 +13,7 @@ from eqtoolbox.probes.alignment import turn
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from tests.conftest import blobs, mlp
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 import eqtoolbox as eq
 from eqtoolbox.probes.discrete import Discrete
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from tests.conftest import blobs, mlp
 

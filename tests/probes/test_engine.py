@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from eqtoolbox.capture.start import buffers_of
-from eqtoolbox.isolation import RandomState
 from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.vectors import add, norm, random_like, scale
-from eqtoolbox.objective import Objective
 from eqtoolbox.probes.engine import Engine, SelfTest, _thrifty, operator, self_test
-from eqtoolbox.snapshot import NotApplicable
+from eqtoolbox.replay.isolation import RandomState
+from eqtoolbox.replay.objective import Objective
+from eqtoolbox.watch.capture.start import buffers_of
+from eqtoolbox.watch.snapshot import NotApplicable
 
 D, TOKENS, SAMPLES, CLASSES = 8, 5, 6, 3
 

@@ -8,9 +8,9 @@ import eqtoolbox as eq
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import SO3, Each, Equivariance, Symmetric
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.linear import vectors
-from eqtoolbox.symmetry.permuting import Permute
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.actions.permuting import Permute
 
 
 class Tokens(nn.Module):
@@ -83,7 +83,7 @@ def test_continuous_groups_have_lie_derivatives_and_the_layer_is_named() -> None
 def test_an_error_that_grows_raises_the_alarm() -> None:
     """A model that starts odd and learns a bias."""
     from eqtoolbox.symmetry import Sign
-    from eqtoolbox.symmetry.scaling import Parity
+    from eqtoolbox.symmetry.actions.scaling import Parity
 
     torch.manual_seed(0)
     model = nn.Linear(3, 1)

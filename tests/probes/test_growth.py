@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.probes.growth import Seen, explained, growth
-from eqtoolbox.record import Verdict
+from eqtoolbox.record.record import Verdict
 from eqtoolbox.symmetry.result import EquivarianceResult
 
 RESULT = EquivarianceResult(

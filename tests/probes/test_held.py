@@ -19,9 +19,9 @@ from eqtoolbox.linalg import FunctionOperator, hessian
 from eqtoolbox.linalg.asymmetry import asymmetry
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import _thrifty, operator, self_test
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.snapshot import NotApplicable
+from eqtoolbox.watch.snapshot import NotApplicable
 from tests.probes.test_engine import RawBackward, objective
 
 CLASSES = 3

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.discrete import Discrete
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.activity import Activity
+from eqtoolbox.weights.orbit.activity import Activity
 
 Batch = tuple[Tensor, Tensor]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.noether import Noether
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from tests.conftest import blobs, mlp
 from tests.probes.test_symmetry_probes import run

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.curvature import Curvature
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 
 

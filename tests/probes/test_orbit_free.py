@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eqtoolbox as eq
 from eqtoolbox.probes.curvature import Curvature
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.canonical import canonical
-from eqtoolbox.symmetry.discovery import discover
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
-from eqtoolbox.symmetry.tangent_space import TangentSpace
+from eqtoolbox.weights.discovery import discover
+from eqtoolbox.weights.orbit.canonical import canonical
+from eqtoolbox.weights.orbit.tangent_space import TangentSpace
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 from tests.conftest import blobs, mlp
 from tests.symmetry.architectures import Block
 

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.audit import audit
-from eqtoolbox.capture.parts import in_parts
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
+from eqtoolbox.replay.parts import in_parts
 from eqtoolbox.report import Run
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import E3, Each, Equivariance
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.linear import positions, vectors
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import positions, vectors
+from eqtoolbox.symmetry.audit import audit
+from eqtoolbox.symmetry.testing import assert_equivariant
 
 SIZES = (4, 6, 5)  # atoms of each molecule
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.config import KINDS
-from eqtoolbox.record import Record
+from eqtoolbox.attach.config import KINDS
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 
 MONITOR = ("training", "monitor", "cost")

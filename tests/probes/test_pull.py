@@ -9,7 +9,7 @@ from torch import nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.discrete import Discrete
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from tests.probes.test_discrete import RESIDUAL, Two, of, squared
 

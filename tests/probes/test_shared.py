@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.config import PROBES
-from eqtoolbox.monitor import Monitor
+from eqtoolbox.attach.config import PROBES
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.discrete import Discrete
@@ -21,9 +20,10 @@ from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
-from eqtoolbox.record import Record
-from eqtoolbox.shared import Shared
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.monitor import Monitor
+from eqtoolbox.watch.shared import Shared
 from tests.conftest import blobs, mlp
 
 NAMES = ("noether", "conservation", "discrete", "curvature")

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.isolation import RandomState
-from eqtoolbox.objective import Objective
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.implicit_bias import biases
 from eqtoolbox.probes.noether import Noether
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
+from eqtoolbox.replay.isolation import RandomState
+from eqtoolbox.replay.objective import Objective
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.families.head import HeadScale
+from eqtoolbox.weights.families.head import HeadScale
 from tests.conftest import blobs, mlp
 
 

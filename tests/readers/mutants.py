@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eqtoolbox.arrays import MARK, Array, frame
+from eqtoolbox.record.arrays import MARK, Array, frame
 from tests.report.runs import EVENTS, INFO, SYMMETRIES, rich_records
 
 MORE = (  # what the rich run lacks and some rule or panel looks for

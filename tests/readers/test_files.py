@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from eqtoolbox.cli import main
-from eqtoolbox.files import Folder, read_object
+from eqtoolbox.command.cli import main
+from eqtoolbox.record.files import Folder, read_object
 from eqtoolbox.report import Run
 from eqtoolbox.report.page import write_page
 from eqtoolbox.sinks.jsonl import RunDirectory
@@ -154,7 +154,7 @@ def test_without_directory_handles_files_are_found_by_their_path(
     home: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Windows."""
-    monkeypatch.setattr("eqtoolbox.files._HELD_OPEN", False)
+    monkeypatch.setattr("eqtoolbox.record.files._HELD_OPEN", False)
     again = RunDirectory(home, resume=True)
     again.close()
     assert Run(home).info["segments"] == 2

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eqtoolbox import arrays
-from eqtoolbox.arrays import MARK, Array, frame, frames
+from eqtoolbox.record import arrays
+from eqtoolbox.record.arrays import MARK, Array, frame, frames
 from eqtoolbox.report.page import content
 from eqtoolbox.report.run import Run
 from tests.report.runs import series, write_run

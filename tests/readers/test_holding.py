@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import eqtoolbox as eq
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.jsonl import RunDirectory
 
 KILLS = int(os.environ.get("EQTOOLBOX_KILLS", "4"))  # 100 are tried by hand
@@ -249,7 +249,7 @@ def test_rows_are_on_the_disk_at_each_measured_step_if_asked(
 WRITER = """
 import sys
 import numpy as np
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.jsonl import RunDirectory
 store = RunDirectory(sys.argv[1], resume=True)
 for step in range(store.next_step, 10**9):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eqtoolbox.record import FIELDS
+from eqtoolbox.record.record import FIELDS
 from eqtoolbox.report import Run, summary_data, summary_text
 from eqtoolbox.report.page import content
 from eqtoolbox.sinks.jsonl import RunDirectory

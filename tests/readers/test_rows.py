@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from eqtoolbox.journal import Journal
-from eqtoolbox.record import LONGEST, Record, checked, is_name, spelled
+from eqtoolbox.record.record import LONGEST, Record, checked, is_name, spelled
 from eqtoolbox.report import Run, summary_text
 from eqtoolbox.report.facts import sound
 from eqtoolbox.report.page import content
 from eqtoolbox.report.words import printable
 from eqtoolbox.sinks.jsonl import RunDirectory
+from eqtoolbox.watch.journal import Journal
 from tests.report.runs import series, write_run
 
 GOOD = {"step": 3, "name": "training/loss", "value": 0.5}
@@ -86,7 +86,7 @@ def test_of_many_odd_rows_the_first_are_told_and_the_rest_counted(tmp_path: Path
 def test_a_line_longer_than_any_row_is_one_odd_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eqtoolbox.files.LIMIT", 1000)
+    monkeypatch.setattr("eqtoolbox.record.files.LIMIT", 1000)
     run = written(tmp_path, "x" * 5000, GOOD)
     assert [r.step for r in run.records()] == [3]
     assert [e["message"] for e in run.events] == ["records.jsonl line 1: no whole JSON object"]

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqtoolbox.isolation import isolated
 from eqtoolbox.replay.gradients import leaf, required, valued
 from eqtoolbox.replay.graph import ungraded
-from eqtoolbox.replay.unmixed import unmixed
+from eqtoolbox.replay.isolation import isolated
+from eqtoolbox.replay.thread.unmixed import unmixed
 from eqtoolbox.replay.widened import Widened
 
 SQUARE = torch.ones(4, 4)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from eqtoolbox.isolation import isolated
-from eqtoolbox.replay import interception
-from eqtoolbox.replay.interception import Intercepted
-from eqtoolbox.replay.scope import current
+from eqtoolbox.replay.isolation import isolated
+from eqtoolbox.replay.thread import interception
+from eqtoolbox.replay.thread.interception import Intercepted
+from eqtoolbox.replay.thread.scope import current
 
 
 class Owner:

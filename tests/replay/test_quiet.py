@@ -13,9 +13,9 @@ import pytest
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eqtoolbox.isolation import isolated
-from eqtoolbox.replay.quiet import quiet
+from eqtoolbox.replay.isolation import isolated
 from eqtoolbox.replay.streams import random_streams
+from eqtoolbox.replay.thread.quiet import quiet
 from eqtoolbox.sinks.memory import MemorySink
 from tests.neutrality.belongings import Batch, Net, cross_entropy
 from tests.neutrality.test_python_state import trained

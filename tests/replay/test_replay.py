@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.isolation import isolated
-from eqtoolbox.replay import kinds, readers
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.isolation import isolated
 from eqtoolbox.replay.operations import Operations, attention
-from eqtoolbox.replay.reach import Reach
-from eqtoolbox.replay.scope import LeavesTrace, current
-from eqtoolbox.replay.tensors import LiveTensors
-from eqtoolbox.replay.walk import said
+from eqtoolbox.replay.reach import kinds, readers
+from eqtoolbox.replay.reach.reach import Reach
+from eqtoolbox.replay.reach.tensors import LiveTensors
+from eqtoolbox.replay.reach.walk import said
+from eqtoolbox.replay.thread.scope import LeavesTrace, current
 
 
 class Holder:

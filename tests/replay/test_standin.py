@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from eqtoolbox.isolation import isolated
-from eqtoolbox.replay.scope import LeavesTrace
-from eqtoolbox.replay.standin import Silent, StandIn
+from eqtoolbox.replay.isolation import isolated
+from eqtoolbox.replay.reach.standin import Silent, StandIn
+from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.sinks.memory import MemorySink
 from tests.neutrality.belongings import Batch, Net, cross_entropy
 from tests.neutrality.test_python_state import trained

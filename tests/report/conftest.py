@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run
 from tests.report.runs import EVENTS, SYMMETRIES, TAIL, rich_records, write_run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eqtoolbox.record import Record, Verdict
+from eqtoolbox.record.record import Record, Verdict
 
 INFO: dict[str, Any] = {
     "format": 1,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from eqtoolbox.probes.drift import WITHIN
-from eqtoolbox.record import Record, Verdict
+from eqtoolbox.record.record import Record, Verdict
 from tests.report.runs import series
 from tests.report.test_findings import MakeRun, about, drifting, the
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eqtoolbox.record import Record, Status, Verdict
+from eqtoolbox.record.record import Record, Status, Verdict
 from eqtoolbox.report import Finding, Run
 from tests.report.runs import STALE, UNCERTAIN, missing, series
 

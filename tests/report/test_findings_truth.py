@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report import Finding, Run
 from tests.report.runs import series
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from tests.report.test_findings import MakeRun, about, series, the
 
 

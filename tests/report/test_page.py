@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run, write_page
 from tests.report.runs import STALE, UNCERTAIN, missing, series
 

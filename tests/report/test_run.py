@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eqtoolbox.record import Record
+from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run
 from tests.report.runs import STALE, UNCERTAIN, missing, rich_records, series, write_run
 

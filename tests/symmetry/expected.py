@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import eqtoolbox as eq
-from eqtoolbox.symmetry.parameter import ParameterSymmetry
+from eqtoolbox.weights.parameter import ParameterSymmetry
 from tests.symmetry.architectures import (
     Block,
     ConvNext,

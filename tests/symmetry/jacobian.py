@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 
 Parameters = dict[str, Tensor]
 

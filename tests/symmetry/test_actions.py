@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.actions import (
+from eqtoolbox.symmetry.actions.action import (
     Action,
     check_action,
     dihedral,
@@ -15,7 +15,14 @@ from eqtoolbox.symmetry.actions import (
     roll,
     trivial,
 )
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Element, Flip, Group
+from eqtoolbox.symmetry.groups.group import (
+    Cyclic,
+    CyclicTranslation,
+    Dihedral,
+    Element,
+    Flip,
+    Group,
+)
 
 PAIRS: list[tuple[Group, Action, tuple[int, int]]] = [
     (Cyclic(4), quarter_turn, (5, 5)),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import eqtoolbox as eq
-from eqtoolbox.symmetry.source import example_batch, load
+from eqtoolbox.command.model import example_batch, load
 from tests.symmetry.expected import counts
 
 X, Y = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3

@@ -13,7 +13,7 @@ import eqtoolbox as eq
 from eqtoolbox.probes import symmetries
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.discovery import find_symmetries
+from eqtoolbox.weights.discovery import find_symmetries
 from tests.conftest import mlp
 
 

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error
-from eqtoolbox.symmetry.actions import Action, dihedral, quarter_turn, trivial
+from eqtoolbox.symmetry.actions.action import Action, dihedral, quarter_turn, trivial
+from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.actions.scaling import Degree
 from eqtoolbox.symmetry.algebra import discover_data
-from eqtoolbox.symmetry.finite import Symmetric
-from eqtoolbox.symmetry.group import Cyclic, Dihedral, Group
+from eqtoolbox.symmetry.groups.finite import Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, Dihedral, Group
+from eqtoolbox.symmetry.groups.unbounded import Scalings, Translations
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.scaling import Degree
-from eqtoolbox.symmetry.unbounded import Scalings, Translations
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from eqtoolbox.demos import burgers
 from eqtoolbox.demos.burgers import BOOSTS, STEP, Moving, Surrogate
 from eqtoolbox.symmetry import Equivariance
-from eqtoolbox.symmetry.actions import quarter_turn, roll, trivial
-from eqtoolbox.symmetry.boosts import Boost
+from eqtoolbox.symmetry.actions.action import quarter_turn, roll, trivial
+from eqtoolbox.symmetry.actions.boosts import Boost
+from eqtoolbox.symmetry.actions.linear import axial_vectors, vectors
+from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.actions.resampling import FourierShift, Shift, Turn, band_limited
 from eqtoolbox.symmetry.culprit import better_output_action, culprit
 from eqtoolbox.symmetry.each import Each
-from eqtoolbox.symmetry.finite import Symmetric
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation
-from eqtoolbox.symmetry.linear import axial_vectors, vectors
-from eqtoolbox.symmetry.matrices import O3, SO2
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.resampling import FourierShift, Shift, Turn, band_limited
-from eqtoolbox.symmetry.unbounded import Translations
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.groups.finite import Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation
+from eqtoolbox.symmetry.groups.matrices import O3, SO2
+from eqtoolbox.symmetry.groups.unbounded import Translations
+from eqtoolbox.symmetry.testing import assert_equivariant
 
 TURN = Equivariance(Cyclic(4), quarter_turn, trivial)
 ROLL = Equivariance(CyclicTranslation(8), roll, trivial)

@@ -8,21 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error
-from eqtoolbox.symmetry.actions import Action, check_action, dihedral, flip, quarter_turn, trivial
-from eqtoolbox.symmetry.boosts import Boost
-from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor
-from eqtoolbox.symmetry.fields import (
+from eqtoolbox.symmetry.actions.action import (
+    Action,
+    check_action,
+    dihedral,
+    flip,
+    quarter_turn,
+    trivial,
+)
+from eqtoolbox.symmetry.actions.boosts import Boost
+from eqtoolbox.symmetry.actions.fields import (
     Field,
     pseudo_scalar_field,
     scalar_field,
     tensor_field,
     vector_field,
 )
-from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
-from eqtoolbox.symmetry.foreign import FromFieldType, FromIrreps
-from eqtoolbox.symmetry.group import Cyclic, Dihedral, Flip, Group
-from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.linear import (
+from eqtoolbox.symmetry.actions.foreign import FromFieldType, FromIrreps
+from eqtoolbox.symmetry.actions.linear import (
     Tensors,
     axial_vectors,
     irrep,
@@ -32,12 +35,26 @@ from eqtoolbox.symmetry.linear import (
     twists,
     vectors,
 )
-from eqtoolbox.symmetry.matrices import E3, O2, O3, SE3, SO2, SO3, Lorentz, Orthogonal, matrix
-from eqtoolbox.symmetry.permuting import Box, Permute, Relabel, Reverse, Roll, Signed
-from eqtoolbox.symmetry.resampling import FourierShift, Shift, Turn, Zoom, band_limited
-from eqtoolbox.symmetry.scaling import Degree, Parity
-from eqtoolbox.symmetry.tangent import NoTangent, tangent_of
-from eqtoolbox.symmetry.unbounded import Scalings, Translations
+from eqtoolbox.symmetry.actions.permuting import Box, Permute, Relabel, Reverse, Roll, Signed
+from eqtoolbox.symmetry.actions.resampling import FourierShift, Shift, Turn, Zoom, band_limited
+from eqtoolbox.symmetry.actions.scaling import Degree, Parity
+from eqtoolbox.symmetry.actions.tangent import NoTangent, tangent_of
+from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor
+from eqtoolbox.symmetry.groups.finite import Octahedral, Product, Semidirect, Sign, Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, Dihedral, Flip, Group
+from eqtoolbox.symmetry.groups.matrices import (
+    E3,
+    O2,
+    O3,
+    SE3,
+    SO2,
+    SO3,
+    Lorentz,
+    Orthogonal,
+    matrix,
+)
+from eqtoolbox.symmetry.groups.unbounded import Scalings, Translations
+from eqtoolbox.symmetry.lie import lie_derivative
 
 
 def seeded(seed: int = 0) -> torch.Generator:

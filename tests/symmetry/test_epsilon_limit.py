@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.symmetry.epsilon import Epsilons
+from eqtoolbox.weights.epsilon import Epsilons
 from tests.symmetry.expected import counts
 
 X, Y = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3

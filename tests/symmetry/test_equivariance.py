@@ -17,8 +17,8 @@ from eqtoolbox.symmetry import (
     percent_of_loss,
     pulled_back,
 )
-from eqtoolbox.symmetry.actions import Action, dihedral, flip, quarter_turn, roll, trivial
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
+from eqtoolbox.symmetry.actions.action import Action, dihedral, flip, quarter_turn, roll, trivial
+from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
 
 TURN_FIELD = Equivariance(Cyclic(4), quarter_turn, quarter_turn)
 TURN = Equivariance(Cyclic(4), quarter_turn, trivial)

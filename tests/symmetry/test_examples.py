@@ -21,10 +21,10 @@ def test_examples_run(name: str) -> None:
 
 def test_testing_and_audit_examples_run() -> None:
     for name in (
-        "eqtoolbox.testing",
-        "eqtoolbox.audit",
-        "eqtoolbox.audit_table",
-        "eqtoolbox.reading",
+        "eqtoolbox.symmetry.testing",
+        "eqtoolbox.symmetry.audit",
+        "eqtoolbox.command.audit_table",
+        "eqtoolbox.replay.reading",
     ):
         found = doctest.testmod(importlib.import_module(name))
         assert found.attempted > 0

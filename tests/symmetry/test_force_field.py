@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.audit import audit
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import Tensors, positions, vectors
 from eqtoolbox.symmetry.algebra import discover_data
+from eqtoolbox.symmetry.audit import audit
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import culprit
 from eqtoolbox.symmetry.each import Each
 from eqtoolbox.symmetry.equivariance import equivariance_error
+from eqtoolbox.symmetry.groups.matrices import E3, SO3
 from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.linear import Tensors, positions, vectors
-from eqtoolbox.symmetry.matrices import E3, SO3
-from eqtoolbox.testing import assert_equivariant
+from eqtoolbox.symmetry.testing import assert_equivariant
 from tests.conftest import mlp
 
 INPUTS = Each({"pos": positions, "cell": vectors})

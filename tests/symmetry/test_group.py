@@ -8,7 +8,14 @@ from itertools import islice, product
 import pytest
 import torch
 
-from eqtoolbox.symmetry.group import Cyclic, CyclicTranslation, Dihedral, Element, Flip, Group
+from eqtoolbox.symmetry.groups.group import (
+    Cyclic,
+    CyclicTranslation,
+    Dihedral,
+    Element,
+    Flip,
+    Group,
+)
 
 MEMBERS: list[Group] = [
     Cyclic(1),

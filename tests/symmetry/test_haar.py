@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry import Equivariance
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.actions.scaling import Degree
+from eqtoolbox.symmetry.actions.tangent import tangent_of
 from eqtoolbox.symmetry.each import Chain, factor
-from eqtoolbox.symmetry.finite import Octahedral, Product, Semidirect, Sign, Symmetric
-from eqtoolbox.symmetry.group import Cyclic, Group
+from eqtoolbox.symmetry.groups.finite import Octahedral, Product, Semidirect, Sign, Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, Group
+from eqtoolbox.symmetry.groups.matrices import E3, SE3, SO2, SO3, Lorentz, Orthogonal, matrix
+from eqtoolbox.symmetry.groups.unbounded import Scalings, Translations
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.linear import vectors
-from eqtoolbox.symmetry.matrices import E3, SE3, SO2, SO3, Lorentz, Orthogonal, matrix
-from eqtoolbox.symmetry.permuting import Permute
-from eqtoolbox.symmetry.scaling import Degree
-from eqtoolbox.symmetry.tangent import tangent_of
-from eqtoolbox.symmetry.unbounded import Scalings, Translations
 from tests.symmetry.test_group import chi_square_z
 
 

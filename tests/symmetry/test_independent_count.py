@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from tests.symmetry.architectures import Rotary
 from tests.symmetry.beyond import BEYOND
 from tests.symmetry.expected import EXPECTED, LIMITED, TOKENS, TWINS, Case, found_in

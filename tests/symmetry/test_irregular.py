@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error, pulled_back
-from eqtoolbox.symmetry.actions import check_action, trivial
+from eqtoolbox.symmetry.actions.action import check_action, trivial
+from eqtoolbox.symmetry.actions.linear import Powers, positions, vectors
+from eqtoolbox.symmetry.actions.permuting import Permute, Signed
+from eqtoolbox.symmetry.actions.resampling import Shift
+from eqtoolbox.symmetry.actions.tangent import NoTangent
 from eqtoolbox.symmetry.each import Each, Rebuilt, batch_of_one, one_sample
-from eqtoolbox.symmetry.finite import Symmetric
-from eqtoolbox.symmetry.group import Cyclic
-from eqtoolbox.symmetry.irregular import DropPoints, KeepLargest, Quantise, Sorted, Strengths
+from eqtoolbox.symmetry.groups.finite import Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic
+from eqtoolbox.symmetry.groups.irregular import DropPoints, KeepLargest, Quantise, Sorted, Strengths
+from eqtoolbox.symmetry.groups.matrices import SE3, SO3
+from eqtoolbox.symmetry.groups.unbounded import Translations
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.linear import Powers, positions, vectors
-from eqtoolbox.symmetry.matrices import SE3, SO3
-from eqtoolbox.symmetry.permuting import Permute, Signed
-from eqtoolbox.symmetry.resampling import Shift
-from eqtoolbox.symmetry.tangent import NoTangent
-from eqtoolbox.symmetry.unbounded import Translations
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -120,8 +120,8 @@ def test_neighbour_lists_are_rebuilt_after_the_move() -> None:
 
 def test_a_list_kept_under_a_stretch_differs_from_one_rebuilt() -> None:
     """Edges within 1 are lost by doubling all distances, unless the list is stale."""
-    from eqtoolbox.symmetry.scaling import Degree
-    from eqtoolbox.symmetry.unbounded import Scalings
+    from eqtoolbox.symmetry.actions.scaling import Degree
+    from eqtoolbox.symmetry.groups.unbounded import Scalings
 
     batch = neighbours(
         {"x": 0.5 * normal(1, 12, 3), "edges": torch.zeros(1, 2, 0, dtype=torch.long)}

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.symmetry import Equivariance
-from eqtoolbox.symmetry.actions import trivial
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.actions.resampling import FourierShift
+from eqtoolbox.symmetry.groups.matrices import SO2, SO3
+from eqtoolbox.symmetry.groups.unbounded import Translations
 from eqtoolbox.symmetry.layerwise import BETWEEN, layer_shares
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.linear import vectors
-from eqtoolbox.symmetry.matrices import SO2, SO3
-from eqtoolbox.symmetry.resampling import FourierShift
-from eqtoolbox.symmetry.unbounded import Translations
 
 SHIFT = Equivariance(Translations((2.0, 2.0), whole=False), FourierShift(), FourierShift())
 POOLED = Equivariance(Translations((2.0, 2.0), whole=False), FourierShift(), trivial)

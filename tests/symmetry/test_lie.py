@@ -8,25 +8,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqtoolbox.symmetry import Equivariance, equivariance_error
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.algebra import closure, discover_data
-from eqtoolbox.symmetry.boosts import Boost
-from eqtoolbox.symmetry.derivative import Derivative
-from eqtoolbox.symmetry.each import Each, batch_of_one, one_sample
-from eqtoolbox.symmetry.fields import (
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.boosts import Boost
+from eqtoolbox.symmetry.actions.fields import (
     pseudo_scalar_field,
     scalar_field,
     vector_field,
 )
-from eqtoolbox.symmetry.finite import Sign, Symmetric
-from eqtoolbox.symmetry.group import Cyclic, Dihedral
+from eqtoolbox.symmetry.actions.linear import axial_vectors, positions, vectors
+from eqtoolbox.symmetry.actions.permuting import Permute, Relabel, Roll
+from eqtoolbox.symmetry.actions.resampling import FourierShift, Shift
+from eqtoolbox.symmetry.actions.scaling import Degree, Parity
+from eqtoolbox.symmetry.algebra import closure, discover_data
+from eqtoolbox.symmetry.derivative import Derivative
+from eqtoolbox.symmetry.each import Each, batch_of_one, one_sample
+from eqtoolbox.symmetry.groups.finite import Sign, Symmetric
+from eqtoolbox.symmetry.groups.group import Cyclic, Dihedral
+from eqtoolbox.symmetry.groups.matrices import E3, O3, SE3, SO2, SO3, Lorentz, Orthogonal
+from eqtoolbox.symmetry.groups.unbounded import Scalings, Translations
 from eqtoolbox.symmetry.lie import lie_derivative
-from eqtoolbox.symmetry.linear import axial_vectors, positions, vectors
-from eqtoolbox.symmetry.matrices import E3, O3, SE3, SO2, SO3, Lorentz, Orthogonal
-from eqtoolbox.symmetry.permuting import Permute, Relabel, Roll
-from eqtoolbox.symmetry.resampling import FourierShift, Shift
-from eqtoolbox.symmetry.scaling import Degree, Parity
-from eqtoolbox.symmetry.unbounded import Scalings, Translations
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eqtoolbox.symmetry import Each, Equivariance, Sign, Translations, equivariance_error
-from eqtoolbox.symmetry.actions import has_edge, trivial
+from eqtoolbox.symmetry.actions.action import has_edge, trivial
+from eqtoolbox.symmetry.actions.resampling import Shift
+from eqtoolbox.symmetry.actions.scaling import Parity
 from eqtoolbox.symmetry.each import Rebuilt
 from eqtoolbox.symmetry.orbit import pulled_back
 from eqtoolbox.symmetry.price import percent_of_loss
-from eqtoolbox.symmetry.resampling import Shift
-from eqtoolbox.symmetry.scaling import Parity
 
 MIRROR = Equivariance(
     Sign(),

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.symmetry.discovery import discover
-from eqtoolbox.symmetry.families.diagonal import DiagonalSymmetry
-from eqtoolbox.symmetry.parameter import ContinuousSymmetry
-from eqtoolbox.symmetry.search.found import Found
+from eqtoolbox.weights.discovery import discover
+from eqtoolbox.weights.families.diagonal import DiagonalSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.search.found import Found
 
 WIDTH = 4
 Op = Callable[[Tensor], Tensor]
@@ -261,7 +261,7 @@ def test_a_transformer_layer_pins_nothing_silently() -> None:
 
 def test_a_pin_without_a_note_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The must-fail twin: the same search with its notes taken away."""
-    monkeypatch.setattr("eqtoolbox.symmetry.search.pinned.Pinned.notes", lambda self: [])
+    monkeypatch.setattr("eqtoolbox.weights.tracing.pinned.Pinned.notes", lambda self: [])
     assert "0 of" in silent(Around(F.glu))
     assert "of" in silent(Images(MAPS["groups and relu"]))
     assert not silent(Around(F.relu))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from eqtoolbox.symmetry.search.stream import streamed
+from eqtoolbox.weights.search.stream import streamed
 
 X = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

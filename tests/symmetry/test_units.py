@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.symmetry import units
-from eqtoolbox.symmetry.approach import approaches
-from eqtoolbox.symmetry.discovery import discover
-from eqtoolbox.symmetry.families.discrete import Permutation, SignFlip
-from eqtoolbox.symmetry.parameter import DiscreteSymmetry
-from eqtoolbox.symmetry.reflection import Reflection
+from eqtoolbox.weights.discovery import discover
+from eqtoolbox.weights.families.discrete import Permutation, SignFlip
+from eqtoolbox.weights.orbit import units
+from eqtoolbox.weights.orbit.approach import approaches
+from eqtoolbox.weights.orbit.reflection import Reflection
+from eqtoolbox.weights.parameter import DiscreteSymmetry
 from tests.conftest import mlp
 from tests.symmetry.architectures import Block, Patches, Recurrent
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.symmetry import SO2, Equivariance, EquivarianceResult, equivariance_error
-from eqtoolbox.symmetry.actions import trivial
-from eqtoolbox.symmetry.group import Cyclic
-from eqtoolbox.symmetry.linear import vectors
-from eqtoolbox.symmetry.permuting import Roll
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.linear import vectors
+from eqtoolbox.symmetry.actions.permuting import Roll
+from eqtoolbox.symmetry.groups.group import Cyclic
 
 TURN = Equivariance(SO2(), vectors, trivial)
 SEEDS = range(120)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from eqtoolbox.isolation import random_streams
+from eqtoolbox.replay.isolation import random_streams
 from tests.neutrality.random_loops.loop import Loop
 from tests.neutrality.random_loops.losses import Batch
 

@@ -1,0 +1,1 @@
+"""Attach: where a loop, a configuration and all that it names meet."""

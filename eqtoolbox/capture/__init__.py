@@ -1,1 +1,0 @@
-"""Capture: the losses, batches and weights of a training loop, caught without editing the loop."""

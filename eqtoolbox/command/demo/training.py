@@ -1,0 +1,101 @@
+"""The training loop that all demos share: one network, watched by the probes of the demo's file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.attach.attach import attach
+from eqtoolbox.attach.config import Probes, preset_path
+from eqtoolbox.demos.demo import Batch, Data, Demo, batches, moved, predict
+from eqtoolbox.record.record import Record
+from eqtoolbox.record.sink import Sink
+from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.symmetry.structure import first
+
+_ERROR = "equivariance/relative_error/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a network ended."""
+
+    score: float  # fraction, on the test part
+    stderr: float  # of the score, over test samples
+    parameters: int
+    errors: Mapping[str, Record]  # last relative error of each symmetry
+    records: Sequence[Record]
+    network: nn.Module
+
+
+def train(
+    demo: Demo,
+    entry: str,
+    data: Data,
+    *,
+    steps: int | None = None,
+    probes: Probes | None = None,
+    schedule: int | None = None,
+    run_dir: str | None = None,
+    sinks: tuple[Sink, ...] = (),
+    seed: int = 0,
+    after_step: Callable[[int, float], None] | None = None,
+) -> Outcome:
+    """Train one entry of a demo with the monitor attached, and judge it on the test part.
+
+    Args:
+        demo, entry, data: which network on what; data as `demo.load()` gives them.
+        steps: optimizer steps; the demo's own unless given.
+        probes: those of configs/experiments/NAME.toml unless given.
+        schedule: measure every so many steps; as the file says unless given.
+        run_dir, sinks: where records go.
+        seed: of the network, the order of the batches, their augmentation and the probes.
+        after_step: called with step and loss.
+    """
+    steps = demo.steps if steps is None else steps
+    chosen, memory = demo.entries[entry], MemorySink()
+    torch.manual_seed(seed)
+    network = chosen.network()
+    optimizer = (chosen.optimizer or demo.optimizer)(network.parameters())
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if demo.anneal else None
+    rng = torch.Generator().manual_seed(seed)
+    with attach(
+        network,
+        optimizer,
+        probes=preset_path(f"experiments/{demo.name}") if probes is None else probes,
+        probe_batch=first(data.test, demo.watched) if demo.watched else None,
+        schedule=schedule,
+        budget=None,
+        run_dir=run_dir,
+        sinks=(memory, *sinks),
+        seed=seed,
+    ) as monitor:
+
+        @monitor.loss
+        def loss_fn(network: nn.Module, batch: Batch) -> Tensor:
+            return demo.loss(predict(network, batch[0]), batch[1])
+
+        for step, batch in enumerate(batches(data.train, demo.batch, steps, seed)):
+            if chosen.augment is not None:
+                batch = moved(batch, chosen.augment, rng)
+            loss = loss_fn(network, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            if decay is not None:
+                decay.step()
+            if after_step is not None:
+                after_step(step, float(loss.detach()))
+    network.eval()
+    with torch.no_grad():
+        score, stderr = demo.score.of(predict(network, data.test[0]), data.test[1])
+    errors = [r for r in memory.records if r.name.startswith(_ERROR)]
+    return Outcome(
+        score=score,
+        stderr=stderr,
+        parameters=sum(p.numel() for p in network.parameters()),
+        errors={r.name.removeprefix(_ERROR): r for r in errors},
+        records=memory.records,
+        network=network,
+    )

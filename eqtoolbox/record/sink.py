@@ -1,0 +1,41 @@
+"""A sink: where records go."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from eqtoolbox.record.record import Record
+
+
+class Sink(ABC):
+    """Takes records one by one; a sink that raises is disabled after one warning."""
+
+    @abstractmethod
+    def write(self, record: Record) -> None:
+        """Store or show one record at once: a killed run loses nothing already written."""
+
+    def write_all(self, records: Sequence[Record]) -> None:
+        """Store or show the records of one probe at one step."""
+        for record in records:
+            self.write(record)
+
+    def array(  # noqa: B027 - optional
+        self, step: int, name: str, values: NDArray[Any]
+    ) -> None:
+        """Keep the vector that the record `name` of this step summarises: one number a unit."""
+
+    def event(  # noqa: B027 - optional
+        self, step: int, kind: str, probe: str, message: str
+    ) -> None:
+        """Take note of something that happened: kind is info, warning or error."""
+
+    def flush(self) -> None:  # noqa: B027
+        """All records of a step are written: pass on what was gathered."""
+
+    def describe(self, **facts: Any) -> None:  # noqa: B027
+        """Take note of facts about the run (model, probes, symmetries found)."""
+
+    def close(self) -> None:  # noqa: B027
+        """Finish; nothing is written afterwards."""

@@ -1,0 +1,1 @@
+"""What an evaluation changes for its own thread, and for no other."""

@@ -1,0 +1,55 @@
+"""Outside: what an evaluation would do beyond its process is refused before it happens.
+
+Python announces files that are opened, processes that are started and connections that are made to
+audit hooks. One is added with the first replay of a process; it only looks at threads that are
+inside the evaluation of a replay. What was open before is found by the walk.
+"""
+
+import os
+import sys
+import threading
+from typing import Any
+
+from eqtoolbox.replay.thread.scope import current
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_BEYOND = {
+    "os.chmod": "changes a file", "os.link": "makes a link",
+    "os.mkdir": "makes a directory", "os.posix_spawn": "starts a process",
+    "os.remove": "removes a file", "os.rename": "renames a file", "os.rmdir": "removes a directory",
+    "os.symlink": "makes a link", "os.system": "starts a process", "os.truncate": "changes a file",
+    "socket.bind": "opens a connection", "socket.connect": "opens a connection",
+    "socket.sendto": "opens a connection", "sqlite3.connect": "opens a database",
+    "subprocess.Popen": "starts a process",
+}  # fmt: skip
+_lock = threading.Lock()
+_added: list[bool] = []
+
+
+def watch() -> None:
+    """Add the hook, once for a process."""
+    with _lock:
+        if not _added:
+            sys.addaudithook(_heard)
+            _added.append(True)
+
+
+def _heard(event: str, args: tuple[Any, ...]) -> None:
+    replay = current()
+    if replay is None or not replay.frames:
+        return
+    what = _BEYOND.get(event)
+    if event == "open" and _for_writing(*args):
+        what = "writes a file"
+    if what is not None and args[0] != ":memory:":
+        replay.refuse(
+            f"the loss {what} ({args[0]!s:.200}): evaluating it again would do so again, so that "
+            "probes that do are switched off; do it outside the loss"
+        )
+
+
+def _for_writing(path: Any, mode: Any, flags: Any) -> bool:
+    named = str(path)
+    if not isinstance(flags, int) or not flags & _WRITES or isinstance(path, int):
+        return False
+    return "__pycache__" not in named and not named.startswith("/dev/")

@@ -1,0 +1,147 @@
+"""Tables: the parameters and buffers of modules, exchanged for the thread that evaluates them.
+
+For as long as an evaluation lasts a table of a module shows its entries to everybody else, and the
+exchanged ones to the replay that it belongs to, whichever of its threads asks.
+"""
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from eqtoolbox.replay.thread.scope import place
+
+NAMES = ("_parameters", "_buffers")
+_lock = threading.Lock()
+
+
+class Table(dict[str, Any]):
+    """The entries of `live`, or those that this thread has exchanged for them.
+
+    Itself it holds the live ones: for readers that ask no method.
+    """
+
+    __slots__ = ("_others", "live")
+
+    def __init__(self, live: dict[str, Any]) -> None:
+        super().__init__(live)
+        self.live = live
+        self._others: dict[Any, list[dict[str, Any]]] = {}
+
+    def begin(self, entries: dict[str, Any]) -> None:
+        """Show these here from now on."""
+        self._others.setdefault(place(), []).append(entries)
+
+    def end(self) -> bool:
+        """Show those of before; whether they are the live ones everywhere."""
+        if len(self._others[place()]) == 1:
+            del self._others[place()]
+        else:
+            self._others[place()].pop()
+        return not self._others
+
+    def here(self) -> dict[str, Any]:
+        """What this thread sees."""
+        mine = self._others.get(place())
+        return self.live if mine is None else mine[-1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(self.here(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self.live), (self.here(),)
+
+
+def _through(name: str) -> Any:
+    method = getattr(dict, name)
+
+    def call(self: Table, *args: Any, **kwargs: Any) -> Any:
+        return method(self.here(), *args, **kwargs)
+
+    return call
+
+
+for _name in (
+    "contains", "delitem", "eq", "getitem", "ior", "iter", "len", "ne", "or", "repr", "reversed",
+    "ror", "setitem",
+):  # fmt: skip
+    setattr(Table, f"__{_name}__", _through(f"__{_name}__"))
+for _name in (
+    "clear", "copy", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values",
+):  # fmt: skip
+    setattr(Table, _name, _through(_name))
+
+
+class Exchanged:
+    """Other parameters and buffers of a model, to be found in it as often as `here` is entered.
+
+    Tensors that the model holds at several places are exchanged at all of them.
+
+    Args:
+        model: that holds them.
+        named: tensors by the names of those in whose place they are.
+    """
+
+    def __init__(self, model: nn.Module, named: Mapping[str, Tensor]) -> None:
+        tables = [
+            (prefix, module, name, live(getattr(module, name)))
+            for prefix, module in model.named_modules()
+            for name in NAMES
+        ]
+        other = {
+            id(t): named[f"{prefix}.{key}" if prefix else key]
+            for prefix, _, _, table in tables
+            for key, t in table.items()
+            if t is not None and (f"{prefix}.{key}" if prefix else key) in named
+        }
+        self._rows = [
+            (module, name, {key: other.get(id(t), t) for key, t in table.items()})
+            for _, module, name, table in tables
+            if len(table)
+        ]
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Scope in which this thread finds them."""
+        shown = []
+        try:
+            for module, name, entries in self._rows:
+                shown.append((module, name, _show(module, name, entries)))
+            yield
+        finally:
+            for module, name, before in reversed(shown):
+                _put_back(module, name, before)
+
+
+def live(table: Any) -> Any:
+    """The table of a module that everybody sees."""
+    return table.live if type(table) is Table else table
+
+
+def _show(module: nn.Module, name: str, entries: dict[str, Any]) -> Any:
+    """Exchange the entries of one table; returns what there is to put back."""
+    with _lock:
+        table = vars(module).get(name)
+        if not isinstance(table, dict):  # TorchScript's own, in C++ and for all threads
+            table = getattr(module, name)
+            before = dict(table.items())
+            for key, tensor in entries.items():
+                table[key] = tensor
+            return before
+        if type(table) is not Table:
+            table = vars(module)[name] = Table(table)
+        table.begin(entries)
+        return table
+
+
+def _put_back(module: nn.Module, name: str, before: Any) -> None:
+    with _lock:
+        if type(before) is Table:
+            if before.end() and vars(module).get(name) is before:
+                vars(module)[name] = live(before)
+            return
+        for key, tensor in before.items():
+            getattr(module, name)[key] = tensor

@@ -1,0 +1,1 @@
+"""Actions: what an element of a group does to data."""

@@ -1,0 +1,215 @@
+"""The audit: which symmetries a trained model and its data have, ranked, from a configuration file.
+
+[audit]
+source = "mine.py:build"     # or "package.module:build"; build() -> (model, inputs[, targets])
+samples = 8                  # group elements of each candidate, the identity among them
+symmetries = ["mine.py:CLAIM"]   # claims of your own, tried beside those that the shapes suggest
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.attach.source import named
+from eqtoolbox.attach.toml import tables
+from eqtoolbox.expect.bounds import count
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.replay.isolation import evaluation, isolated
+from eqtoolbox.replay.parts import in_parts
+from eqtoolbox.replay.reading import Reading, opened
+from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.algebra import Discovery, discover_data
+from eqtoolbox.symmetry.asymmetry import DataAsymmetry, data_asymmetry
+from eqtoolbox.symmetry.candidates import Score, candidates, rank
+from eqtoolbox.symmetry.claim import Claimed, Equivariance
+from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.each import batch_of_one, one_sample
+from eqtoolbox.symmetry.orbit import Function, told
+from eqtoolbox.symmetry.structure import batch_size, floating, like_outputs, tensors
+
+Samples = Annotated[int, count(2)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a configuration names."""
+
+    model: nn.Module
+    inputs: Any  # (batch, ...), or a dict, tuple, list or dataclass of tensors that share the batch
+    targets: Any  # classes, or values like the outputs; None
+    samples: int
+    claims: tuple[Equivariance, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Candidates of a model, ranked; its continuous symmetries when the inputs are vectors."""
+
+    scores: tuple[Score, ...]
+    culprits: dict[str, Culprit]  # first broken layer, by the name of a violated candidate
+    algebra: Discovery | None  # None for images and long vectors
+    data: dict[str, DataAsymmetry]  # by the name of a candidate; none for fewer than 8 samples
+
+
+def load(config: str | Path) -> Subject:
+    """Model, data and samples that a configuration names.
+
+    Raises:
+        ValueError: file or key missing, or the source returns something else; says the remedy.
+    """
+    path = Path(config)
+    source, samples, claims = options(path)
+    build = named(source, path.parent, f"{path}: audit.source")
+    if not callable(build):
+        raise ValueError(f"{path}: {source} must be a function, got {build!r}")
+    built = build()
+    sound = isinstance(built, tuple) and len(built) in (2, 3) and isinstance(built[0], nn.Module)
+    if not sound or not all(tensors(opened(part)) for part in built[1:]):
+        raise ValueError(
+            f"{path}: {source} must return (model, inputs) or (model, inputs, targets), "
+            "inputs and targets being tensors or dicts, tuples, lists or dataclasses of tensors"
+        )
+    return Subject(
+        model=built[0],
+        inputs=built[1],
+        targets=built[2] if len(built) == 3 else None,
+        samples=samples,
+        claims=_claims(claims, path),
+    )
+
+
+def options(path: Path) -> tuple[str, int, list[str]]:
+    """Source, samples and symmetries of the table [audit]; no code that they name is run.
+
+    Raises:
+        ValueError: the file, the table or one of its values is none.
+    """
+    table = tables(path).get("audit")
+    known = ("source", "samples", "symmetries")
+    if not isinstance(table, dict) or "source" not in table or table.keys() - {*known}:
+        odd = sorted(table.keys() - {*known}) if isinstance(table, dict) else []
+        raise ValueError(
+            f'{path}: expected a table [audit] with source = "file.py:function"'
+            + (f" and no more than {', '.join(known)}, got {', '.join(odd)}" if odd else "")
+        )
+    samples = fitted(f"{path}: audit.samples", table.get("samples", 8), Samples)
+    entries = table.get("symmetries", [])
+    if not isinstance(entries, list) or not all(isinstance(e, str) and ":" in e for e in entries):
+        raise ValueError(
+            f'{path}: audit.symmetries must be a list such as ["mine.py:CLAIM"], got {entries!r}'
+        )
+    return str(table["source"]), samples, entries
+
+
+def _claims(entries: list[str], path: Path) -> tuple[Equivariance, ...]:
+    claims = tuple(named(entry, path.parent, f"{path}: audit.symmetries") for entry in entries)
+    for entry, claim in zip(entries, claims, strict=True):
+        if not isinstance(claim, Equivariance):
+            raise ValueError(f"{path}: {entry} must be an Equivariance, got {claim!r}")
+    return claims
+
+
+@checked
+def audit(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    samples: Samples = 8,
+    claims: Sequence[Claimed] = (),
+) -> Audit:
+    """Score the candidate symmetries of a model and its data, leaving no trace.
+
+    The model is in evaluation mode; the data are compared with their transformed selves, targets
+    included where they are classes or values like the outputs.
+
+    Args:
+        model: called as model(inputs), as model(*inputs) for a tuple, as model(**inputs) for a
+            dict whose keys are its arguments; returns a tensor or a tree of tensors.
+        inputs: (batch, ...), floating point, or a dict, tuple, list or dataclass of tensors that
+            start with the batch size; claims see a dataclass as a dict. Nodes and edges of several
+            graphs, as PyTorch Geometric batches them, are one sample: see `Equivariance.rows`.
+        targets: classes (batch,), or values like the outputs; None for the inputs alone.
+        samples: group elements of each candidate, the identity among them.
+        claims: tried beside those that the shapes suggest, and listed instead where names agree.
+
+    Raises:
+        ValueError: no tensors in the inputs or outputs, or tensors of different batch sizes.
+
+    Example:
+        >>> x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+        >>> pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> found = audit(pooled, x)
+        >>> {s.symmetry.name for s in found.scores if s.result.verdict == "holds"} >= {
+        ...     "cyclic4.invariant", "translation.invariant", "sign.odd"}
+        True
+    """
+    single = isinstance(inputs, Tensor)
+    function = model if single else Reading(model, inputs)
+    tree, asked = opened(inputs), opened(targets)
+    called = function.arguments if isinstance(function, Reading) else ()
+    parts = _in_parts(tree, claims, called)
+    if not tensors(tree) or (not parts and batch_size(tree) == 0):
+        raise ValueError(f"inputs must hold at least one sample, got {type(inputs).__name__}")
+    ask: Function = one_sample(function) if parts else function
+    if parts:
+        tree, asked = batch_of_one(tree), None
+        claims = [replace(claim, rows="samples") for claim in claims]
+    with evaluation(model), isolated(model):
+        with torch.no_grad():
+            outputs = opened(told(ask, tree))
+        if not tensors(outputs):
+            raise ValueError(f"the model must return tensors, got {type(outputs).__name__}")
+        names = {claim.name for claim in claims}
+        suggested = candidates(tree, outputs, called, parts)
+        tried = [*claims, *(c for c in suggested if c.name not in names)]
+        scores = rank(ask, tree, tried, samples=samples)
+        blame = {
+            s.symmetry.name: _blamed(function, tree, s.symmetry)
+            for s in scores
+            if s.result is not None and s.result.verdict == "violated" and not parts
+        }
+        small = single and inputs.dim() in (2, 3) and inputs.shape[-1] <= 16
+        plain = small and isinstance(outputs, Tensor)
+        algebra = discover_data(model, inputs) if plain else None
+    data = {
+        s.symmetry.name: found
+        for s in scores
+        if (found := _data(tree, asked, outputs, s.symmetry)) is not None
+    }
+    return Audit(scores=tuple(scores), culprits=blame, algebra=algebra, data=data)
+
+
+def _in_parts(tree: Any, claims: Sequence[Equivariance], arguments: Sequence[str]) -> bool:
+    """Whether rows are nodes and edges: as a claim says, or as it looks."""
+    said = [claim.rows for claim in claims if claim.rows != "auto"]
+    return in_parts(tree, said[0] if said else "auto", arguments)
+
+
+def _blamed(function: nn.Module, inputs: Any, symmetry: Equivariance) -> Culprit:
+    """The culprit, its layers by the names that the model knows them by."""
+    try:
+        found = culprit(function, inputs, symmetry)
+    except (ValueError, TypeError, RuntimeError, LookupError) as reason:
+        return Culprit(layer=None, cause=f"no layer to blame: {reason}", layers=(), floor=0.0)
+    if not isinstance(function, Reading) or found.layer is None:
+        return found
+    return replace(found, layer=found.layer.removeprefix("model."))
+
+
+def _data(inputs: Any, targets: Any, outputs: Any, symmetry: Equivariance) -> DataAsymmetry | None:
+    """The data's own asymmetry, with the targets where the output action can move them."""
+    classes = isinstance(targets, Tensor) and targets.dim() == 1 and not floating(targets)
+    if not classes:
+        targets = like_outputs(targets, outputs)
+    elif symmetry.output_action is not trivial:
+        targets = None
+    try:
+        return data_asymmetry(inputs, targets, symmetry)
+    except (ValueError, TypeError, RuntimeError, LookupError):
+        return None

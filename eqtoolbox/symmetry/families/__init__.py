@@ -1,1 +1,0 @@
-"""Families of parameter symmetries: one file each, with finite action, generators and charges."""

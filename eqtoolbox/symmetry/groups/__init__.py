@@ -1,0 +1,1 @@
+"""Groups: their elements, how they are sampled, and their infinitesimal generators."""

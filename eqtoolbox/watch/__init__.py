@@ -1,0 +1,1 @@
+"""Watching: a due optimizer step is caught as a snapshot, and probes measure it."""

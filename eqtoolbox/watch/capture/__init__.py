@@ -1,0 +1,1 @@
+"""Capture: what the optimizer step that goes on leaves to be measured."""

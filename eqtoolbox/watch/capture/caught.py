@@ -1,0 +1,101 @@
+"""Caught: one loss of a step, and which weight its backward gave it."""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import _symbolic_trace as fx
+
+from eqtoolbox.replay.objective import Objective
+
+
+class Hook:
+    """A hook of one module that does not keep its owner alive; on any other module it is inert.
+
+    The owner has a `stopwatch` for the time its methods take, and is told by `fail` of errors.
+    Copies and pickles are inert, too.
+    """
+
+    training_only = True  # replays do not call it
+
+    def __init__(self, owner: Any = None, method: str = "", module: Any = None) -> None:
+        self._owner = weakref.ref(owner) if owner is not None else lambda: None
+        self._method = method
+        self._module = weakref.ref(module) if module is not None else lambda: None
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        if traced():  # away: what comes out is the program that it would be without
+            return
+        owner = self._owner()
+        if owner is not None and module is self._module():
+            try:
+                with owner.stopwatch:
+                    getattr(owner, self._method)(module, *args)
+            except BaseException as error:
+                owner.fail(error)
+
+    def __deepcopy__(self, memo: Any) -> "Hook":
+        return Hook()
+
+    def __reduce__(self) -> Any:
+        return Hook, ()
+
+
+def traced() -> bool:
+    """Whether the module runs to be compiled, exported or recorded."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
+
+
+class Caught:
+    """One evaluation of the loss.
+
+    `weight` is dL/dL_i of the whole backward that reached it, so that the gradient of the step is
+    sum_i weight_i grad L_i whatever the loop divided or multiplied its losses by; None while no
+    backward did.
+    """
+
+    def __init__(
+        self, objective: Objective, value: Tensor | None = None, weight: float | None = None
+    ) -> None:
+        self.objective = objective
+        self.value = value  # as the training loop saw it
+        self.weight: Tensor | float | None = weight
+        self.started = False  # whether random state and buffers are those of its own forward
+        self.handle: Any = None
+
+    def release(self) -> None:
+        """Take the hook off the loss."""
+        if self.handle is not None:
+            self.handle.remove()
+
+
+def weighted(
+    losses: Sequence[Caught], scale: float = 1.0, summed: bool = False
+) -> list[tuple[Caught, float]]:
+    """Losses that a backward reached, with their weights; the scale of a scaler divided out.
+
+    Where no backward was seen (batches given by `observe`, or a function that runs the backward
+    itself) all losses count equally: their mean is taken, or their sum.
+    """
+    reached = [(c, float(c.weight) / scale) for c in losses if isinstance(c.weight, Tensor)]
+    if reached:
+        return [(c, w) for c, w in reached if w != 0.0]
+    given = [(c, float(c.weight)) for c in losses if c.weight is not None]
+    if len(given) == len(losses):
+        return given
+    return [(c, 1.0 if summed else 1 / len(losses)) for c in losses]
+
+
+def guessed(losses: Sequence[Caught]) -> bool:
+    """Whether the weights of several losses are not known."""
+    return len(losses) > 1 and all(c.weight is None for c in losses)
+
+
+def gradients_are_clear(parameters: Iterable[Tensor]) -> bool:
+    """Whether nothing is accumulated in `.grad`: none set, or zeros only."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    # a sparse gradient that several backwards added to has no operation of its own for this
+    values = [g._values() if g.is_sparse else g for g in grads]
+    return not any(bool(v.count_nonzero()) for v in values)

@@ -1,0 +1,149 @@
+"""A step: what one optimizer step began from and which gradients it used, kept until it is over."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.capture.gradient_scale import gradient_scale, scale_inside
+from eqtoolbox.watch.capture.watched import Watched
+from eqtoolbox.watch.snapshot import gradients
+
+
+class Step:
+    """The optimizer step that is being taken.
+
+    Gradients are copied when they are final: as `step()` is called, or when its closure returns.
+    What an optimizer makes of `.grad` while it steps (decay added, momentum, None) is its own.
+
+    Args:
+        watched: the parameters that it moves.
+    """
+
+    def __init__(self, watched: Watched) -> None:
+        self.before: Parameters | None = None  # theta_t; None while nothing is kept
+        self.scale = 1.0  # of a gradient scaler
+        self.missed: BaseException | None = None  # why it could not be kept
+        self.moved = False  # whether a closure was called at other parameters
+        self._watched = watched
+        self._memory: dict[str, Parameters] = {}  # of copies that only those see who keep nothing
+        self._reuse = False
+        self._noted: Parameters = {}  # gradients as the optimizers were given them
+        self._here = self._closed = False  # a closure runs at theta_t; one has
+
+    def keep(self, reuse: bool) -> None:
+        """The parameters are still theta_t: copy what will be gone after the step.
+
+        Args:
+            reuse: the memory of the last such copies, where nobody can still hold them. At every
+                step, new memory would cost more than the copy: its pages come one by one.
+        """
+        self.scale, self._reuse = gradient_scale(), reuse
+        self.before = self._copied("theta", self._watched.trainable())
+
+    def unmoved(self) -> bool:
+        """Whether the parameters are still those from before the step."""
+        if self.before is None:
+            return True
+        return self._same(self.before, self._watched.trainable())
+
+    def asked(self, optimizer: Any, args: Any, kwargs: Any, inside: Callable[..., None]) -> Any:
+        """`step` was called with these: note its gradients now, or when its closure returns.
+
+        Args:
+            inside: calls a function in the midst of the training step.
+
+        Returns:
+            (args, kwargs) with a closure that does the same and tells when it runs; else None.
+        """
+        closure = closure_of(args, kwargs)
+        if self.before is None or "grad_scaler" in kwargs:  # which scale, it alone knows
+            return None
+        self._closed = False
+        if not callable(closure):
+            inside(self._note_gradients, optimizer)
+            return None
+
+        @functools.wraps(closure, updated=())
+        def telling(*given: Any, **named: Any) -> Any:
+            inside(self._closure_starts, optimizer)
+            result = closure(*given, **named)
+            inside(self._closure_ends, optimizer)
+            return result
+
+        if len(args) > 1:
+            return (args[0], telling, *args[2:]), kwargs
+        return args, {**kwargs, "closure": telling}
+
+    def _closure_starts(self, optimizer: Any) -> None:
+        """Another of several optimizers may have stepped already: its own parameters count."""
+        self._here = self._same(self.before or {}, self._held_by(optimizer))
+        self.moved = self.moved or not self._here
+
+    def _closure_ends(self, optimizer: Any) -> None:
+        """Its gradients are final, and those of the step where it ran at theta_t."""
+        if self._here and not self._closed:
+            self._closed = True
+            self._note_gradients(optimizer)
+
+    def _note_gradients(self, optimizer: Any) -> None:
+        """The gradients of this optimizer are final: copy them, a scaler's scale taken out."""
+        found = {n: p.grad for n, p in self._held_by(optimizer).items()}
+        given = {n: g for n, g in found.items() if g is not None}
+        try:
+            kept = self._copied(f"gradient of {id(optimizer)}", given)
+        except Exception as error:
+            self.missed = error
+            raise
+        scale = scale_inside(optimizer)
+        if kept and scale != 1.0:
+            torch._foreach_div_(list(kept.values()), scale)
+        self._noted |= kept
+
+    def gradient(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
+        """The gradients that the step used, of the parameters; None if there are none."""
+        return None if self.moved else gradients(named, self._noted)
+
+    def over(self) -> None:
+        """Keep nothing of it."""
+        self.before, self.scale, self.missed, self._noted = None, 1.0, None, {}
+        self.moved = False
+
+    def forget(self) -> None:
+        """Give all memory back."""
+        self.over()
+        self._memory = {}
+
+    def _held_by(self, optimizer: Any) -> dict[str, Any]:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {n: p for n, p in self._watched.trainable().items() if id(p) in own}
+
+    @staticmethod
+    def _same(before: Parameters, now: Mapping[str, Tensor]) -> bool:
+        return all(torch.equal(p, now[n]) for n, p in before.items() if n in now)
+
+    def _copied(self, what: str, live: Mapping[str, Tensor]) -> Parameters:
+        """Copies of these, dense."""
+        now = {n: t.detach() for n, t in live.items()}
+        dense = {n: t.to_dense() for n, t in now.items() if t.layout != torch.strided}
+        if not self._reuse:
+            return {n: dense[n] if n in dense else t.clone() for n, t in now.items()}
+        now |= dense
+        kept = self._memory.get(what, {})
+        if kept.keys() != now.keys() or any(not _alike(kept[n], t) for n, t in now.items()):
+            self._memory[what] = kept = {n: torch.empty_like(t) for n, t in now.items()}
+        if now:
+            torch._foreach_copy_(list(kept.values()), list(now.values()))
+        return dict(kept)
+
+
+def closure_of(args: Any, kwargs: Any) -> Any:
+    """The closure that `step` of an optimizer was called with; None without."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device

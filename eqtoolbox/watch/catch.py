@@ -1,0 +1,163 @@
+"""The catch: an optimizer step that is over, frozen into a snapshot and measured by due probes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from eqtoolbox.replay.identity import identity
+from eqtoolbox.replay.isolation import RandomState
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.watch.account import Account
+from eqtoolbox.watch.capture.loss_capture import LossCapture
+from eqtoolbox.watch.capture.step import Step
+from eqtoolbox.watch.capture.watched import Watched
+from eqtoolbox.watch.faithfulness import Faithfulness
+from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.probe import Probe
+from eqtoolbox.watch.runner import Runner
+from eqtoolbox.watch.shared import Shared
+from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
+
+
+class Catch:
+    """Makes snapshots of steps and has them measured.
+
+    Args:
+        watched: the parameters of the training.
+        capture: that catches its losses.
+        taken: what the step began from.
+        journal, runner, account: to which measurements go.
+        probe_batch: a fixed batch to measure on; None for each step's own.
+        seed: of the random state on that batch.
+        resumed: whether the run goes on in a directory of an earlier one.
+    """
+
+    def __init__(
+        self,
+        watched: Watched,
+        capture: LossCapture,
+        taken: Step,
+        journal: Journal,
+        runner: Runner,
+        account: Account,
+        *,
+        probe_batch: Any,
+        seed: int,
+        resumed: bool,
+    ) -> None:
+        self.faithful = Faithfulness(capture, journal)
+        self.shared = Shared()
+        self.probe_batch = probe_batch
+        self.shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
+        self._loaded, self._unloaded = False, resumed  # whether its state was given back
+        self._watched, self._capture, self._taken = watched, capture, taken
+        self._journal, self._runner, self._account = journal, runner, account
+        self._random = RandomState.seeded(seed)
+
+    def measure(
+        self,
+        step: int,
+        probes: Sequence[Probe],
+        before: Parameters,
+        named: dict[str, nn.Parameter],
+    ) -> None:
+        """Run these probes on the step that is over.
+
+        Args:
+            step: its number.
+            probes: in order.
+            before: theta_t.
+            named: the live parameters, at theta_{t+1}.
+        """
+        # GAN loops take gradients off and on inside a step
+        after = {n: p.detach() for n, p in named.items() if n in before}
+        snapshot = self.snapshot(step, before, after, named)
+        self._parameters_changed(before)
+        self._watched.tell(self._journal.event)
+        self._account.applied(before, after, snapshot.gradient)
+        if not self.faithful.checked:
+            self._warn_of_lost_state()
+        evaluated = not self.faithful.checked or any(probe.evaluates for probe in probes)
+        own = self._capture.own_share(self._taken.scale)
+        if evaluated and self.faithful.check(snapshot, own):
+            snapshot = self.snapshot(step, before, after, named)
+        for probe in sorted(probes, key=lambda p: not p.evaluates):  # those tell what others read
+            self._runner.run(probe, snapshot)
+            if self._runner.refused and not self._capture.refused:
+                self.faithful.refuse(self._runner.refused)
+                snapshot = self.snapshot(step, before, after, named)
+        self._account.measured(probes)
+
+    def snapshot(
+        self,
+        step: int,
+        before: Parameters,
+        after: Parameters | None,
+        named: dict[str, nn.Parameter],
+    ) -> Snapshot:
+        """The step frozen; `after` is None outside of an optimizer step."""
+        training = self._capture.training(self._taken.scale)
+        measured: Objective | None = training
+        if self.probe_batch is not None:
+            measured = self._capture.on(self.probe_batch, self._random)
+        if not self.faithful.harmless(measured, before):
+            training = measured = None
+        optimizers = self._watched.optimizers
+        known = dict.fromkeys(type(o).__name__ for o in optimizers)
+        return Snapshot(
+            step=step,
+            before=before,
+            after=after,
+            gradient=None if self._capture.pending.moved else self._taken.gradient(named),
+            groups=parameter_groups(optimizers, named),
+            optimizer="+".join(known),
+            state=optimizer_state(optimizers, named),
+            training=training,
+            measured=measured,
+            why_no_loss="" if measured else self._capture.why_none(),
+            shared=self.shared,
+            identity=identity(measured, before) if measured else (),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "shared": self.shared.state_dict(),
+            "checked": self.faithful.checked,
+            "shapes": {n: list(s) for n, s in (self.shapes or {}).items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; what is missing starts anew."""
+        self.shared.load_state_dict(state.get("shared", {}))
+        self.faithful.checked = bool(state.get("checked", False))
+        self.shapes = {n: torch.Size(s) for n, s in state.get("shapes", {}).items()} or None
+        self._loaded, self._unloaded = True, False
+
+    def _warn_of_lost_state(self) -> None:
+        if self._unloaded:
+            self._journal.warn(
+                "monitor",
+                "resume=True, but load_state_dict() was not called: steps go on after the last "
+                "recorded one, and drift is counted from here",
+            )
+
+    def _parameters_changed(self, before: Parameters) -> None:
+        """Start references anew where parameters were added, unfrozen, frozen or reshaped."""
+        shapes = {n: p.shape for n, p in before.items()}
+        known, self.shapes = self.shapes, shapes
+        if known is None or known == shapes or not self._runner.references:
+            return
+        loaded, self._loaded = self._loaded, False  # names may be others where a run goes on
+        if loaded and list(known.values()) == list(shapes.values()):
+            return
+        gone, new = known.keys() - shapes.keys(), shapes.keys() - known.keys()
+        self._runner.references.clear()
+        self._journal.event(
+            "warning",
+            "monitor",
+            f"the trainable parameters changed ({len(new)} more, {len(gone)} fewer): what is "
+            "measured since the start, such as drift, is counted from this step on",
+        )

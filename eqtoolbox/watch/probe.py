@@ -1,0 +1,127 @@
+"""A probe: something that measures a snapshot and yields numbers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from numpy.typing import NDArray
+
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.fit import fitted
+from eqtoolbox.expect.words import shown
+from eqtoolbox.record.record import Mode, Product, Record, Status, Verdict
+from eqtoolbox.record.schedule import Schedule
+from eqtoolbox.watch.snapshot import Snapshot
+
+UNMEASURED = "unmeasured"  # quantity of a claim that was due and got no number; warned of at once
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of a probe; becomes a `Record` with the step and the cost filled in.
+
+    The numbers that it summarises, one a unit, can go along as its `vector`: sinks with an array
+    store keep them whole.
+    """
+
+    quantity: str
+    value: float
+    target: str = ""  # what it is about: a symmetry, a family, a rank
+    stderr: float | None = None
+    floor: float | None = None
+    unit: str = "1"
+    status: Status = "ok"
+    verdict: Verdict | None = None
+    matvecs: int | None = None
+    note: str = ""
+    vector: NDArray[Any] | None = field(default=None, repr=False)  # what the value summarises
+
+    def __post_init__(self) -> None:
+        """Numbers may come as tensors of one element; anything else raises here, by its name."""
+        for name in ("value", "stderr", "floor"):
+            number = getattr(self, name)
+            if number is not None and type(number) is not float:
+                object.__setattr__(self, name, _number(name, number))
+        for name in ("quantity", "target", "unit", "note"):
+            if type(getattr(self, name)) is not str:
+                fitted(name, getattr(self, name), str)
+        fitted("status", self.status, Status)
+        if self.verdict is not None:
+            fitted("verdict", self.verdict, Verdict)
+        if self.matvecs is not None:
+            fitted("matvecs", self.matvecs, int)
+
+
+def _number(name: str, given: Any) -> float:
+    """A number of a measurement, which may be NaN, or be held by an array of one element."""
+    try:
+        if not isinstance(given, str | bytes):
+            return float(given)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"{name} must be one number, got {shown(given)}")
+
+
+class Probe(ABC):
+    """Measures one aspect of a step. Options are the fields of a frozen dataclass.
+
+    Probes are pure: they see a snapshot, never the live model, and draw only from `rng`.
+    """
+
+    name: ClassVar[str]  # first word of its records
+    headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
+    mode: ClassVar[Mode]
+    evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
+
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Any:
+        """What later measurements compare with, made at the first due step and checkpointed.
+
+        Tensors and plain containers only; `measure` may update them in place.
+        """
+        return None
+
+    @abstractmethod
+    def measure(
+        self, snapshot: Snapshot, reference: Any, rng: torch.Generator
+    ) -> Iterable[Measurement]:
+        """Yield the numbers of one step."""
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """A probe and the steps it is due at."""
+
+    probe: Probe
+    schedule: Schedule
+
+
+def record(
+    measurement: Measurement,
+    probe: Probe,
+    seconds: float | None = None,
+    *,
+    step: int = 0,
+    segment: int = 0,
+    hessian: Product | None = None,
+) -> Record:
+    """The record of a measurement; step and segment are the journal's."""
+    m = measurement
+    return Record(
+        step=step,
+        name="/".join(part for part in (probe.name, m.quantity, m.target) if part),
+        value=m.value,
+        stderr=m.stderr,
+        floor=m.floor,
+        unit=m.unit,
+        status=m.status,
+        verdict=m.verdict,
+        mode=probe.mode,
+        seconds=seconds,
+        matvecs=m.matvecs,
+        note=m.note,
+        segment=segment,
+        hessian=hessian,
+    )

@@ -1,0 +1,204 @@
+"""The runner: due probes measure a snapshot, each in isolation, paid for and never fatal."""
+
+import gc
+import hashlib
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from eqtoolbox.expect.deadline import OutOfTime, check, deadline
+from eqtoolbox.record.record import Record, Status
+from eqtoolbox.replay.isolation import isolated
+from eqtoolbox.replay.thread.scope import LeavesTrace, current
+from eqtoolbox.replay.tree import check_batch
+from eqtoolbox.watch.interrupts import told
+from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.time_limit import TimeLimit
+
+HALF = "on the first half of the batch: the whole did not fit into memory"
+
+
+class Runner:
+    """Runs probes and writes their records.
+
+    A probe that raises, whatever it raises, is a `failed` record and is disabled after three in a
+    row; so is one that takes longer than its time limit. One that runs out of memory is tried
+    again on half of its batch, and stays on half; if that does not fit either it is disabled.
+    """
+
+    def __init__(self, model: nn.Module, seed: int, journal: Journal, limit: TimeLimit) -> None:
+        self.references: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}  # that each probe took at this step
+        self.once: dict[str, float] = {}  # of these, those that no later run takes again
+        self.refused = ""  # why no probe may evaluate the loss any more
+        self.halved: set[str] = set()  # probes that measure half of a batch
+        self._model = model
+        self._seed = seed
+        self._journal = journal
+        self._limit = limit
+
+    def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
+        """Measure and write; `take` tells what it took."""
+        started, self.once[probe.name] = time.perf_counter(), 0.0
+        snapshot.products.clear()
+        with deadline(self._limit.of(probe.name)):
+            rows, fits = self._measured(probe, snapshot)
+            if not fits:
+                rows = self._on_half(probe, snapshot)
+        for row in rows:
+            if row.quantity == UNMEASURED:
+                said = f"the claim {row.target} is not measured by {probe.name}: {row.note}"
+                self._journal.warn(probe.name, said)
+        synchronize(self._model)
+        seconds = time.perf_counter() - started
+        self.seconds[probe.name] = seconds
+        told: dict[str, Any] = {"step": self._journal.step, "segment": self._journal.segment}
+        told["hessian"] = max(snapshot.products, default=None)  # held, where a part of it is
+        written = self._journal.write_all([record(row, probe, seconds, **told) for row in rows])
+        for row, written_row in zip(rows, written, strict=True):
+            if row.vector is not None:
+                self._journal.array(written_row.name, row.vector)
+        matvecs = sum(row.matvecs or 0 for row in rows)
+        written.append(self._journal.emit(f"cost/seconds/{probe.name}", seconds, unit="s"))
+        if matvecs:
+            written.append(self._journal.emit(f"cost/matvecs/{probe.name}", float(matvecs)))
+        return written
+
+    def take(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds of each probe since the last `take`, and those that no later run takes again."""
+        taken = self.seconds, self.once
+        self.seconds, self.once = {}, {}
+        return taken
+
+    def fail(self, probe: Probe, error: BaseException) -> Record:
+        """Record that nothing could be measured at all."""
+        return self._write(headline(probe, "failed", told(error)), probe)
+
+    def _measured(self, probe: Probe, snapshot: Snapshot) -> tuple[list[Measurement], bool]:
+        """What the probe yields, ended by a row that says what went wrong; and if it fits."""
+        rows: list[Measurement] = []
+        began = time.perf_counter()
+        if snapshot.broken:
+            return [headline(probe, "non_finite", f"{snapshot.broken} holds NaN or infinity")], True
+        rng = self._generator(probe, snapshot.step)
+        try:
+            if probe.name in self.halved:
+                snapshot = snapshot.halved()
+            known = probe.name in self.references
+            evaluates = probe.evaluates or not known
+            theirs = not type(probe).__module__.startswith("eqtoolbox.")  # ours draw from nothing
+            with isolated_for(snapshot, self._model, theirs) if evaluates else nullcontext():
+                replay = current()
+                if replay is not None:  # a loss may write into the parameters that it is given
+                    replay.protect(snapshot.before)
+                if snapshot.measured is not None and evaluates:
+                    check_batch(snapshot.measured.batch, self._model)
+                if not known:
+                    started = time.perf_counter()
+                    self.references[probe.name] = probe.reference(snapshot, rng)
+                    self.once[probe.name] += time.perf_counter() - started
+                made = snapshot.shared.seconds
+                try:
+                    rows.extend(probe.measure(snapshot, self.references[probe.name], rng))
+                finally:  # what is found out for the whole run is not paid for again
+                    self.once[probe.name] += snapshot.shared.seconds - made
+            check()  # a probe that evaluates nothing cannot be stopped, but its time is up, too
+        except LeavesTrace as reason:
+            rows.append(headline(probe, "not_applicable", str(reason)))
+            self.refused = str(reason)
+        except NotApplicable as reason:
+            rows.append(headline(probe, "not_applicable", str(reason)))
+        except FloatingPointError as reason:
+            rows.append(headline(probe, "non_finite", str(reason)))
+        except OutOfTime:
+            self._stopped(probe, rows, time.perf_counter() - began)
+        except BaseException as error:
+            if out_of_memory(error):
+                return [], False
+            rows.append(headline(probe, "failed", told(error)))
+            self._journal.failed(probe.name, error)
+        else:
+            self._journal.succeeded(probe.name)
+            took = time.perf_counter() - began - self.once[probe.name]
+            self._limit.learn(probe.name, took)
+        if probe.name in self.halved:
+            rows = [replace(row, note="; ".join(filter(None, (row.note, HALF)))) for row in rows]
+        return rows, True
+
+    def _stopped(self, probe: Probe, rows: list[Measurement], seconds: float) -> None:
+        """End the rows of a probe whose time was up; those that it has are kept."""
+        why = self._limit.exceeded(probe.name, seconds)
+        whole = [k for k, row in enumerate(rows) if row.quantity == probe.headline]
+        for k in whole:
+            rows[k] = replace(rows[k], note="; ".join(filter(None, (rows[k].note, why))))
+        if not whole:
+            rows.append(headline(probe, "failed", why))
+        self._journal.failed(probe.name, OutOfTime(why))
+
+    def _on_half(self, probe: Probe, snapshot: Snapshot) -> list[Measurement]:
+        """A second try, for a probe that ran out of memory."""
+        name = probe.name
+        if name not in self.halved and snapshot.divisible:
+            self._journal.warn(
+                name,
+                f"{name} ran out of memory; from step {snapshot.step} on it measures half of "
+                "its batch",
+            )
+            self.halved.add(name)
+            _free()
+            rows, fits = self._measured(probe, snapshot)
+            if fits:
+                return rows
+        _free()
+        self._journal.disable(name, f"{name} is disabled: it ran out of memory on half of a batch")
+        note = "out of memory, on half of the batch, too: disabled"
+        return [headline(probe, "failed", note)]
+
+    def _generator(self, probe: Probe, step: int) -> torch.Generator:
+        """Own stream per (seed, step, probe): results do not depend on what else is measured."""
+        digest = hashlib.sha256(f"{self._seed}/{step}/{probe.name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def _write(self, measurement: Measurement, probe: Probe) -> Record:
+        return self._journal.write(record(measurement, probe))
+
+
+def headline(probe: Probe, status: Status, note: str) -> Measurement:
+    """The row that says why there is no number."""
+    return Measurement(probe.headline, math.nan, status=status, note=note)
+
+
+def isolated_for(snapshot: Snapshot, model: nn.Module, draws: bool = False) -> Any:
+    """The scope in which a snapshot may be measured."""
+    objective = snapshot.measured or snapshot.training
+    return isolated(model) if objective is None else objective.isolated(draws=draws)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on an accelerator or not."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = told(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in said or "can't allocate memory" in said
+    )
+
+
+def synchronize(model: nn.Module) -> None:
+    """Wait for the accelerator, so that clocks tell what was really spent."""
+    device = next((p.device for p in model.parameters()), None)
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

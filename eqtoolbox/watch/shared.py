@@ -1,0 +1,83 @@
+"""What the probes of one run find out once about its model, and share: owned by the monitor."""
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+from eqtoolbox.replay.identity import digest
+
+T = TypeVar("T")
+KEPT = 4  # findings of one kind: of losses that take turns, of training and evaluation mode
+
+
+class Shared:
+    """Findings of one run, each made once as long as what it is about stays the same.
+
+    Probes hold options only: what they find out lives here, so that a probe given to two runs
+    finds out about each by itself. A finding that has a `state_dict()` of plain values is
+    checkpointed; others are made anew where a run goes on.
+
+    Example:
+        >>> shared = Shared()
+        >>> shared.get("square", 3, lambda: 9)
+        9
+        >>> shared.get("square", 3, lambda: 1 / 0)
+        9
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # that making took so far
+        self._found: dict[str, dict[Hashable, Any]] = {}
+        self._saved: dict[str, Any] = {}  # by digest, of the run that goes on
+        self._making = 0
+
+    def get(
+        self,
+        kind: str,
+        about: Hashable,
+        make: Callable[[], T],
+        restore: Callable[[Any], T] | None = None,
+    ) -> T:
+        """The finding of this kind about something, made if there is none yet.
+
+        Args:
+            kind: what was asked, such as "self_test".
+            about: what it depends on; equal for two steps at which the finding is the same.
+            make: finds it out. What it raises is raised, and nothing is kept.
+            restore: makes the finding of what its `state_dict()` was in an earlier run.
+        """
+        found = self._found.setdefault(kind, {})
+        if about in found:
+            found[about] = found.pop(about)  # the last one used comes last
+            return found[about]  # type: ignore[no-any-return]
+        saved = self._saved.pop(digest((kind, about)), None) if self._saved else None
+        made = self._timed(make) if saved is None or restore is None else restore(saved)
+        found[about] = made
+        if len(found) > KEPT:
+            del found[next(iter(found))]
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """Findings that a resumed run need not make again, those not asked for yet included."""
+        return self._saved | {
+            digest((kind, about)): made.state_dict()
+            for kind, found in self._found.items()
+            for about, made in found.items()
+            if hasattr(made, "state_dict")
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what an earlier run found, where it is about the same."""
+        self._found.clear()
+        self._saved = dict(state)
+
+    def _timed(self, make: Callable[[], T]) -> T:
+        """What `make` returns; its time counts once where one finding needs another."""
+        started, outermost = time.perf_counter(), not self._making
+        self._making += 1
+        try:
+            return make()
+        finally:
+            self._making -= 1
+            if outermost:
+                self.seconds += time.perf_counter() - started

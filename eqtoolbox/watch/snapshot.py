@@ -1,0 +1,174 @@
+"""A snapshot: one optimizer step, frozen for measuring.
+
+Everything about step t refers to the parameters before it, theta_t, and to the step that led to
+theta_{t+1} = theta_t + update.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.record.record import Product
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.watch.capture.waiting import not_finite
+from eqtoolbox.watch.shared import Shared
+
+
+class NotApplicable(Exception):
+    """A probe has nothing to measure here; the message says why and what would change that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """What the optimizer did with one parameter group in this step; NaN where it has no such."""
+
+    names: tuple[str, ...]
+    lr: float
+    weight_decay: float
+    momentum: float
+    nesterov: bool = False
+    maximize: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # everything else the optimizer keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One optimizer step: parameters around it, gradient, batch and the loss as a pure function."""
+
+    step: int
+    before: Parameters  # theta_t, trainable parameters by name
+    after: Parameters | None  # theta_{t+1}; None outside an optimizer step
+    gradient: Parameters | None  # at theta_t, as the optimizer was given; None if it has none
+    groups: tuple[ParameterGroup, ...]
+    optimizer: str  # class name
+    state: dict[str, dict[str, Any]]  # the optimizer's, by parameter name, after the step
+    training: Objective | None  # loss of the step's own batch
+    measured: Objective | None  # loss of the probe batch where there is one, else the training's
+    why_no_loss: str = ""
+    shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
+    identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
+    # what second derivatives the probe that measures was given, where they are not exact
+    products: set[Product] = field(default_factory=set, repr=False, compare=False)
+    told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones
+
+    @cached_property
+    def update(self) -> Parameters:
+        """theta_{t+1} - theta_t, exact: in the next wider floating-point type.
+
+        Raises:
+            NotApplicable: measured outside an optimizer step.
+        """
+        if self.after is None:
+            raise NotApplicable("no optimizer step here: updates are measured in step()")
+        return {n: _wide(self.after[n]) - _wide(self.before[n]) for n in self.before}
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss to measure on, in the parameters' own precision.
+
+        Raises:
+            NotApplicable: no loss is known; the message says how to give one.
+        """
+        if self.measured is None:
+            raise NotApplicable(self.why_no_loss)
+        return self.measured.unmixed()
+
+    @cached_property
+    def broken(self) -> str:
+        """A parameter that is NaN or infinite before the step; empty if there is none."""
+        return not_finite(self.before)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether what is measured can be halved."""
+        try:
+            self.halved()
+        except ValueError:
+            return False
+        return self.measured is not None
+
+    def halved(self) -> "Snapshot":
+        """The same step, measured on half of its batch.
+
+        Raises:
+            ValueError: there is one sample only.
+        """
+        return replace(self, measured=self.measured.halved() if self.measured else None)
+
+    def group_of(self, name: str) -> ParameterGroup | None:
+        """The parameter group that holds `name`; None for a parameter the optimizer has not."""
+        return self._group_by_name.get(name)
+
+    @cached_property
+    def _group_by_name(self) -> dict[str, ParameterGroup]:
+        return {name: group for group in self.groups for name in group.names}
+
+
+def parameter_groups(
+    optimizers: Sequence[torch.optim.Optimizer], named: Mapping[str, nn.Parameter]
+) -> tuple[ParameterGroup, ...]:
+    """The optimizers' groups with the model's names; parameters of other modules are left out."""
+    names = {id(p): n for n, p in named.items()}
+
+    def number(group: dict[str, Any], key: str, default: float) -> float:
+        value = group.get(key, default)
+        return float(value) if isinstance(value, (int, float, Tensor)) else default
+
+    return tuple(
+        ParameterGroup(
+            names=tuple(names[id(p)] for p in group["params"] if id(p) in names),
+            lr=number(group, "lr", float("nan")),
+            weight_decay=number(group, "weight_decay", 0.0),
+            momentum=number(group, "momentum", 0.0),
+            nesterov=bool(group.get("nesterov", False)),
+            maximize=bool(group.get("maximize", False)),
+            options={k: v for k, v in group.items() if k != "params"},
+        )
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    )
+
+
+def optimizer_state(
+    optimizers: Sequence[torch.optim.Optimizer], named: Mapping[str, nn.Parameter]
+) -> dict[str, dict[str, Any]]:
+    """The optimizers' state of every parameter that has one, by name; not copied."""
+    return {
+        name: optimizer.state[p]
+        for name, p in named.items()
+        for optimizer in optimizers
+        if p in optimizer.state
+    }
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `model` that require gradients, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(
+    named: Mapping[str, nn.Parameter], known: Parameters | None = None
+) -> Parameters | None:
+    """Detached `.grad` of every trainable parameter, zero where unset; None if none is set.
+
+    Args:
+        named: the model's parameters.
+        known: gradients that were noted before they were thrown away.
+    """
+    parameters = {n: p for n, p in named.items() if p.requires_grad}
+    found = dict(known or {})
+    for name, p in parameters.items():
+        if name not in found and p.grad is not None:
+            own = p.grad.detach()
+            found[name] = own if own.layout == torch.strided else own.to_dense()
+    if not found:
+        return None
+    return {n: found[n] if n in found else torch.zeros_like(p) for n, p in parameters.items()}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float64))

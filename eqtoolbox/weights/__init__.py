@@ -1,0 +1,1 @@
+"""Symmetries of the parameters: found, verified, and what they conserve."""

@@ -1,0 +1,1 @@
+"""Charges: what the symmetries of parameters conserve, for thousands at once."""

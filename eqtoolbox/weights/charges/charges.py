@@ -1,0 +1,286 @@
+"""Charges: the conserved quantities of many symmetries, and what one step does to all of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eqtoolbox.weights.charges.diagonals import Diagonals
+from eqtoolbox.weights.charges.kinds import kinds_of, taken
+from eqtoolbox.weights.charges.shifts import Shifts
+from eqtoolbox.weights.charges.sketch import Sketch
+from eqtoolbox.weights.charges.stack import Layout, Points, Stacks
+from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
+
+STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
+FIRST = ((1.0,), (1.0,), (0.0,))  # a linear charge has no term of second order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Learning rate and decay that an optimizer applies to each parameter in one step."""
+
+    lr: Mapping[str, float]  # sign included: negative where the optimizer ascends; 0 if not its
+    decay: Mapping[str, float]  # gamma: theta shrinks by |lr| gamma theta
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all parameters learn and decay at the same rates."""
+        return len(set(self.lr.values())) == 1 and len(set(self.decay.values())) == 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """One step's drift of every charge and its causes: (charges,) each, float64."""
+
+    drift: Tensor  # Q(theta + d) - Q(theta) = the sum of the causes
+    symmetry: Tensor  # -eta <K, g>: 0 while the symmetry holds, -eta c for an equivariance
+    decay: Tensor  # -eta gamma <K, theta>
+    finite_step: Tensor  # Q(d) for quadratic charges, 0 for linear ones
+    slopes: Tensor  # <K_i, g> of every generator, (dimension,)
+    learning_rates: Tensor  # sum_n (eta - eta_n) <K_n, g_n>: 0 where they are one
+    pull: float  # |g| over the parameters of all symmetries
+
+    @property
+    def optimizer(self) -> Tensor:
+        """<K, d + eta (g + gamma theta)>: what else than gradient flow the step was."""
+        rest = self.drift - self.symmetry - self.decay - self.finite_step
+        return rest - self.learning_rates
+
+    @property
+    def causes(self) -> dict[str, Tensor]:
+        """The causes by name."""
+        names = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
+        return {c: getattr(self, c) for c in names}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What charges follow from at one point: moments of every kind."""
+
+    points: Points  # one
+    moments: list[Tensor]
+    full: list[Tensor]  # also of all charges that a sketch stands for
+
+
+class Charges:
+    """All charges of many symmetries, evaluated together without a loop over units.
+
+    Vectors over charges and over generators are ordered by family and, within a family, by
+    symmetry as given. Each family has its stretch in `families` and `generators`.
+
+    Args:
+        members: the symmetries.
+        params: parameters of the shapes that they act on.
+        sketch: whether random elements stand for general linear groups of more than 16
+            dimensions, see `Sketch`.
+    """
+
+    def __init__(
+        self, members: Sequence[ContinuousSymmetry], params: Parameters, sketch: bool = False
+    ) -> None:
+        names = tuple(dict.fromkeys(n for m in members for n in m.names))
+        self.names = names
+        layout = Layout(names, params)
+        self.kinds = list(kinds_of(members, params, layout, sketch))
+        self.members = [m for kind in self.kinds for m in kind.members]
+        self._counts = [n for kind in self.kinds for n in kind.counts]
+        self.families = _stretches(self.members, self._counts)
+        self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
+        self.units = _numbered([kind.units for kind in self.kinds])  # (charges,), ascending
+        last = torch.cat([self.units.new_tensor([-1]), self.units[:-1]])
+        self.unit_starts = (self.units != last).nonzero()[:, 0].numpy()  # their first charges
+        self.unit_slices = {
+            family: slice(int(self.units[w.start]), int(self.units[w.stop - 1]) + 1)
+            for family, w in self.families.items()
+            if w.stop > w.start
+        }
+        self._sketched = {k.members[0].family for k in self.kinds if isinstance(k, Sketch)}
+        self._degrees = torch.tensor(
+            [float(1 + k.quadratic) for k in self.kinds]
+        ).repeat_interleave(torch.tensor([k.charges for k in self.kinds]))
+        self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
+        self._layout = layout
+        self._stacks = Stacks(layout, len(STEP))  # theta, gradient, update
+
+    @property
+    def count(self) -> int:
+        """How many charges there are."""
+        return sum(k.charges for k in self.kinds)
+
+    def read(self, params: Parameters) -> Reading:
+        """Everything that charges need to know of these parameters, in float64."""
+        exact, points = Stacks(self._layout, 1, torch.float64), Points(given=(params,))
+        whole = [k.whole for k in self.kinds if isinstance(k, Sketch)]
+        moments = taken([*self.kinds, *whole], exact, points, [(0, 0)])
+        full = moments[: len(self.kinds)]
+        for i, kind in enumerate(self.kinds):
+            if isinstance(kind, Sketch):
+                full[i] = moments[len(self.kinds) + whole.index(kind.whole)]
+        return Reading(points=points, moments=moments[: len(self.kinds)], full=full)
+
+    def values(self, reading: Reading) -> Tensor:
+        """Q of every charge: (charges,), float64."""
+        pairs = zip(self.kinds, reading.moments, strict=True)
+        return torch.cat([k.charge(m)[0] for k, m in pairs])
+
+    def scales(self, reading: Reading) -> Tensor:
+        """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
+        pairs = zip(self.kinds, reading.full, strict=True)
+        return torch.cat([k.scales(m, reading.points) for k, m in pairs])
+
+    def lengths(self, reading: Reading) -> Tensor:
+        """|K| of every generator: (dimension,), float64."""
+        pairs = zip(self.kinds, reading.full, strict=True)
+        return torch.cat([k.lengths(m, reading.points) for k, m in pairs])
+
+    def sketched(self, reading: Reading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Of families that a sketch stands for: all charges, their scales, their units."""
+        found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        for kind, full in zip(self.kinds, reading.full, strict=True):
+            if isinstance(kind, Sketch):
+                of = found.setdefault(kind.members[0].family, [])
+                units = kind.whole.units + sum(int(u[-1]) + 1 for _, _, u in of)
+                charges = kind.whole.charge(full)[0]
+                of.append((charges, kind.whole.scales(full, reading.points), units))
+        return {
+            family: (torch.cat(q), torch.cat(s), torch.cat(u))
+            for family, (q, s, u) in ((f, zip(*of, strict=True)) for f, of in found.items())
+        }
+
+    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
+        """<K_i, cotangent> of every generator: (dimension,), float64."""
+        points, pair = Points(given=(params, cotangent)), (0, 1)
+        found = taken(self.kinds, Stacks(self._layout, 2), points, [pair])
+        return torch.cat(
+            [k.slopes(m, points, pair) for k, m in zip(self.kinds, found, strict=True)]
+        )
+
+    def step(
+        self,
+        values: Tensor,
+        before: Parameters,
+        after: Parameters,
+        gradient: Parameters | None,
+        rates: Rates,
+    ) -> Change:
+        """What one step does to every charge.
+
+        Nearby numbers have an exact difference in their own precision; what is half precision
+        becomes float32, where its differences and products are made.
+
+        Args:
+            values: Q at `before`, (charges,).
+            before: parameters at the start of the step.
+            after: and at its end.
+            gradient: at `before`, as the optimizer was given it; None for a step without.
+            rates: of the step.
+        """
+        points = Points(given=(before, gradient, after), update=True)
+        squares: list[Tensor] = []
+        found = taken(self.kinds, self._stacks, points, STEP, squares)
+        paired, slopes = [], []
+        for kind, moments in zip(self.kinds, found, strict=True):
+            forms = kind.pair(moments).expand(len(STEP), -1)
+            paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
+            alike = isinstance(kind, (Diagonals, Shifts))  # a generator each for their charges
+            slopes.append(forms[0] if alike else kind.slopes(moments, points, STEP[0]))
+        law, first, second = torch.cat(paired, 1)
+        finite = 0.5 * second
+        pulled = self._rates(rates, law) * law
+        apart = torch.zeros_like(law)
+        if gradient is not None and len(set(rates.lr.values())) > 1:
+            apart = pulled - self._pulled(before, gradient, rates)
+        return Change(
+            drift=first + finite,
+            symmetry=-pulled,
+            learning_rates=apart,
+            decay=-self._decay(values, before, rates),
+            finite_step=finite,
+            slopes=torch.cat(slopes),
+            pull=float(torch.stack(squares).double().sum().sqrt()),
+        )
+
+    def error(
+        self, family: str, vector: NDArray[np.float64], generators: bool = False
+    ) -> float | None:
+        """Standard error of the norm of a family's charges, or of its slopes, where it is sketched.
+
+        Args:
+            family: whose norm is meant.
+            vector: charges of all families, or slopes.
+            generators: whether it is slopes.
+        """
+        if family not in self._sketched:
+            return None
+        start, variance = 0, 0.0
+        for kind in self.kinds:
+            stop = start + sum(kind.orders if generators else kind.counts)
+            if isinstance(kind, Sketch) and kind.members[0].family == family:
+                variance += kind.variance(vector[start:stop])
+            start = stop
+        where = (self.generators if generators else self.families)[family]
+        norm = float(np.linalg.norm(vector[where]))
+        return variance**0.5 / (2 * norm) if norm else 0.0
+
+    def _rates(self, rates: Rates, like: Tensor) -> Tensor | float:
+        """Learning rate of every charge: the largest among the parameters of its symmetry.
+
+        Where they differ, the rest of the pull is a cause of its own.
+        """
+        if rates.alike:
+            return next(iter(rates.lr.values()))
+        each = [max((rates.lr[n] for n in m.names), key=abs) for m in self.members]
+        counts = torch.tensor(self._counts)
+        return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
+
+    def _pulled(self, params: Parameters, gradient: Parameters, rates: Rates) -> Tensor:
+        """sum_n eta_n <K_n, g_n> of every charge: what gradient flow at these rates pulls."""
+        own = {n: g * rates.lr[n] for n, g in gradient.items() if n in rates.lr}
+        points, pair = Points(given=(params, own)), (0, 1)
+        found = taken(self.kinds, Stacks(self._layout, 2), points, [pair])
+        pairs = zip(self.kinds, found, strict=True)
+        return torch.cat([kind.pair(m).expand(1, -1) for kind, m in pairs], 1)[0]
+
+    def _decay(self, values: Tensor, params: Parameters, rates: Rates) -> Tensor:
+        """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
+        weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
+        if len(set(weights.values())) == 1:
+            return weights[self.names[0]] * self._degrees.to(values) * values
+        points = Points(given=(params,))
+        found = taken(self.kinds, Stacks(self._layout, 1), points, [(0, 0)])
+        pairs = zip(self.kinds, found, strict=True)
+        return torch.cat([k.decay(m, points, weights) for k, m in pairs])
+
+    def unit(self, index: int) -> str:
+        """Which unit of which symmetry a charge belongs to, in words."""
+        first = 0
+        for member, count in zip(self.members, self._counts, strict=True):
+            if index < first + count:
+                return f"{member.name}, unit {int(self.units[index] - self.units[first])}"
+            first += count
+        raise IndexError("more charges than the symmetries have")
+
+
+def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict[str, slice]:
+    found: dict[str, slice] = {}
+    start = 0
+    for member, count in zip(members, counts, strict=True):
+        first = found.get(member.family, slice(start, start)).start
+        found[member.family] = slice(first, start + count)
+        start += count
+    return found
+
+
+def _numbered(units: Sequence[Tensor]) -> Tensor:
+    """Units of all kinds, numbered on."""
+    found: list[Tensor] = []
+    start = 0
+    for own in units:
+        found.append(own + start)
+        start += int(own[-1]) + 1 if len(own) else 0
+    return torch.cat(found)

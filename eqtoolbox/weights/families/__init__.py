@@ -1,0 +1,1 @@
+"""Families: kinds of parameter symmetries, as mathematics."""

@@ -1,0 +1,1 @@
+"""Orbits: which points of parameter space are the same function, and how near one is."""

@@ -1,0 +1,1 @@
+"""The search: which symmetries a network has, proposed and verified."""

@@ -1,0 +1,91 @@
+"""Discrete search: permutations and sign flips, those within larger groups left out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.weights.families.discrete import (
+    propose_heads,
+    propose_permutations,
+    propose_sign_flips,
+)
+from eqtoolbox.weights.families.experts import propose_experts
+from eqtoolbox.weights.families.general_linear import MatrixSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
+from eqtoolbox.weights.search.members import members
+from eqtoolbox.weights.search.problem import Problem
+from eqtoolbox.weights.search.verification import Covariance, Move, gradients, judged, move
+
+
+class Discrete:
+    """Permutations and sign flips: proposed and tried before the gradient comes, judged after."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        chains: Sequence[Sequence[ContinuousSymmetry]],
+        listed: Sequence[DiscreteSymmetry],
+    ) -> None:
+        self.problem = problem
+        first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
+        mixed = [set(m.names) for m in first if m.family != "rope"]
+        labelled, state = members(problem.trace, "label")
+        self.pinned = state.pinned  # what permutations may be lost at
+        every: list[DiscreteSymmetry] = [
+            *listed,
+            *propose_heads(first),
+            *propose_experts(problem.trace),
+            *propose_permutations(labelled),
+            *propose_sign_flips(members(problem.trace, "sign")[0]),
+        ]
+        inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]
+        self.proposed = [s for s, within in zip(every, inside, strict=True) if not within]
+        self.deferred = [s for s, within in zip(every, inside, strict=True) if within]
+        moves = [_elements(s, problem.generator) for s in self.proposed]
+        self.changes = problem.changes(moves)
+        whole = problem.point.whole  # else a piece may lack what is exchanged
+        passed = [
+            m[0]
+            for m, c in zip(moves, self.changes, strict=True)
+            if c <= problem.small and (m[0].separable or whole)
+        ]
+        self.covariance = Covariance(passed)
+
+    def holding(self, continuous: list[ContinuousSymmetry]) -> Iterator[DiscreteSymmetry]:
+        """Those that hold and are in none of the larger groups found."""
+        larger = [s for s in continuous if isinstance(s, MatrixSymmetry) and s.status != "broken"]
+        covered = [set(s.names) for s in larger if s.family != "rope"]
+        turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
+        problem = self.problem
+        if self.covariance.elements:
+            elements = self.covariance.elements
+            gradients(problem.loss, problem.point, self.covariance.compare, elements)
+        for proposal, order_0 in zip(self.proposed, self.changes, strict=True):
+            own = set(proposal.names)
+            if order_0 > problem.small or (proposal.family == "sign_flip" and own in turned):
+                continue
+            worst = max(order_0, self.covariance.residual(proposal.names))
+            checked = judged(proposal, worst, problem.value.dtype)
+            if checked.status != "broken":
+                yield checked
+        # units within a larger group that did not hold: order 0 alone
+        left = [s for s in self.deferred if set(s.names) not in covered]
+        changes = problem.changes([_elements(s, problem.generator) for s in left])
+        for proposal, order_0 in zip(left, changes, strict=True):
+            checked = judged(proposal, order_0, problem.value.dtype)
+            if checked.status != "broken":
+                yield checked
+
+
+def _elements(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
+    """A random element g, and g after the first generating element.
+
+    A subgroup with both has that generating element: no parity hides.
+    """
+    drawn = symmetry.draw(generator)
+
+    def after_first(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return drawn({**params, **symmetry.element(params, 0)})
+
+    return [move(symmetry, drawn), move(symmetry, after_first)]

@@ -1,0 +1,86 @@
+"""Explanation: whether the epsilons of normalisations account for what an approximate law lacks."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.weights.epsilon import at_factors, log_slopes, moved_along, observed, prediction
+from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.search.point import Point
+from eqtoolbox.weights.search.verification import Loss, limit, move, moved
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An approximate symmetry with the element it was judged on, and its first-order law there."""
+
+    symmetry: ContinuousSymmetry
+    coefficients: Tensor  # c
+    slope: float  # g . K_c, less <u, rho> for an equivariance
+    scale: float  # that it counts relative to
+
+
+def explained(
+    function: Loss,
+    point: Point,
+    value: Tensor,
+    trials: Sequence[Trial],
+    along: Tensor | float = 1.0,
+) -> list[ContinuousSymmetry]:
+    """Each with `epsilon`, the residual that epsilon predicts, at the same element and orders.
+
+    One whose residual is not the predicted one, to rounding, is broken by something else and says
+    so in its status. Where the computation shows no epsilon (kernels that are not torch's), or
+    cannot be differentiated by it, a symmetry stays as it is, with `epsilon` NaN.
+
+    Args:
+        function: loss, or outputs for equivariances.
+        point: parameters.
+        value: of the function there.
+        trials: what to ask of.
+        along: u of the slopes <u, J K>.
+    """
+    if not trials:
+        return []
+    try:
+        base = observed(function, moved(point, ()))  # parameters made anew each time, not kept
+        scalar = lambda params: (along * function(params)).sum()
+        slopes = log_slopes(scalar, moved(point, ()), base)
+        if base:
+            return [_explained(function, point, value, base, slopes, trial) for trial in trials]
+    except RuntimeError as error:  # formulas in place of kernels may not run where these do
+        log.info("symmetries: epsilon could not be asked: %s", error)
+    return [trial.symmetry for trial in trials]
+
+
+def _explained(
+    function: Loss,
+    point: Point,
+    value: Tensor,
+    base: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    trial: Trial,
+) -> ContinuousSymmetry:
+    symmetry = trial.symmetry
+
+    def turned(y: Tensor) -> Tensor:
+        return symmetry.transform_outputs(y, trial.coefficients)
+
+    there = move(symmetry, symmetry.flow(trial.coefficients))
+    try:
+        along, factors = moved_along(function, moved(point, [there]), base)
+    except LookupError:
+        return symmetry
+    with torch.no_grad():
+        instead = at_factors(function, moved(point, ()), [1 / f for f in factors])
+    size, scale = float(value.norm().clamp_min(1e-300)), max(trial.scale, 1e-300)
+    p = float(prediction(slopes, [f.log() for f in factors]))
+    predicted = max(float((turned(instead) - turned(value)).norm()) / size, abs(p) / scale)
+    left = max(float((along - turned(value)).norm()) / size, abs(trial.slope - p) / scale)
+    status = symmetry.status if left <= limit(value.dtype) else "broken"
+    return replace(symmetry, epsilon=predicted, status=status)

@@ -1,0 +1,65 @@
+"""Homogeneity analysis: one rate for each parameter, so that the output is scaled as a whole."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import null_space
+
+from eqtoolbox.weights.families.homogeneity import Homogeneity
+from eqtoolbox.weights.search.member import EPSILON_LEFT
+from eqtoolbox.weights.search.members import stacked
+from eqtoolbox.weights.tracing.exponents import Constraints, Exponent
+from eqtoolbox.weights.tracing.propagation import propagate
+from eqtoolbox.weights.tracing.trace import Trace
+
+Array = NDArray[np.float64]
+
+
+def propose_homogeneity(trace: Trace) -> Iterator[Homogeneity]:
+    """The rates nearest to 1 under which the output scales; all positive, or nothing.
+
+    The same propagation as for single units, with whole tensors as units: its nullspace holds the
+    rates and, as one more unknown, the degree.
+    """
+    if trace.output is None:
+        return
+    used = {v.number for node in trace.live(trace.output) for v in node.inputs}
+    named = {n: v for n, v in trace.parameters.items() if v.number in used}
+    if not named:
+        return
+    constraints = Constraints()
+    start = {v.number: Exponent(v.shape, {(): constraints.unknowns(1)}) for v in named.values()}
+    state = propagate(trace, start, trace.output, constraints)
+    output = state.of(trace.output)
+    total = constraints.contract(output, *range(len(output.shape)))
+    degree = constraints.count
+    unknown = constraints.unknowns(1)
+    constraints.vanish(total.terms[()] - unknown if () in total.terms else unknown)
+    basis = null_space(stacked(constraints.rows, constraints.count).toarray())
+    if not basis.shape[1]:
+        return
+    matrices = np.array([len(v.shape) > 1 for v in named.values()])
+    rates = _nearest_to_one(basis[: len(named)], basis[degree], matrices)
+    if rates is None or rates[:-1].min() < 1e-6:
+        return
+    yield Homogeneity(
+        name="all parameters",
+        dimension=1,
+        rates=tuple(zip(named, rates[:-1].tolist(), strict=True)),
+        degree=float(rates[-1]),
+        tolerance=EPSILON_LEFT if state.normalised else 0.0,
+    )
+
+
+def _nearest_to_one(basis: Array, degree: Array, matrices: NDArray[np.bool_]) -> Array | None:
+    """Rates, then the degree: least squares over the matrices, then 1 for each vector left free."""
+    vectors = [basis[[k]] for k in np.flatnonzero(~matrices)]
+    best, free = np.zeros(basis.shape[1]), np.eye(basis.shape[1])
+    for rows in (basis[matrices], *vectors):
+        if not free.shape[1] or not np.abs(rows @ free).max(initial=0.0) > 1e-9:
+            continue
+        best = best + free @ np.linalg.lstsq(rows @ free, 1.0 - rows @ best, rcond=1e-9)[0]
+        free = free @ null_space(rows @ free, rcond=1e-9)
+    found: Array = np.append(basis @ best, degree @ best).round(9).astype(np.float64)
+    return found if abs(found[-1]) > 1e-6 else None

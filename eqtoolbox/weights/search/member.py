@@ -1,0 +1,118 @@
+"""A member: units of a diagonal group with the same legs, and the symmetries to try for them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eqtoolbox.weights.families.diagonal import DiagonalSymmetry, Leg, leg
+from eqtoolbox.weights.families.gain_rescale import GainRescale
+from eqtoolbox.weights.families.gated_rescale import GatedRescale
+from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg, MatrixSymmetry
+from eqtoolbox.weights.families.rescale import Rescale
+from eqtoolbox.weights.families.rope import Rope
+from eqtoolbox.weights.families.scale import Scale
+from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.tracing.trace import layer_name
+
+EPSILON_LEFT = 3e-2  # residual that a normalisation's epsilon may leave
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One parameter axis of a member: index positions[k] carries rates[k] of unit units[k]."""
+
+    name: str
+    axis: int
+    positions: NDArray[np.int64]
+    units: NDArray[np.int64]
+    rates: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Units with the same legs: what they scale, and which of them nothing tells apart."""
+
+    entries: tuple[Entry, ...]
+    units: int
+    blocks: tuple[NDArray[np.int64], ...]
+    gated: bool
+    gain: bool
+    normalised: bool
+    shapes: dict[str, tuple[int, ...]] = field(repr=False)
+
+    @property
+    def signs(self) -> set[float]:
+        return {float(r) for e in self.entries for r in np.unique(e.rates)}
+
+    def legs(self) -> tuple[Leg, ...]:
+        return tuple(
+            leg(
+                e.name,
+                self.shapes[e.name],
+                e.axis,
+                torch.from_numpy(e.positions),
+                torch.from_numpy(e.units),
+                torch.from_numpy(e.rates),
+            )
+            for e in self.entries
+        )
+
+    @property
+    def name(self) -> str:
+        first = next((e.name for e in self.entries if e.rates[0] > 0), self.entries[0].name)
+        rest = [layer_name(e.name) for e in self.entries if e.rates[0] < 0]
+        if not rest and any(e.axis > 0 for e in self.entries):  # labels and signs
+            rest = [layer_name(self.entries[-1].name)]
+        ends = dict.fromkeys([layer_name(first), *rest[-1:]])
+        return "-".join(ends)
+
+    def diagonal(self) -> DiagonalSymmetry:
+        """The member as a family of one-parameter groups, one per unit."""
+        kind: type[DiagonalSymmetry] = Rescale
+        if min(self.signs) > 0:
+            kind = Scale
+        elif self.gain:
+            kind = GainRescale
+        elif self.gated:
+            kind = GatedRescale
+        tolerance = EPSILON_LEFT if self.normalised else 0.0
+        return kind(name=self.name, dimension=self.units, legs=self.legs(), tolerance=tolerance)
+
+    def matrices(self) -> Iterator[MatrixSymmetry]:
+        """Larger groups that the blocks suggest: GL(d) where d > 1, else rotary pairs."""
+        if not self.signs <= {1.0, -1.0} or len(self.signs) < 2:
+            return
+        size = len(self.blocks[0])
+        if size > 1 and all(len(b) == size for b in self.blocks):
+            if legs := self._matrix_legs(self.blocks, 1):
+                dimension = len(self.blocks) * size**2
+                yield GeneralLinear(name=self.name, dimension=dimension, legs=legs)
+        elif size == 1 and len(self.blocks) > 1 and (legs := self._matrix_legs(self.blocks, 2)):
+            yield Rope(name=self.name, dimension=2 * len(self.blocks), legs=legs)
+
+    def _matrix_legs(
+        self, blocks: tuple[NDArray[np.int64], ...], pair: int
+    ) -> tuple[MatrixLeg, ...]:
+        """Positions (blocks, copies, size * pair) of every leg; empty where they do not line up."""
+        legs = []
+        for e in self.entries:
+            if len(np.unique(e.rates)) != 1 or len(np.unique(e.positions)) != len(e.positions):
+                return ()
+            order = np.lexsort((e.positions, e.units))
+            counts = np.bincount(e.units, minlength=self.units)
+            if len(set(counts.tolist())) != 1 or counts[0] % pair:
+                return ()
+            per_unit = e.positions[order].reshape(self.units, counts[0] // pair, pair)
+            stacked = np.stack([per_unit[b] for b in blocks])  # (blocks, size, copies, pair)
+            found = stacked.transpose(0, 2, 1, 3).reshape(len(blocks), counts[0] // pair, -1)
+            legs.append(MatrixLeg(e.name, e.axis, torch.from_numpy(found), int(e.rates[0])))
+        return tuple(legs)
+
+
+def proposals(found: list[Member]) -> Iterator[tuple[Member, list[ContinuousSymmetry]]]:
+    """For every member what to try, the larger groups first; the first that holds is it."""
+    for member in found:
+        yield member, [*member.matrices(), member.diagonal()]

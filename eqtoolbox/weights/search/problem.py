@@ -1,0 +1,88 @@
+"""A problem: a loss at one point, traced, with all that proposals are checked against."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.replay.gradients import at_leaves
+from eqtoolbox.weights.search.point import Point
+from eqtoolbox.weights.search.verification import Loss, Move, evaluated, joint_changes, limit
+from eqtoolbox.weights.tracing.trace import Trace, trace, untraced
+
+Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
+MovedInputs = Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor]
+
+
+class NotFinite(ValueError, FloatingPointError):
+    """The loss is NaN or infinite: a wrong call for who asks directly, a status for a probe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A loss at one point with all that proposals are checked against."""
+
+    loss: Loss
+    outputs: Loss | None  # the model's output, where it is a single tensor
+    point: Point
+    value: Tensor
+    trace: Trace = field(repr=False)
+    generator: torch.Generator = field(repr=False)
+
+    @property
+    def small(self) -> float:
+        return limit(self.value.dtype)
+
+    def changes(self, moves: Sequence[Sequence[Move]]) -> list[float]:
+        """Relative change of the loss under each proposal's moves."""
+        return joint_changes(self.loss, self.point, moves, self.value, self.small)
+
+
+def posed(
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    generator: torch.Generator | None,
+    run: Run | None,
+    dtype: torch.dtype | None,
+) -> Problem:
+    """The loss traced once at a point in general position.
+
+    Raises:
+        ValueError: it cannot be evaluated there, or is not finite.
+    """
+    point = Point(params, dtype)
+    run = partial(at_leaves, run or (lambda p: (None, loss(p))))
+    loss = partial(at_leaves, loss)
+    try:
+        traced = trace(run, point)
+    except Exception as error:
+        # whatever a model's own code raises under the recorder; the loss itself must run
+        traced = untraced(point, evaluated(loss, point))
+        traced.notes.append(
+            f"the computation could not be recorded ({type(error).__name__}: {error}): only the "
+            "order of layers in nn.Sequential and what the gradient shows were analysed"
+        )
+    if not bool(traced.value.isfinite().all()):
+        raise NotFinite(
+            f"expected a finite loss, got {float(traced.value)}: look for NaN or infinite numbers "
+            "in the batch and in the parameters"
+        )
+    outputs: Loss | None = None
+    if traced.output is not None:
+        outputs = partial(_output, run)
+    return Problem(
+        loss=loss,
+        outputs=outputs,
+        point=point,
+        value=traced.value,
+        trace=traced,
+        generator=generator or torch.Generator().manual_seed(0),
+    )
+
+
+def _output(run: Run, params: dict[str, Tensor]) -> Tensor:
+    output = run(params)[0]
+    assert output is not None
+    return output

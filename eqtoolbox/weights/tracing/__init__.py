@@ -1,0 +1,1 @@
+"""Tracing: what one evaluation does with its parameters, as constraints on exponents."""
