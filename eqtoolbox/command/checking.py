@@ -25,7 +25,7 @@ def described(config: str, *, imports: bool = True) -> dict[str, dict[str, Any]]
         ['equivariance', 'conservation']
     """
     from eqtoolbox.command.model import reference
-    from eqtoolbox.symmetry.audit import options
+    from eqtoolbox.command.subject import options
 
     path = Path(config)
     data = tables(path) if path.suffix == ".toml" else {}

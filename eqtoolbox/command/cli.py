@@ -6,10 +6,10 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox import __version__
 from eqtoolbox.command.blame import blame
 from eqtoolbox.report.words import printable
 
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="eqtoolbox", description="See how a network learns through its symmetries."
     )
-    parser.add_argument("--version", action="version", version=f"eqtoolbox {__version__}")
+    parser.add_argument("--version", action="version", version=f"eqtoolbox {version('eqtoolbox')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser(
@@ -127,7 +127,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _audit(arguments: argparse.Namespace) -> None:
     from eqtoolbox.command.audit_table import data, text
-    from eqtoolbox.symmetry.audit import audit, load
+    from eqtoolbox.command.subject import load
+    from eqtoolbox.symmetry.audit import audit
 
     subject = load(arguments.config)
     found = audit(
@@ -158,7 +159,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _symmetries(arguments: argparse.Namespace) -> None:
     from eqtoolbox.command.model import load
-    from eqtoolbox.symmetry import discover
+    from eqtoolbox.weights import discover
 
     model, batch, loss_fn, remark = load(arguments.model)
     found = discover(model, batch, loss_fn)

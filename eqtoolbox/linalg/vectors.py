@@ -174,3 +174,14 @@ def _inner(x: Tensor, y: Tensor) -> Iterator[Tensor]:
 def _total(scalars: list[Tensor]) -> float:
     # one transfer to the host, however many tensors there are
     return float(torch.stack([s.to(scalars[0].device) for s in scalars]).sum())
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the first tensor that holds NaN or infinity; empty if there is none."""
+    flags = [
+        (t._values() if t.layout == torch.sparse_coo else t).detach().isfinite().all().reshape(1)
+        for t in tensors.values()
+    ]
+    home = flags[0].device if flags else None
+    finite = torch.cat([flag.to(home) for flag in flags]).tolist() if flags else []
+    return next((n for n, fine in zip(tensors, finite, strict=True) if not fine), "")

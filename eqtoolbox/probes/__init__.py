@@ -1,1 +1,23 @@
 """Probes: what is measured of a step."""
+
+from eqtoolbox.probes.asymmetry import Asymmetry
+from eqtoolbox.probes.conservation import Conservation
+from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.discrete import Discrete
+from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.learned import LearnedAlgebra
+from eqtoolbox.probes.noether import Noether
+from eqtoolbox.probes.spectrum import Spectrum
+from eqtoolbox.probes.tracking import Tracking
+
+__all__ = [
+    "Asymmetry",
+    "Conservation",
+    "Curvature",
+    "Discrete",
+    "EquivarianceError",
+    "LearnedAlgebra",
+    "Noether",
+    "Spectrum",
+    "Tracking",
+]

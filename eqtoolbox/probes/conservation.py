@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg.vectors import random_like
+from eqtoolbox.linalg.vectors import not_finite, random_like
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import CAUSES, Drift
 from eqtoolbox.probes.forecast import advance, report
@@ -19,7 +19,6 @@ from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record.record import Mode
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
-from eqtoolbox.watch.capture.waiting import not_finite
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates

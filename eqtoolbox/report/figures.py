@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eqtoolbox.record.record import Record, Verdict
 from eqtoolbox.report.drawing import GREY, arrays, faded, plain, thinned, ticks
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.table import Rows
 from eqtoolbox.report.trace import Trace
 from eqtoolbox.report.words import number, printable
@@ -116,7 +116,7 @@ class Plot:
             indices = tuple(range(first, len(self.data)))
             self.keys.append(Key(label="noise floor", colour=GREY, traces=indices, dash="dot"))
 
-    def missing(self, run: Run, names: Sequence[str]) -> None:
+    def missing(self, run: Log, names: Sequence[str]) -> None:
         """Mark on the lower edge where a probe ran and could not say."""
         rows: dict[int, Record] = {}
         for name in names:

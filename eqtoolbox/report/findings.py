@@ -17,12 +17,12 @@ from eqtoolbox.report import (
     rules_symmetry,
 )
 from eqtoolbox.report.finding import Evidence, Finding, Level
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.words import printable
 
 __all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
 
-RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
+RULES: tuple[Callable[[Log], Iterable[Finding]], ...] = (
     rules_run.closure,
     rules_run.scale,
     rules_run.untrained,
@@ -62,7 +62,7 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
 )
 
 
-def find(run: Run) -> list[Finding]:
+def find(run: Log) -> list[Finding]:
     """All findings of a run: alarms, warnings, notes, then what is good; rule order within."""
     gravity = {level: -i for i, level in enumerate(get_args(Level))}
     found = [_dated(run, finding) for rule in RULES for finding in rule(run)]
@@ -70,7 +70,7 @@ def find(run: Run) -> list[Finding]:
     return sorted(found, key=lambda f: gravity[f.level])
 
 
-def _dated(run: Run, finding: Finding) -> Finding:
+def _dated(run: Log, finding: Finding) -> Finding:
     """A finding with its step, where the run went on and its numbers were measured only once."""
     names = {e.name for e in finding.evidence if not e.name.startswith(("monitor/", "cost/"))}
     measured = [rows.steps[rows.having("ok")] for rows in map(run.rows, names)]

@@ -8,11 +8,11 @@ import numpy as np
 from eqtoolbox.record.record import Record
 from eqtoolbox.report.drawing import PALETTE, arrays, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.panels_curvature import curvature_panels
 from eqtoolbox.report.panels_discovery import asymmetry_panels, discovery_panels
 from eqtoolbox.report.panels_discrete import discrete_panels
 from eqtoolbox.report.panels_symmetry import conservation_panels, equivariance_panels
-from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
 from eqtoolbox.report.words import listing, number
 
@@ -30,7 +30,7 @@ class Section:
     remarks: tuple[str, ...] = ()
 
 
-def sections(run: Run) -> list[Section]:
+def sections(run: Log) -> list[Section]:
     """The questions that this run has records for; a panel without data is left out."""
     found = []
     for question, slug, probes, build in _QUESTIONS:
@@ -40,7 +40,7 @@ def sections(run: Run) -> list[Section]:
     return found
 
 
-def training_panel(run: Run) -> Panel | None:
+def training_panel(run: Log) -> Panel | None:
     """The training loss with its running median."""
     loss = trace(run, "training/loss")
     if loss is None:
@@ -64,7 +64,7 @@ def training_panel(run: Run) -> Panel | None:
     return plot.panel("loss", "Training loss", reading)
 
 
-def cost_panels(run: Run) -> Iterator[Panel]:
+def cost_panels(run: Log) -> Iterator[Panel]:
     """Seconds per probe and the overhead against its budget."""
     seconds = {p: float(arrays(t)[1].sum()) for p, t in traces(run, "cost/seconds").items()}
     if seconds:
@@ -104,7 +104,7 @@ def _seconds(seconds: dict[str, float]) -> Panel:
     return Panel(slug="seconds", title="Seconds per probe", reading=reading, figure=figure)
 
 
-def _remarks(run: Run, probes: tuple[str, ...]) -> Iterator[str]:
+def _remarks(run: Log, probes: tuple[str, ...]) -> Iterator[str]:
     """Why names without a single number have none."""
     names = [n for n in run.names() if n.split("/")[0] in probes]
     measured = {name for name in names if trace(run, name) is not None}
@@ -119,7 +119,7 @@ def _remarks(run: Run, probes: tuple[str, ...]) -> Iterator[str]:
         yield f"Not measured: {listing([r.name for r in rows])} ({why})."
 
 
-_QUESTIONS: tuple[tuple[str, str, tuple[str, ...], Callable[[Run], Iterator[Panel]]], ...] = (
+_QUESTIONS: tuple[tuple[str, str, tuple[str, ...], Callable[[Log], Iterator[Panel]]], ...] = (
     ("Is it equivariant?", "equivariance", ("equivariance",), equivariance_panels),
     ("What does asymmetry cost?", "asymmetry", ("asymmetry",), asymmetry_panels),
     ("Which symmetry does it learn?", "discovery", ("discovery",), discovery_panels),

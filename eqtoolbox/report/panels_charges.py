@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from eqtoolbox.report.drawing import PALETTE, plain
 from eqtoolbox.report.figures import Figure, Panel
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import vectors
 from eqtoolbox.report.words import plural, printable, words
 
@@ -18,7 +18,7 @@ CLIPPED = 0.99  # share of the cells within the colour scale
 SCALE = [[0.0, PALETTE[0]], [0.5, "rgba(125,133,144,0.10)"], [1.0, PALETTE[1]]]
 
 
-def charge_panels(run: Run) -> Iterator[Panel]:
+def charge_panels(run: Log) -> Iterator[Panel]:
     """Drift of the charge of every unit over the steps at which vectors were kept."""
     for name in run.arrays():
         probe, quantity, family = [*name.split("/", 2), "", ""][:3]

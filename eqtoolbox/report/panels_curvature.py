@@ -5,15 +5,15 @@ from dataclasses import replace
 
 from eqtoolbox.report.drawing import PALETTE, faded
 from eqtoolbox.report.figures import Key, Panel, Plot
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.panels_spectrum import spectrum_panels
-from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import trace, traces
 from eqtoolbox.report.words import words
 
 TOP = "curvature/sharpness"
 
 
-def curvature_panels(run: Run) -> Iterator[Panel]:
+def curvature_panels(run: Log) -> Iterator[Panel]:
     """Every panel on the Hessian that has data."""
     for build in (
         _eigenvalues,
@@ -28,7 +28,7 @@ def curvature_panels(run: Run) -> Iterator[Panel]:
     yield from spectrum_panels(run)
 
 
-def _eigenvalues(run: Run) -> Iterator[Panel]:
+def _eigenvalues(run: Log) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step)
     top, bottom = trace(run, TOP), trace(run, "curvature/smallest")
     eigenvalues = traces(run, "curvature/eigenvalue")
@@ -50,7 +50,7 @@ def _eigenvalues(run: Run) -> Iterator[Panel]:
         yield plot.panel("eigenvalues", "Eigenvalues of the Hessian", reading + _made(run, TOP))
 
 
-def _made(run: Run, name: str) -> str:
+def _made(run: Log, name: str) -> str:
     """What second derivatives are, where they are not those of the loss, exact."""
     kind = run.rows(name)[-1].hessian if name in run else None
     if kind == "held":
@@ -70,7 +70,7 @@ def _together(keys: list[Key]) -> Key:
     )
 
 
-def _stability(run: Run) -> Iterator[Panel]:
+def _stability(run: Log) -> Iterator[Panel]:
     level = trace(run, "curvature/stability")
     if level is None:
         return
@@ -85,7 +85,7 @@ def _stability(run: Run) -> Iterator[Panel]:
     yield plot.panel("stability", "Stability", reading)
 
 
-def _orbit_free(run: Run) -> Iterator[Panel]:
+def _orbit_free(run: Log) -> Iterator[Panel]:
     free, plain = trace(run, "curvature/orbit_free_sharpness"), trace(run, TOP)
     if free is None:
         return
@@ -102,7 +102,7 @@ def _orbit_free(run: Run) -> Iterator[Panel]:
     yield plot.panel("orbit-free", "Sharpness without symmetry orbits", reading)
 
 
-def _overlaps(run: Run) -> Iterator[Panel]:
+def _overlaps(run: Log) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
     symmetries = [f"symmetry_overlap/{f}" for f in traces(run, "curvature/symmetry_overlap")]
     for i, name in enumerate(
@@ -125,7 +125,7 @@ def _overlaps(run: Run) -> Iterator[Panel]:
         yield plot.panel("overlaps", title, reading, range=[0, 103])
 
 
-def _tracking(run: Run) -> Iterator[Panel]:
+def _tracking(run: Log) -> Iterator[Panel]:
     tracked = trace(run, "tracking/sharpness")
     if tracked is None:
         return
@@ -139,7 +139,7 @@ def _tracking(run: Run) -> Iterator[Panel]:
     yield plot.panel("tracking", "Tracked sharpness", reading)
 
 
-def _decrease(run: Run) -> Iterator[Panel]:
+def _decrease(run: Log) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step)
     for i, kind in enumerate(("actual", "predicted")):
         change = trace(run, f"curvature/{kind}_decrease")
@@ -153,7 +153,7 @@ def _decrease(run: Run) -> Iterator[Panel]:
         yield plot.panel("decrease", "Decrease of the loss by one step", reading)
 
 
-def _rayleigh(run: Run) -> Iterator[Panel]:
+def _rayleigh(run: Log) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step)
     for i, (family, measured) in enumerate(traces(run, "noether/rayleigh").items()):
         colour = PALETTE[i % len(PALETTE)]

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from eqtoolbox.report.drawing import GREY, PALETTE
 from eqtoolbox.report.figures import Panel, Plot
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import number, symmetry
 
 
-def discovery_panels(run: Run) -> Iterator[Panel]:
+def discovery_panels(run: Log) -> Iterator[Panel]:
     """Singular values over steps, and their largest ratio beside that of shuffled data."""
     values = traces(run, "discovery/singular_value")
     dimension = trace(run, "discovery/dimension")
@@ -31,7 +31,7 @@ def discovery_panels(run: Run) -> Iterator[Panel]:
     yield from _gap(run)
 
 
-def _gap(run: Run) -> Iterator[Panel]:
+def _gap(run: Log) -> Iterator[Panel]:
     gap, null = trace(run, "discovery/gap"), trace(run, "discovery/null_gap")
     if gap is None:
         return
@@ -46,7 +46,7 @@ def _gap(run: Run) -> Iterator[Panel]:
     yield plot.panel("discovery-gap", "The gap opening", reading)
 
 
-def asymmetry_panels(run: Run) -> Iterator[Panel]:
+def asymmetry_panels(run: Log) -> Iterator[Panel]:
     """Gradient of the part of the loss that the violation makes, against that of the rest."""
     kinds = (
         ("cosine", "Gradient of the violation against the rest",

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from eqtoolbox.report.drawing import PALETTE
 from eqtoolbox.report.figures import Panel, Plot
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import trace, traces
 
 DISTANCES = {"permutation": "two units equal", "sign_flip": "a unit zero"}
 
 
-def discrete_panels(run: Run) -> Iterator[Panel]:
+def discrete_panels(run: Log) -> Iterator[Panel]:
     """Distances to the symmetric points, margins there, and counts of duplicate and dead units."""
     found = traces(run, "discrete/distance")
     log = all(r.value > 0 for t in found.values() for r in t.records)
@@ -30,7 +30,7 @@ def discrete_panels(run: Run) -> Iterator[Panel]:
     yield from _shares(run)
 
 
-def _margins(run: Run) -> Iterator[Panel]:
+def _margins(run: Log) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step)
     for i, (rank, t) in enumerate(traces(run, "discrete/margin").items()):
         plot.line(t, f"nearest {rank}", PALETTE[i % len(PALETTE)])
@@ -43,7 +43,7 @@ def _margins(run: Run) -> Iterator[Panel]:
         yield plot.panel("discrete-margin", "Do the nearest units merge?", reading)
 
 
-def _counts(run: Run) -> Iterator[Panel]:
+def _counts(run: Log) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step)
     for i, name in enumerate(("duplicates", "dead")):
         t = trace(run, f"discrete/{name}")
@@ -54,7 +54,7 @@ def _counts(run: Run) -> Iterator[Panel]:
         yield plot.panel("discrete-counts", "Duplicate and dead units", reading)
 
 
-def _shares(run: Run) -> Iterator[Panel]:
+def _shares(run: Log) -> Iterator[Panel]:
     """Layers with dead units, the worst ones."""
     found = traces(run, "discrete/dead_share")
     worst = sorted(found.items(), key=lambda item: -item[1].last.value)[: len(PALETTE)]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from eqtoolbox.report.drawing import PALETTE, faded, plain
 from eqtoolbox.report.figures import Figure, Panel, Plot
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import trace, vectors
 from eqtoolbox.report.words import raised
 
@@ -19,7 +19,7 @@ DECADES = 5  # of the colour scale
 SCALE = [[0.0, faded(PALETTE[0], 0.0)], [0.5, faded(PALETTE[0], 0.7)], [1.0, PALETTE[1]]]
 
 
-def spectrum_panels(run: Run) -> Iterator[Panel]:
+def spectrum_panels(run: Log) -> Iterator[Panel]:
     """Trace and effective rank over the steps, and the density where it was kept."""
     for quantity, title, reading in (
         ("trace", "Trace of the Hessian", "Sum of all eigenvalues, with its standard error."),

@@ -7,10 +7,10 @@ import numpy as np
 
 from eqtoolbox.report.drawing import GREY, PALETTE, arrays, faded
 from eqtoolbox.report.figures import Panel, Plot
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.panels_charges import charge_panels
 from eqtoolbox.report.rules_conservation import cause_words, drifts, law_held, law_undecided
 from eqtoolbox.report.rules_symmetry import fraction
-from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
 from eqtoolbox.report.words import CAUSES, symmetry, words
 
@@ -26,7 +26,7 @@ CAUSE_COLOURS = {
 VISIBLE = 5e-3  # share below which a cause is left out of the figure
 
 
-def equivariance_panels(run: Run) -> Iterator[Panel]:
+def equivariance_panels(run: Log) -> Iterator[Panel]:
     """How much each data symmetry is violated, and what the violation costs."""
     error = Plot(last_step=run.last_step, log=True)
     yield from _by_target(
@@ -57,7 +57,7 @@ def equivariance_panels(run: Run) -> Iterator[Panel]:
     )
 
 
-def conservation_panels(run: Run) -> Iterator[Panel]:
+def conservation_panels(run: Log) -> Iterator[Panel]:
     """Drift of the charges, its causes, and the identities behind their conservation."""
     found = drifts(run)
     yield from _drift(run, {family: _moved(t) for family, t in found.items()})
@@ -101,7 +101,7 @@ def conservation_panels(run: Run) -> Iterator[Panel]:
     )
 
 
-def _drift(run: Run, found: dict[str, Trace]) -> Iterator[Panel]:
+def _drift(run: Log, found: dict[str, Trace]) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %")
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
     for (family, drift), colour in zip(found.items(), colours, strict=True):
@@ -116,7 +116,7 @@ def _drift(run: Run, found: dict[str, Trace]) -> Iterator[Panel]:
         yield plot.panel("conservation-drift", "Drift of conserved charges", reading)
 
 
-def _forecast(run: Run, found: dict[str, Trace]) -> Iterator[Panel]:
+def _forecast(run: Log, found: dict[str, Trace]) -> Iterator[Panel]:
     """Measured drifts as broad pale lines, those of the closed form as thin ones."""
     plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %")
     for i, (family, expected) in enumerate(traces(run, "conservation/forecast").items()):
@@ -142,7 +142,7 @@ def _moved(drift: Trace) -> Trace:
     return Trace(records=drift.records[begin:])
 
 
-def _causes(run: Run, family: str) -> Iterator[Panel]:
+def _causes(run: Log, family: str) -> Iterator[Panel]:
     """Shares of the drift by cause; the budget of single steps where shares are missing."""
     shares = {c: trace(run, f"conservation/share_{c}/{family}") for c in CAUSES}
     terms = {c: trace(run, f"conservation/{c}/{family}") for c in CAUSES}
@@ -172,7 +172,7 @@ def _causes(run: Run, family: str) -> Iterator[Panel]:
         yield plot.panel(f"causes-{family}", title, reading)
 
 
-def _by_target(run: Run, plot: Plot, quantity: str, title: str, reading: str) -> Iterator[Panel]:
+def _by_target(run: Log, plot: Plot, quantity: str, title: str, reading: str) -> Iterator[Panel]:
     """One line for every symmetry or family that the quantity was measured for."""
     found = traces(run, quantity)
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]

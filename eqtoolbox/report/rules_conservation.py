@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from eqtoolbox.record.record import Record
 from eqtoolbox.report.finding import Evidence, Finding
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.rules_symmetry import FEW, floor_words
-from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, judged, trace, traces
 from eqtoolbox.report.words import CAUSES, listing, number, percent, plural, words
 
@@ -22,7 +22,7 @@ UNMEASURED = 0.05  # share of a drift that may stay unexplained without being me
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 
 
-def conservation(run: Run) -> Iterator[Finding]:
+def conservation(run: Log) -> Iterator[Finding]:
     """One finding a family: how far its charges drifted, and through what."""
     for family, drift in drifts(run).items():
         last = _exact(drift)
@@ -61,7 +61,7 @@ def _exact(drift: Trace) -> Record:
     return recent[-1] if recent else drift.last
 
 
-def drifts(run: Run) -> dict[str, Trace]:
+def drifts(run: Log) -> dict[str, Trace]:
     """Drifts by family; without a floor of their own they get that of rounding.
 
     Every update rounds the parameters by up to one unit in their last place; over n steps these
@@ -82,7 +82,7 @@ def drifts(run: Run) -> dict[str, Trace]:
     }
 
 
-def equilibrium(run: Run) -> Iterator[Finding]:
+def equilibrium(run: Log) -> Iterator[Finding]:
     """How far the norm of scale-symmetric weights is from where decay and gradient balance."""
     for family, ratio in traces(run, "conservation/equilibrium").items():
         steps = trace(run, f"conservation/equilibrium_steps/{family}")
@@ -99,7 +99,7 @@ def equilibrium(run: Run) -> Iterator[Finding]:
         yield Finding(level="note", text=text, evidence=(ratio.evidence(), steps.evidence()))
 
 
-def gradient_laws(run: Run) -> Iterator[Finding]:
+def gradient_laws(run: Log) -> Iterator[Finding]:
     """Whether the gradient that the optimizer was given obeys the laws, at every step."""
     obeyed: dict[str, Trace] = {}
     for family, law in traces(run, "conservation/first_order").items():
@@ -123,7 +123,7 @@ def gradient_laws(run: Run) -> Iterator[Finding]:
     yield from _obeyed(run, obeyed)
 
 
-def _size(run: Run, family: str, law: Trace) -> str:
+def _size(run: Log, family: str, law: Trace) -> str:
     """How large a slope is; of an approximate law also what its epsilon leaves unexplained."""
     size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
     left = trace(run, f"conservation/epsilon/{family}")
@@ -132,7 +132,7 @@ def _size(run: Run, family: str, law: Trace) -> str:
     return f"{size}, of which epsilon leaves {number(left.now, 2)}"
 
 
-def _obeyed(run: Run, obeyed: dict[str, Trace]) -> Iterator[Finding]:
+def _obeyed(run: Log, obeyed: dict[str, Trace]) -> Iterator[Finding]:
     """Laws that the training gradient never broke: each by itself, or many in one sentence."""
     near = {f: law for f, law in obeyed.items() if trace(run, f"conservation/epsilon/{f}")}
     if near and len(near) < len(obeyed):  # a slope that epsilon explains is no measure of others
@@ -160,7 +160,7 @@ def _obeyed(run: Run, obeyed: dict[str, Trace]) -> Iterator[Finding]:
         yield Finding(level="good", text=text, evidence=(law.evidence(),))
 
 
-def budget_closure(run: Run) -> Iterator[Finding]:
+def budget_closure(run: Log) -> Iterator[Finding]:
     """Budgets of charges that do not close: something else moved the parameters."""
     for family, gap in traces(run, "conservation/closure").items():
         if gap.verdict == "violated":
@@ -178,7 +178,7 @@ def cause_words(held: bool, undecided: bool = False) -> dict[str, str]:
     return CAUSES | ({"symmetry": "a slope within its floor"} if held else {})
 
 
-def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float]]:
+def _shares(run: Log, family: str, step: int) -> dict[str, tuple[Evidence, float]]:
     """Shares of the drift by cause, as last recorded up to a step, largest first."""
     found = {}
     for cause in CAUSES:
@@ -188,13 +188,13 @@ def _shares(run: Run, family: str, step: int) -> dict[str, tuple[Evidence, float
     return dict(sorted(found.items(), key=lambda item: -abs(item[1][1])))
 
 
-def law_held(run: Run, family: str) -> bool:
+def law_held(run: Log, family: str) -> bool:
     """Whether the gradient is known to have obeyed the family's law at every step."""
     law = trace(run, f"conservation/first_order/{family}")
     return law is not None and all(judged(r) == "holds" for r in law.records)
 
 
-def law_undecided(run: Run, family: str) -> bool:
+def law_undecided(run: Log, family: str) -> bool:
     """Whether the gradient's law is that of an approximate symmetry, above rounding, not broken."""
     law = trace(run, f"conservation/first_order/{family}")
     return (

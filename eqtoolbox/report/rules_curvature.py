@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from eqtoolbox.report.finding import Finding, Level
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import number, percent
 
@@ -15,7 +15,7 @@ SCALED = 10.0  # ratio of plain to orbit-free sharpness from which scale explain
 STALE = 3  # unanswered attempts after which the last certified number is old news
 
 
-def stability(run: Run) -> Iterator[Finding]:
+def stability(run: Log) -> Iterator[Finding]:
     """Where the run stands relative to the edge of stability; certified measurements only."""
     level_of = trace(run, "curvature/stability")
     if level_of is None:
@@ -48,7 +48,7 @@ def stability(run: Run) -> Iterator[Finding]:
     yield Finding(level=level, text=f"{what}: {place}{old}.", evidence=(certain.evidence(),))
 
 
-def sharpening(run: Run) -> Iterator[Finding]:
+def sharpening(run: Log) -> Iterator[Finding]:
     """How the sharpness moved over the run."""
     top = trace(run, "curvature/sharpness")
     if top is None or len(top.records) < 6 or top.start <= 0 or top.now <= 0:
@@ -61,7 +61,7 @@ def sharpening(run: Run) -> Iterator[Finding]:
     yield Finding(level="note", text=text, evidence=(top.evidence(),))
 
 
-def orbit_free(run: Run) -> Iterator[Finding]:
+def orbit_free(run: Log) -> Iterator[Finding]:
     """The sharpness that no motion along the symmetry orbits changes, beside the plain one."""
     free, plain = trace(run, "curvature/orbit_free_sharpness"), trace(run, "curvature/sharpness")
     if free is None or plain is None:
@@ -73,7 +73,7 @@ def orbit_free(run: Run) -> Iterator[Finding]:
     yield Finding(level="note", text=f"{text}.", evidence=(free.evidence(), plain.evidence()))
 
 
-def negative_curvature(run: Run) -> Iterator[Finding]:
+def negative_curvature(run: Log) -> Iterator[Finding]:
     """The most negative curvature, when it is resolved."""
     bottom = trace(run, "curvature/smallest")
     if bottom is None:
@@ -95,7 +95,7 @@ def negative_curvature(run: Run) -> Iterator[Finding]:
     yield Finding(level="note", text=text, evidence=tuple(evidence))
 
 
-def alignment(run: Run) -> Iterator[Finding]:
+def alignment(run: Log) -> Iterator[Finding]:
     """How much of the gradient and of the update lies in the top curvature directions."""
     gradient = trace(run, "curvature/gradient_overlap")
     update = trace(run, "curvature/update_overlap")
@@ -113,7 +113,7 @@ def alignment(run: Run) -> Iterator[Finding]:
         yield Finding(level="note", text=text, evidence=(t.evidence(),))
 
 
-def engine(run: Run) -> Iterator[Finding]:
+def engine(run: Log) -> Iterator[Finding]:
     """How Hessian products were made, where it was not the exact default."""
     for probe in ("curvature", "noether", "discrete", "tracking", "spectrum"):
         name = f"{probe}/self_test/asymmetry"
@@ -127,7 +127,7 @@ def engine(run: Run) -> Iterator[Finding]:
             yield Finding(level="note", text=text, evidence=evidence)
 
 
-def overshoot(run: Run) -> Iterator[Finding]:
+def overshoot(run: Log) -> Iterator[Finding]:
     """Plain SGD steps that go beyond the minimum of the parabola along the gradient."""
     bend, rate = trace(run, "curvature/gradient_rayleigh"), trace(run, "training/learning_rate")
     if bend is None or rate is None or not _plain_sgd(run):
@@ -140,7 +140,7 @@ def overshoot(run: Run) -> Iterator[Finding]:
         yield Finding(level="warning", text=text, evidence=evidence)
 
 
-def _with_certified_sharpness(run: Run, stability: Trace) -> Trace | None:
+def _with_certified_sharpness(run: Log, stability: Trace) -> Trace | None:
     """The stability records whose sharpness was certified, where it was recorded at all."""
     if "curvature/sharpness" not in run:
         return stability
@@ -154,7 +154,7 @@ def _with_certified_sharpness(run: Run, stability: Trace) -> Trace | None:
     return Trace(records=kept, unanswered=sum(step > kept[-1].step for step in steps))
 
 
-def _threshold_words(run: Run, note: str) -> str:
+def _threshold_words(run: Log, note: str) -> str:
     if _plain_sgd(run):
         return "Sharpness × lr/2"
     if note.startswith("sharpness * "):  # one number for all parameters: momentum, Nesterov
@@ -164,14 +164,14 @@ def _threshold_words(run: Run, note: str) -> str:
     return "Sharpness relative to the optimizer's stability threshold"
 
 
-def _plain_sgd(run: Run) -> bool:
+def _plain_sgd(run: Log) -> bool:
     optimizer = run.info.get("optimizer") or {}
     groups = optimizer.get("groups") or []
     plain = all(not group.get("momentum") for group in groups)
     return optimizer.get("class") == "SGD" and plain
 
 
-def _chance(run: Run, count: int) -> str:
+def _chance(run: Log, count: int) -> str:
     """The energy that a random vector would have there, in words."""
     dimension = (run.info.get("model") or {}).get("trainable")
     if not count or not dimension or count >= dimension:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from eqtoolbox.report.finding import Finding
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import trace, traces
 from eqtoolbox.report.words import number, percent, plural, symmetry
 
@@ -11,7 +11,7 @@ HAD = 0.1  # relative error below which a model counts as nearly symmetric
 AGAINST = -0.1  # cosine below which two gradients pull apart
 
 
-def learned(run: Run) -> Iterator[Finding]:
+def learned(run: Log) -> Iterator[Finding]:
     """The algebra that the network has learned, when it did, and how clear its gap is."""
     dimension, gap = trace(run, "discovery/dimension"), trace(run, "discovery/gap")
     if dimension is None or gap is None:
@@ -37,7 +37,7 @@ def learned(run: Run) -> Iterator[Finding]:
     yield Finding(level="good", text=text, evidence=evidence)
 
 
-def growth(run: Run) -> Iterator[Finding]:
+def growth(run: Log) -> Iterator[Finding]:
     """Symmetries that the model had, or nearly had, in this run and has lost."""
     for name, grown in traces(run, "equivariance/growth").items():
         error = trace(run, f"equivariance/relative_error/{name}")
@@ -53,7 +53,7 @@ def growth(run: Run) -> Iterator[Finding]:
             yield Finding(level="alarm", text=text, evidence=(grown.latest(),))
 
 
-def asymmetry(run: Run) -> Iterator[Finding]:
+def asymmetry(run: Log) -> Iterator[Finding]:
     """Whether the data share the symmetry, and whether the gradient keeps or breaks it."""
     for name, data in traces(run, "asymmetry/data").items():
         if data.verdict == "violated":

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 from eqtoolbox.report.finding import Evidence, Finding, Level
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import listing, number, plural
 
 ALIKE = 1e-6  # relative distance of units that count as equal
 
 
-def duplicates(run: Run) -> Iterator[Finding]:
+def duplicates(run: Log) -> Iterator[Finding]:
     """Pairs of units that are equal: a network with one of each would compute the same."""
     pairs = _lasting(run, "discrete/duplicates")
     if pairs is not None:
@@ -19,7 +19,7 @@ def duplicates(run: Run) -> Iterator[Finding]:
         yield Finding(level="warning", text=text, evidence=(pairs.latest(),))
 
 
-def dead(run: Run) -> Iterator[Finding]:
+def dead(run: Log) -> Iterator[Finding]:
     """Units that do nothing, in which layers, and why; a layer that is dead as a whole."""
     units = _lasting(run, "discrete/dead")
     if units is None:
@@ -43,7 +43,7 @@ def dead(run: Run) -> Iterator[Finding]:
     yield Finding(level=level, text=text, evidence=evidence)
 
 
-def _silent(run: Run) -> Iterator[Finding]:
+def _silent(run: Log) -> Iterator[Finding]:
     """Units that did nothing on the few batches that were measured."""
     rows = run.records("discrete/dead") if "discrete/dead" in run else []
     if rows and rows[-1].status == "not_converged" and rows[-1].value > 0:
@@ -56,7 +56,7 @@ def _silent(run: Run) -> Iterator[Finding]:
         yield Finding(level="note", text=text, evidence=evidence)
 
 
-def collapse(run: Run) -> Iterator[Finding]:
+def collapse(run: Log) -> Iterator[Finding]:
     """Units near a symmetric point, and whether training falls into it or leaves it."""
     for rank, near in traces(run, "discrete/nearest").items():
         margin = trace(run, f"discrete/margin/{rank}")
@@ -94,13 +94,13 @@ def collapse(run: Run) -> Iterator[Finding]:
         yield Finding(level=level, text=text, evidence=(near.latest(), margin.latest()))
 
 
-def _lasting(run: Run, name: str) -> Trace | None:
+def _lasting(run: Log, name: str) -> Trace | None:
     """A count that is not zero now and was not for most of the last measurements."""
     t = trace(run, name)
     return t if t is not None and t.last.value > 0 and t.now > 0 else None
 
 
-def _outdated(run: Run, near: Trace) -> bool:
+def _outdated(run: Log, near: Trace) -> bool:
     """Whether distances were measured later, at which nothing was near any more."""
     distances = traces(run, "discrete/distance").values()
     return any(t.last.step > near.last.step for t in distances)

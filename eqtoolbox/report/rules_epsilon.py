@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.rules_symmetry import floor_words
-from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import judged, trace, traces
 from eqtoolbox.report.words import number, words
 
 
-def epsilon(run: Run) -> Iterator[Finding]:
+def epsilon(run: Log) -> Iterator[Finding]:
     """Whether a law that holds only approximately lacks what epsilon predicts, and no more."""
     for family, left in traces(run, "noether/epsilon").items():
         slope = trace(run, f"noether/slope/{family}")

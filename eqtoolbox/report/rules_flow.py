@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.rules_conservation import law_undecided
-from eqtoolbox.report.run import Run
 from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import listing, number, percent, words
 
@@ -15,7 +15,7 @@ MOVES = 0.01  # share of the drift from which the gradient is said to move charg
 STEADY = 0.05  # of the equilibrium's angular update
 
 
-def forecasts(run: Run) -> Iterator[Finding]:
+def forecasts(run: Log) -> Iterator[Finding]:
     """Whether charges moved as SGD with decay and momentum moves conserved ones."""
     followed: dict[str, tuple[Trace, Trace]] = {}
     for family, expected in traces(run, "conservation/forecast").items():
@@ -44,7 +44,7 @@ def forecasts(run: Run) -> Iterator[Finding]:
         yield Finding(level="good", text=text, evidence=evidence)
 
 
-def _mover(run: Run, family: str) -> str:
+def _mover(run: Log, family: str) -> str:
     """What else than a conserving SGD step moved the charges, in words."""
     share = trace(run, f"conservation/share_symmetry/{family}")
     if share is not None and abs(share.last.value) > MOVES:
@@ -54,7 +54,7 @@ def _mover(run: Run, family: str) -> str:
     return "something that is no step of SGD moves them"
 
 
-def turning(run: Run) -> Iterator[Finding]:
+def turning(run: Log) -> Iterator[Finding]:
     """How far a step turns scale-symmetric weights, over what it would at their equilibrium."""
     for family, angle in traces(run, "conservation/angular_update").items():
         rest = trace(run, f"conservation/equilibrium_angle/{family}")

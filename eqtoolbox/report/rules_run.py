@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from eqtoolbox.report.finding import Evidence, Finding, Level
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.table import LARGEST
 from eqtoolbox.report.trace import skipped, trace
 from eqtoolbox.report.words import listing, number, percent, plural
@@ -24,7 +24,7 @@ LIGHT = 0.1  # overhead that needs no remark when no budget was set
 OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
 
 
-def closure(run: Run) -> Iterator[Finding]:
+def closure(run: Log) -> Iterator[Finding]:
     """Whether the loss that the probes replay is the loss that is trained."""
     cosine = trace(run, "monitor/closure_grad_cos")
     if cosine is None:
@@ -60,7 +60,7 @@ def closure(run: Run) -> Iterator[Finding]:
         )
 
 
-def scale(run: Run) -> Iterator[Finding]:
+def scale(run: Log) -> Iterator[Finding]:
     """Whether the gradient that trains is a multiple of the replayed one; clipped ones are less."""
     cosine, ratio = (trace(run, f"monitor/closure_grad_{n}") for n in ("cos", "ratio"))
     if ratio is None or cosine is None or cosine.now < FAITHFUL or ratio.now <= LARGER:
@@ -71,7 +71,7 @@ def scale(run: Run) -> Iterator[Finding]:
     yield Finding(level="warning", text=text, evidence=(ratio.evidence(),))
 
 
-def untrained(run: Run) -> Iterator[Finding]:
+def untrained(run: Log) -> Iterator[Finding]:
     """Trainable parameters that no attached optimizer holds."""
     name = "monitor/parameters_untrained"
     rows = run.records(name) if name in run else []
@@ -83,7 +83,7 @@ def untrained(run: Run) -> Iterator[Finding]:
         yield Finding(level="warning", text=text, evidence=evidence)
 
 
-def _why_another(run: Run) -> str:
+def _why_another(run: Log) -> str:
     """The cause that the monitor named, or the usual ones."""
     ratio = trace(run, "monitor/closure_grad_ratio")
     causes = [r.note for r in ratio.records if r.note] if ratio is not None else []
@@ -96,7 +96,7 @@ def _why_another(run: Run) -> str:
     )
 
 
-def unseen(run: Run) -> Iterator[Finding]:
+def unseen(run: Log) -> Iterator[Finding]:
     """Losses that were evaluated while the attached optimizer took no step."""
     rows = run.records("monitor/steps_unseen") if "monitor/steps_unseen" in run else []
     for row in rows[-1:]:
@@ -105,7 +105,7 @@ def unseen(run: Run) -> Iterator[Finding]:
         yield Finding(level="alarm", text=text, evidence=evidence)
 
 
-def skipped_steps(run: Run) -> Iterator[Finding]:
+def skipped_steps(run: Log) -> Iterator[Finding]:
     """Training steps that a gradient scaler skipped; a few are how it finds its scale."""
     rows = run.records("training/skipped_steps") if "training/skipped_steps" in run else []
     if not rows:
@@ -128,7 +128,7 @@ def skipped_steps(run: Run) -> Iterator[Finding]:
     yield Finding(level=level, text=text, evidence=evidence)
 
 
-def finite_loss(run: Run) -> Iterator[Finding]:
+def finite_loss(run: Log) -> Iterator[Finding]:
     """NaN and infinite training losses."""
     if "training/loss" not in run:
         return
@@ -155,7 +155,7 @@ def finite_loss(run: Run) -> Iterator[Finding]:
     )
 
 
-def loss_trend(run: Run) -> Iterator[Finding]:
+def loss_trend(run: Log) -> Iterator[Finding]:
     """How the training loss moved between fifths of the run."""
     loss = trace(run, "training/loss")
     if loss is None or loss.unanswered or len(loss.records) < 3 * FIFTH:
@@ -194,7 +194,7 @@ def _uncertainty(*parts: np.ndarray) -> float:
     return STANDARD_ERRORS * math.sqrt(squares)
 
 
-def nothing(run: Run) -> Iterator[Finding]:
+def nothing(run: Log) -> Iterator[Finding]:
     """A run in which no probe could measure anything, because no loss was known."""
     tried = {status for probe, status in run.attempts() if probe not in _NO_PROBES}
     if tried != {"not_applicable"}:
@@ -208,7 +208,7 @@ def nothing(run: Run) -> Iterator[Finding]:
     yield Finding(level="warning", text=text, evidence=evidence)
 
 
-def unanswered(run: Run) -> Iterator[Finding]:
+def unanswered(run: Log) -> Iterator[Finding]:
     """Measurements that gave no number, by reason."""
     words = {"failed": "failed", "non_finite": "met NaN or infinite numbers"}
     words["not_converged"] = "did not converge and count as unmeasured"
@@ -232,7 +232,7 @@ def unanswered(run: Run) -> Iterator[Finding]:
         )
 
 
-def cost(run: Run) -> Iterator[Finding]:
+def cost(run: Log) -> Iterator[Finding]:
     """What share of the training time the probes took, and what the budget left out."""
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
     left_out, setup = sum(skipped(run).values()), trace(run, "cost/setup")
@@ -257,7 +257,7 @@ def cost(run: Run) -> Iterator[Finding]:
         yield Finding(level="note", text=f"{text} ({took}{once}).", evidence=evidence)
 
 
-def incidents(run: Run) -> Iterator[Finding]:
+def incidents(run: Log) -> Iterator[Finding]:
     """Errors in the event log and lines that a kill tore."""
     errors = [e for e in run.events if e.get("kind") == "error"]
     if errors:

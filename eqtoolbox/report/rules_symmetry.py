@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from eqtoolbox.report.finding import Finding, Level
-from eqtoolbox.report.run import Run
+from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import Trace, judged, trace, traces
 from eqtoolbox.report.words import listing, number, percent, plural, symmetry, words
 
@@ -17,7 +17,7 @@ _BLAME = ("first broken at", "wrong output action", "no single layer", "it holds
 FLAT = 1e-6  # of the sharpness: rounding of a float32 Hessian-vector product
 
 
-def equivariance(run: Run) -> Iterator[Finding]:
+def equivariance(run: Log) -> Iterator[Finding]:
     """One finding a symmetry: does it hold, how did it move, what does its violation cost."""
     for name, error in traces(run, "equivariance/relative_error").items():
         evidence = [error.evidence()]
@@ -52,7 +52,7 @@ def equivariance(run: Run) -> Iterator[Finding]:
             yield Finding(level="note", text=text, evidence=tuple(evidence))
 
 
-def unmeasured(run: Run) -> Iterator[Finding]:
+def unmeasured(run: Log) -> Iterator[Finding]:
     """Claims that somebody handed over and that no step gave a number for."""
     for name, told in traces(run, "equivariance/unmeasured").items():
         if trace(run, f"equivariance/relative_error/{name}") is None:
@@ -98,7 +98,7 @@ def _culprit(error: Trace) -> str:
     return f" {said[0].upper()}{said[1:]}."
 
 
-def found(run: Run) -> Iterator[Finding]:
+def found(run: Log) -> Iterator[Finding]:
     """Parameter symmetries that the monitor verified, and proposals that failed."""
     dimensions: Counter[str] = Counter()
     symmetries = run.info.get("symmetries") or []
@@ -125,7 +125,7 @@ def found(run: Run) -> Iterator[Finding]:
             yield Finding(level="note", text=text)
 
 
-def laws(run: Run) -> Iterator[Finding]:
+def laws(run: Log) -> Iterator[Finding]:
     """Identities of order 0, 1 and 2 of every family; of approximate ones see `rules_epsilon`."""
     found = {
         order: traces(run, f"noether/{order}_order") | traces(run, f"discrete/{order}_order")
@@ -187,7 +187,7 @@ def _now(t: Trace) -> float:
     return t.now
 
 
-def predicted_curvature(run: Run) -> Iterator[Finding]:
+def predicted_curvature(run: Log) -> Iterator[Finding]:
     """Whether the gradient alone predicts the curvature along symmetry directions."""
     sharpness = trace(run, "curvature/sharpness")
     flat = FLAT * abs(sharpness.now) if sharpness else 0.0
@@ -219,7 +219,7 @@ def predicted_curvature(run: Run) -> Iterator[Finding]:
         yield from _right({f: pair for f, pair in right.items() if sources[f] == source}, source)
 
 
-def _source(run: Run, family: str) -> str:
+def _source(run: Log, family: str) -> str:
     """What the prediction of a curvature was made from."""
     if moving(family):
         return "gradient and outputs alone"

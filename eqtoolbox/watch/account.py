@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.budget import Budget
 from eqtoolbox.watch.capture.holders import instead
-from eqtoolbox.watch.capture.waiting import PATIENCE, Waiting, not_finite
+from eqtoolbox.watch.capture.waiting import PATIENCE, Waiting
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.probe import Probe, record
 from eqtoolbox.watch.runner import headline

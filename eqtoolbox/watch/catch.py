@@ -11,7 +11,6 @@ from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.account import Account
 from eqtoolbox.watch.capture.loss_capture import LossCapture
-from eqtoolbox.watch.capture.step import Step
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.faithfulness import Faithfulness
 from eqtoolbox.watch.journal import Journal
@@ -19,6 +18,7 @@ from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.runner import Runner
 from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
+from eqtoolbox.watch.step import Step
 
 
 class Catch:

@@ -20,7 +20,6 @@ from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.watch.account import Account
 from eqtoolbox.watch.budget import LOSS, Budget
 from eqtoolbox.watch.capture.loss_capture import LossCapture
-from eqtoolbox.watch.capture.step import Step, closure_of
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.catch import Catch
 from eqtoolbox.watch.checkpoint import check_state
@@ -30,6 +29,7 @@ from eqtoolbox.watch.interrupts import told as message_of
 from eqtoolbox.watch.journal import Journal, OnError
 from eqtoolbox.watch.probe import Probe, Scheduled
 from eqtoolbox.watch.runner import Runner, synchronize
+from eqtoolbox.watch.step import Step, closure_of
 from eqtoolbox.watch.time_limit import TimeLimit, Timeout
 from eqtoolbox.watch.told import Decorated, Device, Evaluated, Place
 

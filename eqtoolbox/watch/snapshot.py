@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.record.record import Product
 from eqtoolbox.replay.objective import Objective, Parameters
-from eqtoolbox.watch.capture.waiting import not_finite
 from eqtoolbox.watch.shared import Shared
 
 

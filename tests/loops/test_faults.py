@@ -146,7 +146,7 @@ def test_a_probe_that_does_not_fit_on_half_a_batch_is_disabled() -> None:
 def test_no_memory_for_a_copy_of_the_parameters_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from eqtoolbox.watch.capture.step import Step
+    from eqtoolbox.watch.step import Step
 
     def full(step: Step, what: str, live: Any) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")

@@ -1,7 +1,8 @@
 """Exchange: what a replay finds instead of things that it could not put back once they had moved.
 
 A copy where one can be made that goes on by itself; else a stand-in that refuses (see
-`eqtoolbox.replay.reach.standin`). What holds such a thing and cannot be written is made anew around it.
+`eqtoolbox.replay.reach.standin`). What holds such a thing and cannot be written is made anew
+around it.
 """
 
 import copy

@@ -1,9 +1,9 @@
 """Reach: everything mutable that a model and its loss can get hold of, found by walking from them.
 
 Attributes of objects, entries of containers, variables of closures; of the program's own modules
-and classes also what the code names (`eqtoolbox.replay.reach.program`). What is made in C and of no kind
-known here cannot be looked into, so that a replay may not touch it. Not entered: the insides of
-torch, NumPy and the standard library, locks, and the objects of frameworks that run a training.
+and classes also what the code names (`eqtoolbox.replay.reach.program`). What is made in C and of no
+kind known here cannot be looked into, so that a replay may not touch it. Not entered: the insides
+of torch, NumPy and the standard library, locks, and the objects of frameworks that run a training.
 """
 
 import array

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.watch.capture.watched import Watched
 
 PATIENCE = 20  # losses without a step, or skipped steps in a row, after which something is wrong
@@ -116,17 +117,6 @@ class _Look:
                 waiting.look()
             except Exception:  # the user's backward is no place to fail: the cause stays unknown
                 return
-
-
-def not_finite(tensors: "dict[str, Tensor]") -> str:
-    """The name of the first tensor that holds NaN or infinity; empty if there is none."""
-    flags = [
-        (t._values() if t.layout == torch.sparse_coo else t).detach().isfinite().all().reshape(1)
-        for t in tensors.values()
-    ]
-    home = flags[0].device if flags else None
-    finite = torch.cat([flag.to(home) for flag in flags]).tolist() if flags else []
-    return next((n for n, fine in zip(tensors, finite, strict=True) if not fine), "")
 
 
 def _doubled(count: int, first: int) -> bool:

@@ -1,17 +1,13 @@
 """Bias shift: a bias that only linear maps read, moved into the biases after these maps."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.families.maps import Reader
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.weights.search.constants import Reader, Uses, readers
-from eqtoolbox.weights.tracing.trace import Trace
-
-_EQUAL = 1e-6  # relative difference up to which the gradient proposes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,28 +90,3 @@ class BiasShift(ContinuousSymmetry):
 
     def finite_step(self, direction: Parameters) -> Tensor:
         return self.pairing(direction, direction)
-
-
-def propose_bias_shifts(
-    trace: Trace, params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
-) -> Iterator[BiasShift]:
-    """Vectors whose gradient is M^T of the gradient of the biases after them, to rounding."""
-    uses = Uses.of(trace)
-    for name, value in trace.parameters.items():
-        if len(value.shape) != 1 or len(uses.readers.get(value.number, [])) != 1:
-            continue
-        made = uses.readers[value.number][0].outputs[0]
-        if made is None:
-            continue
-        found = tuple(dict.fromkeys(readers(uses, made)))
-        widths = {r.maps[0].width(tuple(params[r.maps[0].name].shape)) for r in found}
-        if len(widths) != 1 or name in {r.bias for r in found}:
-            continue
-        width = widths.pop()
-        pulled = sum(r.pulled(params, gradient[r.bias]) for r in found)
-        for offset in range(0, value.shape[0] - width + 1, width):
-            own = gradient[name][offset : offset + width]
-            if float((own - pulled).norm()) <= _EQUAL * float(own.norm()):
-                yield BiasShift(
-                    name=name, dimension=width, source=name, offset=offset, readers=found
-                )

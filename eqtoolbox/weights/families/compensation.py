@@ -1,6 +1,5 @@
 """Compensation: of two parameters that are only ever added, one raised, the other lowered."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,8 +7,6 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
-
-_EQUAL = 1e-9  # relative difference up to which two gradients are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,37 +86,3 @@ class Compensation(ContinuousSymmetry):
 def column_sums(tensor: Tensor) -> Tensor:
     """Sum over all axes but the last, float64."""
     return tensor.reshape(-1, tensor.shape[-1]).sum(0, dtype=torch.float64)
-
-
-def propose_compensations(
-    sums: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], covered: set[str]
-) -> Iterator[Compensation]:
-    """Pairs whose gradients have the same column sums, entry for entry.
-
-    Args:
-        sums: column sums of each parameter's gradient.
-        shapes: of the parameters.
-        covered: parameters of which a common constant is a translation already.
-    """
-    done: dict[int, list[str]] = {}
-    for name, own in sums.items():
-        if not bool(own.any()) or len(own) < 2:
-            continue
-        for other in done.get(len(own), []):
-            close = (own - sums[other]).abs() <= _EQUAL * own.abs().max()
-            close &= own.abs() > _EQUAL * own.abs().max()
-            entries = close.nonzero().reshape(-1).cpu()
-            # of two matrices only whole rows are taken: single equal sums are accidents
-            if len(entries) < (len(own) if len(shapes[name]) > 1 else 1):
-                continue
-            centred = name in covered and other in covered and len(entries) == len(own)
-            yield Compensation(
-                name=f"{other}-{name}",
-                dimension=len(entries) - centred,
-                first=other,
-                second=name,
-                entries=entries,
-                centred=centred,
-            )
-            break
-        done.setdefault(len(own), []).append(name)

@@ -1,17 +1,12 @@
 """Translation: constants added to a parameter that what reads it ignores."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.families.compensation import column_sums
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
-from eqtoolbox.weights.tracing.trace import Trace, layer_name
-
-_ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,75 +100,3 @@ class Translation(ContinuousSymmetry):
     def finite_step(self, direction: Parameters) -> Tensor:
         some = direction[self.names[0]]
         return torch.zeros(self.dimension, dtype=torch.float64, device=some.device)
-
-
-class TranslationSearch:
-    """Shifts to which the gradient is orthogonal to rounding, while it comes in pieces.
-
-    Tried are: each entry of a vector, all indices of an axis together, and the groups of group
-    normalisations. Whether they are symmetries is for the finite check to say.
-    """
-
-    def __init__(self, trace: Trace) -> None:
-        counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
-        self.counts = sorted(counts, reverse=True)
-        self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
-        self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
-        self._order = list(trace.parameters)
-        self._shifts: dict[str, Shift] = {}
-        self._largest = 0.0
-
-    def add(self, gradient: Mapping[str, Tensor]) -> None:
-        """Take one piece of the gradient into account."""
-        for name, g in gradient.items():
-            if not g.numel():
-                continue
-            low, high = g.aminmax()
-            if g.dim():
-                self.columns[name] = column_sums(g)
-            self._largest = max(self._largest, float(high), -float(low))
-            if g.dim() == 1:
-                self.vectors[name] = g
-            elif g.dim() and (float(high) or float(low)):
-                shift = self._of_groups(name, g, max(float(high), -float(low)))
-                if shift is not None:
-                    self._shifts[name] = shift
-
-    def in_order(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """By parameter, in the model's order and not in that of the backward."""
-        return {name: found[name] for name in self._order if name in found}
-
-    def proposals(self) -> Iterator[Translation]:
-        """One proposal a layer."""
-        layers: dict[str, list[Shift]] = {}
-        for name in self._order:
-            found = self._shifts.get(name)
-            if found is None and name in self.vectors:
-                found = self._of_vector(name, self.vectors[name])
-            if found is not None:
-                layers.setdefault(layer_name(name), []).append(found)
-        for layer, shifts in layers.items():
-            dimension = sum(s.count * s.width for s in shifts)
-            yield Translation(name=layer, dimension=dimension, shifts=tuple(shifts))
-
-    def _of_vector(self, name: str, g: Tensor) -> Shift | None:
-        if not bool(g.any()):
-            return None
-        zero = g.abs() <= _ZERO * self._largest
-        if bool(zero.any()) and g.numel() > 1:
-            groups = torch.where(zero, zero.long().cumsum(0) - 1, -1)
-            return Shift(name, 0, groups.cpu(), int(zero.sum()), 1)
-        return self._of_groups(name, g, float(g.abs().max()))
-
-    def _of_groups(self, name: str, g: Tensor, largest: float) -> Shift | None:
-        for axis in range(min(g.dim(), 3)):
-            rows = g.movedim(axis, 0).reshape(g.shape[axis], -1)
-            for count in self.counts:
-                if len(rows) == count or len(rows) % count:
-                    continue
-                blocks = rows.reshape(count, -1, rows.shape[1])
-                sums = blocks.sum(1, dtype=torch.float64).abs().max()
-                if float(sums) <= _ZERO * largest:
-                    groups = torch.arange(count).repeat_interleave(len(rows) // count)
-                    return Shift(name, axis, groups, count, rows.shape[1])
-        return None

@@ -5,16 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.families.discrete import (
-    propose_heads,
-    propose_permutations,
-    propose_sign_flips,
-)
-from eqtoolbox.weights.families.experts import propose_experts
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
+from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.search.problem import Problem
+from eqtoolbox.weights.search.units import propose_heads, propose_permutations, propose_sign_flips
 from eqtoolbox.weights.search.verification import Covariance, Move, gradients, judged, move
 
 

@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.families.head import propose_head
-from eqtoolbox.weights.families.input_rotation import propose_input_rotation
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.explanation import Trial, explained
+from eqtoolbox.weights.search.first_layers import propose_input_rotation
+from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
 from eqtoolbox.weights.search.problem import MovedInputs, Problem
 from eqtoolbox.weights.search.verification import (

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.replay.widened import Widened
-from eqtoolbox.weights.families.bias_shift import propose_bias_shifts
-from eqtoolbox.weights.families.compensation import propose_compensations
-from eqtoolbox.weights.families.translation import TranslationSearch
 from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
 )
+from eqtoolbox.weights.search.bias_shifts import propose_bias_shifts
+from eqtoolbox.weights.search.compensations import propose_compensations
 from eqtoolbox.weights.search.discrete import Discrete
 from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
 from eqtoolbox.weights.search.explanation import Trial, explained
@@ -23,6 +22,7 @@ from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.search.modules import propose_from_modules
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
+from eqtoolbox.weights.search.translations import TranslationSearch
 from eqtoolbox.weights.search.verification import (
     Covariance,
     Loss,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.replay.objective import Parameters
-from eqtoolbox.watch.capture.gradient_scale import gradient_scale, scale_inside
 from eqtoolbox.watch.capture.watched import Watched
+from eqtoolbox.watch.gradient_scale import gradient_scale, scale_inside
 from eqtoolbox.watch.snapshot import gradients
 
 

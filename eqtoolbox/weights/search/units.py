@@ -1,0 +1,91 @@
+"""Units and heads that may change places or signs, proposed from continuous symmetries."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from eqtoolbox.weights.families.general_linear import MatrixLeg, MatrixSymmetry
+
+if TYPE_CHECKING:  # brings scipy
+    from eqtoolbox.weights.search.member import Member
+from eqtoolbox.weights.families.discrete import Permutation, SignFlip, Slots, slots
+
+
+def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
+    """Neighbours exchanged, for members whose units are alike.
+
+    Members that share an axis (a depthwise convolution between two) move together.
+    """
+    joined: list[tuple[str, dict[tuple[str, int], Slots]]] = []
+    for member in members:
+        owned = {(slot.name, slot.axis): slot for slot in slots(member)}
+        if not owned or member.units < 2:
+            continue
+        units = len(next(iter(owned.values())).positions)
+        for k, (name, other) in enumerate(joined):
+            same = len(next(iter(other.values())).positions) == units
+            if same and other.keys() & owned.keys():
+                joined[k] = (f"{name.split('-')[0]}-{member.name.split('-')[-1]}", other | owned)
+                break
+        else:
+            joined.append((member.name, owned))
+    for name, owned in joined:
+        units = len(next(iter(owned.values())).positions)
+        yield Permutation(name=name, dimension=units - 1, slots=tuple(owned.values()))
+
+
+def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
+    """Heads exchanged: all that a head owns in query, key, value and output at once.
+
+    A query-key and a value-output group belong together when they follow each other and have as
+    many heads; rotary groups own a pair of features a frequency.
+    """
+    for first, second in pairwise(m for m in found if m.blocks > 1):
+        heads = second.blocks
+        if first.blocks % heads or _parent(first.names[0]) != _parent(second.names[0]):
+            continue
+        owned = []
+        for leg in (*first.legs, *second.legs):
+            owned.append(Slots(leg.name, leg.axis, leg.positions.reshape(heads, -1)))
+        name = f"{first.name.split('-')[0]}-{second.name.split('-')[-1]}"
+        yield Permutation(
+            name=f"{name} heads", dimension=heads - 1, slots=tuple(owned), whole_heads=True
+        )
+        yield from _grouped_queries(name, heads, (*first.legs, *second.legs))
+
+
+def _parent(parameter: str) -> str:
+    """`layers.0.attention` for `layers.0.attention.query.weight`."""
+    return re.sub(r"[./]?[^./]*[./][^./]*$", "", parameter)
+
+
+def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iterator[Permutation]:
+    """Query heads that share a key and value: all that they own in query and output."""
+    copies = {leg.positions.shape[1] for leg in legs} - {1}
+    if len(copies) != 1:
+        return
+    queries = copies.pop()
+    wide = [leg for leg in legs if leg.positions.shape[1] == queries]
+    split = [leg.positions.reshape(heads, -1, *leg.positions.shape[1:]) for leg in wide]
+    for head in range(heads):
+        owned = tuple(
+            Slots(leg.name, leg.axis, of[head].transpose(0, 1).reshape(queries, -1))
+            for leg, of in zip(wide, split, strict=True)
+        )
+        yield Permutation(
+            name=f"{name} queries of head {head}",
+            dimension=queries - 1,
+            slots=owned,
+            whole_heads=True,
+        )
+
+
+def propose_sign_flips(members: "list[Member]") -> Iterator[SignFlip]:
+    """Units that an odd number of exponents flips."""
+    for member in members:
+        odd = tuple(e for e in member.entries if e.rates[0] % 2 == 1)
+        owned = slots(replace(member, entries=odd))
+        if owned:
+            yield SignFlip(name=member.name, dimension=member.units, slots=owned)
