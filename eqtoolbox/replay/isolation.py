@@ -19,7 +19,7 @@ from eqtoolbox.replay.streams import RandomState, alone, cuda_started, random_st
 from eqtoolbox.replay.thread.flags import shown
 from eqtoolbox.replay.thread.listening import seeds_announced
 from eqtoolbox.replay.thread.quiet import quiet
-from eqtoolbox.replay.thread.scope import current, inside
+from eqtoolbox.replay.thread.scope import current, inside, unobserved
 from eqtoolbox.replay.thread.threads import followed
 
 __all__ = ["RandomState", "evaluation", "flagged", "isolated", "random_streams"]
@@ -53,7 +53,8 @@ def isolated(
         replay.widen((*modules, *expected))
         yield
         return
-    replay = Replay(modules, expected, draws)
+    with unobserved():
+        replay = Replay(modules, expected, draws)
     with ExitStack() as scope:
         scope.callback(replay.end)
         scope.enter_context(inside(replay))

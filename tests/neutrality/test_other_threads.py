@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.replay.isolation import evaluation, isolated
+from eqtoolbox.replay.reach.neighbours import reached_by_others
+from eqtoolbox.replay.reach.reach import Reach
 from eqtoolbox.replay.thread.tables import Exchanged, Table
 from eqtoolbox.symmetry.audit import audit
 from tests.neutrality.belongings import Batch, cross_entropy
@@ -235,3 +237,30 @@ def test_nothing_of_a_replay_is_left_beside_a_living_thread() -> None:
         alive, refs = watched_steps(150, Gradient())
     assert not [r for r in refs if r() is not None]
     assert alive[0] == alive[-1]
+
+
+class Told(Tensor):
+    """A tensor that tells when somebody looks into it."""
+
+    looks: list[str] = []
+    grad = property(lambda self: Told.looks.append("grad"))  # type: ignore[assignment]
+    grad_fn = property(lambda self: Told.looks.append("graph"))  # type: ignore[assignment]
+    _version = property(lambda self: Told.looks.append("version"))  # type: ignore[assignment]
+
+    def detach(self) -> Tensor:
+        Told.looks.append("entries")
+        return super().detach()
+
+
+def test_tensors_of_another_thread_are_known_without_looking_into_them() -> None:
+    """It may be in a backward, in C++ and without Python's lock: a look would be a race."""
+    held = [torch.ones(3).as_subclass(Told)]
+    with beside(lambda: held[0].shape) as seen:
+        while not seen:
+            time.sleep(0.001)
+        Told.looks.clear()
+        marks = set().union(*reached_by_others().values())
+        assert {id(held), id(held[0])} <= marks
+        assert Told.looks == []
+    assert {id(held), id(held[0])} <= {m for slot in Reach([held]).slots for m in slot.marks()}
+    assert Told.looks, "an own walk does look"
