@@ -1,5 +1,5 @@
 """Attach: where a loop, a configuration and all that it names meet."""
 
-from eqtoolbox.moved import names
+from eqtoolbox.attach.attach import attach
 
-__getattr__ = names(__name__, {"attach": "eqtoolbox.attach.attach"})
+__all__ = ["attach"]

@@ -1,5 +1,5 @@
 """A record: one row of a run, when it is due, and where it goes."""
 
-from eqtoolbox.moved import names
+from eqtoolbox.record.record import Record
 
-__getattr__ = names(__name__, {"Record": "eqtoolbox.record.record"})
+__all__ = ["Record"]

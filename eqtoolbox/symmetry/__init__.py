@@ -52,37 +52,17 @@ __all__ = [
 ]
 
 _MOVED = {
-    "eqtoolbox.symmetry.actions.alike": (
-        "Alike",
-        "Kept",
-    ),
-    "eqtoolbox.symmetry.algebra": ("Discovery",),
-    "eqtoolbox.symmetry.asymmetry": ("DataAsymmetry",),
-    "eqtoolbox.symmetry.culprit": ("Culprit",),
-    "eqtoolbox.symmetry.each": (
-        "batch_of_one",
-        "factor",
-        "one_sample",
-    ),
-    "eqtoolbox.symmetry.groups.finite": (
-        "Octahedral",
-        "Product",
-        "Semidirect",
-    ),
-    "eqtoolbox.symmetry.groups.irregular": ("Strengths",),
-    "eqtoolbox.symmetry.groups.matrices": (
-        "Euclidean",
-        "Lorentz",
-        "O2",
-        "Orthogonal",
-    ),
-    "eqtoolbox.symmetry.groups.unbounded": ("Scalings",),
-    "eqtoolbox.symmetry.layerwise": ("LayerShare",),
-    "eqtoolbox.weights.discovery": ("discover",),
-    "eqtoolbox.weights.parameter": (
-        "ContinuousSymmetry",
-        "DiscreteSymmetry",
-        "ParameterSymmetry",
-    ),
+    "actions.alike": "Alike Kept",
+    "algebra": "Discovery",
+    "asymmetry": "DataAsymmetry",
+    "culprit": "Culprit",
+    "each": "batch_of_one factor one_sample",
+    "groups": "Euclidean Lorentz O2 Octahedral Orthogonal Product Scalings Semidirect Strengths",
+    "layerwise": "LayerShare",
 }
-__getattr__ = names(__name__, {name: place for place, moved in _MOVED.items() for name in moved})
+_WEIGHTS = "ContinuousSymmetry DiscreteSymmetry ParameterSymmetry discover"
+__getattr__ = names(
+    __name__,
+    {name: f"{__name__}.{place}" for place, moved in _MOVED.items() for name in moved.split()}
+    | dict.fromkeys(_WEIGHTS.split(), "eqtoolbox.weights"),
+)

@@ -40,7 +40,7 @@ from eqtoolbox.symmetry.actions.resampling import FourierShift, Shift, Turn, Zoo
 from eqtoolbox.symmetry.actions.scaling import Degree, Parity
 from eqtoolbox.symmetry.actions.tangent import NoTangent, tangent_of
 from eqtoolbox.symmetry.each import Chain, Each, batch_of_one, factor
-from eqtoolbox.symmetry.groups.finite import Octahedral, Product, Semidirect, Sign, Symmetric
+from eqtoolbox.symmetry.groups.finite import Octahedral, Sign, Symmetric
 from eqtoolbox.symmetry.groups.group import Cyclic, Dihedral, Flip, Group
 from eqtoolbox.symmetry.groups.matrices import (
     E3,
@@ -53,6 +53,7 @@ from eqtoolbox.symmetry.groups.matrices import (
     Orthogonal,
     matrix,
 )
+from eqtoolbox.symmetry.groups.products import Product, Semidirect
 from eqtoolbox.symmetry.groups.unbounded import Scalings, Translations
 from eqtoolbox.symmetry.lie import lie_derivative
 

@@ -13,9 +13,10 @@ from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.actions.scaling import Degree
 from eqtoolbox.symmetry.actions.tangent import tangent_of
 from eqtoolbox.symmetry.each import Chain, factor
-from eqtoolbox.symmetry.groups.finite import Octahedral, Product, Semidirect, Sign, Symmetric
+from eqtoolbox.symmetry.groups.finite import Octahedral, Sign, Symmetric
 from eqtoolbox.symmetry.groups.group import Cyclic, Group
 from eqtoolbox.symmetry.groups.matrices import E3, SE3, SO2, SO3, Lorentz, Orthogonal, matrix
+from eqtoolbox.symmetry.groups.products import Product, Semidirect
 from eqtoolbox.symmetry.groups.unbounded import Scalings, Translations
 from eqtoolbox.symmetry.lie import lie_derivative
 from tests.symmetry.test_group import chi_square_z

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.symmetry.actions.linear import _apply
+from eqtoolbox.symmetry.actions.linear import applied
 from eqtoolbox.symmetry.groups.matrices import Rows, matrix
 
 
@@ -44,7 +44,7 @@ class FromIrreps:
             )
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
-        return _apply(_represented(self, g), x)
+        return applied(_represented(self, g), x)
 
     def tangent(self, generator: Tensor, x: Tensor) -> Tensor:
         """d rho(A) x, from the logarithm of a turn by a sixteenth; degrees up to 8."""
@@ -54,7 +54,7 @@ class FromIrreps:
         for k in range(1, 41):
             power = power @ (d - one)
             change = change - (-1) ** k * power / k
-        return _apply(16 * change, x)
+        return applied(16 * change, x)
 
     def wigner(self, m: Tensor) -> Tensor:
         """Their matrix of a turn or mirror, (d, d) in float64."""

@@ -41,14 +41,14 @@ class Linear:
     size: Count | None = None
 
     def __call__(self, g: Rows, x: Tensor) -> Tensor:
-        return _apply(self.rho(self._part(matrix(g), x)), x)
+        return applied(self.rho(self._part(matrix(g), x)), x)
 
     def tangent(self, generator: Tensor, x: Tensor) -> Tensor:
         """d rho(A) x, exact."""
         part = self._part(generator, x)
         at = torch.eye(len(part), dtype=torch.float64)
         change: Tensor = jvp(self.rho, (at,), (part.to(torch.float64),))[1]
-        return _apply(change, x)
+        return applied(change, x)
 
     def _part(self, m: Tensor, x: Tensor) -> Tensor:
         size = (x.shape[-1] if x.dim() else 1) if self.size is None else self.size
@@ -62,7 +62,7 @@ class Linear:
         return m
 
 
-def _apply(m: Tensor, x: Tensor) -> Tensor:
+def applied(m: Tensor, x: Tensor) -> Tensor:
     if x.shape[-1] != len(m):
         raise ValueError(f"expected a last dimension of {len(m)}, got shape {tuple(x.shape)}")
     return x @ m.to(x).mT
@@ -295,4 +295,4 @@ class Powers:
         return 0
 
     def __call__(self, g: int, x: Tensor) -> Tensor:
-        return _apply(torch.linalg.matrix_power(self.matrix, g % self.order), x)
+        return applied(torch.linalg.matrix_power(self.matrix, g % self.order), x)
