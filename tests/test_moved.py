@@ -38,7 +38,8 @@ def test_names_that_left_the_symmetries_of_data_are_still_found_there(name: str)
 
 def test_modules_that_became_rooms_still_have_their_names() -> None:
     code = (
-        "import eqtoolbox; from eqtoolbox.attach import attach; from eqtoolbox.record import Record;"
+        "import eqtoolbox;"
+        "from eqtoolbox.attach import attach; from eqtoolbox.record import Record;"
         "assert attach is eqtoolbox.attach and Record is eqtoolbox.Record"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
