@@ -84,7 +84,7 @@ def measure(name: str) -> dict[str, Any]:
     model, batch = MODELS[name]()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     start, used = time.perf_counter(), time.process_time()
-    found = eq.symmetry.discover(model, batch)
+    found = eq.weights.discover(model, batch)
     seconds, processor = time.perf_counter() - start, time.process_time() - used
     dimensions: Counter[str] = Counter()
     for symmetry in found:

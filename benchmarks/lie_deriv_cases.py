@@ -13,7 +13,6 @@ from eqtoolbox.symmetry import (
     SO2,
     SO3,
     Equivariance,
-    Scalings,
     Translations,
     check_action,
     equivariance_error,
@@ -22,6 +21,7 @@ from eqtoolbox.symmetry import (
 from eqtoolbox.symmetry.actions.action import trivial
 from eqtoolbox.symmetry.actions.linear import vectors
 from eqtoolbox.symmetry.actions.resampling import FourierShift, Turn, band_limited
+from eqtoolbox.symmetry.groups import Scalings
 
 REPEATS = 15
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ import gc
 _collecting = gc.isenabled()
 gc.disable()  # a full collection amid these imports walks through all of torch, as long again
 try:
-    from eqtoolbox import linalg, symmetry
+    from eqtoolbox import linalg, symmetry, weights
     from eqtoolbox.attach.attach import attach
     from eqtoolbox.record.record import Record
     from eqtoolbox.record.schedule import at, every, log_spaced
@@ -36,4 +36,5 @@ __all__ = [
     "linalg",
     "log_spaced",
     "symmetry",
+    "weights",
 ]

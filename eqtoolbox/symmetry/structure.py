@@ -53,7 +53,7 @@ def batch_size(tree: Tree) -> int:
             f"all tensors of a batch must start with its size, got shapes {shapes}; "
             'for nodes and edges of graphs give the claim rows="parts" or the name of the leaf '
             "that numbers their samples; for one graph or one set, use "
-            "eqtoolbox.symmetry.one_sample"
+            "eqtoolbox.symmetry.each.one_sample"
         )
     return lengths.pop() if lengths else 0
 

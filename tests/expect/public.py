@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox import linalg, symmetry
+from eqtoolbox import linalg, symmetry, weights
 from eqtoolbox.attach.config import PROBES
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.sinks.memory import MemorySink
@@ -149,25 +149,25 @@ CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     "Dihedral": (symmetry.Dihedral, {"n": 4}),
     "CyclicTranslation": (symmetry.CyclicTranslation, {"size": 4}),
     "Symmetric": (symmetry.Symmetric, {"n": 3}),
-    "Octahedral": (symmetry.Octahedral, {"spacing": (1.0, 1.0, 1.0), "proper": True}),
+    "Octahedral": (symmetry.groups.Octahedral, {"spacing": (1.0, 1.0, 1.0), "proper": True}),
     "Semidirect": (
-        symmetry.Semidirect,
+        symmetry.groups.Semidirect,
         {"normal": symmetry.Cyclic(4), "acting": symmetry.Sign(), "moved": lambda h, n: n},
     ),
-    "Orthogonal": (symmetry.Orthogonal, {"n": 3, "proper": True}),
-    "Euclidean": (symmetry.Euclidean, {"n": 3, "proper": True, "spread": 1.0}),
-    "Lorentz": (symmetry.Lorentz, {"rapidity": 1.0, "space": 3}),
+    "Orthogonal": (symmetry.groups.Orthogonal, {"n": 3, "proper": True}),
+    "Euclidean": (symmetry.groups.Euclidean, {"n": 3, "proper": True, "spread": 1.0}),
+    "Lorentz": (symmetry.groups.Lorentz, {"rapidity": 1.0, "space": 3}),
     "SE3": (symmetry.SE3, {"spread": 1.0}),
     "E3": (symmetry.E3, {"spread": 1.0}),
     "Translations": (symmetry.Translations, {"reach": (2,), "whole": True}),
-    "Scalings": (symmetry.Scalings, {"octaves": 3, "whole": True}),
-    "Strengths": (symmetry.Strengths, {"n": 1}),
-    "Alike": (symmetry.Alike, {"labels": (1, 1)}),
-    "Kept": (symmetry.Kept, {"action": actions.trivial}),
+    "Scalings": (symmetry.groups.Scalings, {"octaves": 3, "whole": True}),
+    "Strengths": (symmetry.groups.Strengths, {"n": 1}),
+    "Alike": (symmetry.actions.alike.Alike, {"labels": (1, 1)}),
+    "Kept": (symmetry.actions.alike.Kept, {"action": actions.trivial}),
     "Each": (symmetry.Each, {"parts": {"a": actions.trivial}}),
     "Rebuilt": (symmetry.Rebuilt, {"action": actions.trivial, "build": dict}),
-    "factor": (symmetry.factor, {"index": 0, "action": actions.flip}),
-    "one_sample": (symmetry.one_sample, {"function": LINE}),
+    "factor": (symmetry.each.factor, {"index": 0, "action": actions.flip}),
+    "one_sample": (symmetry.each.one_sample, {"function": LINE}),
     "Equivariance": (
         symmetry.Equivariance,
         {
@@ -202,7 +202,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     "data_asymmetry": (
         symmetry.data_asymmetry, {**CLAIM, "targets": None, "generator": rng()},
     ),
-    "discover": (symmetry.discover, {"model": LINE, "batch": ROWS, "loss_fn": loss_fn}),
+    "discover": (weights.discover, {"model": LINE, "batch": ROWS, "loss_fn": loss_fn}),
     "discover_data": (
         symmetry.discover_data,
         {"function": LINE, "inputs": ROWS, "equivariant": False, "generator": rng()},

@@ -290,7 +290,7 @@ def test_a_keras_model_has_the_symmetries_of_its_torch_twin() -> None:
     )
     x, y = torch.randn(16, 6), torch.arange(16) % 3
     dimensions: Counter[str] = Counter()
-    for symmetry in eq.symmetry.discover(KerasModel(net), (x, y)):
+    for symmetry in eq.weights.discover(KerasModel(net), (x, y)):
         assert symmetry.status == "verified"
         dimensions[symmetry.family] += symmetry.dimension
     assert dimensions["rescale"] == 8
@@ -298,7 +298,7 @@ def test_a_keras_model_has_the_symmetries_of_its_torch_twin() -> None:
     assert dimensions["translation"] == 6
     assert dimensions["bias_shift"] == 5
     with pytest.raises(ValueError, match="KerasModel"):
-        eq.symmetry.discover(net, (x, y))
+        eq.weights.discover(net, (x, y))
 
 
 def normalised(epsilon: float) -> KerasModel:
@@ -311,7 +311,7 @@ def normalised(epsilon: float) -> KerasModel:
 def test_a_larger_epsilon_of_keras_leaves_the_scales_that_the_default_leaves() -> None:
     data = torch.randn(16, 6), torch.arange(16) % 3
     for epsilon in (1e-3, 1.1e-3):
-        found = eq.symmetry.discover(normalised(epsilon), data)
+        found = eq.weights.discover(normalised(epsilon), data)
         left = {s.family: s for s in found if s.status == "approximate"}
         assert left.keys() == {"scale", "homogeneity"} and left["scale"].dimension == 5
         assert all(s.epsilon == pytest.approx(s.residual, rel=1e-6) for s in left.values())
@@ -320,7 +320,7 @@ def test_a_larger_epsilon_of_keras_leaves_the_scales_that_the_default_leaves() -
 def test_a_batch_of_one_that_a_normalisation_blanks_out_is_named() -> None:
     one, many = (torch.randn(1, 6), torch.arange(1)), (torch.randn(16, 6), torch.arange(16) % 3)
     noted = lambda model, batch: (
-        "variance of zero" in " ".join(eq.symmetry.discover(model, batch).notes)
+        "variance of zero" in " ".join(eq.weights.discover(model, batch).notes)
     )
     assert noted(normalised(1e-3), one)
     assert not noted(normalised(1e-3), many)

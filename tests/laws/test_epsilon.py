@@ -178,7 +178,7 @@ def data() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("norm", ["layer", "by hand", "deviation"])
 def test_discovery_says_what_epsilon_predicts(norm: str) -> None:
     torch.manual_seed(0)
-    found = eq.symmetry.discover(Small(norm), data())
+    found = eq.weights.discover(Small(norm), data())
     scale = next(s for s in found if s.family == "scale")
     assert scale.status == "approximate"
     assert scale.epsilon == pytest.approx(scale.residual, rel=1e-5)
@@ -191,11 +191,11 @@ def test_an_approximate_symmetry_that_epsilon_does_not_explain_is_broken() -> No
     torch.manual_seed(0)
     model = Small("layer").double()
     x, y = data()
-    scale = next(s for s in eq.symmetry.discover(model, (x, y)) if s.family == "scale")
+    scale = next(s for s in eq.weights.discover(model, (x, y)) if s.family == "scale")
     params = Point(dict(model.named_parameters()), torch.float64)
     twin = copy.deepcopy(model)
 
-    def judge(penalty: float) -> eq.symmetry.ParameterSymmetry:
+    def judge(penalty: float) -> eq.weights.ParameterSymmetry:
         def loss(p: Params) -> Tensor:
             fit = F.cross_entropy(functional_call(twin, p, (x.double(),)), y)
             return fit + penalty * p["a.weight"].square().sum()
@@ -220,7 +220,7 @@ def test_epsilon_explains_why_a_normalised_network_is_only_nearly_homogeneous() 
         nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8, eps=EPS), nn.ReLU(),
         nn.Linear(8, 3, bias=False),
     )  # fmt: skip
-    whole = next(s for s in eq.symmetry.discover(model, data()) if s.family == "homogeneity")
+    whole = next(s for s in eq.weights.discover(model, data()) if s.family == "homogeneity")
     assert whole.status == "approximate"
     assert whole.epsilon == pytest.approx(whole.residual, rel=1e-5)
 
@@ -238,7 +238,7 @@ def test_checkpointed_normalisations_are_seen(reentrant: bool) -> None:
             return self.head(torch.tanh(checkpoint(self.body, x, use_reentrant=reentrant)))
 
     torch.manual_seed(0)
-    scale = next(s for s in eq.symmetry.discover(Checkpointed(), data()) if s.family == "scale")
+    scale = next(s for s in eq.weights.discover(Checkpointed(), data()) if s.family == "scale")
     assert scale.epsilon == pytest.approx(scale.residual, rel=1e-5)
 
 

@@ -20,7 +20,7 @@ Y = torch.arange(16) % 3
 
 
 def found_in(model: nn.Module, x: Tensor = X) -> list[ParameterSymmetry]:
-    return eq.symmetry.discover(model, (x, Y[: len(x)]))
+    return eq.weights.discover(model, (x, Y[: len(x)]))
 
 
 def only(kind: type, found: list[ParameterSymmetry]) -> ParameterSymmetry:

@@ -360,7 +360,7 @@ def made(row: Row, which: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 @functools.cache
 def found(name: str, which: str) -> tuple[ParameterSymmetry, ...]:
     model, batch = made(ROWS[name], which)
-    return tuple(eq.symmetry.discover(model, batch))
+    return tuple(eq.weights.discover(model, batch))
 
 
 def claims(name: str, which: str) -> list[ParameterSymmetry]:

@@ -107,7 +107,7 @@ def test_no_probe_evaluates_a_loss_without_gradients() -> None:
     every = [kind() for kind in KINDS if kind not in CLAIMING]
     records = trained((model, demanding, batch), every, steps=2)
     assert not [r for r in records if r.status == "failed"]
-    eq.symmetry.discover(model, batch, demanding)
+    eq.weights.discover(model, batch, demanding)
 
 
 @pytest.mark.parametrize("precision", ["full", "as_trained"])
@@ -149,7 +149,7 @@ def test_a_penalty_on_weights_beside_it_breaks_them() -> None:
     def loss(model: Any, batch: Any) -> Tensor:
         return penalised(model, batch) + 1e-2 * model[0].weight.square().sum()
 
-    found = eq.symmetry.discover(critic, batch, loss)
+    found = eq.weights.discover(critic, batch, loss)
     assert not [
         s for s in found if s.family == "rescale" and s.status != "broken" and "0-2" in s.name
     ]

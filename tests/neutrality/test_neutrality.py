@@ -20,9 +20,10 @@ from eqtoolbox.attach.config import resolve
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.probes.learned import LearnedAlgebra
-from eqtoolbox.symmetry import Equivariance, Scalings
+from eqtoolbox.symmetry import Equivariance
 from eqtoolbox.symmetry.actions.action import trivial
 from eqtoolbox.symmetry.actions.scaling import Degree
+from eqtoolbox.symmetry.groups import Scalings
 from eqtoolbox.watch.probe import Measurement, Probe
 
 STEPS = 8

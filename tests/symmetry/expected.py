@@ -41,7 +41,7 @@ def found_in(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[Para
     with torch.no_grad():
         y = model(x)
     generator = torch.Generator().manual_seed(2)
-    return eq.symmetry.discover(
+    return eq.weights.discover(
         model, (x, torch.randint(0, y.shape[-1], y.shape[:-1], generator=generator))
     )
 

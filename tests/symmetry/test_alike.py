@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.probes.equivariance import EquivarianceError
-from eqtoolbox.symmetry import Alike, Each, Equivariance, Kept, equivariance_error
+from eqtoolbox.symmetry import Each, Equivariance, equivariance_error
 from eqtoolbox.symmetry.actions.action import trivial
+from eqtoolbox.symmetry.actions.alike import Alike, Kept
 from eqtoolbox.symmetry.actions.permuting import Permute
 from tests.probes.test_equivariance_probe import measured
 from tests.symmetry.test_group import broken_law

@@ -43,7 +43,7 @@ def image() -> Tensor:
 
 def scales(model: nn.Module, loss: Any, x: Any) -> list[Any]:
     torch.manual_seed(7)
-    return [s for s in eq.symmetry.discover(model, x, loss) if s.family == "scale"]
+    return [s for s in eq.weights.discover(model, x, loss) if s.family == "scale"]
 
 
 def order_1(model: nn.Module) -> float:
@@ -168,7 +168,7 @@ WEIGHTS = torch.tensor([0.2, 0.3, 0.5])
 def test_wherever_a_narrow_tensor_comes_from_exact_laws_are_verified(loss: Any) -> None:
     torch.manual_seed(0)
     model, batch = mlp(4, 6, 3), (torch.randn(9, 4), torch.arange(9) % 3)
-    found = eq.symmetry.discover(model, batch, loss)
+    found = eq.weights.discover(model, batch, loss)
     rescale = [s for s in found if s.family == "rescale"]
     assert [(s.dimension, s.status) for s in rescale] == [(6, "verified")]
     assert all(s.residual < 1e-12 for s in rescale)

@@ -81,7 +81,7 @@ def test_discovery_leaves_the_model_and_the_random_stream_alone() -> None:
     model = S(conv(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), L(144, 3))
     before = {n: t.clone() for n, t in model.state_dict().items()}
     state = torch.get_rng_state()
-    eq.symmetry.discover(model, (inputs(IMAGES), torch.arange(6) % 3))
+    eq.weights.discover(model, (inputs(IMAGES), torch.arange(6) % 3))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -89,6 +89,6 @@ def test_discovery_leaves_the_model_and_the_random_stream_alone() -> None:
 
 def test_lazy_or_no_parameters_are_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match="run the model once"):
-        eq.symmetry.discover(nn.LazyLinear(3), (torch.ones(2, 4), torch.tensor([0, 1])))
+        eq.weights.discover(nn.LazyLinear(3), (torch.ones(2, 4), torch.tensor([0, 1])))
     with pytest.raises(ValueError, match="no trainable parameters"):
-        eq.symmetry.discover(nn.ReLU(), (torch.ones(1, 4), torch.tensor([0])))
+        eq.weights.discover(nn.ReLU(), (torch.ones(1, 4), torch.tensor([0])))

@@ -48,7 +48,7 @@ NORMS: dict[str, Map] = {
 
 @pytest.mark.parametrize("kind", NORMS)
 def test_larger_epsilons_leave_approximate_scales_that_they_explain(kind: str) -> None:
-    found = eq.symmetry.discover(net(Apply(NORMS[kind])), (X, Y))
+    found = eq.weights.discover(net(Apply(NORMS[kind])), (X, Y))
     (scale,) = (s for s in found if s.family == "scale")
     assert scale.status == "approximate" and scale.residual > 1e-4
     assert scale.epsilon == pytest.approx(scale.residual, rel=1e-9)
@@ -79,7 +79,7 @@ REAL: dict[str, Map] = {
 @pytest.mark.parametrize("kind", REAL)
 def test_constants_that_are_no_epsilon_leave_no_scale(kind: str) -> None:
     for rest in ((), (nn.Linear(5, 5, bias=False),)):
-        found = eq.symmetry.discover(net(Apply(REAL[kind]), *rest), (X, Y))
+        found = eq.weights.discover(net(Apply(REAL[kind]), *rest), (X, Y))
         assert not {"scale", "rescale"} & {s.family for s in found if s.status != "broken"}
     assert ("0.2 added before a root" in " ".join(found.notes)) == (kind == "too large")
 
@@ -90,6 +90,6 @@ def test_an_epsilon_that_leaves_too_much_is_named_and_costs_no_exact_symmetry(bi
     between = (nn.ReLU(), nn.Linear(5, 5, bias=False), norm)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5, bias=bias), *between, nn.Tanh(), nn.Linear(5, 3))
-    found = eq.symmetry.discover(model, (X, Y))
+    found = eq.weights.discover(model, (X, Y))
     assert counts(found)["rescale"] == 5 and "scale" not in counts(found)
     assert "0.09 added before a root" in found.notes[-1]

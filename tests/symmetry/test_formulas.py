@@ -51,7 +51,7 @@ class ChannelsLast(nn.Module):
 
 
 def found_in(model: nn.Module, shape: tuple[int, ...]) -> list:
-    return eq.symmetry.discover(model, (inputs(shape), torch.arange(shape[0]) % 3))
+    return eq.weights.discover(model, (inputs(shape), torch.arange(shape[0]) % 3))
 
 
 def test_kernels_that_multiply_from_the_right_have_the_group_of_linear_layers() -> None:

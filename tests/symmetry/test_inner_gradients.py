@@ -29,7 +29,7 @@ def dimensions(model: nn.Module, batch: Any, loss: Any) -> dict[str, int]:
     """Verified dimensions by family, of the hidden units."""
     torch.manual_seed(3)
     sums: dict[str, int] = {}
-    for s in eq.symmetry.discover(model, batch, loss):
+    for s in eq.weights.discover(model, batch, loss):
         if s.status == "verified" and any(n.startswith(("0.", "net.0.")) for n in s.names):
             sums[s.family] = sums.get(s.family, 0) + s.dimension
     return sums

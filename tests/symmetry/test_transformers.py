@@ -33,7 +33,7 @@ def gpt2(tied: bool) -> torch.nn.Module:
 
 def found_in(model: torch.nn.Module) -> list:
     tokens = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
-    return eq.symmetry.discover(model.eval(), {"input_ids": tokens, "labels": tokens})
+    return eq.weights.discover(model.eval(), {"input_ids": tokens, "labels": tokens})
 
 
 @pytest.mark.parametrize("tied", [False, True])
