@@ -14,7 +14,7 @@ from eqtoolbox.attach.config import PROBES
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import actions, audit, testing
-from eqtoolbox.symmetry.actions import linear, resampling
+from eqtoolbox.symmetry.actions import alike, linear, resampling
 
 Good = dict[str, Any]
 
@@ -162,8 +162,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     "Translations": (symmetry.Translations, {"reach": (2,), "whole": True}),
     "Scalings": (symmetry.groups.Scalings, {"octaves": 3, "whole": True}),
     "Strengths": (symmetry.groups.Strengths, {"n": 1}),
-    "Alike": (symmetry.actions.alike.Alike, {"labels": (1, 1)}),
-    "Kept": (symmetry.actions.alike.Kept, {"action": actions.trivial}),
+    "Alike": (alike.Alike, {"labels": (1, 1)}),
+    "Kept": (alike.Kept, {"action": actions.trivial}),
     "Each": (symmetry.Each, {"parts": {"a": actions.trivial}}),
     "Rebuilt": (symmetry.Rebuilt, {"action": actions.trivial, "build": dict}),
     "factor": (symmetry.each.factor, {"index": 0, "action": actions.flip}),
