@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.expect.deadline import OutOfTime, check, deadline
+from eqtoolbox.linalg.finite_difference import Kinked
 from eqtoolbox.record.record import Record, Status
 from eqtoolbox.replay.isolation import isolated
 from eqtoolbox.replay.thread.scope import LeavesTrace, current
@@ -115,6 +116,9 @@ class Runner:
             self.refused = str(reason)
         except NotApplicable as reason:
             rows.append(headline(probe, "not_applicable", str(reason)))
+        except Kinked as reason:
+            why = f"the loss has no second derivative that differences could stand in for: {reason}"
+            rows.append(headline(probe, "not_applicable", why))
         except FloatingPointError as reason:
             rows.append(headline(probe, "non_finite", str(reason)))
         except OutOfTime:

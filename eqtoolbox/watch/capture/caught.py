@@ -1,5 +1,6 @@
 """Caught: one loss of a step, and which weight its backward gave it."""
 
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import _symbolic_trace as fx
 
 from eqtoolbox.replay.objective import Objective
+from eqtoolbox.watch.capture.backward import Key
 
 
 class Hook:
@@ -64,6 +66,8 @@ class Caught:
         self.weight: Tensor | float | None = weight
         self.started = False  # whether random state and buffers are those of its own forward
         self.handle: Any = None
+        self.node: Key | None = None  # of the tape, whose loss it is
+        self.thread = threading.get_ident()
 
     def release(self) -> None:
         """Take the hook off the loss."""
