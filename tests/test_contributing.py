@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_architecture import FLOORS
+
 HERE = Path(__file__).parents[1]
 TEXT = (HERE / "CONTRIBUTING.md").read_text()
 BLOCK = r":\n\n```(\w+)\n(.*?)```\n"
@@ -80,7 +82,7 @@ def read(section: str) -> Example:
     assert (len(right), len(wrong)) == (1, 1)
     return Example(
         new=tuple((path, text) for path, _, text in new),
-        lines=tuple((path, side, line, text) for path, side, line, _, text in lines),
+        lines=tuple((*where, re.sub(r"(?m)^\+", "", text)) for *where, _, text in lines),
         law=tuple(shlex.split(law)),
         fault=(fault[0], right[0], wrong[0]),
         says=says,
@@ -173,6 +175,14 @@ def test_examples_are_lint_clean_and_keep_the_house_in_order(copy: Path) -> None
     house = ["-m", "pytest", "tests/test_architecture.py", "-k", "circle or run_down"]
     done = subprocess.run([sys.executable, *house], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/house.md"])
+def test_the_house_is_told_as_it_is_measured(page: str) -> None:
+    told = re.findall(r"^\| (\d) \| ([^|]*) \|", (HERE / page).read_text(), re.M)
+    floors = {int(n): set(re.findall(r"`(\w+)`", rooms)) - {"__init__"} for n, rooms in told}
+    measured = [rooms - {"eqtoolbox"} for rooms in FLOORS]
+    assert floors == dict(enumerate(measured[1:-1], 1)), "moved lies below, __main__ above"
 
 
 def test_a_section_that_hides_a_block_is_refused() -> None:
