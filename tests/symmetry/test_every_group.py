@@ -13,21 +13,21 @@ import pytest
 import torch
 
 from eqtoolbox.symmetry import groups
-from eqtoolbox.symmetry.groups import finite, group, irregular, matrices, unbounded
 from eqtoolbox.symmetry.groups.group import Cyclic, Element, Group
+from eqtoolbox.symmetry.groups.matrices import Orthogonal, Rows
 
-GIVEN: dict[type[Group], tuple[Any, ...]] = {  # of those that cannot be made without arguments
-    group.Cyclic: (4,),
-    group.Dihedral: (5,),
-    group.CyclicTranslation: ((2, 5),),
-    finite.Symmetric: (4,),
-    finite.Product: (Cyclic(2), Cyclic(3)),
-    finite.Semidirect: (Cyclic(5), Cyclic(2), lambda h, n: -n % 5 if h else n),
-    matrices.Orthogonal: (3,),
-    matrices.Euclidean: (2,),
-    unbounded.Translations: ((2.0, 3.0),),
+GIVEN: dict[str, tuple[Any, ...]] = {  # of those that cannot be made without arguments
+    "Cyclic": (4,),
+    "Dihedral": (5,),
+    "CyclicTranslation": ((2, 5),),
+    "Symmetric": (4,),
+    "Product": (Cyclic(2), Cyclic(3)),
+    "Semidirect": (Cyclic(5), Cyclic(2), lambda h, n: -n % 5 if h else n),
+    "Orthogonal": (3,),
+    "Euclidean": (2,),
+    "Translations": ((2.0, 3.0),),
 }
-NO_GROUP = {irregular.Strengths}  # strengths of what cannot be undone: nothing to combine
+NO_GROUP = {"Strengths"}  # of what cannot be undone: nothing to combine
 
 
 def every_group() -> Iterator[type[Group]]:
@@ -40,7 +40,7 @@ def every_group() -> Iterator[type[Group]]:
                 yield kind
 
 
-GROUPS = {kind.__name__: kind for kind in every_group() if kind not in NO_GROUP}
+GROUPS = {kind.__name__: kind for kind in every_group() if kind.__name__ not in NO_GROUP}
 
 
 def numbers(g: Element) -> list[float]:
@@ -79,9 +79,9 @@ def broken_law(group: Group) -> str:
     return ""
 
 
-@pytest.mark.parametrize("kind", GROUPS.values(), ids=GROUPS)
-def test_a_group_obeys_its_laws(kind: type[Group]) -> None:
-    assert broken_law(kind(*GIVEN.get(kind, ()))) == ""
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_obeys_its_laws(name: str) -> None:
+    assert broken_law(GROUPS[name](*GIVEN.get(name, ()))) == ""
 
 
 def test_the_walk_finds_the_groups() -> None:
@@ -101,8 +101,8 @@ class Restless(Cyclic):
 
 
 @dataclass(frozen=True)
-class Slow(matrices.Orthogonal):
-    def element(self, generator: torch.Tensor, parameter: float) -> matrices.Rows:
+class Slow(Orthogonal):
+    def element(self, generator: torch.Tensor, parameter: float) -> Rows:
         return super().element(generator, parameter**2)
 
 
