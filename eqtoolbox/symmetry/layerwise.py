@@ -57,7 +57,10 @@ def layer_shares(
     Cost: one forward with a derivative a layer, and some 7 for the hidden actions.
 
     Args:
-        model, inputs, symmetry, hidden: as in `culprit`.
+        model: as in `culprit`.
+        inputs: likewise.
+        symmetry: likewise, of a continuous group.
+        hidden: likewise.
         generator: index in `symmetry.group.generators()`.
 
     Returns:

@@ -81,7 +81,9 @@ def lie_derivative(
     several, and two on a few samples for the floor and the random direction.
 
     Args:
-        function, inputs, symmetry: as in `equivariance_error`.
+        function: as in `equivariance_error`.
+        inputs: likewise.
+        symmetry: likewise, of a continuous group.
         generator: draws the random direction; a new one with seed 0 unless given.
 
     Returns:

@@ -162,7 +162,8 @@ class Zoom:
     """Images scaled about their centre by 2^k, an element k of Scalings(whole=False).
 
     Args:
-        mode, tolerance: as for `Turn`.
+        mode: as for `Turn`.
+        tolerance: likewise.
         radius: part of the half side that is compared.
 
     Example:
