@@ -18,6 +18,7 @@ from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.streams import RandomState, alone, cuda_started, random_streams
 from eqtoolbox.replay.thread.flags import shown
 from eqtoolbox.replay.thread.listening import seeds_announced
+from eqtoolbox.replay.thread.outside import no_processes
 from eqtoolbox.replay.thread.quiet import quiet
 from eqtoolbox.replay.thread.scope import current, inside, unobserved
 from eqtoolbox.replay.thread.threads import followed
@@ -61,6 +62,7 @@ def isolated(
         scope.enter_context(uncompiled())
         scope.enter_context(quiet())
         scope.enter_context(followed())
+        scope.enter_context(no_processes())
         scope.enter_context(seeds_announced())
         if thorough or global_hooks():
             scope.enter_context(every_call())

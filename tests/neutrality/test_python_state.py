@@ -3,6 +3,8 @@
 import collections
 import functools
 import itertools
+import multiprocessing.process
+import os
 import queue
 import random
 import sqlite3
@@ -18,11 +20,15 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.replay.thread import outside
+from eqtoolbox.replay.thread.tables import Exchanged
 from eqtoolbox.sinks.memory import MemorySink
-from tests.neutrality import belongings, roundabout, tensor_belongings
+from tests.neutrality import belongings, roundabout, standard_belongings, tensor_belongings
 from tests.neutrality.belongings import Batch, Net, cross_entropy
 
-KINDS = {**belongings.KINDS, **roundabout.KINDS, **tensor_belongings.KINDS}
+KINDS = {
+    **belongings.KINDS, **roundabout.KINDS, **tensor_belongings.KINDS, **standard_belongings.KINDS
+}  # fmt: skip
 LATE = (  # only watched; begun inside of the step
     "large_tensor", "limited_cache", "large_sparse", "thread_that_writes_and_draws",
 )  # fmt: skip
@@ -325,6 +331,53 @@ def test_what_a_loss_reads_from_files_is_measured(tmp_path: Any) -> None:
     assert {*rows} <= {"ok", "not_converged"}
 
 
+def _forks() -> None:
+    if os.fork() == 0:  # pragma: no cover
+        os._exit(0)
+    os.wait()
+
+
+def _workers() -> Any:
+    rows = torch.utils.data.TensorDataset(torch.ones(4, 6))
+    return [*torch.utils.data.DataLoader(rows, batch_size=2, num_workers=1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("start", [_forks, _workers], ids=["fork", "workers"])
+def test_a_loss_that_starts_a_process_is_refused_before_it_does(start: Any) -> None:
+    def kind() -> Any:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            start()
+            return cross_entropy(model, batch)
+
+        return Net(), loss, lambda: None
+
+    with pytest.warns(RuntimeWarning, match="the loss starts a process"):
+        watched = trained(kind, "decorator", steps=2)
+    assert watched == trained(kind, steps=2)
+
+
+def test_a_process_outside_of_an_evaluation_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is inside where nobody answers for `start`: the loss is then evaluated with it."""
+    started: list[str] = []
+    process = multiprocessing.process.BaseProcess
+    monkeypatch.setattr(process, "start", lambda self: started.append(self.name))
+
+    def kind() -> Any:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            multiprocessing.Process(name="one").start()
+            return cross_entropy(model, batch)
+
+        return Net(), loss, lambda: None
+
+    with pytest.warns(RuntimeWarning, match="the loss starts a process"):
+        trained(kind, "decorator", steps=2)
+    assert started == ["one", "one"]
+    monkeypatch.setattr(outside, "_started", lambda original, process: original(process))
+    trained(kind, "decorator", steps=2)
+    assert len(started) > 4, "the law is one of the answer, not of the program"
+
+
 REFUSED = {
     "batches": _generator, "rows": _in_a_closure, "pair": _in_a_tuple, "ROWS": _in_the_module,
     "it": _loader, "base": _database, "waiting": _queue, "swallowed": _swallowed,
@@ -409,3 +462,39 @@ def test_a_graph_that_saved_a_tensor_can_still_be_walked_back() -> None:
     trained(kind, "decorator", steps=1)
     assert state._version == version + 1  # the training's own write
     assert later.sum().isfinite()
+
+
+class LazyMean(nn.Module):
+    """Makes a buffer when it is called first, and gives it another tensor at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        if not hasattr(self, "mean"):
+            self.register_buffer("mean", torch.zeros(5))
+        self.mean = 0.9 * self.mean + 0.1 * h.mean(0).detach()
+        return self.second(h - self.mean)
+
+
+def lazy_mean() -> Any:
+    model = LazyMean()
+    return model, cross_entropy, lambda: model.mean.tolist()
+
+
+def test_a_buffer_that_a_step_makes_is_not_there_where_the_step_is_evaluated_again() -> None:
+    sink = MemorySink()
+    assert trained(lazy_mean, "decorator", sink=sink) == trained(lazy_mean)
+    cosines = [r.value for r in sink.records if r.name == "monitor/closure_grad_cos"]
+    assert cosines == pytest.approx([1.0] * 4, abs=1e-12)
+
+
+def test_a_buffer_of_later_is_seen_where_not_all_are_known() -> None:
+    model, _, _ = lazy_mean()
+    model(torch.ones(2, 6))
+    for whole in (False, True):
+        with Exchanged(model, {}, whole=whole).here():
+            assert hasattr(model, "mean") is not whole
+    assert hasattr(model, "mean")
