@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch._C._dynamo import eval_frame
 
-from eqtoolbox.replay.apart import Apart
+from eqtoolbox.replay.thread.apart import Apart
 
 F = TypeVar("F", bound=Callable[..., Any])
 

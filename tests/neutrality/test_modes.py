@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import eqtoolbox as eq
-from eqtoolbox.replay.apart import Apart
+from eqtoolbox.replay.thread.apart import Apart
 from tests.neutrality.belongings import Net, cross_entropy
 from tests.neutrality.test_python_state import batches
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.replay.isolation import evaluation, isolated
-from eqtoolbox.replay.names import Names, Space
+from eqtoolbox.replay.reach.names import Names, Space
 from eqtoolbox.replay.reach.neighbours import reached_by_others
 from eqtoolbox.replay.reach.reach import Reach
 from eqtoolbox.replay.streams import alone

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eqtoolbox.replay.iterators import ALONE, OVER, going_on
+from eqtoolbox.replay.reach.iterators import ALONE, OVER, going_on
 from eqtoolbox.replay.reach.kinds import LARGE, is_table, tracks
 from eqtoolbox.replay.reach.standin import Silent, StandIn
 from eqtoolbox.replay.reach.walk import said

@@ -13,7 +13,6 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-from eqtoolbox.replay.names import Named, Names, Space
 from eqtoolbox.replay.reach import slots
 from eqtoolbox.replay.reach.code import Used, of_a_user, used
 from eqtoolbox.replay.reach.kinds import (
@@ -24,6 +23,7 @@ from eqtoolbox.replay.reach.kinds import (
     of_the_program,
     users_classes,
 )
+from eqtoolbox.replay.reach.names import Named, Names, Space
 from eqtoolbox.replay.reach.walk import Walk, space_of
 
 _ENVIRONMENT = frozenset({"environ", "environb", "putenv", "unsetenv"})

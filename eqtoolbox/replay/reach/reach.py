@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from eqtoolbox.replay.iterators import OVER
 from eqtoolbox.replay.reach import program, readers
 from eqtoolbox.replay.reach.code import used
+from eqtoolbox.replay.reach.iterators import OVER
 from eqtoolbox.replay.reach.kinds import (
     ALONE,
     constant,

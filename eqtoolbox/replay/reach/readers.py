@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.replay.iterators import inner
-from eqtoolbox.replay.names import Named, Names
 from eqtoolbox.replay.reach import program, scripted, slots, states
 from eqtoolbox.replay.reach.attributes import attributes_of
 from eqtoolbox.replay.reach.code import used
+from eqtoolbox.replay.reach.iterators import inner
 from eqtoolbox.replay.reach.kinds import (
     ATOMS,
     GLOBAL,
@@ -28,6 +27,7 @@ from eqtoolbox.replay.reach.kinds import (
     runs_threads,
     users_classes,
 )
+from eqtoolbox.replay.reach.names import Named, Names
 from eqtoolbox.replay.reach.tensors import watchable
 from eqtoolbox.replay.reach.walk import Walk, word
 from eqtoolbox.replay.thread.tables import live

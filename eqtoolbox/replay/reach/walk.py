@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eqtoolbox.replay.names import Named
 from eqtoolbox.replay.reach import kinds, slots
 from eqtoolbox.replay.reach.attributes import attributes_of
 from eqtoolbox.replay.reach.contents import Contents, gradient
 from eqtoolbox.replay.reach.kinds import ATOMS, slotted
+from eqtoolbox.replay.reach.names import Named
 from eqtoolbox.replay.reach.slots import Slot
 from eqtoolbox.replay.thread.scope import LeavesTrace
 

@@ -2,7 +2,7 @@
 
 import time
 
-from eqtoolbox.replay.apart import Apart
+from eqtoolbox.replay.thread.apart import Apart
 
 
 class Stopwatch:

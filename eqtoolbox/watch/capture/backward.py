@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from eqtoolbox.watch.capture.redone import kind
 from torch import Tensor
 from torch.autograd import graph
 
 from eqtoolbox.watch.capture.between import Between, NotFollowed, Reader, same
+from eqtoolbox.watch.capture.redone import kind
 
 Key = tuple[int, str]  # of a node, which is not kept alive by it
 MANY = 200_000  # nodes that are looked at
