@@ -18,16 +18,10 @@ from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.linalg import hessian, top_eigenpairs
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
-from eqtoolbox.symmetry import (
-    Chain,
-    Cyclic,
-    Equivariance,
-    Product,
-    actions,
-    discover,
-    equivariance_error,
-)
+from eqtoolbox.symmetry import Chain, Cyclic, Equivariance, actions, equivariance_error
 from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.groups.finite import Product
+from eqtoolbox.weights.discovery import discover
 from tests.expect.public import (
     LINE,
     MATRIX,

@@ -15,6 +15,13 @@ from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import actions, audit, testing
 from eqtoolbox.symmetry.actions import linear, resampling
+from eqtoolbox.symmetry.actions.alike import Alike, Kept
+from eqtoolbox.symmetry.each import factor, one_sample
+from eqtoolbox.symmetry.groups.finite import Octahedral, Semidirect
+from eqtoolbox.symmetry.groups.irregular import Strengths
+from eqtoolbox.symmetry.groups.matrices import Euclidean, Lorentz, Orthogonal
+from eqtoolbox.symmetry.groups.unbounded import Scalings
+from eqtoolbox.weights.discovery import discover
 
 Good = dict[str, Any]
 
@@ -149,25 +156,25 @@ CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     "Dihedral": (symmetry.Dihedral, {"n": 4}),
     "CyclicTranslation": (symmetry.CyclicTranslation, {"size": 4}),
     "Symmetric": (symmetry.Symmetric, {"n": 3}),
-    "Octahedral": (symmetry.Octahedral, {"spacing": (1.0, 1.0, 1.0), "proper": True}),
+    "Octahedral": (Octahedral, {"spacing": (1.0, 1.0, 1.0), "proper": True}),
     "Semidirect": (
-        symmetry.Semidirect,
+        Semidirect,
         {"normal": symmetry.Cyclic(4), "acting": symmetry.Sign(), "moved": lambda h, n: n},
     ),
-    "Orthogonal": (symmetry.Orthogonal, {"n": 3, "proper": True}),
-    "Euclidean": (symmetry.Euclidean, {"n": 3, "proper": True, "spread": 1.0}),
-    "Lorentz": (symmetry.Lorentz, {"rapidity": 1.0, "space": 3}),
+    "Orthogonal": (Orthogonal, {"n": 3, "proper": True}),
+    "Euclidean": (Euclidean, {"n": 3, "proper": True, "spread": 1.0}),
+    "Lorentz": (Lorentz, {"rapidity": 1.0, "space": 3}),
     "SE3": (symmetry.SE3, {"spread": 1.0}),
     "E3": (symmetry.E3, {"spread": 1.0}),
     "Translations": (symmetry.Translations, {"reach": (2,), "whole": True}),
-    "Scalings": (symmetry.Scalings, {"octaves": 3, "whole": True}),
-    "Strengths": (symmetry.Strengths, {"n": 1}),
-    "Alike": (symmetry.Alike, {"labels": (1, 1)}),
-    "Kept": (symmetry.Kept, {"action": actions.trivial}),
+    "Scalings": (Scalings, {"octaves": 3, "whole": True}),
+    "Strengths": (Strengths, {"n": 1}),
+    "Alike": (Alike, {"labels": (1, 1)}),
+    "Kept": (Kept, {"action": actions.trivial}),
     "Each": (symmetry.Each, {"parts": {"a": actions.trivial}}),
     "Rebuilt": (symmetry.Rebuilt, {"action": actions.trivial, "build": dict}),
-    "factor": (symmetry.factor, {"index": 0, "action": actions.flip}),
-    "one_sample": (symmetry.one_sample, {"function": LINE}),
+    "factor": (factor, {"index": 0, "action": actions.flip}),
+    "one_sample": (one_sample, {"function": LINE}),
     "Equivariance": (
         symmetry.Equivariance,
         {
@@ -202,7 +209,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     "data_asymmetry": (
         symmetry.data_asymmetry, {**CLAIM, "targets": None, "generator": rng()},
     ),
-    "discover": (symmetry.discover, {"model": LINE, "batch": ROWS, "loss_fn": loss_fn}),
+    "discover": (discover, {"model": LINE, "batch": ROWS, "loss_fn": loss_fn}),
     "discover_data": (
         symmetry.discover_data,
         {"function": LINE, "inputs": ROWS, "equivariant": False, "generator": rng()},
