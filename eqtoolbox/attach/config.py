@@ -22,7 +22,6 @@ from typing import Annotated, Any, get_args, get_origin
 
 from eqtoolbox.attach.source import named, split
 from eqtoolbox.attach.toml import tables
-from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.words import shown
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
@@ -38,6 +37,7 @@ from eqtoolbox.record.schedule import Schedule, as_schedule, at, every, log_spac
 from eqtoolbox.symmetry.actions.action import trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Flip
+from eqtoolbox.watch.options import Probes
 from eqtoolbox.watch.probe import Probe, Scheduled
 
 KINDS: tuple[type[Probe], ...] = (
@@ -56,8 +56,6 @@ CLAIMING = (EquivarianceError, Asymmetry)  # their symmetries are names, or Equi
 NO_OPTIONS = ("engine", "stability_scale")  # fields of objects, which no file can write
 ELSEWHERE = ("audit", "symmetries")  # tables that other commands read
 PRESETS = ("light", "standard", "full")
-Probes = Annotated[str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any], OWN]
-When = Annotated[int | Schedule | Mapping[str, int | Schedule] | None, OWN]
 
 
 class ConfigError(ValueError):
@@ -66,7 +64,7 @@ class ConfigError(ValueError):
 
 def preset_path(name: str) -> Path:
     """Where the preset of this name lies: inside the wheel, or beside a source checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     for folder in (here / "configs", here.parent / "configs"):
         if (folder / f"{name}.toml").exists():
             return folder / f"{name}.toml"

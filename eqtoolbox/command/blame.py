@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eqtoolbox.report.words import printable
 
-_OURS = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parents[1])
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 _TOLD = (ValueError, TypeError, OSError, LookupError, ImportError)  # their words say it all
 LONGEST = 1000  # letters

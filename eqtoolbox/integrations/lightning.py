@@ -25,7 +25,7 @@ with extra("lightning", "eqtoolbox.integrations.lightning"):
 
 
 @checked
-@dataclass(kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class EqCallback(Attachment, Callback):
     """Watches a LightningModule as its optimizer trains it, and tells the Trainer's loggers.
 

@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @checked
-@dataclass(kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class EqCallback(Attachment, TrainerCallback):
     """Watches the model of a `Trainer`; its numbers also go to `trainer.state.log_history`.
 
@@ -53,7 +53,7 @@ class EqCallback(Attachment, TrainerCallback):
             return
         if state.global_step > 0:
             self._read(args, state.global_step)
-        if args.label_smoothing_factor and self._function is None:
+        if args.label_smoothing_factor and self._fit.function is None:
             warnings.warn(
                 "eqtoolbox: with label_smoothing_factor the Trainer computes the loss, not the "
                 "model: before train(), trainer.compute_loss = callback.loss(trainer.compute_loss)",
