@@ -33,7 +33,8 @@ class Fit:
 class Attachment(Options):
     """Keyword arguments of `eqtoolbox.attach`, and the monitor that a fit made from them.
 
-    Callbacks inherit it, so that each of them has these fields as its constructor's arguments.
+    Callbacks inherit it, so that each of them has these fields as its constructor's arguments. They
+    are no dataclasses themselves: frameworks write attributes of their own on them.
     """
 
     _fit: Fit = field(init=False, default_factory=Fit, repr=False)
