@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import eqtoolbox as eq
-from eqtoolbox.attach.config import ConfigError
+from eqtoolbox.attach.toml import ConfigError
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.linalg import hessian, top_eigenpairs
 from eqtoolbox.probes.curvature import Curvature

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqtoolbox.attach.config import PRESETS, ConfigError, describe, load, preset_path, resolve
+from eqtoolbox.attach.config import PRESETS, load, preset_path, resolve
+from eqtoolbox.attach.entry import describe
+from eqtoolbox.attach.toml import ConfigError
 from eqtoolbox.command.demo.catalogue import DEMOS
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature

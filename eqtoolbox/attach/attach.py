@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from eqtoolbox.attach.config import describe, resolve
+from eqtoolbox.attach.config import resolve
+from eqtoolbox.attach.entry import describe
 from eqtoolbox.attach.spelled import spelled
 from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox import linalg, symmetry
-from eqtoolbox.attach.config import PROBES
+from eqtoolbox.attach.entry import PROBES
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import actions, audit, testing
