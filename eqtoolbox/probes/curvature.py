@@ -1,9 +1,9 @@
 """Curvature: the sharpest directions, what the optimizer can bear, and what lies in them."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,12 +20,20 @@ from eqtoolbox.record.record import Mode, Status
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.state import State
 
 # H passed the self-test; where a gradient is zero but for rounding, such as that of a bias before
 # batch normalisation, Adam's first metrics amplify the rounding of H, which the residual tells
 AMPLIFIED = 0.1
 MOST = 10_000  # directions, each as large as the model
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
+
+
+@dataclass(kw_only=True, eq=False)
+class TopSpace(State):
+    """The sharpest directions at the last measurement, for `angles`."""
+
+    top: Sequence[Parameters] | None = None
 
 
 @checked
@@ -52,6 +60,7 @@ class Curvature(Probe):
     name: ClassVar[str] = "curvature"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    state: ClassVar[type[State]] = TopSpace
 
     k: int = 5  # sharpest directions
     smallest: bool = True  # also the most negative curvature
@@ -70,11 +79,8 @@ class Curvature(Probe):
                 f"got k={self.k}, max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return {"top": None}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: TopSpace, rng: torch.Generator
     ) -> Iterator[Measurement]:
         operator = self.engine.operator(snapshot)
         yield from self.engine.report(snapshot)
@@ -96,8 +102,8 @@ class Curvature(Probe):
         yield from overlaps(snapshot, gradient, top, rng, status)
         yield from along(snapshot, operator, gradient)
         if self.angles:
-            yield from turn(top, reference["top"], status)
-            reference["top"] = top
+            yield from turn(top, reference.top, status)
+            reference.top = top
         if self.split:
             yield _gauss_newton_share(snapshot, found)
         if self.orbit_free:

@@ -12,6 +12,14 @@ from eqtoolbox.probes.engine import Engine
 from eqtoolbox.record.record import Mode
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.state import State
+
+
+@dataclass(kw_only=True, eq=False)
+class Tracked(State):
+    """The tracker as the last measured step left it."""
+
+    tracker: dict[str, Any] = field(default_factory=dict)  # its own state; empty: at no step yet
 
 
 @checked
@@ -29,6 +37,7 @@ class Tracking(Probe):
     name: ClassVar[str] = "tracking"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    state: ClassVar[type[State]] = Tracked
 
     rtol: float = 0.01  # relative error to reach
     max_matvecs: int = 8  # products in one step
@@ -46,17 +55,15 @@ class Tracking(Probe):
             deep_matvecs=max(12, self.max_matvecs),
         )
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return {"tracker": self._tracker().state_dict()}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: Tracked, rng: torch.Generator
     ) -> Iterator[Measurement]:
         yield from self.engine.report(snapshot)
         tracker = self._tracker()
-        tracker.load_state_dict(reference["tracker"])
+        if reference.tracker:
+            tracker.load_state_dict(reference.tracker)
         found = tracker.update(self.engine.operator(snapshot))
-        reference["tracker"] = tracker.state_dict()
+        reference.tracker = tracker.state_dict()
         yield Measurement(
             "sharpness",
             found.value,

@@ -259,7 +259,7 @@ class Monitor:
         """What a resumed run needs to go on with the same records: step, references, findings."""
         return self._catch.state_dict() | {
             "step": self.step,
-            "references": self._runner.references,
+            "references": self._runner.state_dict(),
             "disabled": sorted(self._journal.disabled),
             "budget": self._budget.state_dict(),
             "halved": sorted(self._runner.halved),

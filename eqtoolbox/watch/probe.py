@@ -14,6 +14,7 @@ from eqtoolbox.expect.words import shown
 from eqtoolbox.record.record import Mode, Product, Record, Status, Verdict
 from eqtoolbox.record.schedule import Schedule
 from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.state import State
 
 UNMEASURED = "unmeasured"  # quantity of a claim that was due and got no number; warned of at once
 
@@ -74,13 +75,25 @@ class Probe(ABC):
     headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
     mode: ClassVar[Mode]
     evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
+    state: ClassVar[type[State] | None] = None  # class of the reference, where it is one
+    topic: ClassVar[Any] = None  # findings and charts of its records: a topic of the report
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Any:
         """What later measurements compare with, made at the first due step and checkpointed.
 
-        Tensors and plain containers only; `measure` may update them in place.
+        A `State`, which `measure` may update, or tensors and plain containers; the probe's `state`
+        without anything in it unless this is overridden.
         """
-        return None
+        return None if self.state is None else self.state()
+
+    def restored(self, saved: Any) -> Any:
+        """The reference that a checkpoint has: its `state_dict()`, or itself where it has none."""
+        if self.state is None or isinstance(saved, self.state):
+            return saved
+        made = self.state()
+        if saved is not None:
+            made.load_state_dict(saved)
+        return made
 
     @abstractmethod
     def measure(
