@@ -1,6 +1,5 @@
 """States: every field has one owner, comes back from a checkpoint, and what was saved stays."""
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -99,7 +98,7 @@ def test_a_state_that_nothing_was_put_into_comes_back(kind: type[State]) -> None
     saved = kind().state_dict()
     again = kind()
     again.load_state_dict(saved)
-    assert pickle.dumps(again.state_dict()) == pickle.dumps(saved)
+    assert repr(again.state_dict()) == repr(saved)
 
 
 def test_a_forecast_comes_back_under_the_names_of_earlier_versions() -> None:

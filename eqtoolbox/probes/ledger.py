@@ -16,6 +16,7 @@ from eqtoolbox.weights.charges.charges import Charges
 
 CAUSES = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
 NOTHING = torch.zeros(0)
+NO_CAUSES = torch.zeros(len(CAUSES), 0)
 
 Exact = dict[str, tuple[Tensor, Tensor, Tensor]]  # by family: charges, scales and units
 
@@ -33,7 +34,7 @@ class Ledger(State):
     scales: Tensor = NOTHING  # what |Q| could be when last read
     lengths: dict[str, float] = field(default_factory=dict)  # |K| of each family then
     steps: int = 0  # since the charges were read
-    causes: Tensor = torch.zeros(len(CAUSES), 0)  # sums since the start, (causes, charges)
+    causes: Tensor = NO_CAUSES  # their sums since the start, (causes, charges)
     noise: dict[str, tuple[float, float]] = field(default_factory=dict)  # of laws: |.|, over |g|
     measured: int = -1  # the last step that was
     kept: int | None = None  # the last step at which budgets were recorded
