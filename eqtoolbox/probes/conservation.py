@@ -73,8 +73,16 @@ class Conservation(Probe):
     of its size with a probability below 1 %. On kept steps drift and vectors are those of all
     charges; the causes remain those of the random elements.
 
+    Args:
+        growth: share by which the step grows between two records of budgets and vectors; 0 keeps
+            every due step.
+
     References:
         Yang & Ziyin 2025 (arXiv 2512.21447) for the laws; Hutchinson 1990 for random signs.
+
+    Example:
+        >>> Conservation(growth=0).growth  # budgets at every due step
+        0
     """
 
     name: ClassVar[str] = "conservation"

@@ -55,6 +55,21 @@ class Curvature(Probe):
 
     An eigenvalue's `stderr` is its residual |H v - lambda v|; `not_converged` marks one whose
     relative residual is above `tol`.
+
+    Args:
+        k: how many of the sharpest directions.
+        smallest: also the most negative curvature.
+        tol: residual over the largest |eigenvalue| from which one has converged.
+        max_matvecs: Hessian products at most.
+        split: the Gauss-Newton part of the sharpness.
+        orbit_free: sharpness across the orbits; costs a second eigenvalue.
+        angles: keep the top space for the next measurement and the checkpoint.
+        stability_scale: S of any optimizer, from a snapshot.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
+    Example:
+        >>> Curvature(k=3, angles=True).headline
+        'sharpness'
     """
 
     name: ClassVar[str] = "curvature"
@@ -62,14 +77,14 @@ class Curvature(Probe):
     mode: ClassVar[Mode] = "train"
     state: ClassVar[type[State]] = TopSpace
 
-    k: int = 5  # sharpest directions
-    smallest: bool = True  # also the most negative curvature
-    tol: float = 1e-2  # residual over the largest |eigenvalue|
+    k: int = 5
+    smallest: bool = True
+    tol: float = 1e-2
     max_matvecs: int = 100
-    split: bool = False  # Gauss-Newton part of the sharpness
-    orbit_free: bool = False  # sharpness across the orbits; costs a second eigenvalue
-    angles: bool = False  # keep the top space for the next measurement and the checkpoint
-    stability_scale: ScaleRule = field(default=stability_scale, repr=False)  # S of any optimizer
+    split: bool = False
+    orbit_free: bool = False
+    angles: bool = False
+    stability_scale: ScaleRule = field(default=stability_scale, repr=False)
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:

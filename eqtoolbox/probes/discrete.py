@@ -51,8 +51,19 @@ class Discrete(Probe):
     at the symmetric points block, |(H T - T H) v| / |H v|. The floor repeats the measurement at
     parameters moved by one unit in the last place.
 
+    Args:
+        pairs: how many of the nearest get the Hessian part.
+        near: distance beyond which the symmetric point says nothing about the units.
+        laws: whether the laws are tested.
+        max_matvecs: Hessian products at most, for each margin.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
     References:
         Simsek et al. 2021 (arXiv 2105.12221); Yang & Ziyin 2025 (arXiv 2512.21447).
+
+    Example:
+        >>> Discrete(pairs=0, laws=False).headline  # distances and dead units: no Hessian
+        'distance'
     """
 
     name: ClassVar[str] = "discrete"
@@ -60,8 +71,8 @@ class Discrete(Probe):
     mode: ClassVar[Mode] = "train"
     state: ClassVar[type[State]] = Silence
 
-    pairs: int = 3  # how many of the nearest get the Hessian part
-    near: float = 0.3  # distance beyond which the symmetric point says nothing about the units
+    pairs: int = 3
+    near: float = 0.3
     laws: bool = True
     max_matvecs: int = 100
     engine: Engine = field(default_factory=Engine, repr=False)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from eqtoolbox.probes.claims import (
     structured,
     told_unmeasured,
 )
-from eqtoolbox.probes.growth import Baselines, Seen, explained, growth
+from eqtoolbox.probes.growth import Known, Seen, explained, growth
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
 from eqtoolbox.record.record import Mode
@@ -41,14 +41,6 @@ from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 
 PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
-
-
-@dataclass(kw_only=True, eq=False)
-class Known(State):
-    """What is known of the symmetries by name, from the steps before."""
-
-    fits: dict[str, str] = field(default_factory=dict)  # the shapes that their actions fit
-    baselines: Baselines = field(default_factory=Baselines)
 
 
 @checked
@@ -74,6 +66,19 @@ class EquivarianceError(Probe):
 
     f(x) comes from the loss's own evaluation and is shared by all symmetries; the laws of the
     actions are checked when a symmetry meets new shapes.
+
+    Args:
+        symmetries: names of image symmetries, or claims (`Equivariance`).
+        output: what named symmetries do to outputs; auto: the same if the output is an image.
+        samples: group elements per step and symmetry, the identity among them.
+        peak: range of the values of output images, for decibels.
+        shadow: measure again in float64 what is unresolved.
+        locate: name the first broken layer of what is violated, for some 8 forwards.
+        layers: shares of layers in violated Lie derivatives, a derivative a layer each.
+
+    Example:
+        >>> EquivarianceError(symmetries=["flip"], locate=True).samples
+        8
     """
 
     name: ClassVar[str] = "equivariance"
@@ -82,12 +87,12 @@ class EquivarianceError(Probe):
     state: ClassVar[type[State]] = Known
 
     symmetries: Annotated[tuple[Claim, ...], OWN] = ("cyclic4", "flip", "translation")
-    output: OutputAction = "auto"  # of named symmetries; auto: same if the output is an image
-    samples: Elements = 8  # group elements per step and symmetry, the identity among them
-    peak: Annotated[float, PEAK] = 2.0  # range of the values of output images, for decibels
-    shadow: bool = False  # measure again in float64 what is unresolved
-    locate: bool = False  # name the first broken layer of what is violated, for some 8 forwards
-    layers: bool = False  # shares of layers in violated Lie derivatives, a derivative a layer each
+    output: OutputAction = "auto"
+    samples: Elements = 8
+    peak: Annotated[float, PEAK] = 2.0
+    shadow: bool = False
+    locate: bool = False
+    layers: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symmetries", as_claims(self.symmetries))

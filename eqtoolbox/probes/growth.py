@@ -30,6 +30,14 @@ class Baselines(State):
     baseline: dict[str, dict[str, Any]] = field(default_factory=dict)  # at informative steps
 
 
+@dataclass(kw_only=True, eq=False)
+class Known(State):
+    """What is known of the symmetries by name, from the steps before."""
+
+    fits: dict[str, str] = field(default_factory=dict)  # the shapes that their actions fit
+    baselines: Baselines = field(default_factory=Baselines)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """What is known of one symmetry at one step."""

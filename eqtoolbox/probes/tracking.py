@@ -32,6 +32,16 @@ class Tracking(Probe):
     the tracker's bound, which 99.5 % of the values and more keep (`Tracker` says how, and
     `benchmarks/tracking_bound.py` how often); a value whose bound is above `rtol` is
     `not_converged`.
+
+    Args:
+        rtol: relative error to reach.
+        max_matvecs: Hessian products in one step.
+        deep_every: measured steps between looks for other eigenvalues.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
+    Example:
+        >>> Tracking(rtol=0.05).headline
+        'sharpness'
     """
 
     name: ClassVar[str] = "tracking"
@@ -39,9 +49,9 @@ class Tracking(Probe):
     mode: ClassVar[Mode] = "train"
     state: ClassVar[type[State]] = Tracked
 
-    rtol: float = 0.01  # relative error to reach
-    max_matvecs: int = 8  # products in one step
-    deep_every: int = 20  # measured steps between looks for other eigenvalues
+    rtol: float = 0.01
+    max_matvecs: int = 8
+    deep_every: int = 20
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:

@@ -68,7 +68,23 @@ def _number(name: str, given: Any) -> float:
 class Probe(ABC):
     """Measures one aspect of a step. Options are the fields of a frozen dataclass.
 
-    Probes are pure: they see a snapshot, never the live model, and draw only from `rng`.
+    Probes are pure: they see a snapshot, never the live model, and draw only from `rng`. Findings
+    and charts of its records are a `topic`: `topics(monitor.probes)` has those of a run.
+
+    Example:
+        >>> from eqtoolbox.record.record import Mode
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class UpdateNorm(Probe):
+        ...     name: ClassVar[str] = "update"
+        ...     headline: ClassVar[str] = "norm"
+        ...     mode: ClassVar[Mode] = "train"
+        ...     power: float = 2.0
+        ...
+        ...     def measure(self, snapshot, reference, rng):
+        ...         norms = [float(u.norm(self.power)) for u in snapshot.update.values()]
+        ...         yield Measurement("norm", sum(n**self.power for n in norms) ** (1 / self.power))
+        >>> UpdateNorm(power=1.0)
+        UpdateNorm(power=1.0)
     """
 
     name: ClassVar[str]  # first word of its records
@@ -109,6 +125,17 @@ class Scheduled:
 
     probe: Probe
     schedule: Schedule
+
+
+def topics(probes: Iterable[Scheduled]) -> tuple[Any, ...]:
+    """The topics that probes bring, each once; the report has them after its own.
+
+    Example:
+        >>> topics([])
+        ()
+    """
+    found = (scheduled.probe.topic for scheduled in probes)
+    return tuple(dict.fromkeys(topic for topic in found if topic is not None))
 
 
 def record(
