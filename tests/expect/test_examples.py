@@ -15,7 +15,8 @@ MODULES = [
 ]
 SINGLE = [
     "attach.attach", "attach.source", "attach.spelled", "attach.toml", "command.checking",
-    "record.schedule", "watch.checkpoint", "watch.options",
+    "attach.fields", "record.schedule", "watch.checkpoint", "watch.options", "watch.probe",
+    "watch.state",
 ]  # fmt: skip
 
 
