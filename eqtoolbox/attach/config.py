@@ -32,7 +32,11 @@ from eqtoolbox.watch.options import Probes
 from eqtoolbox.watch.probe import Probe, Scheduled
 
 __getattr__ = names(
-    __name__, dict.fromkeys(("KINDS", "describe", "schedule_from"), "eqtoolbox.attach.entry")
+    __name__,
+    {
+        **dict.fromkeys(("KINDS", "describe", "schedule_from"), "eqtoolbox.attach.entry"),
+        "When": "eqtoolbox.watch.options",
+    },
 )
 ELSEWHERE = ("audit", "symmetries")  # tables that other commands read
 OWN_PROBE = '"file.py:NAME" of your own'
