@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqtoolbox.attach.config import PRESETS, ConfigError, describe, load, preset_path, resolve
+from eqtoolbox.attach import config
+from eqtoolbox.attach.config import PRESETS, load, preset_path, resolve
+from eqtoolbox.attach.entry import describe
+from eqtoolbox.attach.toml import ConfigError
 from eqtoolbox.command.demo.catalogue import DEMOS
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
@@ -122,6 +125,12 @@ def test_a_schedule_overrides_all_or_one() -> None:
     assert some["noether"] == every(100)
     with pytest.raises(ConfigError, match="unknown key curvatur"):
         resolve("standard", {"curvatur": 3})
+
+
+@pytest.mark.parametrize("name", ["KINDS", "describe", "schedule_from", "When"])
+def test_names_that_left_the_configuration_lead_to_where_they_are(name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"attach.config.{name} is now eqtoolbox"):
+        assert getattr(config, name)
 
 
 @given(st.text(max_size=80))

@@ -1,5 +1,6 @@
 """Objects that a command or a configuration names: `package.module:NAME`, or `file.py:NAME`."""
 
+import difflib
 import importlib
 import runpy
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from eqtoolbox.attach.toml import ConfigError
 
 
 def named(reference: str, folder: Path, said: str) -> Any:
@@ -18,7 +21,7 @@ def named(reference: str, folder: Path, said: str) -> Any:
         said: where the reference was given, for messages, such as "a.toml: audit.source".
 
     Raises:
-        ValueError: no such file, module or name; says the remedy.
+        ConfigError: no such file, module or name; says the remedy.
 
     Example:
         >>> named("math:pi", Path(), "here")
@@ -28,17 +31,19 @@ def named(reference: str, folder: Path, said: str) -> Any:
     with _found_first(folder):
         file = folder / where
         if where.endswith(".py") and not file.exists():
-            raise ValueError(f"{said}: no file {file}; paths are relative to {folder}")
+            raise ConfigError(f"{said}: no file {file}; paths are relative to {folder}")
         try:
             run = where.endswith(".py")
             names = runpy.run_path(str(file)) if run else vars(importlib.import_module(where))
         except (ImportError, SyntaxError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"{said}: {where} cannot be imported: {error}; write 'package.module:NAME' or "
                 "'file.py:NAME'"
             ) from error
     if name not in names:
-        raise ValueError(f"{said}: {where} has no {name!r}")
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{said}: {where} has no {name!r}{hint}")
     return names[name]
 
 
@@ -46,7 +51,7 @@ def split(reference: str, said: str) -> tuple[str, str]:
     """Module or file, and name, of a reference; nothing is run.
 
     Raises:
-        ValueError: it has neither form.
+        ConfigError: it has neither form.
 
     Example:
         >>> split("package.module:NAME", "here")
@@ -57,7 +62,7 @@ def split(reference: str, said: str) -> tuple[str, str]:
         part.replace("-", "_").isidentifier() for part in where.split(".")
     )
     if not module or not name.isidentifier():
-        raise ValueError(
+        raise ConfigError(
             f"{said}: expected 'package.module:NAME' or 'file.py:NAME', got {reference!r}"
         )
     return where, name

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox.attach.config import describe, resolve
+from eqtoolbox.attach.config import resolve
+from eqtoolbox.attach.entry import describe
 from eqtoolbox.attach.source import named, split
 from eqtoolbox.attach.toml import tables
 

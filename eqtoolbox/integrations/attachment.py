@@ -1,111 +1,92 @@
 """An attachment: the arguments of `attach`, kept until a framework has model and optimizer."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import nn
 
 from eqtoolbox.attach.attach import attach
-from eqtoolbox.attach.config import Probes, When, resolve
+from eqtoolbox.attach.config import resolve
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.expect.kinds import Location, Seed
-from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.sinks.adapter import as_sink
-from eqtoolbox.watch.budget import check_share
 from eqtoolbox.watch.checkpoint import check_state
-from eqtoolbox.watch.journal import OnError
 from eqtoolbox.watch.monitor import Monitor
-from eqtoolbox.watch.time_limit import Timeout, check_timeout
+from eqtoolbox.watch.options import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@checked
 @dataclass(kw_only=True, eq=False)
-class Attachment:
+class Fit:
+    """What a fit makes of an attachment, and what it leaves to the next one."""
+
+    monitor: Monitor | None = None
+    state: dict[str, Any] | None = None  # of the last monitor
+    function: Callable[..., Any] | None = None  # the decorated loss
+    caught: Callable[..., Any] | None = None  # the same, as the monitor sees it
+
+
+@checked
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attachment(Options):
     """Keyword arguments of `eqtoolbox.attach`, and the monitor that a fit made from them.
 
-    Callbacks inherit it, so that each of them has these fields as its constructor's arguments.
+    Callbacks inherit it, so that each of them has these fields as its constructor's arguments. They
+    are no dataclasses themselves: frameworks write attributes of their own on them.
     """
 
-    loss_fn: LossFunction | None = None
-    criterion: nn.Module | None = None
-    probes: Probes = "standard"
-    probe_batch: Any = None
-    schedule: When = None
-    budget: float | None = 0.05
-    probe_timeout: Timeout = "auto"
-    run_dir: Location | None = None
-    sinks: Sequence[Any] = ()
-    seed: Seed = 0
-    on_error: OnError = "warn"
-    resume: bool = False
-    sync: bool = False
-
-    monitor: Monitor | None = field(init=False, default=None, repr=False)
-    _state: dict[str, Any] | None = field(init=False, default=None, repr=False)
-    _function: Callable[..., Any] | None = field(init=False, default=None, repr=False)
-    _caught: Callable[..., Any] | None = field(init=False, default=None, repr=False)
+    _fit: Fit = field(init=False, default_factory=Fit, repr=False)
 
     def __post_init__(self) -> None:
-        check_share(self.budget)
-        check_timeout(self.probe_timeout)
+        super().__post_init__()
         given: Any = self.probes
         if isinstance(given, Iterator):
-            self.probes = list(given)
+            object.__setattr__(self, "probes", list(given))
         resolve(self.probes, self.schedule)  # for its errors
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """That of the fit that is going on."""
+        return self._fit.monitor
 
     def loss(self, function: F) -> F:
         """Decorate `loss_fn(model, batch, ...)` before there is a monitor; as `Monitor.loss`."""
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
-            return (self._caught or function)(*args, **kwargs)
+            return (self._fit.caught or function)(*args, **kwargs)
 
-        self._function = function
+        self._fit.function = function
         return caught  # type: ignore[return-value]
 
     def start(self, model: nn.Module, optimizer: Any, step: int, *trackers: Any) -> Monitor:
         """Attach; a fit that goes on at `step` > 0 appends to its run and loads its state."""
         self.finish()
-        self.monitor = attach(
-            model,
-            optimizer,
-            loss_fn=self.loss_fn,
-            criterion=self.criterion,
-            probes=self.probes,
-            probe_batch=self.probe_batch,
-            schedule=self.schedule,
-            budget=self.budget,
-            probe_timeout=self.probe_timeout,
-            run_dir=self.run_dir,
-            sinks=self.sinks,
-            seed=self.seed,
-            on_error=self.on_error,
-            resume=self.resume or step > 0,
-        )
-        if self._function is not None:
-            self._caught = self.monitor.loss(self._function)
+        given = self.values() | {"resume": self.resume or step > 0}
+        self._fit.monitor = monitor = attach(model, optimizer, **given)
+        if self._fit.function is not None:
+            self._fit.caught = monitor.loss(self._fit.function)
         for tracker in trackers:
-            self.monitor.add_sink(as_sink(tracker))
-        if step > 0 and self._state is not None:
-            self.monitor.load_state_dict(self._state)
+            monitor.add_sink(as_sink(tracker))
+        if step > 0 and self._fit.state is not None:
+            monitor.load_state_dict(self._fit.state)
         elif step > 0:
-            self.monitor.count_from(step)
-        return self.monitor
+            monitor.count_from(step)
+        return monitor
 
     def finish(self, error: BaseException | None = None) -> None:
         """Close the monitor and keep its state for a fit that goes on."""
-        monitor, self.monitor, self._caught = self.monitor, None, None
+        fit, monitor = self._fit, self._fit.monitor
+        fit.monitor = fit.caught = None
         if monitor is not None:
-            self._state = monitor.state_dict()
+            fit.state = monitor.state_dict()
             monitor.__exit__(type(error) if error else None, error, None)
 
     def state_dict(self) -> dict[str, Any]:
         """The monitor's state, as of now or of its end; empty before the first fit."""
-        return (self.monitor.state_dict() if self.monitor else self._state) or {}
+        return (self.monitor.state_dict() if self.monitor else self._fit.state) or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state that the next fit goes on from.
@@ -115,4 +96,4 @@ class Attachment:
         """
         if state_dict:
             check_state(state_dict)
-        self._state = state_dict or None
+        self._fit.state = state_dict or None

@@ -1,7 +1,7 @@
 """Keras 3 on the torch backend: `EqCallback` for `model.fit(callbacks=[...])`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,14 @@ STATE = "keras.pt"  # inside the run directory
 
 
 @checked
-@dataclass(kw_only=True, eq=False)
-class EqCallback(Attachment, keras.callbacks.Callback):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Saving(Attachment):
+    """An attachment that is saved as often as `save_freq` says."""
+
+    save_freq: int | Literal["epoch"] = "epoch"
+
+
+class EqCallback(Saving, keras.callbacks.Callback):
     """Watches a Keras model as `fit` trains it.
 
     The loss is `compute_loss` on the batch that `train_step` was given; its parameters are called
@@ -42,12 +48,10 @@ class EqCallback(Attachment, keras.callbacks.Callback):
         ValueError: `loss_fn` or `criterion` was given.
     """
 
-    save_freq: int | Literal["epoch"] = "epoch"
-    _taken: list[str] = field(init=False, default_factory=list, repr=False)  # patched methods
-
     def __post_init__(self) -> None:
         super().__post_init__()
         keras.callbacks.Callback.__init__(self)
+        self._taken: list[str] = []  # patched methods
         if keras.backend.backend() != "torch":
             raise RuntimeError(
                 f"expected Keras on the torch backend, got {keras.backend.backend()}; set the "
@@ -108,7 +112,7 @@ class EqCallback(Attachment, keras.callbacks.Callback):
         step = int(self.model.optimizer.iterations.value)
         model = KerasModel(self.model)
         self._optimizer = KerasOptimizer.of(self.model.optimizer, model)
-        if step > 0 and self._state is None:
+        if step > 0 and self._fit.state is None:
             self._load(step)
         return self.start(model, self._optimizer, step)
 

@@ -25,8 +25,15 @@ with extra("lightning", "eqtoolbox.integrations.lightning"):
 
 
 @checked
-@dataclass(kw_only=True, eq=False)
-class EqCallback(Attachment, Callback):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Following(Attachment):
+    """An attachment to a part of what a Trainer trains."""
+
+    optimizer: int | None = None
+    module: str = ""
+
+
+class EqCallback(Following, Callback):
     """Watches a LightningModule as its optimizer trains it, and tells the Trainer's loggers.
 
     With automatic optimisation the loss is `training_step` itself, evaluated again where a probe
@@ -44,9 +51,6 @@ class EqCallback(Attachment, Callback):
         >>> callback.state_key
         "EqCallback{'module': '', 'optimizer': None}"
     """
-
-    optimizer: int | None = None
-    module: str = ""
 
     @cached_property
     def state_key(self) -> str:

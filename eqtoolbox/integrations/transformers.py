@@ -5,13 +5,11 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from eqtoolbox.expect.checked import checked
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.integrations.extra import extra
 from eqtoolbox.replay.thread.scope import current
@@ -24,8 +22,6 @@ SHORT = 100_000  # entries of a list that is copied where a probe evaluates the 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@checked
-@dataclass(kw_only=True, eq=False)
 class EqCallback(Attachment, TrainerCallback):
     """Watches the model of a `Trainer`; its numbers also go to `trainer.state.log_history`.
 
@@ -53,7 +49,7 @@ class EqCallback(Attachment, TrainerCallback):
             return
         if state.global_step > 0:
             self._read(args, state.global_step)
-        if args.label_smoothing_factor and self._function is None:
+        if args.label_smoothing_factor and self._fit.function is None:
             warnings.warn(
                 "eqtoolbox: with label_smoothing_factor the Trainer computes the loss, not the "
                 "model: before train(), trainer.compute_loss = callback.loss(trainer.compute_loss)",

@@ -56,7 +56,17 @@ class Asymmetry(Probe):
     The split is taken in evaluation mode, the Hessian is that of the training loss. Claims with
     `Each` average every leaf of the whole output.
 
+    Args:
+        symmetries: names of image symmetries, or claims (`Equivariance`).
+        output: what named symmetries do to outputs; auto: the same if the output is an image.
+        samples: group elements, the identity among them; each keeps a graph.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
     Reference: the split in arXiv 2512.02303.
+
+    Example:
+        >>> Asymmetry(symmetries=["flip"], samples=2).symmetries
+        ('flip',)
     """
 
     name: ClassVar[str] = "asymmetry"
@@ -65,7 +75,7 @@ class Asymmetry(Probe):
 
     symmetries: Annotated[tuple[Claim, ...], OWN] = ("cyclic4", "flip")
     output: OutputAction = "auto"
-    samples: Elements = 4  # group elements, the identity among them; each keeps a graph
+    samples: Elements = 4
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,16 +11,18 @@ from torch import Tensor
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.vectors import not_finite, random_like
 from eqtoolbox.probes.balance import balance
-from eqtoolbox.probes.drift import CAUSES, Drift
-from eqtoolbox.probes.forecast import advance, report
+from eqtoolbox.probes.drift import Drift
+from eqtoolbox.probes.forecast import report
 from eqtoolbox.probes.law import rounding
-from eqtoolbox.probes.leftover import shrunk, sizes, told
+from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger, names
+from eqtoolbox.probes.leftover import sizes
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record.record import Mode
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates
 
 
@@ -71,14 +73,23 @@ class Conservation(Probe):
     of its size with a probability below 1 %. On kept steps drift and vectors are those of all
     charges; the causes remain those of the random elements.
 
+    Args:
+        growth: share by which the step grows between two records of budgets and vectors; 0 keeps
+            every due step.
+
     References:
         Yang & Ziyin 2025 (arXiv 2512.21447) for the laws; Hutchinson 1990 for random signs.
+
+    Example:
+        >>> Conservation(growth=0).growth  # budgets at every due step
+        0
     """
 
     name: ClassVar[str] = "conservation"
     headline: ClassVar[str] = "drift"
     mode: ClassVar[Mode] = "train"
     evaluates: ClassVar[bool] = False
+    state: ClassVar[type[State]] = Ledger
 
     growth: float = 0.01
 
@@ -86,28 +97,24 @@ class Conservation(Probe):
         if not self.growth >= 0:
             raise ValueError(f"growth must be >= 0 (0 keeps every due step), got {self.growth}")
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
+    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Ledger:
         charges = charges_of(snapshot)
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
-        here, sketched = _read(charges, snapshot.before)
-        noise, left = _noise(snapshot, charges, here["lengths"], rng)
-        return here | {
-            "of": _names(charges),
-            "start": here["values"],
-            "reach": here["scales"],
-            "sketched": {family: values for family, (values, *_) in sketched.items()},
-            "sketched_reach": {family: scales.cpu() for family, (_, scales, _) in sketched.items()},
-            "causes": here["values"].new_zeros(len(CAUSES), charges.count),
-            "noise": noise,
-            "left": left,
-            "sizes": sizes(snapshot.before),
-            "measured": snapshot.step - 1,
-            "kept": None,
+        ledger = Ledger(of=names(charges), measured=snapshot.step - 1)
+        sketched = ledger.read(charges, snapshot.before)
+        ledger.start, ledger.reach = ledger.values, ledger.scales
+        ledger.sketched = {family: values for family, (values, *_) in sketched.items()}
+        ledger.sketched_reach = {
+            family: scales.cpu() for family, (_, scales, _) in sketched.items()
         }
+        ledger.causes = ledger.values.new_zeros(len(CAUSES), charges.count)
+        ledger.noise, ledger.leftover.left = _noise(snapshot, charges, ledger.lengths, rng)
+        ledger.leftover.sizes = sizes(snapshot.before)
+        return ledger
 
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: Ledger, rng: torch.Generator
     ) -> Iterator[Measurement]:
         if snapshot.after is None:
             raise NotApplicable("no optimizer step here: drift is measured in step()")
@@ -118,33 +125,36 @@ class Conservation(Probe):
             yield from self._measure(snapshot, snapshot.after, reference, rng)
 
     def _measure(
-        self, snapshot: Snapshot, after: Parameters, state: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, after: Parameters, state: Ledger, rng: torch.Generator
     ) -> Iterator[Measurement]:
         charges = charges_of(snapshot)
-        known = "sketched" in state  # not so in what earlier versions saved
-        others = state.get("of", _names(charges)) != _names(charges)  # since the loss changed
-        if not known or others or len(state["start"]) != charges.count:  # or of other shapes
-            start = self.reference(snapshot, rng)
-            state.clear()
-            state |= start
-        since = snapshot.step - state["measured"]
+        if not state.knows(charges):
+            vars(state).update(vars(self.reference(snapshot, rng)))
+        since = snapshot.step - state.measured
         if since != 1:  # parameters moved unseen
-            state |= _read(charges, snapshot.before)[0]
+            state.read(charges, snapshot.before)
         change, size, why = _advance(charges, snapshot, after, state)
-        state["measured"] = snapshot.step
-        advance(charges, snapshot, change, state, stepped=math.isfinite(size))
+        state.measured = snapshot.step
+        state.forecast.advance(
+            charges,
+            snapshot,
+            change,
+            values=state.values,
+            start=state.start,
+            stepped=math.isfinite(size),
+        )
         if not why:
             step = since * torch.stack([change.causes[cause] for cause in CAUSES])
-            state["causes"] = _all_causes(state["causes"]) + step
-        kept = state["kept"]
+            state.causes = state.causes + step
+        kept = state.kept
         keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
-        noise, epsilon = told(snapshot, charges, size, state)
-        predicted, steps = state["values"], state["steps"]
-        scales = _grown(state["scales"], charges, after)
-        exact: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        left = state.leftover
+        noise, epsilon = left.told(snapshot, charges, size, state.lengths, state.scales)
+        predicted, steps = state.values, state.steps
+        scales = _grown(state.scales, charges, after)
+        exact: Exact = {}
         if keep:
-            here, exact = _read(charges, after)
-            state |= here | {"kept": snapshot.step}
+            exact, state.kept = state.read(charges, after), snapshot.step
         drift = Drift(
             charges=charges,
             change=change,
@@ -154,37 +164,17 @@ class Conservation(Probe):
             why=why,
             exact=exact,
             noise=noise,
-            shrunk=shrunk(snapshot, state),
+            shrunk=left.shrunk(snapshot.before),
             epsilon=epsilon,
         )
         yield from drift.every_step(snapshot.step, size)
         if keep:
-            yield from drift.closure(predicted - state["values"], steps)
+            yield from drift.closure(predicted - state.values, steps)
             yield from drift.vectors()
             yield from drift.budget()
             if snapshot.gradient is not None and math.isfinite(size):
-                yield from balance(charges, snapshot, change, state)
-            yield from report(charges, state, drift.reach, drift.eps)
-
-
-def _names(charges: Charges) -> list[str]:
-    """The symmetries that charges are of."""
-    return [f"{m.family} of {m.name}: {m.charges}" for m in charges.members]
-
-
-def _read(
-    charges: Charges, params: Parameters
-) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor, Tensor]]]:
-    """Everything about the charges at these parameters, exactly: what later steps add to."""
-    reading = charges.read(params)
-    lengths = charges.lengths(reading)
-    here = {
-        "values": charges.values(reading),
-        "scales": charges.scales(reading),
-        "lengths": {f: float(lengths[w].norm()) for f, w in charges.generators.items()},
-        "steps": 0,
-    }
-    return here, charges.sketched(reading)
+                yield from balance(charges, snapshot, change, state.values, state.balance)
+            yield from report(charges, state.forecast, state.values, drift.reach, drift.eps)
 
 
 def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
@@ -195,7 +185,7 @@ def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
 
 
 def _advance(
-    charges: Charges, snapshot: Snapshot, after: Parameters, state: dict[str, Any]
+    charges: Charges, snapshot: Snapshot, after: Parameters, state: Ledger
 ) -> tuple[Change, float, str]:
     """What the step did to the charges, |g|, and why there is no budget where there is none."""
     rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
@@ -203,7 +193,7 @@ def _advance(
     if rates is None or gradient is None:
         why = "the optimizer has no learning rate or was given no gradient"
     else:
-        change = charges.step(state["values"], before, after, gradient, rates)
+        change = charges.step(state.values, before, after, gradient, rates)
         others = {n: g for n, g in gradient.items() if n not in rates.lr}
         size = math.hypot(change.pull, _norm(others)) if others else change.pull
         if not math.isfinite(size) and any(
@@ -213,9 +203,9 @@ def _advance(
     if not math.isfinite(size):  # without a reason, loss scaling skipped it: all terms are zero
         still = dict.fromkeys(charges.names, 0.0)
         resting = Rates(lr=still, decay=still)
-        change = charges.step(state["values"], before, after, None, resting)
-    state["values"] = state["values"] + change.drift
-    state["steps"] += 1
+        change = charges.step(state.values, before, after, None, resting)
+    state.values = state.values + change.drift
+    state.steps += 1
     return change, size, why
 
 
@@ -265,11 +255,6 @@ def _noise(
             least = torch.full_like(own, max(known) / math.sqrt(len(own)))
             left[family] = own / max(whole, 1e-300) if shown else least, whole
     return found, left
-
-
-def _all_causes(sums: Tensor) -> Tensor:
-    """Sums of all causes, where an earlier version saved fewer."""
-    return torch.cat([sums, sums.new_zeros(len(CAUSES) - len(sums), sums.shape[1])])
 
 
 def _norm(tensors: Parameters) -> float:

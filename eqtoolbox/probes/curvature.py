@@ -1,9 +1,9 @@
 """Curvature: the sharpest directions, what the optimizer can bear, and what lies in them."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,12 +20,20 @@ from eqtoolbox.record.record import Mode, Status
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.state import State
 
 # H passed the self-test; where a gradient is zero but for rounding, such as that of a bias before
 # batch normalisation, Adam's first metrics amplify the rounding of H, which the residual tells
 AMPLIFIED = 0.1
 MOST = 10_000  # directions, each as large as the model
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
+
+
+@dataclass(kw_only=True, eq=False)
+class TopSpace(State):
+    """The sharpest directions at the last measurement, for `angles`."""
+
+    top: Sequence[Parameters] | None = None
 
 
 @checked
@@ -47,20 +55,36 @@ class Curvature(Probe):
 
     An eigenvalue's `stderr` is its residual |H v - lambda v|; `not_converged` marks one whose
     relative residual is above `tol`.
+
+    Args:
+        k: how many of the sharpest directions.
+        smallest: also the most negative curvature.
+        tol: residual over the largest |eigenvalue| from which one has converged.
+        max_matvecs: Hessian products at most.
+        split: the Gauss-Newton part of the sharpness.
+        orbit_free: sharpness across the orbits; costs a second eigenvalue.
+        angles: keep the top space for the next measurement and the checkpoint.
+        stability_scale: S of any optimizer, from a snapshot.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
+    Example:
+        >>> Curvature(k=3, angles=True).headline
+        'sharpness'
     """
 
     name: ClassVar[str] = "curvature"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    state: ClassVar[type[State]] = TopSpace
 
-    k: int = 5  # sharpest directions
-    smallest: bool = True  # also the most negative curvature
-    tol: float = 1e-2  # residual over the largest |eigenvalue|
+    k: int = 5
+    smallest: bool = True
+    tol: float = 1e-2
     max_matvecs: int = 100
-    split: bool = False  # Gauss-Newton part of the sharpness
-    orbit_free: bool = False  # sharpness across the orbits; costs a second eigenvalue
-    angles: bool = False  # keep the top space for the next measurement and the checkpoint
-    stability_scale: ScaleRule = field(default=stability_scale, repr=False)  # S of any optimizer
+    split: bool = False
+    orbit_free: bool = False
+    angles: bool = False
+    stability_scale: ScaleRule = field(default=stability_scale, repr=False)
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,11 +94,8 @@ class Curvature(Probe):
                 f"got k={self.k}, max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return {"top": None}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: TopSpace, rng: torch.Generator
     ) -> Iterator[Measurement]:
         operator = self.engine.operator(snapshot)
         yield from self.engine.report(snapshot)
@@ -96,8 +117,8 @@ class Curvature(Probe):
         yield from overlaps(snapshot, gradient, top, rng, status)
         yield from along(snapshot, operator, gradient)
         if self.angles:
-            yield from turn(top, reference["top"], status)
-            reference["top"] = top
+            yield from turn(top, reference.top, status)
+            reference.top = top
         if self.split:
             yield _gauss_newton_share(snapshot, found)
         if self.orbit_free:

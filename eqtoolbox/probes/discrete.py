@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -11,12 +11,13 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.probes.collapse import collapse
 from eqtoolbox.probes.covariance import Covariance, laws
 from eqtoolbox.probes.engine import Engine
-from eqtoolbox.probes.idle import NAMED, Idle, listed
+from eqtoolbox.probes.idle import NAMED, Idle, Silence, listed
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record.record import HOLDS, Mode
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.state import State
 from eqtoolbox.weights.orbit.approach import Approach, approaches
 from eqtoolbox.weights.parameter import DiscreteSymmetry
 
@@ -50,16 +51,28 @@ class Discrete(Probe):
     at the symmetric points block, |(H T - T H) v| / |H v|. The floor repeats the measurement at
     parameters moved by one unit in the last place.
 
+    Args:
+        pairs: how many of the nearest get the Hessian part.
+        near: distance beyond which the symmetric point says nothing about the units.
+        laws: whether the laws are tested.
+        max_matvecs: Hessian products at most, for each margin.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
     References:
         Simsek et al. 2021 (arXiv 2105.12221); Yang & Ziyin 2025 (arXiv 2512.21447).
+
+    Example:
+        >>> Discrete(pairs=0, laws=False).headline  # distances and dead units: no Hessian
+        'distance'
     """
 
     name: ClassVar[str] = "discrete"
     headline: ClassVar[str] = "distance"
     mode: ClassVar[Mode] = "train"
+    state: ClassVar[type[State]] = Silence
 
-    pairs: int = 3  # how many of the nearest get the Hessian part
-    near: float = 0.3  # distance beyond which the symmetric point says nothing about the units
+    pairs: int = 3
+    near: float = 0.3
     laws: bool = True
     max_matvecs: int = 100
     engine: Engine = field(default_factory=Engine, repr=False)
@@ -71,12 +84,8 @@ class Discrete(Probe):
                 f"pairs={self.pairs}, max_matvecs={self.max_matvecs}, near={self.near}"
             )
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        """How long units have been silent."""
-        return {}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any] | None, rng: torch.Generator
+        self, snapshot: Snapshot, reference: Silence, rng: torch.Generator
     ) -> Iterator[Measurement]:
         differentiates = self.pairs > 0 or self.laws
         if differentiates:
@@ -98,8 +107,7 @@ class Discrete(Probe):
             gradient, noise = covariance.gradient, covariance.floors[1]
             yield from laws(covariance, families, rng)
         gradient = gradient or _gradient(snapshot)
-        memory = {} if reference is None else reference
-        idle = Idle.of(families, snapshot.objective, snapshot.before, gradient, memory)
+        idle = Idle.of(families, snapshot.objective, snapshot.before, gradient, reference)
         yield from idle.measurements()
         nearest.sort(key=lambda a: a.distance)
         for rank, approach in enumerate(nearest[: self.pairs], start=1):

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eqtoolbox.probes.ledger import CAUSES, Ledger
 from eqtoolbox.record.record import verdict
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.weights.charges.charges import Change, Charges
 
-CAUSES = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
 TINY = 1e-300
 WITHIN = "within what the epsilon of normalisations may leave"
 PREDICTED = "the epsilon of normalisations predicts"
@@ -25,7 +24,7 @@ class Drift:
 
     charges: Charges
     change: Change
-    state: dict[str, Any]  # of the probe, up to this step
+    state: Ledger  # up to this step
     scales: Tensor  # what |Q| of each charge could be, (charges,)
     eps: float  # rounding of the parameters
     why: str  # why there is no budget; empty if there is one
@@ -37,13 +36,16 @@ class Drift:
     @property
     def total(self) -> Tensor:
         """Drift since the start, (charges,)."""
-        drift: Tensor = self.state["values"] - self.state["start"]
-        return drift
+        return self.state.values - self.state.start
 
     @property
     def reach(self) -> Tensor:
         """What |Q| could be now or could be at the start, whichever is larger, (charges,)."""
-        return torch.maximum(self.scales, self.state.get("reach", self.scales))
+        return torch.maximum(self.scales, self._began_reach)
+
+    @property
+    def _began_reach(self) -> Tensor:
+        return self.scales if self.state.reach is None else self.state.reach
 
     def every_step(self, step: int, size: float) -> Iterator[Measurement]:
         """Drift and first-order law of every family; `size` is the gradient's norm."""
@@ -78,7 +80,7 @@ class Drift:
     def _exactly(self, family: str, first: int) -> tuple[float, float, int]:
         """Of all charges that a sketch stands for: drift, worst drift of a unit, and which."""
         charges, _, units = (x.cpu().numpy() for x in self.exact[family])
-        drift = charges - self.state["sketched"][family].cpu().numpy()
+        drift = charges - self.state.sketched[family].cpu().numpy()
         scales = self._exact_reach(family).cpu().numpy()
         squares = np.stack([np.bincount(units, np.square(x)) for x in (drift, scales)])
         relative = np.sqrt(squares[0]) / np.maximum(np.sqrt(squares[1]), TINY)
@@ -88,7 +90,7 @@ class Drift:
 
     def _exact_reach(self, family: str) -> Tensor:
         scales = self.exact[family][1]
-        began: Tensor = self.state.get("sketched_reach", {}).get(family, scales)
+        began: Tensor = self.state.sketched_reach.get(family, scales)
         return torch.maximum(scales, began.to(scales))
 
     def _first_order(self, size: float) -> Iterator[Measurement]:
@@ -96,9 +98,9 @@ class Drift:
         for family, where in self.charges.generators.items():
             if family in self.charges.moving:
                 continue
-            noise, ratio = self.state["noise"][family]
+            noise, ratio = self.state.noise[family]
             floor = max(noise / max(size, TINY), ratio, self.eps, self.noise)
-            whole = max(size * self.state["lengths"][family], TINY)
+            whole = max(size * self.state.lengths[family], TINY)
             value = float(np.linalg.norm(slopes[where])) / whole
             error = self.charges.error(family, slopes, generators=True)
             left, said = self._left(family, whole), verdict(value, floor)
@@ -123,23 +125,10 @@ class Drift:
             )
 
     def _left(self, family: str, whole: float) -> float:
-        """What the nature of an approximate law may leave of it now, relative; else 0.
-
-        Three times the slopes when they were last known, over the smaller gradient. That of an
-        epsilon grows as eps / variance, which is with 1 / |w|^2: as a quadratic charge's scale
-        shrinks, and as gains do that the variance comes from.
-        """
-        if family not in self.state.get("left", {}):
-            return 0.0
-        began, whole_then = self.state["left"][family]
+        """What the nature of an approximate law may leave of it now, relative; else 0."""
         where = self.charges.families.get(family, slice(0, 0))
-        began_at = self.state.get("left_at", {}).get(family, self.state["reach"][where])
-        now, then = self.scales[where].cpu(), began_at.cpu()
-        if len(now) != len(began):  # charges of other units than the generators
-            now, then = now.norm().reshape(-1), then.norm().reshape(-1)
-        grown = (then / now.clamp_min(TINY)).clamp_min(1.0) if where.stop else began.new_ones(1)
-        smaller: float = max(whole_then / whole, 1.0)
-        return 3 * float((began * grown).norm()) * smaller * self.shrunk
+        now, start = self.scales[where], self._began_reach[where]
+        return self.state.leftover.of(family, whole, now, start, self.shrunk)
 
     def closure(self, gap: Tensor, steps: int) -> Iterator[Measurement]:
         """How far the charges are from what the budgets of the last `steps` steps add up to."""
@@ -149,7 +138,7 @@ class Drift:
                     "closure", math.nan, family, status="not_applicable", note=self.why
                 )
                 continue
-            largest = torch.maximum(self.scales[where], self.state["scales"][where]).max()
+            largest = torch.maximum(self.scales[where], self.state.scales[where]).max()
             error = float(gap[where].abs().max()) / max(float(largest), TINY)
             floor = 4 * self.eps * math.sqrt(steps + 1)
             yield Measurement("closure", error, family, floor=floor, verdict=verdict(error, floor))
@@ -158,10 +147,10 @@ class Drift:
         """Charges and their drift, one number a charge."""
         relative = self.total / self.reach.clamp_min(TINY)
         for family, where in self._families().items():
-            charge, drift = self.state["values"][where], relative[where]
+            charge, drift = self.state.values[where], relative[where]
             if family in self.exact:
                 charge, reach = self.exact[family][0], self._exact_reach(family)
-                drift = (charge - self.state["sketched"][family]) / reach.clamp_min(TINY)
+                drift = (charge - self.state.sketched[family]) / reach.clamp_min(TINY)
             members = [m for m in self.charges.members if m.family == family and m.charges]
             note = "; ".join(f"{m.name}: {m.charges}" for m in members)
             for quantity, values in (("charge", charge), ("unit_drift", drift)):
@@ -181,10 +170,10 @@ class Drift:
                 along = float(term[where] @ moved) / max(float(moved.norm()), TINY)
                 yield Measurement(first if cause == "symmetry" else cause, along / scale, family)
             energy = float(total @ total)
-            along = self.state["causes"][:, where] @ total
+            caused = self.state.causes[:, where] @ total
             shares = dict.fromkeys(CAUSES, 0.0)
             if energy:
-                shares = dict(zip(CAUSES, (along / energy).tolist(), strict=True))
+                shares = dict(zip(CAUSES, (caused / energy).tolist(), strict=True))
             shares["unmeasured"] = 1.0 - sum(shares.values()) if energy else 0.0
             for cause, share in shares.items():
                 name = first if cause == "symmetry" else cause

@@ -22,7 +22,7 @@ from eqtoolbox.probes.claims import (
     structured,
     told_unmeasured,
 )
-from eqtoolbox.probes.growth import Seen, explained, growth
+from eqtoolbox.probes.growth import Known, Seen, explained, growth
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
 from eqtoolbox.record.record import Mode
@@ -38,6 +38,7 @@ from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import tensors
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.state import State
 
 PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
 
@@ -65,32 +66,40 @@ class EquivarianceError(Probe):
 
     f(x) comes from the loss's own evaluation and is shared by all symmetries; the laws of the
     actions are checked when a symmetry meets new shapes.
+
+    Args:
+        symmetries: names of image symmetries, or claims (`Equivariance`).
+        output: what named symmetries do to outputs; auto: the same if the output is an image.
+        samples: group elements per step and symmetry, the identity among them.
+        peak: range of the values of output images, for decibels.
+        shadow: measure again in float64 what is unresolved.
+        locate: name the first broken layer of what is violated, for some 8 forwards.
+        layers: shares of layers in violated Lie derivatives, a derivative a layer each.
+
+    Example:
+        >>> EquivarianceError(symmetries=["flip"], locate=True).samples
+        8
     """
 
     name: ClassVar[str] = "equivariance"
     headline: ClassVar[str] = "relative_error"
     mode: ClassVar[Mode] = "eval"
+    state: ClassVar[type[State]] = Known
 
     symmetries: Annotated[tuple[Claim, ...], OWN] = ("cyclic4", "flip", "translation")
-    output: OutputAction = "auto"  # of named symmetries; auto: same if the output is an image
-    samples: Elements = 8  # group elements per step and symmetry, the identity among them
-    peak: Annotated[float, PEAK] = 2.0  # range of the values of output images, for decibels
-    shadow: bool = False  # measure again in float64 what is unresolved
-    locate: bool = False  # name the first broken layer of what is violated, for some 8 forwards
-    layers: bool = False  # shares of layers in violated Lie derivatives, a derivative a layer each
+    output: OutputAction = "auto"
+    samples: Elements = 8
+    peak: Annotated[float, PEAK] = 2.0
+    shadow: bool = False
+    locate: bool = False
+    layers: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symmetries", as_claims(self.symmetries))
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        """By symmetry: its smallest error so far, and the shapes that its actions fit."""
-        return {"smallest": {}, "fits": {}}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any] | None, rng: torch.Generator
+        self, snapshot: Snapshot, reference: Known, rng: torch.Generator
     ) -> Iterator[Measurement]:
-        memory = {"smallest": {}, "fits": {}} if reference is None else reference
-
         def body(f: Prediction) -> list[Measurement]:
             if not any(structured(entry) for entry in self.symmetries):
                 require_tensor(f.inputs)
@@ -98,7 +107,7 @@ class EquivarianceError(Probe):
             known = explained(opened(f.call.output), loss)
             found = [] if known is None else [Measurement("explained", known)]
             for entry in self.symmetries:
-                rows = list(self._one(f, entry, loss, known, memory, rng))
+                rows = list(self._one(f, entry, loss, known, reference, rng))
                 found += told_unmeasured(entry, rows)
             return found
 
@@ -116,7 +125,7 @@ class EquivarianceError(Probe):
         entry: Claim,
         loss: Callable[[Any], Tensor] | None,
         known: float | None,
-        memory: dict[str, Any],
+        memory: Known,
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
         name = name_of(entry)
@@ -136,7 +145,7 @@ class EquivarianceError(Probe):
             return
         classifies = f.classifies and not view.parts
         seen = Seen(result=result, samples=view.samples, explained=known, classifies=classifies)
-        grown = growth(seen, name, memory)
+        grown = growth(seen, name, memory.baselines)
         blamed = view.culprit(symmetry) if self.locate and result.verdict == "violated" else None
         where = "" if blamed is None else summary(blamed)
         lost = grown.note if grown.note.startswith("alarm") else ""
@@ -158,7 +167,7 @@ class EquivarianceError(Probe):
         symmetry: Equivariance,
         name: str,
         loss: Callable[[Any], Tensor] | None,
-        memory: dict[str, Any],
+        memory: Known,
         rng: torch.Generator,
     ) -> EquivarianceResult:
         shapes = repr([tuple(x.shape) for x in tensors((view.inputs, view.outputs))])
@@ -170,9 +179,9 @@ class EquivarianceError(Probe):
             generator=rng,
             loss=view.loss(loss),
             outputs=view.outputs,
-            check=memory["fits"].get(name) != shapes,
+            check=memory.fits.get(name) != shapes,
         )
-        memory["fits"][name] = shapes
+        memory.fits[name] = shapes
         if not self.shadow or result.verdict != "unresolved":
             return result
 

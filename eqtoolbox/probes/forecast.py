@@ -1,7 +1,8 @@
 """Forecast: what closed forms of SGD say the charges are now, beside what they are."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,74 +11,109 @@ from torch import Tensor
 from eqtoolbox.probes.sgd import sgd
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges
 from eqtoolbox.weights.charges.flow import Course
 
 TINY = 1e-300
 
 
-def advance(
-    charges: Charges, snapshot: Snapshot, change: Change, state: dict[str, Any], stepped: bool
-) -> None:
-    """One step of the closed form (`Course`), from rates and Q(d) alone, for all charges at once.
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """What the closed form is of every charge, as long as the optimizer's groups stay the same."""
 
-    Begun at the first step measured, whose own drift is taken as it was, and anew after steps that
-    were not.
+    rates: list[tuple[float, float, float, bool, bool]]  # of the groups
+    rows: Tensor  # learning rate, decay, momentum and degree of the charges, (4, charges)
+    why: dict[str, str]  # families without a closed form
 
-    Args:
-        charges: of all symmetries.
-        snapshot: of the step.
-        change: what the step did to the charges.
-        state: of the probe, after the step; `forecast` in it is renewed.
-        stepped: False where loss scaling skipped the step.
-    """
-    before = state.get("forecast")
-    known = before is not None and before["at"] == snapshot.step - 1
-    if before is not None and known and not stepped:
-        before["at"] = snapshot.step
-    if not stepped:
-        return
-    rates = _rates(charges, snapshot, state)
-    if before is not None and known and len(before["charge"]) == charges.count:
-        course = Course(charge=before["charge"], slope=before["slope"])
-        lr, decay, momentum, degree = rates["rows"]
-        course = course.step(
-            change.finite_step, lr=lr, decay=decay, momentum=momentum, degree=degree
-        )
-        since, start = before["since"], before["start"]
-    else:
-        lr, degree = rates["rows"][0], rates["rows"][3]
-        if bool(((lr == 0) & (degree > 0)).any()):  # says nothing of the velocity: begin later
+
+@dataclass(kw_only=True, eq=False)
+class Forecast(State):
+    """The closed form's course since it began, in a checkpoint under the names of 0.1."""
+
+    at: int | None = None  # the step up to which it goes; None: not begun
+    since: int = 0  # the step after which it began
+    start: Tensor | None = None  # charges then
+    course: Course | None = None
+    closed: Closed | None = None
+    told: list[str] = field(default_factory=list)  # families of which it was said why not
+
+    def state_dict(self) -> dict[str, Any]:
+        """The course, the rates and what was told, each under a name of its own."""
+        found: dict[str, Any] = {"forecast_told": list(self.told)}
+        if self.course is not None:
+            begun = {"at": self.at, "since": self.since, "start": self.start}
+            found["forecast"] = begun | vars(self.course)
+        if self.closed is not None:
+            found["forecast_rates"] = dict(vars(self.closed))
+        return found
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take what was saved; what is missing starts anew."""
+        begun, closed = saved.get("forecast"), saved.get("forecast_rates")
+        if begun is not None:
+            self.at, self.since, self.start = begun["at"], begun["since"], begun["start"]
+            self.course = Course(charge=begun["charge"], slope=begun["slope"])
+        self.closed = None if closed is None else Closed(**closed)
+        self.told = list(saved.get("forecast_told", ()))
+
+    def advance(
+        self,
+        charges: Charges,
+        snapshot: Snapshot,
+        change: Change,
+        *,
+        values: Tensor,
+        start: Tensor,
+        stepped: bool,
+    ) -> None:
+        """One step of the closed form (`Course`), from rates and Q(d) alone, for all at once.
+
+        Begun at the first step measured, whose own drift is taken as it was, and anew after steps
+        that were not.
+
+        Args:
+            charges: of all symmetries.
+            snapshot: of the step.
+            change: what the step did to the charges.
+            values: the charges after the step.
+            start: the charges at the first step of all.
+            stepped: False where loss scaling skipped the step.
+        """
+        goes_on = self.at is not None and self.at == snapshot.step - 1
+        if goes_on and not stepped:
+            self.at = snapshot.step
+        if not stepped:
             return
-        paired, here, since = change.drift - change.finite_step, state["values"], snapshot.step
-        course = Course.after(here, paired, change.finite_step, lr=lr.clamp_min(TINY))
-        start = state["start"] if before is None else here  # then it stands beside `drift`
-    state["forecast"] = {
-        "at": snapshot.step,
-        "since": since,
-        "start": start,
-        "charge": course.charge,
-        "slope": course.slope,
-    }
+        self.closed = _closed(charges, snapshot, values, self.closed)
+        lr, decay, momentum, degree = self.closed.rows
+        course, force = self.course, change.finite_step
+        if course is not None and goes_on and len(course.charge) == charges.count:
+            course = course.step(force, lr=lr, decay=decay, momentum=momentum, degree=degree)
+        elif bool(((lr == 0) & (degree > 0)).any()):
+            return  # says nothing of the velocity: begin later
+        else:
+            first, self.since = self.at is None, snapshot.step
+            self.start = start if first else values  # then it stands beside `drift`
+            course = Course.after(values, change.drift - force, force, lr=lr.clamp_min(TINY))
+        self.course, self.at = course, snapshot.step
 
 
 def report(
-    charges: Charges, state: dict[str, Any], scales: Tensor, eps: float
+    charges: Charges, known: Forecast, values: Tensor, scales: Tensor, eps: float
 ) -> Iterator[Measurement]:
     """Drift since the forecast began, predicted, and how far from it the charges are.
 
     Relative to the charges' scales. Of families without a closed form the reason, once.
     """
-    found = state.get("forecast")
-    if found is None:
+    if known.course is None or known.start is None or known.at is None or known.closed is None:
         return
-    told = state.setdefault("forecast_told", [])
-    steps = found["at"] - found["since"]
+    charge, start, steps = known.course.charge, known.start, known.at - known.since
     for family, where in _families(charges).items():
-        why = state["forecast_rates"]["why"].get(family)
+        why = known.closed.why.get(family)
         if why is not None:
-            if family not in told:
-                told.append(family)
+            if family not in known.told:
+                known.told.append(family)
                 yield Measurement(
                     "forecast_error", math.nan, family, status="not_applicable", note=why
                 )
@@ -85,10 +121,10 @@ def report(
         if not steps:
             continue
         size = max(float(scales[where].norm()), TINY)
-        expected = float((found["charge"] - found["start"])[where].norm()) / size
-        moved = float((state["values"] - found["start"])[where].norm()) / size
-        error = float((state["values"] - found["charge"])[where].norm()) / size
-        note = f"measured {moved:.3e} since step {found['since']}"
+        expected = float((charge - start)[where].norm()) / size
+        moved = float((values - start)[where].norm()) / size
+        error = float((values - charge)[where].norm()) / size
+        note = f"measured {moved:.3e} since step {known.since}"
         if any(m.status == "approximate" for m in charges.members if m.family == family):
             note += "; approximate symmetry, which epsilon moves too"
         yield Measurement("forecast", expected, family, note=note)
@@ -101,17 +137,15 @@ def _families(charges: Charges) -> dict[str, slice]:
     return {f: w for f, w in charges.families.items() if w.stop > w.start and f not in moving}
 
 
-def _rates(charges: Charges, snapshot: Snapshot, state: dict[str, Any]) -> dict[str, Any]:
-    """Learning rate, decay, momentum and degree of every charge, and what has no closed form.
+def _closed(charges: Charges, snapshot: Snapshot, values: Tensor, known: Closed | None) -> Closed:
+    """What is known, made anew where the optimizer's groups changed.
 
-    Made anew where the optimizer's groups changed. Charges without a closed form, and those of
-    equivariances, stay as they are.
+    Charges without a closed form, and those of equivariances, stay as they are.
     """
     rates = [(g.lr, g.weight_decay, g.momentum, g.nesterov, g.maximize) for g in snapshot.groups]
-    known: dict[str, Any] = state.get("forecast_rates", {})
-    if known.get("rates") == rates and known["rows"].shape[1] == charges.count:
+    if known is not None and known.rates == rates and known.rows.shape[1] == charges.count:
         return known
-    rows = torch.zeros_like(state["values"].expand(4, -1))
+    rows = torch.zeros_like(values.expand(4, -1))
     why: dict[str, str] = {}
     linear = {m.family for kind in charges.kinds if not kind.quadratic for m in kind.members}
     for family, where in _families(charges).items():
@@ -121,7 +155,6 @@ def _rates(charges: Charges, snapshot: Snapshot, state: dict[str, Any]) -> dict[
         except NotApplicable as reason:
             why[family] = str(reason)
             continue
-        values = own.lr, own.decay, own.momentum, 1.0 if family in linear else 2.0
-        rows[:, where] = rows.new_tensor(values)[:, None]
-    state["forecast_rates"] = {"rates": rates, "rows": rows, "why": why}
-    return dict(state["forecast_rates"])
+        numbers = own.lr, own.decay, own.momentum, 1.0 if family in linear else 2.0
+        rows[:, where] = rows.new_tensor(numbers)[:, None]
+    return Closed(rates=rates, rows=rows, why=why)

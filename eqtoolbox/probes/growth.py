@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
 from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.state import State
 
 GROWN = 3.0  # growth of the relative error over that of the baseline that is an alarm
 PRICE = 1.0  # percent of the loss below which a violation is not worth one
@@ -19,6 +20,22 @@ SAME = 0.8  # share of samples that keep their class, from which a classifier ha
 FEWER = 0.1  # of the samples fewer that keep it, and growth from which that is an alarm, too
 SOMEWHAT = 1.5
 SAMPLES = 8  # below so many no share of samples is a baseline
+
+
+@dataclass(kw_only=True, eq=False)
+class Baselines(State):
+    """The smallest errors of a run, by symmetry."""
+
+    smallest: dict[str, float] = field(default_factory=dict)
+    baseline: dict[str, dict[str, Any]] = field(default_factory=dict)  # at informative steps
+
+
+@dataclass(kw_only=True, eq=False)
+class Known(State):
+    """What is known of the symmetries by name, from the steps before."""
+
+    fits: dict[str, str] = field(default_factory=dict)  # the shapes that their actions fit
+    baselines: Baselines = field(default_factory=Baselines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +86,7 @@ def explained(outputs: Tree, loss: Callable[[Any], Tensor] | None) -> float | No
     return 1.0 - knowing / not_knowing if 0.0 < not_knowing < math.inf else None
 
 
-def growth(seen: Seen, name: str, memory: dict[str, Any]) -> Measurement:
+def growth(seen: Seen, name: str, memory: Baselines) -> Measurement:
     """relative_error over that of the baseline, never below the floor; `alarm` where it is lost.
 
     The baseline is the smallest error at an informative step; before there is one, the smallest.
@@ -77,17 +94,16 @@ def growth(seen: Seen, name: str, memory: dict[str, Any]) -> Measurement:
     Args:
         seen: this step.
         name: of the symmetry.
-        memory: of the probe: `smallest` errors and `baseline`s by name, kept up to date.
+        memory: of the steps before; brought up to date.
     """
     result = seen.result
     if math.isnan(result.relative_error):
         return Measurement("growth", math.nan, name, status="not_applicable", note="no error")
     error = max(result.relative_error, result.floor)
-    least = memory["smallest"][name] = min(memory["smallest"].get(name, error), error)
-    baselines = memory.setdefault("baseline", {})
-    known = baselines.get(name)
+    least = memory.smallest[name] = min(memory.smallest.get(name, error), error)
+    known = memory.baseline.get(name)
     if seen.informative and (known is None or error < known["error"]):
-        baselines[name] = known = {"error": error, "consistency": seen.consistency}
+        memory.baseline[name] = known = {"error": error, "consistency": seen.consistency}
     if known is None:
         note = "no baseline: the model does not know its data yet"
         return Measurement("growth", error / least, name, note=note)

@@ -1,12 +1,13 @@
 """Idle units: those that did nothing on batch after batch are dead, those on one batch are not."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.state import State
 from eqtoolbox.weights.families.discrete import UnitSymmetry
 from eqtoolbox.weights.orbit import units
 from eqtoolbox.weights.orbit.activity import Activity
@@ -20,13 +21,33 @@ NAMED = 3  # units that a note names
 Layer = Mapping[int, str]  # idle units, and why
 
 
+@dataclass(kw_only=True, eq=False)
+class Silence(State):
+    """How long units have been silent, on the batches measured."""
+
+    batches: int = 0
+    samples: int = 0  # in them
+    # of the units that were silent on the last one, by layer: batches in a row, and samples in them
+    silent: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+
+    def listen(self, layers: Mapping[str, Layer], samples: int) -> None:
+        """Add a batch on which these units did nothing."""
+        before = self.silent
+        self.batches, self.samples = self.batches + 1, self.samples + samples
+        self.silent = {
+            layer: {unit: _longer(before.get(layer, {}).get(unit), samples) for unit in idle}
+            for layer, idle in layers.items()
+            if idle
+        }
+
+
 @dataclass(frozen=True)
 class Idle:
     """Units of a step that do nothing, by layer, and what earlier batches said of them."""
 
     layers: dict[str, Layer]
     sizes: dict[str, int]  # units of each layer
-    memory: dict[str, Any]  # of the probe, this batch included
+    memory: Silence  # this batch included
 
     @classmethod
     def of(
@@ -35,7 +56,7 @@ class Idle:
         objective: Objective,
         params: Parameters,
         gradient: Parameters,
-        memory: dict[str, Any],
+        memory: Silence,
     ) -> "Idle":
         """Look at the units of one batch; each counts once though several symmetries move it.
 
@@ -57,15 +78,7 @@ class Idle:
             seen.append(own)
             sizes[member.name] = units.count(member)
             layers[member.name] = units.idle(member, params, gradient, activity)
-        count = sum(map(_samples, objective.pieces))
-        memory["batches"] = memory.get("batches", 0) + 1
-        memory["samples"] = memory.get("samples", 0) + count
-        before = memory.get("silent", {})
-        memory["silent"] = {
-            layer: {unit: _longer(before.get(layer, {}).get(unit), count) for unit in idle}
-            for layer, idle in layers.items()
-            if idle
-        }
+        memory.listen(layers, sum(map(_samples, objective.pieces)))
         return cls(layers, sizes, memory)
 
     def measurements(self) -> Iterator[Measurement]:
@@ -74,11 +87,11 @@ class Idle:
         While too few batches were seen to tell, the count is that of units which were silent on all
         of them, `not_converged`; none at all needs no second batch.
         """
-        batches, samples = self.memory["batches"], self.memory["samples"]
+        batches, samples = self.memory.batches, self.memory.samples
         known = batches >= LEAST and samples >= SAMPLES
         wanted = min(batches, BATCHES) if known else 0, SAMPLES if known else 0
         dead = {
-            layer: [u for u in idle if _enough(self.memory["silent"][layer][u], wanted)]
+            layer: [u for u in idle if _enough(self.memory.silent[layer][u], wanted)]
             for layer, idle in self.layers.items()
         }
         labels = [
@@ -92,7 +105,7 @@ class Idle:
         for layer, found in dead.items():
             if found:
                 size = self.sizes[layer]
-                streaks = [self.memory["silent"][layer][unit] for unit in found]
+                streaks = [self.memory.silent[layer][unit] for unit in found]
                 batches, samples = map(min, zip(*streaks, strict=True))
                 on = f"{batches} batches in a row" if batches > 1 else "the only batch measured"
                 note = f"{len(found)} of {size} units on {on}, {samples} samples"

@@ -29,14 +29,22 @@ class LearnedAlgebra(Probe):
     closure: largest relative part of a commutator outside the algebra.
 
     For inputs (batch, d) or (batch, k, d), vectors of length d <= 8.
+
+    Args:
+        points: samples of the batch at most.
+        equivariant: outputs are vectors that turn with the inputs.
+
+    Example:
+        >>> LearnedAlgebra(points=64).headline
+        'dimension'
     """
 
     name: ClassVar[str] = "discovery"
     headline: ClassVar[str] = "dimension"
     mode: ClassVar[Mode] = "eval"
 
-    points: int = 256  # samples of the batch at most
-    equivariant: bool = False  # outputs are vectors that turn with the inputs
+    points: int = 256
+    equivariant: bool = False
 
     def __post_init__(self) -> None:
         if self.points < 1:

@@ -62,6 +62,13 @@ class Noether(Probe):
     enough for independent rounding errors for the second order (`eqtoolbox.probes.law.afar`). A
     first-order law that fails by these is compared with the gradient in float64 before it is said
     to be broken: few parameters that are rounded alike show less than the sums inside the loss.
+
+    Args:
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
+    Example:
+        >>> Noether().headline
+        'second_order'
     """
 
     name: ClassVar[str] = "noether"

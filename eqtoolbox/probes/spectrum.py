@@ -24,16 +24,27 @@ class Spectrum(Probe):
     Stochastic estimates with their standard errors; `trace/<layer>` for each layer on request.
     `density` is the extent of the spectrum; its vector holds nodes and weights of the quadrature,
     (2, probes * steps), and the report draws them as a map of the density over training.
+
+    Args:
+        matvecs: Hessian products for trace and norm.
+        probes: random vectors of the density.
+        steps: Lanczos steps of each.
+        layers: also the trace of each layer's block.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
+    Example:
+        >>> Spectrum(probes=2, steps=12).headline
+        'trace'
     """
 
     name: ClassVar[str] = "spectrum"
     headline: ClassVar[str] = "trace"
     mode: ClassVar[Mode] = "train"
 
-    matvecs: int = 48  # for trace and norm
-    probes: int = 4  # random vectors of the density
-    steps: int = 24  # Lanczos steps of each
-    layers: bool = False  # trace of each layer's block
+    matvecs: int = 48
+    probes: int = 4
+    steps: int = 24
+    layers: bool = False
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:

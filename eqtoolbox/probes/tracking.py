@@ -12,6 +12,14 @@ from eqtoolbox.probes.engine import Engine
 from eqtoolbox.record.record import Mode
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.state import State
+
+
+@dataclass(kw_only=True, eq=False)
+class Tracked(State):
+    """The tracker as the last measured step left it."""
+
+    tracker: dict[str, Any] = field(default_factory=dict)  # its own state; empty: at no step yet
 
 
 @checked
@@ -24,15 +32,26 @@ class Tracking(Probe):
     the tracker's bound, which 99.5 % of the values and more keep (`Tracker` says how, and
     `benchmarks/tracking_bound.py` how often); a value whose bound is above `rtol` is
     `not_converged`.
+
+    Args:
+        rtol: relative error to reach.
+        max_matvecs: Hessian products in one step.
+        deep_every: measured steps between looks for other eigenvalues.
+        engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
+
+    Example:
+        >>> Tracking(rtol=0.05).headline
+        'sharpness'
     """
 
     name: ClassVar[str] = "tracking"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    state: ClassVar[type[State]] = Tracked
 
-    rtol: float = 0.01  # relative error to reach
-    max_matvecs: int = 8  # products in one step
-    deep_every: int = 20  # measured steps between looks for other eigenvalues
+    rtol: float = 0.01
+    max_matvecs: int = 8
+    deep_every: int = 20
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
@@ -46,17 +65,15 @@ class Tracking(Probe):
             deep_matvecs=max(12, self.max_matvecs),
         )
 
-    def reference(self, snapshot: Snapshot, rng: torch.Generator) -> dict[str, Any]:
-        return {"tracker": self._tracker().state_dict()}
-
     def measure(
-        self, snapshot: Snapshot, reference: dict[str, Any], rng: torch.Generator
+        self, snapshot: Snapshot, reference: Tracked, rng: torch.Generator
     ) -> Iterator[Measurement]:
         yield from self.engine.report(snapshot)
         tracker = self._tracker()
-        tracker.load_state_dict(reference["tracker"])
+        if reference.tracker:
+            tracker.load_state_dict(reference.tracker)
         found = tracker.update(self.engine.operator(snapshot))
-        reference["tracker"] = tracker.state_dict()
+        reference.tracker = tracker.state_dict()
         yield Measurement(
             "sharpness",
             found.value,

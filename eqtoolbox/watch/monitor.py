@@ -26,11 +26,12 @@ from eqtoolbox.watch.checkpoint import check_state
 from eqtoolbox.watch.clock import Clock
 from eqtoolbox.watch.interrupts import Gate
 from eqtoolbox.watch.interrupts import told as message_of
-from eqtoolbox.watch.journal import Journal, OnError
+from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.options import Options
 from eqtoolbox.watch.probe import Probe, Scheduled
 from eqtoolbox.watch.runner import Runner, synchronize
 from eqtoolbox.watch.step import Step, closure_of
-from eqtoolbox.watch.time_limit import TimeLimit, Timeout
+from eqtoolbox.watch.time_limit import TimeLimit
 from eqtoolbox.watch.told import Decorated, Device, Evaluated, Place
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,22 +55,16 @@ class Monitor:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        given: Options | None = None,
         *,
         probes: Sequence[Scheduled],
-        loss_fn: LossFunction | None = None,
-        criterion: nn.Module | None = None,
-        probe_batch: Any = None,
-        budget: float | None = 0.05,
         sinks: Sequence[Sink] = (),
-        seed: int = 0,
         segment: int = 0,
         step: int = 0,
-        on_error: OnError = "warn",
-        probe_timeout: Timeout = "auto",
         attached_at: str = "",
         called: nn.Module | None = None,
     ) -> None:
-        one = isinstance(optimizer, torch.optim.Optimizer)
+        given, one = given or Options(), isinstance(optimizer, torch.optim.Optimizer)
         self.model = model
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             (optimizer,) if one else tuple(optimizer)  # type: ignore[arg-type, assignment]
@@ -78,12 +73,12 @@ class Monitor:
         self.probes = tuple(probes)
         self.step = self._first = step
         self.attached_at = attached_at
-        self._watched = Watched(model, self.optimizers, criterion)
-        self._capture = LossCapture(self._watched, loss_fn, criterion, called)
-        self._journal = Journal(sinks, on_error, segment)
-        self._budget = Budget(budget, [s.probe.name for s in self.probes])
+        self._watched = Watched(model, self.optimizers, given.criterion)
+        self._capture = LossCapture(self._watched, given.loss_fn, given.criterion, called)
+        self._journal = Journal(sinks, given.on_error, segment)
+        self._budget = Budget(given.budget, [s.probe.name for s in self.probes])
         self._account = Account(self.optimizers, self._budget, self._journal)
-        self._runner = Runner(model, seed, self._journal, TimeLimit(probe_timeout))
+        self._runner = Runner(model, given.seed, self._journal, TimeLimit(given.probe_timeout))
         self._waiting = self._capture.pending.waiting
         self._waiting.tell = self._account.stalled
         self._clock = Clock(self._budget, self._capture.stopwatch)
@@ -102,8 +97,8 @@ class Monitor:
             self._journal,
             self._runner,
             self._account,
-            probe_batch=probe_batch,
-            seed=seed,
+            probe_batch=given.probe_batch,
+            seed=given.seed,
             resumed=segment > 0,
         )
         self._several = len(self.optimizers) > 1
@@ -265,7 +260,7 @@ class Monitor:
         """What a resumed run needs to go on with the same records: step, references, findings."""
         return self._catch.state_dict() | {
             "step": self.step,
-            "references": self._runner.references,
+            "references": self._runner.state_dict(),
             "disabled": sorted(self._journal.disabled),
             "budget": self._budget.state_dict(),
             "halved": sorted(self._runner.halved),

@@ -14,6 +14,7 @@ from eqtoolbox.expect.words import shown
 from eqtoolbox.record.record import Mode, Product, Record, Status, Verdict
 from eqtoolbox.record.schedule import Schedule
 from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.state import State
 
 UNMEASURED = "unmeasured"  # quantity of a claim that was due and got no number; warned of at once
 
@@ -67,20 +68,48 @@ def _number(name: str, given: Any) -> float:
 class Probe(ABC):
     """Measures one aspect of a step. Options are the fields of a frozen dataclass.
 
-    Probes are pure: they see a snapshot, never the live model, and draw only from `rng`.
+    Probes are pure: they see a snapshot, never the live model, and draw only from `rng`. Findings
+    and charts of its records are a `topic`: `topics(monitor.probes)` has those of a run.
+
+    Example:
+        >>> from eqtoolbox.record.record import Mode
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class UpdateNorm(Probe):
+        ...     name: ClassVar[str] = "update"
+        ...     headline: ClassVar[str] = "norm"
+        ...     mode: ClassVar[Mode] = "train"
+        ...     power: float = 2.0
+        ...
+        ...     def measure(self, snapshot, reference, rng):
+        ...         norms = [float(u.norm(self.power)) for u in snapshot.update.values()]
+        ...         yield Measurement("norm", sum(n**self.power for n in norms) ** (1 / self.power))
+        >>> UpdateNorm(power=1.0)
+        UpdateNorm(power=1.0)
     """
 
     name: ClassVar[str]  # first word of its records
     headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
     mode: ClassVar[Mode]
     evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
+    state: ClassVar[type[State] | None] = None  # class of the reference, where it is one
+    topic: ClassVar[Any] = None  # findings and charts of its records: a topic of the report
 
     def reference(self, snapshot: Snapshot, rng: torch.Generator) -> Any:
         """What later measurements compare with, made at the first due step and checkpointed.
 
-        Tensors and plain containers only; `measure` may update them in place.
+        A `State`, which `measure` may update, or tensors and plain containers; the probe's `state`
+        without anything in it unless this is overridden.
         """
-        return None
+        return None if self.state is None else self.state()
+
+    def restored(self, saved: Any) -> Any:
+        """The reference that a checkpoint has: its `state_dict()`, or itself where it has none."""
+        if self.state is None or isinstance(saved, self.state):
+            return saved
+        made = self.state()
+        if saved is not None:
+            made.load_state_dict(saved)
+        return made
 
     @abstractmethod
     def measure(
@@ -96,6 +125,17 @@ class Scheduled:
 
     probe: Probe
     schedule: Schedule
+
+
+def topics(probes: Iterable[Scheduled]) -> tuple[Any, ...]:
+    """The topics that probes bring, each once; the report has them after its own.
+
+    Example:
+        >>> topics([])
+        ()
+    """
+    found = (scheduled.probe.topic for scheduled in probes)
+    return tuple(dict.fromkeys(topic for topic in found if topic is not None))
 
 
 def record(

@@ -21,6 +21,7 @@ from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.state import State
 from eqtoolbox.watch.time_limit import TimeLimit
 
 HALF = "on the first half of the batch: the whole did not fit into memory"
@@ -78,6 +79,13 @@ class Runner:
         self.seconds, self.once = {}, {}
         return taken
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the references of all probes are, as plain values."""
+        return {
+            name: made.state_dict() if isinstance(made, State) else made
+            for name, made in self.references.items()
+        }
+
     def fail(self, probe: Probe, error: BaseException) -> Record:
         """Record that nothing could be measured at all."""
         return self._write(headline(probe, "failed", told(error)), probe)
@@ -106,8 +114,10 @@ class Runner:
                     self.references[probe.name] = probe.reference(snapshot, rng)
                     self.once[probe.name] += time.perf_counter() - started
                 made = snapshot.shared.seconds
+                reference = probe.restored(self.references[probe.name])
+                self.references[probe.name] = reference
                 try:
-                    rows.extend(probe.measure(snapshot, self.references[probe.name], rng))
+                    rows.extend(probe.measure(snapshot, reference, rng))
                 finally:  # what is found out for the whole run is not paid for again
                     self.once[probe.name] += snapshot.shared.seconds - made
             check()  # a probe that evaluates nothing cannot be stopped, but its time is up, too

@@ -13,7 +13,11 @@ ROOMS = {"expect": eqtoolbox.expect, "linalg": eqtoolbox.linalg}
 MODULES = [
     f"{room}.{m.name}" for room, p in ROOMS.items() for m in pkgutil.iter_modules(p.__path__)
 ]
-SINGLE = ["attach", "checking", "checkpoint", "schedule", "source", "toml"]
+SINGLE = [
+    "attach.attach", "attach.source", "attach.spelled", "attach.toml", "command.checking",
+    "attach.fields", "record.schedule", "watch.checkpoint", "watch.options", "watch.probe",
+    "watch.state",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES + SINGLE)

@@ -2,15 +2,23 @@
 
 import ast
 import inspect
+import re
 import runpy
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_type_hints
+from unittest.mock import MagicMock
 
 import pytest
+import torch
+from torch import nn
 
 import eqtoolbox as eq
+from eqtoolbox.attach.spelled import entries
 from eqtoolbox.integrations.attachment import Attachment
+from eqtoolbox.probes import Conservation
+from eqtoolbox.watch.options import Options
 
 FRAMEWORKS = {
     "lightning": ("lightning", "pytorch_lightning"),
@@ -22,14 +30,66 @@ FRAMEWORKS = {
 INTEGRATIONS = Path(eq.__file__).parent / "integrations"
 
 
-def test_the_fields_of_an_attachment_are_the_arguments_of_attach() -> None:
-    wanted = inspect.signature(eq.attach).parameters
-    keywords = {n: p for n, p in wanted.items() if p.kind is p.KEYWORD_ONLY}
-    given = {f.name: f for f in fields(Attachment) if f.init}
-    assert list(given) == list(keywords)
-    for name, parameter in keywords.items():
-        assert given[name].default == parameter.default
-        assert given[name].type == parameter.annotation
+def keywords(function: Any) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def test_attach_and_attachments_take_the_options_under_one_name_default_and_type() -> None:
+    options = {f.name: f for f in fields(Options)}
+    kinds = get_type_hints(Options)
+    for function in (eq.attach, Attachment, Options):
+        given = keywords(function)
+        assert list(given) == list(options)
+        assert {n: p.default for n, p in given.items()} == {
+            n: o.default for n, o in options.items()
+        }
+    assert {n: p.annotation for n, p in keywords(eq.attach).items()} == kinds
+    assert kinds["budget"] == (float | None), "without its bounds"
+    assert list(inspect.signature(eq.attach).parameters)[:2] == ["model", "optimizer"]
+
+
+def described(doc: str | None) -> list[str]:
+    """Names that the `Args:` of a docstring begin with."""
+    return re.findall(r"^    (\w+):", entries(doc), flags=re.MULTILINE)
+
+
+def test_every_option_is_described_once_and_attach_shows_its_lines() -> None:
+    names = [f.name for f in fields(Options)]
+    assert described(Options.__doc__) == names
+    assert described(eq.attach.__doc__) == ["model", "optimizer", *names]
+    assert entries(Options.__doc__) in (eq.attach.__doc__ or "")
+    assert described("It.\n\nArgs:\n    a: x\n\nReturns:\n    b: y") == ["a"]
+
+
+def test_an_unknown_option_is_refused_by_the_name_of_the_function() -> None:
+    with pytest.raises(TypeError, match=r"attach\(\) got an unexpected keyword argument 'bugdet'"):
+        eq.attach(nn.Linear(1, 1), None, bugdet=0.1)  # type: ignore[call-arg, arg-type]
+    with pytest.raises(TypeError, match=r"attach\(\) missing a required argument: 'optimizer'"):
+        eq.attach(nn.Linear(1, 1))  # type: ignore[call-arg]
+
+
+OTHER = {
+    "loss_fn": lambda model, batch: model(batch).sum(), "criterion": nn.MSELoss(),
+    "probes": [Conservation()], "probe_batch": torch.ones(2, 2), "schedule": 3, "budget": 0.1,
+    "probe_timeout": 7.0, "run_dir": "run", "sinks": (print,), "seed": 4, "on_error": "raise",
+    "resume": True, "sync": True,
+}  # fmt: skip
+
+
+def test_an_attachment_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(OTHER) == [f.name for f in fields(Options)]
+    assert all(OTHER[f.name] != f.default for f in fields(Options))
+    taken: list[dict[str, Any]] = []
+    module = sys.modules[Attachment.__module__]
+    monkeypatch.setattr(module, "attach", lambda *_, **given: taken.append(given) or MagicMock())
+    Attachment(**OTHER).start(nn.Linear(1, 1), None, 0)
+    assert taken == [OTHER]
+
+
+def test_the_options_of_an_attachment_stay_as_they_were_checked() -> None:
+    with pytest.raises(AttributeError, match="cannot assign to field 'budget'"):
+        Attachment().budget = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eqtoolbox.attach.config import PROBES, ConfigError, from_tables, load, schedule_from
+from eqtoolbox.attach.config import from_tables, load
+from eqtoolbox.attach.entry import PROBES, schedule_from
+from eqtoolbox.attach.toml import ConfigError
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.schedule import as_schedule, at, every, log_spaced
 from eqtoolbox.report.run import Run

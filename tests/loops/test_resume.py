@@ -14,6 +14,7 @@ from tests.conftest import blobs
 from tests.neutrality.table import PROBES, make
 
 STEPS, PARTS = 7, 2
+OLD = Path(__file__).parent / "checkpoint_0_1_0.pt"  # after 4 steps of `train`, by eqtoolbox 0.1.0
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -116,3 +117,57 @@ def test_without_its_state_a_resumed_run_counts_its_drift_from_there_and_says_so
     name = next(n for n in one.names() if n.startswith("conservation/drift/"))
     assert list(one.series(name)[0]) == list(cut.series(name)[0])
     assert cut.series(name)[1][-1] < one.series(name)[1][-1]
+
+
+# -- checkpoints of 0.1.0 -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old() -> Any:
+    return torch.load(OLD, weights_only=True)
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_an_earlier_version(
+    tmp_path: Path, whole: Path, old: dict[str, Any]
+) -> None:
+    """What is counted since the start, such as drift, is that of the whole run."""
+    train(tmp_path / "run", STEPS - 4, old)
+    here, there = eq.Run(tmp_path / "run"), eq.Run(whole)
+    own = ("conservation/", "curvature/", "discrete/", "tracking/")
+    last = lambda run: {
+        r.name: (r.status, r.value) for r in run.records() if r.step == 6 and r.name.startswith(own)
+    }
+    measured, wanted = last(here), last(there)
+    assert {n: status for n, (status, _) in measured.items()} == {
+        n: status for n, (status, _) in wanted.items()
+    }
+    counted = ("conservation/drift/", "conservation/forecast/", "curvature/turn", "discrete/dead")
+    known = [n for n, (status, _) in wanted.items() if status == "ok" and n.startswith(counted)]
+    assert len(known) > 3
+    for name in known:
+        assert measured[name][1] == pytest.approx(wanted[name][1], rel=0.02), name
+
+
+def test_without_the_old_references_drift_is_another(
+    tmp_path: Path, whole: Path, old: dict[str, Any]
+) -> None:
+    old["monitor"]["references"] = {}
+    train(tmp_path / "run", STEPS - 4, old)
+    name = next(n for n in eq.Run(whole).names() if n.startswith("conservation/drift/"))
+    assert eq.Run(tmp_path / "run").series(name)[1][-1] < 0.9 * eq.Run(whole).series(name)[1][-1]
+
+
+def test_states_have_the_form_that_earlier_versions_read(
+    tmp_path: Path, old: dict[str, Any]
+) -> None:
+    def form(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: form(inner) for key, inner in value.items()}
+        return tuple(value.shape) if isinstance(value, Tensor) else type(value)
+
+    here, there = train(tmp_path / "run", 4)["monitor"]["references"], old["monitor"]["references"]
+    assert here.keys() == there.keys()
+    for name, saved in there.items():
+        assert (here[name] is None) == (saved is None)
+        for key, value in (saved or {}).items():
+            assert form(here[name][key]) == form(value), (name, key)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from eqtoolbox.probes.growth import Seen, explained, growth
+from eqtoolbox.probes.growth import Baselines, Seen, explained, growth
 from eqtoolbox.record.record import Verdict
 from eqtoolbox.symmetry.result import EquivarianceResult
 
@@ -24,7 +24,7 @@ def seen(error: float, knows: float | None, verdict: Verdict = "violated", **oth
 
 
 def last(*steps: Seen) -> tuple[float, str]:
-    memory: dict[str, Any] = {"smallest": {}}
+    memory = Baselines()
     rows = [growth(step, "turns", memory) for step in steps]
     return rows[-1].value, rows[-1].note
 
@@ -69,5 +69,5 @@ def test_explained_is_the_share_that_looking_saves() -> None:
 
 @pytest.mark.parametrize("error", [float("nan")])
 def test_no_error_has_no_growth(error: float) -> None:
-    (row,) = [growth(seen(error, 0.9), "turns", {"smallest": {}})]
+    (row,) = [growth(seen(error, 0.9), "turns", Baselines())]
     assert row.status == "not_applicable"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.attach.config import KINDS
+from eqtoolbox.attach.entry import KINDS
 from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 

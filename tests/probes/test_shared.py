@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.attach.config import PROBES
+from eqtoolbox.attach.entry import PROBES
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.discrete import Discrete

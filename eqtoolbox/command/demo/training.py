@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.attach.attach import attach
-from eqtoolbox.attach.config import Probes, preset_path
+from eqtoolbox.attach.config import preset_path
 from eqtoolbox.demos.demo import Batch, Data, Demo, batches, moved, predict
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry.structure import first
+from eqtoolbox.watch.options import Probes
 
 _ERROR = "equivariance/relative_error/"
 
