@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import eqtoolbox
-from eqtoolbox import linalg, symmetry
+from eqtoolbox import linalg, symmetry, weights
 from eqtoolbox.linalg.vectors import combine
+from eqtoolbox.symmetry import groups
 from tests.expect.public import CALLS, Good
 
 PACKAGE = str(Path(eqtoolbox.__file__).parent)
@@ -112,7 +113,11 @@ def test_every_public_name_is_walked() -> None:
         "ContinuousSymmetry", "DiscreteSymmetry", "Group", "LinearOperator", "ParameterSymmetry",
         "Probe", "Sink",
     }  # fmt: skip
-    without = {"Flip", "O2", "O3", "SO2", "SO3", "Sign", "actions", "linalg", "symmetry"}
+    without = {
+        "Flip", "O2", "O3", "SO2", "SO3", "Sign", "actions", "linalg", "symmetry",
+        "weights",
+    }  # fmt: skip
     elsewhere = {"Monitor", "Run", "Chain", "Product", "batch_of_one"}  # test_calls, report
-    named = {*eqtoolbox.__all__, *linalg.__all__, *symmetry.__all__}
+    rooms = (eqtoolbox, linalg, symmetry, groups, weights)
+    named = {name for room in rooms for name in room.__all__}
     assert named - results - bases - without - elsewhere <= CALLS.keys()
