@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from eqtoolbox.weights.search.member import Entry, Member
-from eqtoolbox.weights.tracing import rules_backward, rules_linear, rules_shape
+from eqtoolbox.weights.tracing import rules_backward, rules_entries, rules_linear, rules_shape
 from eqtoolbox.weights.tracing.exponents import Constraints, Exponent, Form
 from eqtoolbox.weights.tracing.nullspace import nullspace
 from eqtoolbox.weights.tracing.propagation import LARGEST, Mode, Propagation, propagate
@@ -23,7 +23,12 @@ from eqtoolbox.weights.tracing.units import (
     whole_factors,
 )
 
-RULE_FILES = (rules_backward, rules_linear, rules_shape)  # imported for what they register
+RULE_FILES = (
+    rules_backward,
+    rules_entries,
+    rules_linear,
+    rules_shape,
+)  # imported for what they register
 Bits = NDArray[np.bool_]
 
 
