@@ -113,7 +113,7 @@ def _rates(charges: Charges, snapshot: Snapshot, state: dict[str, Any]) -> dict[
         return known
     rows = torch.zeros_like(state["values"].expand(4, -1))
     why: dict[str, str] = {}
-    linear = {m.family for kind in charges.kinds if not kind.quadratic for m in kind.members}
+    linear = {m.family for m in charges.members if not m.form.quadratic}
     for family, where in _families(charges).items():
         names = {n for m in charges.members if m.family == family for n in m.names}
         try:
