@@ -13,7 +13,6 @@ from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges
 from eqtoolbox.weights.charges.flow import equilibrium
-from eqtoolbox.weights.families.scale import Scale
 
 FAMILY = "scale"
 MEMORY = 0.9  # share of the past in the running mean of |v|^2 over kept steps
@@ -47,7 +46,7 @@ def balance(
     """
     where = charges.families.get(FAMILY)
     members = [m for m in charges.members if m.family == FAMILY]
-    if where is None or not all(_whole(m) for m in members):
+    if where is None or not all(m.form.squares for m in members):
         return
     force, drift = change.finite_step[where], change.drift[where]
     norm = (2 * (values[where] - drift)).clamp_min(TINY).sqrt()  # before the step
@@ -78,8 +77,3 @@ def balance(
     yield Measurement("equilibrium", float(ratio.median()), FAMILY)
     yield Measurement("equilibrium_steps", float(found.steps.median()), FAMILY, unit="steps")
     yield Measurement("effective_lr", float(found.effective_lr.median()), FAMILY)
-
-
-def _whole(member: object) -> bool:
-    """Whether a unit scales all that it owns alike, so that Q is half its squared norm."""
-    return isinstance(member, Scale) and all(bool((leg.rates == 1).all()) for leg in member.legs)

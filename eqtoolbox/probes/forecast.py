@@ -147,7 +147,7 @@ def _closed(charges: Charges, snapshot: Snapshot, values: Tensor, known: Closed 
         return known
     rows = torch.zeros_like(values.expand(4, -1))
     why: dict[str, str] = {}
-    linear = {m.family for kind in charges.kinds if not kind.quadratic for m in kind.members}
+    linear = {m.family for m in charges.members if not m.form.quadratic}
     for family, where in _families(charges).items():
         names = {n for m in charges.members if m.family == family for n in m.names}
         try:

@@ -11,14 +11,17 @@ K_i(theta) = d/ds T_s(theta) at s = 0. For coefficients c, K_c = sum_i c_i K_i. 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-Parameters = Mapping[str, Tensor]
+from eqtoolbox.weights.forms.form import Form
+from eqtoolbox.weights.forms.stack import Parameters as Parameters
+
+MOVED = "moved"  # the one tensor of a form that acts on outputs or inputs
 Status = Literal["proposed", "verified", "approximate", "broken"]
 
 
@@ -48,89 +51,105 @@ class ParameterSymmetry(ABC):
 class ContinuousSymmetry(ParameterSymmetry):
     """A Lie group of transformations, with generators, and charges where they are gradients.
 
-    An equivariance f(T_s theta) = R_s f(theta) moves the outputs too: `rho` is not zero.
+    A family states its `form`, from which everything follows. An equivariance f(T_s theta) =
+    R_s f(theta) moves the outputs too and states `output`; what moves the inputs, `input`.
     """
 
-    equivariant: ClassVar[bool] = False
-    joint: ClassVar[bool] = False  # moves the inputs too: no law of the loss on fixed data
+    separable: ClassVar[bool] = True
     strength: ClassVar[float] = 0.3  # size of the random element at verification
 
+    @property
     @abstractmethod
+    def form(self) -> Form:
+        """How parameters move."""
+
+    @property
+    def output(self) -> Form | None:
+        """How the model's outputs move along, a tensor called `MOVED`; None: not at all."""
+        return None
+
+    @property
+    def input(self) -> Form | None:
+        """How the model's inputs move along, a tensor called `MOVED`; None: not at all."""
+        return None
+
+    @property
+    def equivariant(self) -> bool:
+        """Whether more than parameters move: no law of the loss on fixed data."""
+        return self.output is not None or self.joint
+
+    @property
+    def joint(self) -> bool:
+        """Whether the inputs move."""
+        return self.input is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.form.names
+
     def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         """T_c theta for finite c of shape (dimension,); only the moved parameters."""
+        return self.form.flow(coefficients)(params)
 
     def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
         """T_c as a map, for several calls with the same c."""
-        return lambda params: self.transform(params, coefficients)
+        return self.form.flow(coefficients)
 
     def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
         """rho_c(y) = d/ds R_s y at s = 0, of the outputs' shape; zero for a symmetry."""
-        return torch.zeros_like(outputs)
+        return _along(self.output, outputs, coefficients)
 
     def transform_outputs(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
         """R_c y for finite c; y itself for a symmetry."""
-        return outputs
+        return _moved(self.output, outputs, coefficients)
 
     def transform_inputs(self, inputs: Tensor, coefficients: Tensor) -> Tensor:
-        """S_c x for finite c; x itself unless joint."""
-        return inputs
+        """S_c x for finite c; x itself where inputs stay."""
+        return _moved(self.input, inputs, coefficients)
 
     def tangent_inputs(self, inputs: Tensor, coefficients: Tensor) -> Tensor:
-        """d/ds S_s x at s = 0; zero unless joint."""
-        return torch.zeros_like(inputs)
+        """d/ds S_s x at s = 0; zero where inputs stay."""
+        return _along(self.input, inputs, coefficients)
 
     @property
     def charges(self) -> int:
-        """How many numbers are conserved: as many as generators unless said."""
-        return self.dimension
+        """How many numbers are conserved."""
+        return self.form.charges
 
-    @abstractmethod
     def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         """K_c(theta); only the moved parameters."""
+        return self.form.tangent(params, coefficients)
 
-    @abstractmethod
     def pullback(
         self, params: Parameters, coefficients: Tensor, cotangent: Parameters
     ) -> dict[str, Tensor]:
         """(D K_c)^T cotangent; only the moved parameters."""
+        return self.form.pullback(params, coefficients, cotangent)
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i(theta), cotangent> for every generator i: (dimension,), float64."""
-        like = params[self.names[0]]
-        with torch.inference_mode(False), torch.enable_grad():
-            coefficients = torch.zeros(
-                self.dimension, dtype=torch.float64, device=like.device, requires_grad=True
-            )
-            tangent = self.tangent(params, coefficients)
-            parts = [(k.double() * cotangent[n].double()).sum() for n, k in tangent.items()]
-            (found,) = torch.autograd.grad(torch.stack(parts).sum(), coefficients)
-        return found
+        return self.form.alone(params, cotangent).slopes
 
     def lengths(self, params: Parameters) -> Tensor:
         """|K_i(theta)| of every generator i: (dimension,), float64."""
-        like = params[self.names[0]]
-        units = torch.eye(self.dimension, dtype=like.dtype, device=like.device)
-        squares = [
-            torch.stack([k.double().square().sum() for k in self.tangent(params, u).values()])
-            for u in units
-        ]
-        return torch.stack(squares).sum(1).sqrt()
+        return self.form.alone(params).lengths
 
-    @abstractmethod
     def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
         """<grad Q_i(theta), direction> for every charge i: (charges,), float64."""
+        return self.form.alone(params, direction).pairing
 
-    @abstractmethod
     def charge(self, params: Parameters) -> Tensor:
         """Q_i(theta) with K_i = grad Q_i, constant under gradient flow: (charges,), float64."""
+        return self.form.alone(params).charge
 
-    @abstractmethod
     def charge_scale(self, params: Parameters) -> Tensor:
         """Upper bound of |Q_i| at this size of parameters: (charges,), float64."""
+        return self.form.alone(params).scale
 
-    @abstractmethod
     def finite_step(self, direction: Parameters) -> Tensor:
         """Q_i(theta + d) - Q_i(theta) - <grad Q_i, d>, the same for all theta: (charges,)."""
+        charge = self.charge(direction)
+        return charge if self.form.quadratic else torch.zeros_like(charge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +178,16 @@ class DiscreteSymmetry(ParameterSymmetry):
             moved = self.element(params, which)
             found[which] = 0.5 * _norm({n: params[n] - t for n, t in moved.items()})
         return found
+
+
+def _moved(form: Form | None, tensor: Tensor, coefficients: Tensor) -> Tensor:
+    return tensor if form is None else form.flow(coefficients)({MOVED: tensor})[MOVED]
+
+
+def _along(form: Form | None, tensor: Tensor, coefficients: Tensor) -> Tensor:
+    if form is None:
+        return torch.zeros_like(tensor)
+    return form.tangent({MOVED: tensor}, coefficients)[MOVED]
 
 
 def _norm(a: Parameters) -> float:

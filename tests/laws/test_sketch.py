@@ -8,8 +8,9 @@ import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates
-from eqtoolbox.weights.charges.sketch import PROJECTIONS, Sketch
-from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg
+from eqtoolbox.weights.families.general_linear import GeneralLinear
+from eqtoolbox.weights.forms.gram import MatrixLeg
+from eqtoolbox.weights.forms.sketch import PROJECTIONS, Sketch
 from tests.conftest import blobs
 
 D, HEADS, REST = 20, 24, 30

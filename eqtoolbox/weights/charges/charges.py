@@ -9,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqtoolbox.weights.charges.diagonals import Diagonals
 from eqtoolbox.weights.charges.kinds import kinds_of, taken
-from eqtoolbox.weights.charges.shifts import Shifts
-from eqtoolbox.weights.charges.sketch import Sketch
-from eqtoolbox.weights.charges.stack import Layout, Points, Stacks
+from eqtoolbox.weights.forms.sketch import Sketch
+from eqtoolbox.weights.forms.stack import Layout, Points, Stacks
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
 
 STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
@@ -86,8 +84,9 @@ class Charges:
         names = tuple(dict.fromkeys(n for m in members for n in m.names))
         self.names = names
         layout = Layout(names, params)
-        self.kinds = list(kinds_of(members, params, layout, sketch))
-        self.members = [m for kind in self.kinds for m in kind.members]
+        kinds = list(kinds_of(members, layout, sketch))
+        self.kinds = [kind for kind, _ in kinds]
+        self.members = [m for _, of in kinds for m in of]
         self._counts = [n for kind in self.kinds for n in kind.counts]
         self.families = _stretches(self.members, self._counts)
         self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
@@ -99,10 +98,10 @@ class Charges:
             for family, w in self.families.items()
             if w.stop > w.start
         }
-        self._sketched = {k.members[0].family for k in self.kinds if isinstance(k, Sketch)}
+        self._first = [of[0].family for _, of in kinds]  # the only one of what is sketched
         self._degrees = torch.tensor(
             [float(1 + k.quadratic) for k in self.kinds]
-        ).repeat_interleave(torch.tensor([k.charges for k in self.kinds]))
+        ).repeat_interleave(torch.tensor([sum(k.counts) for k in self.kinds]))
         self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
         self._layout = layout
         self._stacks = Stacks(layout, len(STEP))  # theta, gradient, update
@@ -110,7 +109,7 @@ class Charges:
     @property
     def count(self) -> int:
         """How many charges there are."""
-        return sum(k.charges for k in self.kinds)
+        return sum(self._counts)
 
     def read(self, params: Parameters) -> Reading:
         """Everything that charges need to know of these parameters, in float64."""
@@ -141,9 +140,9 @@ class Charges:
     def sketched(self, reading: Reading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Of families that a sketch stands for: all charges, their scales, their units."""
         found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        for kind, full in zip(self.kinds, reading.full, strict=True):
+        for kind, full, family in zip(self.kinds, reading.full, self._first, strict=True):
             if isinstance(kind, Sketch):
-                of = found.setdefault(kind.members[0].family, [])
+                of = found.setdefault(family, [])
                 units = kind.whole.units + sum(int(u[-1]) + 1 for _, _, u in of)
                 charges = kind.whole.charge(full)[0]
                 of.append((charges, kind.whole.scales(full, reading.points), units))
@@ -187,7 +186,7 @@ class Charges:
         for kind, moments in zip(self.kinds, found, strict=True):
             forms = kind.pair(moments).expand(len(STEP), -1)
             paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
-            alike = isinstance(kind, (Diagonals, Shifts))  # a generator each for their charges
+            alike = kind.alike  # then paired already
             slopes.append(forms[0] if alike else kind.slopes(moments, points, STEP[0]))
         law, first, second = torch.cat(paired, 1)
         finite = 0.5 * second
@@ -215,14 +214,14 @@ class Charges:
             vector: charges of all families, or slopes.
             generators: whether it is slopes.
         """
-        if family not in self._sketched:
-            return None
-        start, variance = 0, 0.0
-        for kind in self.kinds:
+        start, variance = 0, None
+        for kind, first in zip(self.kinds, self._first, strict=True):
             stop = start + sum(kind.orders if generators else kind.counts)
-            if isinstance(kind, Sketch) and kind.members[0].family == family:
-                variance += kind.variance(vector[start:stop])
+            if isinstance(kind, Sketch) and first == family:
+                variance = (variance or 0.0) + kind.variance(vector[start:stop])
             start = stop
+        if variance is None:
+            return None
         where = (self.generators if generators else self.families)[family]
         norm = float(np.linalg.norm(vector[where]))
         return variance**0.5 / (2 * norm) if norm else 0.0
@@ -251,10 +250,9 @@ class Charges:
         weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
         if len(set(weights.values())) == 1:
             return weights[self.names[0]] * self._degrees.to(values) * values
-        points = Points(given=(params,))
-        found = taken(self.kinds, Stacks(self._layout, 1), points, [(0, 0)])
+        found = taken(self.kinds, Stacks(self._layout, 1), Points(given=(params,)), [(0, 0)])
         pairs = zip(self.kinds, found, strict=True)
-        return torch.cat([k.decay(m, points, weights) for k, m in pairs])
+        return torch.cat([k.decay(m, weights) for k, m in pairs])
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""

@@ -1,14 +1,18 @@
 """Equivariances of the last linear layer: its output scaled, shifted or rotated."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.families.homogeneity import Homogeneity
-from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
+from eqtoolbox.weights.forms.algebra import ROTATIONS, Algebra
+from eqtoolbox.weights.forms.form import Form
+from eqtoolbox.weights.forms.gram import Gram, MatrixLeg
+from eqtoolbox.weights.forms.linear import Linear, Term
+from eqtoolbox.weights.parameter import MOVED, ContinuousSymmetry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,48 +28,19 @@ class HeadShift(ContinuousSymmetry):
     """b_L -> b_L + s e_c: f -> f + s e_c, rho = e_c; Q_c = b_c."""
 
     family: ClassVar[str] = "head_shift"
-    equivariant: ClassVar[bool] = True
-    separable: ClassVar[bool] = True
     bias: str
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.bias,)
+    @cached_property
+    def form(self) -> Linear:
+        return self._added_to(self.bias)
 
-    def transform(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return {n: params[n] + coefficients.to(params[n]) for n in self.names if n in params}
+    @cached_property
+    def output(self) -> Linear:
+        return self._added_to(MOVED)
 
-    def tangent(self, params: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        return {n: coefficients.to(params[n]) for n in self.names if n in params}
-
-    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
-        return self.pairing(params, cotangent)
-
-    def lengths(self, params: Parameters) -> Tensor:
-        return torch.ones_like(params[self.bias], dtype=torch.float64)
-
-    def pullback(
-        self, params: Parameters, coefficients: Tensor, cotangent: Parameters
-    ) -> dict[str, Tensor]:
-        return {self.bias: torch.zeros_like(cotangent[self.bias])}
-
-    def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
-        return coefficients.to(outputs).expand(outputs.shape)
-
-    def transform_outputs(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
-        return outputs + coefficients.to(outputs)
-
-    def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
-        return direction[self.bias].double()
-
-    def charge(self, params: Parameters) -> Tensor:
-        return params[self.bias].double()
-
-    def charge_scale(self, params: Parameters) -> Tensor:
-        return params[self.bias].double().abs()
-
-    def finite_step(self, direction: Parameters) -> Tensor:
-        return torch.zeros_like(direction[self.bias], dtype=torch.float64)
+    def _added_to(self, name: str) -> Linear:
+        every, ones = torch.arange(self.dimension), torch.ones(self.dimension).double()
+        return Linear(terms=(Term(name, None, every, every, ones),), dimension=self.dimension)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,43 +48,9 @@ class HeadRotation(MatrixSymmetry):
     """W_L, b_L -> e^B W_L, e^B b_L, B antisymmetric: f -> e^B f, rho = B y; nothing conserved."""
 
     family: ClassVar[str] = "head_rotation"
-    equivariant: ClassVar[bool] = True
+    algebra: ClassVar[Algebra] = ROTATIONS
 
-    def matrices(self, coefficients: Tensor) -> Tensor:
-        i, j = torch.triu_indices(self.size, self.size, 1, device=coefficients.device)
-        upper = coefficients.new_zeros(self.size, self.size).index_put((i, j), coefficients)
-        return (upper - upper.mT)[None]
-
-    @property
-    def charges(self) -> int:
-        return 0
-
-    def lengths(self, params: Parameters) -> Tensor:
-        """Generator ij puts row j in the place of row i and minus row i in that of row j."""
-        gram = torch.stack([g for _, g in self._grams(params, params)]).sum(0)[0]
-        i, j = torch.triu_indices(self.size, self.size, 1, device=gram.device)
-        squares = gram.diagonal()
-        return (squares[i] + squares[j]).sqrt()
-
-    def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
-        cross = torch.stack([g for _, g in self._grams(params, cotangent)]).sum(0)[0]
-        i, j = torch.triu_indices(self.size, self.size, 1, device=cross.device)
-        return cross[j, i] - cross[i, j]
-
-    def rho(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
-        return outputs @ self.matrices(coefficients)[0].mT.to(outputs)
-
-    def transform_outputs(self, outputs: Tensor, coefficients: Tensor) -> Tensor:
-        return outputs @ torch.matrix_exp(self.matrices(coefficients)[0]).mT.to(outputs)
-
-    def pairing(self, params: Parameters, direction: Parameters) -> Tensor:
-        return params[self.names[0]].new_zeros(0, dtype=torch.float64)
-
-    def charge(self, params: Parameters) -> Tensor:
-        return self.pairing(params, params)
-
-    def charge_scale(self, params: Parameters) -> Tensor:
-        return self.pairing(params, params)
-
-    def finite_step(self, direction: Parameters) -> Tensor:
-        return self.pairing(direction, direction)
+    @cached_property
+    def output(self) -> Form | None:
+        every = torch.arange(self.size)[None, None]
+        return Gram.of((MatrixLeg(MOVED, -1, every, 1),), self.dimension, ROTATIONS)

@@ -12,12 +12,14 @@ orthogonal T (Kempf & Ness), at which all charges vanish: |in_i| = |out_i| and X
 the stacked legs W1, b1 and W2^T of a GL(d); for scale groups |w| = 1. Each step below takes one
 family there in closed form; they are repeated, since layers share weights, until none moves.
 
-    rescale, gated, gain, rope   s = log(n- / n+) / 4, n+- the squared norms of both sides
-    scale                        s = -log |w|
-    GL(d)                        X = L_x O_x, Y = L_y O_y, L_y^T L_x = U S V^T; then
-                                 X = S^1/2 V^T O_x, Y = S^1/2 U^T O_y
-    translation                  minus its mean: the charges vanish
-    bias shift                   the shifted bias is zero
+    equal sides (rescale, rope)   s = log(n- / n+) / 4, n+- the squared norms of both sides
+    norm one (scale)              s = -log |w|
+    equal grams (GL(d))           X = L_x O_x, Y = L_y O_y, L_y^T L_x = U S V^T; then
+                                  X = S^1/2 V^T O_x, Y = S^1/2 U^T O_y
+    mean zero (translation)       minus its mean: the charges vanish
+    bias zero (bias shift)        the shifted bias is zero
+
+A form states which of these is its own.
 
 Where one side of a unit is zero the orbit has no minimum and its limit is taken: both are zero.
 
@@ -29,18 +31,16 @@ References:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.weights.families.diagonal import DiagonalSymmetry
-from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg
+from eqtoolbox.weights.forms.gram import Gram, MatrixLeg
+from eqtoolbox.weights.forms.through import Through
+from eqtoolbox.weights.orbit.tangent_space import TangentSpace
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
-
-if TYPE_CHECKING:  # brings scipy
-    from eqtoolbox.weights.families.bias_shift import BiasShift
 
 FARTHEST = 300.0  # exponent that takes a side without counterpart to zero
 SETTLED = 1e-13  # imbalance that is rounding in float64
@@ -90,16 +90,11 @@ def canonical(
 
 
 def _step(symmetry: ContinuousSymmetry) -> Step:
-    step = STEPS.get(symmetry.family)
+    step = None if symmetry.equivariant else STEPS.get(symmetry.form.balance)
     if step is None:
-        raise ValueError(f"{symmetry.family} ({symmetry.name}) has no known canonical point")
-    if isinstance(symmetry, GeneralLinear):
-        axes = {(leg.name, leg.axis) for leg in symmetry.legs}
-        if len(axes) > len({name for name, _ in axes}):
-            raise ValueError(
-                f"general_linear ({symmetry.name}) acts on both sides of one matrix, "
-                "W -> T W T^-1: its canonical point has no closed form"
-            )
+        moving = "moves what the model is given or gives: it has no canonical point"
+        reason = moving if symmetry.equivariant else symmetry.form.balance
+        raise ValueError(f"{symmetry.family} ({symmetry.name}) {reason}")
     return step
 
 
@@ -108,47 +103,42 @@ def _balance(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str
     charge, total = symmetry.charge(params), symmetry.charge_scale(params)
     plus, minus = (total + charge).clamp_min(0), (total - charge).clamp_min(0)
     ratio = torch.where(total > 0, (minus / plus).log(), 0.0)
-    power = _power(symmetry) if isinstance(symmetry, DiagonalSymmetry) else 1.0
-    s = (ratio / (4 * power)).clamp(-FARTHEST, FARTHEST)
+    s = (ratio / (4 * symmetry.form.power)).clamp(-FARTHEST, FARTHEST)
     whole = torch.zeros(symmetry.dimension, dtype=s.dtype, device=s.device)
     whole[: len(s)] = s  # rope has phases besides, which are orthogonal
     imbalance = torch.where(total > 0, charge.abs() / total, 0.0)
     return symmetry.transform(params, whole), float(imbalance.max())
 
 
-def _power(symmetry: DiagonalSymmetry) -> float:
-    """How much faster than e^s an entry may grow: its rate, doubled where two axes meet in it."""
-    rate = max(float(leg.rates.abs().max()) for leg in symmetry.legs)
-    axes = {(leg.name, leg.before, leg.length) for leg in symmetry.legs}
-    return rate * (2.0 if len(axes) > len({leg.name for leg in symmetry.legs}) else 1.0)
-
-
-def _normalise(symmetry: DiagonalSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
+def _normalise(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
     """The weights of every scale group to norm one."""
     square = 2 * symmetry.charge(params)
-    s = torch.where(square > 0, -0.5 * square.log(), 0.0) / _power(symmetry)
+    s = torch.where(square > 0, -0.5 * square.log(), 0.0) / symmetry.form.power
     gap = torch.where(square > 0, (square - 1).abs() / (square + 1), 0.0)
     return symmetry.transform(params, s), float(gap.max())
 
 
 def _centre(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
-    """The mean of every shifted group to zero."""
-    sums = symmetry.charge(params)
-    counts = symmetry.charge({n: torch.ones_like(params[n]) for n in symmetry.names})
-    off = sums.abs() / symmetry.charge_scale(params).clamp_min(1e-300)
-    return symmetry.transform(params, -sums / counts), float((off - 1e-13).clamp_min(0).max())
+    """All charges to zero, the shortest way: the mean of every group that is shifted on its own."""
+    sums, scale = symmetry.charge(params), symmetry.charge_scale(params).clamp_min(1e-300)
+    moved = symmetry.transform(params, -sums / symmetry.lengths(params).square())
+    if bool((symmetry.charge(moved).abs() > 1e-9 * scale).any()):  # generators are not orthogonal
+        own = {n: params[n] for n in symmetry.names}
+        moved = TangentSpace([symmetry], own).complement(own)
+    return moved, float((sums.abs() / scale - 1e-13).clamp_min(0).max())
 
 
-def _absorb(symmetry: "BiasShift", params: Parameters) -> tuple[dict[str, Tensor], float]:
+def _absorb(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
     """The shifted bias to zero."""
-    own = slice(symmetry.offset, symmetry.offset + symmetry.dimension)
-    bias = params[symmetry.source][own]
+    form: Through = symmetry.form  # type: ignore[assignment]
+    bias = form.own(params)
     return symmetry.transform(params, -bias), float(bias.abs().max() > 0)
 
 
-def _factor(symmetry: GeneralLinear, params: Parameters) -> tuple[dict[str, Tensor], float]:
+def _factor(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
     """X X^T = Y Y^T for the legs of every block."""
-    stacks = [_stack(symmetry, params, sign) for sign in (1, -1)]
+    form: Gram = symmetry.form  # type: ignore[assignment]
+    stacks = [_stack(form, params, sign) for sign in (1, -1)]
     grams = [s @ s.mT for s in stacks]
     gap = (grams[0] - grams[1]).flatten(1).norm(dim=1)
     size = (grams[0] + grams[1]).flatten(1).norm(dim=1).clamp_min(1e-300)
@@ -159,10 +149,10 @@ def _factor(symmetry: GeneralLinear, params: Parameters) -> tuple[dict[str, Tens
     balanced = [root * v[:, :k] @ qx.mT, root * u.mT[:, :k] @ qy.mT]
     moved: dict[str, Tensor] = {}
     for sign, new in zip((1, -1), balanced, strict=True):
-        rows = new.new_zeros(new.shape[0], symmetry.size, new.shape[2])
+        rows = new.new_zeros(new.shape[0], form.size, new.shape[2])
         rows[:, :k] = new
         begin = 0
-        for leg in _legs(symmetry, sign):
+        for leg in _legs(form, sign):
             old = moved.get(leg.name, params[leg.name])
             blocks, copies, size_, rest = leg.gather(old).shape
             part = rows[:, :, begin : begin + copies * rest]
@@ -172,23 +162,20 @@ def _factor(symmetry: GeneralLinear, params: Parameters) -> tuple[dict[str, Tens
     return moved, float((gap / size).max())
 
 
-def _legs(symmetry: GeneralLinear, sign: int) -> list[MatrixLeg]:
-    return [leg for leg in symmetry.legs if leg.sign == sign]
+def _legs(form: Gram, sign: int) -> list[MatrixLeg]:
+    return [leg for leg in form.legs if leg.sign == sign]
 
 
-def _stack(symmetry: GeneralLinear, params: Parameters, sign: int) -> Tensor:
+def _stack(form: Gram, params: Parameters, sign: int) -> Tensor:
     """All legs of one sign side by side, (blocks, d, columns)."""
-    parts = [leg.gather(params[leg.name]).transpose(1, 2) for leg in _legs(symmetry, sign)]
+    parts = [leg.gather(params[leg.name]).transpose(1, 2) for leg in _legs(form, sign)]
     return torch.cat([p.flatten(2) for p in parts], dim=2)
 
 
-STEPS: dict[str, Step] = {
-    "translation": _centre,
-    "bias_shift": _absorb,
-    "scale": _normalise,
-    "rescale": _balance,
-    "gated_rescale": _balance,
-    "gain_rescale": _balance,
-    "rope": _balance,
-    "general_linear": _factor,
+STEPS: dict[str, Step] = {  # by the balance that a form states
+    "equal sides": _balance,
+    "norm one": _normalise,
+    "equal grams": _factor,
+    "mean zero": _centre,
+    "bias zero": _absorb,
 }

@@ -33,7 +33,6 @@ class TangentSpace:
         self._params = {n: p.detach().double() for n, p in params.items()}
         self._tol, self._max = tol, max_iterations
         self._scales = [_scale(s, self._params) for s in self._symmetries]
-        self._graphs = [_graph(s, self._params) for s in self._symmetries]
         self.iterations = 0  # spent so far
         self.defect = 0.0  # largest |K^T r| / |v| left, columns of K of norm one
 
@@ -82,32 +81,8 @@ class TangentSpace:
         return total
 
     def _adjoint(self, v: Parameters) -> list[Tensor]:
-        found = []
-        for s, graph, scale in zip(self._symmetries, self._graphs, self._scales, strict=True):
-            if graph is None:
-                slope = s.pairing(self._params, v)
-            else:
-                c, tangent = graph
-                seeds = [v[n] for n in tangent]
-                (slope,) = torch.autograd.grad(list(tangent.values()), c, seeds, retain_graph=True)
-            found.append(scale * slope)
-        return found
-
-
-def _graph(
-    symmetry: ContinuousSymmetry, params: Parameters
-) -> tuple[Tensor, dict[str, Tensor]] | None:
-    """Coefficients and the tangent as a function of them; linear, so that its graph serves all.
-
-    None where every generator has a charge: <K_i, v> is then its pairing, and faster.
-    """
-    if symmetry.charges == symmetry.dimension:
-        return None
-    like = params[symmetry.names[0]]
-    with torch.enable_grad():
-        c = torch.zeros(symmetry.dimension, dtype=torch.float64, device=like.device)
-        tangent = symmetry.tangent(params, c.requires_grad_())
-    return c, {n: x for n, x in tangent.items() if x.requires_grad}
+        pairs = zip(self._symmetries, self._scales, strict=True)
+        return [scale * s.slopes(self._params, v) for s, scale in pairs]
 
 
 def _square(parts: list[Tensor]) -> float:

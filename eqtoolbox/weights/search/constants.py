@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eqtoolbox.weights.families.maps import Map, Reader
+from eqtoolbox.weights.forms.maps import Map, Reader
 from eqtoolbox.weights.tracing.trace import Node, Trace, Value
 
 _LONGEST = 4  # maps between two biases

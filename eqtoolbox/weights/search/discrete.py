@@ -25,7 +25,7 @@ class Discrete:
     ) -> None:
         self.problem = problem
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
-        mixed = [set(m.names) for m in first if m.family != "rope"]
+        mixed = [set(m.names) for m in first if "permutation" in m.form.contains]
         labelled, state = members(problem.trace, "label")
         self.pinned = state.pinned  # what permutations may be lost at
         every: list[DiscreteSymmetry] = [
@@ -50,9 +50,9 @@ class Discrete:
 
     def holding(self, continuous: list[ContinuousSymmetry]) -> Iterator[DiscreteSymmetry]:
         """Those that hold and are in none of the larger groups found."""
-        larger = [s for s in continuous if isinstance(s, MatrixSymmetry) and s.status != "broken"]
-        covered = [set(s.names) for s in larger if s.family != "rope"]
-        turned = [set(s.names) for s in larger if s.family == "rope"]  # half a turn flips the sign
+        larger = [s for s in continuous if s.status != "broken"]
+        covered = [set(s.names) for s in larger if "permutation" in s.form.contains]
+        turned = [set(s.names) for s in larger if "sign_flip" in s.form.contains]
         problem = self.problem
         if self.covariance.elements:
             elements = self.covariance.elements

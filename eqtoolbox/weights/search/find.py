@@ -128,8 +128,7 @@ def _continuous(
     first = dict(zip(map(id, flat), slopes.residuals(), strict=True))
     moved = dict(zip(map(id, flat), drawn, strict=True))
     flatly = list(shifts.proposals())
-    last = {name: len(shape) - 1 for name, shape in problem.point.shapes.items()}
-    common = {t.name for s in flatly for t in s.shifts if t.count == 1 and t.axis == last[t.name]}
+    common = {t.name for s in flatly for t in s.shifts if t.cut is not None and t.cut[1:] == (1, 1)}
     constant: list[ContinuousSymmetry] = [
         *flatly,
         *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from eqtoolbox.weights.families.general_linear import MatrixLeg
 from eqtoolbox.weights.families.input_rotation import InputRotation
+from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.tracing.trace import Node, Trace, Value
 
 _LARGEST = 1024  # features; beyond, d (d - 1) / 2 generators serve no purpose

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from eqtoolbox.weights.families.general_linear import MatrixLeg
 from eqtoolbox.weights.families.head import HeadRotation, HeadScale, HeadShift
+from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.constants import Uses
 from eqtoolbox.weights.tracing.trace import Node, Trace, layer_name

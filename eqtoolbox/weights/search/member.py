@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eqtoolbox.weights.families.diagonal import DiagonalSymmetry, Leg, leg
-from eqtoolbox.weights.families.gain_rescale import GainRescale
-from eqtoolbox.weights.families.gated_rescale import GatedRescale
-from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg, MatrixSymmetry
-from eqtoolbox.weights.families.rescale import Rescale
-from eqtoolbox.weights.families.rope import Rope
-from eqtoolbox.weights.families.scale import Scale
+from eqtoolbox.weights.families.diagonal import (
+    DiagonalSymmetry,
+    GainRescale,
+    GatedRescale,
+    Rescale,
+    Scale,
+)
+from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixSymmetry, Rope
+from eqtoolbox.weights.forms.diagonal import Leg, leg
+from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.tracing.trace import layer_name
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from eqtoolbox.weights.families.diagonal import DiagonalSymmetry, leg
+from eqtoolbox.weights.families.diagonal import DiagonalSymmetry, Rescale, Scale
 from eqtoolbox.weights.families.discrete import Permutation, Slots
-from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixLeg
-from eqtoolbox.weights.families.rescale import Rescale
-from eqtoolbox.weights.families.scale import Scale
+from eqtoolbox.weights.families.general_linear import GeneralLinear
+from eqtoolbox.weights.forms.diagonal import leg
+from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.parameter import ParameterSymmetry
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.families.compensation import column_sums
-from eqtoolbox.weights.families.translation import Shift, Translation
+from eqtoolbox.weights.families.translation import Translation
+from eqtoolbox.weights.forms.linear import Term, column_sums, shift
 from eqtoolbox.weights.tracing.trace import Trace, layer_name
 
 _ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
@@ -25,7 +25,7 @@ class TranslationSearch:
         self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
         self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
         self._order = list(trace.parameters)
-        self._shifts: dict[str, Shift] = {}
+        self._shifts: dict[str, Term] = {}
         self._largest = 0.0
 
     def add(self, gradient: Mapping[str, Tensor]) -> None:
@@ -40,9 +40,9 @@ class TranslationSearch:
             if g.dim() == 1:
                 self.vectors[name] = g
             elif g.dim() and (float(high) or float(low)):
-                shift = self._of_groups(name, g, max(float(high), -float(low)))
-                if shift is not None:
-                    self._shifts[name] = shift
+                found = self._of_groups(name, g, max(float(high), -float(low)))
+                if found is not None:
+                    self._shifts[name] = found
 
     def in_order(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By parameter, in the model's order and not in that of the backward."""
@@ -50,7 +50,7 @@ class TranslationSearch:
 
     def proposals(self) -> Iterator[Translation]:
         """One proposal a layer."""
-        layers: dict[str, list[Shift]] = {}
+        layers: dict[str, list[Term]] = {}
         for name in self._order:
             found = self._shifts.get(name)
             if found is None and name in self.vectors:
@@ -58,19 +58,19 @@ class TranslationSearch:
             if found is not None:
                 layers.setdefault(layer_name(name), []).append(found)
         for layer, shifts in layers.items():
-            dimension = sum(s.count * s.width for s in shifts)
+            dimension = sum(s.count for s in shifts)
             yield Translation(name=layer, dimension=dimension, shifts=tuple(shifts))
 
-    def _of_vector(self, name: str, g: Tensor) -> Shift | None:
+    def _of_vector(self, name: str, g: Tensor) -> Term | None:
         if not bool(g.any()):
             return None
         zero = g.abs() <= _ZERO * self._largest
         if bool(zero.any()) and g.numel() > 1:
             groups = torch.where(zero, zero.long().cumsum(0) - 1, -1)
-            return Shift(name, 0, groups.cpu(), int(zero.sum()), 1)
+            return shift(name, g.shape, 0, groups.cpu(), int(zero.sum()))
         return self._of_groups(name, g, float(g.abs().max()))
 
-    def _of_groups(self, name: str, g: Tensor, largest: float) -> Shift | None:
+    def _of_groups(self, name: str, g: Tensor, largest: float) -> Term | None:
         for axis in range(min(g.dim(), 3)):
             rows = g.movedim(axis, 0).reshape(g.shape[axis], -1)
             for count in self.counts:
@@ -80,5 +80,5 @@ class TranslationSearch:
                 sums = blocks.sum(1, dtype=torch.float64).abs().max()
                 if float(sums) <= _ZERO * largest:
                     groups = torch.arange(count).repeat_interleave(len(rows) // count)
-                    return Shift(name, axis, groups, count, rows.shape[1])
+                    return shift(name, g.shape, axis, groups, count)
         return None

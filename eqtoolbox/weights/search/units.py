@@ -6,7 +6,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from eqtoolbox.weights.families.general_linear import MatrixLeg, MatrixSymmetry
+from eqtoolbox.weights.families.general_linear import MatrixSymmetry
+from eqtoolbox.weights.forms.gram import MatrixLeg
 
 if TYPE_CHECKING:  # brings scipy
     from eqtoolbox.weights.search.member import Member

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.parameter import Parameters
+from eqtoolbox.weights.forms.stack import Parameters
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 Stacks are small and follow each other through the same memory, which stays in the cache.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.parameter import Parameters
-
+Parameters = Mapping[str, Tensor]
 Pair = tuple[int, int]  # two points of a stack
 ENTRIES = 2**17  # of one stack at one point, unless a single tensor has more
 
@@ -56,16 +55,21 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stack:
-    """One stack at all points; products lie in memory that the next one writes over."""
+    """One stack at all points; products lie in memory that the next one writes over, if any."""
 
     number: int
     whole: Tensor  # (points, tensors, *shape)
-    scratch: Tensor  # (tensors, *shape)
+    scratch: Tensor | None = None  # (tensors, *shape); without it products can be differentiated
 
     def product(self, pair: Pair) -> Tensor:
         """Entry by entry: (tensors, *shape)."""
         a, b = pair
         return torch.mul(self.whole[a], self.whole[b], out=self.scratch)
+
+    @property
+    def entries(self) -> int:
+        """Of one tensor."""
+        return self.whole[0, 0].numel()
 
 
 class Stacks:
@@ -97,6 +101,14 @@ class Stacks:
             if points.update:
                 stack.whole[last].sub_(stack.whole[0])
             yield stack
+
+
+def fresh(layout: Layout, points: Points) -> Iterator[Stack]:
+    """Every stack in float64 and in memory of its own: differentiable by the points."""
+    for number, (_, names) in enumerate(layout.groups):
+        given = [points.of(i, names) for i in range(len(points.given))]
+        whole = torch.stack([torch.stack([of[n].double() for n in names]) for of in given])
+        yield Stack(number=number, whole=whole)
 
 
 def pieces(rows: Sequence[Sequence[Tensor]]) -> Tensor:

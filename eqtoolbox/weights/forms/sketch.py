@@ -8,16 +8,16 @@ elements act within the axis alone, so that each one's law and charge are exact.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqtoolbox.weights.charges.grams import Grams
-from eqtoolbox.weights.charges.moments import Moments, Owners, each
-from eqtoolbox.weights.charges.stack import Layout, Pair, Points, Stack
-from eqtoolbox.weights.families.general_linear import GeneralLinear
+from eqtoolbox.weights.forms.form import Moments, Owners, each
+from eqtoolbox.weights.forms.gram import Gram, Grams
+from eqtoolbox.weights.forms.stack import Layout, Pair, Points, Stack
 
 PROJECTIONS = 4  # random vectors s of each block
 
@@ -34,35 +34,33 @@ class Slots:
 
 
 class Sketch(Moments):
-    """General linear symmetries of one size d, by k random vectors of signs for each block.
+    """Forms of all matrices of one size d, by k random vectors of signs for each block.
 
     Charges are s_a^T D s_b / 2 for a < b, over the root of how many a block has, and slopes
     s_a^T S s_b for a != b alike: sums of their squares, and inner products of such vectors, are
     unbiased estimates of those of all charges along orthonormal matrices, and of all slopes.
     """
 
-    members: Sequence[GeneralLinear]
-
-    def __init__(self, members: Sequence[GeneralLinear], layout: Layout) -> None:
-        self.members = members
-        self.whole = Grams(members, layout)
+    def __init__(self, forms: Sequence[Any], layout: Layout) -> None:
+        self.forms: Sequence[Gram] = forms
+        self.whole = Grams(forms, layout)
         self.size, self.blocks, k = self.whole.size, self.whole.blocks, PROJECTIONS
         rng = torch.Generator().manual_seed(0)
         signs = torch.randint(2, (self.blocks, k, self.size), generator=rng) * 2 - 1
         self._vectors = signs.to(layout.dtype)
-        self._slots = list(_slots(members, layout))
+        self._slots = list(_slots(forms, layout))
         self._block = torch.cat([s.block.reshape(-1) for s in self._slots])
         self._sign = torch.cat([s.sign.reshape(-1) for s in self._slots]).double()
         names = [(layout.groups[s.number][1], s.block.shape[1]) for s in self._slots]
         self._owners: Owners = [(n, slots) for of, slots in names for n in of]
         self._upper = torch.triu_indices(k, k, 1)
         first, second = self._upper.numpy()[:, :, None] == np.arange(k)
-        self._members = (first | second).astype(np.float64)  # (pairs, k): which s_a each is of
+        self._ends = (first | second).astype(np.float64)  # (pairs, k): which s_a each is of
         self._maps: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     @property
     def counts(self) -> list[int]:
-        return [m.blocks * self._upper.shape[1] for m in self.members]
+        return [f.blocks * self._upper.shape[1] for f in self.forms]
 
     @property
     def orders(self) -> list[int]:
@@ -96,10 +94,11 @@ class Sketch(Moments):
         """Alike within a block, of its exact norm."""
         return self._alike(self.whole.scales(moments, points), self._upper.shape[1])
 
-    def lengths(self, moments: Tensor, points: Points) -> Tensor:
+    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+        """Alike within a block, too."""
         return self._alike(self.whole.lengths(moments, points), 2 * self._upper.shape[1])
 
-    def decay(self, moments: Tensor, points: Points, weights: Mapping[str, float]) -> Tensor:
+    def decay(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
         own = each(weights, self._owners, moments)[:, None, None]
         return self.pair(moments * own)[0]
 
@@ -109,8 +108,8 @@ class Sketch(Moments):
         Blocks draw their vectors on their own, so that their variances add up.
         """
         k = PROJECTIONS
-        squares = np.square(vector).reshape(self.blocks, -1, len(self._members)).sum(1)
-        shares = squares @ self._members  # (blocks, k): of the pairs that each vector is in
+        squares = np.square(vector).reshape(self.blocks, -1, len(self._ends)).sum(1)
+        shares = squares @ self._ends  # (blocks, k): of the pairs that each vector is in
         spread = np.square(shares - shares.mean(1, keepdims=True)).sum()
         return float(spread * (k - 1) / k * (k / (k - 2)) ** 2)
 
@@ -175,16 +174,16 @@ class Sketch(Moments):
         return made
 
 
-def _slots(members: Sequence[GeneralLinear], layout: Layout) -> list[Slots]:
+def _slots(forms: Sequence[Gram], layout: Layout) -> list[Slots]:
     """The axes that are mixed, each with what its slots belong to."""
     found: dict[tuple[int, int, tuple[int, ...], int], tuple[Tensor, Tensor]] = {}
-    start, d = 0, members[0].size
-    for m in members:
-        for leg in m.legs:
+    start, d = 0, forms[0].size
+    for form in forms:
+        for leg in form.legs:
             number, index = layout.place[leg.name]
             shape, names = layout.groups[number]
             flat = leg.positions.reshape(-1, d)
-            blocks = start + torch.arange(m.blocks).repeat_interleave(leg.positions.shape[1])
+            blocks = start + torch.arange(form.blocks).repeat_interleave(leg.positions.shape[1])
             stretches = torch.equal(flat, flat[:, :1] + torch.arange(d))
             tiles = stretches and shape[leg.axis] % d == 0 and not bool((flat[:, 0] % d).any())
             places = flat[:, 0] // d if tiles else torch.arange(len(flat))
@@ -198,7 +197,7 @@ def _slots(members: Sequence[GeneralLinear], layout: Layout) -> list[Slots]:
             none = torch.zeros(len(names), slots, dtype=torch.long)
             block, sign = found.setdefault((number, leg.axis, taken, again), (none, none.clone()))
             block[index, places], sign[index, places] = blocks, leg.sign
-        start += m.blocks
+        start += form.blocks
     return [
         Slots(
             number=number,

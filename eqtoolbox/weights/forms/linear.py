@@ -1,0 +1,183 @@
+"""Linear forms: constants added to entries, so that K is constant and Q a sum of entries."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.weights.forms.form import Form, Moments, Owners, Spread, each, summed
+from eqtoolbox.weights.forms.stack import Layout, Pair, Parameters, Points, Stack, pieces
+
+Grouped = tuple[int, int, int]  # entries before an axis, stretches of the axis, entries after it
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One tensor's part: entries of slot slots[k] move by rates[k] c[units[k]].
+
+    An axis is cut into stretches of equal length; a slot is one of them at one place around it.
+    """
+
+    name: str
+    cut: Grouped | None  # None: one stretch of everything before the last axis
+    slots: Tensor  # (entries,), in (before, stretches, after)
+    units: Tensor  # (entries,)
+    rates: Tensor  # (entries,), float64
+
+    @property
+    def count(self) -> int:
+        """Units."""
+        return int(self.units.max()) + 1
+
+    def grouped(self, shape: torch.Size) -> Grouped:
+        """The cut of a tensor of this shape."""
+        return self.cut if self.cut is not None else (1, 1, shape[-1])
+
+    def spread(self, coefficients: Tensor, like: Tensor) -> Tensor:
+        """K_c as a tensor of this shape."""
+        before, stretches, after = self.grouped(like.shape)
+        rows = like.reshape(before, stretches, -1, after)
+        device = coefficients.device
+        parts = self.rates.to(coefficients) * coefficients[self.units.to(device)]
+        zero = coefficients.new_zeros(before * stretches * after)
+        made = zero.index_add(0, self.slots.to(device), parts).to(like)
+        return made.reshape(before, stretches, 1, after).expand_as(rows).reshape(like.shape)
+
+    def sums(self, tensor: Tensor) -> Tensor:
+        """The sum of every slot, float64."""
+        before, stretches, after = self.grouped(tensor.shape)
+        rows = tensor.reshape(before, stretches, -1, after)
+        return rows.sum(2, dtype=torch.float64).reshape(-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear(Form):
+    """T_c theta = theta + K_c, exactly flat (H K = 0, D K = 0), and Q_i = <K_i, theta>."""
+
+    quadratic = False
+    terms: tuple[Term, ...]
+    balance: str = "mean zero"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(term.name for term in self.terms))
+
+    def tangent(self, tensors: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
+        given = [term for term in self.terms if term.name in tensors]
+        return summed((g.name, g.spread(coefficients, tensors[g.name])) for g in given)
+
+    def pullback(
+        self, tensors: Parameters, coefficients: Tensor, cotangent: Parameters
+    ) -> dict[str, Tensor]:
+        return {n: torch.zeros_like(cotangent[n]) for n in self.names}
+
+    @classmethod
+    def together(cls, forms: Sequence["Linear"], layout: Layout) -> "Sums":
+        return Sums(forms, layout)
+
+
+class Sums(Moments):
+    """Entries of one point summed over stretches of an axis."""
+
+    alike = True
+
+    def __init__(self, forms: Sequence[Linear], layout: Layout) -> None:
+        self.forms = forms
+        firsts = [0, *accumulate(f.dimension for f in forms)]
+        self._terms = [(first, t) for f, first in zip(forms, firsts, strict=False) for t in f.terms]
+        sums: dict[int, list[Grouped]] = {}
+        cuts = [t.grouped(layout.groups[layout.place[t.name][0]][0]) for _, t in self._terms]
+        for (_, term), cut in zip(self._terms, cuts, strict=True):
+            those = sums.setdefault(layout.place[term.name][0], [])
+            if cut not in those:
+                those.append(cut)
+        self._sums = dict(sorted(sums.items()))
+        starts: dict[tuple[int, Grouped], int] = {}
+        owners: list[tuple[str, int]] = []
+        added: list[Tensor] = []
+        at = 0
+        for number, those in self._sums.items():
+            shape, names = layout.groups[number]
+            for grouped in those:
+                slots = math.prod(grouped)
+                starts[number, grouped] = at
+                owners += [(name, slots) for name in names]
+                added.append(torch.full((len(names) * slots,), shape.numel() / slots))
+                at += len(names) * slots
+        self._owners: Owners = owners
+        self._added = torch.cat(added).double()
+        rows = []
+        for (_, term), cut in zip(self._terms, cuts, strict=True):
+            number, index = layout.place[term.name]
+            rows.append(term.slots + starts[number, cut] + index * math.prod(cut))
+        into = torch.cat([first + term.units for first, term in self._terms])
+        rates = torch.cat([term.rates for _, term in self._terms])
+        self._spread = Spread(torch.cat(rows), into, rates, firsts[-1])
+
+    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
+        those = self._sums.get(stack.number, [])
+        first, last = min(b for _, b in pairs), max(b for _, b in pairs)
+        return [_summed(stack.whole[first : last + 1], grouped) for grouped in those]
+
+    def gathered(self, rows: Sequence[list[Tensor]], pairs: Sequence[Pair]) -> Tensor:
+        first = min(b for _, b in pairs)
+        return pieces(rows)[[b - first for _, b in pairs]]
+
+    def pair(self, moments: Tensor) -> Tensor:
+        return self._spread.of(moments)
+
+    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+        added = self._added.to(moments.device)
+        return self._spread.of(added[None], magnitude=2)[0].sqrt()
+
+    def scales(self, moments: Tensor, points: Points) -> Tensor:
+        """Of the absolute values of all entries."""
+        total = moments.new_zeros(sum(self.counts))
+        given = points.of(0, {term.name for _, term in self._terms})
+        for first, term in self._terms:
+            sums = term.sums(given[term.name].abs())[term.slots.to(total.device)]
+            into, rates = (first + term.units).to(total.device), term.rates.abs().to(total)
+            total = total.index_add(0, into, rates * sums)
+        return total
+
+    def decay(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
+        return self._spread.of(moments * each(weights, self._owners, moments))[0]
+
+
+def shift(name: str, shape: tuple[int, ...], axis: int, groups: Tensor, count: int) -> Term:
+    """Every group of indices of an axis moves, at each place around it on its own.
+
+    Args:
+        name: of the parameter.
+        shape: its own.
+        axis: of it.
+        groups: which group an index belongs to, (length of the axis,); -1: none.
+        count: groups.
+    """
+    before, length, after = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    even = torch.arange(length) // max(length // count, 1)
+    stretches = length % count == 0 and torch.equal(groups, even)
+    places = torch.arange(count) if stretches else (groups >= 0).nonzero()[:, 0]
+    own = places if stretches else groups[places]
+    cut = count if stretches else length
+    b, a = torch.arange(before)[:, None, None], torch.arange(after)
+    slots = ((b * cut + places[:, None]) * after + a).reshape(-1)
+    units = ((own[:, None] * before + b) * after + a).reshape(-1)
+    rates = torch.ones(len(slots), dtype=torch.float64)
+    return Term(name, (before, cut, after), slots, units, rates)
+
+
+def column_sums(tensor: Tensor) -> Tensor:
+    """Sum over all axes but the last, float64."""
+    return tensor.reshape(-1, tensor.shape[-1]).sum(0, dtype=torch.float64)
+
+
+def _summed(whole: Tensor, grouped: Grouped) -> Tensor:
+    """(points, stacked * slots), of each tensor by stretch: a copy even of single entries."""
+    points, count = whole.shape[:2]
+    before, stretches, after = grouped
+    rows = whole.reshape(points, count, before, stretches, -1, after)
+    return rows.sum(4).reshape(points, -1)
