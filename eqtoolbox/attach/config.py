@@ -66,7 +66,7 @@ class ConfigError(ValueError):
 
 def preset_path(name: str) -> Path:
     """Where the preset of this name lies: inside the wheel, or beside a source checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     for folder in (here / "configs", here.parent / "configs"):
         if (folder / f"{name}.toml").exists():
             return folder / f"{name}.toml"
