@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqtoolbox.record.record import Record, Verdict
-from eqtoolbox.report.drawing import GREY, arrays, faded, plain, thinned, ticks
+from eqtoolbox.report.drawing import GREY, PALETTE, arrays, faded, plain, thinned, ticks
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.table import Rows
-from eqtoolbox.report.trace import Trace
-from eqtoolbox.report.words import number, printable
+from eqtoolbox.report.trace import Trace, traces
+from eqtoolbox.report.words import number, printable, symmetry, words
 
 ALIKE = 1.5  # ratio up to which floors are drawn as one
 FEW = 40  # points up to which each is marked
@@ -196,6 +196,19 @@ class Plot:
         edge = 10.0 ** (math.floor(math.log10(min(heights))) - 1) if heights else 1e-16
         for t in self.data:
             t["y"] = [edge if y is not None and y <= 0 else y for y in t["y"]]
+
+
+def by_target(run: Log, plot: Plot, quantity: str, title: str, reading: str) -> Iterator[Panel]:
+    """One line for every symmetry or family that the quantity was measured for."""
+    found = traces(run, quantity)
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
+    for (name, t), colour in zip(found.items(), colours, strict=True):
+        label = symmetry(name) if quantity.startswith("equivariance/") else words(name)
+        plot.line(t, label, colour, judge=True)
+    plot.floors(list(found.values()), colours)
+    plot.missing(run, [f"{quantity}/{name}" for name in found])
+    if found:
+        yield plot.panel(quantity.replace("/", "-"), title, reading)
 
 
 def _unanswered(rows: Rows) -> Rows:

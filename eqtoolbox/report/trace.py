@@ -12,9 +12,11 @@ from eqtoolbox.record.record import Record, Verdict, verdict
 from eqtoolbox.report.finding import Evidence
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.table import LARGEST, Rows
+from eqtoolbox.report.words import number
 
 SHORT = 1000  # records that are made at once; those of longer traces when they are asked for
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
+NO_PROBES = ("training", "monitor", "cost")  # first words of names that no probe has
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
     "equivariance/relative_error/",
     "noether/zeroth_order/",
@@ -177,6 +179,11 @@ def judged(record: Record) -> Verdict | None:
     if size <= floor and record.verdict != "trivial":
         return "holds"
     return record.verdict or verdict(size, floor)
+
+
+def floor_words(t: Trace) -> str:
+    """The floor of a trace in parentheses, or nothing."""
+    return "" if t.floor is None else f" (floor {number(t.floor, 2)})"
 
 
 def onset(flags: Sequence[bool], window: int = RECENT) -> int | None:

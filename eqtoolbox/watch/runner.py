@@ -19,7 +19,7 @@ from eqtoolbox.replay.tree import check_batch
 from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
-from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import REMEDY, NotApplicable, Snapshot
 from eqtoolbox.watch.time_limit import TimeLimit
 
 HALF = "on the first half of the batch: the whole did not fit into memory"
@@ -114,7 +114,8 @@ class Runner:
             rows.append(headline(probe, "not_applicable", str(reason)))
             self.refused = str(reason)
         except NotApplicable as reason:
-            rows.append(headline(probe, "not_applicable", str(reason)))
+            row = headline(probe, "not_applicable", str(reason))
+            rows.append(replace(row, facts={"remedy": REMEDY}) if REMEDY in row.note else row)
         except FloatingPointError as reason:
             rows.append(headline(probe, "non_finite", str(reason)))
         except OutOfTime:

@@ -9,7 +9,7 @@ import pytest
 
 from eqtoolbox.record.record import LONGEST, Record, checked, is_name, spelled
 from eqtoolbox.report import Run, summary_text
-from eqtoolbox.report.facts import sound
+from eqtoolbox.report.described import sound
 from eqtoolbox.report.page import content
 from eqtoolbox.report.words import printable
 from eqtoolbox.sinks.jsonl import RunDirectory

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from eqtoolbox.record.record import Record, Verdict
+from eqtoolbox.report import Run, Topic
+from eqtoolbox.report.figures import Panel
 
 INFO: dict[str, Any] = {
     "format": 1,
@@ -242,3 +244,8 @@ def _cost(step: int) -> list[Record]:
         rows.append(Record(step=step, name="monitor/closure_grad_cos", value=0.99999994))
     overhead = 0.049 + 0.03 * np.exp(-step / 60)
     return [*rows, Record(step=step, name="cost/overhead", value=float(overhead))]
+
+
+def shown(topic: Topic, run: Run) -> list[Panel]:
+    """All figures of a topic."""
+    return [panel for chart in topic.panels for panel in chart(run)]

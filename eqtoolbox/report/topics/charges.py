@@ -1,21 +1,69 @@
-"""Panels of vectors: one number a unit and step, as heat maps."""
+"""Charges: how far they drifted, by family and unit by unit."""
 
 import html
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.report.drawing import PALETTE, plain
-from eqtoolbox.report.figures import Figure, Panel
+from eqtoolbox.report.figures import Figure, Panel, Plot
 from eqtoolbox.report.log import Log
-from eqtoolbox.report.trace import vectors
+from eqtoolbox.report.trace import Trace, judged, traces, vectors
 from eqtoolbox.report.words import plural, printable, words
 
+ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
 UNITS, STEPS = 96, 120  # rows and columns of a heat map at most
 CLIPPED = 0.99  # share of the cells within the colour scale
 SCALE = [[0.0, PALETTE[0]], [0.5, "rgba(125,133,144,0.10)"], [1.0, PALETTE[1]]]
+
+
+def drifts(run: Log) -> dict[str, Trace]:
+    """Drifts by family; without a floor of their own they get that of rounding.
+
+    Every update rounds the parameters by up to one unit in their last place; over n steps these
+    errors add up like a random walk, to sqrt(n) units.
+    """
+    unit = ROUNDING.get(str(run.info.get("dtype")))
+    found = traces(run, "conservation/drift")
+    if unit is None:
+        return found
+    return {
+        family: replace(
+            t,
+            records=tuple(
+                r if r.floor else replace(r, floor=unit * math.sqrt(r.step + 1)) for r in t.records
+            ),
+        )
+        for family, t in found.items()
+    }
+
+
+def moved(drift: Trace) -> Trace:
+    """A drift without its first records that are zero because the start is the reference."""
+    begin = next((i for i, r in enumerate(drift.records) if r.value), 0)
+    return Trace(records=drift.records[begin:])
+
+
+def drift_panel(run: Log) -> Iterator[Panel]:
+    """Drift of the charges of every family since the start."""
+    found = {family: moved(t) for family, t in drifts(run).items()}
+    plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %")
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
+    for (family, drift), colour in zip(found.items(), colours, strict=True):
+        plot.line(drift, words(family), colour, judge=judged(drift.last) == "holds")
+    plot.floors(list(found.values()), colours)
+    plot.missing(run, [f"conservation/drift/{family}" for family in found])
+    reading = (
+        "Change of each family's charges since the start, relative to their size, on a "
+        "logarithmic axis; gradient flow would keep it near the dotted floor."
+    )
+    if found:
+        yield plot.panel("conservation-drift", "Drift of conserved charges", reading)
 
 
 def charge_panels(run: Log) -> Iterator[Panel]:
@@ -25,12 +73,15 @@ def charge_panels(run: Log) -> Iterator[Panel]:
         if (probe, quantity) == ("conservation", "unit_drift"):
             steps, values = vectors(run, name)
             if values.ndim == 2 and values.shape[1] > 1 and len(steps) > 1:
-                members = run.rows(name)[-1].note if name in run else ""
-                yield _heat(family, steps, values.T, members)
+                facts = run.rows(name)[-1].facts if name in run else NO_FACTS
+                yield _heat(family, steps, values.T, _labels(facts))
 
 
 def _heat(
-    family: str, steps: NDArray[np.int64], values: NDArray[np.float64], members: str
+    family: str,
+    steps: NDArray[np.int64],
+    values: NDArray[np.float64],
+    labels: list[tuple[int, str]],
 ) -> Panel:
     """A heat map; values are (units, steps)."""
     total = len(values)
@@ -39,7 +90,6 @@ def _heat(
     finite = np.abs(cells[np.isfinite(cells)])
     top = float(np.quantile(finite, CLIPPED)) if finite.size else 0.0
     top = top or float(finite.max(initial=0.0)) or 1.0
-    labels = list(_labels(members, total))
     figure: Figure = {
         "type": "heatmap", "x": [int(s) for s in steps[chosen]],
         "y": [int(s) for s in starts],
@@ -95,12 +145,8 @@ def strongest(
     return np.array(cells), np.array([part[0] for part in parts], dtype=np.int64)
 
 
-def _labels(members: str, total: int) -> Iterator[tuple[int, str]]:
-    """Where each symmetry's units begin: "conv1: 8; conv2: 16" as (0, conv1), (8, conv2)."""
-    at = 0
-    for part in filter(None, members.split("; ")):
-        name, _, count = part.rpartition(": ")
-        if not count.isdecimal() or len(count) > 12:
-            return
-        yield at, html.escape(printable(name))  # plotly reads tags
-        at += int(count)
+def _labels(facts: Facts) -> list[tuple[int, str]]:
+    """Where each symmetry's units begin: conv1 with 8 and conv2 as (0, conv1), (8, conv2)."""
+    names, sizes = facts.texts("members"), facts.counts("sizes")
+    starts = accumulate(sizes, initial=0)
+    return [(at, html.escape(printable(n))) for at, n in zip(starts, names, strict=False)]
