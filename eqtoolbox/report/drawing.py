@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.report.trace import Trace
 from eqtoolbox.report.words import raised
 
 # Mid-tones: contrast of at least 3.3 on the light and on the dark page.
@@ -16,11 +15,6 @@ PALETTE = (
 )  # fmt: skip
 GREY = "#7d8590"
 POINTS = 1500  # a trace; a panel is at most about a thousand pixels wide
-
-
-def arrays(trace: Trace) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps and values of a trace, both (n,)."""
-    return trace.steps, trace.values
 
 
 def thinned(values: NDArray[np.float64], limit: int = POINTS) -> NDArray[np.int64]:

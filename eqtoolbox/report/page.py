@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eqtoolbox.record.files import Folder
-from eqtoolbox.report.drawing import arrays
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.sections import sections
 from eqtoolbox.report.topics.loss import training_panel
-from eqtoolbox.report.trace import NO_PROBES, judged, skipped, trace
+from eqtoolbox.report.trace import NO_PROBES, arrays, judged, skipped, trace
 from eqtoolbox.report.words import number, percent, plural, printable, typeset
 
 EVENTS = 200  # newest events shown

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from eqtoolbox.report.figures import Panel
-from eqtoolbox.report.finding import Finding
-from eqtoolbox.report.log import Log
+if TYPE_CHECKING:
+    from eqtoolbox.report.figures import Panel
+    from eqtoolbox.report.finding import Finding
+    from eqtoolbox.report.log import Log
 
-Rule = Callable[[Log], Iterable[Finding]]
-Chart = Callable[[Log], Iterable[Panel]]
+Rule = Callable[["Log"], Iterable["Finding"]]
+Chart = Callable[["Log"], Iterable["Panel"]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Charges: how far they drifted, by family and unit by unit."""
+"""Charges: how far they drifted, by family and unit by unit, and whether their law held."""
 
 import html
 import math
@@ -13,7 +13,7 @@ from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.report.drawing import PALETTE, plain
 from eqtoolbox.report.figures import Figure, Panel, Plot
 from eqtoolbox.report.log import Log
-from eqtoolbox.report.trace import Trace, judged, traces, vectors
+from eqtoolbox.report.trace import Trace, judged, trace, traces, vectors
 from eqtoolbox.report.words import plural, printable, words
 
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
@@ -47,6 +47,22 @@ def moved(drift: Trace) -> Trace:
     """A drift without its first records that are zero because the start is the reference."""
     begin = next((i for i, r in enumerate(drift.records) if r.value), 0)
     return Trace(records=drift.records[begin:])
+
+
+def law_held(run: Log, family: str) -> bool:
+    """Whether the gradient is known to have obeyed the family's law at every step."""
+    law = trace(run, f"conservation/first_order/{family}")
+    return law is not None and all(judged(r) == "holds" for r in law.records)
+
+
+def law_undecided(run: Log, family: str) -> bool:
+    """Whether the gradient's law is that of an approximate symmetry, above rounding, not broken."""
+    law = trace(run, f"conservation/first_order/{family}")
+    return (
+        law is not None
+        and law.verdict != "violated"
+        and any(r.verdict == "unresolved" and r.facts.flag("epsilon") for r in law.records)
+    )
 
 
 def drift_panel(run: Log) -> Iterator[Panel]:

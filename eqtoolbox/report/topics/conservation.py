@@ -6,16 +6,22 @@ from dataclasses import replace
 import numpy as np
 
 from eqtoolbox.record.record import Record
-from eqtoolbox.report.drawing import GREY, PALETTE, arrays, faded
+from eqtoolbox.report.drawing import GREY, PALETTE, faded
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.topics.charges import charge_panels, drift_panel, drifts
+from eqtoolbox.report.topics.charges import (
+    charge_panels,
+    drift_panel,
+    drifts,
+    law_held,
+    law_undecided,
+)
 from eqtoolbox.report.topics.flow import forecast_panel
-from eqtoolbox.report.topics.gradient import gradient_panels, law_held, law_undecided
+from eqtoolbox.report.topics.gradient import gradient_panels
 from eqtoolbox.report.topics.laws import law_panels
-from eqtoolbox.report.trace import Trace, floor_words, judged, trace
+from eqtoolbox.report.trace import Trace, arrays, floor_words, judged, trace
 from eqtoolbox.report.words import CAUSES, listing, number, percent, words
 
 CANCEL = 3.0  # share of a drift from which causes are said to cancel, not given as shares

@@ -4,12 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from eqtoolbox.report.drawing import PALETTE, arrays
+from eqtoolbox.report.drawing import PALETTE
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import NO_PROBES, skipped, trace, traces
+from eqtoolbox.report.trace import NO_PROBES, arrays, skipped, trace, traces
 from eqtoolbox.report.words import listing, number, percent, plural
 
 ELSEWHERE = ("training/loss", "discrete/dead")  # what other rules tell of

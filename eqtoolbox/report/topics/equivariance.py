@@ -118,6 +118,7 @@ def equivariance_panels(run: Log) -> Iterator[Panel]:
     error = Plot(last_step=run.last_step, log=True)
     yield from by_target(
         run,
+        traces(run, "equivariance/relative_error"),
         error,
         "equivariance/relative_error",
         "Relative error",
@@ -126,6 +127,7 @@ def equivariance_panels(run: Log) -> Iterator[Panel]:
     )
     yield from by_target(
         run,
+        traces(run, "equivariance/orbit_variance"),
         Plot(last_step=run.last_step),
         "equivariance/orbit_variance",
         "Orbit variance",
@@ -136,6 +138,7 @@ def equivariance_panels(run: Log) -> Iterator[Panel]:
     scale = 100.0 if all(fraction(t, 1.0) == 1.0 for t in price) else 1.0
     yield from by_target(
         run,
+        traces(run, "equivariance/percent_of_loss"),
         Plot(last_step=run.last_step, scale=scale, suffix=" %"),
         "equivariance/percent_of_loss",
         "Cost of the violation",

@@ -9,8 +9,7 @@ from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.topics.charges import drifts, moved
-from eqtoolbox.report.topics.gradient import law_undecided
+from eqtoolbox.report.topics.charges import drifts, law_undecided, moved
 from eqtoolbox.report.trace import Trace, floor_words, trace, traces
 from eqtoolbox.report.words import listing, number, percent, words
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from eqtoolbox.report.figures import Panel, Plot, by_target
-from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.finding import FEW, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.topics.laws import FEW
+from eqtoolbox.report.topics.charges import law_undecided
 from eqtoolbox.report.trace import Trace, floor_words, judged, trace, traces
 from eqtoolbox.report.words import listing, number, plural, words
 
@@ -73,26 +73,11 @@ def _obeyed(run: Log, obeyed: dict[str, Trace]) -> Iterator[Finding]:
         yield Finding(level="good", text=text, evidence=(law.evidence(),))
 
 
-def law_held(run: Log, family: str) -> bool:
-    """Whether the gradient is known to have obeyed the family's law at every step."""
-    law = trace(run, f"conservation/first_order/{family}")
-    return law is not None and all(judged(r) == "holds" for r in law.records)
-
-
-def law_undecided(run: Log, family: str) -> bool:
-    """Whether the gradient's law is that of an approximate symmetry, above rounding, not broken."""
-    law = trace(run, f"conservation/first_order/{family}")
-    return (
-        law is not None
-        and law.verdict != "violated"
-        and any(r.verdict == "unresolved" and r.facts.flag("epsilon") for r in law.records)
-    )
-
-
 def gradient_panels(run: Log) -> Iterator[Panel]:
     """Slopes of the training gradient along the symmetries, and what epsilon leaves of them."""
     yield from by_target(
         run,
+        traces(run, "conservation/first_order"),
         Plot(last_step=run.last_step, log=True),
         "conservation/first_order",
         "First-order law of the training gradient",
@@ -101,6 +86,7 @@ def gradient_panels(run: Log) -> Iterator[Panel]:
     )
     yield from by_target(
         run,
+        traces(run, "conservation/epsilon"),
         Plot(last_step=run.last_step, log=True),
         "conservation/epsilon",
         "What epsilon leaves of the training gradient's law",

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from eqtoolbox.report.figures import Panel, Plot, by_target
-from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.finding import FEW, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import Trace, floor_words, judged, trace, traces
 from eqtoolbox.report.words import listing, number, plural, words
 
-FEW = 2  # findings of a kind that are told one by one
 ORDERS = ("zeroth", "first", "second")
 
 
@@ -143,6 +142,7 @@ def law_panels(run: Log) -> Iterator[Panel]:
     for order, vector in (("zeroth", "loss"), ("first", "gradient"), ("second", "Hessian")):
         yield from by_target(
             run,
+            traces(run, f"noether/{order}_order"),
             Plot(last_step=run.last_step, log=True),
             f"noether/{order}_order",
             f"{order.capitalize()}-order law",
@@ -151,6 +151,7 @@ def law_panels(run: Log) -> Iterator[Panel]:
         )
     yield from by_target(
         run,
+        traces(run, "noether/epsilon"),
         Plot(last_step=run.last_step, log=True),
         "noether/epsilon",
         "What epsilon leaves unexplained",

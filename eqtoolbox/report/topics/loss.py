@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eqtoolbox.report.drawing import PALETTE, arrays, faded, plain, thinned
+from eqtoolbox.report.drawing import PALETTE, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import trace
+from eqtoolbox.report.trace import arrays, trace
 from eqtoolbox.report.words import number
 
 FIFTH = 5  # the loss is compared between fifths of the run

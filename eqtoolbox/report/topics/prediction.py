@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from eqtoolbox.report.drawing import PALETTE
 from eqtoolbox.report.figures import Panel, Plot
-from eqtoolbox.report.finding import Finding, Level
+from eqtoolbox.report.finding import FEW, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.topics.laws import FEW, moving
+from eqtoolbox.report.topics.laws import moving
 from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import listing, number, percent, words
 

@@ -69,14 +69,18 @@ def scale(run: Log) -> Iterator[Finding]:
 
 def untrained(run: Log) -> Iterator[Finding]:
     """Trainable parameters that no attached optimizer holds."""
-    name = "monitor/parameters_untrained"
-    rows = run.records(name) if name in run else []
-    for row in rows[-1:]:
+    for row in _newest(run, "monitor/parameters_untrained"):
         one = int(row.value) == 1
         text = f"{plural(int(row.value), 'trainable parameter')} {'is' if one else 'are'} in no "
         text += f"attached optimizer, which does not move {'it' if one else 'them'}: {_named(row)}."
         evidence = (Evidence(name=row.name, step=row.step, value=row.value),)
         yield Finding(level="warning", text=text, evidence=evidence)
+
+
+def _newest(run: Log, name: str) -> list[Record]:
+    """The newest record of a count, in a list; none where it is no count."""
+    rows = run.rows(name)[-1:] if name in run else ()
+    return [row for row in rows if 0 <= row.value <= LARGEST]
 
 
 def _named(row: Record) -> str:
@@ -116,8 +120,7 @@ def nothing(run: Log) -> Iterator[Finding]:
 
 def unseen(run: Log) -> Iterator[Finding]:
     """Losses that were evaluated while the attached optimizer took no step."""
-    rows = run.records("monitor/steps_unseen") if "monitor/steps_unseen" in run else []
-    for row in rows[-1:]:
+    for row in _newest(run, "monitor/steps_unseen"):
         evidence = (Evidence(name=row.name, step=row.step, value=row.value),)
         text = f"{plural(int(row.value), 'loss evaluation')} passed without a step: "
         text += f"{row.facts.text('why')}."
@@ -126,7 +129,7 @@ def unseen(run: Log) -> Iterator[Finding]:
 
 def skipped_steps(run: Log) -> Iterator[Finding]:
     """Training steps that a gradient scaler skipped; a few are how it finds its scale."""
-    rows = run.records("training/skipped_steps") if "training/skipped_steps" in run else []
+    rows = _newest(run, "training/skipped_steps")
     if not rows:
         return
     last, count = rows[-1], int(rows[-1].value)

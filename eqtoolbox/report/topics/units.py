@@ -7,6 +7,7 @@ from eqtoolbox.report.drawing import PALETTE
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
+from eqtoolbox.report.table import LARGEST
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import Trace, trace, traces
 from eqtoolbox.report.words import listing, number, plural
@@ -68,7 +69,7 @@ def _share_words(row: Record) -> str:
 def _silent(run: Log) -> Iterator[Finding]:
     """Units that did nothing on the few batches that were measured."""
     rows = run.records("discrete/dead") if "discrete/dead" in run else []
-    if rows and rows[-1].status == "not_converged" and rows[-1].value > 0:
+    if rows and rows[-1].status == "not_converged" and 0 < rows[-1].value <= LARGEST:
         last = rows[-1]
         text = (
             f"{plural(round(last.value), 'unit')} did nothing on the few batches measured so far "
