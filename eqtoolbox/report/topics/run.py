@@ -80,7 +80,7 @@ def untrained(run: Log) -> Iterator[Finding]:
 def _newest(run: Log, name: str) -> list[Record]:
     """The newest record of a count, in a list; none where it is no count."""
     rows = run.rows(name)[-1:] if name in run else ()
-    return [row for row in rows if 0 <= row.value <= LARGEST]
+    return [row for row in rows if 1 <= row.value <= LARGEST]
 
 
 def _named(row: Record) -> str:
