@@ -50,7 +50,8 @@ def _remarks(run: Log, probes: tuple[str, ...]) -> Iterator[str]:
         last = run.rows(name)[-1]
         answered = name in measured or any(m.startswith(f"{name}/") for m in measured)
         if not answered and "/self_test/" not in name:
-            why = ": ".join(part for part in (last.status.replace("_", " "), last.note) if part)
+            said = last.facts.text("why") or last.note  # as it is, for people
+            why = ": ".join(part for part in (last.status.replace("_", " "), said) if part)
             reasons.setdefault(why, []).append(last)
     for why, rows in reasons.items():
         yield f"Not measured: {listing([r.name for r in rows])} ({why})."
