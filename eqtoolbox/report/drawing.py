@@ -14,6 +14,7 @@ PALETTE = (
     "#8a7160", "#5b7bd6", "#a2708a", "#4e8f4a",
 )  # fmt: skip
 GREY = "#7d8590"
+WIDE = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 POINTS = 1500  # a trace; a panel is at most about a thousand pixels wide
 
 

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from eqtoolbox.report.drawing import PALETTE
+from eqtoolbox.report.drawing import PALETTE, WIDE
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
@@ -15,7 +15,6 @@ from eqtoolbox.report.words import listing, number, percent, plural
 ELSEWHERE = ("training/loss", "discrete/dead")  # what other rules tell of
 LIGHT = 0.1  # overhead that needs no remark when no budget was set
 OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
-WIDE = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
 def unanswered(run: Log) -> Iterator[Finding]:

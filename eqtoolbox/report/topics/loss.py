@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eqtoolbox.report.drawing import PALETTE, faded, plain, thinned
+from eqtoolbox.report.drawing import PALETTE, WIDE, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.log import Log
@@ -15,7 +15,6 @@ from eqtoolbox.report.words import number
 
 FIFTH = 5  # the loss is compared between fifths of the run
 STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of the batches
-WIDE = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 NOISY = 100  # records from which a running median is drawn over the loss
 
 
