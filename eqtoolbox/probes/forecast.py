@@ -91,7 +91,8 @@ def report(
         note = f"measured {moved:.3e} since step {found['since']}"
         near = any(m.status == "approximate" for m in charges.members if m.family == family)
         note += "; approximate symmetry, which epsilon moves too" if near else ""
-        facts = {"measured": moved, "since": found["since"], "approximate": near}
+        facts = {"measured": moved} if math.isfinite(moved) else {}
+        facts |= {"since": found["since"], "approximate": near}
         yield Measurement("forecast", expected, family, note=note, facts=facts)
         yield Measurement("forecast_error", error, family, floor=eps * math.sqrt(steps + 1))
 

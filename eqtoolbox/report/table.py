@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.record.facts import Facts
+from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.record.record import FIELDS, Record
 
 NUMBERS = ("value", "stderr", "floor", "seconds", "matvecs")
@@ -55,7 +55,7 @@ class Said:
 
     def code(self, facts: Facts) -> int:
         """The number by which `facts` are found again."""
-        return self._words.code(facts.written())
+        return self._words.code("" if facts is NO_FACTS else facts.written())
 
     def __getitem__(self, code: int) -> Facts:
         return Facts.read(self._words[code])

@@ -37,8 +37,8 @@ class Measurement:
     verdict: Verdict | None = None
     matvecs: int | None = None
     note: str = ""  # for people; no program reads it
-    facts: Mapping[str, Any] = NO_FACTS  # what findings and charts need beside the value: `Facts`
     vector: NDArray[Any] | None = field(default=None, repr=False)  # what the value summarises
+    facts: Mapping[str, Any] = NO_FACTS  # what findings and charts need beside the value: `Facts`
 
     def __post_init__(self) -> None:
         """Numbers may come as tensors of one element; anything else raises here, by its name."""
