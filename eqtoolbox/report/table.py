@@ -102,7 +102,10 @@ class Table:
             known = self.names if field == "name" else self._choices
             self._raw[field].extend([known.setdefault(v, len(known)) for v in fields[field]])
         for field in _TEXTS:
-            self._raw[field].extend(map(self._words[field].code, fields[field]))
+            code, values = self._words[field].code, fields[field]
+            alike = len(set(map(id, values))) == 1  # as units and facts mostly are
+            codes = [code(values[0])] * len(values) if alike else map(code, values)
+            self._raw[field].extend(codes)
         self._waiting.clear()
 
     def close(self) -> None:
