@@ -34,6 +34,7 @@ MODULES = {
         for room, names in _SYMMETRY.items()
         for n in names
     },
+    "eqtoolbox.report.panels": "eqtoolbox.report.sections",
 }
 
 

@@ -67,7 +67,8 @@ def told_unmeasured(entry: Claim, rows: Sequence[Measurement]) -> Iterator[Measu
     """
     none = [r for r in rows if r.status == "not_applicable"]
     if isinstance(entry, Equivariance) and none and len(none) == len(rows):
-        yield Measurement(UNMEASURED, 1.0, entry.name, note=none[0].note)
+        why = none[0].note
+        yield Measurement(UNMEASURED, 1.0, entry.name, note=why, facts={"why": why})
     yield from rows
 
 

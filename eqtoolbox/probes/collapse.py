@@ -42,7 +42,8 @@ def collapse(
     """
     reflection = approach.reflection
     label = reflection.label
-    yield Measurement("nearest", approach.distance, target, note=label)
+    facts = {"which": label, "pair": approach.pair}
+    yield Measurement("nearest", approach.distance, target, note=label, facts=facts)
     z = reflection.coordinates(snapshot.before)
     if snapshot.after is not None and norm(z) > 0:
         left = norm(reflection.coordinates(snapshot.after)) / norm(z)
@@ -127,4 +128,5 @@ def _margin(
         stderr=error,
         status=status,
         note=note if why else f"{note}; merge above {-pulled:.3g}",
+        facts={"metric": snapshot.optimizer} if adaptive else {},
     )

@@ -163,6 +163,7 @@ class Curvature(Probe):
                 stderr=factor * float(found.residuals[0]),
                 status=_status(bool(found.converged[0])),
                 note=f"sharpness * {factor:.3g}",
+                facts={"factor": factor} if math.isfinite(factor) else {},
             )
         if not moved:
             return Measurement(
@@ -179,6 +180,7 @@ class Curvature(Probe):
             status=_status(bool(top.converged[0])),
             matvecs=top.matvecs,
             note=f"Hessian in the metric of {snapshot.optimizer}",
+            facts={"metric": snapshot.optimizer},
         )
 
 

@@ -140,7 +140,8 @@ def _distances(
     yield Measurement("distance", first.distance, family, floor=floor, note=first.reflection.label)
     if family == "permutation":
         same = [a.reflection.label for a in nearest[:equal]]
-        yield Measurement("duplicates", float(equal), note=listed(same, equal))
+        facts = {"units": same[:NAMED]}
+        yield Measurement("duplicates", float(equal), note=listed(same, equal), facts=facts)
 
 
 def _gradient(snapshot: Snapshot) -> Parameters:

@@ -69,7 +69,7 @@ class Drift:
             yield Measurement("drift", drift, family, stderr=error, floor=rounding)
             unit = charges.unit(int(charges.unit_starts[index]))
             note = unit if error is None else f"{unit}, by random elements"
-            yield Measurement("worst_drift", worst, family, note=note)
+            yield Measurement("worst_drift", worst, family, note=note, facts={"which": note})
             error = charges.error(family, vectors[1])
             error = error / now if error is not None else None
             moved = moved / now if moved > TINY else 0.0
@@ -114,6 +114,7 @@ class Drift:
             elif left and said != "holds":  # rounding is not all that an approximate law may lack
                 beyond = verdict(value, max(left, floor)) == "violated"
                 said = "violated" if beyond else "unresolved"
+            near = family in self.epsilon or bool(left and said == "unresolved")
             yield Measurement(
                 "first_order",
                 value,
@@ -121,7 +122,8 @@ class Drift:
                 stderr=error / whole if error is not None else None,
                 floor=floor,
                 verdict=said,
-                note=told if family in self.epsilon or (left and said == "unresolved") else "",
+                note=told if near else "",
+                facts={"epsilon": True} if near else {},
             )
 
     def _left(self, family: str, whole: float) -> float:
@@ -153,10 +155,11 @@ class Drift:
                 drift = (charge - self.state.sketched[family]) / reach.clamp_min(TINY)
             members = [m for m in self.charges.members if m.family == family and m.charges]
             note = "; ".join(f"{m.name}: {m.charges}" for m in members)
+            facts = {"members": [m.name for m in members], "sizes": [m.charges for m in members]}
             for quantity, values in (("charge", charge), ("unit_drift", drift)):
                 rms = float(values.square().mean().sqrt())
                 vector = values.to("cpu", torch.float32).numpy()
-                yield Measurement(quantity, rms, family, vector=vector, note=note)
+                yield Measurement(quantity, rms, family, vector=vector, note=note, facts=facts)
 
     def budget(self) -> Iterator[Measurement]:
         """The causes of this step's drift and of the drift since the start, along the drifts."""

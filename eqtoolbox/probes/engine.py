@@ -16,6 +16,7 @@ from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.linalg.widened import Widened, steady
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure, widened
 from eqtoolbox.probes.self_test import NO_FUNCTION, ROUGH, EngineMode, SelfTest, compared
+from eqtoolbox.record.record import Status
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
@@ -113,15 +114,14 @@ class Engine:
             return
         tested.told = True
         test = tested.test
-        note = f"{'held' if test.held else test.mode}: {test.reason}"
+        facts = {"mode": "held" if test.held else test.mode, "reason": test.reason}
+        note = f"{facts['mode']}: {test.reason}"
         for quantity in ("repeat", "asymmetry", "difference", "jacobian_asymmetry"):
             value = getattr(test, quantity)
             if math.isnan(value) and quantity == "jacobian_asymmetry":  # not asked: products agree
                 continue
-            if math.isnan(value):
-                yield Measurement("self_test", value, quantity, status="not_applicable", note=note)
-            else:
-                yield Measurement("self_test", value, quantity, note=note)
+            status: Status = "not_applicable" if math.isnan(value) else "ok"
+            yield Measurement("self_test", value, quantity, status=status, note=note, facts=facts)
         if test.trained > ROUGH:
             note = _mixed(self.precision, test)
             yield Measurement("self_test", test.coarsest, "rounding", note=note)

@@ -148,9 +148,9 @@ class EquivarianceError(Probe):
         grown = growth(seen, name, memory.baselines)
         blamed = view.culprit(symmetry) if self.locate and result.verdict == "violated" else None
         where = "" if blamed is None else summary(blamed)
-        lost = grown.note if grown.note.startswith("alarm") else ""
+        lost = grown.note if grown.facts.get("lost") else ""
         notes = "; ".join(note for note in (result.note, lost, where) if note)
-        yield from _numbers(replace(result, note=notes), name)
+        yield from _numbers(replace(result, note=notes), name, {"blame": where} if where else {})
         yield grown
         if blamed is not None:
             yield from _layer_errors(blamed, name)
@@ -264,7 +264,7 @@ def _shares(
         )
 
 
-def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
+def _numbers(result: EquivarianceResult, name: str, facts: dict[str, str]) -> Iterator[Measurement]:
     yield Measurement(
         "relative_error",
         result.relative_error,
@@ -273,6 +273,7 @@ def _numbers(result: EquivarianceResult, name: str) -> Iterator[Measurement]:
         floor=result.floor,
         verdict=result.verdict,
         note=result.note,
+        facts=facts,
     )
     yield Measurement("worst", result.worst, name, note=f"element {result.worst_element}")
     share = result.orbit_variance

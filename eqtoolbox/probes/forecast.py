@@ -125,9 +125,11 @@ def report(
         moved = float((values - start)[where].norm()) / size
         error = float((values - charge)[where].norm()) / size
         note = f"measured {moved:.3e} since step {known.since}"
-        if any(m.status == "approximate" for m in charges.members if m.family == family):
-            note += "; approximate symmetry, which epsilon moves too"
-        yield Measurement("forecast", expected, family, note=note)
+        near = any(m.status == "approximate" for m in charges.members if m.family == family)
+        note += "; approximate symmetry, which epsilon moves too" if near else ""
+        facts = {"measured": moved} if math.isfinite(moved) else {}
+        facts |= {"since": known.since, "approximate": near}
+        yield Measurement("forecast", expected, family, note=note, facts=facts)
         yield Measurement("forecast_error", error, family, floor=eps * math.sqrt(steps + 1))
 
 

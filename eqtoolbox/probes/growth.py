@@ -108,17 +108,20 @@ def growth(seen: Seen, name: str, memory: Baselines) -> Measurement:
         note = "no baseline: the model does not know its data yet"
         return Measurement("growth", error / least, name, note=note)
     grown = error / known["error"]
-    why = _lost(seen, grown, known["consistency"]) if result.verdict == "violated" else ""
-    return Measurement("growth", grown, name, note=why)
+    why, facts = "", dict[str, Any]()
+    if result.verdict == "violated":
+        why, facts = _lost(seen, grown, known["consistency"])
+    return Measurement("growth", grown, name, note=why, facts=facts)
 
 
-def _lost(seen: Seen, grown: float, before: float | None) -> str:
-    """Why a violated symmetry is being lost; empty where it is not."""
+def _lost(seen: Seen, grown: float, before: float | None) -> tuple[str, dict[str, Any]]:
+    """Why a violated symmetry is being lost, in words and as facts; empty where it is not."""
     alarm, percent = f"alarm: {grown:.1f} times its smallest", seen.result.percent_of_loss
     now = seen.consistency
     if before is not None and now is not None and before >= SAME:
         noise = 2 * math.sqrt(now * (1 - now) / seen.samples)
         if before - now > max(FEWER, noise) and grown > SOMEWHAT:
-            return f"{alarm}; {now:.0%} of moved samples keep their class, {before:.0%} did"
+            why = f"{alarm}; {now:.0%} of moved samples keep their class, {before:.0%} did"
+            return why, {"lost": True, "keep": now, "kept": before}
     paid = percent is None or math.isnan(percent) or percent >= PRICE
-    return alarm if grown > GROWN and paid else ""
+    return (alarm, {"lost": True}) if grown > GROWN and paid else ("", {})

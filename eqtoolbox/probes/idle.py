@@ -101,7 +101,8 @@ class Idle:
         ]
         status: Any = "ok" if known or not labels else "not_converged"
         note = listed(labels, len(labels))
-        yield Measurement("dead", float(len(labels)), status=status, note=note)
+        facts: dict[str, Any] = {"units": labels[:NAMED]}
+        yield Measurement("dead", float(len(labels)), status=status, note=note, facts=facts)
         for layer, found in dead.items():
             if found:
                 size = self.sizes[layer]
@@ -109,7 +110,9 @@ class Idle:
                 batches, samples = map(min, zip(*streaks, strict=True))
                 on = f"{batches} batches in a row" if batches > 1 else "the only batch measured"
                 note = f"{len(found)} of {size} units on {on}, {samples} samples"
-                yield Measurement("dead_share", len(found) / size, layer, status=status, note=note)
+                facts = {"dead": len(found), "units": size, "batches": batches, "samples": samples}
+                share = len(found) / size
+                yield Measurement("dead_share", share, layer, status=status, note=note, facts=facts)
 
 
 def listed(named: list[str], count: int) -> str:

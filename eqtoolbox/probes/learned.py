@@ -77,7 +77,9 @@ def _numbers(found: Discovery) -> Iterator[Measurement]:
     if found.dimension is None:
         yield Measurement("dimension", math.nan, status="not_applicable", note=found.note)
         return
-    yield Measurement("dimension", float(found.dimension), note=found.name or found.note)
+    algebra = found.name or found.note
+    facts = {"algebra": algebra}
+    yield Measurement("dimension", float(found.dimension), note=algebra, facts=facts)
     yield Measurement("gap", found.gap)
     yield Measurement("null_gap", found.null_gap)
     if not math.isnan(found.closure):

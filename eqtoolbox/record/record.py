@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from eqtoolbox.record.facts import NO_FACTS, Facts
+
 Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed", "skipped_budget"]
 Verdict = Literal["holds", "violated", "unresolved", "trivial"]
 Mode = Literal["train", "eval"]
@@ -45,7 +47,8 @@ class Record:
     mode: Mode | None = None  # train: as the step ran it; eval: evaluation mode
     seconds: float | None = None  # of the whole probe that measured it
     matvecs: int | None = None  # Hessian-vector products behind it
-    note: str = ""  # why there is no number, or which unit, layer or element it is about
+    note: str = ""  # for people: why there is no number, or which unit or layer it is about
+    facts: Facts = NO_FACTS  # the same for programs, typed; no program reads a note
     segment: int = 0  # 0 for the first start of a run, one more after each resume
     # what the probe's second derivatives are, if not those of the loss, exact: held where a part
     # is detached or has a gradient of its own, differenced where they are differences of gradients
@@ -54,6 +57,8 @@ class Record:
     def __post_init__(self) -> None:
         if self.status not in _STATUSES:
             raise ValueError(f"status must be one of {_STATUSES}, got {self.status!r}")
+        if type(self.facts) is not Facts:
+            object.__setattr__(self, "facts", Facts(self.facts))
 
     @property
     def probe(self) -> str:
@@ -62,7 +67,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Fields as strict JSON values: NaN and infinities become strings, empty fields go."""
-        return {k: _encode(v) for k, v in vars(self).items() if v is not None and v != ""}
+        return {k: _encode(v) for k, v in vars(self).items() if not _empty(v)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Record":
@@ -121,6 +126,7 @@ def checked(row: Mapping[str, Any]) -> tuple[Any, ...]:
         None if (seconds := get("seconds")) is None else _number(seconds, "seconds"),
         None if (matvecs := get("matvecs")) is None else _count(matvecs, "matvecs", LAST),
         _text(get("note", ""), "note"),
+        NO_FACTS if (said := get("facts")) is None else Facts(said),
         _count(segment, "segment", SEGMENTS),
         None if (made := get("hessian")) is None else _choice(made, "hessian", _PRODUCTS),
     )
@@ -183,7 +189,13 @@ def _choice(value: Any, field: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def _empty(value: Any) -> bool:
+    return value is None or (type(value) in (str, Facts) and not value)
+
+
 def _encode(value: Any) -> Any:
+    if type(value) is Facts:
+        return value.to_json()
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.topic import Topic
 
 if TYPE_CHECKING:
     from eqtoolbox.report.page import write_page
     from eqtoolbox.report.terminal import summary_data, summary_text
 
-__all__ = ["Finding", "Run", "summary_data", "summary_text", "write_page"]
+__all__ = ["Finding", "Run", "Topic", "summary_data", "summary_text", "write_page"]
 
 _LAZY = {"write_page": "page", "summary_data": "terminal", "summary_text": "terminal"}
 

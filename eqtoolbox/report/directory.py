@@ -8,7 +8,8 @@ from typing import Any
 
 from eqtoolbox.record.files import Folder, read_object, rows
 from eqtoolbox.record.record import LAST, checked
-from eqtoolbox.report.facts import sound
+from eqtoolbox.report.described import sound
+from eqtoolbox.report.old_notes import understood
 
 TOLD = 20  # oddities of a run that are told one by one
 _KINDS = ("info", "warning", "error")
@@ -60,8 +61,13 @@ def require_run(path: Path) -> None:
         )
 
 
-def records(folder: Folder, odd: Oddities) -> Iterator[tuple[Any, ...]]:
+def records(folder: Folder, odd: Oddities, version: int) -> Iterator[tuple[Any, ...]]:
     """The rows of records.jsonl that are `checked`; none when the file is missing.
+
+    Args:
+        folder: of the run.
+        odd: where to say what could not be read.
+        version: the format of the run; rows of format 1 get the facts that their notes tell.
 
     Raises:
         OSError: the file is no plain file, or not ours to read.
@@ -75,7 +81,7 @@ def records(folder: Folder, odd: Oddities) -> Iterator[tuple[Any, ...]]:
             try:
                 if row is None:
                     raise ValueError("no whole JSON object")
-                yield checked(row)
+                yield checked(row) if version > 1 else understood(checked(row))
             except ValueError as error:
                 odd.note(f"records.jsonl line {number}: {error}")
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.report.trace import Trace
 from eqtoolbox.report.words import raised
 
 # Mid-tones: contrast of at least 3.3 on the light and on the dark page.
@@ -15,12 +14,8 @@ PALETTE = (
     "#8a7160", "#5b7bd6", "#a2708a", "#4e8f4a",
 )  # fmt: skip
 GREY = "#7d8590"
+WIDE = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 POINTS = 1500  # a trace; a panel is at most about a thousand pixels wide
-
-
-def arrays(trace: Trace) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps and values of a trace, both (n,)."""
-    return trace.steps, trace.values
 
 
 def thinned(values: NDArray[np.float64], limit: int = POINTS) -> NDArray[np.int64]:

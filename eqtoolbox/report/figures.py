@@ -2,19 +2,21 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eqtoolbox.record.record import Record, Verdict
-from eqtoolbox.report.drawing import GREY, arrays, faded, plain, thinned, ticks
-from eqtoolbox.report.log import Log
-from eqtoolbox.report.table import Rows
-from eqtoolbox.report.trace import Trace
-from eqtoolbox.report.words import number, printable
+from eqtoolbox.report.drawing import GREY, PALETTE, faded, plain, thinned, ticks
+from eqtoolbox.report.words import number, printable, symmetry, words
+
+if TYPE_CHECKING:
+    from eqtoolbox.report.log import Log
+    from eqtoolbox.report.table import Rows
+    from eqtoolbox.report.trace import Trace
 
 ALIKE = 1.5  # ratio up to which floors are drawn as one
 FEW = 40  # points up to which each is marked
@@ -59,7 +61,7 @@ class Plot:
     zeros: bool = False
 
     def line(
-        self, trace: Trace, label: str, colour: str, *, judge: bool = False, **style: Any
+        self, trace: "Trace", label: str, colour: str, *, judge: bool = False, **style: Any
     ) -> None:
         """Add a trace with the band of its errors.
 
@@ -71,7 +73,7 @@ class Plot:
             style: mode and width.
         """
         first = len(self.data)
-        steps, values = arrays(trace)
+        steps, values = trace.steps, trace.values
         errors = np.nan_to_num(trace.numbers("stderr"), nan=0.0)
         kept = thinned(values)
         steps, values, errors = steps[kept], values[kept] * self.scale, errors[kept] * self.scale
@@ -95,7 +97,7 @@ class Plot:
             )
         )
 
-    def floors(self, traces: Sequence[Trace], colours: Sequence[str]) -> None:
+    def floors(self, traces: Sequence["Trace"], colours: Sequence[str]) -> None:
         """Add noise floors as dotted lines that share one legend entry; equal ones as one."""
         first = len(self.data)
         drawn = [(t, c) for t, c in zip(traces, colours, strict=True) if t.floor]
@@ -116,7 +118,7 @@ class Plot:
             indices = tuple(range(first, len(self.data)))
             self.keys.append(Key(label="noise floor", colour=GREY, traces=indices, dash="dot"))
 
-    def missing(self, run: Log, names: Sequence[str]) -> None:
+    def missing(self, run: "Log", names: Sequence[str]) -> None:
         """Mark on the lower edge where a probe ran and could not say."""
         rows: dict[int, Record] = {}
         for name in names:
@@ -198,7 +200,26 @@ class Plot:
             t["y"] = [edge if y is not None and y <= 0 else y for y in t["y"]]
 
 
-def _unanswered(rows: Rows) -> Rows:
+def by_target(
+    run: "Log",
+    found: Mapping[str, "Trace"],
+    plot: Plot,
+    quantity: str,
+    title: str,
+    reading: str,
+) -> Iterator[Panel]:
+    """One line for every symmetry or family that the quantity was measured for."""
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
+    for (name, t), colour in zip(found.items(), colours, strict=True):
+        label = symmetry(name) if quantity.startswith("equivariance/") else words(name)
+        plot.line(t, label, colour, judge=True)
+    plot.floors(list(found.values()), colours)
+    plot.missing(run, [f"{quantity}/{name}" for name in found])
+    if found:
+        yield plot.panel(quantity.replace("/", "-"), title, reading)
+
+
+def _unanswered(rows: "Rows") -> "Rows":
     """Attempts that gave no number."""
     answered = rows.having("ok") & ~np.isnan(rows.numbers("value"))
     return rows.where(~(answered | rows.having("skipped_budget") | rows.having("not_applicable")))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from eqtoolbox.report.words import number
 
+FEW = 2  # findings of a kind that are told one by one
 Level = Literal["good", "note", "warning", "alarm"]
 
 

@@ -1,72 +1,31 @@
-"""Findings: every rule applied to a run, the gravest sentence first."""
+"""Findings: every rule of every topic applied to a run, the gravest sentence first."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 
-from eqtoolbox.report import (
-    rules_conservation,
-    rules_curvature,
-    rules_discovery,
-    rules_discrete,
-    rules_epsilon,
-    rules_flow,
-    rules_run,
-    rules_symmetry,
-)
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
+from eqtoolbox.report.topic import Topic
+from eqtoolbox.report.topics import TOPICS
 from eqtoolbox.report.words import printable
 
-__all__ = ["RULES", "Evidence", "Finding", "Level", "find"]
-
-RULES: tuple[Callable[[Log], Iterable[Finding]], ...] = (
-    rules_run.closure,
-    rules_run.scale,
-    rules_run.untrained,
-    rules_run.nothing,
-    rules_run.unseen,
-    rules_run.skipped_steps,
-    rules_run.finite_loss,
-    rules_discovery.growth,
-    rules_symmetry.unmeasured,
-    rules_symmetry.equivariance,
-    rules_discovery.asymmetry,
-    rules_discovery.learned,
-    rules_symmetry.found,
-    rules_symmetry.laws,
-    rules_epsilon.epsilon,
-    rules_conservation.conservation,
-    rules_conservation.gradient_laws,
-    rules_conservation.budget_closure,
-    rules_conservation.equilibrium,
-    rules_flow.turning,
-    rules_flow.forecasts,
-    rules_symmetry.predicted_curvature,
-    rules_discrete.duplicates,
-    rules_discrete.dead,
-    rules_discrete.collapse,
-    rules_curvature.engine,
-    rules_curvature.stability,
-    rules_curvature.overshoot,
-    rules_curvature.sharpening,
-    rules_curvature.orbit_free,
-    rules_curvature.alignment,
-    rules_curvature.negative_curvature,
-    rules_run.loss_trend,
-    rules_run.unanswered,
-    rules_run.cost,
-    rules_run.incidents,
-)
+__all__ = ["Evidence", "Finding", "Level", "find"]
 
 
-def find(run: Log) -> list[Finding]:
-    """All findings of a run: alarms, warnings, notes, then what is good; rule order within."""
+def find(run: Log, topics: Iterable[Topic] = ()) -> list[Finding]:
+    """All findings of a run: alarms, warnings, notes, then what is good; by topic within.
+
+    Args:
+        run: what was recorded.
+        topics: of your own, after those of the toolbox.
+    """
     gravity = {level: -i for i, level in enumerate(get_args(Level))}
-    found = [_dated(run, finding) for rule in RULES for finding in rule(run)]
-    found = [replace(f, text=printable(f.text)) for f in found]  # notes are what a file says
+    rules = [rule for topic in (*TOPICS, *topics) for rule in topic.rules]
+    found = [_dated(run, finding) for rule in rules for finding in rule(run)]
+    found = [replace(f, text=printable(f.text)) for f in found]  # facts are what a file says
     return sorted(found, key=lambda f: gravity[f.level])
 
 

@@ -62,7 +62,7 @@ class Log:
         self.info: dict[str, Any] = facts(folder, self._odd)
         self.events: list[dict[str, Any]] = list(events(folder, self._odd))
         self._table = Table()
-        for row in records(folder, self._odd):
+        for row in records(folder, self._odd, self.info.get("format") or 1):
             self._table.add(row)
         self._table.close()
         folder.close()
@@ -148,7 +148,8 @@ class Log:
         if field in NUMBERS:
             return rows.numbers(field)
         values = [getattr(r, field) for r in rows]
-        if known[field].type in (str, "str") or any(isinstance(v, str) for v in values):
+        texts = known[field].type in (str, "str") or any(isinstance(v, str) for v in values)
+        if texts or field == "facts":
             return np.array(values, dtype=object)
         return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eqtoolbox.record.files import Folder
-from eqtoolbox.report.drawing import arrays
-from eqtoolbox.report.panels import sections, training_panel
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.trace import judged, skipped, trace
+from eqtoolbox.report.sections import sections
+from eqtoolbox.report.topics.loss import training_panel
+from eqtoolbox.report.trace import NO_PROBES, arrays, judged, skipped, trace
 from eqtoolbox.report.words import number, percent, plural, printable, typeset
 
 EVENTS = 200  # newest events shown
@@ -80,7 +80,7 @@ def content(run: Run) -> dict[str, Any]:
         "findings": [f for f in findings if f.level != "good"],
         "good": [f for f in findings if f.level == "good"],
         "loss": training_panel(run),
-        "sections": sections(run),
+        "sections": sections(run, run.topics),
         "costs": _costs(run),
         "events": run.events[-EVENTS:],
         "left_out": max(0, len(run.events) - EVENTS),
@@ -148,7 +148,7 @@ def _costs(run: Run) -> list[dict[str, Any]]:
     """One row a probe: what was measured, what was missed, what it took."""
     status: dict[str, Counter[str]] = {}
     for (probe, word), steps in run.attempts().items():
-        if probe not in ("training", "monitor", "cost"):
+        if probe not in NO_PROBES:
             status.setdefault(probe, Counter())[word] = steps
     rows, left_out = [], skipped(run)
     for probe, count in sorted(status.items()):

@@ -1,15 +1,28 @@
 """A run: its log, and what it shows in plain words."""
 
 import html
+import os
+from collections.abc import Iterable
 
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.findings import find
 from eqtoolbox.report.log import Log
+from eqtoolbox.report.topic import Topic
+from eqtoolbox.report.topics import TOPICS
 from eqtoolbox.report.words import printable
 
 
 class Run(Log):
     """The records, events and facts of one run directory, and its findings; see `Log`.
+
+    Args:
+        path: the run directory.
+        topics: questions of your own, asked after those of the toolbox in findings, summary and
+            page. A run directory names none: reading one imports no code.
+
+    Raises:
+        TypeError: something is no `Topic`.
+        ValueError: two topics have one slug.
 
     Example:
         >>> import pathlib, tempfile
@@ -20,9 +33,22 @@ class Run(Log):
         (array([4]), array([2.5]))
     """
 
+    def __init__(self, path: str | os.PathLike[str], *, topics: Iterable[Topic] = ()) -> None:
+        self.topics = tuple(topics)
+        slugs = [topic.slug for topic in TOPICS]
+        for topic in self.topics:
+            if not isinstance(topic, Topic):
+                raise TypeError(f"topics must be Topic objects, got {topic!r}")
+            if topic.slug in slugs:
+                raise ValueError(
+                    f"slugs of topics must differ, got {topic.slug!r} twice; give yours another"
+                )
+            slugs.append(topic.slug)
+        super().__init__(path)
+
     def findings(self) -> list[Finding]:
         """What the run shows, in plain words: alarms first, then warnings, notes, good news."""
-        return find(self)
+        return find(self, self.topics)
 
     def _repr_html_(self) -> str:
         items = "".join(

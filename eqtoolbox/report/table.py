@@ -8,10 +8,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.record.record import FIELDS, Record
 
 NUMBERS = ("value", "stderr", "floor", "seconds", "matvecs")
-_TEXTS = ("unit", "note")
+_TEXTS = ("unit", "note", "facts")
 _CHOICES = ("status", "verdict", "mode", "hessian")
 _CODES = dict.fromkeys(("name", *_TEXTS, *_CHOICES, "segment"), "i") | dict.fromkeys(NUMBERS, "d")
 _CODES |= {"step": "q", "given": "b"}  # given: which of NUMBERS are not None, a bit each
@@ -46,6 +47,20 @@ class Words:
         return self._block[self._ends[code] : self._ends[code + 1]].decode()
 
 
+class Said:
+    """Facts as words, and made again when they are asked for."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+
+    def code(self, facts: Facts) -> int:
+        """The number by which `facts` are found again."""
+        return self._words.code("" if facts is NO_FACTS else facts.written())
+
+    def __getitem__(self, code: int) -> Facts:
+        return Facts.read(self._words[code])
+
+
 class Table:
     """Rows sorted by name and step, the last of each (step, name); names as they first came.
 
@@ -57,6 +72,7 @@ class Table:
         self._choices: dict[str | None, int] = {}
         self._texts = Words()
         self._words: dict[str, Any] = dict.fromkeys(_TEXTS, self._texts)  # by their codes
+        self._words["facts"] = Said(self._texts)
         self._waiting: list[tuple[Any, ...]] = []
         self._raw: dict[str, Any] = {field: array(code) for field, code in _CODES.items()}
         self._columns: dict[str, NDArray[Any]] = {}
@@ -86,7 +102,10 @@ class Table:
             known = self.names if field == "name" else self._choices
             self._raw[field].extend([known.setdefault(v, len(known)) for v in fields[field]])
         for field in _TEXTS:
-            self._raw[field].extend(map(self._texts.code, fields[field]))
+            code, values = self._words[field].code, fields[field]
+            alike = len(set(map(id, values))) == 1  # as units and facts mostly are
+            codes = [code(values[0])] * len(values) if alike else map(code, values)
+            self._raw[field].extend(codes)
         self._waiting.clear()
 
     def close(self) -> None:

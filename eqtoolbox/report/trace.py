@@ -4,17 +4,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eqtoolbox.record.record import Record, Verdict, verdict
 from eqtoolbox.report.finding import Evidence
-from eqtoolbox.report.log import Log
 from eqtoolbox.report.table import LARGEST, Rows
+from eqtoolbox.report.words import number
+
+if TYPE_CHECKING:
+    from eqtoolbox.report.log import Log
 
 SHORT = 1000  # records that are made at once; those of longer traces when they are asked for
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
+NO_PROBES = ("training", "monitor", "cost")  # first words of names that no probe has
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
     "equivariance/relative_error/",
     "noether/zeroth_order/",
@@ -123,7 +128,7 @@ class Trace:
         return "since the start" if begin == 0 else f"since step {self.records[begin].step}"
 
 
-def trace(run: Log, name: str) -> Trace | None:
+def trace(run: "Log", name: str) -> Trace | None:
     """The certified measurements of a name; None when there are none."""
     if name not in run:
         return None
@@ -140,7 +145,12 @@ def trace(run: Log, name: str) -> Trace | None:
     return Trace(records=kept, unanswered=len(rows) - 1 - int(held[-1]))
 
 
-def vectors(run: Log, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def arrays(trace: Trace) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Steps and values of a trace, both (n,)."""
+    return trace.steps, trace.values
+
+
+def vectors(run: "Log", name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """What `run.array` gives, NaN for numbers beyond all sums; empty where nothing was kept."""
     if name not in run.arrays():
         return np.zeros(0, np.int64), np.zeros(0)
@@ -150,7 +160,7 @@ def vectors(run: Log, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]
         return steps, np.where(np.abs(values) <= LARGEST, values, np.nan)
 
 
-def skipped(run: Log) -> dict[str, int]:
+def skipped(run: "Log") -> dict[str, int]:
     """How many due measurements the budget left out, by probe; not each of them has a row."""
     found = {
         probe: n for (probe, status), n in run.attempts().items() if status == "skipped_budget"
@@ -160,7 +170,7 @@ def skipped(run: Log) -> dict[str, int]:
     return found
 
 
-def traces(run: Log, quantity: str) -> dict[str, Trace]:
+def traces(run: "Log", quantity: str) -> dict[str, Trace]:
     """Traces of a quantity by target: symmetry, family or rank."""
     found = {target: trace(run, f"{quantity}/{target}") for target in run.targets(quantity)}
     return {target: t for target, t in found.items() if t is not None}
@@ -177,6 +187,11 @@ def judged(record: Record) -> Verdict | None:
     if size <= floor and record.verdict != "trivial":
         return "holds"
     return record.verdict or verdict(size, floor)
+
+
+def floor_words(t: Trace) -> str:
+    """The floor of a trace in parentheses, or nothing."""
+    return "" if t.floor is None else f" (floor {number(t.floor, 2)})"
 
 
 def onset(flags: Sequence[bool], window: int = RECENT) -> int | None:

@@ -18,7 +18,7 @@ from eqtoolbox.record.files import Folder, read_object, rows
 from eqtoolbox.record.record import LAST, SEGMENTS, Record, checked, is_name, name_wanted
 from eqtoolbox.record.sink import Sink
 
-FORMAT = 1
+FORMAT = 2  # of the oldest rows of a run: 2 has facts beside notes
 MANY = 16  # open at once: some may be of runs that nobody closed, nor can reach any more
 _ENCODER = json.JSONEncoder(allow_nan=False)
 
@@ -76,8 +76,9 @@ class RunDirectory(Sink):
         self._require_no_run(resume)  # which may have come and gone in between
         self._events = _append(self._folder.open("events.jsonl", "ab", buffering=0))
         found = read_object(self._folder, "run.json")
-        self.info: dict[str, Any] = {"format": FORMAT} | (found or {})
         self.next_step, newest = _ends(self._folder)
+        oldest = FORMAT if newest < 0 else 1  # where no run.json says it
+        self.info: dict[str, Any] = {"format": oldest} | (found or {})
         told, started = self.info.get("segments"), self.info.get("started")
         self.segment = max(newest + 1, told if type(told) is int and 0 <= told < SEGMENTS else 0)
         self.segment = min(self.segment, SEGMENTS - 1)

@@ -53,8 +53,8 @@ class LiveLine(Sink):
 
 def _edge(record: Record) -> str:
     """What a stability is of: the sharpness times the optimizer's own factor, or its metric."""
-    factor = record.note.removeprefix("sharpness * ")
-    if factor != record.note:
-        return f"sharpness*{factor}"
-    optimizer = record.note.rpartition(" of ")[2]
+    factor = record.facts.number("factor")
+    if factor is not None:
+        return f"sharpness*{factor:.3g}"
+    optimizer = record.facts.text("metric")
     return f"{optimizer} stability" if optimizer else "stability"

@@ -113,12 +113,13 @@ class Account:
         return f"no step() of the attached {kinds} was seen; {instead(self._optimizers)}"
 
     def _unseen(self, losses: int, why: str) -> None:
-        self._journal.emit("monitor/steps_unseen", float(losses), note=why)
+        self._journal.emit("monitor/steps_unseen", float(losses), note=why, facts={"why": why})
         self._journal.warn("monitor", f"{losses} losses were evaluated, and {why}")
 
     def _tell_lost(self, count: int, culprit: str) -> None:
         note = f"the gradient of {culprit} was not finite"
-        self._journal.emit("training/skipped_steps", float(count), note=note)
+        facts = {"culprit": culprit}
+        self._journal.emit("training/skipped_steps", float(count), note=note, facts=facts)
 
     def skip(self, probes: Sequence[Probe]) -> None:
         """The budget leaves these out at this step."""

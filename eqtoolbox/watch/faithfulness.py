@@ -142,7 +142,8 @@ class Faithfulness:
             found = self._judged(snapshot, replayed, 0.0, own)
         note = f"{caught} losses before the step, {reached} of them reached by a backward"
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
-        self._journal.emit(RATIO, found.ratio, note=found.cause)
+        cause = {"cause": found.cause} if found.cause else {}
+        self._journal.emit(RATIO, found.ratio, note=found.cause, facts=cause)
         if found.cosine < MIN_COSINE:
             what = (
                 "probes measure the loss itself, whose gradient was changed before the step"
@@ -175,8 +176,9 @@ class Faithfulness:
         watched = self._capture.watched
         left = [n for n in watched.trainable() if n not in watched.held()]
         if left:
+            facts = {"parameters": left[:5]}
             names = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-            self._journal.emit(UNTRAINED, float(len(left)), note=names)
+            self._journal.emit(UNTRAINED, float(len(left)), note=names, facts=facts)
             self._journal.warn(
                 "monitor",
                 f"{len(left)} trainable parameters are in no attached optimizer and are not moved "

@@ -5,14 +5,15 @@ import math
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from eqtoolbox.record.record import Record, spelled
+from eqtoolbox.record.facts import NO_FACTS, Facts
+from eqtoolbox.record.record import Record, Status, spelled
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.watch.interrupts import for_the_loop, shortened, told
 
@@ -60,20 +61,31 @@ class Journal:
         return rows
 
     def _completed(self, record: Record) -> Record:
-        status = record.status
+        status: Status = record.status
         if status == "ok" and not math.isfinite(record.value):
             status = "non_finite"
         name, note = spelled(record.name), shortened(record.note)
-        have = (record.step, record.segment, record.status, record.name, record.note)
-        want = (self.step, self.segment, status, name, note)
+        facts = _completed(record.facts, "" if status == "ok" else note)
+        have = (record.step, record.segment, record.status, record.name, record.note, record.facts)
+        want = (self.step, self.segment, status, name, note, facts)
         if have == want:
             return record
-        step, segment, status, name, note = want
-        return replace(record, step=step, segment=segment, status=status, name=name, note=note)
+        told: dict[str, Any] = {"status": status, "name": name, "note": note, "facts": facts}
+        return replace(record, step=self.step, segment=self.segment, **told)
 
-    def emit(self, name: str, value: float, unit: str = "1", note: str = "") -> Record:
+    def emit(
+        self,
+        name: str,
+        value: float,
+        unit: str = "1",
+        note: str = "",
+        facts: Mapping[str, Any] = NO_FACTS,
+    ) -> Record:
         """Write a number of the monitor's own."""
-        return self.write(Record(step=self.step, name=name, value=value, unit=unit, note=note))
+        row = Record(
+            step=self.step, name=name, value=value, unit=unit, note=note, facts=Facts(facts)
+        )
+        return self.write(row)
 
     def array(self, name: str, values: NDArray[Any]) -> None:
         """Pass on the vector behind a record."""
@@ -155,3 +167,11 @@ class Journal:
                         sink.close()
                 kind = type(sink).__name__
                 self.warn("monitor", f"{kind} is disabled, it raised {told(error)}")
+
+
+def _completed(facts: Facts, why: str) -> Facts:
+    """The facts of a row, long texts cut, and `why` where the row says why it has no number."""
+    if not facts and not why:
+        return facts
+    said = {k: shortened(v) if isinstance(v, str) else v for k, v in facts.items()}
+    return Facts({"why": why} | said if why else said)

@@ -1,7 +1,7 @@
 """A probe: something that measures a snapshot and yields numbers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.words import shown
+from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.record.record import Mode, Product, Record, Status, Verdict
 from eqtoolbox.record.schedule import Schedule
 from eqtoolbox.watch.snapshot import Snapshot
@@ -36,8 +37,9 @@ class Measurement:
     status: Status = "ok"
     verdict: Verdict | None = None
     matvecs: int | None = None
-    note: str = ""
+    note: str = ""  # for people; no program reads it
     vector: NDArray[Any] | None = field(default=None, repr=False)  # what the value summarises
+    facts: Mapping[str, Any] = NO_FACTS  # what findings and charts need beside the value: `Facts`
 
     def __post_init__(self) -> None:
         """Numbers may come as tensors of one element; anything else raises here, by its name."""
@@ -53,6 +55,8 @@ class Measurement:
             fitted("verdict", self.verdict, Verdict)
         if self.matvecs is not None:
             fitted("matvecs", self.matvecs, int)
+        if type(self.facts) is not Facts:
+            object.__setattr__(self, "facts", Facts(self.facts))
 
 
 def _number(name: str, given: Any) -> float:
@@ -162,6 +166,7 @@ def record(
         seconds=seconds,
         matvecs=m.matvecs,
         note=m.note,
+        facts=Facts(m.facts),
         segment=segment,
         hessian=hessian,
     )

@@ -17,6 +17,8 @@ from eqtoolbox.record.record import Product
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.shared import Shared
 
+REMEDY = "monitor.loss"  # what reasons name that giving a loss would mend
+
 
 class NotApplicable(Exception):
     """A probe has nothing to measure here; the message says why and what would change that."""

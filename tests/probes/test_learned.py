@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.report import Run
-from eqtoolbox.report.panels import sections
+from eqtoolbox.report.sections import sections
 from tests.probes.test_equivariance_probe import measured
 
 

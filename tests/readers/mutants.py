@@ -30,11 +30,22 @@ MORE = (  # what the rich run lacks and some rule or panel looks for
     "discrete/normal_curvature/1", "equivariance/growth/cyclic4", "noether/dimension/rescale",
     "noether/epsilon/scale", "noether/epsilon_second_order/scale", "noether/predicted_slope/scale",
     "noether/slope/scale", "noether/zeroth_order/rescale", "spectrum/effective_rank",
-    "spectrum/trace", "tracking/sharpness",
+    "spectrum/trace", "tracking/sharpness", "discrete/dead_share/conv1",
+    "equivariance/unmeasured/turns", "monitor/closure_grad_ratio", "monitor/parameters_untrained",
+    "monitor/steps_unseen", "training/skipped_steps",
 )  # fmt: skip
 VECTORS = {"spectrum/density": (2, 12), "conservation/unit_drift/rescale": (16,)}
 NOTES = ("", "alarm: lost", "conv1: 8; conv2: ²", "exact: x", "sharpness * lr", "unit 1 and unit 2",
          "x\x1b[2J\u202e", "epsilon", "<b>y</b>", "in the metric of ;", "monitor.loss")  # fmt: skip
+
+
+FACTS: tuple[dict[str, Any], ...] = (
+    {}, {"why": "x", "units": ["unit 1", "</b>"], "dead": 3, "batches": 1, "samples": 9},
+    {"which": "a", "pair": True, "lost": True, "keep": 0.1, "kept": 1.0, "blame": "first broken"},
+    {"members": ["conv1", "conv2"], "sizes": [8, 8], "factor": 0.1, "metric": "Adam"},
+    {"mode": "held", "reason": "x", "epsilon": True, "approximate": True, "measured": 0.1},
+    {"parameters": ["w", "b"], "culprit": "w", "cause": "y", "algebra": "so(3)", "since": 5},
+)  # fmt: skip
 
 
 def nested(depth: int) -> Any:
@@ -66,7 +77,8 @@ def sound() -> dict[str, Any]:
     for step in range(0, 1000, 120):
         for name in MORE:
             row = {"step": step, "name": name, "value": float(rng.lognormal()), "floor": 1e-7}
-            rows.append(row | {"note": NOTES[step // 120 % len(NOTES)]})
+            row |= {"note": NOTES[step // 120 % len(NOTES)]}
+            rows.append(row | {"facts": FACTS[step // 120 % len(FACTS)]})
     vectors = [
         Array(step=step, name=name, values=np.abs(rng.normal(size=shape)))
         for step in range(0, 1000, 120)
@@ -83,6 +95,7 @@ def mutant(home: Path, seed: int, whole: dict[str, Any]) -> list[str]:
     names = sorted({row["name"] for row in run["rows"]})
     kept = set(r.sample(names, 60))
     run["rows"] = [row for row in run["rows"] if row["name"] in kept]
+    run["facts"]["format"] = r.choice((1, 2))
     run["frames"] = [frame(array) for array in whole["vectors"]]
     run["files"] = {}
     done = r.choices(MUTATIONS, k=r.choice((1, 1, 2, 3)))
@@ -117,11 +130,21 @@ def values_of_a_name(r: Random, run: dict[str, Any]) -> None:
     rows = [row for row in run["rows"] if isinstance(row, dict)]
     name, everywhere = r.choice(rows)["name"] if rows else "", r.random() < 0.3
     field = r.choice((*["value"] * 3, "stderr", "floor", "status", "verdict", "note", "unit",
-                      "step", "mode", "matvecs", "seconds", "segment", "name"))  # fmt: skip
+                      "facts", "step", "mode", "matvecs", "seconds", "segment",
+                      "name"))  # fmt: skip
     value = odd(r)
     for row in rows:
         if (r.random() < 0.05) if everywhere else row["name"] == name:
             row[field] = value if r.random() < 0.9 else odd(r)
+
+
+def facts_of_rows_change(r: Random, run: dict[str, Any]) -> None:
+    """Facts of another kind than the rules ask for, or that are none."""
+    known = sorted({name for facts in FACTS for name in facts})
+    for row in run["rows"]:
+        if isinstance(row, dict) and r.random() < 0.5:
+            given = r.choice(FACTS)
+            row["facts"] = given | {r.choice(known): odd(r) for _ in range(r.choice((1, 2)))}
 
 
 def names_change(r: Random, run: dict[str, Any]) -> None:
@@ -236,7 +259,7 @@ def file_is_no_file(r: Random, run: dict[str, Any]) -> None:
 
 FILES = ("records.jsonl", "events.jsonl", "run.json", "arrays.bin")
 MUTATIONS: tuple[Callable[[Random, dict[str, Any]], None], ...] = (
-    values_of_a_name, values_of_a_name, names_change, numbers_change, lines_change, facts_change,
-    events_change, frames_change, bytes_change, file_is_cut, file_is_a_blob, file_is_gone,
-    file_is_no_file,
+    values_of_a_name, values_of_a_name, facts_of_rows_change, names_change, numbers_change,
+    lines_change, facts_change, events_change, frames_change, bytes_change, file_is_cut,
+    file_is_a_blob, file_is_gone, file_is_no_file,
 )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from eqtoolbox.record.record import LONGEST, Record, checked, is_name, spelled
 from eqtoolbox.report import Run, summary_text
-from eqtoolbox.report.facts import sound
+from eqtoolbox.report.described import sound
 from eqtoolbox.report.page import content
 from eqtoolbox.report.words import printable
 from eqtoolbox.sinks.jsonl import RunDirectory
@@ -32,6 +32,15 @@ ODD = [
     ({"seconds": {}}, r"seconds must be a number, got \{\}"),
     ({"matvecs": 1.5}, "matvecs must be an int >= 0, got 1.5"),
     ({"note": {"a": 1}}, "note must be a text, got"),
+    ({"facts": "x"}, "facts must be an object of at most 32 facts, got 'x'"),
+    ({"facts": [1]}, "facts must be an object"),
+    ({"facts": {f"f{i}": 1 for i in range(33)}}, "facts must be an object of at most 32"),
+    ({"facts": {"Layer 1": 1}}, "names of facts must be 1 to 40 letters .*got 'Layer 1'"),
+    ({"facts": {"pair": None}}, "the fact 'pair' must be a text, .*got None; leave out"),
+    ({"facts": {"pair": {"a": 1}}}, "the fact 'pair' must be a text"),
+    ({"facts": {"units": [[1]]}}, r"the fact 'units' must be .*got \[1\]"),
+    ({"facts": {"count": 10**400}}, "the fact 'count' must be .* an integer below"),
+    ({"facts": {"factor": math.inf}}, "the fact 'factor' must be .* a finite number"),
     ({"unit": 5}, "unit must be a text, got 5"),
     ({"status": "odd"}, "status must be one of .*got 'odd'"),
     ({"status": []}, "status must be one of"),

@@ -8,17 +8,22 @@ import pytest
 
 from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run
-from tests.report.runs import EVENTS, SYMMETRIES, TAIL, rich_records, write_run
+from tests.report.runs import EVENTS, SYMMETRIES, TAIL, rich_records, with_facts, write_run
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Run]:
-    """Write records into a fresh run directory and read it back."""
+@pytest.fixture(params=["notes of format 1", "facts"])
+def make_run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Run]:
+    """Write records into a fresh run directory and read it back.
+
+    Once as runs of format 1 are, whose notes tell the facts, and once with facts and other notes.
+    """
     count = iter(range(100))
 
     def make(*records: Iterable[Record], **options: Any) -> Run:
-        home = tmp_path / f"run{next(count)}"
-        return Run(write_run(home, [r for group in records for r in group], **options))
+        rows = [r for group in records for r in group]
+        if request.param == "facts":
+            rows, options = [with_facts(r) for r in rows], {"format": 2} | options
+        return Run(write_run(tmp_path / f"run{next(count)}", rows, **options))
 
     return make
 

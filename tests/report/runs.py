@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eqtoolbox.record.facts import Facts
 from eqtoolbox.record.record import Record, Verdict
+from eqtoolbox.report import Run, Topic
+from eqtoolbox.report.figures import Panel
+from eqtoolbox.report.old_notes import facts_in
 
 INFO: dict[str, Any] = {
     "format": 1,
@@ -67,6 +72,11 @@ def write_run(
 def series(name: str, values: Iterable[float], *, every: int = 10, **fields: Any) -> list[Record]:
     """One record a value, at steps 0, every, 2 every, ...; `fields` are the same in all."""
     return [Record(step=i * every, name=name, value=v, **fields) for i, v in enumerate(values)]
+
+
+def with_facts(row: Record) -> Record:
+    """The record as format 2 has it: what its note tells as facts, and a note without them."""
+    return replace(row, facts=Facts(facts_in(row.name, row.status, row.note)), note="told anew")
 
 
 def missing(name: str, steps: Iterable[int], status: Any, note: str = "") -> list[Record]:
@@ -242,3 +252,8 @@ def _cost(step: int) -> list[Record]:
         rows.append(Record(step=step, name="monitor/closure_grad_cos", value=0.99999994))
     overhead = 0.049 + 0.03 * np.exp(-step / 60)
     return [*rows, Record(step=step, name="cost/overhead", value=float(overhead))]
+
+
+def shown(topic: Topic, run: Run) -> list[Panel]:
+    """All figures of a topic."""
+    return [panel for chart in topic.panels for panel in chart(run)]

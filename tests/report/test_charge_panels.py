@@ -9,11 +9,12 @@ from torch import nn
 import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.report.page import content
-from eqtoolbox.report.panels_charges import STEPS, UNITS, charge_panels, strongest
-from eqtoolbox.report.panels_symmetry import conservation_panels
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.topics import conservation
+from eqtoolbox.report.topics.charges import STEPS, UNITS, charge_panels, strongest
 from eqtoolbox.sinks.jsonl import RunDirectory
 from tests.conftest import blobs, mlp
+from tests.report.runs import shown
 
 NAME = "conservation/unit_drift/rescale"
 
@@ -96,7 +97,7 @@ def test_measured_and_predicted_drifts_lie_on_one_another(tmp_path: Path) -> Non
             optimizer.zero_grad()
             loss_fn(model, blobs()).backward()
             optimizer.step()
-    panels = {p.slug: p for p in conservation_panels(Run(tmp_path / "a"))}
+    panels = {p.slug: p for p in shown(conservation.TOPIC, Run(tmp_path / "a"))}
     lines = {t["name"]: t for t in panels["forecast"].figure["data"]}
     measured, predicted = (lines[f"rescale, {kind}"] for kind in ("measured", "predicted"))
     at = dict(zip(measured["x"], measured["y"], strict=True))

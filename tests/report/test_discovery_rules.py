@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from eqtoolbox.report.panels import sections
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.sections import sections
 from tests.report.runs import missing, series, write_run
 
 

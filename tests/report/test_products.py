@@ -6,8 +6,8 @@ import pytest
 
 from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run
-from eqtoolbox.report.panels_curvature import curvature_panels
-from tests.report.runs import series
+from eqtoolbox.report.topics import curvature
+from tests.report.runs import series, shown
 
 MakeRun = Callable[..., Run]
 NOTE = "products are of the loss with a part held: detach cut it off"
@@ -23,7 +23,7 @@ def made(make_run: MakeRun, kind: str | None) -> Run:
 
 
 def reading(run: Run) -> str:
-    (panel,) = [p for p in curvature_panels(run) if p.slug == "eigenvalues"]
+    (panel,) = [p for p in shown(curvature.TOPIC, run) if p.slug == "eigenvalues"]
     return panel.reading
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.spectrum import Spectrum
-from eqtoolbox.report.panels_spectrum import density_rows, spectrum_panels
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.topics.spectrum import density_rows, spectrum_panels
 
 
 def test_shares_add_up_and_lie_at_their_eigenvalues() -> None:

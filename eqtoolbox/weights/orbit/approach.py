@@ -25,6 +25,7 @@ class Approach:
 
     distance: float
     reflection: Reflection
+    pair: bool = False  # two units becoming equal, not one becoming zero
 
 
 def approaches(
@@ -60,7 +61,8 @@ def _pairs(
             " ".join(filter(None, (symmetry.name, symmetry.word, f"{int(one)} and {int(two)}"))),
         )
         scale = math.sqrt(float(sizes[one] + sizes[two]) / 2)
-        found.append(Approach(distance=_order(reflection, params) / scale, reflection=reflection))
+        distance = _order(reflection, params) / scale
+        found.append(Approach(distance=distance, reflection=reflection, pair=True))
     inside = int((flat <= max(limit, GRAM) ** 2).sum())
     return found, inside
 

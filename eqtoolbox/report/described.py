@@ -1,4 +1,4 @@
-"""Facts: what run.json says of a run, each what it must be, so that the report can rely on them."""
+"""Described: what run.json says of a run, checked, so that the report can rely on it."""
 
 import reprlib
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ _SHAPE: dict[str, Any] = {
 
 
 def sound(info: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The facts that are what they must be, and what is wrong with the others.
+    """What is as it must be, and what is wrong with the others.
 
     What later versions add is kept as it is, and None is kept for what is not known.
 

@@ -1,4 +1,4 @@
-"""Panels on the whole spectrum: its moments, and its density as a map over the steps."""
+"""The whole spectrum: its moments, and its density as a map over the steps."""
 
 from collections.abc import Iterator
 

@@ -1,0 +1,36 @@
+"""Topics: the questions of a report, in the order in which their findings are told."""
+
+from eqtoolbox.report.topic import Topic
+from eqtoolbox.report.topics import (
+    asymmetry,
+    conservation,
+    cost,
+    curvature,
+    equivariance,
+    flow,
+    gradient,
+    laws,
+    learned,
+    loss,
+    prediction,
+    run,
+    stability,
+    units,
+)
+
+TOPICS: tuple[Topic, ...] = (
+    run.TOPIC,
+    equivariance.TOPIC,
+    asymmetry.TOPIC,
+    learned.TOPIC,
+    laws.TOPIC,
+    conservation.TOPIC,
+    gradient.TOPIC,
+    flow.TOPIC,
+    prediction.TOPIC,
+    units.TOPIC,
+    stability.TOPIC,
+    curvature.TOPIC,
+    loss.TOPIC,
+    cost.TOPIC,
+)

@@ -1,0 +1,152 @@
+"""Are the steps stable: sharpness against what the optimizer tolerates."""
+
+from collections.abc import Iterator
+
+from eqtoolbox.record.facts import Facts
+from eqtoolbox.report.drawing import PALETTE
+from eqtoolbox.report.figures import Panel, Plot
+from eqtoolbox.report.finding import Finding, Level
+from eqtoolbox.report.log import Log
+from eqtoolbox.report.topic import Topic
+from eqtoolbox.report.trace import Trace, trace
+from eqtoolbox.report.words import number
+
+EDGE = 0.9  # at the edge sharpness hovers around the threshold (Cohen et al. 2021, 2103.00065)
+BEYOND = 1.2  # full-batch runs stay below this; beyond it steps overshoot for good
+CHANGED = 1.5  # ratio from which sharpening is worth a sentence
+STALE = 3  # unanswered attempts after which the last certified number is old news
+
+
+def engine(run: Log) -> Iterator[Finding]:
+    """How Hessian products were made, where it was not the exact default."""
+    for probe in ("curvature", "noether", "discrete", "tracking", "spectrum"):
+        name = f"{probe}/self_test/asymmetry"
+        last = run.rows(name)[-1] if name in run else None
+        if last is None:
+            continue
+        mode, reason = last.facts.text("mode"), last.facts.text("reason")
+        if mode and mode != "exact":
+            text = f"Hessian products are {mode}: {reason}."
+            if last.hessian == "held":
+                text = f"Curvature is not that of the gradient that trains: {reason}."
+            test = trace(run, name)
+            evidence = (test.latest(),) if test else ()
+            yield Finding(level="note", text=text, evidence=evidence)
+
+
+def stability(run: Log) -> Iterator[Finding]:
+    """Where the run stands relative to the edge of stability; certified measurements only."""
+    level_of = trace(run, "curvature/stability")
+    if level_of is None:
+        return
+    certain = _with_certified_sharpness(run, level_of)
+    if certain is None:
+        return
+    now, values = certain.now, certain.values.tolist()
+    what = f"{_threshold_words(run, certain.last.facts)} = {number(now)}"
+    level: Level = "good"
+    if now >= BEYOND:
+        level, when = "warning", certain.since([v >= BEYOND for v in values])
+        place = f"beyond the edge of stability {when}; steps overshoot along the top direction"
+    elif now >= EDGE:
+        level, when = "note", certain.since([v >= EDGE for v in values])
+        place = f"at the edge of stability {when}"
+    else:
+        rose = len(values) > 1 and certain.start > 0 and now / certain.start >= CHANGED
+        place = "below the edge of stability"
+        place += f", up from {number(certain.start)} at the start" if rose else ""
+        crossed = sum(v > 1 for v in values)
+        if crossed:
+            level, peak = "note", max(certain.records, key=lambda r: r.value)
+            place += f"; it was above 1 at {crossed} of {len(values)} measurements, at most "
+            place += f"{number(peak.value)} at step {peak.step}"
+    old = ""
+    if certain.unanswered >= STALE:
+        old = f" (last certified at step {certain.last.step}; {certain.unanswered} later "
+        old += "attempts gave no number)"
+    yield Finding(level=level, text=f"{what}: {place}{old}.", evidence=(certain.evidence(),))
+
+
+def overshoot(run: Log) -> Iterator[Finding]:
+    """Plain SGD steps that go beyond the minimum of the parabola along the gradient."""
+    bend, rate = trace(run, "curvature/gradient_rayleigh"), trace(run, "training/learning_rate")
+    if bend is None or rate is None or not _plain_sgd(run):
+        return
+    ratio = bend.now * rate.last.value / 2
+    if ratio > 1:
+        text = f"A step along the gradient overshoots: lr/2 × gᵀHg/gᵀg = {number(ratio)} > 1, "
+        text += "the loss of its own batch rises to second order."
+        evidence = (bend.evidence(), rate.latest())
+        yield Finding(level="warning", text=text, evidence=evidence)
+
+
+def _with_certified_sharpness(run: Log, stability: Trace) -> Trace | None:
+    """The stability records whose sharpness was certified, where it was recorded at all."""
+    if "curvature/sharpness" not in run:
+        return stability
+    rows = run.records("curvature/sharpness")
+    uncertain = {r.step for r in rows if r.status != "ok"}
+    skipped = {r.step for r in rows if r.status == "skipped_budget"}  # no attempts
+    kept = tuple(r for r in stability.records if r.step not in uncertain)
+    if not kept:
+        return None
+    steps = ({r.step for r in run.records(stability.name)} | uncertain) - skipped
+    return Trace(records=kept, unanswered=sum(step > kept[-1].step for step in steps))
+
+
+def _threshold_words(run: Log, facts: Facts) -> str:
+    if _plain_sgd(run):
+        return "Sharpness × lr/2"
+    factor = facts.number("factor")
+    if factor is not None:  # one number for all parameters: momentum, Nesterov
+        return f"Sharpness × {factor:.3g} (of SGD with momentum)"
+    if (run.info.get("optimizer") or {}).get("class") == "SGD":
+        return "Sharpness × lr/(2 + 2·momentum)"
+    return "Sharpness relative to the optimizer's stability threshold"
+
+
+def _plain_sgd(run: Log) -> bool:
+    optimizer = run.info.get("optimizer") or {}
+    groups = optimizer.get("groups") or []
+    plain = all(not group.get("momentum") for group in groups)
+    return optimizer.get("class") == "SGD" and plain
+
+
+def stability_panel(run: Log) -> Iterator[Panel]:
+    """The sharpness relative to the optimizer's threshold."""
+    level = trace(run, "curvature/stability")
+    if level is None:
+        return
+    plot = Plot(last_step=run.last_step)
+    plot.line(level, "stability", PALETTE[0])
+    plot.missing(run, ["curvature/stability"])
+    plot.level(1.0, "edge of stability")
+    reading = (
+        "Sharpness relative to what the optimizer tolerates at this learning rate: beyond 1, "
+        "steps along the sharpest direction overshoot."
+    )
+    yield plot.panel("stability", "Stability", reading)
+
+
+def decrease_panel(run: Log) -> Iterator[Panel]:
+    """What one step does to the loss of its own batch, and what a parabola says."""
+    plot = Plot(last_step=run.last_step)
+    for i, kind in enumerate(("actual", "predicted")):
+        change = trace(run, f"curvature/{kind}_decrease")
+        if change is not None:
+            plot.line(change, kind, PALETTE[i], width=2.2 - 0.8 * i)
+    if plot.data:
+        reading = (
+            "How much one step lowers the loss of its own batch, and what gradient and Hessian "
+            "predict: where they part, the step is too long for a parabola."
+        )
+        yield plot.panel("decrease", "Decrease of the loss by one step", reading)
+
+
+TOPIC = Topic(
+    question="Are the steps stable?",
+    slug="stability",
+    explanation="Beyond the edge of stability steps along the sharpest direction overshoot; its "
+    "charts stand beside the other curvatures.",
+    rules=(engine, stability, overshoot),
+)
