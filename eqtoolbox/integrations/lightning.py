@@ -13,7 +13,7 @@ from torch import Tensor
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.integrations.extra import extra
-from eqtoolbox.replay.objective import scalar_loss
+from eqtoolbox.replay.scalar import scalar_loss
 
 with extra("lightning", "eqtoolbox.integrations.lightning"):
     try:

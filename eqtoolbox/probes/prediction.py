@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.expect.deadline import check
-from eqtoolbox.replay.objective import Call, Objective, Parameters
+from eqtoolbox.replay.call import Call
+from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.reading import closed, opened
 from eqtoolbox.replay.tree import map_tensors, tensors
 from eqtoolbox.watch.snapshot import NotApplicable

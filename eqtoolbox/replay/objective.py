@@ -1,10 +1,9 @@
 """The objective: a model and its training loss as pure functions of a dict of parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -14,40 +13,25 @@ from torch.utils._pytree import tree_leaves, tree_map
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.deadline import check
 from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.call import Call, answering, first_call, moving_inputs
 from eqtoolbox.replay.checkpoints import recomputed_within
 from eqtoolbox.replay.gradients import required, valued
 from eqtoolbox.replay.graph import ungraded
 from eqtoolbox.replay.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.loss_parameters import LossParameters
-from eqtoolbox.replay.parts import in_parts
-from eqtoolbox.replay.reading import opened
+from eqtoolbox.replay.parts import pieces
+from eqtoolbox.replay.precision import computing
+from eqtoolbox.replay.scalar import scalar_loss
 from eqtoolbox.replay.streams import BOTH, alone
-from eqtoolbox.replay.thread.scope import current, only_here, place
+from eqtoolbox.replay.thread.scope import current, only_here
 from eqtoolbox.replay.thread.tables import Exchanged
-from eqtoolbox.replay.thread.unmixed import unmixed
-from eqtoolbox.replay.tree import map_tensors, tensors
-from eqtoolbox.replay.widened import Widened
+from eqtoolbox.replay.tree import map_tensors
 
 Parameters = dict[str, Tensor]
 LossFunction = Annotated[
     Callable[[nn.Module, Any], Any],
     takes(2, "(model, batch) -> loss", "targets belong in the batch: (inputs, targets)"),
 ]
-
-
-class NotALoss(TypeError):
-    """What a loss function returned is no scalar loss."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """The first call of the model inside the loss: its arguments and its output."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    loss: Tensor | None = None  # what the loss came to, scalar
-    times: int = 1  # how often the loss called the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +116,9 @@ class Objective:
     ) -> Tensor:
         """Training loss with `move` applied to the model's first floating-point argument."""
 
-        def moved(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            floating = [isinstance(x, Tensor) and x.is_floating_point() for x in args]
-            first = floating.index(True) if any(floating) else len(args)
-            return tuple(move(x) if k == first else x for k, x in enumerate(args))
-
         def body(model: nn.Module) -> Tensor:
-            handle = model.register_forward_pre_hook(only_here(moved), prepend=True)
-            try:
+            with moving_inputs(model, move):
                 return self._loss(model)
-            finally:
-                handle.remove()
 
         loss: Tensor = self._run(params, body)
         return loss
@@ -164,38 +140,7 @@ class Objective:
         Raises:
             LookupError: the loss never calls the model itself.
         """
-        return valued(self._call_of, model)
-
-    def _call_of(self, model: nn.Module) -> Call:
-        calls: list[Call] = []
-        given: list[tuple[Any, Any]] = []  # before hooks of the user's change them
-
-        def take(_: nn.Module, args: Any, kwargs: Any) -> None:
-            given.append((args, kwargs))
-
-        def note(_: nn.Module, __: Any, output: Any) -> None:
-            args, kwargs = given.pop()
-            if any(map(_transformed, tensors(output))):
-                raise LookupError(
-                    "the loss calls the model inside a transformation of torch.func: data "
-                    "symmetries need a call of the model itself"
-                )
-            calls.append(Call(args, kwargs, output))
-
-        handles = (
-            model.register_forward_pre_hook(only_here(take), with_kwargs=True, prepend=True),
-            model.register_forward_hook(only_here(note)),
-        )
-        try:
-            loss = self._loss(model)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not calls or not (calls[0].args or calls[0].kwargs):
-            raise LookupError(
-                "the loss never calls the model as model(inputs): data symmetries need that call"
-            )
-        return replace(calls[0], loss=loss, times=len(calls))
+        return valued(lambda model: first_call(self._loss, model), model)
 
     def loss_of_output(
         self, params: Mapping[str, Tensor], output: Any, train: bool = False
@@ -206,16 +151,8 @@ class Objective:
 
     def loss_given(self, model: nn.Module, output: Any) -> Tensor:
         """The loss if `model`, inside `within`, answered `output` whatever its input (scalar)."""
-        own = {k: v for k, v in model.__dict__.items() if k == "forward"}
-        here, live = place(), model.forward
-        model.__dict__["forward"] = lambda *given, **named: (
-            output if place() == here else live(*given, **named)
-        )
-        try:
+        with answering(model, output):
             return valued(self._loss, model)
-        finally:
-            model.__dict__.pop("forward")
-            model.__dict__.update(own)
 
     def parameters(self) -> Parameters:
         """Detached clones of the model's trainable parameters, cast to the objective's dtype."""
@@ -233,21 +170,7 @@ class Objective:
         Raises:
             ValueError: the batch has fewer samples.
         """
-        if in_parts(opened(self.batch)):
-            raise ValueError("rows of this batch are parts of samples, which cannot be cut apart")
-        leaves = [x for x in tensors(self.batch) if x.dim() > 0]
-        samples = len(leaves[0]) if leaves else 0
-        if samples < parts:
-            raise ValueError(f"expected at least {parts} samples to split, got {samples}")
-        edges = [samples * i // parts for i in range(parts + 1)]
-
-        def piece(start: int, end: int) -> "Objective":
-            def cut(x: Tensor) -> Tensor:
-                return x[start:end] if x.dim() > 0 and len(x) == samples else x
-
-            return replace(self, batch=map_tensors(cut, self.batch))
-
-        return [(piece(a, b), float(b - a)) for a, b in pairwise(edges)]
+        return [(replace(self, batch=b), n) for b, n in pieces(self.batch, parts)]
 
     def to(self, dtype: torch.dtype) -> "Objective":
         """The same objective evaluated in another floating-point type."""
@@ -297,7 +220,12 @@ class Objective:
         def state() -> Iterator[None]:
             flags = self.flags if train else (False,) * len([*self.model.modules()])
             shown, beside = exchanged.here(), self._beside(params)
-            with flagged(self.model, flags), shown, beside, self._precision():
+            with (
+                flagged(self.model, flags),
+                shown,
+                beside,
+                computing(self.dtype, self.mixed, self.model),
+            ):
                 yield
 
         check()
@@ -333,17 +261,6 @@ class Objective:
         """Scope in which the loss finds its own parameters among `params`, or as they were."""
         return self.beside.swapped(params, self._cast) if self.beside else nullcontext()
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        """Scope of the floating-point type asked for, whatever the loss itself asks for."""
-        with ExitStack() as scope:
-            if self.dtype == torch.float64:
-                trained = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-                scope.enter_context(Widened(min(trained, key=_bits, default=torch.float32)))
-            if self.dtype is not None or not self.mixed:
-                scope.enter_context(unmixed())
-            yield
-
     def _batch(self) -> Any:
         fresh = map_tensors(lambda x: x.clone() if self.mutates else x, self.batch)
         replay = current()
@@ -377,45 +294,9 @@ def used_by(loss_fn: Any, batch: Any) -> tuple[Any, ...]:
     return (loss_fn, *(x for x in tree_leaves(batch) if not isinstance(x, kept)))
 
 
-def scalar_loss(result: Any) -> Tensor:
-    """The scalar a loss function returned, see `loss_tensor`, without dimensions."""
-    return loss_tensor(result).reshape(())
-
-
-def loss_tensor(result: Any) -> Tensor:
-    """The tensor of one element in it: itself, `(loss, ...)`, `.loss` or `["loss"]`.
-
-    Raises:
-        NotALoss: there is none.
-    """
-    loss = result
-    if isinstance(result, Mapping):
-        loss = result.get("loss")
-    elif hasattr(result, "loss"):
-        loss = result.loss
-    elif isinstance(result, (tuple, list)) and result:
-        loss = result[0]
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
-        raise NotALoss(
-            "expected the loss as a scalar tensor, (loss, ...), an object with .loss or a mapping "
-            f"with 'loss', got {got}; reduce it, e.g. loss.mean()"
-        )
-    return loss
-
-
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast without its cache of weights, which would keep those of other parameters."""
     return torch.autocast(device, dtype=dtype, cache_enabled=False)
-
-
-def _transformed(tensor: Tensor) -> bool:
-    """Whether it means something inside a transformation of torch.func only."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
-
-
-def _bits(dtype: torch.dtype) -> int:
-    return dtype.itemsize
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Parameters:

@@ -1,11 +1,15 @@
 """Parts: batches whose rows are parts of samples, such as the nodes and edges of several graphs."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
+
+from eqtoolbox.replay.reading import opened
+from eqtoolbox.replay.tree import map_tensors, tensors
 
 NUMBERS = frozenset({  # what PyG, SchNet, MACE, TorchMD and others call the sample of each row
     "batch", "batch_index", "batch_idx", "batch_indices", "batch_vector", "idx_m", "graph_index",
@@ -74,3 +78,28 @@ def _named(batch: Any, arguments: Sequence[str]) -> Iterator[tuple[str, Tensor]]
             if words and words[0].isdigit() and int(words[0]) < len(arguments):
                 words[0] = arguments[int(words[0])]
             yield ".".join(words), leaf
+
+
+def pieces(batch: Any, parts: int) -> list[tuple[Any, float]]:
+    """A batch in so many pieces, each with its number of samples.
+
+    The first tensor tells the batch size; every tensor of that length is cut.
+
+    Raises:
+        ValueError: the batch has fewer samples, or rows that are parts of samples.
+    """
+    if in_parts(opened(batch)):
+        raise ValueError("rows of this batch are parts of samples, which cannot be cut apart")
+    leaves = [x for x in tensors(batch) if x.dim() > 0]
+    samples = len(leaves[0]) if leaves else 0
+    if samples < parts:
+        raise ValueError(f"expected at least {parts} samples to split, got {samples}")
+    edges = [samples * i // parts for i in range(parts + 1)]
+
+    def piece(start: int, end: int) -> Any:
+        def cut(x: Tensor) -> Tensor:
+            return x[start:end] if x.dim() > 0 and len(x) == samples else x
+
+        return map_tensors(cut, batch)
+
+    return [(piece(a, b), float(b - a)) for a, b in pairwise(edges)]

@@ -15,7 +15,8 @@ from eqtoolbox.replay.gradient import (
     repeats,
     replayed_gradient,
 )
-from eqtoolbox.replay.objective import NotALoss, Objective, Parameters
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.scalar import NotALoss
 from eqtoolbox.replay.thread.scope import LeavesTrace, current
 from eqtoolbox.replay.writes import refuse_hidden_writes
 from eqtoolbox.watch.capture.holders import around

@@ -1,48 +1,28 @@
-"""The monitor: a due step is caught, measured in isolation, and its records go to the sinks."""
+"""The monitor: the course of a training, and what its user says to it and asks of it."""
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.record.record import Record
-from eqtoolbox.record.schedule import following
 from eqtoolbox.record.sink import Sink
-from eqtoolbox.replay.eager import eager, untraced
+from eqtoolbox.replay.eager import eager
 from eqtoolbox.replay.objective import LossFunction
-from eqtoolbox.replay.thread.scope import current
-from eqtoolbox.watch.account import Account
-from eqtoolbox.watch.budget import LOSS, Budget
-from eqtoolbox.watch.capture.loss_capture import LossCapture
-from eqtoolbox.watch.capture.watched import Watched
-from eqtoolbox.watch.catch import Catch
 from eqtoolbox.watch.checkpoint import check_state
-from eqtoolbox.watch.clock import Clock
-from eqtoolbox.watch.interrupts import Gate
+from eqtoolbox.watch.course import Course
 from eqtoolbox.watch.interrupts import told as message_of
-from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.options import Options
-from eqtoolbox.watch.probe import Probe, Scheduled
-from eqtoolbox.watch.runner import Runner, synchronize
-from eqtoolbox.watch.step import Step, closure_of
-from eqtoolbox.watch.time_limit import TimeLimit
 from eqtoolbox.watch.told import Decorated, Device, Evaluated, Place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORKED = (
-    "this process was forked from the one that attached the monitor: nothing is measured here; "
-    "attach in this process to watch it"
-)
 
-
-class Monitor:
+class Monitor(Course):
     """Watches one model and its optimizer or optimizers; made by `eqtoolbox.attach`.
 
     Each call of `optimizer.step()` is one step; of several optimizers, one step is over when each
@@ -50,63 +30,6 @@ class Monitor:
     the gradient and the batches are frozen into a `Snapshot`, the due probes measure it, and their
     records are written. Training is bit-identical with and without.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        given: Options | None = None,
-        *,
-        probes: Sequence[Scheduled],
-        sinks: Sequence[Sink] = (),
-        segment: int = 0,
-        step: int = 0,
-        attached_at: str = "",
-        called: nn.Module | None = None,
-    ) -> None:
-        given, one = given or Options(), isinstance(optimizer, torch.optim.Optimizer)
-        self.model = model
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            (optimizer,) if one else tuple(optimizer)  # type: ignore[arg-type, assignment]
-        )
-        self.optimizer = self.optimizers[0]
-        self.probes = tuple(probes)
-        self.step = self._first = step
-        self.attached_at = attached_at
-        self._watched = Watched(model, self.optimizers, given.criterion)
-        self._capture = LossCapture(self._watched, given.loss_fn, given.criterion, called)
-        self._journal = Journal(sinks, given.on_error, segment)
-        self._budget = Budget(given.budget, [s.probe.name for s in self.probes])
-        self._account = Account(self.optimizers, self._budget, self._journal)
-        self._runner = Runner(model, given.seed, self._journal, TimeLimit(given.probe_timeout))
-        self._waiting = self._capture.pending.waiting
-        self._waiting.tell = self._account.stalled
-        self._clock = Clock(self._budget, self._capture.stopwatch)
-        self._todo: list[Probe] = []  # due at the coming step
-        self._run: list[Probe] = []  # and paid for
-        self._catches = False  # whether the coming step is caught
-        self._next = 0.0  # the step up to which nothing is due after the coming one
-        self._taken = Step(self._watched)
-        self._stepped: set[int] = set()  # optimizers that took the step that is being taken
-        self._open = False
-        self._gate = Gate()  # for signals that come while a step is measured
-        self._catch = Catch(
-            self._watched,
-            self._capture,
-            self._taken,
-            self._journal,
-            self._runner,
-            self._account,
-            probe_batch=given.probe_batch,
-            seed=given.seed,
-            resumed=segment > 0,
-        )
-        self._several = len(self.optimizers) > 1
-        ends = self._one_ends if self._several else self._step_ends
-        self._handles = [o.register_step_post_hook(ends) for o in self.optimizers]
-        self._starts: list[Any] = []  # hooks that only steps which are caught have
-        self._capture.fail = self._failed
-        self._arm()
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, and of what is saved: a run has one monitor, see `__setstate__`."""
@@ -287,197 +210,6 @@ class Monitor:
         self._account.load_state_dict(state.get("skipped", {}))
         self._account.lost = int(state.get("lost", 0))
         self._arm()
-
-    # -- one optimizer step ---------------------------------------------------------------------
-
-    def _arm(self) -> None:
-        """Find out what is due at the coming step, and what of it is paid for."""
-        self._journal.step = self.step
-        self._todo = self._due(self.step)
-        if self._todo:
-            if self._clock.running:
-                self._clock.earn()
-            self._run = [probe for probe in self._todo if self._budget.affords(probe.name)]
-            self._catches = bool(self._run) or self._budget.affords(LOSS)
-        elif self._catches:
-            self._run, self._catches = [], False
-        self._next = min(
-            (following(s.schedule, self.step + 1) for s in self.probes), default=math.inf
-        )
-        self._capture.replays = (
-            self._several
-            or not self._catch.faithful.checked
-            or any(probe.evaluates for probe in self._run)
-        )
-        if self._catches or self._capture.armed:
-            self._capture.armed = self._catches
-        if self._catches and self._capture.replays:
-            self._capture.expect_check()
-        if self._handles:
-            self._watch_starts(self._catches or self._several)
-
-    def _watch_starts(self, wanted: bool) -> None:
-        """Have hooks that the optimizers call before they step, or have none."""
-        if wanted and not self._starts:
-            hook = self._one_starts if self._several else self._step_starts
-            self._starts = [o.register_step_pre_hook(hook) for o in self.optimizers]
-        elif self._starts and not wanted:
-            for handle in self._starts:
-                handle.remove()
-            self._starts = []
-
-    def _due(self, step: int) -> list[Probe]:
-        disabled = self._journal.disabled
-        if "monitor" in disabled:
-            return []
-        if self._journal.elsewhere:
-            self._journal.disable("monitor", FORKED)
-            return []
-        due = []
-        for scheduled in self.probes:
-            try:
-                if scheduled.schedule(step) and scheduled.probe.name not in disabled:
-                    due.append(scheduled.probe)
-            except BaseException as error:
-                if scheduled.probe.name not in disabled:
-                    self._journal.failed(scheduled.probe.name, error)
-        return due
-
-    @eager
-    def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if not self._catches or current() is not None:
-            return None
-        self._begin(closure=callable(closure_of(args, kwargs)))
-        return self._taken.asked(optimizer, args, kwargs, self._inside)
-
-    @untraced
-    def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if current() is not None:  # a loss that is evaluated again steps an optimizer itself
-            return
-        started = time.perf_counter()
-        if self._todo or self.step + 1 >= self._next:
-            self._due_step_ends(started)
-            return
-        self._clock.begin(started)
-        self._capture.unused = None
-        self._waiting.losses, self._waiting.mark = 0, ()
-        self.step = self._journal.step = self.step + 1
-        self._clock.idle(started)
-
-    @eager
-    def _due_step_ends(self, started: float) -> None:
-        """A step ends that was due, or that one which may be due follows."""
-        caught = self._catches
-        with self._gate:
-            try:
-                if caught:
-                    self._finish()
-                elif self._todo:
-                    self._account.skip(self._todo)
-                    self._journal.flush()
-                self._clock.begin(started)
-            finally:  # an interrupt passes, and the next step is counted right
-                self._gate.holding = True
-                self._capture.unused = None
-                self._waiting.losses, self._waiting.mark = 0, ()
-                self.step += 1
-                self._arm()
-        if not caught:
-            self._clock.idle(started)
-
-    @eager
-    def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        """One of several optimizers starts."""
-        if current() is not None:
-            return None
-        if self._open and id(optimizer) in self._stepped:
-            self._close_step()
-        if not self._open:
-            self._open = True
-            if self._catches:
-                self._begin(closure=True)
-            elif self._capture.armed:
-                self._capture.pending.step_starts(self._taken.unmoved)
-            self._capture.armed = self._catches or bool(self._due(self.step + 1))
-        self._capture.pending.step_goes_on()
-        return self._taken.asked(optimizer, args, kwargs, self._inside)
-
-    @eager
-    def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if current() is not None:
-            return
-        self._capture.pending.step_pauses()
-        self._stepped.add(id(optimizer))
-        if len(self._stepped) == len(self.optimizers):
-            self._close_step()
-
-    def _close_step(self) -> None:
-        self._open = False
-        self._stepped.clear()
-        if not self._catches:
-            self._capture.drop()
-        self._step_ends(None, (), {})
-
-    def _begin(self, closure: bool) -> None:
-        """The parameters are still theta_t; a closure may evaluate the loss at others."""
-        started = self._clock.earn()
-        try:
-            self._capture.pending.step_starts(self._taken.unmoved)
-            if self._run or closure:
-                self._capture.look_ahead(self._catch.probe_batch)
-                self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
-        except BaseException as error:
-            self._failed(error)
-            self._taken.missed = error
-        self._clock.leave(started)
-
-    def _inside(self, act: Callable[..., None], *given: Any) -> None:
-        with self._capture.stopwatch:
-            self._safely(act, *given)
-
-    def _finish(self) -> None:
-        """The step is over: measure it and forget it."""
-        if self._taken.before is not None:
-            synchronize(self.model)
-        started = self._clock.earn()
-        try:
-            if self._taken.missed is not None:
-                for probe in self._todo:
-                    self._runner.fail(probe, self._taken.missed)
-                return
-            named = self._watched.named()
-            self._account.lose(*self._capture.pending.skipped)
-            self._account.step(self._capture.value(self._taken.scale), named)
-            if self._run and self._taken.before is not None:
-                self._catch.measure(self.step, self._run, self._taken.before, named)
-            self._account.skip([probe for probe in self._todo if probe not in self._run])
-            self._journal.succeeded("monitor")
-        except BaseException as error:
-            self._failed(error)
-        finally:
-            self._gate.holding = True
-            self._taken.over()
-            self._capture.drop()
-            self._pay(started)
-
-    def _pay(self, started: float) -> None:
-        """Settle what the step took, and say what the monitor took so far."""
-        spent, once = self._runner.take()
-        ended = self._clock.pay(started, spent, once)
-        if spent:
-            self._account.costs()
-        self._journal.flush()
-        self._clock.resume(ended)
-
-    def _safely(self, act: Callable[..., None], *given: Any) -> None:
-        """What goes wrong here is no reason to stop training."""
-        try:
-            act(*given)
-        except BaseException as error:
-            self._failed(error)
-
-    def _failed(self, error: BaseException) -> None:
-        self._journal.failed("monitor", error)
 
 
 def monitors_of(optimizer: torch.optim.Optimizer) -> Iterable[Monitor]:

@@ -12,13 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.isolation import RandomState
-from eqtoolbox.replay.objective import (
-    LossFunction,
-    Objective,
-    Parameters,
-    loss_tensor,
-    used_by,
-)
+from eqtoolbox.replay.objective import LossFunction, Objective, Parameters, used_by
+from eqtoolbox.replay.scalar import loss_tensor
 from eqtoolbox.replay.thread.scope import LeavesTrace, current
 from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.replay.unwrap import processes, unwrapped

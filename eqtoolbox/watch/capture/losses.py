@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from eqtoolbox.replay.objective import loss_tensor
+from eqtoolbox.replay.scalar import loss_tensor
 from eqtoolbox.watch.capture.between import Between
 
 

@@ -1,0 +1,28 @@
+"""Precision: in which floating-point type a loss is computed, whatever it asks for itself."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from eqtoolbox.replay.thread.unmixed import unmixed
+from eqtoolbox.replay.widened import Widened
+
+
+@contextmanager
+def computing(dtype: torch.dtype | None, mixed: bool, model: nn.Module) -> Iterator[None]:
+    """Scope of a type; None for that of the training.
+
+    Args:
+        mixed: whether autocasts that loss and model enter by themselves act.
+        model: whose parameters have the type that random numbers are drawn in.
+    """
+    with ExitStack() as scope:
+        if dtype == torch.float64:
+            trained = {p.dtype for p in model.parameters() if p.is_floating_point()}
+            narrowest = min(trained, key=lambda one: one.itemsize, default=torch.float32)
+            scope.enter_context(Widened(narrowest))
+        if dtype is not None or not mixed:
+            scope.enter_context(unmixed())
+        yield
