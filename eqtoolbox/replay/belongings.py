@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.replay.calls import hooks_of_all_modules
 from eqtoolbox.replay.reach.exchange import copied, remade, stand_in
@@ -66,3 +67,9 @@ class Belongings:
     def restore(self, exchange: dict[int, Any]) -> list[Slot]:
         """Make everything what it was; returns what had moved."""
         return [slot for slot in self.slots if slot.restore(exchange)]
+
+
+def used_by(loss_fn: Any, batch: Any) -> tuple[Any, ...]:
+    """The loss function, and what its batch holds besides tensors."""
+    kept = (Tensor, nn.Module, str, int, float, bool, bytes, type(None))
+    return (loss_fn, *(x for x in tree_leaves(batch) if not isinstance(x, kept)))

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.deadline import check
-from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.belongings import Belongings, used_by
 from eqtoolbox.replay.call import Call, answering, first_call, moving_inputs
 from eqtoolbox.replay.checkpoints import recomputed_within
 from eqtoolbox.replay.gradients import required, valued
@@ -286,12 +286,6 @@ class Objective:
             thorough=thorough,
             draws=draws or (alone() and any(piece.random.moves & BOTH for piece in self.pieces)),
         )
-
-
-def used_by(loss_fn: Any, batch: Any) -> tuple[Any, ...]:
-    """The loss function, and what its batch holds besides tensors."""
-    kept = (Tensor, nn.Module, str, int, float, bool, bytes, type(None))
-    return (loss_fn, *(x for x in tree_leaves(batch) if not isinstance(x, kept)))
 
 
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:

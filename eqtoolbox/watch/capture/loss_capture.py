@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from eqtoolbox.replay.belongings import Belongings
+from eqtoolbox.replay.belongings import Belongings, used_by
 from eqtoolbox.replay.isolation import RandomState
-from eqtoolbox.replay.objective import LossFunction, Objective, Parameters, used_by
+from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
 from eqtoolbox.replay.scalar import loss_tensor
 from eqtoolbox.replay.thread.scope import LeavesTrace, current
 from eqtoolbox.replay.tree import map_tensors
