@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -38,6 +38,7 @@ class Attachment(Options):
     """
 
     _fit: Fit = field(init=False, default_factory=Fit, repr=False)
+    _decorate: ClassVar = "decorate your loss function with @callback.loss"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +67,7 @@ class Attachment(Options):
         self.finish()
         given = self.values() | {"resume": self.resume or step > 0}
         self._fit.monitor = monitor = attach(model, optimizer, **given)
+        monitor.loss_is_given(self._decorate, "loss_fn=, a function (model, batch) -> loss")
         if self._fit.function is not None:
             self._fit.caught = monitor.loss(self._fit.function)
         for tracker in trackers:

@@ -20,7 +20,7 @@ from eqtoolbox.replay.tree import check_batch
 from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
-from eqtoolbox.watch.snapshot import REMEDY, NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.watch.time_limit import TimeLimit
 
@@ -126,7 +126,8 @@ class Runner:
             self.refused = str(reason)
         except NotApplicable as reason:
             row = headline(probe, "not_applicable", str(reason))
-            rows.append(replace(row, facts={"remedy": REMEDY}) if REMEDY in row.note else row)
+            lacks = any(remedy in row.note for remedy in REMEDIES)
+            rows.append(replace(row, facts={"remedy": REMEDY}) if lacks else row)
         except Kinked as reason:
             why = f"the loss has no second derivative that differences could stand in for: {reason}"
             rows.append(headline(probe, "not_applicable", why))

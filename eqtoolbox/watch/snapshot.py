@@ -17,7 +17,8 @@ from eqtoolbox.record.record import Product
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.shared import Shared
 
-REMEDY = "monitor.loss"  # what reasons name that giving a loss would mend
+REMEDY = "monitor.loss"
+REMEDIES = (REMEDY, "callback.loss")  # what reasons name that giving a loss would mend
 
 
 class NotApplicable(Exception):

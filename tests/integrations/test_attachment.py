@@ -92,6 +92,20 @@ def test_the_options_of_an_attachment_stay_as_they_were_checked() -> None:
         Attachment().budget = 5  # type: ignore[misc]
 
 
+def test_what_a_callback_was_given_reaches_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: dict[str, Any] = {}
+
+    def stand_in(*_: Any, **given: Any) -> MagicMock:
+        reached.update(given)
+        return MagicMock()
+
+    monkeypatch.setattr("eqtoolbox.integrations.attachment.attach", stand_in)
+    wanted = {"budget": 0.5, "run_dir": "a", "resume": True, "sync": True, "seed": 3, "schedule": 7}
+    Attachment(**wanted).start(nn.Linear(1, 1), None, 0)
+    assert {name: reached[name] for name in wanted} == wanted
+    assert set(reached) == {f.name for f in fields(Attachment) if f.init}
+
+
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_a_missing_framework_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = FRAMEWORKS[name]

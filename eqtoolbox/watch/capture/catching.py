@@ -51,6 +51,8 @@ class Catching:
         self.criterion = criterion
         self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.refused = ""  # why the loss must not be evaluated
+        self.decorate = "decorate your loss function with @monitor.loss"
+        self.observed = "loss_fn= with monitor.observe(batch)"
         self.silent: frozenset[str] = frozenset()  # streams that it draws from without a word
         self.missed = ""  # why nothing could be caught although the model was called
         self.replays = True  # whether the coming step is evaluated again
@@ -141,8 +143,8 @@ class Catching:
         loss = loss_of(output)
         if loss is None or not loss.requires_grad:
             self.missed = (
-                f"the model returns {type(output).__name__}, not its loss: decorate your loss "
-                "function with @monitor.loss, or give criterion= or loss_fn="
+                f"the model returns {type(output).__name__}, not its loss: {self.decorate}, or "
+                f"give criterion= (a module), or {self.observed}"
             )
             return
         self._own_loss = True

@@ -243,12 +243,11 @@ class LossCapture(Catching):
             return (
                 f"the {type(self.criterion).__name__} that was given as criterion= is not called "
                 "in the training step: call that very object, criterion(model(x), ...), or "
-                "decorate your loss function with @monitor.loss"
+                f"{self.decorate}"
             )
         return (
-            "no loss is known: decorate your loss function with @monitor.loss (outside of "
-            "torch.compile, where it is compiled), or give criterion= (a module), or loss_fn= with "
-            "monitor.observe(batch)"
+            f"no loss is known: {self.decorate} (outside of torch.compile, where it is compiled), "
+            f"or give criterion= (a module), or {self.observed}"
         )
 
     def _waits(self, result: Any) -> None:
