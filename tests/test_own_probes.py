@@ -214,3 +214,44 @@ def test_a_mistake_in_a_probe_of_ones_own_is_named(
 def test_ours_are_found_in_one_table() -> None:
     assert {kind.__name__ for kind in PROBES.values()} == set(eq.probes.__all__)
     assert all(kind.name == name for name, kind in PROBES.items())
+
+
+TOPIC = """
+import eqtoolbox as eq
+from eqtoolbox.report import Finding, Topic
+from eqtoolbox.report.finding import Evidence
+
+
+def long(run):
+    _, values = run.series("update/norm")
+    text = f"The last step is {values[-1]:.3g} long."
+    yield Finding(level="note", text=text, evidence=(Evidence("update/norm", run.last_step, 0.0),))
+
+
+class UpdateNorm(eq.Probe):
+    name, headline, mode = "update", "norm", "train"
+    topic = Topic(
+        question="How long are the steps?", slug="steps", explanation="Lengths.", rules=(long,)
+    )
+
+    def measure(self, snapshot, reference, rng):
+        yield eq.Measurement("norm", 2.0)
+"""
+
+
+def test_the_topic_of_an_own_probe_is_asked_where_its_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(TOPIC)
+    config = tmp_path / "mine.toml"
+    config.write_text('[probes."mine.py:UpdateNorm"]\n')
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with eq.attach(model, optimizer, probes=config, run_dir=tmp_path / "run", budget=None) as m:
+        loss_fn = m.loss(lambda model, x: model(x).square().mean())
+        loss_fn(model, torch.ones(3, 2)).backward()
+        optimizer.step()
+    assert main(["summary", str(tmp_path / "run"), "--probes", str(config)]) == 0
+    assert "The last step is 2 long." in capsys.readouterr().out
+    assert main(["summary", str(tmp_path / "run")]) == 0
+    assert "long." not in capsys.readouterr().out, "a run directory names no code"

@@ -51,11 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     summary = commands.add_parser("summary", help="findings and numbers of a run, in the terminal")
     summary.add_argument("path", metavar="RUN", type=_path)
     summary.add_argument("--json", action="store_true", help="print as JSON")
+    _probes(summary)
     summary.set_defaults(run=_summary)
 
     report = commands.add_parser("report", help="the run as one self-contained HTML page")
     report.add_argument("path", metavar="RUN", type=_path)
     report.add_argument("-o", "--output", type=_path, help="file (default: RUN/report.html)")
+    _probes(report)
     report.set_defaults(run=_report)
 
     audit = commands.add_parser("audit", help="rank the symmetries that a trained model obeys")
@@ -86,6 +88,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _probes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--probes",
+        type=_path,
+        metavar="CONFIG",
+        help="the TOML file of the run, for the topics of probes of your own (imports them)",
+    )
+
+
+def _topics(config: Path | None) -> tuple[Any, ...]:
+    """What probes of the user's own ask of a run: of a file that is named, never of the run."""
+    from eqtoolbox.attach.config import resolve
+    from eqtoolbox.watch.probe import topics
+
+    return () if config is None else topics(resolve(config))
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty text")
@@ -111,7 +130,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _summary(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report import Run, summary_data, summary_text
 
-    run = Run(arguments.path)
+    run = Run(arguments.path, topics=_topics(arguments.probes))
     if arguments.json:
         _print_json(summary_data(run))
     else:
@@ -121,7 +140,7 @@ def _summary(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report import Run, write_page
 
-    run = Run(arguments.path)
+    run = Run(arguments.path, topics=_topics(arguments.probes))
     _say(str(write_page(run, arguments.output or arguments.path).resolve()))
 
 
