@@ -225,7 +225,8 @@ from eqtoolbox.report.finding import Evidence
 def long(run):
     _, values = run.series("update/norm")
     text = f"The last step is {values[-1]:.3g} long."
-    yield Finding(level="note", text=text, evidence=(Evidence("update/norm", run.last_step, 0.0),))
+    evidence = Evidence(name="update/norm", step=run.last_step, value=values[-1])
+    yield Finding(level="note", text=text, evidence=(evidence,))
 
 
 class UpdateNorm(eq.Probe):
