@@ -190,3 +190,24 @@ def test_public_names_stay_few(room: str, most: int) -> None:
     package = importlib.import_module(f"eqtoolbox.{room}".rstrip("."))
     assert len(package.__all__) <= most
     assert all(hasattr(package, name) for name in package.__all__)
+
+
+SAME = {"EqCallback"}  # one in each framework
+SUBJECTS = {  # files of one name on several floors, all about the same thing
+    "algebra", "asymmetry", "charges", "conservation", "curvature", "diagonal", "discrete",
+    "epsilon", "equivariance", "experts", "fields", "flow", "gradient", "graph", "head", "kinds",
+    "learned", "linear", "memory", "nullspace", "precision", "prediction", "run", "spectrum",
+    "stability", "through", "trace", "units", "widened", "words",
+}  # fmt: skip
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    trees = [ast.parse(path.read_text()) for path in SOURCES]
+    names = [n.name for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)]
+    twice = {name for name in names if names.count(name) > 1 and not name.startswith("_")}
+    assert twice == SAME
+
+
+def test_files_that_share_a_name_are_listed() -> None:
+    names = [path.stem for path in SOURCES if not path.stem.startswith("__")]
+    assert {name for name in names if names.count(name) > 1} == SUBJECTS

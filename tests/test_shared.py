@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eqtoolbox.replay.identity import digest, identity
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective
-from eqtoolbox.watch.capture.losses import Criterion, Spread
+from eqtoolbox.watch.capture.losses import Criterion, SpreadCall
 from eqtoolbox.watch.shared import KEPT, Shared
 from tests.conftest import mlp
 
@@ -126,7 +126,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "default": through_default,
     "method": lambda part: Task(part).loss,
     "object": Task,
-    "decorated": lambda part: Spread(through_closure(part)),
+    "decorated": lambda part: SpreadCall(through_closure(part)),
     "nested": lambda part: through_closure(through_closure(part)),
 }
 

@@ -12,7 +12,7 @@ from eqtoolbox.attach.entry import KINDS
 from eqtoolbox.probes.forecast import Closed, Forecast
 from eqtoolbox.probes.ledger import CAUSES, Ledger
 from eqtoolbox.watch.state import State
-from eqtoolbox.weights.charges.flow import Course
+from eqtoolbox.weights.charges.flow import ClosedForm
 
 
 @dataclass(kw_only=True, eq=False)
@@ -104,7 +104,7 @@ def test_a_state_that_nothing_was_put_into_comes_back(kind: type[State]) -> None
 def test_a_forecast_comes_back_under_the_names_of_earlier_versions() -> None:
     rows, charge = torch.ones(4, 2), torch.tensor([1.0, 2.0])
     made = Forecast(
-        at=4, since=1, start=charge, course=Course(charge=2 * charge, slope=-charge),
+        at=4, since=1, start=charge, course=ClosedForm(charge=2 * charge, slope=-charge),
         closed=Closed(rates=[(0.1, 0.0, 0.9, False, False)], rows=rows, why={"a": "no"}),
         told=["a"],
     )  # fmt: skip

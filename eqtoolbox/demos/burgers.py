@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
+from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.boosts import Boost
 from eqtoolbox.symmetry.actions.permuting import Roll
@@ -63,7 +63,7 @@ def waves(count: int, rng: torch.Generator, highest: int = 3) -> Tensor:
     return u / u.square().mean(-1, keepdim=True).sqrt()
 
 
-class Surrogate(nn.Module):
+class BurgersSurrogate(nn.Module):
     """Three circular convolutions that add the change of a wave (batch, 64) to it."""
 
     def __init__(self, width: int = 16) -> None:
@@ -78,7 +78,7 @@ class Surrogate(nn.Module):
         return later
 
 
-class Moving(Surrogate):
+class Moving(BurgersSurrogate):
     """The same in the frame of the mean wind, carried back by it: exact under every boost."""
 
     def forward(self, u: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def load() -> Data:
     return Data(train=pairs[0], test=pairs[1])
 
 
-def laws(data: Data) -> list[Law]:
+def laws(data: Data) -> list[PhysicalLaw]:
     """The solver itself, to the rounding of the data in float32."""
     u = data.test[0][:32]
     claims = {
@@ -109,7 +109,7 @@ def laws(data: Data) -> list[Law]:
         SHIFTS: "The solver commutes with shifts",
     }
     return [
-        Law(
+        PhysicalLaw(
             text=text,
             result=equivariance_error(lambda u: evolve(u).to(u), u, claim),
             control=claim is STANDING,
@@ -123,12 +123,12 @@ DEMO = Demo(
     title="surrogates of Burgers' equation on 128 waves without wind, judged in the wind",
     load=load,
     entries={
-        "plain": Entry(network=Surrogate),
-        "augmented": Entry(network=Surrogate, augment=BOOSTS),
-        "moving": Entry(network=Moving),
+        "plain": Entrant(network=BurgersSurrogate),
+        "augmented": Entrant(network=BurgersSurrogate, augment=BOOSTS),
+        "moving": Entrant(network=Moving),
     },
     loss=nn.functional.mse_loss,
-    score=Score(name="wave error", of=relative_error),
+    score=Standing(name="wave error", of=relative_error),
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-3),
     steps=1000,
     batch=32,

@@ -24,7 +24,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entrant:
     """A network that takes part."""
 
     network: Callable[[], nn.Module]
@@ -33,7 +33,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Standing:
     """How good predictions are, as a fraction."""
 
     name: str  # such as "accuracy"
@@ -42,7 +42,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class PhysicalLaw:
     """A symmetry of the data, measured on what made them and not on a network."""
 
     text: str  # in words: "The simulator commutes with quarter turns"
@@ -57,15 +57,15 @@ class Demo:
     name: str
     title: str  # what is trained on what, to be read behind "Training"
     load: Callable[[], Data]
-    entries: Mapping[str, Entry]  # by the name of their run directory
+    entries: Mapping[str, Entrant]  # by the name of their run directory
     loss: Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
-    score: Score
+    score: Standing
     optimizer: Maker
     steps: int
     batch: int  # samples
     anneal: bool = False  # the learning rate falls to zero as a half cosine
     watched: int = 0  # test samples that the probes measure on; 0: the training batch itself
-    laws: Callable[[Data], list[Law]] = lambda _: []
+    laws: Callable[[Data], list[PhysicalLaw]] = lambda _: []
 
 
 def predict(network: nn.Module, inputs: Tree) -> Any:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entry, batches
+from eqtoolbox.demos.demo import Data, Demo, Entrant, batches
 from eqtoolbox.demos.scores import ACCURACY
 
 
@@ -63,7 +63,7 @@ DEMO = Demo(
     name="digits",
     title="a small convolutional network on 1,437 handwritten digits",
     load=load_digits,
-    entries={"plain": Entry(network=DigitNet)},
+    entries={"plain": Entrant(network=DigitNet)},
     loss=F.cross_entropy,
     score=ACCURACY,
     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=5e-4),

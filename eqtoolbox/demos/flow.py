@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.demos.averaged import Averaged
-from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
+from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.action import dihedral, roll
 from eqtoolbox.symmetry.actions.fields import vector_field
@@ -80,7 +80,7 @@ class Fluid:
         return x
 
 
-class Surrogate(nn.Module):
+class FlowSurrogate(nn.Module):
     """Three convolutions that add the change of a velocity field (batch, 2, n, n) to it."""
 
     def __init__(self, padding: Literal["zeros", "circular"] = "circular", width: int = 16) -> None:
@@ -107,15 +107,15 @@ def load() -> Data:
     return Data(train=(x[:48], y[:48]), test=(x[48:], y[48:]))
 
 
-def laws(data: Data) -> list[Law]:
+def laws(data: Data) -> list[PhysicalLaw]:
     """The solver itself, in float64."""
     fluid, u = Fluid(), data.test[0][:8].double()
     turns = "The solver commutes with turns and mirrors of vector fields"
     left = "With arrows left as they are while the grid turns, it does not"
     return [
-        Law(text=turns, result=equivariance_error(fluid.evolve, u, TURNS)),
-        Law(text=left, result=equivariance_error(fluid.evolve, u, SCALARS), control=True),
-        Law(
+        PhysicalLaw(text=turns, result=equivariance_error(fluid.evolve, u, TURNS)),
+        PhysicalLaw(text=left, result=equivariance_error(fluid.evolve, u, SCALARS), control=True),
+        PhysicalLaw(
             text="The solver commutes with shifts",
             result=equivariance_error(fluid.evolve, u, SHIFTS),
         ),
@@ -127,13 +127,13 @@ DEMO = Demo(
     title="surrogates of a 2-D Navier-Stokes solver on 48 periodic velocity fields",
     load=load,
     entries={
-        "plain": Entry(network=lambda: Surrogate("zeros")),
-        "periodic": Entry(network=Surrogate),
-        "augmented": Entry(network=Surrogate, augment=TURNS),
-        "averaged": Entry(network=lambda: Averaged(Surrogate(), TURNS)),
+        "plain": Entrant(network=lambda: FlowSurrogate("zeros")),
+        "periodic": Entrant(network=FlowSurrogate),
+        "augmented": Entrant(network=FlowSurrogate, augment=TURNS),
+        "averaged": Entrant(network=lambda: Averaged(FlowSurrogate(), TURNS)),
     },
     loss=nn.functional.mse_loss,
-    score=Score(name="velocity error", of=relative_error),
+    score=Standing(name="velocity error", of=relative_error),
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
     steps=300,
     batch=8,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Block(nn.Module):
+class GPTBlock(nn.Module):
     """LayerNorm, attention to what came before, LayerNorm, a perceptron on each place."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -39,7 +39,7 @@ class GPT(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(tokens, width)
         self.positions = nn.Parameter(0.1 * torch.randn(length, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(2)))
+        self.blocks = nn.Sequential(*(GPTBlock(width, heads) for _ in range(2)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, tokens)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
+from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.claim import Equivariance
@@ -89,14 +89,14 @@ def load() -> Data:
     return Data(train=(train, betweenness(train)), test=(test, betweenness(test)))
 
 
-def laws(data: Data) -> list[Law]:
+def laws(data: Data) -> list[PhysicalLaw]:
     """What made the targets, without any network."""
     graphs = data.test[0][:32].double()
     text = "Betweenness moves with the nodes as they are numbered anew"
     wrong = "With rows exchanged and columns left, it does not"
     return [
-        Law(text=text, result=equivariance_error(betweenness, graphs, RELABEL)),
-        Law(text=wrong, result=equivariance_error(betweenness, graphs, ROWS), control=True),
+        PhysicalLaw(text=text, result=equivariance_error(betweenness, graphs, RELABEL)),
+        PhysicalLaw(text=wrong, result=equivariance_error(betweenness, graphs, ROWS), control=True),
     ]
 
 
@@ -113,12 +113,12 @@ DEMO = Demo(
     title="networks to find the nodes between the others in small graphs of the atlas",
     load=load,
     entries={
-        "flat": Entry(network=Flat),
-        "augmented": Entry(network=Flat, augment=RELABEL),
-        "messages": Entry(network=Messages),
+        "flat": Entrant(network=Flat),
+        "augmented": Entrant(network=Flat, augment=RELABEL),
+        "messages": Entrant(network=Messages),
     },
     loss=nn.functional.mse_loss,
-    score=Score(name="betweenness error", of=relative_error),
+    score=Standing(name="betweenness error", of=relative_error),
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
     steps=1000,
     batch=64,

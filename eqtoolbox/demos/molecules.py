@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score, batches
+from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing, batches
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.action import trivial
 from eqtoolbox.symmetry.actions.linear import positions, vectors
@@ -54,7 +54,7 @@ class Potential(nn.Module):
         return {"energy": energy, "forces": -slope}
 
 
-class Plain(Potential):
+class PlainMolecules(Potential):
     """A perceptron on coordinates about the centroid, which knows neither turns nor atoms."""
 
     def __init__(self, width: int = 256) -> None:
@@ -161,11 +161,11 @@ def load() -> Data:
 
 
 def trained(steps: int = 100) -> tuple[nn.Module, tuple[Tensor, Tensor], dict[str, Tensor]]:
-    """A `Plain` potential after a few steps without the monitor, with test data: for the audit."""
+    """The plain potential after a few steps without the monitor, with test data: for the audit."""
     data = load()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Plain()
+        model = PlainMolecules()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for inputs, targets in batches(data.train, 32, steps, seed=0):
         optimizer.zero_grad()
@@ -198,7 +198,7 @@ def _padded(molecules: list[Any], rng: torch.Generator) -> tuple[Tensor, Tensor]
     return places, species
 
 
-def laws(data: Data) -> list[Law]:
+def laws(data: Data) -> list[PhysicalLaw]:
     """EMT itself, in float64."""
     molecules = tuple(x[:8].double() for x in data.test[0])
 
@@ -211,7 +211,7 @@ def laws(data: Data) -> list[Law]:
         SCALARS: "Forces that stay as the molecule turns are not its forces",
     }
     return [
-        Law(
+        PhysicalLaw(
             text=text,
             result=equivariance_error(emt, molecules, claim),
             control=claim is SCALARS,
@@ -264,12 +264,12 @@ DEMO = Demo(
     title="potentials for small molecules on EMT's energies and forces",
     load=load,
     entries={
-        "plain": Entry(network=Plain),
-        "augmented": Entry(network=Plain, augment=MOTIONS),
-        "equivariant": Entry(network=Harmonic),
+        "plain": Entrant(network=PlainMolecules),
+        "augmented": Entrant(network=PlainMolecules, augment=MOTIONS),
+        "equivariant": Entrant(network=Harmonic),
     },
     loss=loss,
-    score=Score(name="force error", of=force_error),
+    score=Standing(name="force error", of=force_error),
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
     steps=400,
     batch=32,

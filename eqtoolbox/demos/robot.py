@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.demos.averaged import Averaged
-from eqtoolbox.demos.demo import Data, Demo, Entry, Law, Score
+from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.permuting import Signed
 from eqtoolbox.symmetry.claim import Equivariance
@@ -33,7 +33,7 @@ def torques(state: Tensor) -> Tensor:
     return torch.stack([shoulder, elbow], dim=-1).flatten(1)
 
 
-class Plain(nn.Module):
+class PlainArm(nn.Module):
     """A three-layer perceptron that knows nothing of mirrors."""
 
     def __init__(self, width: int = 64) -> None:
@@ -54,11 +54,11 @@ def load() -> Data:
     return Data(train=(train, torques(train)), test=(test, torques(test)))
 
 
-def laws(data: Data) -> list[Law]:
+def laws(data: Data) -> list[PhysicalLaw]:
     """The robot itself, in float64."""
     states = data.test[0].double()
     text = "The robot seen in a mirror obeys its own equations"
-    return [Law(text=text, result=equivariance_error(torques, states, MIRROR))]
+    return [PhysicalLaw(text=text, result=equivariance_error(torques, states, MIRROR))]
 
 
 DEMO = Demo(
@@ -66,12 +66,12 @@ DEMO = Demo(
     title="networks to give the torques of a two-arm robot that is its own mirror image",
     load=load,
     entries={
-        "plain": Entry(network=Plain),
-        "augmented": Entry(network=Plain, augment=MIRROR),
-        "averaged": Entry(network=lambda: Averaged(Plain(), MIRROR)),
+        "plain": Entrant(network=PlainArm),
+        "augmented": Entrant(network=PlainArm, augment=MIRROR),
+        "averaged": Entrant(network=lambda: Averaged(PlainArm(), MIRROR)),
     },
     loss=nn.functional.mse_loss,
-    score=Score(name="torque error", of=relative_error),
+    score=Standing(name="torque error", of=relative_error),
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
     steps=2000,
     batch=64,

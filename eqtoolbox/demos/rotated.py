@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from eqtoolbox.demos.averaged import Averaged
-from eqtoolbox.demos.demo import Data, Demo, Entry
+from eqtoolbox.demos.demo import Data, Demo, Entrant
 from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.demos.scores import ACCURACY
 from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
@@ -28,9 +28,9 @@ DEMO = Demo(
     title="convolutional networks on upright digits, judged on digits turned by quarter turns",
     load=load,
     entries={
-        "plain": Entry(network=DigitNet),
-        "augmented": Entry(network=DigitNet, augment=TURNS),
-        "averaged": Entry(network=lambda: Averaged(DigitNet(), TURNS)),
+        "plain": Entrant(network=DigitNet),
+        "augmented": Entrant(network=DigitNet, augment=TURNS),
+        "averaged": Entrant(network=lambda: Averaged(DigitNet(), TURNS)),
     },
     loss=F.cross_entropy,
     score=ACCURACY,

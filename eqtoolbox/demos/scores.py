@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from eqtoolbox.demos.demo import Score
+from eqtoolbox.demos.demo import Standing
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -28,4 +28,4 @@ def relative_error(outputs: Tensor, targets: Tensor) -> tuple[float, float]:
     return math.sqrt(ratio), spread / (2 * math.sqrt(ratio)) if ratio > 0 else 0.0
 
 
-ACCURACY = Score(name="accuracy", of=accuracy, rising=True)
+ACCURACY = Standing(name="accuracy", of=accuracy, rising=True)

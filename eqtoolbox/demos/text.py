@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqtoolbox.demos.demo import Data, Demo, Entry, Score
+from eqtoolbox.demos.demo import Data, Demo, Entrant, Standing
 from eqtoolbox.demos.gpt import GPT
 from eqtoolbox.demos.transformer import Transformer
 
@@ -46,9 +46,9 @@ DEMO = Demo(
     title="transformers to continue Python's manual, letter by letter",
     load=load,
     entries={
-        "rotary": Entry(network=lambda: Transformer(LETTERS)),
-        "gpt": Entry(network=lambda: GPT(LETTERS, LENGTH)),
-        "sgd": Entry(
+        "rotary": Entrant(network=lambda: Transformer(LETTERS)),
+        "gpt": Entrant(network=lambda: GPT(LETTERS, LENGTH)),
+        "sgd": Entrant(
             network=lambda: Transformer(LETTERS),
             optimizer=lambda parameters: torch.optim.SGD(
                 parameters, lr=0.3, momentum=0.9, weight_decay=1e-4
@@ -56,7 +56,7 @@ DEMO = Demo(
         ),
     },
     loss=loss,
-    score=Score(name="accuracy", of=guessed, rising=True),
+    score=Standing(name="accuracy", of=guessed, rising=True),
     optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1),
     steps=250,
     batch=32,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entry
+from eqtoolbox.demos.demo import Data, Demo, Entrant
 from eqtoolbox.demos.scores import ACCURACY
 from eqtoolbox.symmetry.actions.action import trivial
 from eqtoolbox.symmetry.actions.permuting import Permute
@@ -28,7 +28,7 @@ FORGOTTEN = Equivariance(
 )
 
 
-class Reader(nn.Module):
+class TokenReader(nn.Module):
     """A transformer of two layers that averages over the words that are there.
 
     Args:
@@ -39,7 +39,7 @@ class Reader(nn.Module):
     def __init__(self, positions: bool, width: int = 32, heads: int = 4) -> None:
         super().__init__()
         self.words = nn.Embedding(WORDS, width)
-        self.positions = Positions(width) if positions else nn.Identity()
+        self.positions = TokenPositions(width) if positions else nn.Identity()
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(2))
         self.head = nn.Linear(width, TOPICS)
 
@@ -52,7 +52,7 @@ class Reader(nn.Module):
         return logits
 
 
-class Positions(nn.Module):
+class TokenPositions(nn.Module):
     """Adds a learned vector for each place."""
 
     def __init__(self, width: int) -> None:
@@ -126,9 +126,9 @@ DEMO = Demo(
     title="transformers to tell the topics of Python's help texts from some words",
     load=load,
     entries={
-        "positions": Entry(network=lambda: Reader(positions=True)),
-        "augmented": Entry(network=lambda: Reader(positions=True), augment=SHUFFLES),
-        "set": Entry(network=lambda: Reader(positions=False)),
+        "positions": Entrant(network=lambda: TokenReader(positions=True)),
+        "augmented": Entrant(network=lambda: TokenReader(positions=True), augment=SHUFFLES),
+        "set": Entrant(network=lambda: TokenReader(positions=False)),
     },
     loss=F.cross_entropy,
     score=ACCURACY,

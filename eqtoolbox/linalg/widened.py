@@ -11,11 +11,11 @@ from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import Space, Vector
 
-Differences = TypeVar("Differences", "FiniteDifference", "Widened")
+Differences = TypeVar("Differences", "FiniteDifference", "WidenedOperator")
 RHOS = (1e-6, 1e-8)  # the second where a kink lies inside of the first
 
 
-class Widened(LinearOperator):
+class WidenedOperator(LinearOperator):
     """`FiniteDifference` of a loss in float64, for vectors of the parameters' own precision.
 
     The step is a thousandth of that of float32 and less: the products of a ReLU network, whose
@@ -30,7 +30,7 @@ class Widened(LinearOperator):
 
     Example:
         >>> loss = lambda p: torch.relu(p["x"]).pow(3).sum()
-        >>> product = Widened(loss, {"x": torch.ones(1)})({"x": torch.ones(1)})["x"]
+        >>> product = WidenedOperator(loss, {"x": torch.ones(1)})({"x": torch.ones(1)})["x"]
         >>> product.dtype, round(product.item(), 4)
         (torch.float32, 6.0)
     """
@@ -72,7 +72,7 @@ class Widened(LinearOperator):
 
 def smooth_differences(
     loss: Callable[[dict[str, Tensor]], Tensor], params: Vector, along: Vector
-) -> FiniteDifference | Widened:
+) -> FiniteDifference | WidenedOperator:
     """Differences that are smooth along a vector, in float64 where the loss follows its parameters.
 
     Raises:
@@ -80,12 +80,14 @@ def smooth_differences(
         FloatingPointError: the gradient is not finite.
     """
     try:
-        return steady(Widened(loss, params), along)
+        return steady(WidenedOperator(loss, params), along)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return steady(FiniteDifference(loss, params), along)
 
 
-def steady(differences: FiniteDifference | Widened, along: Vector) -> FiniteDifference | Widened:
+def steady(
+    differences: FiniteDifference | WidenedOperator, along: Vector
+) -> FiniteDifference | WidenedOperator:
     """The differences, if the gradient is smooth along a vector.
 
     Raises:

@@ -13,7 +13,7 @@ from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
-from eqtoolbox.linalg.widened import Widened, steady
+from eqtoolbox.linalg.widened import WidenedOperator, steady
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure, widened
 from eqtoolbox.probes.self_test import NO_FUNCTION, ROUGH, EngineMode, SelfTest, compared
 from eqtoolbox.record.record import Status
@@ -23,7 +23,9 @@ from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 Memory = Literal["fast", "low"]
 ProbePrecision = Literal["full", "as_trained"]
-DifferentiatedOperator = Hessian | FiniteDifference | Widened  # all know the gradient as well
+DifferentiatedOperator = (
+    Hessian | FiniteDifference | WidenedOperator
+)  # all know the gradient as well
 
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
 PARTS = 8  # pieces of the batch where memory is low

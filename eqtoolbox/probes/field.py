@@ -22,7 +22,7 @@ from eqtoolbox.linalg.asymmetry import asymmetry
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import add, norm
-from eqtoolbox.linalg.widened import Widened, steady
+from eqtoolbox.linalg.widened import WidenedOperator, steady
 from eqtoolbox.probes.inside import cuts
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import opened
@@ -72,7 +72,7 @@ class Structure:
         return "it is detached or has a backward of its own"
 
 
-def widened(objective: Objective, params: Parameters) -> Widened:
+def widened(objective: Objective, params: Parameters) -> WidenedOperator:
     """Differences of gradients in float64.
 
     Raises:
@@ -85,7 +85,7 @@ def widened(objective: Objective, params: Parameters) -> Widened:
         there = float(wide({n: p.double() for n, p in params.items()}))
     if not abs(own - there) <= SAME * abs(own):
         raise ValueError(f"the loss is {there:.6g} in float64 and {own:.6g} in its own precision")
-    return Widened(wide, params)
+    return WidenedOperator(wide, params)
 
 
 def compare(
@@ -129,7 +129,7 @@ def compare(
 
 
 def _judged(
-    field: FiniteDifference | Widened,
+    field: FiniteDifference | WidenedOperator,
     difference: float,
     limits: tuple[float, float],
     symmetric: float,
@@ -153,8 +153,8 @@ def _judged(
 
 
 def _smooth(
-    make: Callable[[], FiniteDifference | Widened], along: Parameters
-) -> tuple[FiniteDifference | Widened | None, Parameters | None]:
+    make: Callable[[], FiniteDifference | WidenedOperator], along: Parameters
+) -> tuple[FiniteDifference | WidenedOperator | None, Parameters | None]:
     """Differences and their product, None where there are none."""
     try:
         field = make()

@@ -13,7 +13,7 @@ from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges
-from eqtoolbox.weights.charges.flow import Course
+from eqtoolbox.weights.charges.flow import ClosedForm
 
 TINY = 1e-300
 
@@ -34,7 +34,7 @@ class Forecast(State):
     at: int | None = None  # the step up to which it goes; None: not begun
     since: int = 0  # the step after which it began
     start: Tensor | None = None  # charges then
-    course: Course | None = None
+    course: ClosedForm | None = None
     closed: Closed | None = None
     told: list[str] = field(default_factory=list)  # families of which it was said why not
 
@@ -53,7 +53,7 @@ class Forecast(State):
         begun, closed = saved.get("forecast"), saved.get("forecast_rates")
         if begun is not None:
             self.at, self.since, self.start = begun["at"], begun["since"], begun["start"]
-            self.course = Course(charge=begun["charge"], slope=begun["slope"])
+            self.course = ClosedForm(charge=begun["charge"], slope=begun["slope"])
         self.closed = None if closed is None else Closed(**closed)
         self.told = list(saved.get("forecast_told", ()))
 
@@ -67,7 +67,7 @@ class Forecast(State):
         start: Tensor,
         stepped: bool,
     ) -> None:
-        """One step of the closed form (`Course`), from rates and Q(d) alone, for all at once.
+        """One step of the closed form (`ClosedForm`), from rates and Q(d) alone, for all at once.
 
         Begun at the first step measured, whose own drift is taken as it was, and anew after steps
         that were not.
@@ -95,7 +95,7 @@ class Forecast(State):
         else:
             first, self.since = self.at is None, snapshot.step
             self.start = start if first else values  # then it stands beside `drift`
-            course = Course.after(values, change.drift - force, force, lr=lr.clamp_min(TINY))
+            course = ClosedForm.after(values, change.drift - force, force, lr=lr.clamp_min(TINY))
         self.course, self.at = course, snapshot.step
 
 

@@ -14,11 +14,11 @@ from torch import nn
 
 from eqtoolbox.replay.calls import every_call, global_hooks, uncompiled
 from eqtoolbox.replay.derivatives import twice_differentiable
+from eqtoolbox.replay.outside import no_processes
 from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.streams import RandomState, alone, cuda_started, random_streams
 from eqtoolbox.replay.thread.flags import shown
 from eqtoolbox.replay.thread.listening import seeds_announced
-from eqtoolbox.replay.thread.outside import no_processes
 from eqtoolbox.replay.thread.quiet import quiet
 from eqtoolbox.replay.thread.scope import current, inside, unobserved
 from eqtoolbox.replay.thread.threads import followed

@@ -35,10 +35,10 @@ class LossParameters:
             }
             kept = {n: t for n, t in found.items() if t is not None}
             pairs = {id(self.live[n]): required(t, self.live[n]) for n, t in kept.items()}
-        return Exchanged(pairs) if pairs else nullcontext()
+        return ExchangedParameters(pairs) if pairs else nullcontext()
 
 
-class Exchanged(TorchFunctionMode):
+class ExchangedParameters(TorchFunctionMode):
     """Gives operations other tensors than they were called with, by the identity of these."""
 
     def __init__(self, pairs: dict[int, Tensor]) -> None:

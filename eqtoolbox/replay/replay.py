@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
+from eqtoolbox.replay.outside import watch
 from eqtoolbox.replay.reach.contents import Contents, gradient
 from eqtoolbox.replay.reach.neighbours import reached_by_others
 from eqtoolbox.replay.reach.tensors import LiveTensors
 from eqtoolbox.replay.reach.walk import said
 from eqtoolbox.replay.settings import Settings
 from eqtoolbox.replay.streams import Frame, OtherStreams, TorchStreams, alone
-from eqtoolbox.replay.thread.outside import watch
 from eqtoolbox.replay.thread.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.thread.threads import left_running
 

@@ -16,7 +16,7 @@ from eqtoolbox.report.words import number, printable, symmetry, words
 if TYPE_CHECKING:
     from eqtoolbox.report.log import Log
     from eqtoolbox.report.table import Rows
-    from eqtoolbox.report.trace import Trace
+    from eqtoolbox.report.trace import Curve
 
 ALIKE = 1.5  # ratio up to which floors are drawn as one
 FEW = 40  # points up to which each is marked
@@ -61,7 +61,7 @@ class Plot:
     zeros: bool = False
 
     def line(
-        self, trace: "Trace", label: str, colour: str, *, judge: bool = False, **style: Any
+        self, trace: "Curve", label: str, colour: str, *, judge: bool = False, **style: Any
     ) -> None:
         """Add a trace with the band of its errors.
 
@@ -97,7 +97,7 @@ class Plot:
             )
         )
 
-    def floors(self, traces: Sequence["Trace"], colours: Sequence[str]) -> None:
+    def floors(self, traces: Sequence["Curve"], colours: Sequence[str]) -> None:
         """Add noise floors as dotted lines that share one legend entry; equal ones as one."""
         first = len(self.data)
         drawn = [(t, c) for t, c in zip(traces, colours, strict=True) if t.floor]
@@ -202,7 +202,7 @@ class Plot:
 
 def by_target(
     run: "Log",
-    found: Mapping[str, "Trace"],
+    found: Mapping[str, "Curve"],
     plot: Plot,
     quantity: str,
     title: str,

@@ -38,7 +38,7 @@ LAWS = (  # quantities that are zero when a law holds, so that their floor alone
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class Curve:
     """Certified records of one name (status ok, a finite number), by step; never empty.
 
     Their errors and floors are finite and not negative, or None.
@@ -128,7 +128,7 @@ class Trace:
         return "since the start" if begin == 0 else f"since step {self.records[begin].step}"
 
 
-def trace(run: "Log", name: str) -> Trace | None:
+def trace(run: "Log", name: str) -> Curve | None:
     """The certified measurements of a name; None when there are none."""
     if name not in run:
         return None
@@ -142,10 +142,10 @@ def trace(run: "Log", name: str) -> Trace | None:
     kept: Sequence[Record] = rows.where(held).sound()
     if len(kept) <= SHORT:
         kept = tuple(kept)
-    return Trace(records=kept, unanswered=len(rows) - 1 - int(held[-1]))
+    return Curve(records=kept, unanswered=len(rows) - 1 - int(held[-1]))
 
 
-def arrays(trace: Trace) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def arrays(trace: Curve) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps and values of a trace, both (n,)."""
     return trace.steps, trace.values
 
@@ -170,7 +170,7 @@ def skipped(run: "Log") -> dict[str, int]:
     return found
 
 
-def traces(run: "Log", quantity: str) -> dict[str, Trace]:
+def traces(run: "Log", quantity: str) -> dict[str, Curve]:
     """Traces of a quantity by target: symmetry, family or rank."""
     found = {target: trace(run, f"{quantity}/{target}") for target in run.targets(quantity)}
     return {target: t for target, t in found.items() if t is not None}
@@ -189,7 +189,7 @@ def judged(record: Record) -> Verdict | None:
     return record.verdict or verdict(size, floor)
 
 
-def floor_words(t: Trace) -> str:
+def floor_words(t: Curve) -> str:
     """The floor of a trace in parentheses, or nothing."""
     return "" if t.floor is None else f" (floor {number(t.floor, 2)})"
 

@@ -13,7 +13,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.gradients import valued
 from eqtoolbox.symmetry.classical import Naming, closure
 from eqtoolbox.symmetry.nullspace import GAP, Nullspace, Samples, nullspace
-from eqtoolbox.symmetry.through import Through
+from eqtoolbox.symmetry.through import ThroughModel
 
 Function = Annotated[Callable[[Tensor], Tensor], takes(1, "of a batch")]
 _OUTPUTS = 16  # outputs differentiated one by one
@@ -153,7 +153,7 @@ def _gradients(function: Function, x: Tensor, rng: torch.Generator) -> tuple[Ten
     """
     point = x.clone().requires_grad_()
     with torch.enable_grad():
-        with Through():
+        with ThroughModel():
             y = function(point).flatten(1)
         if y.shape[1] > _OUTPUTS:
             shape = (y.shape[1], _OUTPUTS)

@@ -15,7 +15,7 @@ from eqtoolbox.replay.derivatives import twice_differentiable
 from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.still import still_linear
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors, tensors
-from eqtoolbox.symmetry.through import Through
+from eqtoolbox.symmetry.through import ThroughModel
 
 _stack = torch._C._functorch.get_interpreter_stack
 _TOGETHER = 8  # directions in one pass: each holds a batch of activations
@@ -92,7 +92,7 @@ def _twice_backward(function: Callable[..., Tree], points: Parts, arrows: list[P
     """J v as the derivative of w -> J^T w, which is linear, along v."""
     points = tuple(p.clone().requires_grad_() for p in points)
     with torch.enable_grad():
-        with Through():
+        with ThroughModel():
             value = function(*points)
         parts = [y for y in tensors(value) if y.requires_grad]
         weights = [torch.zeros_like(y, requires_grad=True) for y in parts]

@@ -40,7 +40,7 @@ class Samples:
         values = None if self.values is None else self.values[order]
         return replace(self, points=self.points[order], values=values)
 
-    def rows(self) -> "Rows":
+    def rows(self) -> "Conditions":
         """Lie derivatives J A x, or J A x - A f, along every A_ij, over |J| |x| (+ |f|)."""
         rows = torch.einsum("noki,nkj->noij", self.gradients, self.points)
         size = self.gradients.flatten(2).norm(dim=2) * self.points.flatten(1).norm(dim=1)[:, None]
@@ -50,12 +50,12 @@ class Samples:
             own = torch.einsum("nmj,li->nmlij", vectors, torch.eye(d).to(vectors))
             rows = rows - own.reshape(len(rows), -1, d, d)
             size = size + vectors.norm(dim=2).repeat_interleave(d, dim=1)
-        return Rows((rows / _over(size)[..., None, None]).flatten(2).flatten(0, 1), self.eps)
+        return Conditions((rows / _over(size)[..., None, None]).flatten(2).flatten(0, 1), self.eps)
 
-    def slopes(self) -> "Rows":
+    def slopes(self) -> "Conditions":
         """Gradients over |J|: what they never point along, no output depends on."""
         size = self.gradients.flatten(2).norm(dim=2)
-        return Rows((self.gradients / _over(size)[..., None, None]).flatten(0, 2), self.eps)
+        return Conditions((self.gradients / _over(size)[..., None, None]).flatten(0, 2), self.eps)
 
 
 def _over(size: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def _over(size: Tensor) -> Tensor:
     return torch.maximum(known.expand_as(size), size / 2)
 
 
-class Rows:
+class Conditions:
     """Many linear conditions, and what obeys them: singular values ascend, root mean square."""
 
     def __init__(self, rows: Tensor, eps: float) -> None:

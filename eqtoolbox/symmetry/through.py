@@ -18,12 +18,12 @@ _KEEPS = 4  # the position of `create_graph`
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
-class Through(TorchFunctionMode):
+class ThroughModel(TorchFunctionMode):
     """Scope in which detaching does nothing, and every inner gradient can be differentiated.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
-        >>> with Through():
+        >>> with ThroughModel():
         ...     y = (x.detach() ** 2).sum()
         >>> torch.autograd.grad(y, x)[0]
         tensor([2., 2.])

@@ -14,8 +14,8 @@ from eqtoolbox.demos.flow import (
     SIZE,
     TURNS,
     VISCOSITY,
+    FlowSurrogate,
     Fluid,
-    Surrogate,
     load,
 )
 from eqtoolbox.symmetry import equivariance_error
@@ -90,4 +90,4 @@ def test_a_surrogate_turned_as_a_scalar_image_is_not_what_averaging_promises(flo
     u = flows.float()
     assert equivariance_error(averaged, u, TURNS).verdict == "holds"
     assert equivariance_error(averaged, u, SCALARS).verdict == "violated"
-    assert equivariance_error(Surrogate(), u, TURNS).verdict == "violated"
+    assert equivariance_error(FlowSurrogate(), u, TURNS).verdict == "violated"

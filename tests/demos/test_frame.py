@@ -74,7 +74,7 @@ def test_the_error_of_a_score_is_that_of_resampled_tests() -> None:
 
 def test_averaging_makes_any_network_equivariant() -> None:
     torch.manual_seed(0)
-    x, plain = torch.randn(16, 12), robot.Plain(8)
+    x, plain = torch.randn(16, 12), robot.PlainArm(8)
     assert equivariance_error(plain, x, robot.MIRROR).verdict == "violated"
     assert equivariance_error(Averaged(plain, robot.MIRROR), x, robot.MIRROR).verdict == "holds"
 

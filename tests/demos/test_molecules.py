@@ -14,7 +14,7 @@ from eqtoolbox.demos.molecules import (
     MOTIONS,
     NUMBERING,
     SCALARS,
-    Plain,
+    PlainMolecules,
     energies,
     laws,
     load,
@@ -32,7 +32,7 @@ def data() -> Data:
 def test_forces_are_minus_the_slope_of_the_energy() -> None:
     """Central differences, for a network without e3nn."""
     torch.manual_seed(0)
-    network = Plain(16).double()
+    network = PlainMolecules(16).double()
     x = torch.randn(2, ATOMS, 3, dtype=torch.float64)
     species = torch.eye(4, dtype=torch.float64)[torch.randint(4, (2, ATOMS))]
     species[:, -2:] = 0.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.weights.charges.flow import Course, equilibrium, linear_charge, quadratic_charge
+from eqtoolbox.weights.charges.flow import ClosedForm, equilibrium, linear_charge, quadratic_charge
 
 STEPS = 60
 
@@ -68,9 +68,9 @@ def test_a_flow_without_its_force_or_its_decay_is_off() -> None:
 
 
 def followed(run: dict[str, Tensor], charge: str, degree: float, momentum: float) -> Tensor:
-    """The charge after all steps by `Course`, from rest, given Q(d) of every step."""
+    """The charge after all steps by `ClosedForm`, from rest, given Q(d) of every step."""
     rates = [torch.full_like(run[charge], x) for x in (0.05, 0.1, momentum, degree)]
-    course = Course(charge=run[charge], slope=torch.zeros_like(run[charge]))
+    course = ClosedForm(charge=run[charge], slope=torch.zeros_like(run[charge]))
     for move in run["moves"]:
         force = move if degree == 2 else torch.zeros_like(run[charge])
         course = course.step(force, lr=rates[0], decay=rates[1], momentum=rates[2], degree=rates[3])

@@ -17,7 +17,7 @@ from eqtoolbox.weights.charges.charges import Charges, Rates
 from eqtoolbox.weights.forms.diagonal import Diagonal, whole
 from eqtoolbox.weights.forms.form import Form
 from eqtoolbox.weights.forms.gram import Gram
-from eqtoolbox.weights.forms.linear import Linear
+from eqtoolbox.weights.forms.linear import LinearForm
 from eqtoolbox.weights.forms.through import Through
 from eqtoolbox.weights.orbit.canonical import STEPS, canonical
 from eqtoolbox.weights.orbit.tangent_space import TangentSpace
@@ -86,7 +86,7 @@ def spoilt(form: Form) -> Form:
     if isinstance(form, Gram):
         first, *rest = form.legs
         return replace(form, legs=(replace(first, positions=first.positions.roll(1, 2)), *rest))
-    if isinstance(form, Linear):
+    if isinstance(form, LinearForm):
         one, *others = form.terms
         return replace(form, terms=(replace(one, rates=2 * one.rates), *others))
     assert isinstance(form, Through)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.replay.gradient import replayed_gradient
-from eqtoolbox.replay.loss_parameters import Exchanged, LossParameters
+from eqtoolbox.replay.loss_parameters import ExchangedParameters, LossParameters
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.probe import Measurement, Probe
 from tests.neutrality.watch import digest
@@ -261,7 +261,7 @@ def test_parameters_of_a_loss_that_another_model_uses_are_none_of_this_one() -> 
 
 def test_tensors_are_exchanged_wherever_an_operation_takes_them_and_never_written() -> None:
     live, other = nn.Parameter(torch.ones(2)), torch.full((2,), 3.0, requires_grad=True)
-    with Exchanged({id(live): other}):
+    with ExchangedParameters({id(live): other}):
         total = (
             torch.stack([live, live * 2]).sum() + live.sum() + torch.dot(input=live, tensor=live)
         )

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.replay.isolation import evaluation, isolated
-from eqtoolbox.replay.reach.names import Names, Space
+from eqtoolbox.replay.reach.names import Names, Namespace
 from eqtoolbox.replay.reach.neighbours import reached_by_others
 from eqtoolbox.replay.reach.reach import Reach
 from eqtoolbox.replay.streams import alone
-from eqtoolbox.replay.thread.tables import Exchanged, Table
+from eqtoolbox.replay.thread.tables import Exchanged, ThreadTable
 from eqtoolbox.symmetry.audit import audit
 from tests.neutrality.belongings import Batch, cross_entropy
 from tests.neutrality.test_memory import Gradient, watched_steps
@@ -140,7 +140,7 @@ def test_threads_exchange_the_parameters_of_one_model_each_for_itself() -> None:
 
 def test_a_table_is_a_dict_whose_entries_depend_on_who_asks() -> None:
     live = {"weight": 1, "bias": 2}
-    table, own = Table(live), {"weight": 3, "bias": 2}
+    table, own = ThreadTable(live), {"weight": 3, "bias": 2}
     table.begin(own)
     table["more"] = 4
     assert (dict(table), len(table), "more" in table) == ({**own}, 3, True)
@@ -237,23 +237,27 @@ def test_a_thread_of_a_progress_bar_is_no_reason_to_listen() -> None:
 
 def test_a_thread_that_reaches_a_whole_module_shares_each_of_its_names() -> None:
     module = {"mine": 1, "theirs": 2}
-    whole, one = Space(module, None), Names(module, None, ["mine"])
+    whole, one = Namespace(module, None), Names(module, None, ["mine"])
     mine, (shared,) = one.divided(whole.marks())
     assert not mine
     assert shared.marks() == one.marks()
-    assert one.divided(Space({**module}, None).marks())[1] == [], "another module's names are not"
+    assert one.divided(Namespace({**module}, None).marks())[1] == [], (
+        "another module's names are not"
+    )
 
 
 def test_a_whole_module_leaves_alone_what_a_thread_names_in_it() -> None:
     module: dict[str, Any] = {"mine": 1, "theirs": 2}
-    (mine,), (other,) = Space(module, None).divided(Names(module, None, ["theirs", "new"]).marks())
+    (mine,), (other,) = Namespace(module, None).divided(
+        Names(module, None, ["theirs", "new"]).marks()
+    )
     module.update(mine=3, theirs=4, new=5, made=6)
     assert mine.restore({})
     assert module == {"mine": 1, "theirs": 4, "new": 5}
     assert other.moved({}), "and it is told that it has changed"
     module["theirs"] = 2
     assert not other.moved({})
-    (whole,), _ = Space(module, None).divided(set())
+    (whole,), _ = Namespace(module, None).divided(set())
     module["theirs"] = 7
     assert whole.restore({})
     assert module["theirs"] == 2

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.replay.thread import outside
+from eqtoolbox.replay import outside
 from eqtoolbox.replay.thread.tables import Exchanged
 from eqtoolbox.sinks.memory import MemorySink
 from tests.neutrality import belongings, roundabout, standard_belongings, tensor_belongings

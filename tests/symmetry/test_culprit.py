@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.demos import burgers
-from eqtoolbox.demos.burgers import BOOSTS, STEP, Moving, Surrogate
+from eqtoolbox.demos.burgers import BOOSTS, STEP, BurgersSurrogate, Moving
 from eqtoolbox.symmetry import Equivariance
 from eqtoolbox.symmetry.actions.action import quarter_turn, roll, trivial
 from eqtoolbox.symmetry.actions.boosts import Boost
@@ -268,13 +268,13 @@ def test_under_boosts_the_layer_that_bends_the_wind_is_named_and_affine_ones_are
     """A convolution adds to every channel a constant for the wind; an activation does not."""
     torch.manual_seed(0)
     u = burgers.waves(16, torch.Generator().manual_seed(0)).float()
-    found = culprit(Surrogate(), u, BOOSTS)
+    found = culprit(BurgersSurrogate(), u, BOOSTS)
     assert (found.layer, found.layers[0].broken) == ("layers.1", False)
     assert found.layers[0].action.startswith("a constant of each channel")
     assert "GELU bends what a wind adds" in found.cause
     assert culprit(Moving(), u, BOOSTS).layer is None
 
-    padded = Surrogate()
+    padded = BurgersSurrogate()
     padded.layers[0] = nn.Conv1d(1, 16, 9, padding=4)
     found = culprit(padded, u, BOOSTS)
     assert found.layer == "layers.0"

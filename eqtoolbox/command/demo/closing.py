@@ -4,13 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 from eqtoolbox.command.demo.training import Outcome
-from eqtoolbox.demos.demo import Demo, Law
+from eqtoolbox.demos.demo import Demo, PhysicalLaw
 from eqtoolbox.record.record import Record
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.words import listing, number, percent, symmetry
 
 
-def closing(demo: Demo, laws: Sequence[Law], outcomes: Mapping[str, Outcome]) -> list[Finding]:
+def closing(
+    demo: Demo, laws: Sequence[PhysicalLaw], outcomes: Mapping[str, Outcome]
+) -> list[Finding]:
     """Findings about the data, then one a symmetry and one on the score."""
     found = [_law(law) for law in laws]
     if len(outcomes) < 2:
@@ -53,7 +55,7 @@ def _scored(entry: str, outcome: Outcome) -> str:
     return f"{entry} {percent(outcome.score)} ± {percent(outcome.stderr)}"
 
 
-def _law(law: Law) -> Finding:
+def _law(law: PhysicalLaw) -> Finding:
     r = law.result
     expected = r.verdict == ("violated" if law.control else "holds")
     said = "holds" if r.verdict == "holds" else f"is {r.verdict}"

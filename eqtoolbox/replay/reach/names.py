@@ -85,7 +85,7 @@ class Named(Names):
         return slot(kind, name)
 
 
-class Space(Names):
+class Namespace(Names):
     """All names of a namespace, those that it has not yet, too, but for those that others use."""
 
     __slots__ = ("_left",)
@@ -94,7 +94,7 @@ class Space(Names):
         self._left = frozenset(left)
         super().__init__(owner, path, [name for name in owner if name not in self._left])
 
-    def again(self) -> "Space":
+    def again(self) -> "Namespace":
         return type(self)(self.owner, self.path, self._left)
 
     def marks(self) -> set[Any]:
@@ -107,7 +107,7 @@ class Space(Names):
         if not known:
             return [self], []
         other = Names(self.owner, self.path, ())
-        mine = Space(self.owner, self.path, known | self._left)
+        mine = Namespace(self.owner, self.path, known | self._left)
         mine.held = {name: value for name, value in self.held.items() if name not in known}
         other.held = {name: self.held[name] for name in known & self.held.keys()}
         return [mine], ([other] if other.held else [])

@@ -23,7 +23,7 @@ from eqtoolbox.replay.reach.kinds import (
     of_the_program,
     users_classes,
 )
-from eqtoolbox.replay.reach.names import Named, Names, Space
+from eqtoolbox.replay.reach.names import Named, Names, Namespace
 from eqtoolbox.replay.reach.walk import Walk, space_of
 
 _ENVIRONMENT = frozenset({"environ", "environb", "putenv", "unsetenv"})
@@ -172,7 +172,7 @@ def _by_strings(walk: Walk, space: dict[str, Any], code: Used) -> None:
 
 def _whole(walk: Walk, space: dict[str, Any], name: str) -> None:
     if walk.first((id(space), "whole")):
-        walk.slots.append(Space(space, (None, name)))
+        walk.slots.append(Namespace(space, (None, name)))
         for key, value in space.items():
             if not of_a_library(value):
                 walk.look(value, ((None, name), key))

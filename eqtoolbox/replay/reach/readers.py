@@ -95,7 +95,7 @@ def _hooks(walk: Walk, thing: Tensor, path: Any) -> None:
 
 def array(walk: Walk, thing: Any, path: Any) -> None:
     if thing.flags.writeable:
-        kind = states.Array if thing.nbytes <= LARGE else states.Sample
+        kind = states.ArrayState if thing.nbytes <= LARGE else states.Sample
         walk.slots.append(kind(thing, path))
     if thing.dtype.hasobject:
         walk.look_all(thing.ravel().tolist(), path)

@@ -42,7 +42,7 @@ class Memory(Slot):
         memoryview(self.owner).cast("B")[:] = self.held
 
 
-class Array(Slot):
+class ArrayState(Slot):
     """A NumPy array that may be written."""
 
     __slots__ = ("held",)

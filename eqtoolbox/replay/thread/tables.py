@@ -18,7 +18,7 @@ NAMES = ("_parameters", "_buffers")
 _lock = threading.Lock()
 
 
-class Table(dict[str, Any]):
+class ThreadTable(dict[str, Any]):
     """The entries of `live`, or those that this thread has exchanged for them.
 
     Itself it holds the live ones: for readers that ask no method.
@@ -58,7 +58,7 @@ class Table(dict[str, Any]):
 def _through(name: str) -> Any:
     method = getattr(dict, name)
 
-    def call(self: Table, *args: Any, **kwargs: Any) -> Any:
+    def call(self: ThreadTable, *args: Any, **kwargs: Any) -> Any:
         return method(self.here(), *args, **kwargs)
 
     return call
@@ -68,11 +68,11 @@ for _name in (
     "contains", "delitem", "eq", "getitem", "ior", "iter", "len", "ne", "or", "repr", "reversed",
     "ror", "setitem",
 ):  # fmt: skip
-    setattr(Table, f"__{_name}__", _through(f"__{_name}__"))
+    setattr(ThreadTable, f"__{_name}__", _through(f"__{_name}__"))
 for _name in (
     "clear", "copy", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values",
 ):  # fmt: skip
-    setattr(Table, _name, _through(_name))
+    setattr(ThreadTable, _name, _through(_name))
 
 
 class Exchanged:
@@ -127,7 +127,7 @@ class Exchanged:
 
 def live(table: Any) -> Any:
     """The table of a module that everybody sees."""
-    return table.live if type(table) is Table else table
+    return table.live if type(table) is ThreadTable else table
 
 
 def _show(module: nn.Module, name: str, entries: dict[str, Any]) -> Any:
@@ -140,15 +140,15 @@ def _show(module: nn.Module, name: str, entries: dict[str, Any]) -> Any:
             for key, tensor in entries.items():
                 table[key] = tensor
             return before
-        if type(table) is not Table:
-            table = vars(module)[name] = Table(table)
+        if type(table) is not ThreadTable:
+            table = vars(module)[name] = ThreadTable(table)
         table.begin(entries)
         return table
 
 
 def _put_back(module: nn.Module, name: str, before: Any) -> None:
     with _lock:
-        if type(before) is Table:
+        if type(before) is ThreadTable:
             if before.end() and vars(module).get(name) is before:
                 vars(module)[name] = live(before)
             return

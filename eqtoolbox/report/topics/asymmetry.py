@@ -7,7 +7,7 @@ from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import Trace, trace, traces
+from eqtoolbox.report.trace import Curve, trace, traces
 from eqtoolbox.report.words import number, percent, symmetry
 
 AGAINST = -0.1  # cosine below which two gradients pull apart
@@ -47,7 +47,7 @@ def asymmetry_panels(run: Log) -> Iterator[Panel]:
          "the data look the same after the transformation."),
     )  # fmt: skip
     for quantity, title, reading in kinds:
-        found: dict[str, Trace] = traces(run, f"asymmetry/{quantity}")
+        found: dict[str, Curve] = traces(run, f"asymmetry/{quantity}")
         plot = Plot(last_step=run.last_step)
         colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
         for (name, t), colour in zip(found.items(), colours, strict=True):

@@ -13,7 +13,7 @@ from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.report.drawing import PALETTE, plain
 from eqtoolbox.report.figures import Figure, Panel, Plot
 from eqtoolbox.report.log import Log
-from eqtoolbox.report.trace import Trace, judged, trace, traces, vectors
+from eqtoolbox.report.trace import Curve, judged, trace, traces, vectors
 from eqtoolbox.report.words import plural, printable, words
 
 ROUNDING = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
@@ -22,7 +22,7 @@ CLIPPED = 0.99  # share of the cells within the colour scale
 SCALE = [[0.0, PALETTE[0]], [0.5, "rgba(125,133,144,0.10)"], [1.0, PALETTE[1]]]
 
 
-def drifts(run: Log) -> dict[str, Trace]:
+def drifts(run: Log) -> dict[str, Curve]:
     """Drifts by family; without a floor of their own they get that of rounding.
 
     Every update rounds the parameters by up to one unit in their last place; over n steps these
@@ -43,10 +43,10 @@ def drifts(run: Log) -> dict[str, Trace]:
     }
 
 
-def moved(drift: Trace) -> Trace:
+def moved(drift: Curve) -> Curve:
     """A drift without its first records that are zero because the start is the reference."""
     begin = next((i for i, r in enumerate(drift.records) if r.value), 0)
-    return Trace(records=drift.records[begin:])
+    return Curve(records=drift.records[begin:])
 
 
 def law_held(run: Log, family: str) -> bool:

@@ -21,7 +21,7 @@ from eqtoolbox.report.topics.charges import (
 from eqtoolbox.report.topics.flow import forecast_panel
 from eqtoolbox.report.topics.gradient import gradient_panels
 from eqtoolbox.report.topics.laws import law_panels
-from eqtoolbox.report.trace import Trace, arrays, floor_words, judged, trace
+from eqtoolbox.report.trace import Curve, arrays, floor_words, judged, trace
 from eqtoolbox.report.words import CAUSES, listing, number, percent, words
 
 CANCEL = 3.0  # share of a drift from which causes are said to cancel, not given as shares
@@ -77,7 +77,7 @@ def conservation(run: Log) -> Iterator[Finding]:
         yield Finding(level="warning" if broken else "note", text=text, evidence=tuple(evidence))
 
 
-def _exact(drift: Trace) -> Record:
+def _exact(drift: Curve) -> Record:
     """The newest drift; of one that is estimated at most steps, a recent one that is not."""
     recent = [r for r in drift.records if r.step >= RECENT * drift.last.step and not r.stderr]
     return recent[-1] if recent else drift.last
@@ -100,7 +100,7 @@ def _shares(run: Log, family: str, step: int) -> dict[str, tuple[Evidence, float
     return dict(sorted(found.items(), key=lambda item: -abs(item[1][1])))
 
 
-def _born(worst: Trace) -> bool:
+def _born(worst: Curve) -> bool:
     """Whether the charge is all drift: it was zero at the start, as that of a bias born at zero."""
     return abs(abs(worst.last.value) - 1) < ALL
 
@@ -182,7 +182,7 @@ def _cause_panel(run: Log, family: str) -> Iterator[Panel]:
         yield plot.panel(f"causes-{family}", title, reading)
 
 
-def _size(t: Trace) -> float:
+def _size(t: Curve) -> float:
     return float(np.abs(arrays(t)[1]).max())
 
 

@@ -6,7 +6,7 @@ from eqtoolbox.report.figures import Panel, Plot, by_target
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import Trace, floor_words, judged, trace, traces
+from eqtoolbox.report.trace import Curve, floor_words, judged, trace, traces
 from eqtoolbox.report.words import number, percent, symmetry
 
 GREW = 1.5  # ratio worth a word; below it, levels count as unchanged
@@ -79,7 +79,7 @@ def equivariance(run: Log) -> Iterator[Finding]:
             yield Finding(level="note", text=text, evidence=tuple(evidence))
 
 
-def _constant(error: Trace) -> int:
+def _constant(error: Curve) -> int:
     """The step from which on the output is constant."""
     since = error.records[0].step
     for record in error.records:
@@ -89,12 +89,12 @@ def _constant(error: Trace) -> int:
     return later[0] if judged(error.records[0]) != "trivial" and later else 0
 
 
-def fraction(price: Trace, value: float) -> float:
+def fraction(price: Curve, value: float) -> float:
     """A part of the loss as a fraction, whether it was recorded in per cent or not."""
     return value / 100 if price.last.unit in ("%", "percent") else value
 
 
-def _history(error: Trace) -> str:
+def _history(error: Curve) -> str:
     """How a violation came about, in words."""
     first = judged(error.records[0])
     violated = [judged(r) == "violated" for r in error.records]
@@ -107,7 +107,7 @@ def _history(error: Trace) -> str:
     return f", it {grown} since the start"
 
 
-def _culprit(error: Trace) -> str:
+def _culprit(error: Curve) -> str:
     """Which layer breaks the law and why, where the probe was asked to locate it."""
     said = error.last.facts.text("blame")
     return f" {said[0].upper()}{said[1:]}." if said else ""

@@ -10,7 +10,7 @@ from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.topics.charges import drifts, law_undecided, moved
-from eqtoolbox.report.trace import Trace, floor_words, trace, traces
+from eqtoolbox.report.trace import Curve, floor_words, trace, traces
 from eqtoolbox.report.words import listing, number, percent, words
 
 NEAR = 0.03  # of an equilibrium norm: |w|^4 is then within about 10 %
@@ -67,7 +67,7 @@ def turning(run: Log) -> Iterator[Finding]:
 
 def forecasts(run: Log) -> Iterator[Finding]:
     """Whether charges moved as SGD with decay and momentum moves conserved ones."""
-    followed: dict[str, tuple[Trace, Trace]] = {}
+    followed: dict[str, tuple[Curve, Curve]] = {}
     for family, expected in traces(run, "conservation/forecast").items():
         error = trace(run, f"conservation/forecast_error/{family}")
         if error is None or error.last.step != expected.last.step:

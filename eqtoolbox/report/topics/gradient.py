@@ -8,13 +8,13 @@ from eqtoolbox.report.finding import FEW, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.topics.charges import law_undecided
-from eqtoolbox.report.trace import Trace, floor_words, judged, trace, traces
+from eqtoolbox.report.trace import Curve, floor_words, judged, trace, traces
 from eqtoolbox.report.words import listing, number, plural, words
 
 
 def gradient_laws(run: Log) -> Iterator[Finding]:
     """Whether the gradient that the optimizer was given obeys the laws, at every step."""
-    obeyed: dict[str, Trace] = {}
+    obeyed: dict[str, Curve] = {}
     for family, law in traces(run, "conservation/first_order").items():
         size = _size(run, family, law)
         name = words(family)
@@ -36,7 +36,7 @@ def gradient_laws(run: Log) -> Iterator[Finding]:
     yield from _obeyed(run, obeyed)
 
 
-def _size(run: Log, family: str, law: Trace) -> str:
+def _size(run: Log, family: str, law: Curve) -> str:
     """How large a slope is; of an approximate law also what its epsilon leaves unexplained."""
     size = f"slope {number(law.now, 2)} of the gradient's length{floor_words(law)}"
     left = trace(run, f"conservation/epsilon/{family}")
@@ -45,7 +45,7 @@ def _size(run: Log, family: str, law: Trace) -> str:
     return f"{size}, of which epsilon leaves {number(left.now, 2)}"
 
 
-def _obeyed(run: Log, obeyed: dict[str, Trace]) -> Iterator[Finding]:
+def _obeyed(run: Log, obeyed: dict[str, Curve]) -> Iterator[Finding]:
     """Laws that the training gradient never broke: each by itself, or many in one sentence."""
     near = {f: law for f, law in obeyed.items() if trace(run, f"conservation/epsilon/{f}")}
     if near and len(near) < len(obeyed):  # a slope that epsilon explains is no measure of others

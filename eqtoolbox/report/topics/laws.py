@@ -7,7 +7,7 @@ from eqtoolbox.report.figures import Panel, Plot, by_target
 from eqtoolbox.report.finding import FEW, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import Trace, floor_words, judged, trace, traces
+from eqtoolbox.report.trace import Curve, floor_words, judged, trace, traces
 from eqtoolbox.report.words import listing, number, plural, words
 
 ORDERS = ("zeroth", "first", "second")
@@ -47,7 +47,7 @@ def laws(run: Log) -> Iterator[Finding]:
         for order in ORDERS
     }
     approximate = traces(run, "noether/epsilon")
-    held: dict[str, dict[str, Trace]] = {}
+    held: dict[str, dict[str, Curve]] = {}
     for family in dict.fromkeys(f for of in found.values() for f in of if f not in approximate):
         present = {order: of[family] for order, of in found.items() if family in of}
         evidence = tuple(t.evidence() for t in present.values())
@@ -72,7 +72,7 @@ def laws(run: Log) -> Iterator[Finding]:
     yield from _held(held)
 
 
-def _held(held: dict[str, dict[str, Trace]]) -> Iterator[Finding]:
+def _held(held: dict[str, dict[str, Curve]]) -> Iterator[Finding]:
     """The laws that hold: each by itself, or many in one sentence."""
     if len(held) > FEW:
         worst = {
@@ -98,7 +98,7 @@ def _held(held: dict[str, dict[str, Trace]]) -> Iterator[Finding]:
         yield Finding(level="good", text=text, evidence=evidence)
 
 
-def _now(t: Trace) -> float:
+def _now(t: Curve) -> float:
     return t.now
 
 

@@ -9,7 +9,7 @@ from eqtoolbox.report.finding import FEW, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.topics.laws import moving
-from eqtoolbox.report.trace import Trace, trace, traces
+from eqtoolbox.report.trace import Curve, trace, traces
 from eqtoolbox.report.words import listing, number, percent, words
 
 AGREES = 0.02  # relative: both Rayleigh quotients come from float32 products
@@ -20,7 +20,7 @@ def predicted_curvature(run: Log) -> Iterator[Finding]:
     """Whether the gradient alone predicts the curvature along symmetry directions."""
     sharpness = trace(run, "curvature/sharpness")
     flat = FLAT * abs(sharpness.now) if sharpness else 0.0
-    right: dict[str, tuple[Trace, Trace]] = {}
+    right: dict[str, tuple[Curve, Curve]] = {}
     for family, measured in traces(run, "noether/rayleigh").items():
         predicted = trace(run, f"noether/predicted_rayleigh/{family}")
         if predicted is None or predicted.last.step != measured.last.step:
@@ -56,7 +56,7 @@ def _source(run: Log, family: str) -> str:
     return "gradient and epsilon alone" if near else "the gradient alone"
 
 
-def _right(right: dict[str, tuple[Trace, Trace]], by: str) -> Iterator[Finding]:
+def _right(right: dict[str, tuple[Curve, Curve]], by: str) -> Iterator[Finding]:
     """Predictions that came true, all made from the same."""
     if len(right) > FEW:
         apart = max(abs(p.last.value / m.last.value - 1) for m, p in right.values())

@@ -8,7 +8,7 @@ from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import Trace, trace
+from eqtoolbox.report.trace import Curve, trace
 from eqtoolbox.report.words import number
 
 EDGE = 0.9  # at the edge sharpness hovers around the threshold (Cohen et al. 2021, 2103.00065)
@@ -80,7 +80,7 @@ def overshoot(run: Log) -> Iterator[Finding]:
         yield Finding(level="warning", text=text, evidence=evidence)
 
 
-def _with_certified_sharpness(run: Log, stability: Trace) -> Trace | None:
+def _with_certified_sharpness(run: Log, stability: Curve) -> Curve | None:
     """The stability records whose sharpness was certified, where it was recorded at all."""
     if "curvature/sharpness" not in run:
         return stability
@@ -91,7 +91,7 @@ def _with_certified_sharpness(run: Log, stability: Trace) -> Trace | None:
     if not kept:
         return None
     steps = ({r.step for r in run.records(stability.name)} | uncertain) - skipped
-    return Trace(records=kept, unanswered=sum(step > kept[-1].step for step in steps))
+    return Curve(records=kept, unanswered=sum(step > kept[-1].step for step in steps))
 
 
 def _threshold_words(run: Log, facts: Facts) -> str:

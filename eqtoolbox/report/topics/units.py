@@ -9,7 +9,7 @@ from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.table import LARGEST
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import Trace, trace, traces
+from eqtoolbox.report.trace import Curve, trace, traces
 from eqtoolbox.report.words import listing, number, plural
 
 ALIKE = 1e-6  # relative distance of units that count as equal
@@ -117,13 +117,13 @@ def collapse(run: Log) -> Iterator[Finding]:
         yield Finding(level=level, text=text, evidence=(near.latest(), margin.latest()))
 
 
-def _lasting(run: Log, name: str) -> Trace | None:
+def _lasting(run: Log, name: str) -> Curve | None:
     """A count that is not zero now and was not for most of the last measurements."""
     t = trace(run, name)
     return t if t is not None and t.last.value > 0 and t.now > 0 else None
 
 
-def _outdated(run: Log, near: Trace) -> bool:
+def _outdated(run: Log, near: Curve) -> bool:
     """Whether distances were measured later, at which nothing was near any more."""
     distances = traces(run, "discrete/distance").values()
     return any(t.last.step > near.last.step for t in distances)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import graph
 
-from eqtoolbox.watch.capture.between import Between, NotFollowed, Reader, same
+from eqtoolbox.watch.capture.between import Between, NotFollowed, Redoer, same
 from eqtoolbox.watch.capture.redone import kind
 
 Key = tuple[int, str]  # of a node, which is not kept alive by it
@@ -65,7 +65,7 @@ class Backward:
                 frame = frame.f_back
         return None
 
-    def found(self, losses: frozenset[Key], params: Iterable[Tensor]) -> "Found":
+    def found(self, losses: frozenset[Key], params: Iterable[Tensor]) -> "Running":
         """What makes the roots another function of the parameters than a sum of losses.
 
         Args:
@@ -82,9 +82,9 @@ class Backward:
             if n in to_params and n not in to_loss and any(p in to_loss for p in above)
         ]
         curved = [_named(n) for n in to_loss if _key(n) not in losses and _curved(n, to_loss)]
-        return Found(tuple(here), next(iter(beside), ""), next(iter(curved), ""))
+        return Running(tuple(here), next(iter(beside), ""), next(iter(curved), ""))
 
-    def made_of(self, found: "Found", value: Tensor, gradient: Tensor) -> Between | None:
+    def made_of(self, found: "Running", value: Tensor, gradient: Tensor) -> Between | None:
         """What the loop made of the only loss it reaches; None if that cannot be done again.
 
         Args:
@@ -99,7 +99,7 @@ class Backward:
             factors = gradient.detach() / (1.0 if seed is None else seed)
             rest = root.detach() - (factors * value).sum()
             return Between((), (("mul", (factors,)), ("sum", (None, False)), ("add", (rest, 1))))
-        reader = Reader(value, {(found.here[0], 0): ()})
+        reader = Redoer(value, {(found.here[0], 0): ()})
         try:
             made = reader.way(root.grad_fn, root.output_nr, root.detach())
         except NotFollowed:
@@ -108,7 +108,7 @@ class Backward:
 
 
 @dataclass(frozen=True)
-class Found:
+class Running:
     """How a backward uses the losses that were caught.
 
     Attributes:

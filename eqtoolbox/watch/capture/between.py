@@ -85,7 +85,7 @@ class Answered:
             if leaf is given or (given.is_leaf == leaf.is_leaf and _aliases(leaf, given)):
                 self._refuse_written(path)
                 return Between(path, ())
-        reader = Reader(self.output, self._nodes)
+        reader = Redoer(self.output, self._nodes)
         if not reader.reaches(given.grad_fn):
             return None
         found = reader.way(given.grad_fn, given.output_nr, given.detach())
@@ -98,7 +98,7 @@ class Answered:
             raise NotFollowed("writing into it")
 
 
-class Reader:
+class Redoer:
     """Goes from a node of the tape back to an output."""
 
     def __init__(self, output: Any, nodes: dict[tuple[Any, int], tuple[Any, ...]]) -> None:

@@ -15,7 +15,7 @@ from eqtoolbox.replay.unwrap import processes, unwrapped
 from eqtoolbox.replay.window import Window
 from eqtoolbox.watch.capture.catching import Catching, loss_of
 from eqtoolbox.watch.capture.caught import Caught, gradients_are_clear, traced
-from eqtoolbox.watch.capture.losses import CriterionOfPair, OwnLoss, Spread, as_call
+from eqtoolbox.watch.capture.losses import CriterionOfPair, OwnLoss, SpreadCall, as_call
 from eqtoolbox.watch.capture.own_share import OwnShare
 from eqtoolbox.watch.capture.start import fresh, versions_of
 
@@ -148,7 +148,7 @@ class LossCapture(Catching):
                 if owner is not None:
                     batch, versions = fresh((args[1:], kwargs)), versions_of((args[1:], kwargs))
                     self._start, self._autocast = None, self._around()
-                    loss_fn = Spread(function, None if owner is self.model else owner)
+                    loss_fn = SpreadCall(function, None if owner is self.model else owner)
                     objective = self._objective(loss_fn, batch)
         except BaseException as error:
             self.fail(error)

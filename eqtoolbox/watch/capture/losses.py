@@ -12,7 +12,7 @@ from eqtoolbox.watch.capture.between import Between
 
 
 @dataclass(frozen=True)
-class Spread:
+class SpreadCall:
     """A decorated `function(model, ...)` on the (args, kwargs) that it was called with.
 
     `owner` is a larger module that the function was given in the model's place.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eqtoolbox.weights.charges.kinds import kinds_of, taken
 from eqtoolbox.weights.forms.sketch import Sketch
-from eqtoolbox.weights.forms.stack import Layout, Points, Stacks
+from eqtoolbox.weights.forms.stack import Points, StackLayout, Stacks
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
 
 STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
@@ -57,7 +57,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Reading:
+class ChargeReading:
     """What charges follow from at one point: moments of every kind."""
 
     points: Points  # one
@@ -83,7 +83,7 @@ class Charges:
     ) -> None:
         names = tuple(dict.fromkeys(n for m in members for n in m.names))
         self.names = names
-        layout = Layout(names, params)
+        layout = StackLayout(names, params)
         kinds = list(kinds_of(members, layout, sketch))
         self.kinds = [kind for kind, _ in kinds]
         self.members = [m for _, of in kinds for m in of]
@@ -111,7 +111,7 @@ class Charges:
         """How many charges there are."""
         return sum(self._counts)
 
-    def read(self, params: Parameters) -> Reading:
+    def read(self, params: Parameters) -> ChargeReading:
         """Everything that charges need to know of these parameters, in float64."""
         exact, points = Stacks(self._layout, 1, torch.float64), Points(given=(params,))
         whole = [k.whole for k in self.kinds if isinstance(k, Sketch)]
@@ -120,24 +120,24 @@ class Charges:
         for i, kind in enumerate(self.kinds):
             if isinstance(kind, Sketch):
                 full[i] = moments[len(self.kinds) + whole.index(kind.whole)]
-        return Reading(points=points, moments=moments[: len(self.kinds)], full=full)
+        return ChargeReading(points=points, moments=moments[: len(self.kinds)], full=full)
 
-    def values(self, reading: Reading) -> Tensor:
+    def values(self, reading: ChargeReading) -> Tensor:
         """Q of every charge: (charges,), float64."""
         pairs = zip(self.kinds, reading.moments, strict=True)
         return torch.cat([k.charge(m)[0] for k, m in pairs])
 
-    def scales(self, reading: Reading) -> Tensor:
+    def scales(self, reading: ChargeReading) -> Tensor:
         """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
         pairs = zip(self.kinds, reading.full, strict=True)
         return torch.cat([k.scales(m, reading.points) for k, m in pairs])
 
-    def lengths(self, reading: Reading) -> Tensor:
+    def lengths(self, reading: ChargeReading) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
         pairs = zip(self.kinds, reading.full, strict=True)
         return torch.cat([k.lengths(m, reading.points) for k, m in pairs])
 
-    def sketched(self, reading: Reading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    def sketched(self, reading: ChargeReading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Of families that a sketch stands for: all charges, their scales, their units."""
         found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         for kind, full, family in zip(self.kinds, reading.full, self._first, strict=True):

@@ -7,8 +7,8 @@ With <K, g> = 0 the gradient moves a charge at second order only, so that SGD wi
 
 exactly; the modified flow of Kunin et al. replaces the powers by exponentials, at an error of the
 order of eta gamma over the whole run. With momentum the velocity v takes the place of g and the
-charge's slope along it becomes a second variable (`Course`). A positive Q(g) makes weights grow and
-decay shrinks them: scale-symmetric weights end where both agree.
+charge's slope along it becomes a second variable (`ClosedForm`). A positive Q(g) makes weights grow
+and decay shrinks them: scale-symmetric weights end where both agree.
 """
 
 import math
@@ -66,7 +66,7 @@ def quadratic_charge(start: Tensor, forces: Tensor, *, lr: float, decay: float) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class ClosedForm:
     """Charges under SGD with momentum, step by step: exact while <grad Q, g> = 0.
 
     From v' = beta v + g + gamma theta and theta' = theta - eta v', for Q homogeneous of degree k
@@ -86,7 +86,7 @@ class Course:
     slope: Tensor  # P, (charges,); any where momentum is zero
 
     @classmethod
-    def after(cls, charge: Tensor, paired: Tensor, force: Tensor, *, lr: Tensor) -> "Course":
+    def after(cls, charge: Tensor, paired: Tensor, force: Tensor, *, lr: Tensor) -> "ClosedForm":
         """The course that goes on after a step.
 
         Args:
@@ -99,7 +99,7 @@ class Course:
 
     def step(
         self, force: Tensor, *, lr: Tensor, decay: Tensor, momentum: Tensor, degree: Tensor
-    ) -> "Course":
+    ) -> "ClosedForm":
         """After one more step; (charges,) each.
 
         Args:
@@ -111,7 +111,7 @@ class Course:
         """
         u = momentum * self.slope + degree * decay * self.charge
         moved = self.charge - lr * u + force
-        return Course(charge=moved, slope=u - 2 * force / lr.clamp_min(1e-300))
+        return ClosedForm(charge=moved, slope=u - 2 * force / lr.clamp_min(1e-300))
 
 
 @dataclass(frozen=True, kw_only=True)

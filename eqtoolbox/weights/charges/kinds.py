@@ -8,13 +8,15 @@ from torch import Tensor
 from eqtoolbox.weights.forms.diagonal import LONG
 from eqtoolbox.weights.forms.form import Moments
 from eqtoolbox.weights.forms.sketch import Sketch
-from eqtoolbox.weights.forms.stack import Layout, Pair, Points, Stacks
+from eqtoolbox.weights.forms.stack import Pair, Points, StackLayout, Stacks
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 Kind = tuple[Moments, list[ContinuousSymmetry]]
 
 
-def kinds_of(members: Sequence[ContinuousSymmetry], layout: Layout, sketch: bool) -> Iterator[Kind]:
+def kinds_of(
+    members: Sequence[ContinuousSymmetry], layout: StackLayout, sketch: bool
+) -> Iterator[Kind]:
     """Symmetries that are evaluated together; whole families, so that theirs lie together."""
     families: dict[str, list[ContinuousSymmetry]] = {}
     for m in members:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.forms.linear import Linear, Term
+from eqtoolbox.weights.forms.linear import LinearForm, Term
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 
@@ -29,7 +29,7 @@ class Compensation(ContinuousSymmetry):
     centred: bool = False  # sum of u zero: a common constant is a translation of each already
 
     @cached_property
-    def form(self) -> Linear:
+    def form(self) -> LinearForm:
         every, ones = torch.arange(self.dimension), torch.ones(self.dimension).double()
         moved = [(self.entries[: self.dimension], ones)]
         if self.centred:
@@ -39,4 +39,4 @@ class Compensation(ContinuousSymmetry):
             for name, sign in ((self.first, 1.0), (self.second, -1.0))
             for slots, rates in moved
         ]
-        return Linear(terms=tuple(terms), dimension=self.dimension)
+        return LinearForm(terms=tuple(terms), dimension=self.dimension)

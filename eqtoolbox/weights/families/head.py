@@ -11,7 +11,7 @@ from eqtoolbox.weights.families.homogeneity import Homogeneity
 from eqtoolbox.weights.forms.algebra import ROTATIONS, Algebra
 from eqtoolbox.weights.forms.form import Form
 from eqtoolbox.weights.forms.gram import Gram, MatrixLeg
-from eqtoolbox.weights.forms.linear import Linear, Term
+from eqtoolbox.weights.forms.linear import LinearForm, Term
 from eqtoolbox.weights.parameter import MOVED, ContinuousSymmetry
 
 
@@ -31,16 +31,16 @@ class HeadShift(ContinuousSymmetry):
     bias: str
 
     @cached_property
-    def form(self) -> Linear:
+    def form(self) -> LinearForm:
         return self._added_to(self.bias)
 
     @cached_property
-    def output(self) -> Linear:
+    def output(self) -> LinearForm:
         return self._added_to(MOVED)
 
-    def _added_to(self, name: str) -> Linear:
+    def _added_to(self, name: str) -> LinearForm:
         every, ones = torch.arange(self.dimension), torch.ones(self.dimension).double()
-        return Linear(terms=(Term(name, None, every, every, ones),), dimension=self.dimension)
+        return LinearForm(terms=(Term(name, None, every, every, ones),), dimension=self.dimension)
 
 
 @dataclass(frozen=True, kw_only=True)

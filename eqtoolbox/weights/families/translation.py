@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-from eqtoolbox.weights.forms.linear import Linear, Term
+from eqtoolbox.weights.forms.linear import LinearForm, Term
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 
@@ -25,10 +25,10 @@ class Translation(ContinuousSymmetry):
     shifts: tuple[Term, ...]  # each with units of its own, counted from 0
 
     @cached_property
-    def form(self) -> Linear:
+    def form(self) -> LinearForm:
         terms: list[Term] = []
         first = 0
         for own in self.shifts:
             terms.append(replace(own, units=own.units + first))
             first += own.count
-        return Linear(terms=tuple(terms), dimension=self.dimension)
+        return LinearForm(terms=tuple(terms), dimension=self.dimension)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
+class AlgebraEntries:
     """Several d x d matrices: number of[k] has weight[k] at (row[k], column[k])."""
 
     count: int
@@ -26,8 +26,8 @@ class Algebra:
     basis of the symmetric elements, by their upper triangles, as many as `charges`.
     """
 
-    generators: Callable[[int], Entries]
-    symmetric: Callable[[int], Entries]
+    generators: Callable[[int], AlgebraEntries]
+    symmetric: Callable[[int], AlgebraEntries]
     charges: Callable[[int], int]
     contains: frozenset[str] = frozenset()  # discrete families inside the group
     balance: str = "has no known canonical point"
@@ -45,42 +45,46 @@ class Algebra:
         return zero.index_add(1, where, parts).reshape(blocks, size, size)
 
 
-def _general(size: int) -> Entries:
+def _general(size: int) -> AlgebraEntries:
     """E_ij."""
     i, j = torch.arange(size).repeat_interleave(size), torch.arange(size).repeat(size)
-    return Entries(size**2, torch.arange(size**2), i, j, torch.ones(size**2, dtype=torch.float64))
+    return AlgebraEntries(
+        size**2, torch.arange(size**2), i, j, torch.ones(size**2, dtype=torch.float64)
+    )
 
 
-def _symmetric(size: int) -> Entries:
+def _symmetric(size: int) -> AlgebraEntries:
     """E_ii and (E_ij + E_ji) / sqrt 2, half of each."""
     i, j = torch.triu_indices(size, size)
     weights = torch.full((len(i),), 0.5**0.5, dtype=torch.float64).masked_fill(i == j, 0.5)
-    return Entries(len(i), torch.arange(len(i)), i, j, weights)
+    return AlgebraEntries(len(i), torch.arange(len(i)), i, j, weights)
 
 
-def _antisymmetric(size: int) -> Entries:
+def _antisymmetric(size: int) -> AlgebraEntries:
     """E_ij - E_ji."""
     i, j = torch.triu_indices(size, size, 1)
     one = torch.ones(len(i), dtype=torch.float64)
     of = torch.arange(len(i)).repeat(2)
-    return Entries(len(i), of, torch.cat([i, j]), torch.cat([j, i]), torch.cat([one, -one]))
+    return AlgebraEntries(len(i), of, torch.cat([i, j]), torch.cat([j, i]), torch.cat([one, -one]))
 
 
-def _complex(size: int) -> Entries:
+def _complex(size: int) -> AlgebraEntries:
     """1 and J = [[0, -1], [1, 0]]."""
     of, i, j = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 1, 0])
-    return Entries(2, of, i, j, torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
+    return AlgebraEntries(2, of, i, j, torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
 
 
-def _identity(size: int) -> Entries:
+def _identity(size: int) -> AlgebraEntries:
     """The identity, half of it."""
     every = torch.arange(size)
-    return Entries(1, torch.zeros_like(every), every, every, torch.full((size,), 0.5).double())
+    return AlgebraEntries(
+        1, torch.zeros_like(every), every, every, torch.full((size,), 0.5).double()
+    )
 
 
-def _nothing(size: int) -> Entries:
+def _nothing(size: int) -> AlgebraEntries:
     none = torch.zeros(0, dtype=torch.long)
-    return Entries(0, none, none, none, torch.zeros(0, dtype=torch.float64))
+    return AlgebraEntries(0, none, none, none, torch.zeros(0, dtype=torch.float64))
 
 
 def _pairs(size: int) -> int:

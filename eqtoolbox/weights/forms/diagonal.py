@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Form, Moments, Owners, Spread, each, summed
-from eqtoolbox.weights.forms.stack import Layout, Pair, Parameters, Points, Stack
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
 
 Axis = tuple[int, int, int]  # entries before it, its length, entries after it
 Part = tuple[str, Axis | None, Tensor, Tensor, Tensor]  # positions, units, rates along the axis
@@ -103,7 +103,7 @@ class Diagonal(Form):
         return self.tangent(cotangent, coefficients)
 
     @classmethod
-    def together(cls, forms: Sequence["Diagonal"], layout: Layout) -> "Diagonals":
+    def together(cls, forms: Sequence["Diagonal"], layout: StackLayout) -> "Diagonals":
         return Diagonals(forms, layout)
 
 
@@ -112,7 +112,7 @@ class Diagonals(Moments):
 
     alike = True
 
-    def __init__(self, forms: Sequence[Diagonal], layout: Layout) -> None:
+    def __init__(self, forms: Sequence[Diagonal], layout: StackLayout) -> None:
         self.forms = forms
         self._layout = layout
         firsts = [0, *accumulate(f.dimension for f in forms)]

@@ -15,7 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.forms.stack import Layout, Pair, Parameters, Points, Stack, fresh, pieces
+from eqtoolbox.weights.forms.stack import (
+    Pair,
+    Parameters,
+    Points,
+    Stack,
+    StackLayout,
+    fresh,
+    pieces,
+)
 
 Owners = Sequence[tuple[str, int]]  # which parameter the next so many moments belong to
 
@@ -70,20 +78,20 @@ class Form(ABC):
 
     @classmethod
     @abstractmethod
-    def together(cls, forms: Sequence[Any], layout: Layout) -> "Moments":
+    def together(cls, forms: Sequence[Any], layout: StackLayout) -> "Moments":
         """What evaluates forms of one key at once."""
 
     def alone(self, *given: Parameters) -> "Alone":
         """This form by itself at one point or two."""
         shapes = tuple(given[0][n].shape for n in self.names)
         if shapes not in self._plans:
-            layout = Layout(self.names, given[0])
+            layout = StackLayout(self.names, given[0])
             self._plans[shapes] = layout, self.together([self], layout)
         layout, kind = self._plans[shapes]
         return Alone(layout=layout, kind=kind, points=Points(given=given))
 
     @cached_property
-    def _plans(self) -> dict[tuple[torch.Size, ...], tuple[Layout, "Moments"]]:
+    def _plans(self) -> dict[tuple[torch.Size, ...], tuple[StackLayout, "Moments"]]:
         return {}
 
     def measured(self, tensors: Parameters) -> Tensor:
@@ -188,7 +196,7 @@ class Moments(ABC):
 class Alone:
     """One form evaluated in float64, differentiable by the points that it is given."""
 
-    layout: Layout
+    layout: StackLayout
     kind: Moments
     points: Points  # theta, and what it is paired with
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.forms.algebra import Algebra, Entries
+from eqtoolbox.weights.forms.algebra import Algebra, AlgebraEntries
 from eqtoolbox.weights.forms.form import Form, Moments, Owners, Spread, each, summed
-from eqtoolbox.weights.forms.stack import Layout, Pair, Parameters, Points, Stack
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
 
 SMALL = 16  # dimensions up to which no sketch is made
 Part = tuple[int, int, int, tuple[int, ...]]  # stack, axis, repetition, positions along the axis
@@ -134,7 +134,7 @@ class Gram(Form):
         return self._summed(cotangent, a.mT, -a)
 
     @classmethod
-    def together(cls, forms: Sequence["Gram"], layout: Layout) -> "Grams":
+    def together(cls, forms: Sequence["Gram"], layout: StackLayout) -> "Grams":
         return Grams(forms, layout)
 
 
@@ -145,10 +145,10 @@ class Grams(Moments):
     tensor, which is summed into one matrix per block with the legs' signs.
     """
 
-    def __init__(self, forms: Sequence[Gram], layout: Layout) -> None:
+    def __init__(self, forms: Sequence[Gram], layout: StackLayout) -> None:
         self.forms: Sequence[Gram] = forms
         self.size = forms[0].size
-        views: dict[Part, View] = {}
+        views: dict[Part, MatrixView] = {}
         rows: dict[Part, dict[int, tuple[Tensor, int]]] = {}
         start = 0
         for form in forms:
@@ -159,7 +159,7 @@ class Grams(Moments):
                 while index in rows.get(part, {}):  # the same part of a tensor once more
                     again += 1
                     part = (number, leg.axis, again, positions)
-                views.setdefault(part, View(leg))
+                views.setdefault(part, MatrixView(leg))
                 blocks = torch.arange(start, start + form.blocks)
                 rows.setdefault(part, {})[index] = blocks, leg.sign
             start += form.blocks
@@ -182,7 +182,7 @@ class Grams(Moments):
         self._generators = self._spread(algebra.generators(self.size), algebra.blocks_first)
         self._upper = self._spread(algebra.symmetric(self.size), False)
 
-    def _spread(self, entries: Entries, blocks_first: bool) -> Spread:
+    def _spread(self, entries: AlgebraEntries, blocks_first: bool) -> Spread:
         """From the matrices of all blocks to what the entries are of, form by form."""
         d, count = self.size, entries.count
         first = torch.tensor([0, *accumulate(f.blocks for f in self.forms)])
@@ -254,7 +254,7 @@ class Grams(Moments):
         return total.index_add(0, places, signed.flatten(0, 1)).view(many, count, *legs.shape[2:])
 
 
-class View:
+class MatrixView:
     """(stacked * blocks, d, everything else) of a stack, without a copy where memory allows."""
 
     def __init__(self, leg: MatrixLeg) -> None:

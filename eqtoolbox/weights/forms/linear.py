@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Form, Moments, Owners, Spread, each, summed
-from eqtoolbox.weights.forms.stack import Layout, Pair, Parameters, Points, Stack, pieces
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout, pieces
 
 Grouped = tuple[int, int, int]  # entries before an axis, stretches of the axis, entries after it
 
@@ -54,7 +54,7 @@ class Term:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Linear(Form):
+class LinearForm(Form):
     """T_c theta = theta + K_c, exactly flat (H K = 0, D K = 0), and Q_i = <K_i, theta>."""
 
     quadratic = False
@@ -75,7 +75,7 @@ class Linear(Form):
         return {n: torch.zeros_like(cotangent[n]) for n in self.names}
 
     @classmethod
-    def together(cls, forms: Sequence["Linear"], layout: Layout) -> "Sums":
+    def together(cls, forms: Sequence["LinearForm"], layout: StackLayout) -> "Sums":
         return Sums(forms, layout)
 
 
@@ -84,7 +84,7 @@ class Sums(Moments):
 
     alike = True
 
-    def __init__(self, forms: Sequence[Linear], layout: Layout) -> None:
+    def __init__(self, forms: Sequence[LinearForm], layout: StackLayout) -> None:
         self.forms = forms
         firsts = [0, *accumulate(f.dimension for f in forms)]
         self._terms = [(first, t) for f, first in zip(forms, firsts, strict=False) for t in f.terms]

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Moments, Owners, each
 from eqtoolbox.weights.forms.gram import Gram, Grams
-from eqtoolbox.weights.forms.stack import Layout, Pair, Points, Stack
+from eqtoolbox.weights.forms.stack import Pair, Points, Stack, StackLayout
 
 PROJECTIONS = 4  # random vectors s of each block
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Slots:
+class SketchSlots:
     """One axis of the tensors of a shape, cut into stretches of d, each mixed by one block."""
 
     number: int  # of the shape in the stack
@@ -41,7 +41,7 @@ class Sketch(Moments):
     unbiased estimates of those of all charges along orthonormal matrices, and of all slopes.
     """
 
-    def __init__(self, forms: Sequence[Any], layout: Layout) -> None:
+    def __init__(self, forms: Sequence[Any], layout: StackLayout) -> None:
         self.forms: Sequence[Gram] = forms
         self.whole = Grams(forms, layout)
         self.size, self.blocks, k = self.whole.size, self.whole.blocks, PROJECTIONS
@@ -174,7 +174,7 @@ class Sketch(Moments):
         return made
 
 
-def _slots(forms: Sequence[Gram], layout: Layout) -> list[Slots]:
+def _slots(forms: Sequence[Gram], layout: StackLayout) -> list[SketchSlots]:
     """The axes that are mixed, each with what its slots belong to."""
     found: dict[tuple[int, int, tuple[int, ...], int], tuple[Tensor, Tensor]] = {}
     start, d = 0, forms[0].size
@@ -199,7 +199,7 @@ def _slots(forms: Sequence[Gram], layout: Layout) -> list[Slots]:
             block[index, places], sign[index, places] = blocks, leg.sign
         start += form.blocks
     return [
-        Slots(
+        SketchSlots(
             number=number,
             axis=axis,
             taken=torch.tensor(taken) if taken else None,

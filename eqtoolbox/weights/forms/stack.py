@@ -14,7 +14,7 @@ Pair = tuple[int, int]  # two points of a stack
 ENTRIES = 2**17  # of one stack at one point, unless a single tensor has more
 
 
-class Layout:
+class StackLayout:
     """Which tensors lie in which stack, at least in float32."""
 
     def __init__(self, names: Iterable[str], like: Parameters) -> None:
@@ -79,7 +79,7 @@ class Stacks:
     the copy.
     """
 
-    def __init__(self, layout: Layout, points: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, layout: StackLayout, points: int, dtype: torch.dtype | None = None) -> None:
         self.layout = layout
         largest = max(len(names) * shape.numel() for shape, names in layout.groups)
         memory = torch.empty(points + 1, largest, dtype=dtype or layout.dtype, device=layout.device)
@@ -103,7 +103,7 @@ class Stacks:
             yield stack
 
 
-def fresh(layout: Layout, points: Points) -> Iterator[Stack]:
+def fresh(layout: StackLayout, points: Points) -> Iterator[Stack]:
     """Every stack in float64 and in memory of its own: differentiable by the points."""
     for number, (_, names) in enumerate(layout.groups):
         given = [points.of(i, names) for i in range(len(points.given))]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Form, Moments, Spread
 from eqtoolbox.weights.forms.maps import Reader
-from eqtoolbox.weights.forms.stack import Layout, Pair, Parameters, Points, Stack
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +55,7 @@ class Through(Form):
         return total
 
     @classmethod
-    def together(cls, forms: Sequence["Through"], layout: Layout) -> "Throughs":
+    def together(cls, forms: Sequence["Through"], layout: StackLayout) -> "Throughs":
         return Throughs(forms, layout)
 
 
@@ -65,7 +65,7 @@ class Throughs(Moments):
     Readers behind a single matrix of one shape are evaluated together, others one by one.
     """
 
-    def __init__(self, forms: Sequence[Through], layout: Layout) -> None:
+    def __init__(self, forms: Sequence[Through], layout: StackLayout) -> None:
         self.forms: Sequence[Through] = forms
         self._readers: dict[int, dict[int, list[tuple[int, str]]]] = {}  # stack, inner axis
         self._longer: list[tuple[int, int, Reader]] = []  # from where to where they count

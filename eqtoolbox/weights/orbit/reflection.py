@@ -18,7 +18,7 @@ Move = Callable[[Parameters], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
+class MovedEntries:
     """Antisymmetric basis vectors with p in one parameter: flat indices, and where q lies."""
 
     partner: str  # the parameter that q is in: mostly the same, another one for experts
@@ -27,7 +27,7 @@ class Entries:
     weight: Tensor  # (m, 2) float64, coefficients of e_p and e_q
 
     @classmethod
-    def of(cls, image: Tensor, start: int, starts: dict[str, int]) -> "Entries | None":
+    def of(cls, image: Tensor, start: int, starts: dict[str, int]) -> "MovedEntries | None":
         """Of the parameter whose entries count from `start`; None where T moves none of them.
 
         Args:
@@ -55,7 +55,7 @@ class Reflection:
 
     label: str  # which units it is about, for a reader
     move: Move  # params -> T params, only the moved ones
-    entries: dict[str, Entries]  # by the parameter that p is in; all its partners in one other
+    entries: dict[str, MovedEntries]  # by the parameter that p is in; all its partners in one other
 
     @classmethod
     def of(cls, move: Move, params: Parameters, names: tuple[str, ...], label: str) -> "Reflection":
@@ -73,7 +73,7 @@ class Reflection:
             whole = torch.arange(start, ends, dtype=torch.float64)
             counted[n], starts[n], start = whole.reshape(params[n].shape), start, ends
         images = move(counted)
-        found = {n: Entries.of(images[n], starts[n], starts) for n in names if n in images}
+        found = {n: MovedEntries.of(images[n], starts[n], starts) for n in names if n in images}
         return cls(label=label, move=move, entries={n: e for n, e in found.items() if e})
 
     @property

@@ -11,10 +11,10 @@ from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.units import propose_heads, propose_permutations, propose_sign_flips
-from eqtoolbox.weights.search.verification import Covariance, Move, gradients, judged, move
+from eqtoolbox.weights.search.verification import Move, OutputLaw, gradients, judged, move
 
 
-class Discrete:
+class DiscreteSearch:
     """Permutations and sign flips: proposed and tried before the gradient comes, judged after."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Discrete:
             for m, c in zip(moves, self.changes, strict=True)
             if c <= problem.small and (m[0].separable or whole)
         ]
-        self.covariance = Covariance(passed)
+        self.covariance = OutputLaw(passed)
 
     def holding(self, continuous: list[ContinuousSymmetry]) -> Iterator[DiscreteSymmetry]:
         """Those that hold and are in none of the larger groups found."""

@@ -14,7 +14,7 @@ from eqtoolbox.weights.parameter import (
 )
 from eqtoolbox.weights.search.bias_shifts import propose_bias_shifts
 from eqtoolbox.weights.search.compensations import propose_compensations
-from eqtoolbox.weights.search.discrete import Discrete
+from eqtoolbox.weights.search.discrete import DiscreteSearch
 from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
 from eqtoolbox.weights.search.explanation import Trial, explained
 from eqtoolbox.weights.search.found import Found
@@ -24,8 +24,8 @@ from eqtoolbox.weights.search.modules import propose_from_modules
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.translations import TranslationSearch
 from eqtoolbox.weights.search.verification import (
-    Covariance,
     Loss,
+    OutputLaw,
     Slopes,
     draw,
     gradients,
@@ -87,7 +87,7 @@ def find_symmetries(
 
 def _found(
     problem: Problem, model: nn.Module | None, largest: float
-) -> tuple[list[ContinuousSymmetry], Discrete, Propagation]:
+) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation]:
     """Continuous and discrete symmetries with constants up to `largest` as epsilons."""
     found, state = members(problem.trace, largest=largest)
     chains = [trials for _, trials in proposals(found)]
@@ -96,7 +96,7 @@ def _found(
         inspected = list(propose_from_modules(model))
         chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
         listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-    discrete = Discrete(problem, chains, listed)
+    discrete = DiscreteSearch(problem, chains, listed)
     return _continuous(problem, chains, discrete.covariance), discrete, state
 
 
@@ -112,7 +112,7 @@ def _unseen(state: Propagation) -> Iterator[str]:
 
 
 def _continuous(
-    problem: Problem, chains: list[list[ContinuousSymmetry]], covariance: Covariance
+    problem: Problem, chains: list[list[ContinuousSymmetry]], covariance: OutputLaw
 ) -> list[ContinuousSymmetry]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts."""
     flat = [trial for trials in chains for trial in trials]

@@ -219,7 +219,7 @@ def verified(
     return judged(symmetry, worst, params[symmetry.names[0]].dtype)
 
 
-class Covariance:
+class OutputLaw:
     """g(T theta) = T g(theta), compared per parameter by random projections.
 
     Each tensor is projected on a product of random vectors, one an axis, so that of a gradient
