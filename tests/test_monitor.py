@@ -218,7 +218,7 @@ def test_a_criterion_on_something_else_than_the_output_is_named() -> None:
     criterion = nn.CrossEntropyLoss()
     with watch(model, optimizer, sink, criterion=criterion):
         x, y = blobs()
-        criterion(model(x) * 2, y).backward()
+        criterion(torch.cat([model(x), model(x)]), torch.cat([y, y])).backward()
         optimizer.step()
     assert "not called on the model's own output" in only(sink, "replay/loss").note
 

@@ -11,6 +11,7 @@ def leaves_of(outputs: Any) -> Iterator[Tensor]:
     """The leaf tensors that the graphs of one output, or of several, end in.
 
     Example:
+        >>> import torch
         >>> x = torch.ones(2, requires_grad=True)
         >>> [leaf is x for leaf in leaves_of(x.sum())]
         [True]

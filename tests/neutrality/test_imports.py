@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.symmetry import discover
+from eqtoolbox.weights import discover
 
 MODEL = "nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))"
 BATCH = "(torch.randn(8, 3), torch.randint(0, 2, (8,)))"
@@ -62,7 +62,7 @@ def test_a_program_that_is_itself_imported_is_watched_all_the_same(
 ) -> None:
     """Torch imports its compiler with the first replay, unless an optimizer was made before."""
     (tmp_path / "program.py").write_text(
-        "import torch\nfrom torch import nn\nfrom eqtoolbox.symmetry import discover\n"
+        "import torch\nfrom torch import nn\nfrom eqtoolbox.weights import discover\n"
         "def loss(model, batch):\n"
         f"    {statement}\n"
         "    return nn.functional.cross_entropy(model(batch[0]), batch[1])\n"

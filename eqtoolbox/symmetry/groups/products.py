@@ -19,6 +19,7 @@ class Product(Group):
     """G x H x ...: elements are tuples, one entry a factor, each combined by itself.
 
     Example:
+        >>> from eqtoolbox.symmetry.groups import Sign, Symmetric
         >>> Product(Sign(), Symmetric(3)).order
         12
     """
@@ -92,6 +93,7 @@ class Semidirect(Group):
 
     Example:
         >>> from eqtoolbox.symmetry.groups.group import Cyclic
+        >>> from eqtoolbox.symmetry.groups import Sign
         >>> dihedral = Semidirect(Cyclic(4), Sign(), lambda s, k: (s * k) % 4)
         >>> dihedral.compose((1, -1), (1, 1))
         (0, -1)

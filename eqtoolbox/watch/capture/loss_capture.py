@@ -200,9 +200,9 @@ class LossCapture(Catching):
         return self._objective(loss_fn, self.unused) if known else None  # type: ignore[arg-type]
 
     def value(self, scale: float = 1.0) -> float | None:
-        """The loss that the training loop saw, with the same weights."""
+        """The loss that the training loop saw, with the same weights; None if it is no number."""
         parts = self.pending.weighted(scale)
-        terms = [(w, c.value) for c, w in parts if c.value is not None]
+        terms = [(w, c.value) for c, w in parts if c.value is not None and c.value.numel() == 1]
         return sum(w * float(v) for w, v in terms) if terms and len(terms) == len(parts) else None
 
     def on(self, batch: Any, random: RandomState) -> Objective | None:

@@ -31,8 +31,8 @@ class Activity:
         Example:
             >>> w = torch.ones(2, 3)
             >>> seen = Activity.of(lambda: torch.tensor([[0.0, 1.0, -2.0]]) @ w.T, {"w": w})
-            >>> seen.read["w", 1], seen.made["w", 0]
-            (tensor([0., 1., 2.]), tensor([1., 1.]))
+            >>> seen.read["w", 1].tolist(), seen.made["w", 0].tolist()
+            ([0.0, 1.0, 2.0], [1.0, 1.0])
         """
         seen = cls()
         with torch.no_grad(), _Watch(params, seen):

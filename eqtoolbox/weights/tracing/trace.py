@@ -138,7 +138,7 @@ def trace(
     Example:
         >>> found = trace(lambda p: (None, (p["w"] @ p["w"]).relu()), {"w": torch.ones(3)})
         >>> [node.name for node in found.nodes]
-        ['dot', 'relu']
+        ['dot', 'relu', 'detach']
     """
     leaves = {n: leaf(p.detach()) for n, p in params.items()}
     with torch.enable_grad(), Operations(), _Tracer() as tracer:

@@ -1,0 +1,32 @@
+"""The examples in all docstrings of the package run, and those of decorated functions are found."""
+
+import doctest
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+import eqtoolbox
+
+PACKAGE = Path(eqtoolbox.__file__).parent
+EXAMPLES = {
+    ".".join(("eqtoolbox", *path.relative_to(PACKAGE).with_suffix("").parts)): text.count(">>> ") - text.count(">>> #")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in (text := path.read_text())
+}
+FRAMEWORKS = {"integrations.keras": "keras", "integrations.lightning": "lightning"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run(name: str) -> None:
+    pytest.importorskip(FRAMEWORKS.get(name.removeprefix("eqtoolbox."), "torch"))
+    importlib.import_module(name)
+    found = doctest.testmod(sys.modules[name])
+    assert found.failed == 0
+    assert found.attempted == EXAMPLES[name]
+
+
+def test_a_wrong_example_fails() -> None:
+    example = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
+    assert doctest.DocTestRunner(verbose=False).run(example, out=lambda _: None).failed == 1
