@@ -11,7 +11,8 @@ import eqtoolbox
 
 PACKAGE = Path(eqtoolbox.__file__).parent
 EXAMPLES = {
-    ".".join(("eqtoolbox", *path.relative_to(PACKAGE).with_suffix("").parts)): text.count(">>> ") - text.count(">>> #")
+    ".".join(("eqtoolbox", *path.relative_to(PACKAGE).with_suffix("").parts)): text.count(">>> ")
+    - text.count(">>> #")
     for path in sorted(PACKAGE.rglob("*.py"))
     if ">>> " in (text := path.read_text())
 }
