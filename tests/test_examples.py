@@ -10,11 +10,12 @@ import pytest
 import eqtoolbox
 
 PACKAGE = Path(eqtoolbox.__file__).parent
-EXAMPLES = {
-    ".".join(("eqtoolbox", *path.relative_to(PACKAGE).with_suffix("").parts)): text.count(">>> ")
-    - text.count(">>> #")
+TEXTS = {
+    ".".join(("eqtoolbox", *path.relative_to(PACKAGE).with_suffix("").parts)): path.read_text()
     for path in sorted(PACKAGE.rglob("*.py"))
-    if ">>> " in (text := path.read_text())
+}
+EXAMPLES = {
+    n: text.count(">>> ") - text.count(">>> #") for n, text in TEXTS.items() if ">>> " in text
 }
 FRAMEWORKS = {"integrations.keras": "keras", "integrations.lightning": "lightning"}
 
