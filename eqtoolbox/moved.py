@@ -10,31 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-_ROOMS = {
-    "attach": ("config", "source"),
-    "watch": ("monitor", "probe", "snapshot", "budget", "journal"),
-    "record": ("sink", "schedule", "arrays"),
-    "replay": ("objective", "isolation", "reading"),
-    "command": ("cli",),
-    "symmetry": ("audit", "testing"),
-}
-_SYMMETRY = {
-    "symmetry.actions": (
-        "linear", "permuting", "fields", "resampling", "boosts", "scaling", "alike", "tangent",
-        "foreign",
+ROOMS = {  # where the modules of a package of 0.1 are now; they have kept their last name
+    "eqtoolbox": ("attach", "watch", "record", "replay", "command", "symmetry", "integrations"),
+    "eqtoolbox.symmetry": (
+        "symmetry.actions", "symmetry.groups", "weights", "weights.charges", "weights.orbit",
     ),
-    "symmetry.groups": ("group", "finite", "matrices", "unbounded", "irregular"),
-    "weights": ("parameter", "discovery", "epsilon"),
-    "weights.charges": ("charges",),
+    "eqtoolbox.symmetry.families": ("weights.families",),
+    "eqtoolbox.symmetry.search": ("weights.search", "weights.tracing"),
+    "eqtoolbox.capture": ("watch.capture", "watch", "replay"),
 }  # fmt: skip
-MODULES = {
-    **{f"eqtoolbox.{n}": f"eqtoolbox.{room}.{n}" for room, names in _ROOMS.items() for n in names},
-    **{
-        f"eqtoolbox.symmetry.{n}": f"eqtoolbox.{room}.{n}"
-        for room, names in _SYMMETRY.items()
-        for n in names
-    },
-    "eqtoolbox.report.panels": "eqtoolbox.report.sections",
+PACKAGES = {
+    "eqtoolbox.symmetry.families": "eqtoolbox.weights.families",
+    "eqtoolbox.symmetry.search": "eqtoolbox.weights.search",
+    "eqtoolbox.capture": "eqtoolbox.watch.capture",
 }
 
 
@@ -48,6 +36,23 @@ def names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(places[name]), name)
 
     return moved
+
+
+def place_of(old: str) -> str | None:
+    """The module that one of 0.1 is now; None where there was none.
+
+    Example:
+        >>> place_of("eqtoolbox.sink")
+        'eqtoolbox.record.sink'
+    """
+    package, _, name = old.rpartition(".")
+    if old in PACKAGES:
+        return PACKAGES[old]
+    for room in ROOMS.get(package, ()):
+        where = importlib.import_module(f"eqtoolbox.{room}").__path__
+        if importlib.machinery.PathFinder.find_spec(f"eqtoolbox.{room}.{name}", where):
+            return f"eqtoolbox.{room}.{name}"
+    return None
 
 
 def _warn(old: str, new: str) -> None:
@@ -64,12 +69,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in MODULES:
+        if not fullname.startswith("eqtoolbox.") or place_of(fullname) is None:
             return None
-        return importlib.util.spec_from_loader(fullname, self)
+        return importlib.util.spec_from_loader(fullname, self, is_package=fullname in PACKAGES)
 
     def exec_module(self, module: ModuleType) -> None:
-        new = importlib.import_module(MODULES[module.__name__])
+        new = importlib.import_module(place_of(module.__name__) or "")
         module.__dict__["__getattr__"] = lambda name: getattr(new, name)
         module.__dict__["__dir__"] = lambda: dir(new)
         _warn(module.__name__, new.__name__)
