@@ -13,7 +13,7 @@ from typing import Any
 ROOMS = {  # where the modules of a package of 0.1 are now; they have kept their last name
     "eqtoolbox": ("attach", "watch", "record", "replay", "command", "symmetry", "integrations"),
     "eqtoolbox.symmetry": (
-        "symmetry.actions", "symmetry.groups", "weights", "weights.charges", "weights.orbit",
+        "symmetry.actions", "symmetry.groups", "weights.charges", "weights.orbit", "weights",
     ),
     "eqtoolbox.symmetry.families": ("weights.families",),
     "eqtoolbox.symmetry.search": ("weights.search", "weights.tracing"),
@@ -56,11 +56,8 @@ def place_of(old: str) -> str | None:
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(
-        f"{old} is now {new}; the old path goes with eqtoolbox 0.3",
-        DeprecationWarning,
-        stacklevel=3,
-    )
+    said = f"{old} is now {new}; the old path goes with eqtoolbox 0.3"
+    warnings.warn(said, DeprecationWarning, stacklevel=3)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -46,8 +47,11 @@ SYMMETRY = {
 def test_an_old_module_has_the_names_of_the_new_one_and_warns(old: str, new: str) -> None:
     assert place_of(old) == new
     sys.modules.pop(old, None)
-    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         module = importlib.import_module(old)
+    assert f"{old} is now {new}" in " ".join(str(w.message) for w in said)
+    assert {w.category for w in said} == {DeprecationWarning}
     there = importlib.import_module(new)
     names = [n for n in vars(there) if not n.startswith("_")]
     assert names
