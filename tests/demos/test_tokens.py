@@ -27,7 +27,7 @@ def test_only_the_set_transformer_ignores_the_order() -> None:
     errors = {entry: end.errors[SHUFFLES.name] for entry, end in ends.items()}
     verdicts = {entry: error.verdict for entry, error in errors.items()}
     assert verdicts == {"positions": "violated", "augmented": "violated", "set": "holds"}
-    assert "first broken at positions: Positions: a positional emb" in errors["positions"].note
+    assert "first broken at positions: TokenPositions: a positional" in errors["positions"].note
     assert ends["set"].score > 2 / 8
     inputs = data.test[0]
     network = ends["set"].network
