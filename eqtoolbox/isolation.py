@@ -18,7 +18,7 @@ from eqtoolbox.replay.flags import shown
 from eqtoolbox.replay.listening import seeds_announced
 from eqtoolbox.replay.quiet import quiet
 from eqtoolbox.replay.replay import Replay
-from eqtoolbox.replay.scope import current, inside
+from eqtoolbox.replay.scope import current, inside, unobserved
 from eqtoolbox.replay.streams import RandomState, alone, cuda_started, random_streams
 from eqtoolbox.replay.threads import followed
 
@@ -53,7 +53,8 @@ def isolated(
         replay.widen((*modules, *expected))
         yield
         return
-    replay = Replay(modules, expected, draws)
+    with unobserved():
+        replay = Replay(modules, expected, draws)
     with ExitStack() as scope:
         scope.callback(replay.end)
         scope.enter_context(inside(replay))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.replay import contents, program, scripted, slots, states
+from eqtoolbox.replay import program, scripted, slots, states
 from eqtoolbox.replay.attributes import attributes_of
 from eqtoolbox.replay.code import used
 from eqtoolbox.replay.kinds import (
@@ -66,7 +66,7 @@ def script(walk: Walk, thing: torch.jit.ScriptModule, path: Any) -> None:
     walk.slots.append(scripted.Scripted(thing, path))
     walk.tensors += [((path, name), p) for name, p in thing.named_parameters(recurse=False)]
     for name, value in [*thing.named_buffers(recurse=False), *scripted.plain(thing)]:
-        walk.slots.append(contents.Contents(value, (path, name)))
+        walk.keep(value, (path, name))
     walk.look_named(thing.named_children(), path)
 
 
@@ -80,8 +80,8 @@ def tensor(walk: Walk, thing: Tensor, path: Any) -> None:
     if isinstance(thing, nn.Parameter) or thing.numel() * thing.element_size() > most:
         walk.tensors.append((path, thing))
     else:
-        walk.slots.append(contents.Contents(thing, path))
-        walk.look(contents.gradient(thing), (path, "grad"))
+        walk.keep(thing, path)
+        walk.look(walk.gradient(thing), (path, "grad"))
 
 
 def _hooks(walk: Walk, thing: Tensor, path: Any) -> None:
@@ -158,8 +158,10 @@ def optimizer(walk: Walk, thing: torch.optim.Optimizer, path: Any) -> None:
     pairs = [(path, x) for x in (*moved, *held) if isinstance(x, Tensor)]
     small = sum(x.numel() * x.element_size() for _, x in pairs) <= LARGE
     if walk.exchanged.isdisjoint(map(id, moved)) and small:
-        walk.slots += [contents.Contents(x, path) for _, x in pairs]  # the loss may step it
-        pairs = [(path, x.grad) for x in moved if x.grad is not None]
+        for _, x in pairs:  # the loss may step it
+            walk.keep(x, path)
+        grads = [walk.gradient(x) for x in moved]
+        pairs = [(path, grad) for grad in grads if grad is not None]
     walk.tensors += pairs
     own = {"state", "param_groups", "defaults"}
     walk.look_named([(n, x) for n, x in vars(thing).items() if n not in own], path)

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 if TYPE_CHECKING:
@@ -18,13 +20,17 @@ class LeavesTrace(RuntimeError):
 
 @contextmanager
 def unobserved() -> Iterator[None]:
-    """Scope of a replay's own bookkeeping, which no mode of torch sees, exchanges or rounds."""
-    with torch._C.DisableTorchFunction():
+    """Scope of a replay's own bookkeeping, which no mode of torch sees, exchanges or rounds.
+
+    Nor does a transformation of torch.func that the evaluation goes on in: it would wrap copies.
+    """
+    with ExitStack() as scope:
+        scope.enter_context(torch._C.DisableTorchFunction())
         if torch._C._len_torch_dispatch_stack():
-            with _disable_current_modes():
-                yield
-        else:
-            yield
+            scope.enter_context(_disable_current_modes())
+        if peek_interpreter_stack() is not None:
+            scope.enter_context(temporarily_clear_interpreter_stack())
+        yield
 
 
 class _Here(threading.local):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay import kinds, slots
 from eqtoolbox.replay.attributes import attributes_of
+from eqtoolbox.replay.contents import Contents, gradient
 from eqtoolbox.replay.kinds import ATOMS, slotted
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.replay.slots import Slot
@@ -88,14 +89,23 @@ class Walk:
         kind: Any = type(thing)
         own = attributes_of(thing)
         if own is not None:
-            self.slots.append(slots.Entries(own, path))
+            entries = slots.Entries(own, path)
+            self.slots.append(entries)
             if deep:
-                self.look_named(own.items(), path)
+                self.look_named(entries.held.items(), path)
         names = slotted(kind)
         if names:
             slot = slots.Named(thing, path, names)
             self.slots.append(slot)
             self.look_named(slot.held.items(), path)
+
+    def keep(self, tensor: Tensor, path: Any) -> None:
+        """Keep a tensor by value."""
+        self.slots.append(Contents(tensor, path))
+
+    def gradient(self, tensor: Tensor) -> Tensor | None:
+        """What has been summed up in its `.grad`."""
+        return gradient(tensor)
 
     def first(self, mark: Any) -> bool:
         """Whether this has not been read before."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.audit import audit
 from eqtoolbox.isolation import evaluation, isolated
+from eqtoolbox.replay.neighbours import reached_by_others
+from eqtoolbox.replay.reach import Reach
 from eqtoolbox.replay.tables import Exchanged, Table
 from tests.neutrality.belongings import Batch, cross_entropy
 from tests.neutrality.test_memory import Gradient, watched_steps
@@ -235,3 +237,30 @@ def test_nothing_of_a_replay_is_left_beside_a_living_thread() -> None:
         alive, refs = watched_steps(150, Gradient())
     assert not [r for r in refs if r() is not None]
     assert alive[0] == alive[-1]
+
+
+class Told(Tensor):
+    """A tensor that tells when somebody looks into it."""
+
+    looks: list[str] = []
+    grad = property(lambda self: Told.looks.append("grad"))  # type: ignore[assignment]
+    grad_fn = property(lambda self: Told.looks.append("graph"))  # type: ignore[assignment]
+    _version = property(lambda self: Told.looks.append("version"))  # type: ignore[assignment]
+
+    def detach(self) -> Tensor:
+        Told.looks.append("entries")
+        return super().detach()
+
+
+def test_tensors_of_another_thread_are_known_without_looking_into_them() -> None:
+    """It may be in a backward, in C++ and without Python's lock: a look would be a race."""
+    held = [torch.ones(3).as_subclass(Told)]
+    with beside(lambda: held[0].shape) as seen:
+        while not seen:
+            time.sleep(0.001)
+        Told.looks.clear()
+        marks = set().union(*reached_by_others().values())
+        assert {id(held), id(held[0])} <= marks
+        assert Told.looks == []
+    assert {id(held), id(held[0])} <= {m for slot in Reach([held]).slots for m in slot.marks()}
+    assert Told.looks, "an own walk does look"

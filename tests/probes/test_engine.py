@@ -7,6 +7,7 @@ forward-over-reverse (kinks): neither is the code under test.
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from eqtoolbox import isolation
 from eqtoolbox.capture.start import buffers_of
 from eqtoolbox.isolation import RandomState
 from eqtoolbox.linalg import finite_difference, hessian
@@ -333,8 +335,9 @@ def test_hugging_face_models_are_exact(kind: str, checkpointing: bool) -> None:
     assert error < 1e-3
 
 
-def test_without_the_twins_weight_norm_is_silently_wrong() -> None:
+def test_without_the_twins_weight_norm_is_silently_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: what torch itself gives for the product that the table calls right."""
+    monkeypatch.setattr(isolation, "twice_differentiable", lambda modules: nullcontext())
     torch.manual_seed(1)
     model = Around(nn.utils.parametrizations.weight_norm(nn.Linear(D, D))).double()
     loss = objective(model).to(torch.float64)
