@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -242,7 +242,7 @@ def test_nothing_of_a_replay_is_left_beside_a_living_thread() -> None:
 class Told(Tensor):
     """A tensor that tells when somebody looks into it."""
 
-    looks: list[str] = []
+    looks: ClassVar[list[str]] = []
     grad = property(lambda self: Told.looks.append("grad"))  # type: ignore[assignment]
     grad_fn = property(lambda self: Told.looks.append("graph"))  # type: ignore[assignment]
     _version = property(lambda self: Told.looks.append("version"))  # type: ignore[assignment]
