@@ -121,6 +121,7 @@ class Faithfulness:
             climbed=self._climber(),
             accumulates=replay is not None and replay.accumulates,
             stale=pending.stale,
+            beside=pending.beside,
             repeated=repeated,
         )
         gradient = {n: g for n, g in (own or snapshot.gradient or {}).items() if n in held}
@@ -154,9 +155,11 @@ class Faithfulness:
                 f"{found.cause}",
             )
         elif found.cause:
+            another = "" if found.cause == self._capture.pending.beside else " of another scale"
             self._warn_once(
                 "scale",
-                f"probes measure a loss of another scale (at step {snapshot.step}): {found.cause}",
+                f"probes measure {'another loss' if not another else f'a loss{another}'} (at step "
+                f"{snapshot.step}): {found.cause}",
             )
         return summed
 

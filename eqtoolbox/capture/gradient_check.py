@@ -58,6 +58,7 @@ class Circumstances:
     climbed: str = ""  # who moved the parameters between the losses and the step
     accumulates: bool = False  # whether the loss runs a backward of its own through the model
     stale: bool = False  # gradients of earlier backwards were left when its first one came
+    beside: str = ""  # how what is differentiated is another function than the losses
     repeated: float = 0.0  # relative change of the loss when evaluated again
 
 
@@ -85,6 +86,7 @@ def compare(
     wrong = cosine < MIN_COSINE
     changed = _change(r, g, told) if wrong else ""
     cause = changed or (_cause(r, g, before, told) if wrong else _scaled(cosine, ratio))
+    cause = cause or told.beside
     if cause and told.stale and not told.accumulates and told.repeated <= RANDOM:
         changed, cause = "", STALE
     return GradientCheck(cosine=cosine, ratio=ratio, cause=cause, changed=bool(changed))
@@ -129,6 +131,8 @@ def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances
         return "a forward hook on all modules, which probes do not call while other threads run"
     if told.unreached:
         return "no backward reached a loss that was caught: the step trains on another loss"
+    if told.beside:
+        return f"{told.beside}; put all of it into the function that monitor.loss decorates"
     return (
         "a part of the loss outside the decorated function, a second backward, or a random loss; "
         "put all of it into the function that monitor.loss decorates"
