@@ -71,11 +71,12 @@ class Faithfulness:
             self._capture.refused = why
             self._journal.warn("monitor", why)
 
-    def check(self, snapshot: Snapshot, own: Parameters | None = None) -> bool:
+    def check(self, snapshot: Snapshot, own: Parameters | None = None, scale: float = 1.0) -> bool:
         """Compare the replayed gradient with the step's and record how far they agree.
 
         Args:
             own: this process's share of the step's gradient, where several average theirs.
+            scale: by which a gradient scaler had multiplied the losses.
 
         Returns whether the weights of the losses turned out to be others.
         """
@@ -92,7 +93,7 @@ class Faithfulness:
         elif snapshot.training is not None:
             try:
                 with snapshot.training.isolated():
-                    replayed = replayed_gradient(snapshot.training, snapshot.before)
+                    replayed = replayed_gradient(snapshot.training, snapshot.before, scale)
                     found = self._judged(snapshot, replayed, 0.0, own)
                     if found.cause:
                         repeated = repeats(snapshot.training, snapshot.before)

@@ -27,16 +27,25 @@ class GradientCheck:
     changed: bool = False  # the loss is the right one: its gradient was changed afterwards
 
 
-def replayed_gradient(objective: Objective, params: Parameters) -> dict[str, Tensor]:
-    """Gradient of the objective at `params`, one micro-batch after the other."""
+def replayed_gradient(
+    objective: Objective, params: Parameters, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Gradient of the objective at `params`, one micro-batch after the other.
+
+    Args:
+        objective, params: what is differentiated, and where.
+        scale: of a gradient scaler, by which the loss was multiplied where float16 was: without it
+            small slopes would be rounded to 0 here that were not in training.
+    """
     leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
     total: dict[str, Tensor] = {}
     for piece in objective.pieces:
         with piece.scope(leaves):
-            rows = torch.autograd.grad(piece.loss(leaves), list(leaves.values()), allow_unused=True)
+            loss = piece.loss(leaves) * scale
+            rows = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for name, row in zip(leaves, rows, strict=True):
             if row is not None:
-                row = row.to_dense()
+                row = row.to_dense() / scale
                 total[name] = total[name] + row if name in total else row
     return total
 
