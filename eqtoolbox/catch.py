@@ -81,7 +81,7 @@ class Catch:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or any(probe.evaluates for probe in probes)
         own = self._capture.own_share(self._taken.scale)
-        if evaluated and self.faithful.check(snapshot, own):
+        if evaluated and self.faithful.check(snapshot, own, self._taken.scale):
             snapshot = self.snapshot(step, before, after, named)
         for probe in sorted(probes, key=lambda p: not p.evaluates):  # those tell what others read
             self._runner.run(probe, snapshot)

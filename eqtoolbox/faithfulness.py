@@ -71,11 +71,12 @@ class Faithfulness:
             self._capture.refused = why
             self._journal.warn("monitor", why)
 
-    def check(self, snapshot: Snapshot, own: Parameters | None = None) -> bool:
+    def check(self, snapshot: Snapshot, own: Parameters | None = None, scale: float = 1.0) -> bool:
         """Compare the replayed gradient with the step's and record how far they agree.
 
         Args:
             own: this process's share of the step's gradient, where several average theirs.
+            scale: by which a gradient scaler had multiplied the losses.
 
         Returns whether the weights of the losses turned out to be others.
         """
@@ -92,7 +93,7 @@ class Faithfulness:
         elif snapshot.training is not None:
             try:
                 with snapshot.training.isolated():
-                    replayed = replayed_gradient(snapshot.training, snapshot.before)
+                    replayed = replayed_gradient(snapshot.training, snapshot.before, scale)
                     found = self._judged(snapshot, replayed, 0.0, own)
                     if found.cause:
                         repeated = repeats(snapshot.training, snapshot.before)
@@ -121,6 +122,7 @@ class Faithfulness:
             climbed=self._climber(),
             accumulates=replay is not None and replay.accumulates,
             stale=pending.stale,
+            beside=pending.beside,
             repeated=repeated,
         )
         gradient = {n: g for n, g in (own or snapshot.gradient or {}).items() if n in held}
@@ -154,9 +156,11 @@ class Faithfulness:
                 f"{found.cause}",
             )
         elif found.cause:
+            another = "" if found.cause == self._capture.pending.beside else " of another scale"
             self._warn_once(
                 "scale",
-                f"probes measure a loss of another scale (at step {snapshot.step}): {found.cause}",
+                f"probes measure {'another loss' if not another else f'a loss{another}'} (at step "
+                f"{snapshot.step}): {found.cause}",
             )
         return summed
 

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_COPIES = frozenset({"alias", "clone", "detach", "lift_fresh"})  # which round nothing
+_EXACT = frozenset({  # which round nothing: copies, and what is drawn or not yet written
+    "alias", "clone", "detach", "lift_fresh", "empty", "empty_like", "rand", "rand_like", "randn",
+    "randn_like", "normal", "normal_", "uniform_", "exponential_", "cauchy_", "log_normal_",
+})  # fmt: skip
 
 
 class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -19,8 +22,8 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         many = isinstance(result, list | tuple)
-        copies = func.overloadpacket.__name__ in _COPIES
-        for x in () if copies else result if many else (result,):
+        exact = func.overloadpacket.__name__ in _EXACT
+        for x in () if exact else result if many else (result,):
             if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
                 self.eps = max(self.eps, torch.finfo(x.dtype).eps)
         if not many:

@@ -16,6 +16,7 @@ from eqtoolbox.deadline import OutOfTime, check, deadline
 from eqtoolbox.interrupts import told
 from eqtoolbox.isolation import isolated
 from eqtoolbox.journal import Journal
+from eqtoolbox.linalg.finite_difference import Kinked
 from eqtoolbox.probe import UNMEASURED, Measurement, Probe, record
 from eqtoolbox.record import Record, Status
 from eqtoolbox.replay.scope import LeavesTrace, current
@@ -115,6 +116,9 @@ class Runner:
             self.refused = str(reason)
         except NotApplicable as reason:
             rows.append(headline(probe, "not_applicable", str(reason)))
+        except Kinked as reason:
+            why = f"the loss has no second derivative that differences could stand in for: {reason}"
+            rows.append(headline(probe, "not_applicable", why))
         except FloatingPointError as reason:
             rows.append(headline(probe, "non_finite", str(reason)))
         except OutOfTime:

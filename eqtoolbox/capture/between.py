@@ -1,11 +1,10 @@
 """Between: what a training loop does to a model's output before the criterion sees it.
 
-Read off the graph that autograd recorded: `criterion(model(x).squeeze(1), y)` leaves a
-SqueezeBackward between output and argument. Nothing has to run inside the loop's own code.
+Read off the graph that autograd recorded: `criterion(model(x).squeeze(1) / T, y)` leaves two nodes
+between output and argument. Nothing has to run inside the loop's own code.
 """
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
+from eqtoolbox.capture.redone import REPLAYS, Step, constant, earlier, kind, step
 from eqtoolbox.reading import opened
 
 LONGEST = 16  # operations that are followed
-Step = tuple[str, tuple[Any, ...]]  # an operation and what it was given beside the tensor
+ROUNDED = 64.0  # roundings of the largest entry that what was made again may be off
 
 
 class NotFollowed(Exception):
@@ -26,6 +26,9 @@ class NotFollowed(Exception):
 @dataclass(frozen=True)
 class Between:
     """From what the model returns to one argument of the criterion.
+
+    An operation of two tensors that both come from the output has the way of the second among what
+    it is given.
 
     Example:
         >>> model, x = torch.nn.Linear(2, 1), torch.ones(3, 2)
@@ -40,24 +43,18 @@ class Between:
 
     @classmethod
     def of(cls, output: Any, given: Tensor) -> "Between | None":
-        """How `given` was made of the output; None where it was not.
+        """How `given` was made of the output, or of what was `Answered`; None where it was not.
 
         Raises:
             NotFollowed: it was, but not by operations that can be done again.
         """
-        sources = {path: leaf for path, leaf in _leaves(output) if leaf.requires_grad}
-        for path, leaf in sources.items():
-            if leaf is given or (given.is_leaf == leaf.is_leaf and _same(leaf, given)):
-                return cls(path, ())
-        nodes = {(leaf.grad_fn, leaf.output_nr): path for path, leaf in sources.items()}
-        found = _chain(given, nodes)
-        if found is None:
-            return None
-        path, steps = found
-        made = cls(path, steps)
-        again = made(output if path else sources[path])
-        alike = again.shape == given.shape and again.dtype == given.dtype
-        if not alike or not torch.equal(again.detach().nan_to_num(), given.detach().nan_to_num()):
+        answered = output if isinstance(output, Answered) else Answered(output)
+        made = answered.way(given)
+        if made is None or not made.steps:
+            return made
+        with torch.no_grad():
+            again = made(answered.output)
+        if not same(again, given.detach()):
             raise NotFollowed("writing into it")
         return made
 
@@ -65,9 +62,98 @@ class Between:
         found: Any = output
         for key in self.path:
             found = _opened(found)[key]
+        if not self.path and not isinstance(found, Tensor):
+            ((_, found),) = _leaves(output)
         for name, given in self.steps:
-            found = _REPLAYS[name](found, *given)
+            others = [x(output) if isinstance(x, Between) else x for x in given]
+            found = REPLAYS[name](found, *others)
         return found  # type: ignore[no-any-return]
+
+
+class Answered:
+    """What a model returned, as it was when it did: a loop may write into it afterwards."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+        self._sources = {path: leaf for path, leaf in _leaves(output) if leaf.requires_grad}
+        self._nodes = {(x.grad_fn, x.output_nr): path for path, x in self._sources.items()}
+        self._versions = {path: x._version for path, x in self._sources.items()}
+
+    def way(self, given: Tensor) -> Between | None:
+        """How `given` was made; see `Between.of`."""
+        for path, leaf in self._sources.items():
+            if leaf is given or (given.is_leaf == leaf.is_leaf and _aliases(leaf, given)):
+                self._refuse_written(path)
+                return Between(path, ())
+        reader = Reader(self.output, self._nodes)
+        if not reader.reaches(given.grad_fn):
+            return None
+        found = reader.way(given.grad_fn, given.output_nr, given.detach())
+        for path in () if found is None else (found.path,):
+            self._refuse_written(path)
+        return found
+
+    def _refuse_written(self, path: tuple[Any, ...]) -> None:
+        if self._sources[path]._version != self._versions[path]:
+            raise NotFollowed("writing into it")
+
+
+class Reader:
+    """Goes from a node of the tape back to an output."""
+
+    def __init__(self, output: Any, nodes: dict[tuple[Any, int], tuple[Any, ...]]) -> None:
+        self._output, self._nodes, self._left = output, nodes, LONGEST
+
+    def way(self, node: Any, number: int, value: Tensor | None) -> Between | None:
+        """The operations from the output to a node, whose result was `value` if that is known."""
+        if node is None:
+            return None
+        if (node, number) in self._nodes:
+            return Between(self._nodes[node, number], ())
+        self._left -= 1
+        if self._left < 0:
+            raise NotFollowed(f"more than {LONGEST} operations")
+        live = [k for k, (n, _) in enumerate(node.next_functions) if n is not None]
+        ways: dict[int, Between] = {}
+        for k in live:
+            before, of = node.next_functions[k]
+            way = self.way(before, of, earlier(node, k, value))
+            if way is not None:
+                ways[k] = way
+        if not ways:
+            return None
+        if len(ways) < len(live):  # something else that is trained is in it
+            raise NotFollowed(kind(node))
+        return self._step(node, number, value, ways)
+
+    def _step(
+        self, node: Any, number: int, value: Tensor | None, ways: dict[int, Between]
+    ) -> Between:
+        """The way through one more operation."""
+        first = ways[min(ways)]
+        made = None
+        if len(ways) == 1:
+            made = step(node, number)
+            if made is None and value is not None:
+                with torch.no_grad():
+                    made = constant(node, first(self._output).detach(), value)
+        elif len(ways) == 2:
+            made = step(node, number, ways[max(ways)])
+        if made is None:
+            raise NotFollowed(kind(node))
+        return Between(first.path, (*first.steps, made))
+
+    def reaches(self, node: Any) -> bool:
+        """Whether the graph leads on to an output."""
+        wanted, seen, left = {n for n, _ in self._nodes}, set(), [node]
+        while left:
+            one = left.pop()
+            if one in wanted:
+                return True
+            if one is not None and one not in seen:
+                seen.add(one)
+                left += [n for n, _ in one.next_functions]
+        return False
 
 
 def _leaves(output: Any) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
@@ -84,123 +170,18 @@ def _opened(output: Any) -> Any:
     return dict(vars(output)) if hasattr(output, "__dict__") else plain
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
+def _aliases(x: Tensor, y: Tensor) -> bool:
     """Whether it is the same tensor; hooks of modules hand on aliases."""
     alike = x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
     return alike and x.numel() > 0 and x.data_ptr() == y.data_ptr()
 
 
-def _chain(
-    given: Tensor, nodes: dict[tuple[Any, int], tuple[Any, ...]]
-) -> tuple[tuple[Any, ...], tuple[Step, ...]] | None:
-    """The leaf that the argument was made of, and the operations from there on."""
-    node, number = given.grad_fn, given.output_nr
-    steps: list[Step] = []
-    for _ in range(LONGEST):
-        if node is None:
-            return None
-        if (node, number) in nodes:
-            return nodes[node, number], tuple(reversed(steps))
-        before = [(n, k) for n, k in node.next_functions if n is not None]
-        kind = re.sub(r"Backward\d*$", "", node.name())
-        step = _step(kind, node, number) if len(before) == 1 else None
-        if step is None:
-            if _reaches(node, {n for n, _ in nodes}):
-                raise NotFollowed(kind)
-            return None
-        steps.append(step)
-        ((node, number),) = before
-    if _reaches(node, {n for n, _ in nodes}):
-        raise NotFollowed(f"more than {LONGEST} operations")
-    return None
-
-
-def _step(kind: str, node: Any, number: int) -> Step | None:
-    try:
-        return _READS[kind](node, number)
-    except (LookupError, AttributeError):  # another overload keeps other things
-        return None
-
-
-def _reaches(node: Any, wanted: set[Any]) -> bool:
-    """Whether the graph leads on to one of these nodes."""
-    seen, left = set(), [node]
-    while left:
-        one = left.pop()
-        if one in wanted:
-            return True
-        if one is not None and one not in seen:
-            seen.add(one)
-            left += [n for n, _ in one.next_functions]
-    return False
-
-
-# -- what each node tells, and how it is done again ------------------------------------------------
-
-Reads = Callable[[Any, int], Step]
-
-
-def _signed(value: Any) -> Any:
-    """A dimension or an index, which nodes keep without its sign."""
-    if isinstance(value, tuple | list):
-        return tuple(_signed(v) for v in value)
-    return value - 2**64 if isinstance(value, int) and value >= 2**63 else value
-
-
-def _reshaped(node: Any, _: int) -> Step:
-    shape = tuple(int(n) for n in node._input_metadata[0].shape)
-    return ("reshape", shape[1:]) if shape else ("scalar", ())
-
-
-def _saved(name: str, *fields: str) -> Reads:
-    return lambda node, _: (name, tuple(_signed(getattr(node, f"_saved_{f}")) for f in fields))
-
-
-def _numbered(name: str, *fields: str) -> Reads:
-    """The same of an operation with several results."""
-    return lambda node, number: (
-        name, (number, *(_signed(getattr(node, f"_saved_{f}")) for f in fields))
-    )  # fmt: skip
-
-
-_READS: dict[str, Reads] = {
-    **dict.fromkeys(("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"), _reshaped),
-    "Clone": _saved("same"),
-    "Alias": _saved("same"),
-    "ToCopy": lambda node, _: ("to", (node._input_metadata[0].dtype,)),
-    "Transpose": _saved("transpose", "dim0", "dim1"),
-    "T": _saved("t"),
-    "Permute": _saved("permute", "dims"),
-    "Select": _saved("select", "dim", "index"),
-    "Slice": _saved("slice", "dim", "start", "end", "step"),
-    "Index": _saved("index", "indices"),
-    "Split": _numbered("split", "split_size", "dim"),
-    "Unbind": _numbered("unbind", "dim"),
-    "LogSoftmax": _saved("log_softmax", "dim"),
-    "Softmax": _saved("softmax", "dim"),
-    "Mean": _saved("mean", "dim", "keepdim"),
-    "Sum": _saved("sum", "dim", "keepdim"),
-    "Sigmoid": _saved("sigmoid"),
-    "Tanh": _saved("tanh"),
-    "Relu": _saved("relu"),
-    "Exp": _saved("exp"),
-}
-_REPLAYS: dict[str, Callable[..., Tensor]] = {
-    "reshape": lambda x, *rest: x.reshape(-1, *rest),  # of fewer samples, too
-    "scalar": lambda x: x.reshape(()),
-    "same": lambda x: x,
-    "to": lambda x, dtype: x if x.dtype == torch.float64 else x.to(dtype),
-    "transpose": torch.transpose,
-    "t": torch.t,
-    "permute": torch.permute,
-    "select": torch.select,
-    "slice": lambda x, dim, start, end, step: x[(slice(None),) * dim + (slice(start, end, step),)],
-    "index": lambda x, indices: x[tuple(slice(None) if i is None else i for i in indices)],
-    "split": lambda x, number, size, dim: torch.split(x, size, dim)[number],
-    "unbind": lambda x, number, dim: torch.unbind(x, dim)[number],
-    "log_softmax": lambda x, dim: x.log_softmax(dim),
-    "softmax": lambda x, dim: x.softmax(dim),
-    "mean": lambda x, dim, keepdim: x.mean(dim, keepdim),
-    "sum": lambda x, dim, keepdim: x.sum(dim, keepdim),
-    **{name: getattr(torch, name) for name in ("sigmoid", "tanh", "relu", "exp")},
-}
+def same(again: Tensor, given: Tensor) -> bool:
+    """Whether it is the same but for the rounding of constants that were read off results."""
+    if again.shape != given.shape or again.dtype != given.dtype:
+        return False
+    one, two = again.nan_to_num(), given.nan_to_num()
+    if torch.equal(one, two) or not one.is_floating_point():
+        return torch.equal(one, two)
+    allowed = ROUNDED * torch.finfo(one.dtype).eps * float(two.abs().max())
+    return float((one - two).abs().max()) <= allowed

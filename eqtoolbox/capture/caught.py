@@ -1,5 +1,6 @@
 """Caught: one loss of a step, and which weight its backward gave it."""
 
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace as fx
 
+from eqtoolbox.capture.backward import Key
 from eqtoolbox.objective import Objective
 
 
@@ -64,6 +66,8 @@ class Caught:
         self.weight: Tensor | float | None = weight
         self.started = False  # whether random state and buffers are those of its own forward
         self.handle: Any = None
+        self.node: Key | None = None  # of the tape, whose loss it is
+        self.thread = threading.get_ident()
 
     def release(self) -> None:
         """Take the hook off the loss."""

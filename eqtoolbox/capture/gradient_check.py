@@ -27,16 +27,25 @@ class GradientCheck:
     changed: bool = False  # the loss is the right one: its gradient was changed afterwards
 
 
-def replayed_gradient(objective: Objective, params: Parameters) -> dict[str, Tensor]:
-    """Gradient of the objective at `params`, one micro-batch after the other."""
+def replayed_gradient(
+    objective: Objective, params: Parameters, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Gradient of the objective at `params`, one micro-batch after the other.
+
+    Args:
+        objective, params: what is differentiated, and where.
+        scale: of a gradient scaler, by which the loss was multiplied where float16 was: without it
+            small slopes would be rounded to 0 here that were not in training.
+    """
     leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
     total: dict[str, Tensor] = {}
     for piece in objective.pieces:
         with piece.scope(leaves):
-            rows = torch.autograd.grad(piece.loss(leaves), list(leaves.values()), allow_unused=True)
+            loss = piece.loss(leaves) * scale
+            rows = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for name, row in zip(leaves, rows, strict=True):
             if row is not None:
-                row = row.to_dense()
+                row = row.to_dense() / scale
                 total[name] = total[name] + row if name in total else row
     return total
 
@@ -58,6 +67,7 @@ class Circumstances:
     climbed: str = ""  # who moved the parameters between the losses and the step
     accumulates: bool = False  # whether the loss runs a backward of its own through the model
     stale: bool = False  # gradients of earlier backwards were left when its first one came
+    beside: str = ""  # how what is differentiated is another function than the losses
     repeated: float = 0.0  # relative change of the loss when evaluated again
 
 
@@ -85,6 +95,7 @@ def compare(
     wrong = cosine < MIN_COSINE
     changed = _change(r, g, told) if wrong else ""
     cause = changed or (_cause(r, g, before, told) if wrong else _scaled(cosine, ratio))
+    cause = cause or told.beside
     if cause and told.stale and not told.accumulates and told.repeated <= RANDOM:
         changed, cause = "", STALE
     return GradientCheck(cosine=cosine, ratio=ratio, cause=cause, changed=bool(changed))
@@ -129,6 +140,8 @@ def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances
         return "a forward hook on all modules, which probes do not call while other threads run"
     if told.unreached:
         return "no backward reached a loss that was caught: the step trains on another loss"
+    if told.beside:
+        return f"{told.beside}; put all of it into the function that monitor.loss decorates"
     return (
         "a part of the loss outside the decorated function, a second backward, or a random loss; "
         "put all of it into the function that monitor.loss decorates"

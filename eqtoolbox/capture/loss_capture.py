@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from eqtoolbox.capture.backward import node_of
 from eqtoolbox.capture.batch import map_tensors
-from eqtoolbox.capture.between import Between, NotFollowed
+from eqtoolbox.capture.between import Answered, Between, NotFollowed
 from eqtoolbox.capture.caught import Caught, Hook, gradients_are_clear, traced
 from eqtoolbox.capture.concealed import Concealed
 from eqtoolbox.capture.losses import Criterion, CriterionOfPair, OwnLoss, Spread, as_call
@@ -311,6 +312,8 @@ class LossCapture:
         """Keep a loss for the step it belongs to, with a note of what its backward starts with."""
         objective.random.ended()
         loss = _loss(result)
+        if loss is None and isinstance(result, Tensor):  # the loop may reduce it yet
+            loss = result
         if not self.pending.belongs():
             return
         if loss is not None and loss.requires_grad:
@@ -319,6 +322,7 @@ class LossCapture:
         caught = Caught(objective, value=None if loss is None else loss.detach())
         caught.started = True
         if loss is not None and loss.requires_grad:
+            caught.node = node_of(loss)
             caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
                 _Reached(self, caught)
             )
@@ -369,7 +373,7 @@ class LossCapture:
         if self._start is None or self.loss_fn is not None:
             return
         if self.criterion is not None:
-            self._output = output
+            self._output = Answered(output)
             return
         loss = _loss(output)
         if loss is None or not loss.requires_grad:
@@ -404,7 +408,7 @@ class LossCapture:
         )
 
     def _criterion_answered(self, criterion: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
-        given, self._given, self._output = self._given, None, None
+        given, self._given = self._given, None  # the output may be given to it again
         if given is not None and isinstance(loss, Tensor):
             self._catch(self._objective(Criterion(criterion), given), loss)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from eqtoolbox.capture.between import Between
+from eqtoolbox.objective import loss_tensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,18 @@ class Criterion:
         output = model(*args, **kwargs)
         made = tree_map(lambda x: x(output) if isinstance(x, Between) else x, given)
         return self.criterion(*made[0], **made[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Then:
+    """A loss function, and what the loop made of its loss before it was differentiated."""
+
+    loss_fn: Callable[[nn.Module, Any], Any]
+    made: Between
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        loss = self.loss_fn(model, batch)
+        return self.made(loss if isinstance(loss, Tensor) else loss_tensor(loss))
 
 
 @dataclass(frozen=True)

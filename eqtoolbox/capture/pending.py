@@ -1,11 +1,14 @@
 """Pending losses: those of the step that is being taken, and those of the one after it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.capture.backward import Backward
 from eqtoolbox.capture.caught import Caught, gradients_are_clear, guessed, weighted
+from eqtoolbox.capture.losses import Then
 from eqtoolbox.capture.waiting import Waiting
 from eqtoolbox.capture.watched import Watched
 
@@ -23,6 +26,7 @@ class Pending:
     def __init__(self, watched: Watched) -> None:
         self.summed = False  # losses of unknown weight: their sum, not their mean
         self.stale = False  # whether gradients were left when the first backward of the step came
+        self.beside = ""  # what the step differentiates beside the losses that were caught
         self.moved = False  # whether a closure evaluated the loss at other parameters
         self.coming: list[Caught] = []  # losses of the step that comes
         self._step: list[Caught] = []  # and of the one that is being taken
@@ -62,7 +66,7 @@ class Pending:
         for caught in self._step:
             caught.release()
         self._step, self._inside, self._places = [], None, set()
-        self.stale = False
+        self.stale, self.beside = False, ""
 
     def forget(self) -> None:
         """Forget the coming step, too."""
@@ -148,8 +152,26 @@ class Pending:
                 self.waiting.cleared()
                 for earlier in known:  # their gradients were thrown away
                     earlier.weight = None
-        weight = gradient.detach().reshape(())
+        weight = self._differentiated(caught, gradient).detach().reshape(())
         caught.weight = weight if caught.weight is None else caught.weight + weight
+
+    def _differentiated(self, caught: Caught, gradient: Tensor) -> Tensor:
+        """The weight of the loss, or of what the loop made of it and differentiates."""
+        value, caught.value = caught.value, None if gradient.dim() else caught.value
+        backward = Backward.now(caught.thread)
+        if backward is None or caught.node is None or value is None:
+            return gradient.sum()
+        losses = frozenset(c.node for c in (*self._step, *self.coming) if c.node is not None)
+        found = backward.found(losses, self._watched.trainable().values())
+        first = caught.weight is None and (found.taken or gradient.dim() > 0)
+        made = backward.made_of(found, value, gradient) if first else None
+        if made is None:
+            self.beside = self.beside or found.why
+            return gradient.sum()
+        ((root,), (seed,)) = backward.roots, backward.seeds
+        loss_fn = Then(caught.objective.loss_fn, made)
+        caught.objective, caught.value = replace(caught.objective, loss_fn=loss_fn), root.detach()
+        return torch.ones_like(root) if seed is None else seed
 
 
 def _place(model: nn.Module) -> int:

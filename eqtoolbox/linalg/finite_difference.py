@@ -22,6 +22,12 @@ LossOrGradient = Annotated[
     Callable[[dict[str, Tensor]], Tensor | Mapping[str, Tensor]],
     takes(1, "of a dict of parameters"),
 ]
+
+
+class Kinked(ValueError):
+    """The gradient is not smooth within the step of a difference."""
+
+
 KINKED = 0.05  # the q above which the gradient is not smooth along the step
 STEADY = 0.05  # change of a product by a tenth of the step, above which it is a jump's
 
@@ -116,7 +122,7 @@ class FiniteDifference(LinearOperator):
         self.kink = max(self.kink, kink)
         self._tested, self._used = True, step
         if self.kink > KINKED:
-            raise ValueError(
+            raise Kinked(
                 f"finite differences need a smooth gradient, got a relative second difference of "
                 f"{self.kink:.2g} > {KINKED} (ReLU, max-pool or noise such as dropout); use "
                 "hessian, after giving what has no second derivative one"

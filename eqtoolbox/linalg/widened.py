@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.finite_difference import FiniteDifference
+from eqtoolbox.linalg.finite_difference import FiniteDifference, Kinked
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector
 from eqtoolbox.precision import Precision
@@ -89,7 +89,7 @@ def steady(differences: FiniteDifference | Widened, along: Vector) -> FiniteDiff
         ValueError: it has a kink inside of the step, or jumps where the parameters are.
     """
     if not differences.steady(along):
-        raise ValueError(
+        raise Kinked(
             "finite differences need a smooth gradient, got one that jumps at the parameters: a "
             "tenth of the step changes the product"
         )

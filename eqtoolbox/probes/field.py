@@ -24,6 +24,7 @@ from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import add, norm
 from eqtoolbox.linalg.widened import Widened, steady
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.probes.inside import cuts
 from eqtoolbox.replay.operations import opened
 
 NEAR = 5e-3  # exact against differenced product; differences of smooth float32 losses err by 1e-3
@@ -187,6 +188,8 @@ class _Cuts(TorchFunctionMode):
         owner = str(getattr(getattr(func, "__self__", None), "__name__", ""))
         if name in ("detach", "detach_") or (name, owner) == ("__get__", "data"):
             cut = "data" if name == "__get__" else name
+        elif cuts(func, args, kwargs or {}):
+            cut = f"autograd.{name}"
         else:
             cut = "" if torch.is_grad_enabled() or name == "__get__" else "no_grad"
         if cut and any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(args)):

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from eqtoolbox.capture.window import Window
 from eqtoolbox.linalg.graph import differentiating, filled
-from eqtoolbox.linalg.vectors import add, zeros_like
+from eqtoolbox.linalg.vectors import add, norm, zeros_like
 from eqtoolbox.objective import Objective, Parameters
+from eqtoolbox.probes.inside import Inside
 from eqtoolbox.probes.law import Elements, Members
 from eqtoolbox.snapshot import NotApplicable
+
+ROUNDED = 100.0  # roundings between the gradient and that by way of the output
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def biases(
         elements: coefficients of each member, (dimension,).
 
     Raises:
-        NotApplicable: the loss is not computed from one output tensor of the model.
+        NotApplicable: the loss is not a function of one output tensor of the model alone, or that
+            function has no second derivative.
     """
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     value = dict.fromkeys(families, 0.0)
@@ -55,9 +59,7 @@ def biases(
                     for member, c in zip(members, elements[family], strict=True)
                 ]
                 c = weight * (slope * torch.stack(along).sum(0)).sum()
-                rows = torch.autograd.grad(
-                    c, list(leaves.values()), retain_graph=True, allow_unused=True
-                )
+                rows = _rows(c, leaves)
                 value[family] += float(c.detach())
                 total[family] = add(total[family], filled(leaves, rows))
     return {family: Bias(value[family], total[family]) for family in families}
@@ -70,10 +72,36 @@ def weighted(objective: Objective) -> tuple[tuple[Objective, float], ...]:
 
 def _slope(objective: Objective, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """y and dl/dy, both in the graph of the parameters."""
-    output, loss = objective.output_and_loss(leaves)
+    with Inside() as inside:
+        output, loss = objective.output_and_loss(leaves)
     if output is None:
         raise NotApplicable("the loss does not call the model once for one output tensor")
     (slope,) = torch.autograd.grad(loss, output, create_graph=True, allow_unused=True)
     if slope is None:
         raise NotApplicable("the loss is not computed from the output of the model")
+    if inside.kept:  # then dl/dy is not all there is of dl
+        whole, through = _rows(loss, leaves), _rows(output, leaves, slope.detach())
+        one, two = filled(leaves, whole), filled(leaves, through)
+        eps = max(torch.finfo(p.dtype).eps for p in leaves.values())
+        if norm(add(one, two, -1.0)) > ROUNDED * eps * norm(one):
+            raise NotApplicable(
+                "the loss differentiates the model inside, and so depends on more than its output: "
+                "what the output's transformation says of the gradient does not follow"
+            )
     return output, slope
+
+
+def _rows(
+    root: Tensor, leaves: dict[str, Tensor], along: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """Derivatives by the parameters.
+
+    Raises:
+        NotApplicable: an operation has none.
+    """
+    try:
+        return torch.autograd.grad(
+            root, list(leaves.values()), along, retain_graph=True, allow_unused=True
+        )
+    except RuntimeError as reason:
+        raise NotApplicable(f"no derivative of the law of equivariances: {reason}") from reason

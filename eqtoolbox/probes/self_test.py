@@ -68,7 +68,9 @@ def compared(
         )
     if found.why_not:
         why = f"symmetric and repeatable; {found.why_not}: not comparable"
-        return replace(test, reason=why)
+        held = bool(made.cuts) and not made.custom  # it may matter, and nothing tells
+        why = f"products are of the loss with a part held: {made.reason}; {why}" if held else why
+        return replace(test, held=held, reason=why)
     if not found.differs and not doubt:
         return replace(test, reason="symmetric, repeatable, equal to differences")
     if not found.one_function and doubt:

@@ -69,6 +69,7 @@ BATCH = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(12) % CLASSES
 REAL = torch.linspace(-1, 1, 12)
+PRIOR = torch.linspace(0.1, 0.4, CLASSES).log()
 CE, MSE, BCE = nn.CrossEntropyLoss(), nn.MSELoss(), nn.BCEWithLogitsLoss()
 
 USUAL: dict[str, tuple[nn.Module, nn.Module, Callable[..., Tensor], Tensor]] = {
@@ -118,6 +119,25 @@ USUAL: dict[str, tuple[nn.Module, nn.Module, Callable[..., Tensor], Tensor]] = {
         Model(lambda h, z: (z, h)), nn.CosineEmbeddingLoss(),
         lambda c, m, x: (lambda z, h: c(z, h[:, :CLASSES], torch.ones(12)))(*m(x)), BATCH,
     ),
+    "temperature": (Model(LOGITS), CE, lambda c, m, x: c(m(x) / 2.5, Y), BATCH),
+    "scaled and shifted": (Model(LOGITS), CE, lambda c, m, x: c((m(x) + PRIOR) * 3, Y), BATCH),
+    "shifted by rows": (
+        Model(LOGITS, 4), MSE, lambda c, m, x: c(m(x) - BATCH, torch.zeros(12, 4)), BATCH,
+    ),
+    "from above": (Model(LOGITS), CE, lambda c, m, x: c(1.5 - m(x), Y), BATCH),
+    "clamped": (Model(LOGITS), CE, lambda c, m, x: c(-m(x).clamp(-0.3, 0.2), Y), BATCH),
+    "gathered": (
+        Model(LOGITS), MSE, lambda c, m, x: c(m(x).gather(1, Y[:, None]).squeeze(1), REAL), BATCH,
+    ),
+    "normalised": (
+        Model(LOGITS, 4), MSE, lambda c, m, x: c(F.normalize(m(x), dim=1), BATCH), BATCH,
+    ),
+    "projected": (Model(LOGITS, 4), CE, lambda c, m, x: c(m(x) @ BATCH[:5].T, Y), BATCH),
+    "similarities of two parts": (
+        Model(lambda h, z: (z, h)), CE,
+        lambda c, m, x: (lambda z, h: c(z @ h[:, :CLASSES].t() / 0.5, torch.arange(12)))(*m(x)),
+        BATCH,
+    ),
     "chunk": (Model(LOGITS, 4), MSE, lambda c, m, x: c(m(x).chunk(2, -1)[1], BATCH[:, :2]), BATCH),
 }  # fmt: skip
 
@@ -147,7 +167,11 @@ def test_usual_calls_are_replayed_exactly(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (lambda c, m, x: c(m(x) + 1, Y), "after Add"),
+        (lambda c, m, x: c(F.gelu(m(x)), Y), "after Gelu"),
+        (lambda c, m, x: c((m(x) + PRIOR).softmax(1), Y), "after Add"),  # read off no result
+        (lambda c, m, x: c(m(x) * m.one.weight.sum(), Y), "after Mul"),
+        (lambda c, m, x: c(m(x).mul_(2), Y), "after writing into it"),
+        (lambda c, m, x: c(F.relu_(m(x)), Y), "after writing into it"),
         (lambda c, m, x: c(torch.cat([m(x)[:6], m(x)[6:]]), Y), "not called"),
         (lambda c, m, x: c(torch.cat([(z := m(x))[:6], z[6:]]), Y), "after Cat"),
         (lambda c, m, x: c(m(x).detach().requires_grad_(), Y), "own output: give"),
@@ -162,6 +186,19 @@ def test_what_cannot_be_done_again_is_refused_with_the_line_to_paste(
     assert record.status == "not_applicable"
     assert why in record.note
     assert "monitor.loss(lambda model, x, y: criterion(output(model(x)), y))" in record.note
+
+
+def test_rows_that_a_loop_adds_fit_no_part_of_the_batch() -> None:
+    output = nn.Linear(3, 4)(torch.randn(5, 3))
+    by_rows, alike = torch.randn(5, 4), torch.randn(4)
+    way = Between.of(output, output + by_rows)
+    assert way is not None
+    assert torch.allclose(way(output), output + by_rows)
+    with pytest.raises(ValueError, match="5 rows of its own, got 1 rows"):
+        way(torch.randn(1, 4))
+    way = Between.of(output, (output + alike) / 2)
+    assert way is not None
+    assert torch.allclose(way(torch.zeros(1, 4)), alike / 2, atol=1e-6)
 
 
 def test_a_probe_batch_goes_the_way_of_the_loop() -> None:

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.capture.gradient_check import replayed_gradient
+from eqtoolbox.isolation import RandomState
 from eqtoolbox.linalg import hessian
+from eqtoolbox.objective import Objective
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine, ProbePrecision
 from eqtoolbox.probes.noether import Noether
@@ -170,3 +173,22 @@ def test_full_precision_on_a_gpu_measures_what_float32_training_would() -> None:
         found = step(model, loss, device="cuda")
         assert found["curvature/sharpness"].value == pytest.approx(expected, rel=1e-3)
         assert not [r for r in found.values() if r.status in ("non_finite", "failed")]
+
+
+def test_a_gradient_of_float16_is_replayed_at_the_scale_it_was_trained_at() -> None:
+    """Slopes of 1e-8 are 0 in float16: without the scale the check would compare with nothing."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.randn(8, 4)
+
+    def loss(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.float16):
+            out = m(x)
+        return 1e-8 * out.float().square().sum()
+
+    objective = Objective(model=model, loss_fn=loss, batch=x, random=RandomState(), buffers={})
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    exact = 2e-8 * (x.T @ model(x).detach())[:, 0]
+    scaled = replayed_gradient(objective, params, 2.0**16)["weight"][0]
+    assert torch.allclose(scaled, exact, rtol=0.02)
+    lost = replayed_gradient(objective, params)["weight"][0]
+    assert not torch.allclose(lost, exact, rtol=0.5)

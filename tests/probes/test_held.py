@@ -176,6 +176,34 @@ def two_forwards(model: nn.Module, b: Any) -> Tensor:
     return F.softplus(-model(b[0])).mean() + F.softplus(model(1 - b[0])).mean()
 
 
+def relu_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+def maml_of_first_order(model: nn.Module, b: Any) -> Tensor:
+    named = dict(model.named_parameters())
+    inner = F.cross_entropy(torch.func.functional_call(model, named, (b[0][:16],)), b[1][:16])
+    slopes = torch.autograd.grad(inner, [*named.values()])
+    moved = {n: p - 0.4 * g for (n, p), g in zip(named.items(), slopes, strict=True)}
+    return F.cross_entropy(torch.func.functional_call(model, moved, (b[0][16:],)), b[1][16:])
+
+
+def adversarial(model: nn.Module, b: Any, backward: bool = False) -> Tensor:
+    """Virtual adversarial training: noise is drawn, and turned to where it changes most."""
+    out, rng = model(b[0]), torch.Generator().manual_seed(3)
+    noise = F.normalize(torch.randn(b[0].shape, generator=rng).to(b[0]), dim=1).requires_grad_()
+    target = F.softmax(out, 1).detach()
+    apart = F.kl_div(F.log_softmax(model(b[0] + 0.1 * noise), 1), target, reduction="batchmean")
+    if backward:
+        apart.backward(inputs=[noise])
+        slope = noise.grad
+    else:
+        (slope,) = torch.autograd.grad(apart, noise)
+    moved = model(b[0] + F.normalize(slope, dim=1))
+    far = F.kl_div(F.log_softmax(moved, 1), target, reduction="batchmean")
+    return F.cross_entropy(out, b[1]) + far
+
+
 HELD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "SimSiam": (net, simsiam),
     "TD(0)": (net, td_zero),
@@ -190,6 +218,11 @@ HELD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         cross_entropy,
     ),
     "VQ-VAE": (Codes, autoencoding),
+    "MAML of first order": (net, maml_of_first_order),
+    "MAML of first order behind kinks": (relu_net, maml_of_first_order),
+    "virtual adversarial": (net, adversarial),
+    "virtual adversarial behind kinks": (relu_net, adversarial),
+    "virtual adversarial by backward": (relu_net, lambda m, b: adversarial(m, b, True)),
     "spectral norm": (lambda: critic(parametrizations.spectral_norm), two_forwards),
     "behind kinks": (
         lambda: nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, CLASSES)),
@@ -342,6 +375,21 @@ def test_a_relu_network_keeps_its_exact_products(seed: int) -> None:
     rows = measured(model, cross_entropy)
     assert (rows["curvature/sharpness"].status, rows["curvature/sharpness"].hessian) == ("ok", None)
     assert rows["curvature/self_test/repeat"].note.startswith("exact: symmetric")
+
+
+def test_a_part_that_may_matter_is_called_held_where_nothing_can_be_compared() -> None:
+    """Behind kinks, in a loss of another value in float64; must fail without a detached part."""
+
+    def narrow(model: nn.Module, b: Any, cut: bool) -> Tensor:
+        out = model(b[0])
+        odd = 1.0 if out.dtype == torch.float32 else 2.0  # no float64 to compare with
+        weight = out.softmax(1).amax(1)
+        return odd * ((weight.detach() if cut else weight) * F.cross_entropy(out, b[1])).mean()
+
+    for cut, said in ((True, "held"), (False, None)):
+        rows = measured(made(relu_net), lambda m, b, cut=cut: narrow(m, b, cut))
+        assert "not comparable" in rows["curvature/self_test/repeat"].note
+        assert rows["curvature/sharpness"].hessian == said
 
 
 def test_negatives_sampled_down_the_gradient_of_an_energy_are_held() -> None:

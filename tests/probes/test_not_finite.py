@@ -115,3 +115,23 @@ def test_the_derivative_that_is_not_finite_is_said(last: Any, order: str, operat
     row = rows(model, zero, inputs())["curvature/sharpness"]
     assert row.status == "non_finite"
     assert f"{order}" in row.note and f"first in {operation}" in row.note
+
+
+def test_a_kink_met_after_the_self_test_is_told_in_words_and_is_no_failure() -> None:
+    """The angle of (0, 0): differences are smooth along one direction and not along the next."""
+    torch.manual_seed(1)
+    x = torch.randn(12, 3)
+    x[0] = 0
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False))
+    optimizer, sink = torch.optim.SGD(model.parameters(), lr=0.01), MemorySink()
+    with eq.attach(
+        model, optimizer, probes=[Curvature()], schedule=1, budget=None, sinks=[sink],
+        on_error="raise",
+    ) as monitor:  # fmt: skip
+        loss = monitor.loss(lambda m, x: torch.atan2(m(x)[:, 0], m(x)[:, 1]).square().mean())
+        loss(model, x).backward()
+        optimizer.step()
+    (row,) = [r for r in sink.records if r.name == "curvature/sharpness"]
+    assert row.status == "not_applicable"
+    assert "no second derivative that differences could stand in for" in row.note

@@ -238,6 +238,56 @@ def test_a_loss_that_sees_the_head_itself_breaks_the_law_of_the_outputs() -> Non
     assert float(law["second"].norm()) > 1e-2 * law["scale"]
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_loss_that_differentiates_the_model_breaks_no_law_of_its_outputs(inside: bool) -> None:
+    """Its slopes are beside the output, which is not all that the loss depends on."""
+
+    def loss(m: nn.Module, b: tuple[Tensor, Tensor]) -> Tensor:
+        x = b[0].clone().requires_grad_()
+        y = m(x)
+        fit = nn.functional.cross_entropy(y, b[1])
+        if not inside:
+            return fit
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return fit + slope.square().mean()
+
+    torch.manual_seed(0)
+    model, sink = Sloped(bent=False), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.randn(24, 5), torch.randint(0, 3, (24,))
+    with eq.attach(
+        model, optimizer, probes=[Noether()], budget=None, sinks=[sink], on_error="raise"
+    ) as monitor:
+        monitor.loss(loss)(model, batch).backward()
+        optimizer.step()
+    records = {r.name: r for r in sink.records}
+    law = records["noether/first_order/head_scale"]
+    if inside:
+        assert law.status == "not_applicable"
+        assert "differentiates the model inside" in law.note
+    else:
+        assert law.verdict == "holds"
+
+
+def test_a_loss_without_second_derivatives_says_so_of_its_outputs_law() -> None:
+    torch.manual_seed(0)
+    model, sink = Sloped(bent=False), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        spoken = m(x).log_softmax(1)[:, None]
+        return nn.functional.ctc_loss(spoken, torch.tensor([[1, 2, 1]]), (24,), (3,))
+
+    with eq.attach(
+        model, optimizer, probes=[Noether()], budget=None, sinks=[sink], on_error="raise"
+    ) as monitor:
+        monitor.loss(loss)(model, torch.randn(24, 5)).backward()
+        optimizer.step()
+    law = {r.name: r for r in sink.records}["noether/first_order/head_scale"]
+    assert law.status == "not_applicable"
+    assert "no derivative of the law of equivariances" in law.note
+
+
 def test_laws_of_equivariances_hold_over_the_micro_batches_of_a_step() -> None:
     torch.manual_seed(0)
     model, sink = Sloped(bent=False), MemorySink()

@@ -11,6 +11,7 @@ from eqtoolbox.symmetry.actions import trivial
 from eqtoolbox.symmetry.group import Cyclic
 from eqtoolbox.symmetry.linear import vectors
 from eqtoolbox.symmetry.permuting import Roll
+from eqtoolbox.symmetry.variance import _products, _without
 
 TURN = Equivariance(SO2(), vectors, trivial)
 SEEDS = range(120)
@@ -125,3 +126,9 @@ def test_the_share_of_a_finite_group_is_the_one_of_all_its_elements(samples: int
     ]
     mean = sum(r.orbit_variance for r in found) / runs
     assert mean == pytest.approx(share, rel=1e-12 if runs == 1 else 0.03)
+
+
+def test_each_row_left_out_leaves_the_mean_of_the_others() -> None:
+    rows = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    others = [torch.cat([rows[:k], rows[k + 1 :]]).mean(0).square().sum() for k in range(5)]
+    assert torch.allclose(_without(_products(rows)), torch.stack(others), rtol=1e-12)
