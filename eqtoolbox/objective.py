@@ -80,7 +80,7 @@ class Objective:
     @contextmanager
     def scope(self, params: Mapping[str, Tensor]) -> Iterator[None]:
         """Keeps `params` swapped in; checkpointed layers run forward again in the backward."""
-        with Exchanged(self.model, self._state(params)).here(), self._beside(params):
+        with self._exchanged(params).here(), self._beside(params):
             yield
 
     def evaluated(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -291,7 +291,7 @@ class Objective:
             graded = torch.is_grad_enabled()
             with self.isolated(), torch.set_grad_enabled(graded):
                 return self._run(params, body, train)
-        exchanged = Exchanged(self.model, self._state(params))
+        exchanged = self._exchanged(params)
 
         @contextmanager
         def state() -> Iterator[None]:
@@ -312,6 +312,10 @@ class Objective:
                 if replay.failures:
                     raise replay.failures[0] from error
                 raise
+
+    def _exchanged(self, params: Mapping[str, Tensor]) -> Exchanged:
+        """What the model holds meanwhile; of a step that was caught all first buffers are known."""
+        return Exchanged(self.model, self._state(params), whole=self.belongings is not None)
 
     def _state(self, params: Mapping[str, Tensor]) -> Parameters:
         """Parameters to differentiate, those not given as they are, fresh clones of the buffers.

@@ -83,9 +83,10 @@ class Exchanged:
     Args:
         model: that holds them.
         named: tensors by the names of those in whose place they are.
+        whole: buffers that are not among them are not there: an evaluation has yet to make them.
     """
 
-    def __init__(self, model: nn.Module, named: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, named: Mapping[str, Tensor], whole: bool = False) -> None:
         tables = [
             (prefix, module, name, live(getattr(module, name)))
             for prefix, module in model.named_modules()
@@ -98,7 +99,15 @@ class Exchanged:
             if t is not None and (f"{prefix}.{key}" if prefix else key) in named
         }
         self._rows = [
-            (module, name, {key: other.get(id(t), t) for key, t in table.items()})
+            (
+                module,
+                name,
+                {
+                    key: other.get(id(t), t)
+                    for key, t in table.items()
+                    if not (whole and name == "_buffers" and t is not None and id(t) not in other)
+                },
+            )
             for _, module, name, table in tables
             if len(table)
         ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.replay.tables import Exchanged
 from eqtoolbox.sinks.memory import MemorySink
 from tests.neutrality import belongings, roundabout, tensor_belongings
 from tests.neutrality.belongings import Batch, Net, cross_entropy
@@ -409,3 +410,39 @@ def test_a_graph_that_saved_a_tensor_can_still_be_walked_back() -> None:
     trained(kind, "decorator", steps=1)
     assert state._version == version + 1  # the training's own write
     assert later.sum().isfinite()
+
+
+class LazyMean(nn.Module):
+    """Makes a buffer when it is called first, and gives it another tensor at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        if not hasattr(self, "mean"):
+            self.register_buffer("mean", torch.zeros(5))
+        self.mean = 0.9 * self.mean + 0.1 * h.mean(0).detach()
+        return self.second(h - self.mean)
+
+
+def lazy_mean() -> Any:
+    model = LazyMean()
+    return model, cross_entropy, lambda: model.mean.tolist()
+
+
+def test_a_buffer_that_a_step_makes_is_not_there_where_the_step_is_evaluated_again() -> None:
+    sink = MemorySink()
+    assert trained(lazy_mean, "decorator", sink=sink) == trained(lazy_mean)
+    cosines = [r.value for r in sink.records if r.name == "monitor/closure_grad_cos"]
+    assert cosines == pytest.approx([1.0] * 4, abs=1e-12)
+
+
+def test_a_buffer_of_later_is_seen_where_not_all_are_known() -> None:
+    model, _, _ = lazy_mean()
+    model(torch.ones(2, 6))
+    for whole in (False, True):
+        with Exchanged(model, {}, whole=whole).here():
+            assert hasattr(model, "mean") is not whole
+    assert hasattr(model, "mean")
