@@ -141,6 +141,11 @@ def tracks(kind: type) -> bool:
     return bool(roots_of(kind) & TRACKERS) or kind.__module__.startswith("torch.utils.tensorboard")
 
 
+def is_table(kind: type) -> bool:
+    """Whether it is a table or a column of pandas: one that a program derives is not."""
+    return kind.__name__ in ("DataFrame", "Series") and kind.__module__.startswith("pandas")
+
+
 def of_a_framework(kind: type) -> bool:
     """Whether a class is, or derives from, one that runs a training, a thread or a log."""
     return any(_within(base.__module__, _FRAMEWORKS) for base in kind.__mro__)

@@ -135,6 +135,12 @@ def proxy(walk: Walk, thing: Any, path: Any) -> None:
     walk.held(thing, inside, path)
 
 
+def csv_writer(walk: Walk, thing: Any, path: Any) -> None:
+    """It keeps nothing itself: what it writes to does."""
+    inside = [x for x in gc.get_referents(thing) if type(x).__module__ != "_csv"]
+    walk.held(thing, [x for x in inside if not isinstance(x, type)], path)
+
+
 def weak(walk: Walk, thing: Any, path: Any) -> None:
     if isinstance(thing, weakref.ref):
         walk.held(thing, (weakref.ref.__call__(thing),), path)
@@ -167,7 +173,9 @@ def optimizer(walk: Walk, thing: torch.optim.Optimizer, path: Any) -> None:
 
 def stream(walk: Walk, thing: Any, path: Any) -> None:
     if all(thing is not one for one in GLOBAL):
-        walk.slots.append(states.Stream(thing, path))
+        one = states.Stream(thing, path)
+        walk.slots.append(one)
+        walk.look(one.seeds, (path, "seed_seq"))
 
 
 def numbers(walk: Walk, thing: Any, path: Any) -> None:
@@ -200,6 +208,15 @@ def file(walk: Walk, thing: Any, path: Any) -> None:
 
 def alone(walk: Walk, thing: Any, path: Any) -> None:
     walk.loose.append((thing, path))
+
+
+def table(walk: Walk, thing: Any, path: Any) -> None:
+    """A table of pandas, whose copy shares the objects that stand in it."""
+    walk.loose.append((thing, path))
+    columns = [thing] if thing.ndim == 1 else [thing.iloc[:, k] for k in range(thing.shape[1])]
+    for column in columns:
+        if column.dtype == object:
+            walk.look_all(column.tolist(), path)
 
 
 def unknown(walk: Walk, thing: Any, path: Any) -> None:
