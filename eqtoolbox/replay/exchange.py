@@ -8,27 +8,16 @@ import copy
 import decimal
 import functools
 import itertools
-import warnings
-from collections import deque
 from types import BuiltinFunctionType, MethodType, MethodWrapperType
 from typing import Any
 
 import numpy as np
 
-from eqtoolbox.replay.kinds import ITERATORS, LARGE, is_table, tracks
+from eqtoolbox.replay.iterators import ALONE, OVER, going_on
+from eqtoolbox.replay.kinds import LARGE, is_table, tracks
 from eqtoolbox.replay.standin import Silent, StandIn
 from eqtoolbox.replay.walk import said
 
-_OVER = (  # iterators over others, which say what they were made from
-    zip, map, filter, enumerate, itertools.accumulate, itertools.chain, itertools.combinations,
-    itertools.compress, itertools.cycle, itertools.dropwhile, itertools.islice,
-    itertools.permutations, itertools.product, itertools.starmap, itertools.takewhile,
-    itertools.zip_longest,
-)  # fmt: skip
-_VIEWED = (
-    *(type(iter(one)) for one in ({}.keys(), {}.values(), {}.items(), set(), deque())),
-    *(type(reversed(one)) for one in ({}.keys(), {}.values(), {}.items(), deque())),
-)
 _CACHE = type(functools.lru_cache(lambda: None))
 
 
@@ -40,9 +29,9 @@ def copied(thing: Any) -> Any:
     if isinstance(thing, np.random.SeedSequence):
         return np.random.SeedSequence(**thing.state)
     try:
-        if type(thing) in _OVER:
-            return _over(thing, {})
-        if type(thing) in (*ITERATORS, *_VIEWED) or isinstance(thing, decimal.Context):
+        if type(thing) in OVER:
+            return going_on(thing, {})
+        if type(thing) in ALONE or isinstance(thing, decimal.Context):
             return copy.copy(thing)
     except (TypeError, RuntimeError):  # not this one, or not in this Python; its dict has changed
         return None
@@ -92,28 +81,9 @@ def _remade(holder: Any, parts: tuple[Any, ...], made: dict[int, Any]) -> Any:
         return MethodType(holder.__func__, inner)
     if isinstance(holder, BuiltinFunctionType | MethodWrapperType):
         return getattr(inner, holder.__name__)
-    if type(holder) in (*_OVER, *ITERATORS):
-        return _over(holder, made)
+    if type(holder) in (*OVER, *ALONE):
+        return going_on(holder, made)
     return StandIn(holder, why(holder, (None, type(holder).__name__)))
-
-
-def _over(holder: Any, made: dict[int, Any]) -> Any:
-    """An iterator that goes on from where this one is, over stand-ins of what it is over."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on
-        kind, given, *state = holder.__reduce__()
-        new = kind(*(made.get(id(part), part) for part in given))
-        for one in state:
-            if one is not None:
-                new.__setstate__(_state(one, made))
-    return new
-
-
-def _state(given: Any, made: dict[int, Any]) -> Any:
-    """Of an iterator: its own lists are its own, and what it is over is exchanged."""
-    if type(given) is tuple:
-        return tuple([*one] if type(one) is list else made.get(id(one), one) for one in given)
-    return made.get(id(given), given)
 
 
 def stand_in(thing: Any, path: Any) -> StandIn:

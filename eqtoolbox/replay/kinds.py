@@ -39,6 +39,7 @@ TRACKERS = frozenset({  # whose objects say nothing while a loss is evaluated ag
     "aim", "clearml", "comet_ml", "mlflow", "neptune", "tensorboard", "tensorboardX", "trackio",
     "wandb",
 })  # fmt: skip
+TELLING = TRACKERS | {"IPython", "ipykernel", "tqdm"}  # whose threads draw no random numbers
 GLOBAL = (torch.default_generator, random._inst, np.random.mtrand._rand)
 _THREADS = ("_asyncio", "_thread", "asyncio", "threading")
 _FRAMEWORKS = (

@@ -29,6 +29,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from eqtoolbox.replay import program, readers
 from eqtoolbox.replay.code import used
+from eqtoolbox.replay.iterators import OVER
 from eqtoolbox.replay.kinds import (
     ALONE,
     constant,
@@ -147,6 +148,7 @@ def _by_base() -> tuple[tuple[Any, Reader], ...]:
         (types.FrameType, program.frame),
         (types.MappingProxyType, readers.proxy),
         ((property, staticmethod, classmethod, super, *_VIEWS), readers.parts),
+        (OVER, readers.iterator),
         (type(csv.writer(io.StringIO())), readers.csv_writer),
         (memoryview, readers.memory),
         (type, program.kind),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from eqtoolbox.replay import contents, program, scripted, slots, states
 from eqtoolbox.replay.attributes import attributes_of
 from eqtoolbox.replay.code import used
+from eqtoolbox.replay.iterators import inner
 from eqtoolbox.replay.kinds import (
     ATOMS,
     GLOBAL,
@@ -26,6 +27,7 @@ from eqtoolbox.replay.kinds import (
     runs_threads,
     users_classes,
 )
+from eqtoolbox.replay.names import Named, Names
 from eqtoolbox.replay.tables import live
 from eqtoolbox.replay.tensors import watchable
 from eqtoolbox.replay.walk import Walk, word
@@ -108,7 +110,7 @@ def mapping(walk: Walk, thing: dict[Any, Any], path: Any) -> None:
     if not ATOMS.issuperset(map(type, entries.held)):
         walk.look_all([*entries.held], path)
     if isinstance(thing, defaultdict) and thing.default_factory is not None:
-        walk.slots.append(slots.Named(thing, path, ("default_factory",)))
+        walk.slots.append(Named(thing, path, ("default_factory",)))
         walk.look(thing.default_factory, (path, "default_factory"))
 
 
@@ -133,6 +135,12 @@ def proxy(walk: Walk, thing: Any, path: Any) -> None:
     """A dict that is shown for reading; not that of a class."""
     inside = [x for x in gc.get_referents(thing) if type(x) is not dict or "__module__" not in x]
     walk.held(thing, inside, path)
+
+
+def iterator(walk: Walk, thing: Any, path: Any) -> None:
+    """One over others."""
+    walk.loose.append((thing, path))
+    walk.held(thing, inner(thing), path)
 
 
 def csv_writer(walk: Walk, thing: Any, path: Any) -> None:
@@ -257,7 +265,7 @@ def framework(walk: Walk, thing: Any, path: Any) -> None:
     own, mine = vars(thing), users_classes(kind)
     if runs_threads(kind):
         names = {*own}.union(*map(vars, mine)) if mine else ()
-        walk.slots.append(slots.Names(own, path, [n for n in names if not n.startswith("_")]))
+        walk.slots.append(Names(own, path, [n for n in names if not n.startswith("_")]))
     else:
         walk.attributes(thing, path, deep=False)
     if not mine:
