@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from torch._C._dynamo import eval_frame
 
+from eqtoolbox.replay.apart import Apart
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -21,20 +23,25 @@ def eager(hook: F) -> F:
 
     That would import the compiler, which takes a second, for programs that compile nothing. Where
     nothing is being compiled the hook is called as it is: leaving and entering takes microseconds.
+    Modes of the program's own are not told of what it does.
     """
     disabled: list[Any] = []
     compiling = getattr(eval_frame, "get_eval_frame_callback", None)
+
+    def apart(*args: Any) -> Any:
+        with Apart():
+            return hook(*args)
 
     @untraced
     @functools.wraps(hook)
     def run(*args: Any) -> Any:
         if compiling is not None and compiling() is None:
-            return hook(*args)
+            return apart(*args)
         compiler = sys.modules.get("torch._dynamo.eval_frame")
         if compiler is None:
-            return hook(*args)
+            return apart(*args)
         if not disabled:
-            disabled.append(compiler.DisableContext()(hook))
+            disabled.append(compiler.DisableContext()(apart))
         return disabled[0](*args)
 
     return run  # type: ignore[return-value]

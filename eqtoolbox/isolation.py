@@ -16,6 +16,7 @@ from eqtoolbox.derivatives import twice_differentiable
 from eqtoolbox.replay.calls import every_call, global_hooks, uncompiled
 from eqtoolbox.replay.flags import shown
 from eqtoolbox.replay.listening import seeds_announced
+from eqtoolbox.replay.outside import no_processes
 from eqtoolbox.replay.quiet import quiet
 from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.scope import current, inside, unobserved
@@ -61,6 +62,7 @@ def isolated(
         scope.enter_context(uncompiled())
         scope.enter_context(quiet())
         scope.enter_context(followed())
+        scope.enter_context(no_processes())
         scope.enter_context(seeds_announced())
         if thorough or global_hooks():
             scope.enter_context(every_call())

@@ -197,6 +197,7 @@ class Monitor:
         """Send records to one more place."""
         self._journal.add(fitted("sink", sink, Place))
 
+    @eager
     def probe_now(self) -> list[Record]:
         """Measure all probes at the present parameters, whatever is due, and return the records.
 

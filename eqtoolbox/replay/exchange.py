@@ -7,16 +7,17 @@ A copy where one can be made that goes on by itself; else a stand-in that refuse
 import copy
 import decimal
 import functools
+import itertools
 from types import BuiltinFunctionType, MethodType, MethodWrapperType
 from typing import Any
 
 import numpy as np
 
-from eqtoolbox.replay.kinds import ITERATORS, tracks
+from eqtoolbox.replay.iterators import ALONE, OVER, going_on
+from eqtoolbox.replay.kinds import LARGE, is_table, tracks
 from eqtoolbox.replay.standin import Silent, StandIn
 from eqtoolbox.replay.walk import said
 
-_OVER = (zip, map, filter, enumerate)  # iterators over others, which say what they were made from
 _CACHE = type(functools.lru_cache(lambda: None))
 
 
@@ -27,12 +28,20 @@ def copied(thing: Any) -> Any:
         return functools.lru_cache(given["maxsize"], given["typed"])(thing.__wrapped__)
     if isinstance(thing, np.random.SeedSequence):
         return np.random.SeedSequence(**thing.state)
-    if type(thing) in (*ITERATORS, *_OVER) or isinstance(thing, decimal.Context):
-        try:
+    try:
+        if type(thing) in OVER:
+            return going_on(thing, {})
+        if type(thing) in ALONE or isinstance(thing, decimal.Context):
             return copy.copy(thing)
-        except TypeError:  # not this one, or not in this Python
-            return None
-    return None
+    except (TypeError, RuntimeError):  # not this one, or not in this Python; its dict has changed
+        return None
+    return _table(thing) if is_table(type(thing)) else None
+
+
+def _table(thing: Any) -> Any:
+    """A copy of a table of pandas that is not too large."""
+    parts = thing.memory_usage(index=True)
+    return thing.copy(deep=True) if int(np.sum(parts)) <= LARGE else None
 
 
 def remade(holders: list[tuple[Any, tuple[Any, ...]]], made: dict[int, Any]) -> None:
@@ -55,12 +64,14 @@ def remade(holders: list[tuple[Any, tuple[Any, ...]]], made: dict[int, Any]) -> 
         moves = here not in done and any(id(part) in made for part in parts)
         done.add(here)
         if moves and not isinstance(made.get(here), StandIn):
-            made[here] = _remade(holder, parts, made)
+            made[here] = _remade(made.get(here, holder), parts, made)
 
 
 def _remade(holder: Any, parts: tuple[Any, ...], made: dict[int, Any]) -> Any:
     """A holder around what stands in for its parts."""
-    inner = next(made[id(part)] for part in parts if id(part) in made)
+    others = [made[id(part)] for part in parts if id(part) in made]
+    inside = itertools.chain.from_iterable(one if type(one) is tuple else (one,) for one in others)
+    inner = next((one for one in inside if isinstance(one, StandIn)), others[0])
     if isinstance(holder, tuple):
         new = [made.get(id(part), part) for part in holder]
         return holder._make(new) if hasattr(holder, "_make") else tuple(new)
@@ -70,17 +81,9 @@ def _remade(holder: Any, parts: tuple[Any, ...], made: dict[int, Any]) -> Any:
         return MethodType(holder.__func__, inner)
     if isinstance(holder, BuiltinFunctionType | MethodWrapperType):
         return getattr(inner, holder.__name__)
-    if type(holder) in _OVER:
-        return _over(holder, made)
+    if type(holder) in (*OVER, *ALONE):
+        return going_on(holder, made)
     return StandIn(holder, why(holder, (None, type(holder).__name__)))
-
-
-def _over(holder: Any, made: dict[int, Any]) -> Any:
-    kind, given, *state = holder.__reduce__()
-    new = kind(*(made.get(id(part), part) for part in given))
-    if state:
-        new.__setstate__(*state)
-    return new
 
 
 def stand_in(thing: Any, path: Any) -> StandIn:

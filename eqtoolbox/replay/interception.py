@@ -110,8 +110,13 @@ class _Methods:
     def __init__(self, thing: Any, passing: Callable[[Any], Any]) -> None:
         self._thing, self._passing = thing, passing
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._thing)
+
     def __getattr__(self, name: str) -> Any:
-        return self._passing(getattr(self._thing, name))
+        found = getattr(self._thing, name)
+        return self._passing(found) if callable(found) else found
 
 
 def inherited() -> AbstractContextManager[Any]:

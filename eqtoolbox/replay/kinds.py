@@ -39,6 +39,7 @@ TRACKERS = frozenset({  # whose objects say nothing while a loss is evaluated ag
     "aim", "clearml", "comet_ml", "mlflow", "neptune", "tensorboard", "tensorboardX", "trackio",
     "wandb",
 })  # fmt: skip
+TELLING = TRACKERS | {"IPython", "ipykernel", "tqdm"}  # whose threads draw no random numbers
 GLOBAL = (torch.default_generator, random._inst, np.random.mtrand._rand)
 _THREADS = ("_asyncio", "_thread", "asyncio", "threading")
 _FRAMEWORKS = (
@@ -139,6 +140,11 @@ def roots_of(kind: type) -> set[str]:
 def tracks(kind: type) -> bool:
     """Whether it is of a tracker of experiments."""
     return bool(roots_of(kind) & TRACKERS) or kind.__module__.startswith("torch.utils.tensorboard")
+
+
+def is_table(kind: type) -> bool:
+    """Whether it is a table or a column of pandas: one that a program derives is not."""
+    return kind.__name__ in ("DataFrame", "Series") and kind.__module__.startswith("pandas")
 
 
 def of_a_framework(kind: type) -> bool:

@@ -22,6 +22,7 @@ _NUMPY = tuple(
     for name, function in vars(np.random).items()
     if name in ("seed", "ranf", "sample") or getattr(function, "__self__", None) is _GLOBAL
 )
+_SHARED = InterceptedMethods(("numpy", "random", "mtrand"), "_rand")  # where libraries find it
 _CUDA = tuple(
     Intercepted(("torch.cuda",), name)
     for name in (
@@ -55,7 +56,7 @@ def listening(names: frozenset[str], tell: Callable[[str], None]) -> Iterator[No
             before(frame, event, called)
 
     with ExitStack() as scope:
-        for way in _NUMPY if "numpy" in names else ():
+        for way in (*_NUMPY, _SHARED) if "numpy" in names else ():
             scope.enter_context(way.answered_by(numpy))
         if names & {"python", "torch"}:
             before: Any = sys.getprofile()

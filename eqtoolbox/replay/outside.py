@@ -8,13 +8,16 @@ inside the evaluation of a replay. What was open before is found by the walk.
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from eqtoolbox.replay.interception import Intercepted
 from eqtoolbox.replay.scope import current
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _BEYOND = {
-    "os.chmod": "changes a file", "os.link": "makes a link",
+    "os.chmod": "changes a file", "os.fork": "starts a process", "os.link": "makes a link",
     "os.mkdir": "makes a directory", "os.posix_spawn": "starts a process",
     "os.remove": "removes a file", "os.rename": "renames a file", "os.rmdir": "removes a directory",
     "os.symlink": "makes a link", "os.system": "starts a process", "os.truncate": "changes a file",
@@ -22,6 +25,7 @@ _BEYOND = {
     "socket.sendto": "opens a connection", "sqlite3.connect": "opens a database",
     "subprocess.Popen": "starts a process",
 }  # fmt: skip
+_PROCESS = Intercepted(("multiprocessing.process", "BaseProcess"), "start")
 _lock = threading.Lock()
 _added: list[bool] = []
 
@@ -34,6 +38,20 @@ def watch() -> None:
             _added.append(True)
 
 
+@contextmanager
+def no_processes() -> Iterator[None]:
+    """Scope in which the evaluation starts no process by `multiprocessing`, whichever way."""
+    with _PROCESS.answered_by(_started):
+        yield
+
+
+def _started(original: Any, process: Any) -> None:
+    replay = current()
+    if replay is not None and replay.frames:
+        replay.refuse(_why("starts a process", process.name))
+    original(process)
+
+
 def _heard(event: str, args: tuple[Any, ...]) -> None:
     replay = current()
     if replay is None or not replay.frames:
@@ -41,11 +59,16 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
     what = _BEYOND.get(event)
     if event == "open" and _for_writing(*args):
         what = "writes a file"
-    if what is not None and args[0] != ":memory:":
-        replay.refuse(
-            f"the loss {what} ({args[0]!s:.200}): evaluating it again would do so again, so that "
-            "probes that do are switched off; do it outside the loss"
-        )
+    if what is not None and args[:1] != (":memory:",):
+        replay.refuse(_why(what, *args[:1]))
+
+
+def _why(what: str, *which: Any) -> str:
+    named = "".join(f" ({one!s:.200})" for one in which)
+    return (
+        f"the loss {what}{named}: evaluating it again would do so again, so that probes that do "
+        "are switched off; do it outside the loss"
+    )
 
 
 def _for_writing(path: Any, mode: Any, flags: Any) -> bool:

@@ -23,6 +23,7 @@ from eqtoolbox.replay.kinds import (
     of_the_program,
     users_classes,
 )
+from eqtoolbox.replay.names import Named, Names, Space
 from eqtoolbox.replay.walk import Walk, space_of
 
 _ENVIRONMENT = frozenset({"environ", "environb", "putenv", "unsetenv"})
@@ -35,7 +36,7 @@ def function(walk: Walk, thing: types.FunctionType, path: Any) -> None:
         walk.look(cell, (path, name))
     given, of_user = thing.__defaults__ or (), of_a_user(thing.__code__.co_filename)
     if of_user or not ATOMS.issuperset(map(type, given)):
-        walk.slots.append(slots.Named(thing, path, _OF_FUNCTIONS))
+        walk.slots.append(Named(thing, path, _OF_FUNCTIONS))
         walk.look(given, path)
     walk.look(thing.__kwdefaults__, path)
     if of_user or vars(thing):
@@ -139,7 +140,7 @@ def _keep(walk: Walk, space: dict[str, Any], names: Iterable[str], path: Any) ->
     """What names of a module are bound to."""
     new = [name for name in names if walk.first((id(space), name))]
     if new:
-        walk.slots.append(slots.Names(space, path, new))
+        walk.slots.append(Names(space, path, new))
 
 
 def _of_module(walk: Walk, module: types.ModuleType, code: Used) -> None:
@@ -171,7 +172,7 @@ def _by_strings(walk: Walk, space: dict[str, Any], code: Used) -> None:
 
 def _whole(walk: Walk, space: dict[str, Any], name: str) -> None:
     if walk.first((id(space), "whole")):
-        walk.slots.append(slots.Entries(space, (None, name)))
+        walk.slots.append(Space(space, (None, name)))
         for key, value in space.items():
             if not of_a_library(value):
                 walk.look(value, ((None, name), key))

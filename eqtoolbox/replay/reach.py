@@ -8,9 +8,11 @@ torch, NumPy and the standard library, locks, and the objects of frameworks that
 
 import array
 import contextvars
+import csv
 import ctypes
 import functools
 import io
+import multiprocessing.context
 import os
 import random
 import threading
@@ -27,9 +29,11 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from eqtoolbox.replay import program, readers
 from eqtoolbox.replay.code import used
+from eqtoolbox.replay.iterators import OVER
 from eqtoolbox.replay.kinds import (
     ALONE,
     constant,
+    is_table,
     made_in_c,
     of_a_framework,
     passed_by,
@@ -76,6 +80,8 @@ def _reader(kind: Any) -> Reader:
     known = next((reader for base, reader in _by_base() if issubclass(kind, base)), None)
     if known is not None:
         return _with_attributes(kind, known)
+    if is_table(kind):
+        return readers.table
     if roots_of(kind) & ALONE or tracks(kind):
         return readers.alone
     if kind.__module__.startswith(("eqtoolbox.capture.losses", "eqtoolbox.integrations")):
@@ -126,7 +132,7 @@ def _by_base() -> tuple[tuple[Any, Reader], ...]:
         (functools.partial, program.partial),
         (type(used), program.cache),
         (torch.optim.Optimizer, readers.optimizer),
-        (random.SystemRandom, readers.nothing),
+        ((random.SystemRandom, multiprocessing.context.BaseContext), readers.nothing),
         (np.random.SeedSequence, readers.alone),
         (type(os.environ), readers.environment),
         ((weakref.ref, *weakref.ProxyTypes), readers.weak),
@@ -142,6 +148,8 @@ def _by_base() -> tuple[tuple[Any, Reader], ...]:
         (types.FrameType, program.frame),
         (types.MappingProxyType, readers.proxy),
         ((property, staticmethod, classmethod, super, *_VIEWS), readers.parts),
+        (OVER, readers.iterator),
+        (type(csv.writer(io.StringIO())), readers.csv_writer),
         (memoryview, readers.memory),
         (type, program.kind),
         ((BaseException, types.SimpleNamespace), readers.plain),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from eqtoolbox.replay import program, scripted, slots, states
 from eqtoolbox.replay.attributes import attributes_of
 from eqtoolbox.replay.code import used
+from eqtoolbox.replay.iterators import inner
 from eqtoolbox.replay.kinds import (
     ATOMS,
     GLOBAL,
@@ -26,6 +27,7 @@ from eqtoolbox.replay.kinds import (
     runs_threads,
     users_classes,
 )
+from eqtoolbox.replay.names import Named, Names
 from eqtoolbox.replay.tables import live
 from eqtoolbox.replay.tensors import watchable
 from eqtoolbox.replay.walk import Walk, word
@@ -108,7 +110,7 @@ def mapping(walk: Walk, thing: dict[Any, Any], path: Any) -> None:
     if not ATOMS.issuperset(map(type, entries.held)):
         walk.look_all([*entries.held], path)
     if isinstance(thing, defaultdict) and thing.default_factory is not None:
-        walk.slots.append(slots.Named(thing, path, ("default_factory",)))
+        walk.slots.append(Named(thing, path, ("default_factory",)))
         walk.look(thing.default_factory, (path, "default_factory"))
 
 
@@ -133,6 +135,18 @@ def proxy(walk: Walk, thing: Any, path: Any) -> None:
     """A dict that is shown for reading; not that of a class."""
     inside = [x for x in gc.get_referents(thing) if type(x) is not dict or "__module__" not in x]
     walk.held(thing, inside, path)
+
+
+def iterator(walk: Walk, thing: Any, path: Any) -> None:
+    """One over others."""
+    walk.loose.append((thing, path))
+    walk.held(thing, inner(thing), path)
+
+
+def csv_writer(walk: Walk, thing: Any, path: Any) -> None:
+    """It keeps nothing itself: what it writes to does."""
+    inside = [x for x in gc.get_referents(thing) if type(x).__module__ != "_csv"]
+    walk.held(thing, [x for x in inside if not isinstance(x, type)], path)
 
 
 def weak(walk: Walk, thing: Any, path: Any) -> None:
@@ -169,7 +183,9 @@ def optimizer(walk: Walk, thing: torch.optim.Optimizer, path: Any) -> None:
 
 def stream(walk: Walk, thing: Any, path: Any) -> None:
     if all(thing is not one for one in GLOBAL):
-        walk.slots.append(states.Stream(thing, path))
+        one = states.Stream(thing, path)
+        walk.slots.append(one)
+        walk.look(one.seeds, (path, "seed_seq"))
 
 
 def numbers(walk: Walk, thing: Any, path: Any) -> None:
@@ -202,6 +218,15 @@ def file(walk: Walk, thing: Any, path: Any) -> None:
 
 def alone(walk: Walk, thing: Any, path: Any) -> None:
     walk.loose.append((thing, path))
+
+
+def table(walk: Walk, thing: Any, path: Any) -> None:
+    """A table of pandas, whose copy shares the objects that stand in it."""
+    walk.loose.append((thing, path))
+    columns = [thing] if thing.ndim == 1 else [thing.iloc[:, k] for k in range(thing.shape[1])]
+    for column in columns:
+        if column.dtype == object:
+            walk.look_all(column.tolist(), path)
 
 
 def unknown(walk: Walk, thing: Any, path: Any) -> None:
@@ -242,7 +267,7 @@ def framework(walk: Walk, thing: Any, path: Any) -> None:
     own, mine = vars(thing), users_classes(kind)
     if runs_threads(kind):
         names = {*own}.union(*map(vars, mine)) if mine else ()
-        walk.slots.append(slots.Names(own, path, [n for n in names if not n.startswith("_")]))
+        walk.slots.append(Names(own, path, [n for n in names if not n.startswith("_")]))
     else:
         walk.attributes(thing, path, deep=False)
     if not mine:

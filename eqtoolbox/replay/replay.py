@@ -216,8 +216,7 @@ class Replay:
         for belongings in (self._outside, *self._starts) if self._others else ():
             for slot in belongings.common:
                 if slot.moved({}):
-                    marks = slot.marks()
-                    name = next(n for n, theirs in self._others.items() if marks & theirs)
+                    name = next(n for n, theirs in self._others.items() if slot.divided(theirs)[1])
                     self.refuse(
                         f"{said(slot.path)} changed while the loss was evaluated again, and thread "
                         f"{name} can reach it, too: whose change it was cannot be told, so that "

@@ -11,8 +11,6 @@ from operator import is_
 from types import CellType
 from typing import Any
 
-from eqtoolbox.replay.attributes import in_slot, slot
-
 GONE = object()  # in the place of what was not there
 MARK = "_compiled_call_impl"  # where `eqtoolbox.replay.calls` answers for a module
 EXCHANGED = (MARK, "_parameters", "_buffers")  # the tables by `eqtoolbox.replay.tables`
@@ -72,11 +70,11 @@ class Entries(Slot):
         keys = _keys(held, exchange)
         if len(now) != len(held) or not all(map(is_, self._kind.keys(self.owner), keys)):
             return True
-        return not all(map(is_, now, _exchanged(held, exchange)))
+        return not all(map(is_, now, exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
         owner, kind = self.owner, self._kind
-        pairs = zip(_keys(self.held, exchange), _exchanged(self.held, exchange), strict=True)
+        pairs = zip(_keys(self.held, exchange), exchanged(self.held, exchange), strict=True)
         wanted = dict(pairs)
         for key in [key for key in kind.keys(owner) if key not in wanted]:
             kind.__delitem__(owner, key)
@@ -93,11 +91,11 @@ class Attributes(Entries):
     def moved(self, exchange: Exchange) -> bool:
         now, held = self.owner, self.held
         same = len(now) - (MARK in now) == len(held) - (MARK in held) and all(map(is_, now, held))
-        if same and all(map(is_, now.values(), _exchanged(held, exchange))):
+        if same and all(map(is_, now.values(), exchanged(held, exchange))):
             return False
         now, held = _but_exchanged(now), _but_exchanged(held)
         same = len(now) == len(held) and all(map(is_, now, held))
-        return not same or not all(map(is_, now.values(), _exchanged(held, exchange)))
+        return not same or not all(map(is_, now.values(), exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
         answer = {key: self.owner[key] for key in EXCHANGED if key in self.owner}
@@ -114,7 +112,8 @@ def _keys(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:
     return (exchange.get(id(k), k) for k in held) if exchange else held
 
 
-def _exchanged(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:
+def exchanged(held: dict[Any, Any], exchange: Exchange) -> Iterable[Any]:
+    """What a dict held, with what stands in for it."""
     values = held.values()
     return (exchange.get(id(v), v) for v in values) if exchange else values
 
@@ -147,81 +146,6 @@ class Items(Slot):
         more(self.owner, wanted)
 
 
-class Names(Slot):
-    """Some names of a namespace."""
-
-    __slots__ = ("held",)
-
-    def __init__(self, owner: Any, path: Any, names: Iterable[str]) -> None:
-        self.owner, self.path = owner, path
-        self.held = {name: self._get(name) for name in names}
-
-    def again(self) -> "Names":
-        return type(self)(self.owner, self.path, self.held)
-
-    def marks(self) -> set[Any]:
-        return {(id(self.owner), name) for name in self.held}
-
-    def divided(self, theirs: set[Any]) -> tuple[list[Slot], list[Slot]]:
-        common = {name for name in self.held if (id(self.owner), name) in theirs}
-        parts = [type(self)(self.owner, self.path, ()) for _ in range(2)]
-        for name, value in self.held.items():
-            parts[name in common].held[name] = value
-        mine, other = ([part] if part.held else [] for part in parts)
-        return [*mine], [*other]
-
-    def moved(self, exchange: Exchange) -> bool:
-        now = map(self._get, self.held)
-        return not all(map(is_, now, _exchanged(self.held, exchange)))
-
-    def put_back(self, exchange: Exchange) -> None:
-        for name, value in self.held.items():
-            wanted = exchange.get(id(value), value)
-            if self._get(name) is not wanted:
-                self._delete(name) if wanted is GONE else self._set(name, wanted)
-
-    def _get(self, name: str) -> Any:
-        return self.owner.get(name, GONE)
-
-    def _set(self, name: str, value: Any) -> None:
-        self.owner[name] = value
-
-    def _delete(self, name: str) -> None:
-        del self.owner[name]
-
-
-class Named(Names):
-    """Attributes of an object that are not in its dict: those that a class has in slots."""
-
-    __slots__ = ()
-
-    def _get(self, name: str) -> Any:
-        if self._slot(name) is not None:
-            return in_slot(self.owner, name, GONE)
-        try:
-            return object.__getattribute__(self.owner, name)
-        except AttributeError:
-            return GONE
-
-    def _set(self, name: str, value: Any) -> None:
-        found = self._slot(name)
-        if found is None:
-            object.__setattr__(self.owner, name, value)
-        else:
-            found.__set__(self.owner, value)
-
-    def _delete(self, name: str) -> None:
-        found = self._slot(name)
-        if found is None:
-            object.__delattr__(self.owner, name)
-        else:
-            found.__delete__(self.owner)
-
-    def _slot(self, name: str) -> Any:
-        kind: Any = type(self.owner)
-        return slot(kind, name)
-
-
 class Class(Slot):
     """The attributes of a class."""
 
@@ -234,7 +158,7 @@ class Class(Slot):
         now, held = vars(self.owner), self.held
         if len(now) != len(held) or not all(map(is_, now, held)):
             return True
-        return not all(map(is_, now.values(), _exchanged(held, exchange)))
+        return not all(map(is_, now.values(), exchanged(held, exchange)))
 
     def put_back(self, exchange: Exchange) -> None:
         now = dict(vars(self.owner))

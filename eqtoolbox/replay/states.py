@@ -93,12 +93,18 @@ class Sample(Slot):
 
 
 class Stream(Slot):
-    """A random generator of the program's own: torch's, NumPy's new and old ones, Python's."""
+    """A random generator of the program's own: torch's, NumPy's new and old ones, Python's.
 
-    __slots__ = ("_get", "_set", "held")
+    The seeds that NumPy's new ones spawn children from count them, and cannot be set back: they
+    are exchanged for a copy while a loss is evaluated.
+    """
+
+    __slots__ = ("_bits", "_get", "_set", "held", "seeds")
 
     def __init__(self, owner: Any, path: Any) -> None:
         self.owner, self.path = owner, path
+        self._bits: Any = None
+        self.seeds: Any = None
         self._get: Any
         self._set: Any
         if isinstance(owner, random.Random):
@@ -107,16 +113,25 @@ class Stream(Slot):
             self._get, self._set = owner.get_state, owner.set_state
         else:
             bits = owner.bit_generator if isinstance(owner, np.random.Generator) else owner
-            seeds = getattr(bits, "seed_seq", None)  # whose count of children cannot be put back
-            self._get = lambda: {**bits.state, "spawned": getattr(seeds, "n_children_spawned", 0)}
+            if hasattr(bits, "spawn"):  # NumPy 1.25
+                self._bits, self.seeds = bits, bits.seed_seq
+            self._get = lambda: bits.state
             self._set = lambda state: setattr(bits, "state", state)
         self.held = self._get()
 
     def moved(self, exchange: Exchange) -> bool:
+        if self._bits is not None and self._bits.seed_seq is not self._wanted(exchange):
+            return True
         return not alike(self._get(), self.held)
 
     def put_back(self, exchange: Exchange) -> None:
-        self._set(self.held)
+        if self._bits is not None:
+            self._bits.__setstate__((self.held, self._wanted(exchange)))
+        else:
+            self._set(self.held)
+
+    def _wanted(self, exchange: Exchange) -> Any:
+        return exchange.get(id(self.seeds), self.seeds)
 
 
 def alike(a: Any, b: Any) -> bool:

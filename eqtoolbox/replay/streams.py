@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eqtoolbox.replay.kinds import TELLING
 from eqtoolbox.replay.listening import listening
 from eqtoolbox.replay.scope import current
 from eqtoolbox.replay.states import alike
@@ -157,7 +158,14 @@ def random_streams(start: RandomState | None = None) -> Iterator[None]:
 
 def alone() -> bool:
     """Whether no other thread runs that could be drawing from the global streams."""
-    return threading.active_count() == 1
+    return threading.active_count() == 1 or all(map(_idle, threading.enumerate()))
+
+
+def _idle(thread: threading.Thread) -> bool:
+    """Whether it is this one, or one of a library that only shows or sends what it is told."""
+    made = type(thread).__module__, getattr(vars(thread).get("_target"), "__module__", None)
+    tells = any(str(name).partition(".")[0] in TELLING for name in made)
+    return tells or thread is threading.current_thread()
 
 
 def cuda_started() -> bool:

@@ -1,6 +1,8 @@
 """A walk: the bookkeeping of what has been met on the way from a model and its loss."""
 
-from collections.abc import Iterable
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -11,6 +13,7 @@ from eqtoolbox.replay import kinds, slots
 from eqtoolbox.replay.attributes import attributes_of
 from eqtoolbox.replay.contents import Contents, gradient
 from eqtoolbox.replay.kinds import ATOMS, slotted
+from eqtoolbox.replay.names import Named
 from eqtoolbox.replay.scope import LeavesTrace
 from eqtoolbox.replay.slots import Slot
 
@@ -37,6 +40,10 @@ class Walk:
         Raises:
             LeavesTrace: there is more than can be kept; says where.
         """
+        with _no_collection():
+            self._run()
+
+    def _run(self) -> None:
         waiting, seen = self._waiting, self.seen
         while waiting:
             thing, path = waiting.pop()
@@ -49,7 +56,16 @@ class Walk:
                     f"{said(path)}: too many to be kept for a replay; let it reach what it needs "
                     "only"
                 )
-            self.read(thing, path)
+            try:
+                self.read(thing, path)
+            except LeavesTrace:
+                raise
+            except Exception as error:  # a metaclass answers for its class
+                raise LeavesTrace(
+                    f"the loss can reach {said(path)}, which cannot be looked into "
+                    f"({type(error).__name__}: {error!s:.80}), so that probes that evaluate the "
+                    "loss are switched off; let it reach what it needs only"
+                ) from error
 
     def read(self, thing: Any, path: Any) -> None:
         """What one thing holds, into the lists."""
@@ -95,7 +111,7 @@ class Walk:
                 self.look_named(entries.held.items(), path)
         names = slotted(kind)
         if names:
-            slot = slots.Named(thing, path, names)
+            slot = Named(thing, path, names)
             self.slots.append(slot)
             self.look_named(slot.held.items(), path)
 
@@ -112,6 +128,19 @@ class Walk:
         new = mark not in self.marks
         self.marks.add(mark)
         return new
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Scope in which Python does not look for garbage: all that a walk makes is kept."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def said(path: Any) -> str:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.audit import audit
 from eqtoolbox.isolation import evaluation, isolated
+from eqtoolbox.replay.names import Names, Space
 from eqtoolbox.replay.neighbours import reached_by_others
 from eqtoolbox.replay.reach import Reach
+from eqtoolbox.replay.streams import alone
 from eqtoolbox.replay.tables import Exchanged, Table
 from tests.neutrality.belongings import Batch, cross_entropy
 from tests.neutrality.test_memory import Gradient, watched_steps
@@ -166,6 +168,95 @@ def test_streams_that_another_thread_draws_from_are_not_wound_back(name: str) ->
         watched(model, loss)
     seed(0)
     assert drawn == [draw() for _ in drawn]
+
+
+@contextmanager
+def lives(make: type[threading.Thread] = threading.Thread) -> Iterator[None]:
+    """Scope in which another thread lives, and waits."""
+    done = threading.Event()
+    thread = make(target=done.wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def drawing(draw: Callable[[], float], watch: bool) -> list[float]:
+    """Losses of a training that draws from NumPy's global stream."""
+    np.random.seed(0)
+    model, losses = nn.Linear(6, 3), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+        losses.append(draw())
+        return cross_entropy(model, batch) * (1 + losses[-1])
+
+    monitor = eq.attach(model, optimizer, probes=PROBES, schedule=1, budget=None) if watch else None
+    for _ in range(3):
+        stepped(model, monitor.loss(loss_fn) if monitor else loss_fn, optimizer)
+    if monitor is not None:
+        monitor.close()
+    return [*losses[:3], np.random.rand()]
+
+
+def _as_libraries() -> float:
+    """As scikit-learn and SciPy find the global generator."""
+    generator = np.random.mtrand._rand
+    assert isinstance(generator, np.random.RandomState)
+    return float(generator.rand())
+
+
+def test_a_library_that_draws_from_numpys_generator_beside_a_thread_is_heard() -> None:
+    with lives():
+        assert drawing(_as_libraries, watch=True)[-1] == drawing(_as_libraries, watch=False)[-1]
+
+
+HELD = np.random.mtrand._rand
+
+
+class Bar(threading.Thread):
+    """As that of a progress bar: it shows what it is told, and draws nothing."""
+
+
+Bar.__module__ = "tqdm._monitor"
+
+
+def test_a_thread_of_a_progress_bar_is_no_reason_to_listen() -> None:
+    def held() -> float:
+        return float(HELD.rand())
+
+    with lives(Bar):
+        assert alone()
+        assert drawing(held, watch=True)[-1] == drawing(held, watch=False)[-1]
+    with lives():
+        assert not alone()
+        assert drawing(held, watch=True)[-1] != drawing(held, watch=False)[-1], "it is not heard"
+
+
+def test_a_thread_that_reaches_a_whole_module_shares_each_of_its_names() -> None:
+    module = {"mine": 1, "theirs": 2}
+    whole, one = Space(module, None), Names(module, None, ["mine"])
+    mine, (shared,) = one.divided(whole.marks())
+    assert not mine
+    assert shared.marks() == one.marks()
+    assert one.divided(Space({**module}, None).marks())[1] == [], "another module's names are not"
+
+
+def test_a_whole_module_leaves_alone_what_a_thread_names_in_it() -> None:
+    module: dict[str, Any] = {"mine": 1, "theirs": 2}
+    (mine,), (other,) = Space(module, None).divided(Names(module, None, ["theirs", "new"]).marks())
+    module.update(mine=3, theirs=4, new=5, made=6)
+    assert mine.restore({})
+    assert module == {"mine": 1, "theirs": 4, "new": 5}
+    assert other.moved({}), "and it is told that it has changed"
+    module["theirs"] = 2
+    assert not other.moved({})
+    (whole,), _ = Space(module, None).divided(set())
+    module["theirs"] = 7
+    assert whole.restore({})
+    assert module["theirs"] == 2
 
 
 def test_a_thread_that_outlives_the_loss_is_refused_by_name() -> None:

@@ -194,3 +194,44 @@ def test_an_error_among_proxies_is_not_for_the_loop() -> None:
     with pytest.raises(ValueError, match="it fails") as error:
         fails(UNBOUND, UNBOUND)
     assert not for_the_loop(error.value)
+
+
+def _metaclass(name: str, answer: Any) -> Any:
+    """A class of which `name` cannot be asked, with a counter in an object of it."""
+
+    def kind() -> Any:
+        class Meta(type):
+            pass
+
+        setattr(Meta, name, answer)
+        made = Meta("Made", (), {"calls": 0})
+        holder = [made()]
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            holder[0].calls += 1
+            return cross_entropy(model, batch) * (1 + 0.01 * holder[0].calls)
+
+        return Net(), loss, lambda: holder[0].calls
+
+    return kind
+
+
+def _raises(*_: Any) -> Any:
+    raise KeyError("no answer")
+
+
+@pytest.mark.parametrize("name", ["__getattribute__", "__getattr__", "__hash__"])
+def test_a_class_whose_metaclass_raises_is_refused_by_name(name: str) -> None:
+    kind = _metaclass(name, _raises)
+    with pytest.warns(RuntimeWarning, match=r"the loss can reach .*holder.* cannot be looked into"):
+        watched = trained(kind, "decorator")
+    assert watched == trained(kind)
+
+
+@pytest.mark.parametrize("name", ["__instancecheck__", "__repr__", "__bool__", "unrelated"])
+def test_a_metaclass_that_raises_where_nobody_asks_is_no_reason_to_refuse(name: str) -> None:
+    sink = MemorySink()
+    assert trained(_metaclass(name, _raises), "decorator", sink=sink) == trained(
+        _metaclass(name, _raises)
+    )
+    assert "monitor/closure_grad_cos" in {r.name for r in sink.records}

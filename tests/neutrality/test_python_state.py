@@ -3,6 +3,8 @@
 import collections
 import functools
 import itertools
+import multiprocessing.process
+import os
 import queue
 import random
 import sqlite3
@@ -18,12 +20,15 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.replay import outside
 from eqtoolbox.replay.tables import Exchanged
 from eqtoolbox.sinks.memory import MemorySink
-from tests.neutrality import belongings, roundabout, tensor_belongings
+from tests.neutrality import belongings, roundabout, standard_belongings, tensor_belongings
 from tests.neutrality.belongings import Batch, Net, cross_entropy
 
-KINDS = {**belongings.KINDS, **roundabout.KINDS, **tensor_belongings.KINDS}
+KINDS = {
+    **belongings.KINDS, **roundabout.KINDS, **tensor_belongings.KINDS, **standard_belongings.KINDS
+}  # fmt: skip
 LATE = (  # only watched; begun inside of the step
     "large_tensor", "limited_cache", "large_sparse", "thread_that_writes_and_draws",
 )  # fmt: skip
@@ -324,6 +329,53 @@ def test_what_a_loss_reads_from_files_is_measured(tmp_path: Any) -> None:
     assert trained(kind, "decorator", sink=sink) == trained(kind)
     rows = [r.status for r in sink.records if r.name == "curvature/sharpness"]
     assert {*rows} <= {"ok", "not_converged"}
+
+
+def _forks() -> None:
+    if os.fork() == 0:  # pragma: no cover
+        os._exit(0)
+    os.wait()
+
+
+def _workers() -> Any:
+    rows = torch.utils.data.TensorDataset(torch.ones(4, 6))
+    return [*torch.utils.data.DataLoader(rows, batch_size=2, num_workers=1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("start", [_forks, _workers], ids=["fork", "workers"])
+def test_a_loss_that_starts_a_process_is_refused_before_it_does(start: Any) -> None:
+    def kind() -> Any:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            start()
+            return cross_entropy(model, batch)
+
+        return Net(), loss, lambda: None
+
+    with pytest.warns(RuntimeWarning, match="the loss starts a process"):
+        watched = trained(kind, "decorator", steps=2)
+    assert watched == trained(kind, steps=2)
+
+
+def test_a_process_outside_of_an_evaluation_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is inside where nobody answers for `start`: the loss is then evaluated with it."""
+    started: list[str] = []
+    process = multiprocessing.process.BaseProcess
+    monkeypatch.setattr(process, "start", lambda self: started.append(self.name))
+
+    def kind() -> Any:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            multiprocessing.Process(name="one").start()
+            return cross_entropy(model, batch)
+
+        return Net(), loss, lambda: None
+
+    with pytest.warns(RuntimeWarning, match="the loss starts a process"):
+        trained(kind, "decorator", steps=2)
+    assert started == ["one", "one"]
+    monkeypatch.setattr(outside, "_started", lambda original, process: original(process))
+    trained(kind, "decorator", steps=2)
+    assert len(started) > 4, "the law is one of the answer, not of the program"
 
 
 REFUSED = {
