@@ -8,8 +8,10 @@ inside the evaluation of a replay. What was open before is found by the walk.
 import os
 import sys
 import threading
+from types import FrameType
 from typing import Any
 
+from eqtoolbox.replay.code import OURS
 from eqtoolbox.replay.scope import current
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -41,11 +43,21 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
     what = _BEYOND.get(event)
     if event == "open" and _for_writing(*args):
         what = "writes a file"
-    if what is not None and args[0] != ":memory:":
+    if what is not None and args[0] != ":memory:" and not _imports():
         replay.refuse(
             f"the loss {what} ({args[0]!s:.200}): evaluating it again would do so again, so that "
             "probes that do are switched off; do it outside the loss"
         )
+
+
+def _imports() -> bool:
+    """Whether a module is being imported: once for a process, and half of it must not stay."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not frame.f_code.co_filename.startswith(OURS):
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False  # as far as the evaluation; a whole program may run beneath an import
 
 
 def _for_writing(path: Any, mode: Any, flags: Any) -> bool:
