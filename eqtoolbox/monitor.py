@@ -185,6 +185,11 @@ class Monitor:
         fitted("device", device, Device)
         self._capture.inside = (device, fitted("dtype", dtype, torch.dtype))
 
+    def loss_is_given(self, decorate: str, observed: str) -> None:
+        """Say in what words a program gives its loss that was handed no monitor, but a callback."""
+        self._capture.decorate = fitted("decorate", decorate, str)
+        self._capture.observed = fitted("observed", observed, str)
+
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""
         step = fitted("step", step, Natural)

@@ -62,6 +62,8 @@ class LossCapture:
         self.criterion = criterion
         self.inside: tuple[str, torch.dtype] | None = None  # autocast the model's forward enters
         self.refused = ""  # why the loss must not be evaluated
+        self.decorate = "decorate your loss function with @monitor.loss"
+        self.observed = "loss_fn= with monitor.observe(batch)"
         self.silent: frozenset[str] = frozenset()  # streams that it draws from without a word
         self.missed = ""  # why nothing could be caught although the model was called
         self.replays = True  # whether the coming step is evaluated again
@@ -245,12 +247,11 @@ class LossCapture:
             return (
                 f"the {type(self.criterion).__name__} that was given as criterion= is not called "
                 "in the training step: call that very object, criterion(model(x), ...), or "
-                "decorate your loss function with @monitor.loss"
+                f"{self.decorate}"
             )
         return (
-            "no loss is known: decorate your loss function with @monitor.loss (outside of "
-            "torch.compile, where it is compiled), or give criterion= (a module), or loss_fn= with "
-            "monitor.observe(batch)"
+            f"no loss is known: {self.decorate} (outside of torch.compile, where it is compiled), "
+            f"or give criterion= (a module), or {self.observed}"
         )
 
     def _waits(self, result: Any) -> None:
@@ -378,8 +379,8 @@ class LossCapture:
         loss = _loss(output)
         if loss is None or not loss.requires_grad:
             self.missed = (
-                f"the model returns {type(output).__name__}, not its loss: decorate your loss "
-                "function with @monitor.loss, or give criterion= or loss_fn="
+                f"the model returns {type(output).__name__}, not its loss: {self.decorate}, or "
+                f"give criterion= (a module), or {self.observed}"
             )
             return
         self._own_loss = True

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -44,6 +44,7 @@ class Attachment:
     resume: bool = False
     sync: bool = False
 
+    _decorate: ClassVar = "decorate your loss function with @callback.loss"
     monitor: Monitor | None = field(init=False, default=None, repr=False)
     _state: dict[str, Any] | None = field(init=False, default=None, repr=False)
     _function: Callable[..., Any] | None = field(init=False, default=None, repr=False)
@@ -85,7 +86,9 @@ class Attachment:
             seed=self.seed,
             on_error=self.on_error,
             resume=self.resume or step > 0,
+            sync=self.sync,
         )
+        self.monitor.loss_is_given(self._decorate, "loss_fn=, a function (model, batch) -> loss")
         if self._function is not None:
             self._caught = self.monitor.loss(self._function)
         for tracker in trackers:

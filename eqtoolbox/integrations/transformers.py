@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -42,6 +42,10 @@ class EqCallback(Attachment, TrainerCallback):
         'runs/a'
     """
 
+    _decorate: ClassVar = (
+        "before train(), trainer.compute_loss = callback.loss(trainer.compute_loss)"
+    )
+
     def loss(self, function: F) -> F:
         """Decorate `trainer.compute_loss`; what it notes when a probe calls it is forgotten."""
         return super().loss(quietly(function))
@@ -56,7 +60,7 @@ class EqCallback(Attachment, TrainerCallback):
         if args.label_smoothing_factor and self._function is None:
             warnings.warn(
                 "eqtoolbox: with label_smoothing_factor the Trainer computes the loss, not the "
-                "model: before train(), trainer.compute_loss = callback.loss(trainer.compute_loss)",
+                "model: " + self._decorate,
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -145,6 +145,9 @@ class Hessian(LinearOperator):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return self._block_product(v)
 
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        return super().doubt(v) if self._differences is None else self._differences.doubt(v)
+
     def _block_product(self, v: Vector) -> dict[str, Tensor]:
         if self._differences is None:
             total = None

@@ -141,6 +141,20 @@ class FiniteDifference(LinearOperator):
         rounding = 10 * self._eps * norm(self.gradient) / step * length
         return change <= STEADY * norm(product) + rounding
 
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        """Twice what the product along v changes by at half of the step, where error leaves it.
+
+        The error of a difference falls with the step, to a quarter (central) or to half
+        (one-sided), until it is rounding, which grows: either way the change is most of it.
+        """
+        length = norm(v)
+        if not length:
+            return scale(0.0, v)
+        unit, step = scale(1 / length, v), self._used if self._tested else self._step()
+        coarse, _ = self._difference(unit, step)
+        fine, _ = self._difference(unit, step / 2)
+        return scale(2 * length, add(fine, coarse, -1.0))
+
     def _step(self) -> float:
         """h, kept between rounding and a tenth of ‖θ‖; amid both where the gradient is rounding."""
         radius = norm(self._point) or 1.0

@@ -11,7 +11,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.krylov import Krylov, Ritz
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Vector
+from eqtoolbox.linalg.vectors import Vector, norm
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 SETTLED = 3e-3  # relative residual: above it, members of clusters were seen to be missed
@@ -23,9 +23,9 @@ class EigenResult:
 
     values: Tensor  # (K,) float64, outermost first; for "both" descending, the smallest last
     vectors: list[dict[str, Tensor]]  # K orthonormal vectors of the operator's space
-    residuals: Tensor  # (K,) float64, ‖Hv − λv‖ in the unit of λ
-    error_bounds: Tensor  # (K,) float64, min(r, r²/gap): what |λ − eigenvalue| is at most
-    converged: Tensor  # (K,) bool, residual <= tol · scale
+    residuals: Tensor  # (K,) float64, ‖Hv − λv‖ in the unit of λ, and what Hv is in doubt by
+    error_bounds: Tensor  # (K,) float64, what |λ − eigenvalue| is at most: min(r, r²/gap), doubt
+    converged: Tensor  # (K,) bool, residual <= tol · scale but for the doubt
     scale: float  # largest |eigenvalue| known
     asymmetry: float  # largest |⟨u,Hv⟩ − ⟨v,Hu⟩| met, relative to ‖H‖
     confirmed: bool  # a fresh random chain orthogonal to the vectors found nothing missing
@@ -50,7 +50,8 @@ def top_eigenpairs(
 
     The residuals are those of the returned vectors, not estimates: HQᵀ = QᵀT + βq e_mᵀ makes
     ‖Hv − λv‖ equal to |β z_m|; the measured asymmetry and eps‖H‖ are added for what rounding does
-    to that relation. Everything is relative to the operator's own size: scaling H changes no digit.
+    to that relation, and for products that are differences what `doubt` says. Everything is
+    relative to the operator's own size: scaling H changes no digit.
 
     A small residual proves an eigenpair, not the wanted one: one Krylov chain meets each eigenspace
     once, a `start` may lack the wanted vectors, and in a cluster a loose `tol` is met too early. So
@@ -123,18 +124,27 @@ def top_eigenpairs(
             krylov.restart(ritz, order[: count + (capacity - count) // 2])
         row = -1 if settled is not None else _worst_row(ritz, wanted[~converged])
     ordered = torch.cat([wanted[:k], wanted[k:].flip(0)])  # the smallest last
-    return _result(krylov, ritz, ordered, tol, confirmed or everything)
+    return _result(operator, krylov, ritz, ordered, tol, confirmed or everything)
 
 
-def _result(krylov: Krylov, ritz: Ritz, wanted: Tensor, tol: float, confirmed: bool) -> EigenResult:
-    values, residuals = ritz.values[wanted], ritz.residuals[wanted]
+def _result(
+    operator: LinearOperator,
+    krylov: Krylov,
+    ritz: Ritz,
+    wanted: Tensor,
+    tol: float,
+    confirmed: bool,
+) -> EigenResult:
+    vectors = krylov.basis.combine(ritz.weights[:, wanted])
+    doubts = torch.tensor([norm(operator.doubt(v)) for v in vectors], dtype=torch.float64)
+    values, residuals = ritz.values[wanted], ritz.residuals[wanted] + doubts
     size = float(ritz.values.abs().max())
     return EigenResult(
         values=values,
-        vectors=krylov.basis.combine(ritz.weights[:, wanted]),
+        vectors=vectors,
         residuals=residuals,
-        error_bounds=error_bounds(ritz)[wanted],
-        converged=residuals <= tol * size,
+        error_bounds=error_bounds(ritz)[wanted] + doubts,
+        converged=residuals - doubts <= tol * size,
         scale=size,
         asymmetry=krylov.asymmetry / krylov.scale if krylov.scale else 0.0,
         confirmed=confirmed,

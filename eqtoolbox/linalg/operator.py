@@ -58,6 +58,10 @@ class LinearOperator(ABC):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         """Hv for a `v` of the space; must not write to `v`."""
 
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        """An estimate of the error of Hv beyond rounding; 0 where products are exact."""
+        return scale(0.0, v)
+
     def _block_product(self, v: Vector) -> dict[str, Tensor]:
         """The rows of `v`'s names of H applied to `v` padded by zeros."""
         product = self._product(self._padded(v))
@@ -183,6 +187,9 @@ class Sum(LinearOperator):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return add(self._left(v), self._right(v))
 
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        return add(self._left.doubt(v), self._right.doubt(v))
+
 
 @checked
 class Scaled(LinearOperator):
@@ -194,6 +201,9 @@ class Scaled(LinearOperator):
 
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return scale(self._factor, self._inner(v))
+
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        return scale(self._factor, self._inner.doubt(v))
 
 
 @checked
@@ -212,6 +222,10 @@ class Restricted(LinearOperator):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         self._inner.matvecs += 1
         return self._inner._block_product(v)
+
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        whole = self._inner.doubt(self._inner._padded(v))
+        return {n: whole[n] for n in v}
 
 
 @checked
@@ -240,6 +254,9 @@ class Projected(LinearOperator):
 
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return self._project(self._inner(self._project(v)))
+
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        return self._project(self._inner.doubt(self._project(v)))
 
 
 def _row(v: Vector) -> Tensor:

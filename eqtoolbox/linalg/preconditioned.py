@@ -27,6 +27,10 @@ class Preconditioned(LinearOperator):
         inner = self._inner({name: r * v[name] for name, r in self._root.items()})
         return {name: r * inner[name] for name, r in self._root.items()}
 
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        inner = self._inner.doubt({name: r * v[name] for name, r in self._root.items()})
+        return {name: r * inner[name] for name, r in self._root.items()}
+
 
 @checked
 def preconditioned(

@@ -54,6 +54,9 @@ class Widened(LinearOperator):
         """See `FiniteDifference.steady`."""
         return self._inner.steady({n: x.double() for n, x in v.items()})
 
+    def doubt(self, v: Vector) -> dict[str, Tensor]:
+        return self._narrow(self._inner.doubt({n: x.double() for n, x in v.items()}))
+
     def _product(self, v: Vector) -> dict[str, Tensor]:
         wide = {n: x.double() for n, x in v.items()}
         try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-_OURS = str(Path(__file__).parents[1])
+OURS = str(Path(__file__).parents[1])
 _BY_STRINGS = frozenset({  # functions and attributes by which code names things that dis cannot see
     "globals", "vars", "getattr", "setattr", "delattr", "eval", "exec", "__import__",
     "import_module", "modules", "__dict__", "__globals__", "attrgetter",
@@ -74,4 +74,4 @@ def of_a_user(file: str) -> bool:
 def _libraries() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     python = (paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return (*python, str(Path(torch.__file__).parent), _OURS, "<frozen")
+    return (*python, str(Path(torch.__file__).parent), OURS, "<frozen")

@@ -10,8 +10,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
+from eqtoolbox.replay.code import OURS
 from eqtoolbox.replay.interception import Intercepted
 from eqtoolbox.replay.scope import current
 
@@ -59,7 +61,7 @@ def _heard(event: str, args: tuple[Any, ...]) -> None:
     what = _BEYOND.get(event)
     if event == "open" and _for_writing(*args):
         what = "writes a file"
-    if what is not None and args[:1] != (":memory:",):
+    if what is not None and args[:1] != (":memory:",) and not _imports():
         replay.refuse(_why(what, *args[:1]))
 
 
@@ -69,6 +71,16 @@ def _why(what: str, *which: Any) -> str:
         f"the loss {what}{named}: evaluating it again would do so again, so that probes that do "
         "are switched off; do it outside the loss"
     )
+
+
+def _imports() -> bool:
+    """Whether a module is being imported: once for a process, and half of it must not stay."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not frame.f_code.co_filename.startswith(OURS):
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False  # as far as the evaluation; a whole program may run beneath an import
 
 
 def _for_writing(path: Any, mode: Any, flags: Any) -> bool:

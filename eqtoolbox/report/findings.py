@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eqtoolbox.report import (
     rules_conservation,
@@ -65,19 +66,37 @@ RULES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
 def find(run: Run) -> list[Finding]:
     """All findings of a run: alarms, warnings, notes, then what is good; rule order within."""
     gravity = {level: -i for i, level in enumerate(get_args(Level))}
-    found = [_dated(run, finding) for rule in RULES for finding in rule(run)]
+    lost = _not_finite(run)
+    found = [_dated(run, lost, finding) for rule in RULES for finding in rule(run)]
     found = [replace(f, text=printable(f.text)) for f in found]  # notes are what a file says
     return sorted(found, key=lambda f: gravity[f.level])
 
 
-def _dated(run: Run, finding: Finding) -> Finding:
-    """A finding with its step, where the run went on and its numbers were measured only once."""
+def _dated(run: Run, lost: dict[str, NDArray[np.int64]], finding: Finding) -> Finding:
+    """A finding with its step, where the run went on and its numbers did not."""
     names = {e.name for e in finding.evidence if not e.name.startswith(("monitor/", "cost/"))}
     measured = [rows.steps[rows.having("ok")] for rows in map(run.rows, names)]
     steps = set(np.unique(np.concatenate(measured)).tolist()) if measured else set()
-    if len(steps) != 1 or "only measurement" in finding.text:
+    if not steps or max(steps) >= run.last_step or "only measurement" in finding.text:
         return finding
-    (step,) = steps
-    if step >= run.last_step:
+    last = max(steps)
+    later = [s[s > last] for probe, s in lost.items() if probe in {n.split("/")[0] for n in names}]
+    since = min((int(s.min()) for s in later if len(s)), default=None)
+    if len(steps) == 1:
+        when = f"measured once, at step {last}"
+    elif since is None or f"at step {last}" in finding.text:
         return finding
-    return replace(finding, text=f"{finding.text[:-1]} (measured once, at step {step}).")
+    else:
+        when = f"up to step {last}; not finite from step {since} on"
+    return replace(finding, text=f"{finding.text[:-1]} ({when}).")
+
+
+def _not_finite(run: Run) -> dict[str, NDArray[np.int64]]:
+    """The steps at which the measurements of a probe met NaN or infinity."""
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    for name in run.names():
+        if name.startswith("training/"):  # which says so itself
+            continue
+        rows = run.rows(name)
+        found.setdefault(name.split("/")[0], []).append(rows.steps[rows.having("non_finite")])
+    return {probe: np.concatenate(steps) for probe, steps in found.items()}

@@ -200,7 +200,7 @@ def nothing(run: Run) -> Iterator[Finding]:
     if tried != {"not_applicable"}:
         return
     rows = [r for r in run.rows() if r.probe not in _NO_PROBES]
-    if not any("monitor.loss" in r.note for r in rows):
+    if not any("monitor.loss" in r.note or "callback.loss" in r.note for r in rows):
         return
     reasons = Counter(r.note for r in rows).most_common()
     evidence = (Evidence(name=rows[-1].name, step=rows[-1].step, value=math.nan),)

@@ -14,7 +14,7 @@ from eqtoolbox.expect.words import shown
 from eqtoolbox.symmetry.actions import Action, inside_of, trivial
 from eqtoolbox.symmetry.group import Direction, Element
 from eqtoolbox.symmetry.orbit import Function
-from eqtoolbox.symmetry.structure import Tree, on_tensors
+from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
 from eqtoolbox.symmetry.tangent import tangent_of
 
 Walk = Callable[[Action, Any], Any]
@@ -106,6 +106,9 @@ def one_sample(function: Function) -> Callable[[Tree], Tree]:
     `equivariance_error(one_sample(model), batch_of_one(graph), symmetry)`; actions then see a
     leading dimension of length one and index their own dimensions from the end.
 
+    Raises:
+        ValueError: when it is called, a tensor of the batch has another leading dimension.
+
     Example:
         >>> import torch
         >>> one_sample(lambda x: x.sum(0))(torch.ones(1, 3, 2))
@@ -113,6 +116,12 @@ def one_sample(function: Function) -> Callable[[Tree], Tree]:
     """
 
     def batched(batch: Tree) -> Tree:
+        for x in tensors(batch):
+            if x.shape[:1] != (1,):
+                raise ValueError(
+                    f"one_sample takes a batch of one, got a tensor of shape {tuple(x.shape)}; "
+                    "make one of a sample by batch_of_one(sample)"
+                )
         return batch_of_one(function(on_tensors(lambda x: x[0], batch)))
 
     return batched

@@ -6,8 +6,11 @@ import runpy
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from torch import nn
 
 import eqtoolbox as eq
 from eqtoolbox.integrations.attachment import Attachment
@@ -30,6 +33,20 @@ def test_the_fields_of_an_attachment_are_the_arguments_of_attach() -> None:
     for name, parameter in keywords.items():
         assert given[name].default == parameter.default
         assert given[name].type == parameter.annotation
+
+
+def test_what_a_callback_was_given_reaches_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: dict[str, Any] = {}
+
+    def stand_in(*_: Any, **given: Any) -> MagicMock:
+        reached.update(given)
+        return MagicMock()
+
+    monkeypatch.setattr("eqtoolbox.integrations.attachment.attach", stand_in)
+    wanted = {"budget": 0.5, "run_dir": "a", "resume": True, "sync": True, "seed": 3, "schedule": 7}
+    Attachment(**wanted).start(nn.Linear(1, 1), None, 0)
+    assert {name: reached[name] for name in wanted} == wanted
+    assert set(reached) == {f.name for f in fields(Attachment) if f.init}
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)

@@ -275,7 +275,11 @@ def test_a_manual_step_without_a_loss_says_what_to_give(tmp_path: Path) -> None:
     fit(tmp_path, callback(tmp_path / "run", module="left"), module=Adversaries)
     (row, *_) = [r for r in eq.Run(tmp_path / "run").records() if r.name == "curvature/sharpness"]
     assert row.status == "not_applicable"
-    assert "loss" in row.note
+    assert "@callback.loss" in row.note
+    assert "loss_fn=, a function (model, batch) -> loss" in row.note
+    assert "monitor" not in row.note  # which whoever has a callback never sees
+    (finding,) = [f for f in eq.Run(tmp_path / "run").findings() if "Nothing was" in f.text]
+    assert row.note in finding.text
 
 
 def test_the_trainers_loggers_get_the_numbers(tmp_path: Path) -> None:

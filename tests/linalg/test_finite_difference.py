@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eqtoolbox.linalg import finite_difference, hessian, top_eigenpairs
+from eqtoolbox.linalg import finite_difference, hessian, preconditioned, top_eigenpairs
+from eqtoolbox.linalg.finite_difference import FiniteDifference
+from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import add, norm, random_like
 
 
@@ -104,3 +106,63 @@ def test_lanczos_runs_on_finite_differences(mlp):
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         finite_difference(lambda p: p["x"].sum(), {"x": torch.ones(1)}, **arguments)
+
+
+def _outermost(seed, scheme):
+    """Eigenvalues of a tanh network by differences in float32 with their bounds, and the truth."""
+    g = torch.Generator().manual_seed(seed)
+    weights = {"a": torch.randn(4, 6, generator=g), "b": torch.randn(6, 2, generator=g)}
+    x, y = torch.randn(32, 4, generator=g), torch.randn(32, 2, generator=g)
+
+    def loss(p):
+        return (torch.tanh(x.to(p["a"]) @ p["a"]) @ p["b"] - y.to(p["a"])).square().mean()
+
+    def flat(v):
+        return loss({"a": v[:24].view(4, 6), "b": v[24:].view(6, 2)})
+
+    point = torch.cat([w.flatten() for w in weights.values()]).double()
+    truth = torch.linalg.eigvalsh(torch.autograd.functional.hessian(flat, point))
+    operator = finite_difference(loss, weights, scheme=scheme)
+    return operator, truth[[-1, 0]]
+
+
+@pytest.mark.parametrize("scheme", ["central", "one_sided"])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_bound_of_a_differenced_eigenvalue_holds_the_error_of_the_difference(seed, scheme):
+    operator, truth = _outermost(seed, scheme)
+    found = top_eigenpairs(operator, 1, which="both", tol=1e-3)
+    errors = (found.values - truth).abs()
+    assert (errors <= found.error_bounds).all()
+    assert (found.error_bounds <= found.residuals).all()
+    assert (found.residuals <= 0.02 * truth.abs().max()).all()
+
+
+def test_without_its_doubt_a_differenced_eigenvalue_is_outside_of_its_bound(monkeypatch):
+    monkeypatch.setattr(FiniteDifference, "doubt", LinearOperator.doubt)
+    outside = 0
+    for seed in range(8):
+        operator, truth = _outermost(seed, "one_sided")
+        found = top_eigenpairs(operator, 1, which="both", tol=1e-3)
+        outside += int(((found.values - truth).abs() > found.error_bounds).sum())
+    assert outside >= 12
+
+
+def test_what_is_made_of_a_differenced_operator_shares_its_doubt():
+    operator, _ = _outermost(0, "one_sided")
+    generator = torch.Generator().manual_seed(1)
+    v = random_like(operator.space.like, generator)
+    doubt = operator.doubt(v)
+    assert norm(doubt) > 0
+    assert norm(add((3 * operator - operator).doubt(v), doubt, -2.0)) <= 1e-6 * norm(doubt)
+    assert norm(operator.project_off([v]).doubt(v)) <= 1e-6 * norm(doubt)
+    block = operator.restrict("a")
+    padded = {"a": v["a"], "b": torch.zeros_like(v["b"])}
+    assert torch.equal(block.doubt({"a": v["a"]})["a"], operator.doubt(padded)["a"])
+    metric = {n: torch.full_like(x, 4.0) for n, x in v.items()}
+    quarter = preconditioned(operator, metric).doubt(v)
+    assert norm(add(quarter, doubt, -0.25)) <= 1e-3 * norm(doubt)
+
+
+def test_an_exact_product_is_in_no_doubt(mlp):
+    loss, params = mlp
+    assert norm(hessian(loss, params).doubt(params)) == 0

@@ -1,12 +1,13 @@
 """Sentences say no more than their numbers: when, how sure, and relative to what."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from eqtoolbox.record import Record
 from eqtoolbox.report import Finding, Run
-from tests.report.runs import series
+from tests.report.runs import missing, series
 
 MakeRun = Callable[..., Run]
 LAW = "conservation/first_order"
@@ -76,6 +77,30 @@ def test_what_was_measured_once_is_dated(make_run: MakeRun) -> None:
     assert text.endswith("below the edge of stability (measured once, at step 0).")
     again = series("curvature/stability", [0.36] * 3), series("curvature/sharpness", [7.2] * 3)
     assert "measured once" not in the(make_run(loss, *again), "edge of stability").text
+
+
+def test_what_is_no_longer_finite_is_dated(make_run: MakeRun) -> None:
+    loss = series("training/loss", [1.0] * 100)
+    charges = series("conservation/drift/translation", [1e-8] * 4, floor=1e-7)
+    lost = missing("conservation/drift", [50, 90], "non_finite", "weight holds NaN or infinity")
+    text = the(make_run(loss, charges, lost), "charges are conserved").text
+    assert text.endswith(f"(up to step {charges[-1].step}; not finite from step 50 on).")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        missing("conservation/drift", [1], "non_finite"),  # and it was measured again
+        missing("curvature/sharpness", [90], "non_finite"),  # another probe's numbers
+        missing("conservation/drift", [90], "skipped_budget"),
+    ],
+    ids=["came back", "another probe", "skipped"],
+)
+def test_what_did_not_stop_being_finite_is_not_dated(make_run: MakeRun, others: Any) -> None:
+    loss = series("training/loss", [1.0] * 100)
+    charges = series("conservation/drift/translation", [1e-8] * 4, floor=1e-7)
+    text = the(make_run(loss, charges, others), "charges are conserved").text
+    assert "up to step" not in text
 
 
 def test_charges_that_left_the_closed_form_are_not_laid_to_a_gradient_that_moved_none(

@@ -183,3 +183,14 @@ def test_permuted_sets_with_dropped_points_keep_their_mean_only_on_average() -> 
     assert equivariance_error(lambda x: x.mean(1), constant, claim).verdict == "holds"
     assert equivariance_error(lambda x: x.mean(1), normal(3, 6, 2), claim).verdict == "violated"
     assert Symmetric(6).invertible and Permute(-2)((1, 0), normal(1, 2, 2)).shape == (1, 2, 2)
+
+
+def test_one_sample_wants_a_batch_of_one_and_says_how_to_make_it() -> None:
+    sample = {"x": torch.randn(5, 3), "edge_index": torch.zeros(2, 4, dtype=torch.long)}
+
+    def f(graph: dict[str, Tensor]) -> Tensor:
+        return graph["x"][graph["edge_index"][0]].sum(0)
+
+    assert one_sample(f)(batch_of_one(sample)).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"a batch of one, got .* \(5, 3\); .*batch_of_one\("):
+        one_sample(f)(sample)
