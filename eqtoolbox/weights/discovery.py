@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
 from eqtoolbox.weights.epsilon import observed
-
-if TYPE_CHECKING:  # brings scipy
-    from eqtoolbox.weights.search.found import Found
+from eqtoolbox.weights.search.found import Found
 
 
 def find_symmetries(
@@ -28,7 +26,7 @@ def find_symmetries(
     dtype: torch.dtype | None = None,
     moved_inputs: Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor] | None = None,
     model: nn.Module | None = None,
-) -> "Found":
+) -> Found:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.weights.search`."""
     from eqtoolbox.weights.search import find
 
@@ -36,7 +34,7 @@ def find_symmetries(
 
 
 @checked
-def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> "Found":
+def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> Found:
     """Every parameter symmetry and equivariance of a model that the analyses find, verified.
 
     The model is not touched: a float64 evaluation with cloned buffers is traced and checked, in
@@ -121,7 +119,7 @@ def _still(objective: Objective, params: Mapping[str, Tensor]) -> bool:
             return False
 
 
-def _found(objective: Objective, params: Mapping[str, Tensor]) -> "Found":
+def _found(objective: Objective, params: Mapping[str, Tensor]) -> Found:
     with objective.isolated():
         return find_symmetries(
             objective.loss,

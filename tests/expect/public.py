@@ -15,6 +15,7 @@ from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import actions, audit, testing
 from eqtoolbox.symmetry.actions import alike, linear, resampling
+from tests.laws.members import MEMBERS, point
 
 Good = dict[str, Any]
 
@@ -201,6 +202,9 @@ CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     ),
     "data_asymmetry": (
         symmetry.data_asymmetry, {**CLAIM, "targets": None, "generator": rng()},
+    ),
+    "Charges": (
+        weights.Charges, {"members": [MEMBERS["rescale"]], "params": point(0), "sketch": False},
     ),
     "discover": (weights.discover, {"model": LINE, "batch": ROWS, "loss_fn": loss_fn}),
     "discover_data": (

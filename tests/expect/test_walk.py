@@ -106,6 +106,7 @@ def test_every_public_name_is_walked() -> None:
     """A new public function or constructor comes into the table, or is a result or a base."""
     results = {
         "Culprit", "DataAsymmetry", "Discovery", "EigenResult", "EquivarianceResult", "Estimate",
+            "Found",
         "LayerShare", "LieDerivative", "NotApplicable", "Record", "Snapshot", "SpectralDensity",
         "SpectralMoments", "TrackedValue",
     }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.weights.charges.kinds import kinds_of, taken
 from eqtoolbox.weights.forms.sketch import Sketch
 from eqtoolbox.weights.forms.stack import Points, StackLayout, Stacks
@@ -65,6 +66,7 @@ class ChargeReading:
     full: list[Tensor]  # also of all charges that a sketch stands for
 
 
+@checked
 class Charges:
     """All charges of many symmetries, evaluated together without a loop over units.
 
@@ -76,6 +78,12 @@ class Charges:
         params: parameters of the shapes that they act on.
         sketch: whether random elements stand for general linear groups of more than 16
             dimensions, see `Sketch`.
+
+    Example:
+        >>> from eqtoolbox.weights.families.head import HeadShift
+        >>> shift = HeadShift(name="h", dimension=2, bias="b")
+        >>> Charges([shift], {"b": torch.tensor([1.0, 2.0])}).names
+        ('b',)
     """
 
     def __init__(
