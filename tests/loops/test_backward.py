@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.capture.redone import ENTRIES
 
 X = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(20) % 3
@@ -74,12 +75,43 @@ def test_what_is_differentiated_is_what_is_measured(name: str) -> None:
         assert abs(alone - value) > 0.02 * value
 
 
+class Affine(nn.Module):
+    """Cross-entropy in a range that every function takes."""
+
+    def __init__(self, factor: float, rest: float) -> None:
+        super().__init__()
+        self.factor, self.rest = factor, rest
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.factor * F.cross_entropy(outputs, labels) + self.rest
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: getattr(torch, name) for name in ENTRIES},
+    "softplus": lambda x: F.softplus(x, beta=2.0),
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "exp of a part": lambda x: (x / 2).exp(),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_the_loss_are_measured(name: str) -> None:
+    criterion = Affine(0.25, 1.1 if name == "acosh" else 0.0)
+    loss = lambda m: FUNCTIONS[name](criterion(m(X), Y))
+    value, status = sharpness(criterion, loss)
+    assert status == "ok"
+    assert value == pytest.approx(truth(loss), rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("loss", "why"),
     [
         (lambda m: MEAN(o := m(X), Y) + 0.05 * o.square().mean(), "adds a result of Mul to it"),
         (lambda m: MEAN(m(X), Y) + 1e-3 * m[0].weight.square().sum(), "adds a result of Mul"),
         (lambda m: F.gelu(MEAN(m(X), Y) / 2).exp(), "differentiates a result of Exp of it"),
+        (lambda m: torch.sin(MEAN(m(X), Y) / 2), "differentiates a result of Sin of it"),
+        (lambda m: torch.logaddexp(MEAN(m(X), Y), torch.ones(())), "a result of Logaddexp of it"),
+        (lambda m: torch.special.i0(MEAN(m(X), Y)), "a result of I0 of it"),
     ],
 )
 def test_what_is_differentiated_besides_is_named_however_small(loss: Loss, why: str) -> None:
@@ -94,6 +126,8 @@ def test_what_is_differentiated_besides_is_named_however_small(loss: Loss, why: 
         lambda m: MEAN(m(X), Y) / torch.tensor(3.0) + 1,
         lambda m: MEAN(m(X), Y) + MEAN(m(-X), Y),
         lambda m: (o := MEAN(m(X), Y)) * o.detach().exp(),
+        lambda m: torch.stack([MEAN(m(X), Y), 3 * MEAN(m(-X), Y)]).clamp(min=0).max(),
+        lambda m: torch.where(torch.tensor(True), MEAN(m(X), Y), torch.zeros(())),
     ],
 )
 def test_sums_and_multiples_of_caught_losses_are_accused_of_nothing(loss: Loss) -> None:

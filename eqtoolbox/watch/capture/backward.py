@@ -19,11 +19,17 @@ from eqtoolbox.watch.capture.redone import kind
 
 Key = tuple[int, str]  # of a node, which is not kept alive by it
 MANY = 200_000  # nodes that are looked at
-_CURVED = frozenset({
-    "Exp", "Log", "Log1P", "LogSigmoid", "Logsumexp", "LinalgVectorNorm", "Pow", "Reciprocal",
-    "Rsqrt", "Sigmoid", "Softplus", "Sqrt", "Tanh",
+_STRAIGHT = frozenset({  # linear where the loss is; what is not known here may be curved
+    "Abs", "Add", "Alias", "Amax", "Amin", "Cat", "Clamp", "ClampMax", "ClampMin", "Clone",
+    "ConstantPadNd", "Copy", "Cumsum", "Diagonal", "Expand", "Flip", "Gather", "Hardtanh", "Index",
+    "IndexAdd", "IndexSelect", "LeakyRelu", "MaskedFill", "MaskedSelect", "Max", "Maximum", "Mean",
+    "Median", "Min", "Minimum", "NanToNum", "Nansum", "Neg", "Permute", "Relu", "Repeat",
+    "ReshapeAlias", "Roll", "Rsub", "ScatterAdd", "Select", "Slice", "Sort", "Split",
+    "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy", "Topk", "Trace", "Transpose",
+    "Unbind", "Unfold", "UnsafeView", "Unsqueeze", "View", "Where",
+    "torch::autograd::CopyBackwards", "torch::autograd::CopySlices",
 })  # fmt: skip
-_PRODUCTS = frozenset({"Mul", "Div", "Mm", "Bmm", "Dot"})
+_PRODUCTS = frozenset({"Addmm", "Bmm", "Div", "Dot", "Mm", "Mul", "Mv"})
 
 
 def node_of(tensor: Tensor) -> Key | None:
@@ -81,7 +87,8 @@ class Backward:
             for n, above in parents.items()
             if n in to_params and n not in to_loss and any(p in to_loss for p in above)
         ]
-        curved = [_named(n) for n in to_loss if _key(n) not in losses and _curved(n, to_loss)]
+        between = [n for n in parents if n in to_loss and _key(n) not in losses]  # outermost first
+        curved = [_named(n) for n in between if _curved(n, to_loss)]
         return Running(tuple(here), next(iter(beside), ""), next(iter(curved), ""))
 
     def made_of(self, found: "Running", value: Tensor, gradient: Tensor) -> Between | None:
@@ -161,7 +168,7 @@ def _curved(node: Any, to_loss: set[Any]) -> bool:
     used = [k for k, (n, _) in enumerate(node.next_functions) if n in to_loss]
     if kind(node) in _PRODUCTS:
         return len(used) > 1 or (kind(node) == "Div" and used == [1])
-    return kind(node) in _CURVED
+    return kind(node) not in _STRAIGHT
 
 
 def _named(node: Any) -> str:

@@ -5,12 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Step = tuple[str, tuple[Any, ...]]  # an operation and what it was given beside the tensor
 Reads = Callable[[Any, int], Step]
 ALIKE = 8.0  # roundings by which entries of one constant may be apart
 
+ENTRIES = (  # functions of each entry by itself
+    "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "erfc", "exp",
+    "expm1", "log", "log10", "log1p", "log2", "neg", "reciprocal", "relu", "rsqrt", "sigmoid",
+    "sin", "sinh", "sqrt", "tan", "tanh",
+)  # fmt: skip
 _SHAPES = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
 
 
@@ -146,10 +152,9 @@ _READS: dict[str, Reads] = {
     "ClampMin": _saved("clamp", "min"),
     "ClampMax": _saved("clamp_max", "max"),
     "Pow": _saved("pow", "exponent"),
-    **{
-        name.title(): _saved(name)
-        for name in ("sigmoid", "tanh", "relu", "exp", "log", "sqrt", "abs", "neg", "reciprocal")
-    },
+    "Softplus": _saved("softplus", "beta", "threshold"),
+    "Gelu": _saved("gelu", "approximate"),
+    **{name.title(): _saved(name) for name in ENTRIES},
 }
 
 
@@ -192,6 +197,8 @@ _INVERSES: dict[str, Callable[[Any, Tensor, torch.Size], Tensor]] = {
     "T": lambda _, x, __: x.t(),
     "Neg": lambda _, x, __: -x,
     "Sqrt": lambda _, x, __: x.square(),
+    "Exp": lambda _, x, __: x.log(),
+    "Reciprocal": lambda _, x, __: x.reciprocal(),
     "Mul": lambda node, x, _: x / node._saved_other.detach(),
     "Div": lambda node, x, _: x * node._saved_other.detach(),
 }
@@ -243,8 +250,7 @@ REPLAYS: dict[str, Callable[..., Tensor]] = {
     "rdiv": lambda x, other: _fitting(x, other) / x,
     "mm": _mm,
     "rmm": lambda x, other: other.to(x.dtype) @ x,
-    **{
-        name: getattr(torch, name)
-        for name in ("sigmoid", "tanh", "relu", "exp", "log", "sqrt", "abs", "neg", "reciprocal")
-    },
+    "softplus": F.softplus,
+    "gelu": lambda x, approximate: F.gelu(x, approximate=approximate),
+    **{name: getattr(torch, name) for name in ENTRIES},
 }
