@@ -1,6 +1,7 @@
 """Probes of one's own in a configuration: named like claims, checked like ours, run like ours."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 import eqtoolbox as eq
 from eqtoolbox.attach.config import resolve
 from eqtoolbox.attach.entry import PROBES, describe
+from eqtoolbox.attach.fields import checked_option
 from eqtoolbox.attach.toml import ConfigError
 from eqtoolbox.command.cli import main
 from eqtoolbox.probes.engine import Engine
@@ -188,6 +190,8 @@ MISTAKES = [
     (OWN + "power = true", "power: expected float, got True"),
     (OWN + "power = -1", r'probes."mine.py:UpdateNorm": power must be > 0, got -1'),
     (OWN + "weights = [1, 'a']", r"weights: expected a list of float, got \[1, 'a'\]"),
+    (OWN + "weights = [true]", r"weights: expected a list of float, got \[True\]"),
+    (OWN + "power = nan", "power must be a number, got nan"),
     (OWN + "cut = 2.5", r"cut must be an integer or None, got 2\.5"),
     (OWN + "kind = 'non'", r"kind: expected one of \('all', 'some'\), got 'non'"),
     (OWN + "by_layer = 3", "by_layer must be a dict of numbers, got 3"),
@@ -256,3 +260,31 @@ def test_the_topic_of_an_own_probe_is_asked_where_its_file_is_named(
     assert "The last step is 2 long." in capsys.readouterr().out
     assert main(["summary", str(tmp_path / "run")]) == 0
     assert "long." not in capsys.readouterr().out, "a run directory names no code"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "given"),
+    [
+        (tuple[float, ...], [1, 2], (1, 2)),
+        (tuple[float, ...] | None, [1.5], (1.5,)),
+        (float | tuple[float, ...], 2.5, 2.5),
+        (tuple[tuple[str, float], ...], [["a", 1.5]], (("a", 1.5),)),
+        (tuple[str, float], ["a", 1.5], ("a", 1.5)),
+        (tuple, [1, "a"], (1, "a")),
+        (list[float], [1.5], [1.5]),
+        (dict[str, float], {"a": 1.5}, {"a": 1.5}),
+    ],
+)
+def test_lists_become_tuples_where_a_field_says_so(kind: Any, value: Any, given: Any) -> None:
+    found = checked_option(value, kind, "probes.mine.option")
+    assert found == given
+    assert type(found) is type(given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(tuple[int, ...], [True, 1]), (float, math.nan), (tuple[str, float], ["a"]), (tuple, "ab")],
+)
+def test_what_does_not_fit_a_field_is_refused(kind: Any, value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"probes\.mine\.option"):
+        checked_option(value, kind, "probes.mine.option")

@@ -1,6 +1,7 @@
 """The fields of a probe's class as a file sees them: which it can write, and what fits them."""
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from types import SimpleNamespace, UnionType
@@ -55,26 +56,45 @@ def checked_option(value: Any, kind: Any, where: str) -> Any:
     """
     if get_origin(kind) is Annotated:  # its bounds are looked at by the constructor
         return checked_option(value, get_args(kind)[0], where)
-    parts = get_args(kind)
     if claims(kind):
-        kind, parts = tuple[str, ...], (str, ...)
+        kind = tuple[str, ...]
+    try:
+        return _as_tuples(fitted(where, value, kind), kind)
+    except Unexpected as error:
+        wanted = "" if value != value else _worded(kind)  # NaN is of the type, and no number
+        said = f"{where}: expected {wanted}, got {value!r}" if wanted else str(error)
+        raise ConfigError(said) from error
+
+
+def _worded(kind: Any) -> str:
+    """What fits a simple type, in the words of a file."""
+    parts = get_args(kind)
     if get_origin(kind) is tuple and parts[1:] == (...,) and isinstance(parts[0], type):
-        if not isinstance(value, list) or not all(isinstance(v, parts[0]) for v in value):
-            raise ConfigError(f"{where}: expected a list of {parts[0].__name__}, got {value!r}")
-    elif get_origin(kind) is Literal and all(isinstance(c, str) for c in parts):
-        if value not in parts:
-            raise ConfigError(f"{where}: expected one of {parts}, got {value!r}")
-    elif kind in (bool, int, float, str):
-        accepted = (int, float) if kind is float else kind
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if wrong_bool or not isinstance(value, accepted):
-            raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
-    else:
-        try:
-            value = fitted(where, value, kind)
-        except Unexpected as error:
-            raise ConfigError(str(error)) from error
-    return tuple(value) if get_origin(kind) is tuple else value
+        return f"a list of {parts[0].__name__}"
+    if get_origin(kind) is Literal:
+        return f"one of {parts}"
+    return kind.__name__ if kind in (bool, int, float, str) else ""
+
+
+def _as_tuples(value: Any, kind: Any) -> Any:
+    """The value with a tuple for each list that the annotation calls one, however deep."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return next((_as_tuples(value, part) for part in parts if _fits(value, part)), value)
+    if origin is Annotated:
+        return _as_tuples(value, parts[0])
+    if origin is tuple:
+        kinds = itertools.repeat(parts[0]) if parts[1:] == (...,) else parts
+        return tuple(map(_as_tuples, value, kinds))
+    return tuple(value) if kind is tuple else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        fitted("", value, kind)
+    except Unexpected:
+        return False
+    return True
 
 
 def _many(kind: Any) -> bool:
