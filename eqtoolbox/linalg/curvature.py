@@ -145,8 +145,16 @@ class Hessian(LinearOperator):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return self._block_product(v)
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
-        return super().doubt(v) if self._differences is None else self._differences.doubt(v)
+    @property
+    def error_products(self) -> int:
+        return 0 if self._differences is None else self._differences.error_products
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
+        return (
+            super().product_error(v)
+            if self._differences is None
+            else self._differences.product_error(v)
+        )
 
     def _block_product(self, v: Vector) -> dict[str, Tensor]:
         if self._differences is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eqtoolbox.expect.bounds import instance, takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.deadline import check
 from eqtoolbox.linalg.graph import check_scalar, differentiating, filled, leaves
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
@@ -141,7 +142,11 @@ class FiniteDifference(LinearOperator):
         rounding = 10 * self._eps * norm(self.gradient) / step * length
         return change <= STEADY * norm(product) + rounding
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
+    @property
+    def error_products(self) -> int:
+        return 2  # differences of two steps
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
         """Twice what the product along v changes by at half of the step, where error leaves it.
 
         The error of a difference falls with the step, to a quarter (central) or to half
@@ -151,6 +156,7 @@ class FiniteDifference(LinearOperator):
         if not length:
             return scale(0.0, v)
         unit, step = scale(1 / length, v), self._used if self._tested else self._step()
+        check()
         coarse, _ = self._difference(unit, step)
         fine, _ = self._difference(unit, step / 2)
         return scale(2 * length, add(fine, coarse, -1.0))

@@ -23,9 +23,11 @@ class EigenResult:
 
     values: Tensor  # (K,) float64, outermost first; for "both" descending, the smallest last
     vectors: list[dict[str, Tensor]]  # K orthonormal vectors of the operator's space
-    residuals: Tensor  # (K,) float64, ‖Hv − λv‖ in the unit of λ, and what Hv is in doubt by
-    error_bounds: Tensor  # (K,) float64, what |λ − eigenvalue| is at most: min(r, r²/gap), doubt
-    converged: Tensor  # (K,) bool, residual <= tol · scale but for the doubt
+    residuals: Tensor  # (K,) float64, ‖Hv − λv‖ in the unit of λ, and what Hv may be off by
+    error_bounds: (
+        Tensor  # (K,) float64, what |λ − eigenvalue| is at most: min(r, r²/gap), that of Hv
+    )
+    converged: Tensor  # (K,) bool, residual <= tol · scale but for that
     scale: float  # largest |eigenvalue| known
     asymmetry: float  # largest |⟨u,Hv⟩ − ⟨v,Hu⟩| met, relative to ‖H‖
     confirmed: bool  # a fresh random chain orthogonal to the vectors found nothing missing
@@ -50,7 +52,7 @@ def top_eigenpairs(
 
     The residuals are those of the returned vectors, not estimates: HQᵀ = QᵀT + βq e_mᵀ makes
     ‖Hv − λv‖ equal to |β z_m|; the measured asymmetry and eps‖H‖ are added for what rounding does
-    to that relation, and for products that are differences what `doubt` says. Everything is
+    to that relation, and for products that are differences what `product_error` says. Everything is
     relative to the operator's own size: scaling H changes no digit.
 
     A small residual proves an eigenpair, not the wanted one: one Krylov chain meets each eigenspace
@@ -65,8 +67,9 @@ def top_eigenpairs(
         k_smallest: pairs from the lower end for "both".
         tol: a pair is converged when its residual is at most tol times the largest |eigenvalue|.
             The search goes on to 3e-3 where tol is larger, unless confirm=0.
-        max_matvecs: budget in products; default 100 + 20 per pair. Pairs that are not there yet
-            are returned with `converged` False.
+        max_matvecs: budget in products; default 100 + 20 per pair. Of products that are
+            differences the errors are estimated within it, for two products a pair. Pairs that are
+            not there yet are returned with `converged` False.
         generator: of the random start; default a new one with seed 0.
         start: a vector to start from, such as the last step's; the sum of several.
         max_vectors: Krylov vectors in memory, at least K + 2; default K + 8. One more is the vector
@@ -114,7 +117,9 @@ def top_eigenpairs(
             moved = (ritz.values[wanted].sort().values - settled).abs().max() if there else 1
             confirmed, settled = there and float(moved) <= tol * size, None
         everything = krylov.size == operator.size
-        if everything or confirmed or krylov.matvecs >= budget or (there and not confirm):
+        left_over = budget - count * operator.error_products
+        spent = krylov.matvecs >= max(count, left_over)
+        if everything or confirmed or spent or (there and not confirm):
             break
         if there and settled is None:
             settled, left = ritz.values[wanted].sort().values, confirm
@@ -136,20 +141,27 @@ def _result(
     confirmed: bool,
 ) -> EigenResult:
     vectors = krylov.basis.combine(ritz.weights[:, wanted])
-    doubts = torch.tensor([norm(operator.doubt(v)) for v in vectors], dtype=torch.float64)
-    values, residuals = ritz.values[wanted], ritz.residuals[wanted] + doubts
+    errors = product_errors(operator, vectors)
+    values, residuals = ritz.values[wanted], ritz.residuals[wanted] + errors
     size = float(ritz.values.abs().max())
     return EigenResult(
         values=values,
         vectors=vectors,
         residuals=residuals,
-        error_bounds=error_bounds(ritz)[wanted] + doubts,
-        converged=residuals - doubts <= tol * size,
+        error_bounds=error_bounds(ritz)[wanted] + errors,
+        converged=residuals - errors <= tol * size,
         scale=size,
         asymmetry=krylov.asymmetry / krylov.scale if krylov.scale else 0.0,
         confirmed=confirmed,
-        matvecs=krylov.matvecs,
+        matvecs=krylov.matvecs + len(vectors) * operator.error_products,
     )
+
+
+def product_errors(operator: LinearOperator, vectors: Sequence[Vector]) -> Tensor:
+    """How far products along these may be off, (k,) float64; 0 where they are exact."""
+    if not operator.error_products:
+        return torch.zeros(len(vectors), dtype=torch.float64)
+    return torch.tensor([norm(operator.product_error(v)) for v in vectors], dtype=torch.float64)
 
 
 def error_bounds(ritz: Ritz) -> Tensor:

@@ -29,6 +29,7 @@ class LinearOperator(ABC):
         accuracy: relative error to expect of one product; the Lanczos iteration refuses an
             operator whose asymmetry is larger. √eps unless the operator knows better.
         matvecs: products since construction.
+        error_products: what one `product_error` costs, in products; 0 where these are exact.
 
     Example:
         >>> A = MatrixOperator(torch.diag(torch.tensor([2.0, 1.0])))
@@ -58,7 +59,11 @@ class LinearOperator(ABC):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         """Hv for a `v` of the space; must not write to `v`."""
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
+    @property
+    def error_products(self) -> int:
+        return 0
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
         """An estimate of the error of Hv beyond rounding; 0 where products are exact."""
         return scale(0.0, v)
 
@@ -187,8 +192,12 @@ class Sum(LinearOperator):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return add(self._left(v), self._right(v))
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
-        return add(self._left.doubt(v), self._right.doubt(v))
+    @property
+    def error_products(self) -> int:
+        return self._left.error_products + self._right.error_products
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
+        return add(self._left.product_error(v), self._right.product_error(v))
 
 
 @checked
@@ -202,8 +211,12 @@ class Scaled(LinearOperator):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return scale(self._factor, self._inner(v))
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
-        return scale(self._factor, self._inner.doubt(v))
+    @property
+    def error_products(self) -> int:
+        return self._inner.error_products
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
+        return scale(self._factor, self._inner.product_error(v))
 
 
 @checked
@@ -223,8 +236,12 @@ class Restricted(LinearOperator):
         self._inner.matvecs += 1
         return self._inner._block_product(v)
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
-        whole = self._inner.doubt(self._inner._padded(v))
+    @property
+    def error_products(self) -> int:
+        return self._inner.error_products
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
+        whole = self._inner.product_error(self._inner._padded(v))
         return {n: whole[n] for n in v}
 
 
@@ -255,8 +272,12 @@ class Projected(LinearOperator):
     def _product(self, v: Vector) -> dict[str, Tensor]:
         return self._project(self._inner(self._project(v)))
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
-        return self._project(self._inner.doubt(self._project(v)))
+    @property
+    def error_products(self) -> int:
+        return self._inner.error_products
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
+        return self._project(self._inner.product_error(self._project(v)))
 
 
 def _row(v: Vector) -> Tensor:

@@ -27,8 +27,12 @@ class Preconditioned(LinearOperator):
         inner = self._inner({name: r * v[name] for name, r in self._root.items()})
         return {name: r * inner[name] for name, r in self._root.items()}
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
-        inner = self._inner.doubt({name: r * v[name] for name, r in self._root.items()})
+    @property
+    def error_products(self) -> int:
+        return self._inner.error_products
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
+        inner = self._inner.product_error({name: r * v[name] for name, r in self._root.items()})
         return {name: r * inner[name] for name, r in self._root.items()}
 
 

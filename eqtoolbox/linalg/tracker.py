@@ -17,8 +17,9 @@ from torch import Tensor
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Seed
 from eqtoolbox.linalg.krylov import Krylov, Ritz
+from eqtoolbox.linalg.lanczos import product_errors
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Vector, add, combine, dot, norm, random_like
+from eqtoolbox.linalg.vectors import Vector, add, combine, dot, fitted_to, norm, random_like
 
 _ROUNDINGS = 100  # of products, seen in values: float32 networks err by 6e-6
 _WILD = 0.1  # pace at which any eigenvalue may be the next top
@@ -67,7 +68,8 @@ class Tracker:
     ones, over the top and an update.
 
     If all others are below c, the error of a Ritz value θ is at most min(r, r²/(θ − c)), by Kato
-    and Temple, or c − θ where that is more; what rounding does to products is added. That the
+    and Temple, or c − θ where that is more; what rounding does to products is added,
+    and what differences are off by. That the
     others are below c is not proved by a few products: in `benchmarks/tracking_bound.py` (MLP,
     ResNet and GPT under SGD, momentum and Adam, sharpness moving by 0.1 to 30 % a step) the bound
     holds for 99.5 % of the "ok" values and more.
@@ -140,7 +142,8 @@ class Tracker:
         """
         if operator.size < self.k:
             raise ValueError(f"k must be at most n={operator.size}, got {self.k}")
-        old = self._aligned(operator)
+        aligned = (fitted_to(operator.space.like, v) for v in self.vectors)
+        old = [v for v in aligned if norm(v) > 0]
         deep = not old or self._due()
         look = self._look(operator, self._start(old, deep), deep)
         spent = look.matvecs
@@ -190,44 +193,41 @@ class Tracker:
         self._tops, self._age, self._doubt = list(state["tops"]), state["age"], state["doubt"]
         self._generator.set_state(state["generator"].cpu())
 
-    def _aligned(self, operator: LinearOperator) -> list[dict[str, Tensor]]:
-        """The remembered vectors in the operator's space, without those that vanish there."""
-
-        def fit(known: Vector, name: str, x: Tensor) -> Tensor:
-            same = name in known and known[name].shape == x.shape
-            return known[name].to(x) if same else x.new_zeros(x.shape)
-
-        like = operator.space.like
-        vectors = [{n: fit(v, n, x) for n, x in like.items()} for v in self.vectors]
-        return [v for v in vectors if norm(v) > 0]
-
     def _look(self, operator: LinearOperator, start: Vector | None, deep: bool) -> "_Look":
         """Products until the bound is small, or for a deep look as many as it may take."""
         krylov = Krylov(operator, self.deep_matvecs, self._generator, start)
+        most = self.deep_matvecs if deep else self.max_matvecs
+        most = max(self.min_matvecs, most - self.k * operator.error_products)
         while True:
             goes_on = krylov.step()
             ritz, whole = krylov.ritz(), krylov.size == operator.size
             ceiling = -math.inf if whole else self._others(ritz, deep)
             rounding = krylov.asymmetry + _ROUNDINGS * operator.space.eps * krylov.scale
             bounds = self._bounds(ritz, ceiling) + rounding
-            small = bounds <= self.rtol * ritz.values.abs().max()
-            certain = len(small) == self.k and bool(small.all())
+            certain = self._small(bounds, ritz)
             enough = krylov.size >= self.min_matvecs and (certain or not goes_on)
-            spent = krylov.matvecs >= (self.deep_matvecs if deep else self.max_matvecs)
+            spent = krylov.matvecs >= most
             if whole or spent or (enough and not deep):
                 break
         chosen = torch.arange(len(ritz.values)).flip(0)[: self.k]
+        top = krylov.basis.combine(ritz.weights[:, chosen])
+        bounds = bounds + product_errors(operator, top)
+        certain = self._small(bounds, ritz)
         return _Look(
             values=ritz.values.flip(0)[: self.k + 1],
             residuals=ritz.residuals.flip(0)[: self.k],
-            top=krylov.basis.combine(ritz.weights[:, chosen]),
+            top=top,
             size=float(ritz.values.abs().max()),
             ceiling=ceiling,
             bounds=bounds,
             certain=certain,
             deep=deep or whole,
-            matvecs=krylov.matvecs,
+            matvecs=krylov.matvecs + len(top) * operator.error_products,
         )
+
+    def _small(self, bounds: Tensor, ritz: Ritz) -> bool:
+        small = bounds <= self.rtol * ritz.values.abs().max()
+        return len(small) == self.k and bool(small.all())
 
     def _due(self) -> bool:
         """Whether the next update must look for other eigenvalues."""

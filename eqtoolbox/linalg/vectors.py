@@ -176,6 +176,16 @@ def _total(scalars: list[Tensor]) -> float:
     return float(torch.stack([s.to(scalars[0].device) for s in scalars]).sum())
 
 
+def fitted_to(like: Vector, v: Vector) -> dict[str, Tensor]:
+    """`v` with the names and shapes of `like`; zero where it has none of that name and shape."""
+
+    def fit(name: str, x: Tensor) -> Tensor:
+        same = name in v and v[name].shape == x.shape
+        return v[name].to(x) if same else x.new_zeros(x.shape)
+
+    return {name: fit(name, x) for name, x in like.items()}
+
+
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """The name of the first tensor that holds NaN or infinity; empty if there is none."""
     flags = [

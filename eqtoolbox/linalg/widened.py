@@ -54,8 +54,12 @@ class WidenedOperator(LinearOperator):
         """See `FiniteDifference.steady`."""
         return self._inner.steady({n: x.double() for n, x in v.items()})
 
-    def doubt(self, v: Vector) -> dict[str, Tensor]:
-        return self._narrow(self._inner.doubt({n: x.double() for n, x in v.items()}))
+    @property
+    def error_products(self) -> int:
+        return self._inner.error_products
+
+    def product_error(self, v: Vector) -> dict[str, Tensor]:
+        return self._narrow(self._inner.product_error({n: x.double() for n, x in v.items()}))
 
     def _product(self, v: Vector) -> dict[str, Tensor]:
         wide = {n: x.double() for n, x in v.items()}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eqtoolbox.linalg import finite_difference, hessian, preconditioned, top_eigenpairs
+from eqtoolbox.linalg import Tracker, finite_difference, hessian, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import add, norm, random_like
@@ -138,7 +138,7 @@ def test_the_bound_of_a_differenced_eigenvalue_holds_the_error_of_the_difference
 
 
 def test_without_its_doubt_a_differenced_eigenvalue_is_outside_of_its_bound(monkeypatch):
-    monkeypatch.setattr(FiniteDifference, "doubt", LinearOperator.doubt)
+    monkeypatch.setattr(FiniteDifference, "product_error", LinearOperator.product_error)
     outside = 0
     for seed in range(8):
         operator, truth = _outermost(seed, "one_sided")
@@ -151,18 +151,49 @@ def test_what_is_made_of_a_differenced_operator_shares_its_doubt():
     operator, _ = _outermost(0, "one_sided")
     generator = torch.Generator().manual_seed(1)
     v = random_like(operator.space.like, generator)
-    doubt = operator.doubt(v)
+    doubt = operator.product_error(v)
     assert norm(doubt) > 0
-    assert norm(add((3 * operator - operator).doubt(v), doubt, -2.0)) <= 1e-6 * norm(doubt)
-    assert norm(operator.project_off([v]).doubt(v)) <= 1e-6 * norm(doubt)
+    assert norm(add((3 * operator - operator).product_error(v), doubt, -2.0)) <= 1e-6 * norm(doubt)
+    assert norm(operator.project_off([v]).product_error(v)) <= 1e-6 * norm(doubt)
     block = operator.restrict("a")
     padded = {"a": v["a"], "b": torch.zeros_like(v["b"])}
-    assert torch.equal(block.doubt({"a": v["a"]})["a"], operator.doubt(padded)["a"])
+    assert torch.equal(block.product_error({"a": v["a"]})["a"], operator.product_error(padded)["a"])
     metric = {n: torch.full_like(x, 4.0) for n, x in v.items()}
-    quarter = preconditioned(operator, metric).doubt(v)
+    quarter = preconditioned(operator, metric).product_error(v)
     assert norm(add(quarter, doubt, -0.25)) <= 1e-3 * norm(doubt)
 
 
 def test_an_exact_product_is_in_no_doubt(mlp):
     loss, params = mlp
-    assert norm(hessian(loss, params).doubt(params)) == 0
+    assert norm(hessian(loss, params).product_error(params)) == 0
+
+
+def _tracked(seed, scheme):
+    """How far a tracked eigenvalue is from the truth, over its bound."""
+    operator, truth = _outermost(seed, scheme)
+    found = Tracker(rtol=0.05).update(operator)
+    return abs(found.value - float(truth[0])) / found.bound
+
+
+@pytest.mark.parametrize("scheme", ["central", "one_sided"])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_bound_of_a_tracked_eigenvalue_holds_the_error_of_the_difference(seed, scheme):
+    assert _tracked(seed, scheme) <= 1
+
+
+def test_without_that_error_a_tracked_eigenvalue_is_outside_of_its_bound(monkeypatch):
+    monkeypatch.setattr(FiniteDifference, "product_error", LinearOperator.product_error)
+    found = [_tracked(seed, scheme) for seed in range(8) for scheme in ("central", "one_sided")]
+    assert sum(ratio > 1 for ratio in found) >= 2
+
+
+@pytest.mark.parametrize("scheme", ["central", "one_sided"])
+def test_products_that_estimate_errors_are_counted_and_within_the_budget(scheme):
+    operator, _ = _outermost(0, scheme)
+    before = operator.evaluations
+    found = top_eigenpairs(operator, 3, which="both", tol=1e-9, max_matvecs=20)
+    computed = (operator.evaluations - before) / (2 if scheme == "central" else 1)
+    assert found.matvecs == 20
+    assert computed <= 21 + 8 * (scheme == "one_sided"), "the first step is sought"
+    tracked = Tracker().update(operator)
+    assert tracked.matvecs <= Tracker().deep_matvecs
