@@ -40,3 +40,4 @@ class Finding:
     level: Level
     text: str
     evidence: tuple[Evidence, ...] = ()
+    dated: bool = False  # whether the text says at which step its numbers were measured last

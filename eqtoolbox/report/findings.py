@@ -36,18 +36,18 @@ def _dated(run: Log, lost: dict[str, NDArray[np.int64]], finding: Finding) -> Fi
     names = {e.name for e in finding.evidence if not e.name.startswith(("monitor/", "cost/"))}
     measured = [rows.steps[rows.having("ok")] for rows in map(run.rows, names)]
     steps = set(np.unique(np.concatenate(measured)).tolist()) if measured else set()
-    if not steps or max(steps) >= run.last_step or "only measurement" in finding.text:
+    if not steps or max(steps) >= run.last_step or finding.dated:
         return finding
     last = max(steps)
     later = [s[s > last] for probe, s in lost.items() if probe in {n.split("/")[0] for n in names}]
     since = min((int(s.min()) for s in later if len(s)), default=None)
     if len(steps) == 1:
         when = f"measured once, at step {last}"
-    elif since is None or f"at step {last}" in finding.text:
+    elif since is None:
         return finding
     else:
         when = f"up to step {last}; not finite from step {since} on"
-    return replace(finding, text=f"{finding.text[:-1]} ({when}).")
+    return replace(finding, text=f"{finding.text.removesuffix('.')} ({when}).")
 
 
 def _not_finite(run: Log) -> dict[str, NDArray[np.int64]]:

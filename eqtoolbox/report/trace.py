@@ -118,12 +118,17 @@ class Curve:
         """The newest record as evidence, for quantities that add up instead of scattering."""
         return Evidence(name=self.name, step=self.last.step, value=self.last.value)
 
+    @property
+    def once(self) -> bool:
+        """Whether there is one measurement only, at a step that `since` names."""
+        return len(self.records) == 1
+
     def since(self, flags: Sequence[bool]) -> str:
         """When a condition began to hold for good, in words; `flags` has one entry a record."""
         begin = onset(flags)
         if begin is None:
             return "not at present"
-        if len(flags) == 1:
+        if self.once:
             return f"at step {self.last.step}, the only measurement"
         return "since the start" if begin == 0 else f"since step {self.records[begin].step}"
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from eqtoolbox.record import Record
 from eqtoolbox.report import Finding, Run, Topic, summary_data, topics
 from eqtoolbox.report.figures import Panel, Plot
+from eqtoolbox.report.finding import Evidence
 from eqtoolbox.report.findings import find
 from eqtoolbox.report.page import content, write_page
 from eqtoolbox.report.sections import sections
@@ -130,3 +132,32 @@ def test_a_run_directory_brings_no_code(make_run: MakeRun, tmp_path: Path) -> No
         assert "evil_topic" not in sys.modules
     finally:
         sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "dated", "told"),
+    [
+        ("Steps are short.", False, "Steps are short (measured once, at step 4)."),
+        ("Steps are short", False, "Steps are short (measured once, at step 4)."),
+        ("Short, at step 40.", False, "Short, at step 40 (measured once, at step 4)."),
+        (
+            "It is the only measurement.",
+            False,
+            "It is the only measurement (measured once, at step 4).",
+        ),
+        ("Short at step 4.", True, "Short at step 4."),
+    ],
+)
+def test_a_finding_gets_its_step_unless_its_rule_has_said_it(
+    text: str, dated: bool, told: str, make_run: MakeRun
+) -> None:
+    """Whatever the words are: nobody reads them."""
+    once = Record(step=4, name=NORM, value=2.0)
+    run = make_run([once], series("training/loss", [1.0] * 60))
+
+    def rule(run: Run) -> Iterator[Finding]:
+        evidence = (Evidence(name=NORM, step=4, value=2.0),)
+        yield Finding(level="note", text=text, evidence=evidence, dated=dated)
+
+    topic = Topic(question="How long?", slug="long", rules=(rule,))
+    assert told in [f.text for f in find(run, [topic])]

@@ -24,7 +24,8 @@ def gradient_laws(run: Log) -> Iterator[Finding]:
                 f"The training gradient breaks the {name} law {when}: {size}; something beside "
                 "the loss shapes it, such as a penalty added to it, or the loss lost the symmetry."
             )
-            yield Finding(level="warning", text=text, evidence=(law.evidence(),))
+            evidence = (law.evidence(),)
+            yield Finding(level="warning", text=text, evidence=evidence, dated=law.once)
         elif law.verdict == "holds" and not law_undecided(run, family):
             broken = sum(judged(r) == "violated" for r in law.records)
             if not broken:

@@ -45,11 +45,14 @@ def stability(run: Log) -> Iterator[Finding]:
     now, values = certain.now, certain.values.tolist()
     what = f"{_threshold_words(run, certain.last.facts)} = {number(now)}"
     level: Level = "good"
+    dated = False
     if now >= BEYOND:
         level, when = "warning", certain.since([v >= BEYOND for v in values])
+        dated = certain.once
         place = f"beyond the edge of stability {when}; steps overshoot along the top direction"
     elif now >= EDGE:
         level, when = "note", certain.since([v >= EDGE for v in values])
+        dated = certain.once
         place = f"at the edge of stability {when}"
     else:
         rose = len(values) > 1 and certain.start > 0 and now / certain.start >= CHANGED
@@ -58,13 +61,15 @@ def stability(run: Log) -> Iterator[Finding]:
         crossed = sum(v > 1 for v in values)
         if crossed:
             level, peak = "note", max(certain.records, key=lambda r: r.value)
+            dated = peak.step == certain.last.step
             place += f"; it was above 1 at {crossed} of {len(values)} measurements, at most "
             place += f"{number(peak.value)} at step {peak.step}"
     old = ""
     if certain.unanswered >= STALE:
         old = f" (last certified at step {certain.last.step}; {certain.unanswered} later "
         old += "attempts gave no number)"
-    yield Finding(level=level, text=f"{what}: {place}{old}.", evidence=(certain.evidence(),))
+    text, dated = f"{what}: {place}{old}.", dated or bool(old)
+    yield Finding(level=level, text=text, evidence=(certain.evidence(),), dated=dated)
 
 
 def overshoot(run: Log) -> Iterator[Finding]:
