@@ -201,10 +201,20 @@ def _gauss_newton_share(snapshot: Snapshot, found: EigenResult) -> Measurement:
             whole, given = objective.loss(params), of_output(objective.outputs(params))
         if not torch.isclose(given, whole, rtol=1e-4, atol=0.0, equal_nan=True):
             raise LookupError("it reads what the model computes inside")
-        share = dot(vector, gauss_newton(objective.outputs, of_output, params)(vector))
-        share /= float(found.values[0])
-    except Exception as reason:
+    except Exception as reason:  # whatever a loss does with an output that is handed to it
         note = f"the loss is no function of one output tensor ({reason})"
         return Measurement("gauss_newton_share", math.nan, status="not_applicable", note=note)
-    status = _status(bool(found.converged[0]))
-    return Measurement("gauss_newton_share", share, status=status, matvecs=1)
+    top, residual = float(found.values[0]), float(found.residuals[0])
+    try:
+        product = gauss_newton(objective.outputs, of_output, params)(vector)
+    except NotImplementedError as reason:  # an operation without a forward derivative
+        note = f"its product cannot be computed: {reason}"
+        return Measurement("gauss_newton_share", math.nan, status="not_applicable", note=note)
+    share = dot(vector, product) / top
+    return Measurement(
+        "gauss_newton_share",
+        share,
+        stderr=abs(share) * residual / abs(top),
+        status=_status(bool(found.converged[0])),
+        matvecs=1,
+    )

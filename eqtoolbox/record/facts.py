@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 Scalar = str | int | float | bool
 Fact = Scalar | tuple[Scalar, ...]
 
@@ -122,6 +124,8 @@ def _fact(name: str, value: Any) -> Fact:
 def _scalar(name: str, value: Any) -> Scalar:
     if isinstance(value, str | bool):
         return value
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, Integral) and abs(int(value)) < LARGEST:
         return int(value)
     if isinstance(value, Real) and not isinstance(value, Integral) and math.isfinite(value):

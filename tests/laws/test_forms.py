@@ -108,7 +108,12 @@ def test_every_family_has_a_member_here() -> None:
 def test_every_quantity_is_that_of_the_oracle(member: ContinuousSymmetry) -> None:
     meeting = not member.form.apart  # legs that meet make the bound of a charge their sum
     for quantity, difference in apart(member.form, member).items():
-        assert difference < 1e-10 or (quantity == "scale" and meeting), quantity
+        if quantity == "scale" and meeting:
+            bound, sizes = member.form.alone(point(0)).scale, point(0)
+            assert (oracle.charge(member, point(0)).abs() <= bound * (1 + 1e-12)).all()
+            assert (bound <= 2 * sum(sizes[n].square().sum() for n in member.names)).all()
+        else:
+            assert difference < 1e-10, quantity
 
 
 def test_a_form_that_is_spoilt_is_told_apart(member: ContinuousSymmetry) -> None:

@@ -67,8 +67,9 @@ def test_a_fact_of_another_kind_is_as_good_as_none() -> None:
 
 
 def test_numbers_of_any_library_become_pythons_own() -> None:
-    facts = Facts({"a": np.float32(0.5), "b": np.int64(3), "c": (np.float64(1.5), True)})
-    assert [type(v) for v in (facts["a"], facts["b"])] == [float, int]
+    several = (np.float64(1.5), True)
+    facts = Facts({"a": np.float32(0.5), "b": np.int64(3), "c": several, "d": np.True_})
+    assert [type(v) for v in (facts["a"], facts["b"], facts["d"])] == [float, int, bool]
     assert facts["c"] == (1.5, True)
 
 

@@ -96,11 +96,10 @@ class Form(ABC):
 
     def measured(self, tensors: Parameters) -> Tensor:
         """|K_i| generator by generator, where parts meet: (dimension,), float64."""
-        like = tensors[self.names[0]]
-        units = torch.eye(self.dimension, dtype=like.dtype, device=like.device)
+        exact = {name: tensors[name].double() for name in self.names}
+        units = torch.eye(self.dimension, dtype=torch.float64, device=exact[self.names[0]].device)
         squares = [
-            torch.stack([k.double().square().sum() for k in self.tangent(tensors, u).values()])
-            for u in units
+            torch.stack([k.square().sum() for k in self.tangent(exact, u).values()]) for u in units
         ]
         return torch.stack(squares).sum(1).sqrt()
 
