@@ -123,14 +123,14 @@ MONITOR: list[Wrong] = [
     (on("load_state_dict", {}), KeyError, "expected the state of a Monitor, got one without"),
 ]
 PROBES: list[Wrong] = [
-    (of_probe("curvature", tol=math.nan), ConfigError, "curvature: tol must be a number, got nan"),
+    (of_probe("curvature", tol=math.nan), ConfigError, "curvature.tol must be a number, got nan"),
     (of_probe("curvature", tol=2.0), ConfigError, "tol > 0, below 1, got"),
     (of_probe("curvature", k=10**18), ConfigError, "k >= 1, at most 10000"),
     (of_probe("curvature", k=10**30), ConfigError, "k must be an integer, got 1000"),
     (of_probe("curvature", split=1), ConfigError, "expected bool, got 1"),
     (of_probe("discrete", near=math.nan), ConfigError, "near must be a number, got nan"),
     (of_probe("conservation", growth=math.nan), ConfigError, "growth must be a number, got nan"),
-    (of_probe("equivariance", peak=math.nan), ConfigError, "peak must be > 0"),
+    (of_probe("equivariance", peak=math.nan), ConfigError, "peak must be a number, got nan"),
     (of_probe("tracking", rtol=math.nan), ConfigError, "rtol must be a number"),
     (lambda: Curvature(k=2.5), TypeError, r"k must be an integer, got 2\.5"),
     (lambda: Curvature(k=True), TypeError, "k must be an integer, got True"),

@@ -61,7 +61,8 @@ def checked_option(value: Any, kind: Any, where: str) -> Any:
     try:
         return _as_tuples(fitted(where, value, kind), kind)
     except Unexpected as error:
-        wanted = "" if value != value else _worded(kind)  # NaN is of the type, and no number
+        of_the_type = type(value) is kind  # NaN, an int of 80 bits
+        wanted = "" if of_the_type else _worded(kind)
         said = f"{where}: expected {wanted}, got {value!r}" if wanted else str(error)
         raise ConfigError(said) from error
 
