@@ -218,4 +218,5 @@ def _residual(quantity: str, family: str, value: float, floor: float, matvecs: i
 def _dimension(family: str, members: Sequence[ContinuousSymmetry]) -> Iterator[Measurement]:
     note = "; ".join(f"{m.name}: {m.dimension} {m.status} {m.residual:.1e}" for m in members)
     total = sum(m.dimension for m in members)
-    yield Measurement("dimension", float(total), family, note=note)
+    facts = {"equivariant": True} if any(m.equivariant for m in members) else {}
+    yield Measurement("dimension", float(total), family, note=note, facts=facts)

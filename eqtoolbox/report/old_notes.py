@@ -45,6 +45,9 @@ def _reading(name: str) -> Reading | None:
     probe, quantity, target = [*name.split("/", 2), "", ""][:3]
     if quantity == "self_test":
         return _self_test
+    if (probe, quantity) == ("noether", "dimension"):
+        moves = target == "homogeneity" or target.startswith("head_")
+        return (lambda _: {"equivariant": True}) if moves else None
     return _READINGS.get(f"{probe}/{quantity}" + ("/" if target else ""))
 
 

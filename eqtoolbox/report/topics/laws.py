@@ -26,7 +26,9 @@ def found(run: Log) -> Iterator[Finding]:
     if dimensions:
         kinds = [f"{words(family)} ({count})" for family, count in dimensions.most_common()]
         total = plural(sum(dimensions.values()), "direction")
-        what = "symmetry and equivariance" if any(map(moving, dimensions)) else "symmetry"
+        what = (
+            "symmetry and equivariance" if any(moving(run, f) for f in dimensions) else "symmetry"
+        )
         near = [words(f) for f in dimensions if trace(run, f"noether/epsilon/{f}") is not None]
         but = f"; {listing(near)} but for the epsilon of the normalisations" if near else ""
         text = f"{total} of parameter {what} verified before use: {listing(kinds)}{but}."
@@ -102,9 +104,10 @@ def _now(t: Curve) -> float:
     return t.now
 
 
-def moving(family: str) -> bool:
-    """Whether a family moves the outputs: an equivariance, not a symmetry."""
-    return family == "homogeneity" or family.startswith("head_")
+def moving(run: Log, family: str) -> bool:
+    """Whether a family moves the outputs or takes moved inputs: an equivariance, no symmetry."""
+    dimension = trace(run, f"noether/dimension/{family}")
+    return dimension is not None and dimension.last.facts.flag("equivariant")
 
 
 def epsilon(run: Log) -> Iterator[Finding]:

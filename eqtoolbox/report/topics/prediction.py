@@ -50,7 +50,7 @@ def predicted_curvature(run: Log) -> Iterator[Finding]:
 
 def _source(run: Log, family: str) -> str:
     """What the prediction of a curvature was made from."""
-    if moving(family):
+    if moving(run, family):
         return "gradient and outputs alone"
     near = trace(run, f"noether/epsilon/{family}") is not None
     return "gradient and epsilon alone" if near else "the gradient alone"
