@@ -213,6 +213,7 @@ def _facts(
         },
         "processes": processes(),
         "budget": given.budget,
+        "allowance": given.allowance,
         "seed": given.seed,
         "device": str(some.device),
         "dtype": str(some.dtype).removeprefix("torch."),
