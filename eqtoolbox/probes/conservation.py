@@ -88,6 +88,8 @@ class Conservation(Probe):
     name: ClassVar[str] = "conservation"
     headline: ClassVar[str] = "drift"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 1.5
+    copies: ClassVar[float] = 6.0
     evaluates: ClassVar[bool] = False
     state: ClassVar[type[State]] = Ledger
 

@@ -75,6 +75,8 @@ class Curvature(Probe):
     name: ClassVar[str] = "curvature"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 4.0
+    copies: ClassVar[float] = 16.0
     state: ClassVar[type[State]] = TopSpace
 
     k: int = 5

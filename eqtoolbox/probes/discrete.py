@@ -69,6 +69,8 @@ class Discrete(Probe):
     name: ClassVar[str] = "discrete"
     headline: ClassVar[str] = "distance"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 1.5
+    copies: ClassVar[float] = 6.0
     state: ClassVar[type[State]] = Silence
 
     pairs: int = 3

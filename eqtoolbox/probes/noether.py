@@ -74,6 +74,8 @@ class Noether(Probe):
     name: ClassVar[str] = "noether"
     headline: ClassVar[str] = "second_order"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 4.0
+    copies: ClassVar[float] = 12.0
 
     engine: Engine = field(default_factory=Engine, repr=False)
 

@@ -40,6 +40,8 @@ class Spectrum(Probe):
     name: ClassVar[str] = "spectrum"
     headline: ClassVar[str] = "trace"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 4.0
+    copies: ClassVar[float] = 16.0
 
     matvecs: int = 48
     probes: int = 4

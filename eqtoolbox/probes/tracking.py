@@ -47,6 +47,8 @@ class Tracking(Probe):
     name: ClassVar[str] = "tracking"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 4.0
+    copies: ClassVar[float] = 16.0
     state: ClassVar[type[State]] = Tracked
 
     rtol: float = 0.01

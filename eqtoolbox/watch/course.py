@@ -19,6 +19,7 @@ from eqtoolbox.watch.catch import Catch
 from eqtoolbox.watch.clock import Clock
 from eqtoolbox.watch.interrupts import Gate
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.memory import Governor
 from eqtoolbox.watch.options import Options
 from eqtoolbox.watch.probe import Scheduled
 from eqtoolbox.watch.runner import Runner, synchronize
@@ -72,7 +73,8 @@ class Course:
         self._journal = Journal(sinks, given.on_error, segment)
         self._budget = Budget(given.budget, [s.probe.name for s in self.probes], given.allowance)
         self._account = Account(self.optimizers, self._budget, self._journal)
-        self._runner = Runner(model, given.seed, self._journal, TimeLimit(given.probe_timeout))
+        limits = TimeLimit(given.probe_timeout), Governor(given.memory)
+        self._runner = Runner(model, given.seed, self._journal, *limits)
         self._waiting = self._capture.pending.waiting
         self._waiting.tell = self._account.stalled
         self._clock = Clock(self._budget, self._capture.stopwatch)

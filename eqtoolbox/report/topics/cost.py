@@ -20,6 +20,7 @@ OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
 def unanswered(run: Log) -> Iterator[Finding]:
     """Measurements that gave no number, by reason."""
     words = {"failed": "failed", "non_finite": "met NaN or infinite numbers"}
+    words["skipped_memory"] = "did not fit into the memory that training leaves"
     words["not_converged"] = "did not converge and count as unmeasured"
     for status, happened in words.items():
         first, why, seen = None, "", set[tuple[int, str]]()
@@ -35,7 +36,7 @@ def unanswered(run: Log) -> Iterator[Finding]:
         what += " measurement" if len(seen) == 1 else " measurements"
         because = f": {why}" if why else ""
         yield Finding(
-            level="note" if status == "not_converged" else "warning",
+            level="note" if status in ("not_converged", "skipped_memory") else "warning",
             text=f"{what} {happened}, first at step {first.step}{because}.".replace("..", "."),
             evidence=(Evidence(name=first.name, step=first.step, value=math.nan),),
         )
