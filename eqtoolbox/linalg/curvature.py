@@ -6,7 +6,6 @@ gradient); forward-mode and rebuilt graphs cost 3.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Annotated, Self
@@ -19,7 +18,7 @@ from eqtoolbox.expect.fit import Unexpected, fitted
 from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.linalg.graph import GradientGraph, Loss, leaves, product_accuracy
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Space, Vector, add, norm
+from eqtoolbox.linalg.vectors import Space, Vector, add, finite
 from eqtoolbox.linalg.vectors import scale as scaled
 from eqtoolbox.linalg.widened import smooth_differences
 
@@ -161,8 +160,8 @@ class Hessian(LinearOperator):
             total = None
             for graph, w in self._weighted():
                 total = _plus(total, w, graph.product(v))
-            if math.isfinite(norm(total or {})):
-                return total or {}
+            if total is not None and finite(total):
+                return total
         return self._instead(v)
 
     def _instead(self, v: Vector) -> dict[str, Tensor]:
@@ -214,4 +213,7 @@ def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def _plus(total: Vector | None, weight: float, part: Vector) -> dict[str, Tensor]:
-    return scaled(weight, part) if total is None else add(total, part, weight)
+    """total + weight · part; `part` itself where that is all, without a copy."""
+    if total is None:
+        return dict(part) if weight == 1.0 else scaled(weight, part)
+    return add(total, part, weight)
