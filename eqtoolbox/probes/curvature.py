@@ -13,7 +13,8 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import EigenResult, gauss_newton, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.vectors import dot
 from eqtoolbox.probes.alignment import along, overlaps, turn
-from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import stability_scale
 from eqtoolbox.record.record import Mode, Status
