@@ -186,6 +186,18 @@ def fitted_to(like: Vector, v: Vector) -> dict[str, Tensor]:
     return {name: fit(name, x) for name, x in like.items()}
 
 
+def finite(v: Vector) -> bool:
+    """Whether no entry is NaN or infinite, by one number that such an entry would spoil.
+
+    Norms in the tensors' own precision, which overflow above 1e19 in float32: then all is looked
+    at.
+    """
+    norms = torch._foreach_norm([x.detach() for x in v.values()])
+    home = norms[0].device
+    total = torch.stack([x.to(home, torch.float32) for x in norms]).sum()
+    return math.isfinite(float(total)) or not not_finite(v)
+
+
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """The name of the first tensor that holds NaN or infinity; empty if there is none."""
     flags = [

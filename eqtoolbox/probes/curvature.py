@@ -13,7 +13,8 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import EigenResult, gauss_newton, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.vectors import dot
 from eqtoolbox.probes.alignment import along, overlaps, turn
-from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import stability_scale
 from eqtoolbox.record.record import Mode, Status
@@ -61,6 +62,8 @@ class Curvature(Probe):
         smallest: also the most negative curvature.
         tol: residual over the largest |eigenvalue| from which one has converged.
         max_matvecs: Hessian products at most.
+        rows: vectors of the model's size that a search keeps in memory at most, at least k + 2, and
+            one more with `smallest`; None: six more than that.
         split: the Gauss-Newton part of the sharpness.
         orbit_free: sharpness across the orbits; costs a second eigenvalue.
         angles: keep the top space for the next measurement and the checkpoint.
@@ -83,6 +86,7 @@ class Curvature(Probe):
     smallest: bool = True
     tol: float = 1e-2
     max_matvecs: int = 100
+    rows: int | None = None
     split: bool = False
     orbit_free: bool = False
     angles: bool = False
@@ -95,6 +99,10 @@ class Curvature(Probe):
                 f"curvature needs k >= 1, at most {MOST}, max_matvecs >= 1 and tol > 0, below 1, "
                 f"got k={self.k}, max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
+
+        least = self.k + self.smallest + 2
+        if self.rows is not None and self.rows < least:
+            raise ValueError(f"curvature needs rows >= {least} for k={self.k}, got {self.rows}")
 
     def measure(
         self, snapshot: Snapshot, reference: TopSpace, rng: torch.Generator
@@ -109,6 +117,7 @@ class Curvature(Probe):
             which="both" if smallest else "largest",
             tol=self.tol,
             max_matvecs=self.max_matvecs,
+            max_vectors=self.rows,
             generator=rng,
         )
         yield from self._eigenvalues(found, k)
@@ -174,7 +183,14 @@ class Curvature(Probe):
         felt = preconditioned(
             operator.restrict(*moved), {n: 1 / s for n, s in moved.items()}, accuracy=AMPLIFIED
         )
-        top = top_eigenpairs(felt, 1, tol=self.tol, max_matvecs=self.max_matvecs, generator=rng)
+        top = top_eigenpairs(
+            felt,
+            1,
+            tol=self.tol,
+            max_matvecs=self.max_matvecs,
+            max_vectors=self.rows,
+            generator=rng,
+        )
         return Measurement(
             "stability",
             float(top.values[0]),

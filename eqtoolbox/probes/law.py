@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.vectors import add, norm, random_like, zeros_like
-from eqtoolbox.probes.engine import DifferentiatedOperator
+from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.weights.parameter import ContinuousSymmetry
