@@ -15,6 +15,7 @@ from eqtoolbox.probes.idle import NAMED, Idle, Silence, listed
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record.record import HOLDS, Mode
 from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.state import State
@@ -119,6 +120,7 @@ class Discrete(Probe):
                 )
 
 
+@unobserved()
 def _nearest(
     members: list[DiscreteSymmetry], snapshot: Snapshot, count: int, limit: float
 ) -> tuple[list[Approach], int]:
@@ -139,9 +141,9 @@ def _distances(
         yield Measurement("distance", math.nan, family, status="not_applicable", note=why)
         return
     first = nearest[0]
-    yield Measurement("distance", first.distance, family, floor=floor, note=first.reflection.label)
+    yield Measurement("distance", first.distance, family, floor=floor, note=first.label)
     if family == "permutation":
-        same = [a.reflection.label for a in nearest[:equal]]
+        same = [a.label for a in nearest[:equal]]
         facts = {"units": same[:NAMED]}
         yield Measurement("duplicates", float(equal), note=listed(same, equal), facts=facts)
 
