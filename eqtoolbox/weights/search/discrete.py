@@ -9,9 +9,10 @@ from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import members
+from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.units import propose_heads, propose_permutations, propose_sign_flips
-from eqtoolbox.weights.search.verification import Move, OutputLaw, gradients, judged, move
+from eqtoolbox.weights.search.verification import Move, gradients, judged, move
 
 
 class DiscreteSearch:
@@ -41,10 +42,11 @@ class DiscreteSearch:
         moves = [_elements(s, problem.generator) for s in self.proposed]
         self.changes = problem.changes(moves)
         whole = problem.point.whole  # else a piece may lack what is exchanged
+        looked_at = whole or problem.value.dtype != torch.float64  # where order 0 is too coarse
         passed = [
             m[0]
             for m, c in zip(moves, self.changes, strict=True)
-            if c <= problem.small and (m[0].separable or whole)
+            if c <= problem.small and looked_at and (m[0].separable or whole)
         ]
         self.covariance = OutputLaw(passed)
 

@@ -12,21 +12,15 @@ from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
 from eqtoolbox.weights.search.problem import MovedInputs, Problem
-from eqtoolbox.weights.search.verification import (
-    Slopes,
-    draw,
-    evaluated,
-    gradients,
-    judged,
-    move,
-)
+from eqtoolbox.weights.search.slopes import Slopes
+from eqtoolbox.weights.search.verification import draw, evaluated, gradients, judged, move
 
 
 def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     """Transformations that move the outputs in a known way; orders 0 and 1 of f, not of the loss.
 
-    order 0: |f(T_c theta) - R_c f| / |f|; order 1: |u . (J K - rho)| / (|J^T u| |K| + |u| |rho|)
-    for a random u.
+    order 0: |f(T_c theta) - R_c f| / |f|, of all outputs; order 1: |u . (J K_c - rho_c)| for a
+    random u, over the scale of both terms (`search.slopes`).
     """
     head = list(propose_head(problem.trace))
     names = [set(s.names) for s in head]
@@ -36,21 +30,21 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     if outputs is None or not proposed:
         return
     y = evaluated(outputs, point)
-    u = torch.randn(y.shape, generator=problem.generator, dtype=torch.float64).to(y)
-    drawn = [draw(s, y, problem.generator) for s in proposed]
-    slopes = Slopes(proposed, drawn)
+    u = torch.randn(y.shape, generator=problem.random, dtype=y.dtype, device=problem.random.device)
+    u = u.to(y)
+    slopes = Slopes(proposed)
     gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add)
-    turned = [s.rho(y, c) for s, c in zip(proposed, drawn, strict=True)]
-    against = [(float((u * r).sum()), float(u.norm() * r.norm())) for r in turned]
-    first = slopes.residuals(against)
-    for k, (symmetry, c, order_1) in enumerate(zip(proposed, drawn, first, strict=True)):
+    for k, symmetry in enumerate(proposed):
+        c = draw(symmetry, y, problem.random)
+        turned = symmetry.rho(y, c)
+        slope = float((slopes.of(k) * c.to(torch.float64)).sum()) - float((u * turned).sum())
+        scale = slopes.scale(k) * float(c.norm()) + float(u.norm() * turned.norm())
         there = evaluated(outputs, point, [move(symmetry, symmetry.flow(c))])
         defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
-        checked = judged(symmetry, max(order_1, float(defect)), y.dtype)
+        worst = max(abs(slope) / max(scale, 1e-300), float(defect))
+        checked = judged(symmetry, worst, y.dtype)
         if checked.status == "approximate":
-            constant, size = against[k]
-            asked = Trial(checked, c, slopes.dots[k] - constant, slopes.scale(k) + size)
-            (checked,) = explained(outputs, point, y, [asked], u)
+            (checked,) = explained(outputs, point, y, [Trial(checked, c, slope, scale)], u)
         if checked.status != "broken":
             yield checked
 
@@ -62,7 +56,7 @@ def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[Cont
     X the inputs' tangent; the second term is the derivative along x + s X.
     """
     for symmetry in propose_input_rotation(problem.trace):
-        c = draw(symmetry, problem.value, problem.generator)
+        c = draw(symmetry, problem.value, problem.random)
         turned = partial(symmetry.transform_inputs, coefficients=c)
         try:
             there = evaluated(
@@ -76,9 +70,10 @@ def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[Cont
         s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
         leaves = {n: p.detach() for n, p in problem.point.items()}
         leaves |= {n: leaves[n].clone().requires_grad_() for n in symmetry.names}
-        loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
-        wanted = [s, *(leaves[n] for n in symmetry.names)]
-        slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
+        with problem.point.scope():
+            loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
+            wanted = [s, *(leaves[n] for n in symmetry.names)]
+            slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
         tangent = symmetry.tangent(problem.point, c)
         pairs = zip(symmetry.names, own, strict=True)
         along = sum(float((g * tangent[n]).sum()) for n, g in pairs)
