@@ -1,6 +1,6 @@
 """Equivariances: transformations of parameters that move outputs, or go with moved inputs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -11,16 +11,24 @@ from eqtoolbox.weights.search.explanation import Trial, explained
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
+from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.problem import MovedInputs, Problem
 from eqtoolbox.weights.search.slopes import Slopes
-from eqtoolbox.weights.search.verification import draw, evaluated, gradients, judged, move
+from eqtoolbox.weights.search.verification import (
+    Loss,
+    draw,
+    evaluated,
+    gradients,
+    judged,
+    move,
+)
 
 
 def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     """Transformations that move the outputs in a known way; orders 0 and 1 of f, not of the loss.
 
-    order 0: |f(T_c theta) - R_c f| / |f|, of all outputs; order 1: |u . (J K_c - rho_c)| for a
-    random u, over the scale of both terms (`search.slopes`).
+    order 0: |f(T_c theta) - R_c f| / |f|, of all outputs; order 1, where that is not decisive:
+    |u . (J K_c - rho_c)| for a random u, over the scale of both terms (`search.slopes`).
     """
     head = list(propose_head(problem.trace))
     names = [set(s.names) for s in head]
@@ -30,23 +38,44 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     if outputs is None or not proposed:
         return
     y = evaluated(outputs, point)
+    drawn = [draw(s, y, problem.random) for s in proposed]
+    worst = _defects(outputs, point, y, list(zip(proposed, drawn, strict=True)), problem.small)
+    found = [judged(s, w, y.dtype) for s, w in zip(proposed, worst, strict=True)]
+    exact = y.dtype == torch.float64  # where order 0 of all outputs is decisive
+    asked = [k for k, s in enumerate(found) if s.status == "approximate" or not exact]
     u = torch.randn(y.shape, generator=problem.random, dtype=y.dtype, device=problem.random.device)
     u = u.to(y)
-    slopes = Slopes(proposed)
-    gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add)
-    for k, symmetry in enumerate(proposed):
-        c = draw(symmetry, y, problem.random)
-        turned = symmetry.rho(y, c)
-        slope = float((slopes.of(k) * c.to(torch.float64)).sum()) - float((u * turned).sum())
-        scale = slopes.scale(k) * float(c.norm()) + float(u.norm() * turned.norm())
-        there = evaluated(outputs, point, [move(symmetry, symmetry.flow(c))])
-        defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
-        worst = max(abs(slope) / max(scale, 1e-300), float(defect))
-        checked = judged(symmetry, worst, y.dtype)
-        if checked.status == "approximate":
-            (checked,) = explained(outputs, point, y, [Trial(checked, c, slope, scale)], u)
-        if checked.status != "broken":
-            yield checked
+    slopes = Slopes([proposed[k] for k in asked])
+    if asked:
+        gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add)
+    for n, k in enumerate(asked):
+        c, turned = drawn[k], proposed[k].rho(y, drawn[k])
+        slope = float((slopes.of(n) * c.to(torch.float64)).sum()) - float((u * turned).sum())
+        scale = slopes.scale(n) * float(c.norm()) + float(u.norm() * turned.norm())
+        found[k] = judged(proposed[k], max(abs(slope) / max(scale, 1e-300), worst[k]), y.dtype)
+        if found[k].status == "approximate":
+            (found[k],) = explained(outputs, point, y, [Trial(found[k], c, slope, scale)], u)
+    yield from (s for s in found if s.status != "broken")
+
+
+def _defects(
+    outputs: Loss,
+    point: Point,
+    y: Tensor,
+    elements: Sequence[tuple[ContinuousSymmetry, Tensor]],
+    small: float,
+) -> list[float]:
+    """|f(T_c theta) - R_c f| / |f| of each, all tried after each other and halved if they fail."""
+    expected = y
+    for symmetry, c in elements:
+        expected = symmetry.transform_outputs(expected, c)
+    there = evaluated(outputs, point, [move(s, s.flow(c)) for s, c in elements])
+    found = float((there - expected).norm() / y.norm().clamp_min(1e-300))
+    if found <= small or len(elements) == 1:
+        return [found] * len(elements)
+    half = len(elements) // 2
+    parts = (elements[:half], elements[half:])
+    return [d for part in parts for d in _defects(outputs, point, y, part, small)]
 
 
 def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSymmetry]:

@@ -29,6 +29,9 @@ from eqtoolbox.weights.search.verification import (
 
 log = logging.getLogger(__name__)
 
+# of a tolerance: below it, no element of the size that is tried leaves more than the tolerance
+_NEAR = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
@@ -112,19 +115,19 @@ def _normalised(problem: Problem, candidates: Sequence[Candidate]) -> list[Conti
     """
     dtype, size = problem.value.dtype, max(float(problem.value.abs()), 1e-300)
     worst = [_residual(c, c.slopes, size) for c in candidates]
-    near = [k for k, c in enumerate(candidates) if worst[k] <= c.symmetry.tolerance]
-    changes = dict(zip(near, _changes(problem, [candidates[k] for k in near]), strict=True))
-    for k in near:
+    changes = {k: worst[k] for k, c in enumerate(candidates) if worst[k] <= c.symmetry.tolerance}
+    far = [k for k in changes if worst[k] > _NEAR * candidates[k].symmetry.tolerance]
+    changes.update(zip(far, _changes(problem, [candidates[k] for k in far]), strict=True))
+    for k in far:
         if changes[k] > candidates[k].symmetry.tolerance:
             worst[k] = changes.pop(k)
     found = [judged(c.symmetry, worst[k], dtype) for k, c in enumerate(candidates)]
-    exact = max([*changes.values(), *(worst[k] for k in changes)], default=0.0) <= problem.small
-    if not changes or (exact and dtype == torch.float64):  # nothing for an epsilon to explain
+    if not changes:
         return found
     tried = [candidates[k] for k in changes]
     left = _unexplained(problem, tried)
     if left is None:
-        for k, change in changes.items():
+        for k, change in zip(changes, _changes(problem, tried), strict=True):
             found[k] = judged(candidates[k].symmetry, max(worst[k], change), dtype)
         return found
     slopes, rest = left

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.diagonal import Diagonal
-from eqtoolbox.weights.forms.form import Form
+from eqtoolbox.weights.forms.form import Alone, Form
 from eqtoolbox.weights.forms.gram import Gram
 from eqtoolbox.weights.forms.linear import LinearForm
+from eqtoolbox.weights.forms.stack import Points, StackLayout
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
 
 
@@ -36,11 +37,8 @@ class Slopes:
             return
         own = {name: params[name] for name in params}  # each is made once
         products = {n: math.sqrt(dot(g, g) * dot(own[n], own[n])) for n, g in gradient.items()}
-        for k in moving:
-            form = self.symmetries[k].form
-            if not gradient.keys() >= set(form.names):
-                form = _part(form, gradient)
-            found = form.alone(own, gradient).slopes
+        forms = [_part(self.symmetries[k].form, gradient) for k in moving]
+        for k, form, found in zip(moving, forms, _slopes(forms, own, gradient), strict=True):
             self.slopes[k] = _sum(self.slopes[k], found)
             self.sizes[k] += form.power * sum(products[n] for n in form.names)
             still = _still(form, own, gradient, found)
@@ -106,12 +104,33 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 def _part(form: Form, names: Parameters) -> Form:
     """The part of a form that moves these tensors alone; what is moved by others is no part."""
+    if names.keys() >= set(form.names):
+        return form
     if isinstance(form, LinearForm):
         return replace(form, terms=tuple(t for t in form.terms if t.name in names))
     if isinstance(form, Diagonal):
         return replace(form, legs=tuple(leg for leg in form.legs if leg.name in names))
     assert isinstance(form, Gram), "only what moves each tensor by itself comes apart"
     return replace(form, legs=tuple(leg for leg in form.legs if leg.name in names))
+
+
+def _slopes(forms: Sequence[Form], params: Parameters, gradient: Parameters) -> list[Tensor]:
+    """<K_i, g> of every generator of each form; forms of one kind are reduced together."""
+    alike: dict[object, list[int]] = {}
+    for k, form in enumerate(forms):
+        alike.setdefault(form.key, []).append(k)
+    found: dict[int, Tensor] = {}
+    for which in alike.values():
+        given = [forms[k] for k in which]
+        layout = StackLayout(dict.fromkeys(n for f in given for n in f.names), params)
+        together = Alone(
+            layout=layout,
+            kind=given[0].together(given, layout),
+            points=Points(given=(params, gradient)),
+        )
+        parts = torch.split(together.slopes, [form.dimension for form in given])
+        found.update(zip(which, parts, strict=True))
+    return [found[k] for k in range(len(forms))]
 
 
 def _sum(before: Tensor | None, found: Tensor) -> Tensor:
