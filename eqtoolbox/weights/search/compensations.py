@@ -82,5 +82,5 @@ def alike(rows: Tensor) -> list[tuple[int, int]]:
     )
     pairs = torch.stack([first[cluster].reshape(-1), at.reshape(-1)], 1)
     some = values.abs() > _EQUAL * largest[at]
-    pairs = pairs[(pairs[:, 0] < pairs[:, 1]) & some.reshape(-1)].unique(dim=0)
-    return [(a, b) for a, b in pairs.tolist()]
+    pairs = pairs[(pairs[:, 0] < pairs[:, 1]) & some.reshape(-1)]
+    return sorted({(a, b) for a, b in pairs.tolist()})

@@ -13,32 +13,42 @@ from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.units import propose_heads, propose_permutations, propose_sign_flips
 from eqtoolbox.weights.search.verification import Move, gradients, judged, move
+from eqtoolbox.weights.tracing.trace import Trace
 
 
-class DiscreteSearch:
-    """Permutations and sign flips: proposed and tried before the gradient comes, judged after."""
+class DiscreteProposals:
+    """Permutations and sign flips that a trace shows."""
 
     def __init__(
         self,
-        problem: Problem,
+        trace: Trace,
         chains: Sequence[Sequence[ContinuousSymmetry]],
-        listed: Sequence[DiscreteSymmetry],
+        listed: Sequence[DiscreteSymmetry] = (),
     ) -> None:
-        self.problem = problem
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
         mixed = [set(m.names) for m in first if "permutation" in m.form.contains]
-        labelled, state = members(problem.trace, "label")
+        labelled, state = members(trace, "label")
         self.pinned = state.pinned  # what permutations may be lost at
         every: list[DiscreteSymmetry] = [
             *listed,
             *propose_heads(first),
-            *propose_experts(problem.trace),
+            *propose_experts(trace),
             *propose_permutations(labelled),
-            *propose_sign_flips(members(problem.trace, "sign")[0]),
+            *propose_sign_flips(members(trace, "sign")[0]),
         ]
         inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]
         self.proposed = [s for s, within in zip(every, inside, strict=True) if not within]
+        # those within a larger continuous group, if that holds
         self.deferred = [s for s, within in zip(every, inside, strict=True) if within]
+
+
+class DiscreteSearch:
+    """Permutations and sign flips tried before the gradient comes, and judged after."""
+
+    def __init__(self, problem: Problem, proposals: DiscreteProposals) -> None:
+        self.problem = problem
+        self.pinned = proposals.pinned
+        self.proposed, self.deferred = proposals.proposed, proposals.deferred
         moves = [_elements(s, problem.generator) for s in self.proposed]
         self.changes = problem.changes(moves)
         whole = problem.point.whole  # else a piece may lack what is exchanged

@@ -2,19 +2,24 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
 )
 from eqtoolbox.weights.search.bias_shifts import propose_bias_shifts
 from eqtoolbox.weights.search.compensations import propose_compensations
-from eqtoolbox.weights.search.discrete import DiscreteSearch
+from eqtoolbox.weights.search.discrete import DiscreteProposals, DiscreteSearch
 from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
+from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.found import Found
+from eqtoolbox.weights.search.head import propose_head
+from eqtoolbox.weights.search.homogeneous import propose_homogeneity
 from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import members
@@ -24,7 +29,9 @@ from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
 from eqtoolbox.weights.search.verification import Loss, gradients
+from eqtoolbox.weights.tracing.ghost import ghost_trace
 from eqtoolbox.weights.tracing.propagation import EPSILON, LARGEST, Propagation
+from eqtoolbox.weights.tracing.trace import Trace, trace
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +83,57 @@ def find_symmetries(
     return Found(every, notes)
 
 
+def propose_symmetries(run: Run, params: Mapping[str, Tensor]) -> Found:
+    """What one trace shows, without a check and without the parameters' numbers.
+
+    Nothing of the parameters' size is made, and they may be on meta, unless the computation looks
+    at numbers that depend on them.
+
+    Args:
+        run: params -> (output or None, loss).
+        params: what may move; anything else is held fixed.
+
+    Returns:
+        Proposals, of every member the largest group; `notes` say what was not analysed.
+
+    Raises:
+        ValueError: the computation needs numbers, and parameters are on meta.
+    """
+    traced = _without_numbers(run, params)
+    found, state = members(traced)
+    chains = [trials for _, trials in proposals(found)]
+    discrete = DiscreteProposals(traced, chains)
+    every = [
+        *(trials[0] for trials in chains),
+        *propose_homogeneity(traced),
+        *propose_head(traced),
+        *propose_input_rotation(traced),
+        *discrete.proposed,
+    ]
+    pinned = state.pinned.joined(discrete.pinned)
+    return Found(every, [*traced.notes, *pinned.notes(), *_unseen(state), _UNVERIFIED])
+
+
+_UNVERIFIED = (
+    "proposed from the computation alone: nothing was verified, and translations, compensations "
+    "and bias shifts, which gradients propose, were not looked for"
+)
+
+
+def _without_numbers(run: Run, params: Mapping[str, Tensor]) -> Trace:
+    """A ghost trace, or a real one where the computation needs numbers."""
+    try:
+        return ghost_trace(run, params)
+    except Exception as error:  # whatever a model's own code raises where it finds no numbers
+        if any(p.is_meta for p in params.values()):
+            raise ValueError(
+                f"the computation cannot be followed without numbers ({error}): give parameters "
+                "that are not on meta"
+            ) from error
+        log.info("symmetries: traced with numbers: %s", error)
+    return trace(partial(at_leaves, run), params)
+
+
 def _found(
     problem: Problem, model: nn.Module | None, largest: float
 ) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation, list[str]]:
@@ -87,7 +145,7 @@ def _found(
         inspected = list(propose_from_modules(model))
         chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
         listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-    discrete = DiscreteSearch(problem, chains, listed)
+    discrete = DiscreteSearch(problem, DiscreteProposals(problem.trace, chains, listed))
     found_continuous, inert = _continuous(problem, chains, discrete.covariance)
     return found_continuous, discrete, state, inert
 

@@ -76,7 +76,7 @@ class TranslationSearch:
                 length = g.shape[axis]
                 if length == count or length % count:
                     continue
-                blocks = g.unflatten(axis, (count, length // count))
+                blocks = g.reshape(*g.shape[:axis], count, length // count, *g.shape[axis + 1 :])
                 sums = blocks.sum(axis + 1, dtype=torch.float64).abs().max()
                 if float(sums) <= _ZERO * largest:
                     groups = torch.arange(count).repeat_interleave(length // count)
