@@ -15,7 +15,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
 from eqtoolbox.weights.epsilon import observed
-from eqtoolbox.weights.search.found import Found
+from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
 
 def find_symmetries(
@@ -26,11 +26,12 @@ def find_symmetries(
     dtype: torch.dtype | None = None,
     moved_inputs: Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor] | None = None,
     model: nn.Module | None = None,
+    known: KnownSymmetries | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.weights.search`."""
     from eqtoolbox.weights.search import find
 
-    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs, model)
+    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs, model, known)
 
 
 @checked

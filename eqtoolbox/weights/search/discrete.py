@@ -41,6 +41,11 @@ class DiscreteProposals:
         # those within a larger continuous group, if that holds
         self.deferred = [s for s, within in zip(every, inside, strict=True) if within]
 
+    @property
+    def every(self) -> list[DiscreteSymmetry]:
+        """All of them."""
+        return [*self.proposed, *self.deferred]
+
 
 class DiscreteSearch:
     """Permutations and sign flips tried before the gradient comes, and judged after."""
@@ -49,7 +54,7 @@ class DiscreteSearch:
         self.problem = problem
         self.pinned = proposals.pinned
         self.proposed, self.deferred = proposals.proposed, proposals.deferred
-        moves = [_elements(s, problem.generator) for s in self.proposed]
+        moves = [elements_of(s, problem.generator) for s in self.proposed]
         self.changes = problem.changes(moves)
         whole = problem.point.whole  # else a piece may lack what is exchanged
         looked_at = whole or problem.value.dtype != torch.float64  # where order 0 is too coarse
@@ -79,14 +84,14 @@ class DiscreteSearch:
                 yield checked
         # units within a larger group that did not hold: order 0 alone
         left = [s for s in self.deferred if set(s.names) not in covered]
-        changes = problem.changes([_elements(s, problem.generator) for s in left])
+        changes = problem.changes([elements_of(s, problem.generator) for s in left])
         for proposal, order_0 in zip(left, changes, strict=True):
             checked = judged(proposal, order_0, problem.value.dtype)
             if checked.status != "broken":
                 yield checked
 
 
-def _elements(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
+def elements_of(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
     """A random element g, and g after the first generating element.
 
     A subgroup with both has that generating element: no parity hides.

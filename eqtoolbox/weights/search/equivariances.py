@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.explanation import Trial, explained
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.head import propose_head
@@ -30,10 +30,7 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     order 0: |f(T_c theta) - R_c f| / |f|, of all outputs; order 1, where that is not decisive:
     |u . (J K_c - rho_c)| for a random u, over the scale of both terms (`search.slopes`).
     """
-    head = list(propose_head(problem.trace))
-    names = [set(s.names) for s in head]
-    whole = [s for s in propose_homogeneity(problem.trace) if set(s.names) not in names]
-    proposed: list[ContinuousSymmetry] = [*whole, *head]
+    proposed = propose_equivariances(problem)
     outputs, point = problem.outputs, problem.point
     if outputs is None or not proposed:
         return
@@ -76,6 +73,27 @@ def _defects(
     half = len(elements) // 2
     parts = (elements[:half], elements[half:])
     return [d for part in parts for d in _defects(outputs, point, y, part, small)]
+
+
+def propose_equivariances(problem: Problem) -> list[ContinuousSymmetry]:
+    """Those that the trace shows; of two that move the same, that of the head."""
+    if problem.outputs is None:
+        return []
+    head = list(propose_head(problem.trace))
+    names = [set(s.names) for s in head]
+    whole = [s for s in propose_homogeneity(problem.trace) if set(s.names) not in names]
+    return [*whole, *head]
+
+
+def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
+    """Whether outputs move with all of these, to rounding or to what an epsilon may leave."""
+    every = [s for s in known if isinstance(s, ContinuousSymmetry)]
+    if not every or problem.outputs is None:
+        return not every
+    y = evaluated(problem.outputs, problem.point)
+    elements = [(s, draw(s, y, problem.random)) for s in every]
+    defects = _defects(problem.outputs, problem.point, y, elements, problem.small)
+    return all(d <= max(s.tolerance, problem.small) for s, d in zip(every, defects, strict=True))
 
 
 def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSymmetry]:

@@ -12,12 +12,11 @@ from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
 )
-from eqtoolbox.weights.search.bias_shifts import propose_bias_shifts
-from eqtoolbox.weights.search.compensations import propose_compensations
+from eqtoolbox.weights.search.again import Otherwise, again
 from eqtoolbox.weights.search.discrete import DiscreteProposals, DiscreteSearch
 from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
-from eqtoolbox.weights.search.found import Found
+from eqtoolbox.weights.search.found import Found, KnownSymmetries, structure_of
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
 from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
@@ -26,6 +25,7 @@ from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.search.modules import propose_from_modules
 from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
+from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
 from eqtoolbox.weights.search.verification import Loss, gradients
@@ -44,6 +44,7 @@ def find_symmetries(
     dtype: torch.dtype | None = None,
     moved_inputs: MovedInputs | None = None,
     model: nn.Module | None = None,
+    known: KnownSymmetries | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
@@ -59,6 +60,7 @@ def find_symmetries(
         moved_inputs: (params, map of the inputs) -> loss with the model's inputs so moved: then
             also what ties inputs to parameters is looked for.
         model: whose order of layers is looked at where the computation cannot be traced.
+        known: what was found before: for the same computation it is only confirmed.
         dtype: that the loss is evaluated in; float64 makes the sharpest check. None: the
             parameters' own.
 
@@ -70,9 +72,16 @@ def find_symmetries(
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
     problem = posed(loss, params, generator, run, dtype)
+    if known is not None:
+        try:
+            return again(problem, known)
+        except Otherwise as reason:
+            log.info("symmetries: looked for anew: %s", reason)
+    largest = LARGEST
     continuous, discrete, state, inert = _found(problem, model, LARGEST)
     if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
         # no epsilons after all: what is exact beside them must not be lost
+        largest = EPSILON
         continuous, discrete, state, inert = _found(problem, model, EPSILON)
     pinned = state.pinned.joined(discrete.pinned)
     notes = [*problem.trace.notes, *pinned.notes(), *_unseen(state), *inert]
@@ -80,7 +89,7 @@ def find_symmetries(
     every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
     for note in notes:
         log.info("symmetries: %s", note)
-    return Found(every, notes)
+    return Found(every, notes, structure_of(problem.trace), largest)
 
 
 def propose_symmetries(run: Run, params: Mapping[str, Tensor]) -> Found:
@@ -177,7 +186,7 @@ def _continuous(
     members_found = len(chains)
     candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
     waiting = [[next(candidates) for _ in trials] for trials in chains]
-    waiting += [[proposed(problem, s)] for s in _shifts(problem, shifts)]
+    waiting += [[proposed(problem, s)] for s in propose_shifts(problem, shifts)]
     chosen: dict[int, ContinuousSymmetry] = {}
     while any(waiting):  # in each round the largest group left of every undecided member
         trials = [(k, chain[0]) for k, chain in enumerate(waiting) if chain]
@@ -190,14 +199,3 @@ def _continuous(
     found = [s for k, s in sorted(chosen.items()) if k < members_found or s.status != "broken"]
     names = {(s.family, s.name) for s in found if s.status != "broken"}
     return found, [note for key, note in slopes.inert_notes() if key in names]
-
-
-def _shifts(problem: Problem, shifts: TranslationSearch) -> list[ContinuousSymmetry]:
-    """What the gradient proposes: order 1 holds."""
-    flatly = list(shifts.proposals())
-    common = {t.name for s in flatly for t in s.shifts if t.cut is not None and t.cut[1:] == (1, 1)}
-    return [
-        *flatly,
-        *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),
-        *propose_compensations(shifts.in_order(shifts.columns), problem.point.shapes, common),
-    ]

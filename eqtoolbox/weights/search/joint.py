@@ -41,7 +41,7 @@ class Candidate:
     element: Tensor  # c, (dimension,)
     residual: float  # of order 1, the worst of all generators
     slopes: Tensor | None = None  # <g, K_i>, (dimension,); None: the gradient proposed it
-    scale: float = 0.0  # what they count relative to
+    size: float = 0.0  # what they count relative to, all units together
 
     @property
     def moves(self) -> list[Move]:
@@ -61,7 +61,7 @@ def candidate(problem: Problem, slopes: Slopes, which: int) -> Candidate:
         element=element,
         residual=slopes.residual(which),
         slopes=slopes.of(which),
-        scale=slopes.scale(which),
+        size=slopes.sizes[which],
     )
 
 
@@ -110,8 +110,10 @@ def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
 def _normalised(problem: Problem, candidates: Sequence[Candidate]) -> list[ContinuousSymmetry]:
     """Symmetries that the epsilon of a normalisation may break.
 
-    The residual is the larger of |<g, K_i>| over its scale and |<g, K_c>| over |L|, to which the
-    loss changes at first order; so is the one that epsilon predicts, of q in place of g.
+    The residual is the larger of the slopes of all units over their scale (what a channel of small
+    variance lacks is not held against the others) and |<g, K_c>| over |L|, by which the loss
+    changes at first order; so is the one that epsilon predicts, of q in place of g. What epsilon
+    leaves unexplained is looked at unit by unit.
     """
     dtype, size = problem.value.dtype, max(float(problem.value.abs()), 1e-300)
     worst = [_residual(c, c.slopes, size) for c in candidates]
@@ -144,7 +146,7 @@ def _normalised(problem: Problem, candidates: Sequence[Candidate]) -> list[Conti
 def _residual(candidate: Candidate, slopes: Tensor | None, size: float) -> float:
     if slopes is None:
         return candidate.residual
-    relative = float(slopes.abs().max()) / candidate.scale if candidate.scale > 0 else 0.0
+    relative = float(slopes.norm()) / candidate.size if candidate.size > 0 else 0.0
     change = float((slopes * candidate.element.to(slopes)).sum().abs()) / size
     return max(relative, change)
 

@@ -56,17 +56,14 @@ class Slopes:
         """What a unit's slope would be if nothing cancelled."""
         return self.sizes[k] / units(self.symmetries[k].form)
 
-    def residual(self, k: int, against: Tensor | float = 0.0, more: float = 0.0) -> float:
-        """Largest |<g, K_i> - c_i| of a symmetry's generators over the scale of both sides.
+    def residual(self, k: int) -> float:
+        """Largest |<g, K_i>| of a symmetry's generators over its scale."""
+        scale = self.scale(k)
+        return float(self.of(k).abs().max()) / scale if scale > 0 else 0.0
 
-        Args:
-            k: which symmetry.
-            against: c, where something else moves as well.
-            more: its scale.
-        """
-        total = self.scale(k) + more
-        worst = float((self.of(k) - against).abs().max())
-        return worst / total if total > 0 else 0.0
+    def overall(self, k: int) -> float:
+        """|slopes| over the scale of all units together: how far a group holds on the whole."""
+        return float(self.of(k).norm()) / self.sizes[k] if self.sizes[k] > 0 else 0.0
 
     def inert(self, k: int) -> list[int]:
         """Units of a diagonal group of which no entry has a gradient, or all are zero."""
