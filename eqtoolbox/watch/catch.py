@@ -49,7 +49,7 @@ class Catch:
         resumed: bool,
     ) -> None:
         self.faithful = Faithfulness(capture, journal)
-        self.shared = Shared()
+        self.shared = Shared(journal)
         self.probe_batch = probe_batch
         self.shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
         self._loaded, self._unloaded = False, resumed  # whether its state was given back
