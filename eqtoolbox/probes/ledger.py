@@ -11,6 +11,7 @@ from eqtoolbox.probes.balance import Balance
 from eqtoolbox.probes.forecast import Forecast
 from eqtoolbox.probes.leftover import Leftover
 from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Charges
 
@@ -43,10 +44,10 @@ class Ledger(State):
     balance: Balance = field(default_factory=Balance)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take what was saved; what a version before sketches saved is begun anew."""
+        """Take what was saved, to the host; what a version before sketches saved begins anew."""
         if "sketched" not in saved:
             return
-        super().load_state_dict(saved)
+        super().load_state_dict(map_tensors(Tensor.cpu, dict(saved)))
         missing = len(CAUSES) - len(self.causes)  # of versions that knew fewer
         self.causes = torch.cat([self.causes, self.causes.new_zeros(missing, self.causes.shape[1])])
 
