@@ -15,8 +15,8 @@ from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Seed
+from eqtoolbox.linalg.accept import product_errors
 from eqtoolbox.linalg.krylov import Krylov, Ritz
-from eqtoolbox.linalg.lanczos import product_errors
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.tracked import Look, TrackedValue
 from eqtoolbox.linalg.vectors import Vector, add, combine, dot, fitted_to, norm, random_like
