@@ -251,7 +251,7 @@ def _noise(
     moved = {n: p * (1 + torch.finfo(p.dtype).eps * draw[n]) for n, p in snapshot.before.items()}
     zeros = {n: torch.zeros_like(p) for n, p in moved.items()}  # of parameters that take no part
     with objective.isolated():  # where symmetries are found anew, `measure` runs without
-        here = zeros | replayed_gradient(objective, snapshot.before)
+        here = zeros | snapshot.slope(objective)
         there = zeros | replayed_gradient(objective, moved)
         wide = rounding(objective.unmixed(), snapshot.before, here)
     size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}

@@ -149,9 +149,5 @@ def _distances(
 
 
 def _gradient(snapshot: Snapshot) -> Parameters:
-    objective = snapshot.objective
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in snapshot.before.items()}
-    found = torch.autograd.grad(
-        objective.loss(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(leaves, found, strict=True))
+    found = snapshot.slope(snapshot.objective)
+    return {n: found[n] if n in found else torch.zeros_like(p) for n, p in snapshot.before.items()}

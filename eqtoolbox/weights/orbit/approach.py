@@ -74,11 +74,11 @@ def _pairs(
 def _near(coarse: tuple[Tensor, float], count: int, limit: float) -> Tensor:
     """The units among which the nearest pairs and all within `limit` are, ascending."""
     gap, error = coarse
-    upper = gap.nan_to_num(nan=torch.inf).masked_fill(torch.ones_like(gap).tril() > 0, torch.inf)
-    least = upper.flatten().topk(min(count, upper.numel()), largest=False).values
+    nearest = gap.amin(1)  # of each unit: the kth nearest pair is no farther than the kth of these
+    least = nearest.topk(min(count, len(nearest)), largest=False).values
     least = least[least.isfinite()]
     farthest = max(float(least.max()) if len(least) else 0.0, limit) + 2 * error
-    near = upper <= farthest
+    near = gap <= farthest
     return (near.any(0) | near.any(1)).nonzero().flatten().cpu()
 
 
