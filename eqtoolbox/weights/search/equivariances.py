@@ -44,7 +44,8 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     u = u.to(y)
     slopes = Slopes([proposed[k] for k in asked])
     if asked:
-        gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add)
+        names = {n for k in asked for n in proposed[k].names}
+        gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add, wanted=names)
     for n, k in enumerate(asked):
         c, turned = drawn[k], proposed[k].rho(y, drawn[k])
         slope = float((slopes.of(n) * c.to(torch.float64)).sum()) - float((u * turned).sum())

@@ -158,7 +158,8 @@ def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, 
     """
     steady, slopes = Steady(problem.loss), Slopes([c.symmetry for c in tried])
     try:
-        gradients(steady, problem.point, slopes.add)
+        names = {n for c in tried for n in c.symmetry.names}
+        gradients(steady, problem.point, slopes.add, wanted=names)
         if not steady.base:
             return None
         moves = [c.moves[:1] for c in tried]

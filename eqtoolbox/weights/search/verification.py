@@ -7,7 +7,7 @@ function that vanishes at the element drawn: with probability zero, up to roundi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -135,14 +135,17 @@ def gradients(
     params: Point,
     receive: Callable[[Parameters, Parameters], None],
     moves: Sequence[Move] = (),
+    wanted: Collection[str] | None = None,
 ) -> None:
     """Parameters and gradient at the moved point; zero where one takes no part.
 
-    All at once, or for a large model one after the other: no piece outlives its call of `receive`.
+    All at once, or for a large model one after the other, and then those that are wanted alone: no
+    piece outlives its call of `receive`.
     """
     if not params.whole:
+        made = lambda n: moved({n: params[n]}, moves)[n]
         with params.scope():
-            streamed(function, list(params), lambda n: moved({n: params[n]}, moves)[n], receive)
+            streamed(function, list(params), made, receive, wanted)
         return
     leaves = {n: p.detach().requires_grad_() for n, p in moved(params, moves).items()}
     found: tuple[Tensor | None, ...] = (None,) * len(leaves)
