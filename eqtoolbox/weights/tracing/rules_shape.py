@@ -242,3 +242,22 @@ def _pixel_shuffle(state: Propagation, node: Node) -> None:
         result.exponent = viewed(state.system, moved, result.axes)
 
     state.later(close)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(state: Propagation, node: Node) -> None:
+    """Channels as groups by channels of a group, exchanged."""
+    x, made, groups = state.of(node.args[0]), made_by(node), node.args[1]
+    slow, fast = factor(x.axes[1], made.shape[1] // groups)
+    first, rest = x.axes[0], x.axes[2:]
+    result = state.make(made, [first, product([fast, slow]), *rest])
+
+    def close() -> None:
+        split = [first, slow, fast, *rest]
+        turned = [first, fast, slow, *rest]
+        inner = Carried(split, viewed(state.system, x, split))
+        where = {a: {1: 2, 2: 1}.get(a, a) for a in range(len(split))}
+        moved = Carried(turned, lift(state.system, inner, where, turned))
+        result.exponent = viewed(state.system, moved, result.axes)
+
+    state.later(close)
