@@ -196,7 +196,7 @@ SAME = {"EqCallback"}  # one in each framework
 SUBJECTS = {  # files of one name on several floors, all about the same thing
     "algebra", "asymmetry", "charges", "conservation", "curvature", "diagonal", "discrete",
     "epsilon", "equivariance", "experts", "fields", "flow", "gradient", "graph", "head", "kinds",
-    "learned", "linear", "memory", "nullspace", "precision", "prediction", "run", "spectrum",
+    "learned", "linear", "memory", "precision", "prediction", "run", "spectrum",
     "stability", "through", "trace", "units", "widened", "words",
 }  # fmt: skip
 

@@ -262,6 +262,6 @@ def test_a_transformer_layer_pins_nothing_silently() -> None:
 def test_a_pin_without_a_note_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The must-fail twin: the same search with its notes taken away."""
     monkeypatch.setattr("eqtoolbox.weights.tracing.pinned.Pinned.notes", lambda self: [])
-    assert "0 of" in silent(Around(F.glu))
-    assert "of" in silent(Images(MAPS["groups and relu"]))
+    assert "0 of" in silent(Around(OPS["threshold"]))
+    assert "of" in silent(Images(MAPS["batch norm, evaluated"]))
     assert not silent(Around(F.relu))

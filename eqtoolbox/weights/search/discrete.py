@@ -29,11 +29,13 @@ class DiscreteProposals:
         mixed = [set(m.names) for m in first if "permutation" in m.form.contains]
         labelled, state = members(trace, "label")
         self.pinned = state.pinned  # what permutations may be lost at
+        large = [*propose_heads(first), *propose_experts(trace)]
+        known = {(frozenset(s.names), s.dimension) for s in large}
+        units = propose_permutations(labelled)
         every: list[DiscreteSymmetry] = [
             *listed,
-            *propose_heads(first),
-            *propose_experts(trace),
-            *propose_permutations(labelled),
+            *large,
+            *(s for s in units if (frozenset(s.names), s.dimension) not in known),
             *propose_sign_flips(members(trace, "sign")[0]),
         ]
         inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]

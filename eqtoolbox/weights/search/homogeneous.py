@@ -8,9 +8,9 @@ from scipy.linalg import null_space
 
 from eqtoolbox.weights.families.homogeneity import Homogeneity
 from eqtoolbox.weights.search.member import EPSILON_LEFT
-from eqtoolbox.weights.search.members import stacked
-from eqtoolbox.weights.tracing.exponents import Constraints, Exponent
-from eqtoolbox.weights.tracing.propagation import propagate
+from eqtoolbox.weights.tracing.exponents import contract
+from eqtoolbox.weights.tracing.propagation import Propagation, everywhere
+from eqtoolbox.weights.tracing.rules import propagate
 from eqtoolbox.weights.tracing.trace import Trace
 
 Array = NDArray[np.float64]
@@ -28,19 +28,30 @@ def propose_homogeneity(trace: Trace) -> Iterator[Homogeneity]:
     named = {n: v for n, v in trace.parameters.items() if v.number in used}
     if not named:
         return
-    constraints = Constraints()
-    start = {v.number: Exponent(v.shape, {(): constraints.unknowns(1)}) for v in named.values()}
-    state = propagate(trace, start, trace.output, constraints)
-    output = state.of(trace.output)
-    total = constraints.contract(output, *range(len(output.shape)))
-    degree = constraints.count
-    unknown = constraints.unknowns(1)
-    constraints.vanish(total.terms[()] - unknown if () in total.terms else unknown)
-    basis = null_space(stacked(constraints.rows, constraints.count).toarray())
+    rows: list[int] = []
+
+    def fill(state: Propagation) -> None:
+        for value in named.values():
+            rows.append(state.system.unknown())
+            carried = state.carried[value.number]
+            carried.exponent = everywhere(carried, {rows[-1]: 1.0})
+
+    state = propagate(trace, trace.output, fill)
+    output, system = state.of(trace.output), state.system
+    total = contract(system, output.exponent, output.axes, range(len(output.axes)))
+    degree = total.get((), {}).get((), {})
+    forms = [system.reduce({row: 1.0}) for row in rows]
+    free = {u: k for k, u in enumerate(system.free())}
+    basis, grade = np.zeros((len(rows), len(free))), np.zeros(len(free))
+    for k, form in enumerate(forms):
+        for unknown, c in form.items():
+            basis[k, free[unknown]] = c
+    for unknown, c in system.reduce(degree).items():
+        grade[free[unknown]] = c
     if not basis.shape[1]:
         return
     matrices = np.array([len(v.shape) > 1 for v in named.values()])
-    rates = _nearest_to_one(basis[: len(named)], basis[degree], matrices)
+    rates = _nearest_to_one(basis, grade, matrices)
     if rates is None or rates[:-1].min() < 1e-6:
         return
     yield Homogeneity(
@@ -48,7 +59,7 @@ def propose_homogeneity(trace: Trace) -> Iterator[Homogeneity]:
         dimension=1,
         rates=tuple(zip(named, rates[:-1].tolist(), strict=True)),
         degree=float(rates[-1]),
-        tolerance=EPSILON_LEFT if state.normalised else 0.0,
+        tolerance=EPSILON_LEFT if any(state.normalised) else 0.0,
     )
 
 

@@ -1,5 +1,6 @@
 """A member: units of a diagonal group with the same legs, and the symmetries to try for them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,13 +26,22 @@ EPSILON_LEFT = 3e-2  # residual that a normalisation's epsilon may leave
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One parameter axis of a member: index positions[k] carries rates[k] of unit units[k]."""
+    """One parameter axis of a member: index positions[k] carries rates[k] of unit units[k].
+
+    Where units lie across neighbouring axes, the axes from `axis` on count as one, row-major.
+    """
 
     name: str
     axis: int
     positions: NDArray[np.int64]
     units: NDArray[np.int64]
     rates: NDArray[np.float64]
+    across: int = 1  # axes taken together
+
+    def joined(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape with these axes as one."""
+        end = self.axis + self.across
+        return (*shape[: self.axis], math.prod(shape[self.axis : end]), *shape[end:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +50,7 @@ class Member:
 
     entries: tuple[Entry, ...]
     units: int
-    blocks: tuple[NDArray[np.int64], ...]
+    blocks: NDArray[np.int64]  # (blocks, units of each)
     gated: bool
     gain: bool
     normalised: bool
@@ -54,7 +64,7 @@ class Member:
         return tuple(
             leg(
                 e.name,
-                self.shapes[e.name],
+                e.joined(self.shapes[e.name]),
                 e.axis,
                 torch.from_numpy(e.positions),
                 torch.from_numpy(e.units),
@@ -88,29 +98,27 @@ class Member:
         """Larger groups that the blocks suggest: GL(d) where d > 1, else rotary pairs."""
         if not self.signs <= {1.0, -1.0} or len(self.signs) < 2:
             return
-        size = len(self.blocks[0])
-        if size > 1 and all(len(b) == size for b in self.blocks):
-            if legs := self._matrix_legs(self.blocks, 1):
-                dimension = len(self.blocks) * size**2
-                yield GeneralLinear(name=self.name, dimension=dimension, legs=legs)
-        elif size == 1 and len(self.blocks) > 1 and (legs := self._matrix_legs(self.blocks, 2)):
-            yield Rope(name=self.name, dimension=2 * len(self.blocks), legs=legs)
+        count, size = self.blocks.shape
+        if size > 1 and (legs := self._matrix_legs(1)):
+            yield GeneralLinear(name=self.name, dimension=count * size**2, legs=legs)
+        elif size == 1 and count > 1 and (legs := self._matrix_legs(2)):
+            yield Rope(name=self.name, dimension=2 * count, legs=legs)
 
-    def _matrix_legs(
-        self, blocks: tuple[NDArray[np.int64], ...], pair: int
-    ) -> tuple[MatrixLeg, ...]:
+    def _matrix_legs(self, pair: int) -> tuple[MatrixLeg, ...]:
         """Positions (blocks, copies, size * pair) of every leg; empty where they do not line up."""
         legs = []
         for e in self.entries:
-            if len(np.unique(e.rates)) != 1 or len(np.unique(e.positions)) != len(e.positions):
+            if e.across > 1 or len(np.unique(e.rates)) != 1:
+                return ()
+            counts = np.bincount(e.units, minlength=self.units)
+            if len(np.unique(e.positions)) != len(e.positions) or len(np.unique(counts)) != 1:
+                return ()
+            if counts[0] % pair:
                 return ()
             order = np.lexsort((e.positions, e.units))
-            counts = np.bincount(e.units, minlength=self.units)
-            if len(set(counts.tolist())) != 1 or counts[0] % pair:
-                return ()
             per_unit = e.positions[order].reshape(self.units, counts[0] // pair, pair)
-            stacked = np.stack([per_unit[b] for b in blocks])  # (blocks, size, copies, pair)
-            found = stacked.transpose(0, 2, 1, 3).reshape(len(blocks), counts[0] // pair, -1)
+            blocks = per_unit[self.blocks]  # (blocks, size, copies, pair)
+            found = blocks.transpose(0, 2, 1, 3).reshape(len(blocks), counts[0] // pair, -1)
             legs.append(MatrixLeg(e.name, e.axis, torch.from_numpy(found), int(e.rates[0])))
         return tuple(legs)
 

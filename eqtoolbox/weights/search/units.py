@@ -15,26 +15,13 @@ from eqtoolbox.weights.families.discrete import Permutation, SignFlip, Slots, sl
 
 
 def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
-    """Neighbours exchanged, for members whose units are alike.
-
-    Members that share an axis (a depthwise convolution between two) move together.
-    """
-    joined: list[tuple[str, dict[tuple[str, int], Slots]]] = []
+    """Neighbours exchanged, within every block of a member's units by itself."""
     for member in members:
-        owned = {(slot.name, slot.axis): slot for slot in slots(member)}
-        if not owned or member.units < 2:
-            continue
-        units = len(next(iter(owned.values())).positions)
-        for k, (name, other) in enumerate(joined):
-            same = len(next(iter(other.values())).positions) == units
-            if same and other.keys() & owned.keys():
-                joined[k] = (f"{name.split('-')[0]}-{member.name.split('-')[-1]}", other | owned)
-                break
-        else:
-            joined.append((member.name, owned))
-    for name, owned in joined:
-        units = len(next(iter(owned.values())).positions)
-        yield Permutation(name=name, dimension=units - 1, slots=tuple(owned.values()))
+        owned = slots(member)
+        for number, block in enumerate(member.blocks if owned else ()):
+            name = member.name if len(member.blocks) == 1 else f"{member.name} {number}"
+            own = tuple(Slots(s.name, s.axis, s.positions[block]) for s in owned)
+            yield Permutation(name=name, dimension=len(block) - 1, slots=own)
 
 
 def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:
@@ -87,6 +74,8 @@ def propose_sign_flips(members: "list[Member]") -> Iterator[SignFlip]:
     """Units that an odd number of exponents flips."""
     for member in members:
         odd = tuple(e for e in member.entries if e.rates[0] % 2 == 1)
+        if any(e.across > 1 for e in odd):
+            continue
         owned = slots(replace(member, entries=odd))
         if owned:
             yield SignFlip(name=member.name, dimension=member.units, slots=owned)

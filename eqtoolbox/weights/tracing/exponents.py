@@ -1,229 +1,228 @@
-"""Exponents: how much every entry of a tensor is scaled, as linear forms in unknowns.
+"""Exponents: how much every entry of a tensor is scaled, by components of its blocks.
 
-A tensor scaled by e^(s x), x[i, j, ...] = sum over terms of a form of some axes: a term lives on a
-tuple of axes and holds one sparse row (a linear form in the unknowns) per index of these axes.
-Parameters start with one unknown per index of every axis; a reshape that splits an axis leaves a
-term on several axes together, so nothing is lost (heads x features of attention).
+A tensor times e^x: for every choice of one block an axis, x is a sum over sets S of slots (an axis,
+an atom of its block) of a component, mean-free along S and constant along the rest. A component
+is a number times a linear form in the unknowns; what is missing is zero.
 """
 
-from __future__ import annotations
-
+import itertools
 import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
+from eqtoolbox.weights.tracing.blocks import Choice, Slot, blocks, runs, size_of, together
+from eqtoolbox.weights.tracing.dims import Dim, find
+from eqtoolbox.weights.tracing.system import Linear, System, combined
 
-Form = Any  # scipy.sparse.csr_matrix (rows, UNKNOWNS): scipy comes without types
-Indices = NDArray[np.int64]
-UNKNOWNS = 2**31 - 2
+Slots = tuple[Slot, ...]
+Terms = Mapping[Slots, Linear]
+Exponent = Mapping[Choice, Terms]
+ZERO: Exponent = {}
 
 
 @dataclass
-class Exponent:
-    """Sum of terms {axes: form}, axes ascending, rows in row-major order of these axes."""
+class Carried:
+    """A tensor's axes, and its exponent once the structure is final."""
 
-    shape: tuple[int, ...]
-    terms: dict[tuple[int, ...], Form] = field(default_factory=dict)
+    axes: list[Dim]
+    exponent: Exponent = field(default_factory=dict)
 
-    def size(self, axes: tuple[int, ...]) -> int:
-        return math.prod(self.shape[a] for a in axes)
+    def atom(self, choice: Choice, slot: Slot) -> Dim:
+        """The atom at a slot."""
+        axis, k = slot
+        return blocks(self.axes[axis])[choice[axis]].strides[k].atom
 
-    def add(self, axes: tuple[int, ...], form: Form) -> None:
-        """Put a further term, merging it with one on the same axes."""
-        axes_here = tuple(a for a in axes if self.shape[a] != 1)
-        if form.nnz == 0:
-            return
-        old = self.terms.get(axes_here)
-        total = form if old is None else clean(old + form)
-        if total.nnz:
-            self.terms[axes_here] = total
+
+def times(exponent: Exponent, factor: float) -> Exponent:
+    """The exponent of a power."""
+    return {
+        choice: {s: {u: c * factor for u, c in form.items()} for s, form in terms.items()}
+        for choice, terms in exponent.items()
+    }
+
+
+def plus(first: Exponent, second: Exponent, factor: float = 1.0) -> Exponent:
+    """The exponent of a product of tensors on the same axes."""
+    if not second:
+        return first
+    total = dict(first)
+    for choice, terms in second.items():
+        own = dict(total.get(choice, {}))
+        for slots, form in terms.items():
+            own[slots] = combined(own.get(slots, {}), form, factor)
+        total[choice] = {slots: form for slots, form in own.items() if form}
+    return total
+
+
+def swapped(carried: Carried, choice: Choice, slots: Slots, renamed: Sequence[Slot]) -> bool:
+    """Whether the two slots of an atom that occurs twice change their order when renamed."""
+    own = [carried.atom(choice, s) for s in slots]
+    for j, i in itertools.combinations(range(len(own)), 2):
+        if own[i] is own[j]:
+            return renamed[j] > renamed[i]
+    return False
+
+
+def renamed(
+    system: System, carried: Carried, choice: Choice, terms: Terms, names: Mapping[Slot, Slot]
+) -> Terms:
+    """Components with their slots renamed; an antisymmetric one changes sign when two swap."""
+    result: dict[Slots, Linear] = {}
+    for slots, form in terms.items():
+        new = [names[s] for s in slots]
+        signed = system.signs and any(u in system.signs for u in form)
+        if signed and swapped(carried, choice, slots, new):
+            form = {u: -c if system.signs.get(u) == -1 else c for u, c in form.items()}
+        result[tuple(sorted(new))] = form
+    return result
+
+
+def lift(
+    system: System, carried: Carried, where: Mapping[int, int], axes: Sequence[Dim]
+) -> Exponent:
+    """The exponent on wider axes that a tensor is broadcast to; `where` maps its own to these."""
+    if not carried.exponent:
+        return ZERO
+    if len(axes) == len(where) and all(
+        i == w and find(carried.axes[i]) is find(axes[w]) for i, w in where.items()
+    ):
+        return carried.exponent
+    kept = {w: i for i, w in where.items() if size_of(carried.axes[i]) != 1}
+    options = [[0] if w in kept else range(len(blocks(a))) for w, a in enumerate(axes)]
+    result: dict[Choice, Terms] = {}
+    for choice, terms in carried.exponent.items():
+        names = {s: (where[s[0]], s[1]) for slots in terms for s in slots}
+        moved = renamed(system, carried, choice, terms, names)
+        for wide in itertools.product(*options):
+            result[tuple(choice[kept[w]] if w in kept else n for w, n in enumerate(wide))] = moved
+    return result
+
+
+def contract(
+    system: System, exponent: Exponent, axes: Sequence[Dim], gone: Iterable[int]
+) -> Exponent:
+    """The exponent after a sum over axes, along which it has to be constant."""
+    dropped = set(gone)
+    kept = [a for a in range(len(axes)) if a not in dropped]
+    names = {a: i for i, a in enumerate(kept)}
+    groups: dict[Choice, list[Terms]] = defaultdict(list)
+    for choice, terms in exponent.items():
+        groups[tuple(choice[a] for a in kept)].append(terms)
+    total = math.prod(len(blocks(axes[a])) for a in dropped)
+    result: dict[Choice, Terms] = {}
+    for choice, members in groups.items():
+        inside = [_constant(system, terms, names) for terms in members]
+        if len(inside) < total:
+            inside.append({})
+        first = inside[0]
+        for other in inside[1:]:
+            for slots in first.keys() | other.keys():
+                system.vanish(combined(first.get(slots, {}), other.get(slots, {}), -1.0))
+        reduced = {slots: system.reduce(form) for slots, form in first.items()}
+        left = {slots: form for slots, form in reduced.items() if form}
+        if left:
+            result[choice] = left
+    return result
+
+
+def _constant(system: System, terms: Terms, names: Mapping[int, int]) -> Terms:
+    """Components that touch no axis but the named ones; the others must vanish."""
+    kept: dict[Slots, Linear] = {}
+    for slots, form in terms.items():
+        if all(a in names for a, _ in slots):
+            kept[tuple((names[a], k) for a, k in slots)] = form
         else:
-            self.terms.pop(axes_here, None)
-
-    def scaled(self, factor: float) -> Exponent:
-        return Exponent(self.shape, {a: f * factor for a, f in self.terms.items()})
-
-    def plus(self, other: Exponent, factor: float = 1.0) -> Exponent:
-        """Exponent of an elementwise product of tensors of the same shape."""
-        total = Exponent(self.shape, dict(self.terms))
-        for axes, form in other.terms.items():
-            total.add(axes, form * factor)
-        return total
-
-    def turned(self, *among: int) -> Exponent:
-        """The terms that touch the axes `among` with the opposite sign."""
-        terms = {a: f * -1.0 if set(a) & set(among) else f for a, f in self.terms.items()}
-        return Exponent(self.shape, terms)
-
-    def broadcast(self, shape: tuple[int, ...]) -> Exponent:
-        """The same exponent on a shape that the tensor is expanded to."""
-        lead = len(shape) - len(self.shape)
-        wide = Exponent(tuple(shape))
-        for axes, form in self.terms.items():
-            wide.add(tuple(a + lead for a in axes), form)
-        return wide
-
-    def on(self, axes: tuple[int, ...], target: tuple[int, ...]) -> Form:
-        """The term of `axes`, repeated over the further axes of `target`."""
-        return self.terms[axes][rows_within(self.shape, axes, target)]
-
-    def joined(self, *among: int) -> tuple[tuple[int, ...], Form] | None:
-        """All terms that touch the axes `among`, as one on their union; None if there are none."""
-        touching = [axes for axes in self.terms if set(axes) & set(among)]
-        if not touching:
-            return None
-        union = tuple(sorted(set().union(*touching)))
-        total = self.on(touching[0], union)
-        for axes in touching[1:]:
-            total = total + self.on(axes, union)
-        return union, clean(total)
-
-    def without(self, *among: int) -> Exponent:
-        """Only the terms that do not touch the axes `among`."""
-        kept = {a: f for a, f in self.terms.items() if not set(a) & set(among)}
-        return Exponent(self.shape, kept)
+            system.vanish(form)
+    return kept
 
 
-def clean(form: Form) -> Form:
-    form.eliminate_zeros()
-    return form
+def pin(system: System, exponent: Exponent) -> None:
+    """The tensor must not be scaled at all."""
+    for terms in exponent.values():
+        for form in terms.values():
+            system.vanish(form)
 
 
-def rows_within(shape: tuple[int, ...], axes: tuple[int, ...], target: tuple[int, ...]) -> Indices:
-    """For each row-major index of the axes `target`, the row of the term on `axes` it reads."""
-    grid = np.arange(math.prod(shape[a] for a in axes), dtype=np.int64)
-    grid = grid.reshape([shape[a] if a in axes else 1 for a in target])
-    full = np.broadcast_to(grid, [shape[a] for a in target])
-    return np.ascontiguousarray(full).reshape(-1)
+def equate(system: System, first: Exponent, second: Exponent) -> None:
+    """Two tensors on the same axes must be scaled alike."""
+    if first is not second:
+        pin(system, plus(first, second, -1.0))
 
 
-def indices_of(shape: tuple[int, ...], axes: tuple[int, ...], keep: tuple[int, ...]) -> Indices:
-    """For each row of a term on `axes`, the row-major index of its part on `keep`."""
-    return rows_within(shape, tuple(a for a in axes if a in keep), axes)
+def picked(exponent: Exponent, axis: int, table: Mapping[int, int], drop: bool) -> Exponent:
+    """The part in some blocks of an axis, as they are called behind it; `drop` takes it away."""
+    result: dict[Choice, Terms] = {}
+    for choice, terms in exponent.items():
+        if choice[axis] not in table:
+            continue
+        if drop:
+            left = {
+                tuple((a - (a > axis), k) for a, k in slots): form for slots, form in terms.items()
+            }
+            result[choice[:axis] + choice[axis + 1 :]] = left
+        else:
+            result[(*choice[:axis], table[choice[axis]], *choice[axis + 1 :])] = terms
+    return result
 
 
-@dataclass
-class Constraints:
-    """Linear forms that must vanish, in unknowns counted as they are made.
+def viewed(
+    system: System, carried: Carried, new: Sequence[Dim], lost: list[str] | None = None
+) -> Exponent:
+    """The exponent on other axes of the same entries in the same order.
 
-    A sum makes an unknown of its own for the constant that it passes on: kept free in the
-    nullspace, it keeps the other vectors local.
+    What does not line up must be constant there; `lost` hears of it.
     """
-
-    count: int = 0
-    rows: list[Form] = field(default_factory=list)
-
-    def unknowns(self, number: int) -> Form:
-        """One new unknown per row."""
-        columns = np.arange(self.count, self.count + number)
-        self.count += number
-        ones, starts = np.ones(number), np.arange(number + 1)
-        return sparse.csr_matrix((ones, columns, starts), shape=(number, UNKNOWNS))
-
-    def vanish(self, form: Form) -> None:
-        form = clean(form)
-        if form.nnz:
-            self.rows.append(form[np.flatnonzero(np.diff(form.indptr))])
-
-    def pin(self, exponent: Exponent) -> None:
-        """The tensor must not be scaled at all."""
-        left = exponent
-        constant = sparse.csr_matrix((1, UNKNOWNS))
-        while left.terms:
-            axes = next(iter(left.terms))
-            found = left.joined(*axes) if axes else None
-            if found is None:
-                constant = constant + left.terms[axes]
-                left = Exponent(left.shape, {a: f for a, f in left.terms.items() if a != axes})
-                continue
-            union, form = found
-            again = Exponent(left.shape, dict(left.terms))
-            while (wider := again.joined(*union)) is not None and wider[0] != union:
-                union, form = wider
-            self.vanish(form - form[np.zeros(form.shape[0], dtype=np.int64)])
-            constant = constant + form[:1]
-            left = left.without(*union)
-        self.vanish(constant)
-
-    def equate(self, first: Exponent, second: Exponent) -> None:
-        """Two tensors of one shape must be scaled alike."""
-        self.pin(first.plus(second, -1.0))
-
-    def contract(self, exponent: Exponent, *axes: int) -> Exponent:
-        """The exponent after a sum over `axes`, along which it has to be constant."""
-        found = exponent.joined(*axes)
-        rest = exponent.without(*axes)
-        if found is None:
-            return rest
-        union, form = found
-        kept = tuple(a for a in union if a not in axes)
-        group = indices_of(exponent.shape, union, kept)
-        first = np.full(int(group.max(initial=0)) + 1, -1, dtype=np.int64)
-        first[group[::-1]] = np.arange(len(group))[::-1]
-        constants = self.unknowns(len(first))
-        self.vanish(form - constants[group])
-        result = Exponent(rest.shape, rest.terms)
-        result.add(kept, constants)
-        return result
-
-
-def renumbered(exponent: Exponent, shape: tuple[int, ...], axis_of: dict[int, int]) -> Exponent:
-    """The exponent with axes renamed by `axis_of` (after a permutation or removal of axes)."""
-    result = Exponent(shape)
-    for axes, form in exponent.terms.items():
-        named = [axis_of[a] for a in axes]
-        order = np.argsort(named)
-        grid = np.arange(form.shape[0]).reshape([exponent.shape[a] for a in axes] or [1])
-        rows = grid.transpose(order.tolist()).reshape(-1) if axes else np.zeros(1, dtype=np.int64)
-        result.add(tuple(sorted(named)), form[rows])
+    exponent, old = carried.exponent, carried.axes
+    if not exponent:
+        return ZERO
+    tables, uneven = _tables(old, new)
+    if uneven:
+        if lost is not None:
+            lost.append("a view that does not line up with another")
+        kept = [i for i in range(len(old)) if i not in uneven]
+        rest = Carried([old[i] for i in kept], contract(system, exponent, old, uneven))
+        carried = Carried(old, lift(system, rest, dict(enumerate(kept)), old))
+    result: dict[Choice, Terms] = {}
+    for choice, terms in carried.exponent.items():
+        places = [0] * len(new)
+        names: dict[Slot, Slot] = {}
+        many: list[tuple[list[int], list[Choice]]] = []
+        for left, right, table in tables:
+            options = table[tuple(choice[i] for i in left)]
+            names.update(options[0][1])
+            many.append((right, [c for c, _ in options]))
+        moved = renamed(system, carried, choice, terms, names)
+        for combination in itertools.product(*(choices for _, choices in many)):
+            for (right, _), own in zip(many, combination, strict=True):
+                for axis, number in zip(right, own, strict=True):
+                    places[axis] = number
+            result[tuple(places)] = moved
     return result
 
 
-def reshaped(exponent: Exponent, shape: tuple[int, ...]) -> Exponent:
-    """The exponent after a view: runs of axes merge and split; terms move with them."""
-    result = Exponent(shape)
-    blocks = _blocks(exponent.shape, shape)
-    for axes, form in exponent.terms.items():
-        old, new = [], []
-        for source, target in blocks:
-            if set(source) & set(axes):
-                old += source
-                new += target
-        wide = exponent.on(axes, tuple(old)) if old else form
-        for kept, rows in [_simplified(wide, tuple(shape[a] for a in new))]:
-            result.add(tuple(new[k] for k in kept), rows)
-    return result
+Table = Mapping[Choice, list[tuple[Choice, dict[Slot, Slot]]]]
 
 
-def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of axes with equal products, side by side."""
-    blocks, i, j = [], 0, 0
-    while i < len(old) or j < len(new):
-        left, right = [i] if i < len(old) else [], [j] if j < len(new) else []
-        a = old[i] if left else 1
-        b = new[j] if right else 1
-        i, j = i + len(left), j + len(right)
-        while a != b:
-            if a < b:
-                a, left, i = a * old[i], [*left, i], i + 1
-            else:
-                b, right, j = b * new[j], [*right, j], j + 1
-        blocks.append((left, right))
-    return blocks
-
-
-def _simplified(form: Form, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Form]:
-    """Drop axes along which all rows are the same; returns the axes kept and the rows."""
-    kept = [k for k, n in enumerate(shape) if n != 1]
-    for axis in list(kept):
-        sizes = [shape[k] for k in kept]
-        grid = np.arange(form.shape[0]).reshape(sizes)
-        first = np.take(grid, [0], axis=kept.index(axis))
-        rows = np.broadcast_to(first, sizes).reshape(-1)
-        if len(kept) > 1 and clean(form - form[rows]).nnz == 0:
-            form = form[first.reshape(-1)]
-            kept.remove(axis)
-    return tuple(kept), form
+def _tables(
+    old: Sequence[Dim], new: Sequence[Dim]
+) -> tuple[list[tuple[list[int], list[int], Table]], set[int]]:
+    """For every run of axes, where each choice of blocks goes; and axes that do not line up."""
+    tables: list[tuple[list[int], list[int], Table]] = []
+    uneven: set[int] = set()
+    for left, right in runs([size_of(d) for d in old], [size_of(d) for d in new]):
+        before, after = together([old[i] for i in left]), together([new[i] for i in right])
+        table: dict[Choice, list[tuple[Choice, dict[Slot, Slot]]]] = {}
+        if before.keys() == after.keys():
+            for place, (choice, slots) in before.items():
+                other, there = after[place]
+                names = {
+                    (left[a], k): (right[b], m) for (a, k), (b, m) in zip(slots, there, strict=True)
+                }
+                table[choice] = [(other, names)]
+        else:
+            uneven.update(left)
+            everywhere = [(c, dict[Slot, Slot]()) for c, _ in after.values()]
+            table = {choice: everywhere for choice, _ in before.values()}
+        tables.append((left, right, table))
+    return tables, uneven

@@ -1,141 +1,152 @@
-"""Propagation: what every operation of a trace does to exponents, and what it demands of them.
+"""Propagation: what every operation of a trace does to axes and exponents, in two passes.
 
-Products add; sums equate; positively homogeneous maps pass; smooth maps and softmax pin to zero; a
-contraction over i demands x_i + w_i constant and passes the constant on; a normalisation demands
-a constant and absorbs it; reshapes carry along. An operation not listed pins all it reads, which
-can only make the group found smaller.
+The first passes over the structure: every operation ties, factors and cuts axes. The second is over
+exponents: products add; sums equate; positively homogeneous maps pass; smooth maps and softmax pin
+to zero; a contraction over i demands x_i + w_i constant and passes the constant on; a normalisation
+demands a constant and absorbs it; reshapes carry along. An operation not listed pins all that it
+reads, which can only make the group found smaller, and is named.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from eqtoolbox.weights.tracing.exponents import Constraints, Exponent, Form, Indices, indices_of
-from eqtoolbox.weights.tracing.pinned import Pinned, reason
+from eqtoolbox.weights.tracing.blocks import blocks, size_of
+from eqtoolbox.weights.tracing.dims import Dim, unify
+from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Terms, pin
+from eqtoolbox.weights.tracing.pinned import Pinned
+from eqtoolbox.weights.tracing.system import Linear, System
 from eqtoolbox.weights.tracing.trace import Node, Trace, Value
 
-Mode = Literal["scale", "sign", "label"]
+Mode = Literal["scale", "sign"]
 EPSILON = 1e-3  # a constant up to this counts as a normalisation's epsilon wherever it is added
 LARGEST = 0.1  # up to this where a root or a division follows; verification judges what is left
+FAILURES = (IndexError, KeyError, TypeError, ValueError, AttributeError, StopIteration)
 
-POINTWISE = {
-    "gelu", "silu", "sigmoid", "softplus", "elu", "selu", "mish", "exp", "log", "log1p", "cos",
-    "hardtanh", "hardswish", "hardsigmoid", "log_sigmoid", "tanh", "sin", "erf", "pow", "clamp",
-    "clamp_min", "clamp_max", "celu", "expm1",
-}  # fmt: skip
 UNIFORM = {"zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "new_ones", "fill"}
 SPREADS = {"expand", "view", "unsqueeze", "clone", "_to_copy", "detach"}
 RESHAPES = {"view", "unsqueeze", "squeeze", "reshape", "expand", "_to_copy", "t", "_unsafe_view"}
+ZEROS = {"zeros", "zeros_like", "new_zeros"}
+MOVES = {"view", "unbind", "select", "t", "transpose", "expand", "_unsafe_view", "squeeze"}
 
 
 @dataclass
 class Propagation:
-    """Exponents of all values of a trace, with the constraints that make them consistent.
+    """Axes and exponents of all values of a trace, with the system that makes them consistent.
 
-    In mode "sign" an exponent says which entries change sign: odd maps pass, ReLU pins. In mode
-    "label" it only says which unit an entry belongs to: every pointwise map passes it, an
-    elementwise product wants equal ones, a normalisation keeps them.
+    In mode "sign" an exponent says which entries change sign: odd maps pass, ReLU pins.
     """
 
     mode: Mode = "scale"
-    exponents: dict[int, Exponent] = field(default_factory=dict)
-    constraints: Constraints = field(default_factory=Constraints)
-    separations: list[tuple[Form, Indices]] = field(default_factory=list)
-    # rows (units) that an operation tells apart when their keys differ
-    gated: list[Form] = field(default_factory=list)  # passed a product with another activation
+    carried: dict[int, Carried] = field(default_factory=dict)  # by value, parameters and after
+    system: System = field(default_factory=System)
+    separations: list[tuple[Carried, tuple[int, ...] | None]] = field(default_factory=list)
+    # tensors whose indices along these axes (None: all) an operation tells apart
+    gated: list[Carried] = field(default_factory=list)  # passed a product with another activation
     gains: set[int] = field(default_factory=set)  # values that act as a normalisation's gain
-    normalised: list[Form] = field(default_factory=list)  # absorbed by a normalisation
+    normalised: list[Exponent] = field(default_factory=list)  # absorbed by a normalisation
+    mixed: list[tuple[list[Dim], list[Dim]]] = field(default_factory=list)
+    # axes that a softmax or norm mixes, of the axes it works on
+    named: list[Dim] = field(default_factory=list)  # axes whose indices mean something outside
     zeros: set[int] = field(default_factory=set)  # values that are zero whatever scales them
     uniform: set[int] = field(default_factory=set)  # values that are the same number everywhere
     derived: set[int] = field(default_factory=set)  # values that depend on data and parameters
     origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
+    spread: dict[int, set[int]] = field(default_factory=dict)  # axes that data is repeated along
     pinned: Pinned = field(default_factory=Pinned)  # what symmetries may be lost at
+    lost: list[tuple[str, list[Dim], dict[str, None]]] = field(default_factory=list)
+    # axes that permutations may be lost along
     rooted: set[int] = field(default_factory=set)  # values before a root, or divided by
     largest: float = LARGEST  # constant that may be an epsilon there
     taken: set[float] = field(default_factory=set)  # above EPSILON, and taken for one
     constants: set[float] = field(default_factory=set)  # too large for one
+    todo: list[tuple[Node, Callable[[], None]]] = field(default_factory=list)
+    node: Node | None = None  # whose rule is running
 
-    def of(self, value: Any) -> Exponent:
-        """Exponent of a value; zero for data and constants."""
-        found = self.exponents.get(value.number)
-        return found if found is not None else Exponent(value.shape)
+    def of(self, value: Value) -> Carried:
+        """A value as it is carried; data has axes of its own each time it is read."""
+        found = self.carried.get(value.number)
+        if found is not None:
+            return found
+        alike = value.number in self.zeros or value.number in self.uniform
+        repeated = self.spread.get(value.number, set())
+        same = [alike or a in repeated for a in range(len(value.shape))]
+        return Carried(
+            [Dim(n) if s else self.told(n) for s, n in zip(same, value.shape, strict=True)]
+        )
 
-    def separate(self, exponent: Exponent, *axes: int) -> None:
+    def told(self, size: int) -> Dim:
+        """A new axis whose indices mean something outside: data, positions, classes."""
+        dim = Dim(size)
+        self.name(dim)
+        return dim
+
+    def moves(self, value: Any) -> bool:
+        """Whether it depends on parameters."""
+        return isinstance(value, Value) and value.number in self.carried
+
+    def make(self, value: Value, axes: list[Dim]) -> Carried:
+        """A result on these axes; its exponent comes in the second pass."""
+        if [size_of(a) for a in axes] != list(value.shape):
+            raise ValueError(f"axes do not fit the shape {value.shape}")
+        self.carried[value.number] = made = Carried(axes)
+        return made
+
+    def later(self, closure: Callable[[], None]) -> None:
+        """To do in the second pass, in the order in which rules ran."""
+        if self.node is not None:
+            self.todo.append((self.node, closure))
+
+    def aligned(self, value: Value, axes: list[Dim]) -> tuple[Carried, dict[int, int]]:
+        """A value tied to the axes that it is broadcast to, and where its own go."""
+        own = self.of(value)
+        lead = len(axes) - len(own.axes)
+        for i, axis in enumerate(own.axes):
+            if size_of(axis) != 1 or size_of(axes[i + lead]) == 1:
+                unify(axis, axes[i + lead])
+        return own, {i: i + lead for i in range(len(own.axes))}
+
+    def pin(self, *values: Any) -> None:
+        """These must not be scaled at all."""
+        own = [self.carried[v.number] for v in values if self.moves(v)]
+
+        def close() -> None:
+            for carried in own:
+                pin(self.system, carried.exponent)
+
+        self.later(close)
+
+    def separate(self, carried: Carried, *axes: int) -> None:
         """Units at different indices of `axes` are told apart (all axes if none are given)."""
-        for term_axes, form in exponent.terms.items():
-            kept = tuple(a for a in term_axes if not axes or a in axes)
-            if kept:
-                self.separations.append((form, indices_of(exponent.shape, term_axes, kept)))
+        self.separations.append((carried, axes or None))
+
+    def name(self, *dims: Dim) -> None:
+        """The indices of these mean something outside: they do not change places."""
+        self.named += dims
+
+    def note(self, what: str, *values: Value, dims: list[Dim] | None = None) -> None:
+        """Scales may be lost here, now that the second pass comes by; and permutations.
+
+        Args:
+            what: in words.
+            values: what they are lost of.
+            dims: axes of permutations that may be lost; None: all of these values.
+        """
+        sources = self.pinned.behind(values)
+        own = [self.of(v) for v in values if self.moves(v)]
+        axes = [a for c in own for a in c.axes] if dims is None else dims
+        self.lost.append((what, axes, sources))
+        self.later(lambda: self.pinned.note(what if _any(own) else "", sources))
 
 
-Rule = Callable[[Propagation, Node], Exponent | None]
+def _any(carried: list[Carried]) -> bool:
+    return any(terms for c in carried for terms in c.exponent.values())
+
+
+Rule = Callable[[Propagation, Node], None]
+Fill = Callable[[Propagation], None]
 RULES: dict[str, Rule] = {}
-
-
-def propagate(
-    trace: Trace,
-    start: dict[int, Exponent],
-    target: Value,
-    constraints: Constraints,
-    mode: Mode = "scale",
-    largest: float = LARGEST,
-) -> Propagation:
-    """Exponents up to `target` from those of the parameters in `start`."""
-    state = Propagation(mode=mode, exponents=dict(start), constraints=constraints)
-    state.origin = {number: number for number in start}
-    state.pinned.sources = {
-        v.number: {name: None} for name, v in trace.parameters.items() if v.number in start
-    }
-    state.rooted, state.largest = trace.rooted(), largest
-    reach = set(start)  # values that depend on parameters
-    for node in trace.live(target):
-        inputs = node.inputs
-        if node.name in UNIFORM or (node.name in SPREADS and inputs[0].number in state.uniform):
-            state.uniform.update(o.number for o in node.outputs if o is not None)
-        if _is_zero(state, node):
-            state.zeros.update(o.number for o in node.outputs if o is not None)
-            continue
-        if any(v.number in reach for v in inputs):
-            outputs = [o.number for o in node.outputs if o is not None]
-            reach.update(outputs)
-            if any(v.number not in reach or v.number in state.derived for v in inputs):
-                state.derived.update(outputs)
-            elif node.name in RESHAPES and inputs[0].number in state.origin:
-                state.origin.update(dict.fromkeys(outputs, state.origin[inputs[0].number]))
-            moving = [v for v in inputs if state.of(v).terms]
-            if not moving:
-                continue
-            why = reason(node, moving, labels=mode == "label")
-            state.pinned.note(why, state.pinned.follow(node, moving))
-            rule = RULES.get(node.name, unknown)
-            try:
-                made = rule(state, node)
-            except (IndexError, KeyError, TypeError, ValueError, AttributeError):
-                made = unknown(state, node)
-            output = node.outputs[0] if node.outputs else None
-            if made is not None and output is not None:
-                state.exponents[output.number] = made
-    return state
-
-
-def _is_zero(state: Propagation, node: Node) -> bool:
-    """Whether the operation makes zeros, or only moves or multiplies them."""
-    if node.name in ("zeros", "zeros_like", "new_zeros"):
-        return True
-    if node.name in ("mul", "mm", "bmm"):
-        return any(v.number in state.zeros for v in node.inputs)
-    if node.name in (
-        "view",
-        "unbind",
-        "select",
-        "t",
-        "transpose",
-        "expand",
-        "_unsafe_view",
-        "squeeze",
-    ):
-        return node.args[0].number in state.zeros
-    return False
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -146,15 +157,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def unknown(state: Propagation, node: Node) -> Exponent | None:
+def unknown(state: Propagation, node: Node) -> None:
     """No rule: everything that the operation reads is pinned."""
     what = (
         f"no rule for {node.name}: what it reads was taken as fixed, so that symmetries through it"
     )
-    state.pinned.note(f"{what} are missed", state.pinned.follow(node, node.inputs))
-    for value in node.inputs:
-        state.constraints.pin(state.of(value))
-    return None
+    state.note(f"{what} are missed", *node.inputs)
+    state.pin(*node.inputs)
 
 
 def made_by(node: Node) -> Value:
@@ -162,3 +171,103 @@ def made_by(node: Node) -> Value:
     made = node.outputs[0]
     assert made is not None
     return made
+
+
+def propagate(
+    trace: Trace,
+    target: Value,
+    fill: Fill | None,
+    mode: Mode = "scale",
+    largest: float = LARGEST,
+) -> Propagation:
+    """Axes and exponents up to `target`.
+
+    Args:
+        trace: of the loss.
+        target: value to follow to.
+        fill: gives the parameters their exponents, once the structure is final; None: no second
+            pass, for the structure alone.
+        mode: see `Propagation`.
+        largest: constant before a root or a division that may be an epsilon.
+    """
+    state = Propagation(mode=mode, rooted=trace.rooted(), largest=largest)
+    state.system.binary = mode == "sign"
+    for name, value in trace.parameters.items():
+        state.carried[value.number] = Carried([Dim(n) for n in value.shape])
+        state.origin[value.number] = value.number
+        state.pinned.parameters[value.number] = name
+    for node in trace.live(target):
+        _follow(state, node)
+    if fill is None:
+        return state
+    fill(state)
+    for ran, closure in state.todo:
+        _close(state, ran, closure)
+    return state
+
+
+def _follow(state: Propagation, node: Node) -> None:
+    """The first pass over one operation."""
+    inputs = node.inputs
+    outputs = [o.number for o in node.outputs if o is not None]
+    if node.name in UNIFORM or (node.name in SPREADS and inputs[0].number in state.uniform):
+        state.uniform.update(outputs)
+    if _is_zero(state, node):
+        state.zeros.update(outputs)
+        return
+    if not any(map(state.moves, inputs)):
+        if node.name == "expand":
+            state.spread.update(dict.fromkeys(outputs, _repeated(inputs[0], made_by(node))))
+        return
+    if any(not state.moves(v) or v.number in state.derived for v in inputs):
+        state.derived.update(outputs)
+    elif node.name in RESHAPES and inputs[0].number in state.origin:
+        state.origin.update(dict.fromkeys(outputs, state.origin[inputs[0].number]))
+    state.pinned.follow(node, [v for v in inputs if state.moves(v)])
+    state.node = node
+    before = len(state.todo), len(state.lost)
+    try:
+        RULES.get(node.name, unknown)(state, node)
+    except FAILURES:
+        del state.todo[before[0] :], state.lost[before[1] :]
+        for number in outputs:
+            state.carried.pop(number, None)
+        unknown(state, node)
+
+
+def _close(state: Propagation, node: Node, closure: Callable[[], None]) -> None:
+    """The second pass over one operation; one that fails pins what it reads, and is named."""
+    try:
+        closure()
+    except FAILURES:
+        moving = [v for v in node.inputs if state.moves(v)]
+        what = f"{node.name} of these axes was taken as fixed, so that symmetries through it"
+        state.pinned.note(f"{what} are missed", state.pinned.behind(moving))
+        axes = [a for v in moving for a in state.of(v).axes]
+        state.lost.append((f"{what} are missed", axes, state.pinned.behind(moving)))
+        for value in moving:
+            pin(state.system, state.of(value).exponent)
+        for output in node.outputs:
+            if output is not None and state.moves(output):
+                state.carried[output.number].exponent = {}
+
+
+def _repeated(value: Value, made: Value) -> set[int]:
+    """Axes of an expanded value along which it is the same."""
+    lead = len(made.shape) - len(value.shape)
+    old = (*itertools.repeat(1, lead), *value.shape)
+    return {a for a, (n, m) in enumerate(zip(old, made.shape, strict=True)) if n == 1 != m}
+
+
+def _is_zero(state: Propagation, node: Node) -> bool:
+    """Whether the operation makes zeros, or only moves or multiplies them."""
+    if node.name in ("mul", "mm", "bmm"):
+        return any(v.number in state.zeros for v in node.inputs)
+    return node.name in ZEROS or (node.name in MOVES and node.args[0].number in state.zeros)
+
+
+def everywhere(carried: Carried, form: Linear) -> Exponent:
+    """The same in every block."""
+    options = (range(len(blocks(a))) for a in carried.axes)
+    terms: Terms = {(): form}
+    return dict.fromkeys(itertools.product(*options), terms)

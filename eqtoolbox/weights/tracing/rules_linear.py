@@ -1,174 +1,134 @@
 """Rules of propagation for contractions, reductions and normalisations."""
 
-from eqtoolbox.weights.tracing.exponents import Exponent, renumbered, reshaped
-from eqtoolbox.weights.tracing.propagation import Propagation, made_by, rule, unknown
+from collections.abc import Mapping, Sequence
+
+from eqtoolbox.weights.tracing.dims import Dim, factor, product, unify
+from eqtoolbox.weights.tracing.exponents import (
+    ZERO,
+    Carried,
+    Exponent,
+    contract,
+    equate,
+    lift,
+    plus,
+    viewed,
+)
+from eqtoolbox.weights.tracing.propagation import Propagation, made_by, rule
 from eqtoolbox.weights.tracing.trace import Node, Value
 
+Part = tuple[Carried, Mapping[int, int]]  # a tensor, and the loop that each axis runs along
 
-@rule("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv")
-def _matmul(state: Propagation, node: Node) -> Exponent:
+
+@rule("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "matmul")
+def _matmul(state: Propagation, node: Node) -> None:
     added = node.args[0] if node.name in ("addmm", "baddbmm", "addmv") else None
     left, right = node.args[-2:] if added is None else node.args[1:3]
+    made = made_by(node)
     if left.number in state.zeros and added is not None:
-        return state.of(added).broadcast(made_by(node).shape)
+        axes = [Dim(n) for n in made.shape]
+        _contracted(state, made, axes, [], [], added)
+        return
     a, b = state.of(left), state.of(right)
-    batch = len(left.shape) == 3
-    lead = 1 if batch else 0
-    # axes of the product before the sum: (batch) row, inner, column
-    rows, inner = len(left.shape) - lead - 1, left.shape[-1]
-    columns = len(right.shape) - lead - 1
-    shape = (*left.shape[:lead], *left.shape[lead : lead + rows], inner, *right.shape[lead + 1 :])
-    at = lead + rows
-    wide_a = renumbered(a, shape, {i: i for i in range(len(left.shape))})
-    wide_b = renumbered(
-        b,
-        shape,
-        {**{i: i for i in range(lead)}, lead: at, **({lead + 1: at + 1} if columns else {})},
-    )
-    if batch:
-        state.separate(wide_a, 0)
-        state.separate(wide_b, 0)
-    total = state.constraints.contract(wide_a.plus(_facing(state, wide_b, at)), at)
-    made = made_by(node).shape
-    result = renumbered(total, made, {i: i if i < at else i - 1 for i in range(len(shape))})
-    if added is not None:
-        state.constraints.equate(state.of(added).broadcast(made), result)
-    return result
+    lead = 1 if len(a.axes) == 3 else 0
+    loops, ins, outs = a.axes[:lead], dict[int, int](), dict[int, int]()
+    if lead:
+        unify(a.axes[0], b.axes[0])
+        ins[0] = outs[0] = 0
+        state.separate(a, 0)
+        state.separate(b, 0)
+    if len(a.axes) - lead == 2:
+        ins[lead] = len(loops)
+        loops = [*loops, a.axes[lead]]
+    if len(b.axes) - lead == 2:
+        outs[lead + 1] = len(loops)
+        loops = [*loops, b.axes[lead + 1]]
+    unify(a.axes[-1], b.axes[lead])
+    ins[len(a.axes) - 1] = outs[lead] = len(loops)
+    bias = added if added is not None and added.number not in state.zeros else None
+    _contracted(state, made, loops, [a.axes[-1]], [(a, ins), (b, outs)], bias)
 
 
-def _facing(state: Propagation, weight: Exponent, axis: int) -> Exponent:
-    """What meets the other factor along a contracted axis.
+def _contracted(
+    state: Propagation,
+    made: Value,
+    kept: list[Dim],
+    inner: list[Dim],
+    parts: Sequence[Part],
+    added: Value | None,
+) -> None:
+    """The sum over `inner` of a product of tensors, with a bias on what is kept."""
+    result = state.make(made, kept)
+    bias = state.aligned(added, kept) if added is not None else None
 
-    Scales cancel there; signs and labels are the same on both sides, so that one parameter may
-    stand on both (tied embeddings).
-    """
-    return weight if state.mode == "scale" else weight.turned(axis)
+    def close() -> None:
+        total = _summed(state, parts, [*kept, *inner], len(kept))
+        if bias is not None:
+            own = lift(state.system, *bias, kept)
+            if not parts:
+                total = own
+            equate(state.system, own, total)
+        result.exponent = total
+
+    state.later(close)
+
+
+def _summed(state: Propagation, parts: Sequence[Part], loops: list[Dim], kept: int) -> Exponent:
+    """What is left of a product after the sum over all but the first loops."""
+    total: Exponent = ZERO
+    for own, where in parts:
+        total = plus(total, lift(state.system, own, where, loops))
+    gone = range(kept, len(loops))
+    return contract(state.system, total, loops, gone) if gone else total
 
 
 @rule("convolution")
-def _convolution(state: Propagation, node: Node) -> Exponent:
+def _convolution(state: Propagation, node: Node) -> None:
     image, weight, bias = node.args[:3]
-    transposed, groups = node.args[6], node.args[8]
+    transposed, groups, made = node.args[6], node.args[8], made_by(node)
     x, w = state.of(image), state.of(weight)
-    spatial = range(2, len(weight.shape))
-    x, w = (state.constraints.contract(e, *spatial) for e in (x, w))
-    made = made_by(node).shape
-    channels_in, channels_out = image.shape[1], made[1]
-    per_in, per_out = channels_in // groups, channels_out // groups
-    # axes: sample, group, out of the group, in of the group, then the output's space
-    shape = (made[0], groups, per_out, per_in, *made[2:])
-    flat = (image.shape[0], groups, per_in)
-    xs = reshaped(Exponent((image.shape[0], channels_in), dict(x.terms)), flat)
-    wide = renumbered(xs, shape, {0: 0, 1: 1, 2: 3})
+    group, inside = factor(x.axes[1], image.shape[1] // groups)
     if transposed:
-        ws = reshaped(Exponent(weight.shape[:2], dict(w.terms)), (groups, per_in, per_out))
-        wide_w = renumbered(ws, shape, {0: 1, 1: 3, 2: 2})
+        unify(w.axes[0], x.axes[1])
+        outside = w.axes[1]
     else:
-        ws = reshaped(Exponent(weight.shape[:2], dict(w.terms)), (groups, per_out, per_in))
-        wide_w = renumbered(ws, shape, {0: 1, 1: 2, 2: 3})
+        unify(w.axes[1], inside)
+        outer, outside = factor(w.axes[0], made.shape[1] // groups)
+        unify(group, outer)
+    channel = product([group, outside]) if transposed else w.axes[0]
+    space = [state.told(n) for n in made.shape[2:]]
+    state.name(*x.axes[2:], *w.axes[2:])
+    result = state.make(made, [x.axes[0], channel, *space])
+    added = state.aligned(bias, [channel]) if isinstance(bias, Value) else None
     if groups > 1:
-        state.separate(wide, 1)
-    total = state.constraints.contract(wide.plus(_facing(state, wide_w, 3)), 3)
-    dropped = Exponent((made[0], groups, per_out, *made[2:]))
-    moved = renumbered(total, dropped.shape, {i: i if i < 3 else i - 1 for i in range(len(shape))})
-    result = reshaped(moved, made)
-    if bias is not None:
-        b = renumbered(state.of(bias), made, {0: 1})
-        state.constraints.equate(b, result)
+        state.separate(x, 1)
+    split_x = [x.axes[0], group, inside]
+    split_w = [group, inside, outside] if transposed else [group, outside, inside]
+    loops = [x.axes[0], group, outside, inside]
+    where = {0: 1, 1: 3, 2: 2} if transposed else {0: 1, 1: 2, 2: 3}
+
+    def close() -> None:
+        xs = _on(state, _without_space(state, x), split_x)
+        ws = _on(state, _without_space(state, w), split_w)
+        total = _summed(state, [(xs, {0: 0, 1: 1, 2: 3}), (ws, where)], loops, 3)
+        joined = _on(state, Carried(loops[:3], total), [x.axes[0], channel])
+        if added is not None:
+            own, _ = added
+            equate(state.system, lift(state.system, own, {0: 1}, joined.axes), joined.exponent)
+        result.exponent = lift(state.system, joined, {0: 0, 1: 1}, result.axes)
+
+    state.later(close)
+
+
+def _without_space(state: Propagation, carried: Carried) -> Carried:
+    gone = range(2, len(carried.axes))
+    left = contract(state.system, carried.exponent, carried.axes, gone)
+    return Carried(carried.axes[:2], left)
+
+
+def _on(state: Propagation, carried: Carried, axes: list[Dim]) -> Carried:
+    """The same entries on other axes."""
+    lost: list[str] = []
+    result = Carried(axes, viewed(state.system, carried, axes, lost))
+    if lost:
+        raise ValueError(lost[0])
     return result
-
-
-@rule(
-    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
-    "cudnn_batch_norm", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
-    "_batch_norm_with_update", "_batch_norm_no_update", "batch_norm",
-)  # fmt: skip
-def _normalisation(state: Propagation, node: Node) -> Exponent:
-    value = node.args[0]
-    dims = len(value.shape)
-    x = state.of(value)
-    axes: tuple[int, ...]
-    if "batch_norm" in node.name:
-        gain, bias, axis_of = node.args[1], node.args[2], {0: 1}
-        axes = tuple(a for a in range(dims) if a != 1)
-        training = node.name != "_batch_norm_no_update" and bool(node.arg(5, "training", True))
-        if not training:
-            state.constraints.pin(x)
-    elif node.name == "native_group_norm":
-        gain, bias, axis_of = node.args[1], node.args[2], {0: 1}
-        groups = node.args[6]
-        split = (value.shape[0], groups, value.shape[1] // groups, *value.shape[2:])
-        x, axes = reshaped(x, split), tuple(range(2, dims + 1))
-    else:
-        last = len(node.args[1])
-        gain = node.args[2] if len(node.args) > 2 else None
-        bias = node.args[3] if node.name == "native_layer_norm" else None
-        axis_of = {i: dims - last + i for i in range(last)}
-        axes = tuple(range(dims - last, dims))
-    state.separate(x)
-    state.normalised += x.terms.values()
-    if state.mode == "label":
-        kept = state.of(value)
-        for part in (gain, bias):
-            if isinstance(part, Value):
-                state.constraints.equate(renumbered(state.of(part), value.shape, axis_of), kept)
-        return kept
-    centred = node.name != "_fused_rms_norm"
-    result = Exponent(value.shape)
-    if state.mode == "sign":  # a sign comes out again: of each entry, or of all that share a mean
-        if centred:
-            state.constraints.contract(x, *axes)
-        result = state.of(value)
-    else:
-        state.constraints.contract(x, *axes)
-    if isinstance(gain, Value):
-        state.gains.add(gain.number)
-        result = result.plus(renumbered(state.of(gain), value.shape, axis_of))
-    if isinstance(bias, Value):
-        state.constraints.equate(renumbered(state.of(bias), value.shape, axis_of), result)
-    state.separate(result)
-    return result
-
-
-@rule(
-    "sum",
-    "mean",
-    "amax",
-    "amin",
-    "linalg_vector_norm",
-    "var",
-    "std",
-    "max",
-    "min",
-    "prod",
-    "var_mean",
-)
-def _reduction(state: Propagation, node: Node) -> Exponent | None:
-    value = node.args[0]
-    dims = len(value.shape)
-    exponent = state.of(value)
-    position = 2 if node.name == "linalg_vector_norm" else 1
-    given = node.arg(position, "dim")
-    if node.name == "prod" or isinstance(given, Value):
-        return unknown(state, node)
-    axes = [given] if isinstance(given, int) else list(given or range(dims))
-    axes = [a % dims for a in axes]
-    if node.name not in ("sum", "mean"):
-        state.separate(exponent)
-        if state.mode == "sign" and node.name != "var_mean":
-            state.constraints.pin(exponent)
-    if state.mode == "label":  # the order of what is reduced does not matter
-        inside = [t for t in exponent.terms if set(t) <= set(axes)]
-        kept_terms = {t: f for t, f in exponent.terms.items() if t not in inside}
-        exponent = Exponent(exponent.shape, kept_terms)
-    rest = state.constraints.contract(exponent, *axes)
-    made = made_by(node).shape
-    kept = [a for a in range(dims) if a not in axes]
-    names = {a: a for a in kept} if len(made) == dims else {a: i for i, a in enumerate(kept)}
-    result = renumbered(rest, made, names)
-    if node.name == "var_mean":
-        mean = node.outputs[1]
-        if mean is not None:
-            state.exponents[mean.number] = result
-        return None if state.mode == "sign" else result.scaled(2.0)  # even
-    return result.scaled(2.0) if node.name == "var" else result

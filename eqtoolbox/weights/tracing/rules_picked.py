@@ -1,0 +1,299 @@
+"""Rules of propagation for entries that are picked: by position, by number or by data."""
+
+import torch
+
+from eqtoolbox.weights.tracing.blocks import blocks, size_of
+from eqtoolbox.weights.tracing.dims import SMALL, Dim, cut, factor, find, row, shatter, unify
+from eqtoolbox.weights.tracing.exponents import Carried, contract, lift, picked, pin
+from eqtoolbox.weights.tracing.propagation import Propagation, made_by, rule, unknown
+from eqtoolbox.weights.tracing.trace import Node, Value
+
+_ALIKE = "were taken for alike, so that scales of single entries are missed"
+
+
+@rule("select", "slice", "narrow", "unbind")
+def _sliced(state: Propagation, node: Node) -> None:
+    x = state.of(node.args[0])
+    axis = node.arg(1, "dim", 0) % len(x.axes)
+    size = size_of(x.axes[axis])
+    if node.name == "slice":
+        ends = slice(node.arg(2, "start"), node.arg(3, "end"), node.arg(4, "step", 1))
+        start, end, step = ends.indices(size)
+        if step > 1:
+            _strided(state, node, axis, range(start, end, step))
+            return
+        part(state, x, made_by(node), axis, start, end)
+    elif node.name == "narrow":
+        part(state, x, made_by(node), axis, node.args[2], node.args[2] + node.args[3])
+    elif node.name == "select":
+        index = node.args[2] % size
+        part(state, x, made_by(node), axis, index, index + 1, drop=True)
+    else:
+        for index, made in enumerate(node.outputs):
+            if made is not None:
+                part(state, x, made, axis, index, index + 1, drop=True)
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk",
+      "tensor_split")  # fmt: skip
+def _split(state: Propagation, node: Node) -> None:
+    x, at = state.of(node.args[0]), 0
+    axis = node.arg(2, "dim", 0) % len(x.axes)
+    for made in node.outputs:
+        if made is not None:
+            part(state, x, made, axis, at, at + made.shape[axis])
+            at += made.shape[axis]
+
+
+def part(
+    state: Propagation, x: Carried, made: Value, axis: int, start: int, end: int, drop: bool = False
+) -> Carried:
+    """Entries start to end of an axis; `drop` takes an axis of one away."""
+    chosen = cut(x.axes[axis], start, end)
+    return _part(state, x, made, axis, chosen, range(start, end), drop)
+
+
+def _strided(state: Propagation, node: Node, axis: int, places: range) -> None:
+    """Every so many-th entry: one index of the fast factor, where the axis has such a one."""
+    x, made = state.of(node.args[0]), made_by(node)
+    size, step = size_of(x.axes[axis]), places.step
+    if size % step == 0 and len(places) == size // step:
+        slow, fast = factor(x.axes[axis], step)
+        cut(fast, places.start, places.start + 1)
+        _part(state, x, made, axis, slow, places, False)
+    elif apart(x.axes[axis]):
+        selected(state, x, axis, list(places), made)
+    else:
+        state.note(f"entries at a step of {step} {_ALIKE}", node.args[0], dims=[x.axes[axis]])
+        gathered(state, x, [axis], made, [state.told(len(places))])
+
+
+def _part(
+    state: Propagation, x: Carried, made: Value, axis: int, chosen: Dim, places: range, drop: bool
+) -> Carried:
+    axes = [chosen if a == axis else d for a, d in enumerate(x.axes)]
+    if drop:
+        axes.pop(axis)
+    result = state.make(made, axes)
+    step = places.step
+
+    def close() -> None:
+        known = {b.place: k for k, b in enumerate(blocks(chosen))}
+        table = {}
+        for k, block in enumerate(blocks(x.axes[axis])):
+            offset, strides = block.place
+            if offset in places:
+                there = (offset - places.start) // step
+                place = (there, tuple((n, apart // step) for n, apart in strides))
+                if place in known:
+                    table[k] = known[place]
+        if len(table) == len(known):
+            result.exponent = picked(x.exponent, axis, table, drop)
+            return
+        rest = [a for a in range(len(x.axes)) if a != axis]  # flat: it must be constant
+        left = Carried(
+            [x.axes[a] for a in rest], contract(state.system, x.exponent, x.axes, [axis])
+        )
+        where = {i: a - (drop and a > axis) for i, a in enumerate(rest)}
+        result.exponent = lift(state.system, left, where, axes)
+        state.pinned.note(f"a part of an axis: its entries {_ALIKE}", state.pinned.behind([made]))
+
+    state.later(close)
+    return result
+
+
+@rule("glu")
+def _glu(state: Propagation, node: Node) -> None:
+    """A half times the sigmoid of the other."""
+    x, made = state.of(node.args[0]), made_by(node)
+    axis = node.arg(1, "dim", -1) % len(x.axes)
+    half = made.shape[axis]
+    ends = (0, half), (half, 2 * half)
+    first, second = (part(state, x, made, axis, *end) for end in ends)
+    for a, b in zip(first.axes, second.axes, strict=True):
+        unify(a, b)
+    state.separate(first)
+    state.gated.append(first)
+    result = state.make(made, first.axes)
+
+    def close() -> None:
+        pin(state.system, second.exponent)
+        result.exponent = first.exponent
+
+    state.later(close)
+
+
+def gathered(
+    state: Propagation, x: Carried, gone: list[int], made: Value, fresh: list[Dim]
+) -> Carried:
+    """Entries of neighbouring axes picked by number, which must be scaled alike along these."""
+    first, kept = gone[0], [a for a in range(len(x.axes)) if a not in gone]
+    before = [x.axes[a] for a in kept if a < first]
+    axes = [*before, *fresh, *(x.axes[a] for a in kept if a > first)]
+    state.name(*(x.axes[a] for a in gone))
+    result = state.make(made, axes)
+    where = {i: i if a < first else i + len(fresh) for i, a in enumerate(kept)}
+
+    def close() -> None:
+        total = contract(state.system, x.exponent, x.axes, gone)
+        result.exponent = lift(state.system, Carried([x.axes[a] for a in kept], total), where, axes)
+
+    state.later(close)
+    return result
+
+
+def apart(dim: Dim, most: int = SMALL) -> bool:
+    """Whether every index of an axis can be told from the others; then it is."""
+    if size_of(dim) > most:
+        return False
+    shatter(dim)
+    return find(dim).kind != "flat"
+
+
+def selected(state: Propagation, x: Carried, axis: int, numbers: list[int], made: Value) -> None:
+    """Indices of a shattered axis in the given order."""
+    chosen = row([Dim(1) for _ in numbers])
+    result = state.make(made, [chosen if a == axis else d for a, d in enumerate(x.axes)])
+    state.name(x.axes[axis], chosen)
+
+    def close() -> None:
+        places = {b.offset: k for k, b in enumerate(blocks(x.axes[axis]))}
+        readers: dict[int, list[int]] = {}
+        for k, number in enumerate(numbers):
+            readers.setdefault(places[number], []).append(k)
+        result.exponent = {
+            (*choice[:axis], k, *choice[axis + 1 :]): terms
+            for choice, terms in x.exponent.items()
+            for k in readers.get(choice[axis], ())
+        }
+
+    state.later(close)
+
+
+@rule("flip", "index_select")
+def _reordered(state: Propagation, node: Node) -> None:
+    """Entries in another order: on a small axis every index for itself."""
+    x, made, given = state.of(node.args[0]), made_by(node), node.args[1]
+    gone = [a % len(x.axes) for a in ([given] if isinstance(given, int) else given)]
+    numbers = [*range(size_of(x.axes[gone[0]]))][::-1]
+    if node.name == "index_select":
+        read = node.args[2].integers
+        numbers = [] if read is None else read.tolist()
+    if len(gone) == 1 and numbers and apart(x.axes[gone[0]]):
+        selected(state, x, gone[0], numbers, made)
+        return
+    state.note(f"entries of {node.name} {_ALIKE}", node.args[0], dims=[x.axes[a] for a in gone])
+    for axis in gone:
+        x = gathered(state, x, [axis], made, [state.told(made.shape[axis])])
+
+
+@rule("index")
+def _index(state: Propagation, node: Node) -> None:
+    """By one list of numbers on a small axis every index for itself, else what is alike."""
+    value, indices, made = node.args[0], node.args[1], made_by(node)
+    gone = [a for a, i in enumerate(indices) if i is not None]
+    given = [i for i in indices if i is not None]
+    neighbours = gone == list(range(gone[0], gone[-1] + 1))
+    if not state.moves(value) or any(map(state.moves, given)) or not neighbours:
+        unknown(state, node)
+        return
+    x, read = state.of(value), given[0].integers
+    alone = len(gone) == 1 and len(given[0].shape) == 1
+    if alone and read is not None and read.dtype != torch.bool and apart(x.axes[gone[0]]):
+        size = size_of(x.axes[gone[0]])
+        selected(state, x, gone[0], [n % size for n in read.tolist()], made)
+        return
+    state.note(f"entries picked by an index {_ALIKE}", value, dims=[x.axes[a] for a in gone])
+    wide = len(made.shape) - len(x.axes) + len(gone)
+    fresh = [state.told(n) for n in made.shape[gone[0] : gone[0] + wide]]
+    gathered(state, x, gone, made, fresh)
+
+
+@rule("embedding")
+def _embedding(state: Propagation, node: Node) -> None:
+    """Rows of a table by token, scaled alike."""
+    table, tokens = node.args[:2]
+    if state.moves(tokens):
+        unknown(state, node)
+        return
+    fresh = [state.told(n) for n in tokens.shape]
+    gathered(state, state.of(table), [0], made_by(node), fresh)
+
+
+@rule("topk", "sort")
+def _sorted(state: Propagation, node: Node) -> None:
+    """The largest values, which stay these where all are scaled alike."""
+    value, made = node.args[0], made_by(node)
+    x = state.of(value)
+    axis = node.arg(2 if node.name == "topk" else 1, "dim", -1) % len(x.axes)
+    state.separate(x)
+    if state.mode == "sign":
+        state.pin(value)
+    gathered(state, x, [axis], made, [state.told(made.shape[axis])])
+
+
+@rule("gather")
+def _gather(state: Propagation, node: Node) -> None:
+    """Entries along one axis by numbers of their own: alike along it."""
+    value, axis, index = node.args[:3]
+    x, made = state.of(value), made_by(node)
+    axis %= len(x.axes)
+    whole = all(n == m for a, (n, m) in enumerate(zip(value.shape, made.shape, strict=True))
+                if a != axis)  # fmt: skip
+    if not state.moves(value) or state.moves(index) or not whole:
+        unknown(state, node)
+        return
+    if state.mode == "sign":
+        state.pin(value)
+    state.note(f"entries picked by gather {_ALIKE}", value, dims=[x.axes[axis]])
+    gathered(state, x, [axis], made, [state.told(made.shape[axis])])
+
+
+@rule("scatter", "scatter_add", "index_add")
+def _scattered(state: Propagation, node: Node) -> None:
+    """Entries put among zeros along one axis: alike along it."""
+    target, axis, index, source = node.args[:4]
+    moving = state.moves(source) and not state.moves(index)
+    other = [a for a in range(len(target.shape)) if a != axis % len(target.shape)]
+    whole = moving and all(source.shape[a] == target.shape[a] for a in other)
+    if not whole or target.number not in state.zeros:
+        unknown(state, node)
+        return
+    made, place = made_by(node), axis % len(target.shape)
+    if state.mode == "sign":
+        state.pin(source)
+    own = state.of(source)
+    state.note(f"entries put by {node.name} {_ALIKE}", source, dims=[own.axes[place]])
+    gathered(state, own, [place], made, [state.told(made.shape[place])])
+
+
+@rule("diagonal")
+def _diagonal(state: Propagation, node: Node) -> None:
+    """The entries (i, i) of two small axes, every index for itself."""
+    x, made = state.of(node.args[0]), made_by(node)
+    dims = len(x.axes)
+    first, second = (node.arg(k, f"dim{k - 1}", k - 2) % dims for k in (2, 3))
+    if "dim1" not in node.kwargs and len(node.args) < 3:
+        first, second = 0, 1
+    square = size_of(x.axes[first]) == size_of(x.axes[second]) and not node.arg(1, "offset", 0)
+    if not square or not all(apart(x.axes[a], 16) for a in (first, second)):
+        unknown(state, node)
+        return
+    kept = [a for a in range(dims) if a not in (first, second)]
+    state.name(x.axes[first], x.axes[second])
+    chosen = row([state.told(1) for _ in range(size_of(x.axes[first]))])
+    result = state.make(made, [*(x.axes[a] for a in kept), chosen])
+    names = {a: i for i, a in enumerate(kept)}
+
+    def close() -> None:
+        places = [{b.offset: k for k, b in enumerate(blocks(x.axes[a]))} for a in (first, second)]
+        met = {(places[0][n], places[1][n]): n for n in places[0]}
+        result.exponent = {
+            (*(choice[a] for a in kept), met[choice[first], choice[second]]): {
+                tuple((names[a], k) for a, k in slots): form for slots, form in terms.items()
+            }
+            for choice, terms in x.exponent.items()
+            if (choice[first], choice[second]) in met
+        }
+
+    state.later(close)
