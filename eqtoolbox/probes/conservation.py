@@ -14,7 +14,7 @@ from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import Drift
 from eqtoolbox.probes.forecast import report
 from eqtoolbox.probes.law import rounding
-from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger, names
+from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger
 from eqtoolbox.probes.leftover import sizes
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record.record import Mode
@@ -103,7 +103,7 @@ class Conservation(Probe):
         charges = charges_of(snapshot)
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
-        ledger = Ledger(of=names(charges), measured=snapshot.step - 1)
+        ledger = Ledger(of=charges.labels, measured=snapshot.step - 1)
         sketched = ledger.read(charges, snapshot.before)
         ledger.start, ledger.reach = ledger.values, ledger.scales
         ledger.sketched = {family: values for family, (values, *_) in sketched.items()}
@@ -133,7 +133,8 @@ class Conservation(Probe):
         if since != 1:  # parameters moved unseen
             state.read(charges, snapshot.before)
         change, beside, why = _stepped(charges, snapshot, after, state)
-        if not bool(beside.after.isfinite().all()) and (lost := not_finite(after)):
+        finite = math.isfinite(change.moved) and bool(beside.after.isfinite().all())
+        if not finite and (lost := not_finite(after)):
             raise FloatingPointError(f"the step made {lost} NaN or infinite")
         size = beside.size
         state.values = state.values + change.drift
@@ -192,7 +193,7 @@ def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
 class Beside:
     """Norms that come to the host along with what a step did to the charges."""
 
-    after: Tensor  # of every parameter after the step
+    after: Tensor  # after the step, of parameters without charges
     weights: Tensor  # of every weight and gain before it, where approximate laws ask for them
     size: float  # |g|
 
@@ -204,9 +205,11 @@ def _stepped(
     rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
     before, size, known = snapshot.before, math.nan, set(charges.names)
     others = {n: g for n, g in (gradient or {}).items() if n not in known}
-    weights = sizes(before) if state.leftover.left else before[charges.names[0]].new_zeros(0)
-    lists = [norms(after.values()), weights, norms(others.values())]
-    beside = torch.cat([numbers.to(lists[0]) for numbers in lists])
+    weights = sizes(before) if state.leftover.left else norms([])
+    rest = [p for n, p in after.items() if n not in known]
+    lists = [norms(rest), weights, norms(others.values())]
+    home = before[charges.names[0]].device
+    beside = torch.cat([numbers.to(home) for numbers in lists])
     if rates is None or gradient is None:
         why = "the optimizer has no learning rate or was given no gradient"
     else:
@@ -278,4 +281,4 @@ def _norm(tensors: Parameters) -> float:
 
 
 def _eps(snapshot: Snapshot) -> float:
-    return max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
+    return max(torch.finfo(dtype).eps for dtype in {p.dtype for p in snapshot.before.values()})

@@ -53,7 +53,7 @@ class Ledger(State):
 
     def knows(self, charges: Charges) -> bool:
         """Whether this was begun for these charges: others are found where the loss changes."""
-        return self.of in ([], names(charges)) and len(self.start) == charges.count
+        return self.of in ([], charges.labels) and len(self.start) == charges.count
 
     def read(self, charges: Charges, params: Parameters) -> Exact:
         """Take everything about the charges from these parameters, exactly.
@@ -67,8 +67,3 @@ class Ledger(State):
         self.lengths = {f: float(lengths[w].norm()) for f, w in charges.generators.items()}
         self.steps = 0
         return charges.sketched(reading)
-
-
-def names(charges: Charges) -> list[str]:
-    """The symmetries that charges are of."""
-    return [f"{m.family} of {m.name}: {m.charges}" for m in charges.members]

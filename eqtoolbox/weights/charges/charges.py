@@ -1,8 +1,10 @@
 """Charges: the conserved quantities of many symmetries, and what one step does to all of them."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -43,6 +45,7 @@ class Change:
     slopes: Tensor  # <K_i, g> of every generator, (dimension,)
     learning_rates: Tensor  # sum_n (eta - eta_n) <K_n, g_n>: 0 where they are one
     pull: float  # |g| over the parameters of all symmetries
+    moved: float  # |d| over the same; not finite where a parameter isn't after the step
     beside: Tensor  # what came to the host along with it
 
     @property
@@ -97,6 +100,7 @@ class Charges:
         self.kinds = [kind for kind, _ in kinds]
         self.members = [m for _, of in kinds for m in of]
         self._counts = [n for kind in self.kinds for n in kind.counts]
+        self._ends = [*accumulate(self._counts)]
         self.families = _stretches(self.members, self._counts)
         self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
         self.units = _numbered([kind.units for kind in self.kinds])  # (charges,), ascending
@@ -108,13 +112,19 @@ class Charges:
             if w.stop > w.start
         }
         self._first = [of[0].family for _, of in kinds]  # the only one of what is sketched
+        self._sketched = {of[0].family for kind, of in kinds if kind.whole is not kind}
         self._degrees = torch.tensor(
             [float(1 + k.quadratic) for k in self.kinds]
         ).repeat_interleave(torch.tensor([sum(k.counts) for k in self.kinds]))
         self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
         self._layout = layout
 
-    @property
+    @cached_property
+    def labels(self) -> list[str]:
+        """The symmetries that charges are of."""
+        return [f"{m.family} of {m.name}: {m.charges}" for m in self.members]
+
+    @cached_property
     def count(self) -> int:
         """How many charges there are."""
         return sum(self._counts)
@@ -187,7 +197,7 @@ class Charges:
         shrink = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
         alike = len(set(shrink.values())) == 1  # then what decays is a multiple of Q
         pairs = STEP if alike else (*STEP, ITSELF)
-        found = taken(self.kinds, self._layout, points, pairs, 1, beside)
+        found = taken(self.kinds, self._layout, points, pairs, (1, 2), beside)
         paired, slopes = [], []
         for kind, moments in zip(self.kinds, found.moments, strict=True):
             forms = kind.pair(moments[: len(STEP)])
@@ -207,7 +217,8 @@ class Charges:
             decay=-(self._weighted(found, len(STEP), shrink) if decay is None else decay),
             finite_step=finite,
             slopes=torch.cat(slopes),
-            pull=found.square**0.5,
+            pull=found.sizes[0],
+            moved=found.sizes[1],
             beside=found.beside,
         )
 
@@ -227,6 +238,8 @@ class Charges:
             generators: whether it is slopes.
         """
         start, variance = 0, None
+        if family not in self._sketched:
+            return None
         for kind, first in zip(self.kinds, self._first, strict=True):
             stop = start + sum(kind.orders if generators else kind.counts)
             own = kind.variance(vector[start:stop]) if first == family else None
@@ -252,12 +265,11 @@ class Charges:
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""
-        first = 0
-        for member, count in zip(self.members, self._counts, strict=True):
-            if index < first + count:
-                return f"{member.name}, unit {int(self.units[index] - self.units[first])}"
-            first += count
-        raise IndexError("more charges than the symmetries have")
+        which = bisect_right(self._ends, index)
+        if which == len(self.members):
+            raise IndexError("more charges than the symmetries have")
+        first = self._ends[which] - self._counts[which]
+        return f"{self.members[which].name}, unit {int(self.units[index] - self.units[first])}"
 
 
 def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict[str, slice]:

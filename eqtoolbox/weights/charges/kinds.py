@@ -20,7 +20,7 @@ class Taken:
     """What one walk through all stacks finds, on the host in float64."""
 
     moments: list[Tensor]  # of every kind
-    square: float  # |point|^2 that was asked for
+    sizes: list[float]  # |point| of those that were asked for
     beside: Tensor  # numbers that were to come along
 
 
@@ -48,7 +48,7 @@ def taken(
     layout: StackLayout,
     points: Points,
     pairs: Sequence[Pair],
-    square: int | None = None,
+    squares: Sequence[int] = (),
     beside: Tensor | None = None,
 ) -> Taken:
     """Moments of every kind, all of them from one stack before the next, and on the host.
@@ -60,29 +60,29 @@ def taken(
         layout: of the tensors.
         points: that they are at.
         pairs: of points.
-        square: a point of which |point|^2 is asked for.
+        squares: points of which |point|^2 is asked for.
         beside: further numbers to bring along, (numbers,).
     """
     shapes = [(len(pairs), *kind.shape) for kind in kinds]
     sizes = [math.prod(shape) for shape in shapes]
     if beside is None:
         beside = torch.zeros(0, dtype=layout.dtype)
-    sizes += [1, len(beside)]
+    sizes += [len(squares), len(beside)]
     flat = torch.zeros(sum(sizes), dtype=layout.dtype, device=layout.device)
-    *own, total, more = torch.split(flat, sizes)
+    *own, totals, more = torch.split(flat, sizes)
     more.copy_(beside)
     moments = [m.view(shape) for m, shape in zip(own, shapes, strict=True)]
     for stack in stacks(layout, points, len(pairs)):
         for kind, into in zip(kinds, moments, strict=True):
             kind.add(stack, points, pairs, into)
-        if square is not None:
-            point = stack.whole[square].view(-1)
-            total.add_(torch.dot(point, point))
+        for k, square in enumerate(squares):
+            point = stack.each[square].view(-1)
+            totals[k] += torch.dot(point, point)
     for kind, into in zip(kinds, moments, strict=True):
         into.add_(kind.rest(points, pairs))
-    *own, total, more = torch.split(flat.cpu().double(), sizes)
+    *own, totals, more = torch.split(flat.cpu().double(), sizes)
     return Taken(
         moments=[m.view(shape) for m, shape in zip(own, shapes, strict=True)],
-        square=float(total),
+        sizes=totals.sqrt().tolist(),
         beside=more,
     )

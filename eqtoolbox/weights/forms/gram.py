@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -187,24 +186,19 @@ class Grams(Moments):
         self.owners, self.shape = owners, (at, self.size, self.size)
         self.block = torch.cat(where)  # of every leg
         self.signed = SignedSums(self.block, torch.cat(signs), self.blocks)
-        algebra = forms[0].algebra
-        self._generators = self._spread(algebra.generators(self.size), algebra.blocks_first)
-        self._upper = self._spread(algebra.symmetric(self.size), False)
+        self._generators = _spread(forms[0].algebra.generators(self.size), self.size)
+        self._upper = _spread(forms[0].algebra.symmetric(self.size), self.size)
 
-    def _spread(self, entries: AlgebraEntries, blocks_first: bool) -> Spread:
-        """From the matrices of all blocks to what the entries are of, form by form."""
-        d, count = self.size, entries.count
-        first = torch.tensor([0, *accumulate(f.blocks for f in self.forms)])
-        blocks = torch.tensor([f.blocks for f in self.forms])
-        many = torch.repeat_interleave(blocks, blocks)[:, None]
-        start = torch.repeat_interleave(first[:-1], blocks)[:, None]
-        every = torch.arange(self.blocks)[:, None]
-        inner = every - start  # which block of its own form
-        own = entries.of * many + inner if blocks_first else inner * count + entries.of
-        rows = every * d * d + entries.row * d + entries.column
-        rates = entries.weight.expand(self.blocks, -1)
-        into = (start * count + own).reshape(-1)
-        return Spread(rows.reshape(-1), into, rates.reshape(-1), self.blocks * count)
+    def _each(
+        self, spread: Spread, matrices: Tensor, magnitude: int = 0, blocks_first: bool = False
+    ) -> Tensor:
+        """What a spread makes of every block's matrix, (pairs, blocks, d, d), form by form."""
+        found = spread.of(matrices.reshape(-1, self.size**2), magnitude)
+        found = found.view(len(matrices), self.blocks, -1)
+        if not blocks_first:
+            return found.flatten(1)
+        parts = torch.split(found, [f.blocks for f in self.forms], 1)
+        return torch.cat([part.mT.flatten(1) for part in parts], 1)
 
     def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
         used = dict.fromkeys(point for pair in pairs for point in pair)
@@ -226,25 +220,33 @@ class Grams(Moments):
 
     def pair(self, moments: Tensor) -> Tensor:
         total = self.signed.total(moments)
-        return self._upper.of((total + total.mT).flatten(1))
+        return self._each(self._upper, total + total.mT)
 
     def scales(self, moments: Tensor, points: Points) -> Tensor:
         """Of the lengths of the rows of every leg, whatever its sign."""
         roots = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         outer = self.signed.unsigned(roots[..., :, None] * roots[..., None, :])
-        return self._upper.of(outer.reshape(1, -1))[0]
+        return self._each(self._upper, outer[None])[0]
 
     def slopes(self, moments: Tensor) -> Tensor:
         """A multiplies legs of sign + and -A^T those of sign -; gram_ij pairs row i of a."""
         plus, minus = self.signed.sides(moments)
-        return self._generators.of((plus.mT + minus).reshape(1, -1))[0]
+        first = self.forms[0].algebra.blocks_first
+        return self._each(self._generators, (plus.mT + minus)[None], blocks_first=first)[0]
 
     def sizes(self, moments: Tensor, points: Points) -> Tensor:
         """A_ij reads row j of a + leg, row i of a - leg: one entry a row and column of each A."""
-        squares = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
-        plus, minus = (side.abs() for side in self.signed.sides(squares))
-        both = (plus[:, None, :] + minus[:, :, None]).reshape(1, -1)
-        return self._generators.of(both, magnitude=2)[0].sqrt()
+        own = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        plus, minus = (side.abs() for side in self.signed.sides(own))
+        both, first = plus[:, None, :] + minus[:, :, None], self.forms[0].algebra.blocks_first
+        squares = self._each(self._generators, both[None], magnitude=2, blocks_first=first)
+        return squares[0].sqrt()
+
+
+def _spread(entries: AlgebraEntries, size: int) -> Spread:
+    """From one matrix to what the entries are of."""
+    where = entries.row * size + entries.column
+    return Spread(where, entries.of, entries.weight, entries.count)
 
 
 def _parts(forms: Sequence[Gram], layout: StackLayout) -> list[MatrixPart]:

@@ -132,7 +132,7 @@ class MatrixView:
 
     def of(self, stack: Stack, point: int, tensors: slice) -> Tensor:
         """The matrices of these legs at one point."""
-        rows = stack.whole[point, tensors].movedim(self._axis + 1, 1)
+        rows = stack.each[point][tensors].movedim(self._axis + 1, 1)
         if self._stretch is None:
             rows = rows[:, self._positions.reshape(-1).to(rows.device)]
         else:

@@ -98,6 +98,13 @@ class Points:
             return {n: _wide(tensors[n]) - _wide(first[n]) for n in names}
         return {n: _wide(tensors[n]) for n in names}
 
+    def stacked(self, point: int, names: Sequence[str]) -> Tensor:
+        """Tensors of one shape in float64: (tensors, *shape)."""
+        tensors = self.given[point]
+        if tensors is None or (self.update and point == len(self.given) - 1):
+            return torch.stack([*self.of(point, names).values()])
+        return _wide(torch.stack([tensors[n] for n in names]))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stack:
@@ -105,7 +112,9 @@ class Stack:
 
     piece: Piece
     whole: Tensor  # (points, tensors, rows, ...)
+    each: Sequence[Tensor]  # one a point
     scratch: Tensor | None = None  # (pairs, tensors, rows, ...); without, differentiable
+    spare: Sequence[Tensor] = ()  # one a pair, the same memory
     _made: dict[tuple[Pair, ...], Tensor] = field(default_factory=dict)
 
     @property
@@ -115,14 +124,13 @@ class Stack:
 
     def products(self, pairs: Sequence[Pair]) -> Tensor:
         """Entry by entry, of every pair of points: (pairs, tensors, rows, ...)."""
-        key, out = tuple(pairs), self.scratch
-        if key not in self._made:
-            if out is None:
-                self._made[key] = torch.stack([self.whole[a] * self.whole[b] for a, b in pairs])
-            else:
-                for into, (a, b) in zip(out, pairs, strict=True):
-                    torch.mul(self.whole[a], self.whole[b], out=into)
-                self._made[key] = out
+        key, each = tuple(pairs), self.each
+        if key not in self._made and self.scratch is None:
+            self._made[key] = torch.stack([each[a] * each[b] for a, b in pairs])
+        elif key not in self._made:
+            for into, (a, b) in zip(self.spare, pairs, strict=True):
+                torch.mul(each[a], each[b], out=into)
+            self._made[key] = self.scratch  # type: ignore[assignment]
         return self._made[key]
 
 
@@ -139,9 +147,10 @@ def stacks(layout: StackLayout, points: Points, pairs: int) -> Iterator[Stack]:
     memory = torch.empty(count + pairs, largest, dtype=layout.dtype, device=layout.device)
     for piece in pieces:
         made = memory[:, : math.prod(piece.shape)].view(-1, *piece.shape)
+        each = made.unbind()
         into: list[Tensor] = []
         given: list[Tensor] = []
-        for at, tensors in zip(made.unbind(), points.given, strict=False):
+        for at, tensors in zip(each, points.given, strict=False):
             if tensors is None:
                 at.zero_()
             else:
@@ -149,8 +158,14 @@ def stacks(layout: StackLayout, points: Points, pairs: int) -> Iterator[Stack]:
                 given += [piece.of(tensors[n]) for n in piece.names]
         torch._foreach_copy_(into, given)
         if points.update:
-            made[count - 1].sub_(made[0])
-        yield Stack(piece=piece, whole=made[:count], scratch=made[count:])
+            each[count - 1].sub_(each[0])
+        yield Stack(
+            piece=piece,
+            whole=made[:count],
+            each=each[:count],
+            scratch=made[count:],
+            spare=each[count:],
+        )
 
 
 def fresh(layout: StackLayout, points: Points) -> Iterator[Stack]:
@@ -158,8 +173,8 @@ def fresh(layout: StackLayout, points: Points) -> Iterator[Stack]:
     for piece in layout.pieces():
         rows = [t and {n: piece.of(t[n]) for n in piece.names} for t in points.given]
         here = Points(given=tuple(rows), update=points.update)
-        whole = [torch.stack([*here.of(i, piece.names).values()]) for i in range(len(rows))]
-        yield Stack(piece=piece, whole=torch.stack(whole))
+        each = [torch.stack([*here.of(i, piece.names).values()]) for i in range(len(rows))]
+        yield Stack(piece=piece, whole=torch.stack(each), each=each)
 
 
 def _wide(tensor: Tensor) -> Tensor:

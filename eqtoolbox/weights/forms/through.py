@@ -91,9 +91,8 @@ class Throughs(Moments):
             readers = self._readers.get((stack.number, inner), [])
             if not readers:
                 continue
-            biases = points.of(b, [bias for _, bias, _ in readers])
-            pulls = torch.stack([biases[bias].to(stack.whole) for _, bias, _ in readers])
-            weight, chosen = stack.whole[a], [index for index, *_ in readers]
+            pulls = points.stacked(b, [bias for _, bias, _ in readers]).to(stack.whole)
+            weight, chosen = stack.each[a], [index for index, *_ in readers]
             if chosen != list(range(len(weight))):
                 weight = weight[chosen]
             if inner == 1:  # (M^T g)_j, over the rows that there are
