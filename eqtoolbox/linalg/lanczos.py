@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
 from eqtoolbox.linalg.basis import Basis
@@ -45,7 +46,7 @@ def top_eigenpairs(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     generator: torch.Generator | None = None,
-    start: Vector | Sequence[Vector] | WarmStart | None = None,
+    start: Annotated[Vector | Sequence[Vector] | WarmStart | None, OWN] = None,
     until: Until = "pairs",
     max_vectors: int | None = None,
     confirm: int | None = None,

@@ -17,7 +17,8 @@ Vector = Mapping[str, Tensor]
 
 def pieces(x: Tensor) -> Sequence[Tensor]:
     """`x` cut along its last axis: what a cache holds on a CPU, few launches elsewhere."""
-    return torch.split(x, 1 << 16 if x.device.type == "cpu" else 1 << 22, dim=-1)
+    most = 1 << 16 if x.device.type == "cpu" else 1 << 22
+    return (x,) if x.shape[-1] <= most else torch.split(x, most, dim=-1)
 
 
 def wide(x: Tensor) -> Tensor:
