@@ -23,7 +23,7 @@ class Accept:
     until: Until
     tol: float
     warm: bool  # the search goes on from an earlier one
-    loose: bool  # no fresh chain follows
+    loose: bool  # it begins afresh, and no fresh chain follows
 
     def enough(self, ritz: Ritz, wanted: Tensor, asymmetry: float) -> Tensor:
         """Which of the wanted pairs the search may stop at, (K,)."""

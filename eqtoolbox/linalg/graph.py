@@ -185,6 +185,9 @@ def differentiating(function: object, params: dict[str, Tensor]) -> Iterator[Non
     """Gradients on, whatever the caller's mode, inside the function's own `scope` if it has one."""
     scope: Callable[[dict[str, Tensor]], AbstractContextManager[object]] | None
     scope = getattr(function, "scope", None)
+    if scope is None and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        yield
+        return
     with (
         torch.inference_mode(False),
         torch.enable_grad(),

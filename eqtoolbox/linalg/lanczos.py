@@ -2,24 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.krylov import Krylov, Ritz
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Vector, fitted_to, norm
-from eqtoolbox.linalg.warm import begun
+from eqtoolbox.linalg.vectors import Vector, norm
+from eqtoolbox.linalg.warm import WarmStart, begun
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EigenResult:
+class EigenResult(WarmStart):
     """Eigenpairs with what is known about their errors; K = k, or k + k_smallest for "both"."""
 
     values: Tensor  # (K,) float64, outermost first; for "both" descending, the smallest last
@@ -33,7 +34,6 @@ class EigenResult:
     asymmetry: float  # largest |⟨u,Hv⟩ − ⟨v,Hu⟩| met, relative to ‖H‖
     confirmed: bool  # a fresh random chain orthogonal to the vectors found nothing missing
     matvecs: int  # products spent
-    guard: dict[str, Tensor] | None = None  # H of the next in line, to start from; not normalised
 
 
 @checked
@@ -46,7 +46,7 @@ def top_eigenpairs(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     generator: torch.Generator | None = None,
-    start: Vector | Sequence[Vector] | EigenResult | None = None,
+    start: Annotated[Vector | Sequence[Vector] | WarmStart | None, OWN] = None,
     until: Until = "pairs",
     max_vectors: int | None = None,
     confirm: int | None = None,
@@ -69,7 +69,7 @@ def top_eigenpairs(
             and `k_smallest` smallest in one run.
         k_smallest: pairs from the lower end for "both".
         tol: a pair is converged when its residual is at most tol times the largest |eigenvalue|.
-            The search goes on to 3e-3 where tol is larger, unless confirm=0.
+            The search goes on to 3e-3 where tol is larger, unless it begins afresh with confirm=0.
         max_matvecs: budget in products; default 100 + 20 per pair. Of products that are
             differences the errors are estimated within it, for two products a pair. Pairs that are
             not there yet are returned with `converged` False.
@@ -104,7 +104,8 @@ def top_eigenpairs(
     capacity = count + 8 if max_vectors is None else max_vectors
     budget = 100 + 20 * count if max_matvecs is None else max_matvecs
     _validate(operator.size, k, lower, which, tol, budget, capacity, confirm)
-    accept = Accept(until=until, tol=tol, warm=isinstance(start, EigenResult), loose=confirm == 0)
+    warm = isinstance(start, WarmStart)
+    accept = Accept(until=until, tol=tol, warm=warm, loose=confirm == 0 and not warm)
     if confirm is None:
         confirm = 0 if start is None and k == 1 and lower <= 1 else 8
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -191,18 +192,12 @@ def _krylov(
     operator: LinearOperator,
     capacity: int,
     generator: torch.Generator,
-    start: Vector | Sequence[Vector] | EigenResult | None,
+    start: Vector | Sequence[Vector] | WarmStart | None,
 ) -> Krylov:
     """The space that a search begins with."""
-    if not isinstance(start, EigenResult):
-        return Krylov(operator, capacity, generator, _single(start))
-    like = operator.space.like
-    fitted = [fitted_to(like, v) for v in start.vectors[: capacity - 1]]
-    known = [v for v in fitted if norm(v) > 0]
-    if not known:
-        return Krylov(operator, capacity, generator)
-    guard = None if start.guard is None else fitted_to(like, start.guard)
-    return begun(operator, capacity, generator, known, guard)
+    if isinstance(start, WarmStart):
+        return begun(operator, capacity, generator, start)
+    return Krylov(operator, capacity, generator, _single(start))
 
 
 def _single(start: Vector | Sequence[Vector] | None) -> Vector | None:

@@ -193,10 +193,10 @@ def finite(v: Vector) -> bool:
     Norms in the tensors' own precision, which overflow above 1e19 in float32: then all is looked
     at.
     """
-    norms = torch._foreach_norm([x.detach() for x in v.values()])
+    norms = torch._foreach_norm(list(v.values()))
     home = norms[0].device
-    total = torch.stack([x.to(home, torch.float32) for x in norms]).sum()
-    return math.isfinite(float(total)) or not not_finite(v)
+    total = torch.stack([x.to(home) for x in norms]).sum().item()
+    return math.isfinite(total) or not not_finite(v)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

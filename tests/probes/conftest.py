@@ -34,5 +34,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def tests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each self-test."""
     test, seen = engine.self_test, list[int]()
-    monkeypatch.setattr(engine, "self_test", lambda *given: (seen.append(1), test(*given))[1])
+    monkeypatch.setattr(
+        engine, "self_test", lambda *given, **how: (seen.append(1), test(*given, **how))[1]
+    )
     return seen
