@@ -5,11 +5,18 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch._C._dynamo import eval_frame
 
 from eqtoolbox.replay.thread.apart import Apart
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def recorded() -> bool:
+    """Whether what runs is being recorded as a CUDA graph, in which nothing may wait for it."""
+    begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return begun and torch.cuda.is_current_stream_capturing()
 
 
 def untraced(hook: F) -> F:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.record.sink import Sink
-from eqtoolbox.replay.eager import eager, untraced
+from eqtoolbox.replay.eager import eager, recorded, untraced
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.watch.account import Account
 from eqtoolbox.watch.agenda import Agenda
@@ -25,6 +25,11 @@ from eqtoolbox.watch.probe import Scheduled
 from eqtoolbox.watch.runner import Runner, synchronize
 from eqtoolbox.watch.step import Step, closure_of
 from eqtoolbox.watch.time_limit import TimeLimit
+
+RECORDED = (
+    "a step was recorded as a CUDA graph, whose replays call no hooks: steps are seen only while "
+    "they run as Python; measure from time to time by monitor.probe_now()"
+)
 
 
 class Course:
@@ -130,7 +135,7 @@ class Course:
 
     @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if not self._agenda.catches or current() is not None:
+        if not self._agenda.catches or current() is not None or recorded():
             return None
         self._begin(closure=callable(closure_of(args, kwargs)))
         return self._taken.asked(optimizer, args, kwargs, self._inside)
@@ -138,6 +143,8 @@ class Course:
     @untraced
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if current() is not None:  # a loss that is evaluated again steps an optimizer itself
+            return
+        if self._recorded():
             return
         started = time.perf_counter()
         if self._agenda.ends_at(self.step):
@@ -173,7 +180,7 @@ class Course:
     @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """One of several optimizers starts."""
-        if current() is not None:
+        if current() is not None or recorded():
             return None
         if self._open and id(optimizer) in self._stepped:
             self._close_step()
@@ -189,7 +196,7 @@ class Course:
 
     @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if current() is not None:
+        if current() is not None or self._recorded():
             return
         self._capture.pending.step_pauses()
         self._stepped.add(id(optimizer))
@@ -255,6 +262,13 @@ class Course:
             self._account.costs()
         self._journal.flush()
         self._clock.resume(ended)
+
+    def _recorded(self) -> bool:
+        """Whether the step that ends is being recorded as a CUDA graph; said once."""
+        if recorded():
+            self._journal.warn("monitor", RECORDED)
+            return True
+        return False
 
     def _safely(self, act: Callable[..., None], *given: Any) -> None:
         """What goes wrong here is no reason to stop training."""

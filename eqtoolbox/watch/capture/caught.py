@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace as fx
 
+from eqtoolbox.replay.eager import recorded
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.watch.capture.backward import Key
 
@@ -47,7 +48,8 @@ class Hook:
 
 def traced() -> bool:
     """Whether the module runs to be compiled, exported or recorded."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
+    compiled = torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
+    return compiled or recorded()
 
 
 class Caught:
