@@ -75,7 +75,9 @@ class Point(Mapping[str, Tensor]):
             return moved
         if p.numel() <= _SMALL or _repetitive(p):
             generator = beside(p, torch.Generator().manual_seed(self._seeds[name]))
-            amount = 0.1 * float(p.norm()) / p.numel() ** 0.5 + 0.01
+            # in float64, so that it is the same number within a scope and outside
+            size = float(torch.linalg.vector_norm(p, dtype=torch.float64))
+            amount = float(f"{0.1 * size / p.numel() ** 0.5 + 0.01:.9g}")
             drawn = torch.randn(p.shape, generator=generator, device=generator.device)
             moved += amount * drawn.to(moved)
         return moved
