@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ AMPLIFIED = 0.1
 MOST = 10_000  # directions, each as large as the model
 REUSED = 2_000_000  # parameters up to which the last directions are kept unless asked
 QUICK = 3  # searches in a row that go on from the last one without a fresh chain
+Reuse = Literal["small", "always", "never"]
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
 
 
@@ -71,11 +72,11 @@ class Curvature(Probe):
         tol: residual over the largest |eigenvalue| from which one has converged.
         max_matvecs: Hessian products at most.
         rows: vectors of the model's size that a search keeps in memory at most, at least k + 2, and
-            one more with `smallest`; None: six more than that.
+            one more with `smallest`; 0: six more than that.
         split: the Gauss-Newton part of the sharpness.
         orbit_free: sharpness across the orbits; costs a second eigenvalue.
-        reuse: begin with the directions of the last measurement, which are held until then; None:
-            where the model has at most 2 million parameters and `rows` sets no limit.
+        reuse: begin with the directions of the last measurement, which are held until then;
+            "small": where the model has at most 2 million parameters and `rows` sets no limit.
         angles: keep the top space for the next measurement and the checkpoint.
         stability_scale: S of any optimizer, from a snapshot.
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
@@ -96,10 +97,10 @@ class Curvature(Probe):
     smallest: bool = True
     tol: float = 1e-2
     max_matvecs: int = 100
-    rows: int | None = None
+    rows: int = 0
     split: bool = False
     orbit_free: bool = False
-    reuse: bool | None = None
+    reuse: Reuse = "small"
     angles: bool = False
     stability_scale: ScaleRule = field(default=stability_scale, repr=False)
     engine: Engine = field(default_factory=Engine, repr=False)
@@ -112,7 +113,7 @@ class Curvature(Probe):
             )
 
         least = self.k + self.smallest + 2
-        if self.rows is not None and self.rows < least:
+        if self.rows and self.rows < least:
             raise ValueError(f"curvature needs rows >= {least} for k={self.k}, got {self.rows}")
 
     def measure(
@@ -154,13 +155,13 @@ class Curvature(Probe):
             which="both" if smallest else "largest",
             tol=self.tol,
             max_matvecs=self.max_matvecs,
-            max_vectors=self.rows,
+            max_vectors=self.rows or None,
             generator=rng,
             start=start,
             confirm=0 if start is not None and known.quick < QUICK else None,
         )
-        small = self.rows is None and operator.size <= REUSED
-        if small if self.reuse is None else self.reuse:
+        small = self.reuse == "small" and not self.rows and operator.size <= REUSED
+        if small or self.reuse == "always":
             known.vectors, known.guard = found.vectors, found.guard
             known.quick = 0 if found.confirmed else known.quick + 1
         return found
@@ -219,7 +220,7 @@ class Curvature(Probe):
             1,
             tol=self.tol,
             max_matvecs=self.max_matvecs,
-            max_vectors=self.rows,
+            max_vectors=self.rows or None,
             generator=rng,
         )
         return Measurement(

@@ -31,7 +31,7 @@ class Spectrum(Probe):
         steps: Lanczos steps of each.
         layers: also the trace of each layer's block.
         rows: vectors of the model's size in memory at most, at least 2; the density then takes as
-            many steps and no more. None sets no limit: it takes `steps`.
+            many steps and no more. 0 sets no limit: it takes `steps`.
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
 
     Example:
@@ -49,7 +49,7 @@ class Spectrum(Probe):
     probes: int = 4
     steps: int = 24
     layers: bool = False
-    rows: int | None = None
+    rows: int = 0
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,8 +59,8 @@ class Spectrum(Probe):
                 f"{self.probes}, {self.steps}"
             )
 
-        if self.rows is not None and self.rows < 2:
-            raise ValueError(f"spectrum needs rows >= 2, got {self.rows}; None sets no limit")
+        if self.rows and self.rows < 2:
+            raise ValueError(f"spectrum needs rows >= 2, got {self.rows}; 0 sets no limit")
 
     def measure(
         self, snapshot: Snapshot, reference: None, rng: torch.Generator
@@ -83,7 +83,9 @@ class Spectrum(Probe):
                 yield _estimate("trace", found.trace, layer or "model")
 
     def _spectral_moments(self, operator: LinearOperator, rng: torch.Generator) -> SpectralMoments:
-        return spectral_moments(operator, generator=rng, matvecs=self.matvecs, rows=self.rows)
+        return spectral_moments(
+            operator, generator=rng, matvecs=self.matvecs, rows=self.rows or None
+        )
 
     def _moments(self, operator: LinearOperator, rng: torch.Generator) -> Iterator[Measurement]:
         found = self._spectral_moments(operator, rng)

@@ -37,7 +37,7 @@ class Tracking(Probe):
         rtol: relative error to reach.
         max_matvecs: Hessian products in one step.
         deep_every: measured steps between looks for other eigenvalues.
-        rows: vectors of the model's size in memory at most, at least 3; None sets no limit.
+        rows: vectors of the model's size in memory at most, at least 3; 0 sets no limit.
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
 
     Example:
@@ -55,7 +55,7 @@ class Tracking(Probe):
     rtol: float = 0.01
     max_matvecs: int = 8
     deep_every: int = 20
-    rows: int | None = None
+    rows: int = 0
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Tracking(Probe):
             max_matvecs=self.max_matvecs,
             deep_every=self.deep_every,
             deep_matvecs=max(12, self.max_matvecs),
-            rows=self.rows,
+            rows=self.rows or None,
         )
 
     def measure(

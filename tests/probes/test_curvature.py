@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.alignment import turn
-from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.curvature import Curvature, Reuse
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.record.record import Record
@@ -268,7 +268,8 @@ def test_the_top_space_turns_little_in_a_small_step_and_momentum_is_measured() -
 def test_searches_that_go_on_from_the_last_are_right_cheaper_and_confirmed_at_times() -> None:
     found = {}
     for reuse in (True, False):
-        records, _ = run([Curvature(k=3, tol=1e-3, reuse=reuse)], steps=9)
+        kind: Reuse = "always" if reuse else "never"
+        records, _ = run([Curvature(k=3, tol=1e-3, reuse=kind)], steps=9)
         found[reuse] = [r for r in records if r.name == "curvature/sharpness"]
         for record in found[reuse][::4]:
             _, h, _ = dense(record.step, sgd)

@@ -125,8 +125,7 @@ def test_a_state_comes_back_from_a_checkpoint(kind: type[Any], tmp_path: Path) -
         return
     assert isinstance(again, kind.state)
     assert repr(again.state_dict()) == repr(saved)
-    empty = repr(saved) == repr(kind.state().state_dict())
-    assert empty == (kind.name == "curvature"), "angles alone keep a space"
+    assert repr(saved) != repr(kind.state().state_dict()), "something is kept"
 
 
 def test_the_room_of_probes_exports_probes_in_the_order_of_their_names() -> None:
