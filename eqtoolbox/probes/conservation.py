@@ -149,8 +149,8 @@ class Conservation(Probe):
             stepped=math.isfinite(size),
         )
         if not why:
-            step = since * torch.stack([change.causes[cause] for cause in CAUSES])
-            state.causes = state.causes + step
+            causes = change.causes
+            state.causes = state.causes + since * torch.stack([causes[cause] for cause in CAUSES])
         kept = state.kept
         keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
         left = state.leftover

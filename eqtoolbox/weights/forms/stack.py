@@ -103,7 +103,8 @@ class Points:
         tensors = self.given[point]
         if tensors is None or (self.update and point == len(self.given) - 1):
             return torch.stack([*self.of(point, names).values()])
-        return _wide(torch.stack([tensors[n] for n in names]))
+        home = tensors[names[0]].device
+        return _wide(torch.stack([tensors[n].to(home) for n in names]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
