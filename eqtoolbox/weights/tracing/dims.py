@@ -66,7 +66,9 @@ def resolve(dim: Dim) -> Dim:
     if dim.kind not in ("product", "row"):
         return dim
     parts: list[Dim] = []
-    for part in map(resolve, dim.parts):
+    for part in map(find, dim.parts):
+        if part.kind in ("product", "row"):
+            part = resolve(part)
         if part.kind == dim.kind:
             parts += part.parts
         elif part.size != 1 or dim.kind == "row":

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Node:
     kwargs: dict[str, Any]
     outputs: tuple[Value | None, ...]
 
-    @property
+    @cached_property
     def inputs(self) -> list[Value]:
         return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Value)]
 
