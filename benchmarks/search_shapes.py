@@ -6,6 +6,7 @@ medians. Nothing is verified here.
     python benchmarks/search_shapes.py
 """
 
+import gc
 import statistics
 import time
 import warnings
@@ -83,7 +84,9 @@ def posed(depth: int, width: int, heads: int = 8) -> Callable[[], Seconds]:
 
 def compared(*cases: Callable[[], Seconds]) -> list[Seconds]:
     """Medians of interleaved rounds."""
+    gc.disable()  # a full collection of all that torch imports takes longer than what is timed
     rounds = [[case() for case in cases] for _ in range(ROUNDS)]
+    gc.enable()
     columns = [list(zip(*own, strict=True)) for own in zip(*rounds, strict=True)]
     return [(statistics.median(a), statistics.median(b)) for a, b in columns]
 

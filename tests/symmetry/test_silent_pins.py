@@ -255,6 +255,34 @@ def test_permutations_that_are_missed_are_named() -> None:
     assert "no rule for" in " ".join(discover(model, batch_of(model)).notes)
 
 
+class Looked(nn.Module):
+    """Rows of a table, normalised or not."""
+
+    def __init__(self, normalised: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Embedding(5, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-12) if normalised else nn.Identity()
+        self.h = nn.Linear(WIDTH, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.h(self.norm(self.a(tokens)))
+
+
+def test_scales_of_rows_that_are_missed_are_named() -> None:
+    batch = torch.arange(5).repeat(3), torch.randint(0, 3, (15,))
+    for normalised in (True, False):
+        said = " ".join(discover(Looked(normalised), batch).notes)
+        assert ("a scale of each is missed: a.weight" in said) == normalised
+
+
+def test_signs_of_units_across_axes_are_named() -> None:
+    grouped = nn.Sequential(nn.Tanh(), nn.Conv2d(WIDTH, WIDTH, 1, groups=2))
+    for middle, missed in ((grouped, True), (nn.Tanh(), False)):
+        said = " ".join(discover(Images(middle), batch_of(Images(middle))).notes)
+        assert ("their signs are missed: op.1.weight" in said) == missed
+
+
 class Block(nn.Module):
     """A transformer's layer on four tokens."""
 

@@ -114,7 +114,8 @@ def entries(
             (positions[rows], own, signs * leg.rate)
         )
     for (name, axis, across), parts in found.items():
-        positions, own, rates = (np.concatenate(p) for p in zip(*parts, strict=True))
+        joined = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        positions, own, rates = joined
         levels = {leg.rate for leg in span.legs if leg.label[0] == name}
         if len(levels) == 1 and units.cells is None:
             yield Entry(name, axis, positions, own, rates, across)
