@@ -5,10 +5,16 @@ every step and a run directory, one without. An ordinary step records drifts and
 budgets; a kept step also records budgets and vectors (1 % of the steps in the long run). Costs are
 medians over rounds of the difference in processor time of the training thread.
 
+What is held is counted in a process of its own, on a GPT of width 256: bytes of all tensors that
+are alive between two steps, with the monitor and without, in models (4 bytes a parameter).
+
     python benchmarks/charges.py [repeats]
 """
 
+import gc
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from curvature_models import Problem, problem
+from curvature_models import GPT, Problem, problem
 from environment import store
 from timing import begin
 
@@ -65,8 +71,43 @@ def measured(name: str, repeats: int) -> dict[str, float]:
             row["charges"] = float(sum(run.array(n)[1].shape[1] for n in names))
         row["step"] = statistics.median(a for a, _ in rounds[SETTLED:])
         row[kind] = statistics.median(b for _, b in rounds[SETTLED:])
+    row["nanoseconds"] = row["ordinary"] / problem(name, steps=0).size * 1e9
     row["share"] = (row["ordinary"] + GROWTH * row["kept"]) / row["step"]
     return row
+
+
+def alive() -> int:
+    """Bytes of all tensors there are."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(storages.values())
+
+
+def held() -> dict[str, float]:
+    """What is held between two steps, in models."""
+    begin()
+    small = problem("gpt-small", steps=0)
+    torch.manual_seed(0)
+    model = GPT(256, 4, 4, 64)
+    p = Problem(
+        name="wide",
+        model=model,
+        criterion=small.criterion,
+        batch=small.batch,
+        stream=small.stream,
+        lr=0.1,
+    )
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("plain", "watched"):
+            run = Path(folder) / "run" if kind == "watched" else None
+            step = stepper(p, run, Conservation(growth=1e9))
+            for _ in range(4):
+                step()
+            found[kind] = alive()
+    models = (found["watched"] - found["plain"]) / (4 * p.size)
+    return {"parameters": float(p.size), "held": models}
 
 
 def main() -> None:
@@ -77,8 +118,18 @@ def main() -> None:
         step, ordinary, kept = (row[k] * 1e3 for k in ("step", "ordinary", "kept"))
         print(f"{name:8s} step {step:.1f} ms + {ordinary:.2f} ms, a kept one + {kept:.2f} ms")
         print(f"         {row['share']:.1%} in the long run; {row['charges']:.0f} charges")
-    print(store("charges", {"machine": state, "repeats": repeats, "models": results}))
+        print(f"         {row['nanoseconds']:.1f} ns a parameter and ordinary step")
+    done = subprocess.run(
+        [sys.executable, __file__, "held"], capture_output=True, text=True, check=True
+    )
+    memory = json.loads(done.stdout.splitlines()[-1])
+    print(f"{memory['held']:.2f} models held between steps")
+    told = {"machine": state, "repeats": repeats, "models": results, "memory": memory}
+    print(store("charges", told))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["held"]:
+        print(json.dumps(held()))
+    else:
+        main()

@@ -15,11 +15,11 @@ from itertools import pairwise
 
 import torch
 from environment import store
+from independence import charges_rank, flat, lie_dimension
 from timing import begin
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eqtoolbox.weights.charges.independence import charges_rank, flat, lie_dimension
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 

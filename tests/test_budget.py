@@ -1,8 +1,12 @@
-"""The budget counts everything that the monitor does, set-up apart, and refuses per cents."""
+"""The budget: all that the monitor does counts, and a run of any length ends with curves."""
 
+import json
+import math
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -30,12 +34,24 @@ class Quick(Probe):
         yield Measurement("number", 1.0)
 
 
-def run(steps: int, sinks: list[Any], budget: float | None = None, pause: float = 0.0) -> None:
+def run(
+    steps: int,
+    sinks: list[Any],
+    budget: float | None = None,
+    pause: float = 0.0,
+    allowance: float = 15.0,
+) -> None:
     torch.manual_seed(0)
     model = mlp(6, 8, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with eq.attach(
-        model, optimizer, probes=[Quick()], schedule=1, budget=budget, sinks=sinks
+        model,
+        optimizer,
+        probes=[Quick()],
+        schedule=1,
+        budget=budget,
+        allowance=allowance,
+        sinks=sinks,
     ) as monitor:
         loss_fn = monitor.loss(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
         for _ in range(steps):
@@ -95,32 +111,177 @@ def test_a_dear_catch_is_left_out_with_the_probes_it_would_be_for(
     monkeypatch.setattr(
         module, "fresh", lambda batch: (caught.append(1), time.sleep(0.01), fresh(batch))[2]
     )
-    run(60, [sink], budget=0.05, pause=0.002)
+    run(60, [sink], budget=0.05, allowance=0.0, pause=0.002)
     assert len(caught) < 10, "120 ms of training pay for less than one catch"
     measured = sum(r.name == "quick/number" and r.status == "ok" for r in sink.records)
     assert measured + last(sink, "cost/skipped/quick") == 60
 
 
 def test_what_hooks_take_comes_off_the_income() -> None:
-    budget = Budget(0.1, ["a"])
+    budget = Budget(0.1, ["a"], allowance=0.0)
     budget.spend({"a": 1.0}, {"a": 0.9}, shared=0.0)
     assert (budget.setup, budget.probing) == (1.0, 0.0)
-    assert not budget.affords("a")
+    budget.choose(["a"], 0)
+    assert budget.choose(["a"], 1) == []
     budget.earn(3.0)
-    assert budget.affords("a"), "it costs 0.1 s again, and half of 0.3 s is its own"
-    budget.keep(0.2)
-    assert not budget.affords("a")
-    assert budget.overhead == pytest.approx(0.2 / 3)
+    assert budget.left == pytest.approx(0.3)
+    budget.keep(0.25)
+    assert budget.choose(["a"], 60) == [], "it costs 0.1 s again"
+    assert budget.overhead == pytest.approx(0.25 / 3)
+    budget.earn(3.0)
+    assert budget.choose(["a"], 120) == ["a"]
 
 
 def test_what_a_step_makes_necessary_is_shared_by_what_was_measured() -> None:
     budget = Budget(0.1, ["a", "b"])
     for _ in range(2):
         budget.spend({"a": 1.0, LOSS: 0.0}, {}, shared=0.5)
-    assert budget.probing == pytest.approx(1.5)
-    budget.earn(0.1 * 375)
-    assert not budget.affords("a"), "its price is 1.25, and it owes that"
-    assert budget.affords("b"), "it never ran"
+    assert budget.probing == pytest.approx(0.25 + 1.5), "the loss has no set-up"
+    assert budget.spent == pytest.approx(3.0)
+
+
+# -- the pool -----------------------------------------------------------------------------------
+
+COSTS = {"drift": (0.005, 10), "errors": (0.02, 25), "laws": (0.25, 25), "sharpness": (0.3, 25)}
+STEP = 0.027  # seconds of training
+
+
+def simulated(
+    steps: int,
+    costs: dict[str, tuple[float, int]],
+    setup: float = 2.0,
+    seen: list[Any] | None = None,
+    allowance: float = 15.0,
+) -> tuple[dict[str, list[int]], Budget]:
+    """Steps at which each probe ran, of probes with seconds a run and steps between due ones."""
+    budget = Budget(0.05, list(costs), allowance)
+    ran: dict[str, list[int]] = {name: [] for name in costs}
+    waiting: list[str] = []
+    for step in range(steps):
+        due = [name for name, (_, every) in costs.items() if step % every == 0]
+        if due or waiting:
+            chosen, waiting = budget.choose(due, step, waiting), []
+            spent: dict[str, float] = {}
+            first = {n: setup / len(costs) for n in chosen if not ran[n]}
+            for name in chosen:
+                if budget.waits(name, sum(spent.values())):
+                    waiting.append(name)
+                    continue
+                spent[name] = costs[name][0] + first.get(name, 0.0)
+                ran[name].append(step)
+            budget.spend(spent, first, 0.0)
+            if seen is not None:
+                seen.append((step, list(spent), sum(costs[n][0] for n in spent)))
+        budget.earn(STEP)
+    return ran, budget
+
+
+def gap(at: list[int], steps: int) -> float:
+    """The longest stretch of the run without a point, as a share of it."""
+    return max(b - a for a, b in pairwise([0, *at, steps])) / steps
+
+
+@pytest.mark.parametrize("steps", [400, 600, 1000, 1500, 5000])
+def test_a_run_of_any_length_ends_with_curves_and_within_its_budget(steps: int) -> None:
+    ran, budget = simulated(steps, COSTS)
+    assert min(map(len, ran.values())) >= 10
+    assert max(gap(at, steps) for at in ran.values()) <= 0.25
+    assert budget.spent <= 15 + 0.05 * steps * STEP
+    assert len(ran["drift"]) >= min(0.9 * steps / 10, 130), "light ones run whenever they are due"
+
+
+def test_a_pool_that_whoever_comes_first_may_empty_makes_no_curves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Budget, "_gap", lambda self, steps: lambda wish: 1.0)
+    ran, _ = simulated(1500, COSTS)
+    assert max(gap(at, 1500) for at in ran.values()) > 0.4, "early points take it all"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_spent_is_bounded_whatever_runs_cost(seed: int) -> None:
+    draw = random.Random(seed)
+    costs = {
+        f"p{k}": (10 ** draw.uniform(-3, 0.5), draw.choice([1, 5, 25, 100]))
+        for k in range(draw.randint(1, 6))
+    }
+    steps, setup = draw.choice([50, 400, 3000]), draw.choice([0.0, 3.0, 60.0])
+    ran, budget = simulated(steps, costs, setup)
+    first = setup + sum(cost for cost, _ in costs.values())
+    assert budget.spent <= max(15.0, first + 0.2 * 15.0) + 0.05 * steps * STEP + 1e-9
+    assert all(ran.values()), "each has a first point"
+
+
+def test_a_dear_set_up_does_not_silence_what_is_light() -> None:
+    ran, _ = simulated(600, COSTS, setup=100.0)
+    assert len(ran["drift"]) >= 30
+    assert len(ran["errors"]) >= 10
+
+
+def test_heavy_ones_take_turns() -> None:
+    seen: list[Any] = []
+    heavy = {"light": (0.01, 25), "a": (0.4, 25), "b": (0.4, 25)}
+    simulated(200, heavy, setup=1.2, seen=seen)
+    assert [now for _, now, _ in seen[:2]] == [["light", "a"], ["b"]], "a took 0.8 s at once"
+    assert [step for step, *_ in seen[:2]] == [0, 1]
+    assert max(cost for _, _, cost in seen) <= 0.5
+    assert {"a", "b"} <= {n for step, now, _ in seen if step in (25, 26) for n in now}
+
+
+def test_without_a_budget_exactly_what_is_due_runs() -> None:
+    budget = Budget(None, ["a", "b"])
+    for step in range(4):
+        assert budget.choose(["a", "b"], step) == ["a", "b"]
+        assert not budget.waits("b", 100.0)
+        budget.spend({"a": 100.0, "b": 1.0}, {}, 0.0)
+
+
+def test_a_resumed_budget_chooses_as_one_that_went_on() -> None:
+    _, budget = simulated(300, COSTS)
+    again = Budget(0.05, list(COSTS))
+    again.load_state_dict(json.loads(json.dumps(budget.state_dict())))
+    for step in range(300, 600, 25):
+        assert again.choose(list(COSTS), step) == budget.choose(list(COSTS), step)
+        for one in (budget, again):
+            one.earn(25 * STEP)
+
+
+def test_the_budget_of_a_checkpoint_of_before_is_taken() -> None:
+    budget = Budget(0.05, ["a"])
+    budget.load_state_dict(
+        {"training": 9.0, "probing": 0.2, "setup": 1.0, "balance": {"a": 0.1}, "costs": {"a": 0.3}}
+    )
+    assert (budget.training, budget.spent) == (9.0, 1.2)
+    assert budget.choose(["a"], 900) == ["a"]
+
+
+def test_twice_the_budget_would_give_about_as_many_points_as_it_does() -> None:
+    dear = {"laws": (1.0, 10), "sharpness": (2.0, 10)}
+    ran, budget = simulated(400, dear, setup=0.0)
+    promised = budget.points(2.0)
+    twice, _ = simulated(400, dear, setup=0.0, allowance=30.0)
+    for name, at in ran.items():
+        assert len(at) < promised[name] <= 1.6 * len(twice[name])
+        assert promised[name] >= 0.6 * len(twice[name])
+
+
+def test_the_last_line_tells_points_and_what_was_spent(capsys: pytest.CaptureFixture[str]) -> None:
+    run(40, [sink := MemorySink()], budget=0.05)
+    (line,) = capsys.readouterr().err.splitlines()
+    measured = sum(r.name == "quick/number" and r.status == "ok" for r in sink.records)
+    assert line.startswith("eqtoolbox: 40 steps, points: ")
+    assert f"quick {measured}" in line
+    assert " s spent of 15 s (15 s and 5.0% of" in line
+    assert last(sink, "cost/spent") < last(sink, "cost/allowed")
+
+
+@pytest.mark.parametrize("allowance", [-1, math.nan, math.inf, True, "15"])
+def test_an_allowance_that_is_no_number_of_seconds_is_refused(allowance: Any) -> None:
+    with pytest.raises(ValueError, match="allowance is a number of seconds >= 0, got"):
+        Budget(0.05, ["a"], allowance)
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="allowance is a number of seconds >= 0, got"):
+        eq.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), allowance=allowance)
 
 
 @pytest.mark.parametrize("make", [lambda b: Attachment(budget=b), lambda b: Budget(b, ["a"])])
@@ -231,5 +392,5 @@ def test_what_is_found_out_for_the_run_is_not_expected_to_cost_again(anew: bool)
         for _ in range(2):
             loss_fn(model, blobs()).backward()
             optimizer.step()
-        assert monitor._budget._costs["searching"] < 0.04
+        assert monitor._budget.state_dict()["wishes"]["searching"]["cost"] < 0.04
         assert (monitor._budget.probing > 0.05) == anew  # what was spent is counted all the same

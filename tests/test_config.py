@@ -122,7 +122,7 @@ def test_a_schedule_overrides_all_or_one() -> None:
     assert {s.schedule for s in resolve("standard", 7)} == {every(7)}
     some = {s.probe.name: s.schedule for s in resolve("standard", {"curvature": 3})}
     assert some["curvature"] == every(3)
-    assert some["noether"] == every(100)
+    assert some["noether"] == every(25)
     with pytest.raises(ConfigError, match="unknown key curvatur"):
         resolve("standard", {"curvatur": 3})
 

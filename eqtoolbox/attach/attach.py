@@ -213,6 +213,8 @@ def _facts(
         },
         "processes": processes(),
         "budget": given.budget,
+        "allowance": given.allowance,
+        "memory": given.memory,
         "seed": given.seed,
         "device": str(some.device),
         "dtype": str(some.dtype).removeprefix("torch."),

@@ -9,7 +9,8 @@ from eqtoolbox.linalg.operator import FunctionOperator, LinearOperator, MatrixOp
 from eqtoolbox.linalg.preconditioned import preconditioned
 from eqtoolbox.linalg.subspace import energy_share, principal_angles
 from eqtoolbox.linalg.trace import Estimate, SpectralMoments, spectral_moments, trace
-from eqtoolbox.linalg.tracker import TrackedValue, Tracker
+from eqtoolbox.linalg.tracked import TrackedValue
+from eqtoolbox.linalg.tracker import Tracker
 
 __all__ = [
     "EigenResult",

@@ -1,4 +1,4 @@
-"""An orthonormal set of vectors, stored as the rows of one matrix per dtype and device."""
+"""An orthonormal set of vectors, stored as flat rows that take memory as they come."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from eqtoolbox.linalg.vectors import Space, Vector, dot, norm, pieces, wide
 
 Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype and device
+BLOCK = 1 << 20  # entries that rows are allocated for at once: one row of a larger model
 
 
 class Basis:
@@ -15,7 +16,8 @@ class Basis:
 
     One flat row per vector keeps the cost of m inner products at one pass over memory, however
     many tensors a model has. Matrix products are out of reach of autocast and TF32, which would
-    silently round a float32 one to three digits.
+    silently round a float32 one to three digits. Memory is taken block by block as rows come, and
+    given back as they go: of a model of a million parameters and more row by row.
 
     Example:
         >>> x = {"x": torch.tensor([3.0, 4.0])}
@@ -32,8 +34,8 @@ class Basis:
         for name, x in space.like.items():
             self._groups.setdefault((x.dtype, x.device), []).append(name)
         self._rows = [
-            torch.empty(capacity, sum(space.shapes[n].numel() for n in names), dtype=d, device=v)
-            for (d, v), names in self._groups.items()
+            _Rows(sum(space.shapes[n].numel() for n in names), capacity, dtype, device)
+            for (dtype, device), names in self._groups.items()
         ]
 
     @classmethod
@@ -48,12 +50,7 @@ class Basis:
         space = Space.of(vectors[0])
         basis = cls(space, min(len(vectors), space.size))
         for v in vectors:
-            w = basis.pack(space.admit(v))
-            before = flat_norm(w)
-            basis.orthogonalise(w)
-            after = flat_norm(w)
-            if len(basis) < basis.capacity and after > 100 * space.eps * before:
-                basis.append([x.div_(after) for x in w])
+            basis.include(space.admit(v))
         if not len(basis):
             raise ValueError("a basis needs a vector that is not zero")
         return basis
@@ -75,19 +72,31 @@ class Basis:
 
     def vector(self, i: int) -> dict[str, Tensor]:
         """Views of row i under their names."""
-        return self.unpack([rows[i] for rows in self._rows])
+        return self.unpack([rows.row(i) for rows in self._rows])
 
     def append(self, q: Flat) -> None:
         """Add `q`, of norm 1 and orthogonal to the others, as the next row."""
         for rows, x in zip(self._rows, q, strict=True):
-            rows[self._size] = x
+            rows.resize(self._size + 1)
+            rows.row(self._size).copy_(x)
         self._size += 1
+
+    def include(self, v: Vector) -> None:
+        """Span `v` as well: what is new in it becomes a row, if it is more than rounding."""
+        w = self.pack(v)
+        before = flat_norm(w)
+        self.orthogonalise(w)
+        after = flat_norm(w)
+        if len(self) < self.capacity and after > 100 * self.space.eps * before:
+            self.append([x.div_(after) for x in w])
 
     def coefficients(self, w: Flat, first: int = 0) -> Tensor:
         """⟨q_i, w⟩ for the rows from `first` on, shape (m - first,), float64 on the CPU."""
         total = torch.zeros(self._size - first, dtype=torch.float64)
         for rows, x in zip(self._rows, w, strict=True):
-            total += _products(rows[first : self._size], x).cpu()
+            parts = [_products(block, x).cpu() for block in rows.blocks(first, self._size)]
+            if parts:
+                total += torch.cat(parts)
         return total
 
     def subtract(self, w: Flat, coefficients: Tensor) -> None:
@@ -95,7 +104,7 @@ class Basis:
         for rows, x in zip(self._rows, w, strict=True):
             for i, c in enumerate(coefficients.tolist()):
                 if c:
-                    x.sub_(rows[i], alpha=c)
+                    x.sub_(rows.row(i), alpha=c)
 
     def orthogonalise(self, w: Flat) -> Tensor:
         """Subtract the projection on all rows from `w`, twice; returns the coefficients (m,)."""
@@ -112,21 +121,61 @@ class Basis:
 
     def combine(self, coefficients: Tensor) -> list[dict[str, Tensor]]:
         """The vectors Σ_i c_ij q_i, one per column of `coefficients` (m, p)."""
-        mixed = [rows.new_empty(coefficients.shape[1], rows.shape[1]) for rows in self._rows]
+        mixed = [rows.empty(coefficients.shape[1]) for rows in self._rows]
         self._mix(coefficients, mixed)
         return [self.unpack([x[j] for x in mixed]) for j in range(coefficients.shape[1])]
 
     def rotate(self, coefficients: Tensor) -> None:
         """Replace the m rows by p <= m orthonormal combinations; `coefficients` is (m, p)."""
-        self._mix(coefficients, self._rows)
+        self._mix(coefficients, [rows.rows() for rows in self._rows])
         self._size = coefficients.shape[1]
+        for rows in self._rows:
+            rows.resize(self._size)
 
-    def _mix(self, coefficients: Tensor, targets: list[Tensor]) -> None:
-        # block by block, so that a target may be the rows themselves
+    def _mix(self, coefficients: Tensor, targets: Sequence[Sequence[Tensor] | Tensor]) -> None:
+        # piece by piece, so that a target may be the rows themselves
         for rows, target in zip(self._rows, targets, strict=True):
             mix = wide(coefficients.to(rows.device)).T
-            for old, new in zip(pieces(rows[: self._size]), pieces(target), strict=True):
-                new[: len(mix)] = mix @ wide(old)
+            old = [pieces(block) for block in rows.blocks(0, self._size)]
+            new = [pieces(row) for row in target]
+            for here in range(len(old[0])):
+                mixed = mix @ torch.cat([wide(block[here]) for block in old])
+                for row, values in zip(new, mixed, strict=False):
+                    row[here].copy_(values)
+
+
+class _Rows:
+    """Rows of one length, dtype and device, in blocks that are allocated when they are needed."""
+
+    def __init__(self, length: int, most: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.device = device
+        self._length, self._dtype = length, dtype
+        self._height = max(1, min(most, BLOCK // max(length, 1)))
+        self._blocks: list[Tensor] = []
+
+    def empty(self, count: int) -> Tensor:
+        """Memory for so many rows, (count, length)."""
+        return torch.empty(count, self._length, dtype=self._dtype, device=self.device)
+
+    def resize(self, count: int) -> None:
+        """Have memory for `count` rows, and for no block more."""
+        needed = -(-count // self._height)
+        self._blocks = self._blocks[:needed]
+        self._blocks += [self.empty(self._height) for _ in range(needed - len(self._blocks))]
+
+    def row(self, i: int) -> Tensor:
+        """Row i, (length,)."""
+        return self._blocks[i // self._height][i % self._height]
+
+    def rows(self) -> list[Tensor]:
+        """All rows there is memory for."""
+        return [row for block in self._blocks for row in block]
+
+    def blocks(self, first: int, last: int) -> list[Tensor]:
+        """Rows first … last - 1, as matrices (rows, length)."""
+        starts = range(0, len(self._blocks) * self._height, self._height)
+        cut = [(max(first - s, 0), min(last - s, self._height)) for s in starts]
+        return [x[a:b] for x, (a, b) in zip(self._blocks, cut, strict=True) if a < b]
 
 
 def _products(rows: Tensor, x: Tensor) -> Tensor:

@@ -100,11 +100,7 @@ class GradientGraph:
                     check_scalar(value)
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{error}; {self.not_finite()}") from None
-                # once_differentiable functions show in the graph only if the seed has a gradient
-                seed = torch.full_like(value, self._scale).requires_grad_()
-                rows = torch.autograd.grad(
-                    value, list(self._leaves.values()), seed, create_graph=True, allow_unused=True
-                )
+                rows = self._rows(value)
                 gradient = filled(self._leaves, rows)
             if all(row is None for row in rows):
                 raise ValueError(_INDEPENDENT)
@@ -114,8 +110,16 @@ class GradientGraph:
             _refuse_once_differentiable(list(gradient.values()))
             if not math.isfinite(norm({n: g.detach() for n, g in gradient.items()})):
                 raise FloatingPointError(self.not_finite() or "the gradient is not finite")
-            self._built = value, gradient
+            self._built = value.detach(), gradient
         return self._built
+
+    def _rows(self, value: Tensor) -> Sequence[Tensor | None]:
+        """The gradient, with a graph of its own."""
+        # once_differentiable functions show in the graph only if the seed has a gradient
+        seed = torch.full_like(value, self._scale).requires_grad_()
+        return torch.autograd.grad(
+            value, list(self._leaves.values()), seed, create_graph=True, allow_unused=True
+        )
 
     def _fits(self, rows: Sequence[Tensor | None]) -> bool:
         """Whether nothing overflows that a smaller scale could save."""
@@ -181,6 +185,9 @@ def differentiating(function: object, params: dict[str, Tensor]) -> Iterator[Non
     """Gradients on, whatever the caller's mode, inside the function's own `scope` if it has one."""
     scope: Callable[[dict[str, Tensor]], AbstractContextManager[object]] | None
     scope = getattr(function, "scope", None)
+    if scope is None and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        yield
+        return
     with (
         torch.inference_mode(False),
         torch.enable_grad(),

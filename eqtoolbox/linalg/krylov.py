@@ -8,6 +8,7 @@ Ruhe 1979, Implementation aspects of band Lanczos algorithms.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class Krylov:
         operator: LinearOperator,
         capacity: int,
         generator: torch.Generator,
-        start: Vector | None = None,
+        start: Vector | Sequence[Vector] | None = None,
     ) -> None:
         self.operator = operator
         self.basis = Basis(operator.space, min(capacity, operator.size))
@@ -55,12 +56,20 @@ class Krylov:
         self._lost = torch.zeros(0, dtype=torch.float64)  # (m,) remainders dropped as rounding
         if start is None:
             self.refresh()
-        else:
-            w = self.basis.pack(operator.space.admit(start, "start"))
-            length = flat_norm(w)
-            if not 0 < length < math.inf:
-                raise ValueError(f"start must be finite and not zero, got norm {length}")
-            self._push(w, length)
+        for v in () if start is None else [start] if isinstance(start, Mapping) else start:
+            self._begin(v)
+
+    def _begin(self, start: Vector) -> None:
+        """One more row of R, of what is new in a vector."""
+        w = self.basis.pack(self.operator.space.admit(start, "start"))
+        length = flat_norm(w)
+        if not 0 < length < math.inf:
+            raise ValueError(f"start must be finite and not zero, got norm {length}")
+        for _ in range(2):
+            self._subtract_beyond(w)
+        new = flat_norm(w)
+        if new > 100 * self.operator.space.eps * length:
+            self._push(w, new)
 
     @property
     def size(self) -> int:
@@ -94,9 +103,19 @@ class Krylov:
         goes_on = beta > 100 * self.operator.space.eps * self.scale
         self._lost = torch.cat([self._lost, torch.tensor([0.0 if goes_on else beta]).double()])
         if goes_on:
-            self._push(w, beta)
+            self._push(self._cleaned(w, beta), 1.0)
             self._couplings[-1, -1] = beta
         return goes_on
+
+    def _cleaned(self, w: Flat, length: float) -> Flat:
+        """`w` of norm 1: where little is left of a product, other rows of R may be more than it."""
+        unit = [x.div_(length) for x in w]
+        if not self._beyond:
+            return unit
+        self.basis.orthogonalise(unit)
+        self._subtract_beyond(unit)
+        length = flat_norm(unit)
+        return [x.div_(length) for x in unit]
 
     def ritz(self) -> Ritz:
         """Eigenpairs of T with their residuals."""
@@ -114,13 +133,70 @@ class Krylov:
         self._couplings = mix.T @ self._couplings
         self._lost = self._lost @ mix.abs()
 
+    def image(self, weights: Tensor) -> dict[str, Tensor]:
+        """H of a vector of the basis, without a product.
+
+        Args:
+            weights: its coordinates, (m,).
+        """
+        inside = self.basis.combine((self._projected @ weights)[:, None])[0]
+        image = self.basis.pack(inside)
+        for c, row in zip((self._couplings.T @ weights).tolist(), self._beyond, strict=True):
+            for x, r in zip(image, row, strict=True):
+                x.add_(r, alpha=c)
+        return self.basis.unpack(image)
+
+    def leaving(self) -> float:
+        """Share of the last product that neither the basis nor the rows before it hold."""
+        known = self._projected[-1].square().sum() + self._couplings[-1].square().sum()
+        return float(self._couplings[-1, -1] / known.sqrt()) if known > 0 else 0.0
+
+    def turn(self, wanted: Tensor) -> None:
+        """Make the last row of R the direction that Ritz vectors couple to most.
+
+        The rows span what they did: a reflection takes the leading left singular vector of the
+        couplings to the last of them.
+
+        Args:
+            wanted: coordinates of the Ritz vectors, (m, p).
+        """
+        if len(self._beyond) > 1 and wanted.shape[1]:
+            self._reflect(torch.linalg.svd(self._couplings.T @ wanted)[0][:, 0])
+
+    def follow(self) -> None:
+        """Make the last row of R all that the last product had beyond the basis."""
+        self.turn(torch.eye(self.size, dtype=torch.float64)[:, -1:])
+
+    def _reflect(self, direction: Tensor) -> None:
+        """Make the last row of R a combination of all, the others what is left of their span.
+
+        Args:
+            direction: its coefficients, (b,), of norm 1.
+        """
+        mirror = direction * (1.0 if direction[-1] <= 0 else -1.0)
+        mirror[-1] -= 1.0
+        mirror = mirror / mirror.norm()
+        for rows in zip(*self._beyond, strict=True):  # of one dtype and device each
+            along = sum(h * x for h, x in zip(mirror.tolist(), rows, strict=True))
+            for h, x in zip(mirror.tolist(), rows, strict=True):
+                x.sub_(along, alpha=2 * h)
+        self._couplings = self._couplings - 2 * (self._couplings @ mirror)[:, None] * mirror
+
     def refresh(self) -> None:
-        """Begin a fresh chain: a random last row of R, which sees what the others cannot."""
+        """Begin a fresh chain: a random last row of R, which sees what the basis cannot.
+
+        What the rows of R hold is part of it: something missing may hide in one of them.
+        """
         w = self.basis.pack(random_like(self.operator.space.like, self._generator))
+        inside = torch.zeros(len(self._beyond), dtype=torch.float64)
         for _ in range(2):
             self.basis.orthogonalise(w)
-            self._subtract_beyond(w)
-        self._push(w, flat_norm(w))
+            inside += self._subtract_beyond(w)
+        length = flat_norm(w)
+        self._push(w, length)
+        mixed = torch.cat([inside, torch.tensor([length], dtype=torch.float64)])
+        if len(inside):
+            self._reflect(mixed / mixed.norm())
 
     def _product_of_next(self, row: int) -> tuple[Flat, Tensor]:
         q = self._beyond.pop(row)

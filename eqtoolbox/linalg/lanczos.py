@@ -2,23 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.krylov import Krylov, Ritz
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, norm
+from eqtoolbox.linalg.warm import WarmStart, begun
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
-SETTLED = 3e-3  # relative residual: above it, members of clusters were seen to be missed
 
 
 @dataclass(frozen=True, kw_only=True)
-class EigenResult:
+class EigenResult(WarmStart):
     """Eigenpairs with what is known about their errors; K = k, or k + k_smallest for "both"."""
 
     values: Tensor  # (K,) float64, outermost first; for "both" descending, the smallest last
@@ -27,7 +29,7 @@ class EigenResult:
     error_bounds: (
         Tensor  # (K,) float64, what |λ − eigenvalue| is at most: min(r, r²/gap), that of Hv
     )
-    converged: Tensor  # (K,) bool, residual <= tol · scale but for that
+    converged: Tensor  # (K,) bool, residual (of "values" the bound) <= tol · scale but for that
     scale: float  # largest |eigenvalue| known
     asymmetry: float  # largest |⟨u,Hv⟩ − ⟨v,Hu⟩| met, relative to ‖H‖
     confirmed: bool  # a fresh random chain orthogonal to the vectors found nothing missing
@@ -44,7 +46,8 @@ def top_eigenpairs(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     generator: torch.Generator | None = None,
-    start: Vector | Sequence[Vector] | None = None,
+    start: Annotated[Vector | Sequence[Vector] | WarmStart | None, OWN] = None,
+    until: Until = "pairs",
     max_vectors: int | None = None,
     confirm: int | None = None,
 ) -> EigenResult:
@@ -66,16 +69,21 @@ def top_eigenpairs(
             and `k_smallest` smallest in one run.
         k_smallest: pairs from the lower end for "both".
         tol: a pair is converged when its residual is at most tol times the largest |eigenvalue|.
-            The search goes on to 3e-3 where tol is larger, unless confirm=0.
+            The search goes on to 3e-3 where tol is larger, unless it begins afresh with confirm=0.
         max_matvecs: budget in products; default 100 + 20 per pair. Of products that are
             differences the errors are estimated within it, for two products a pair. Pairs that are
             not there yet are returned with `converged` False.
         generator: of the random start; default a new one with seed 0.
-        start: a vector to start from, such as the last step's; the sum of several.
+        start: a vector to start from, such as the last step's; the sum of several; or what was
+            found of an operator like this one, to begin with all of it (`eqtoolbox.linalg.warm`).
+        until: a pair is there when its residual is small ("pairs"), or as soon as the bound of its
+            value is ("values"), with the residual at most 3e-3 of the largest |eigenvalue|, or
+            1e-2 in a search that goes on from an earlier one.
         max_vectors: Krylov vectors in memory, at least K + 2; default K + 8. One more is the vector
-            to go on with, and one for each fresh chain.
-        confirm: products of each fresh chain, 0 for none. Default 8, but 0 for a single pair
-            (from each end) with a random start: its value cannot be affected.
+            to go on with, and one for each fresh chain; K + 2 more with a result to start from.
+        confirm: products of each fresh chain, 0 for none, after which `confirmed` stays False.
+            Default 8, but 0 for a single pair (from each end) with a random start: its value cannot
+            be affected.
 
     Raises:
         ValueError: k, tol or a budget out of range; the operator is not symmetric; a zero start.
@@ -96,21 +104,22 @@ def top_eigenpairs(
     capacity = count + 8 if max_vectors is None else max_vectors
     budget = 100 + 20 * count if max_matvecs is None else max_matvecs
     _validate(operator.size, k, lower, which, tol, budget, capacity, confirm)
-    target = tol if confirm == 0 else min(tol, SETTLED)
+    warm = isinstance(start, WarmStart)
+    accept = Accept(until=until, tol=tol, warm=warm, loose=confirm == 0 and not warm)
     if confirm is None:
         confirm = 0 if start is None and k == 1 and lower <= 1 else 8
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    krylov = Krylov(operator, capacity, generator, _single(start))
+    krylov = _krylov(operator, capacity, generator, start)
 
     settled: Tensor | None = None  # wanted values when the present fresh chain began
-    confirmed, left, row = False, 0, -1
+    confirmed, left, pending = False, 0, krylov.size > 0
     while True:
-        goes_on = krylov.step(row)
-        ritz = krylov.ritz()
+        goes_on = pending or krylov.step()
+        pending, ritz = False, krylov.ritz()
         order = _preference(ritz.values, which, k, lower)
         wanted = order[:count]
         size = float(ritz.values.abs().max())
-        converged = ritz.residuals[wanted] <= min(tol * size, target * size + krylov.asymmetry)
+        converged = accept.enough(ritz, wanted, krylov.asymmetry)
         there = len(wanted) == count and bool(converged.all())
         left -= 1
         if settled is not None and (not there or left == 0 or not goes_on):
@@ -121,15 +130,18 @@ def top_eigenpairs(
         spent = krylov.matvecs >= max(count, left_over)
         if everything or confirmed or spent or (there and not confirm):
             break
+        if settled is None:
+            krylov.turn(ritz.weights[:, wanted[~converged]])
+        else:
+            krylov.follow()
         if there and settled is None:
             settled, left = ritz.values[wanted].sort().values, confirm
             krylov.restart(ritz, wanted)
             krylov.refresh()
         elif krylov.full:
             krylov.restart(ritz, order[: count + (capacity - count) // 2])
-        row = -1 if settled is not None else _worst_row(ritz, wanted[~converged])
     ordered = torch.cat([wanted[:k], wanted[k:].flip(0)])  # the smallest last
-    return _result(operator, krylov, ritz, ordered, tol, confirmed or everything)
+    return _result(operator, krylov, ritz, ordered, order[count:], accept, confirmed or everything)
 
 
 def _result(
@@ -137,10 +149,12 @@ def _result(
     krylov: Krylov,
     ritz: Ritz,
     wanted: Tensor,
-    tol: float,
+    beyond: Tensor,
+    accept: Accept,
     confirmed: bool,
 ) -> EigenResult:
     vectors = krylov.basis.combine(ritz.weights[:, wanted])
+    guard = krylov.image(ritz.weights[:, beyond[0]]) if len(beyond) else None
     errors = product_errors(operator, vectors)
     values, residuals = ritz.values[wanted], ritz.residuals[wanted] + errors
     size = float(ritz.values.abs().max())
@@ -148,38 +162,14 @@ def _result(
         values=values,
         vectors=vectors,
         residuals=residuals,
-        error_bounds=error_bounds(ritz)[wanted] + errors,
-        converged=residuals - errors <= tol * size,
+        error_bounds=error_bounds(ritz, wanted) + errors,
+        converged=accept.reached(ritz, wanted),
         scale=size,
         asymmetry=krylov.asymmetry / krylov.scale if krylov.scale else 0.0,
         confirmed=confirmed,
         matvecs=krylov.matvecs + len(vectors) * operator.error_products,
+        guard=guard if guard is not None and norm(guard) > 0 else None,
     )
-
-
-def product_errors(operator: LinearOperator, vectors: Sequence[Vector]) -> Tensor:
-    """How far products along these may be off, (k,) float64; 0 where they are exact."""
-    if not operator.error_products:
-        return torch.zeros(len(vectors), dtype=torch.float64)
-    return torch.tensor([norm(operator.product_error(v)) for v in vectors], dtype=torch.float64)
-
-
-def error_bounds(ritz: Ritz) -> Tensor:
-    """min(r, r²/gap) for each Ritz value, (m,); gap is the distance to the others less their r.
-
-    Reference:
-        Parlett 1998, The Symmetric Eigenvalue Problem, theorem 11.7.1.
-    """
-    apart = (ritz.values[:, None] - ritz.values).abs() - ritz.residuals
-    apart.fill_diagonal_(float("inf"))
-    gap = apart.min(dim=1).values.clamp(min=0)
-    return torch.minimum(ritz.residuals, (ritz.residuals**2 / gap).nan_to_num(nan=float("inf")))
-
-
-def _worst_row(ritz: Ritz, unconverged: Tensor) -> int:
-    """The row beyond the space that the unconverged Ritz vectors couple to most."""
-    strength = ritz.couplings[:, unconverged].sum(dim=1)
-    return int(strength.argmax()) if strength.any() else -1
 
 
 def _preference(values: Tensor, which: Which, k: int, lower: int) -> Tensor:
@@ -196,6 +186,18 @@ def _preference(values: Tensor, which: Which, k: int, lower: int) -> Tensor:
         beyond = [i for pair in zip(down[k:], up[lower:], strict=False) for i in pair]
         order = list(dict.fromkeys(down[:k] + up[:lower] + beyond + down))
     return torch.tensor(order)
+
+
+def _krylov(
+    operator: LinearOperator,
+    capacity: int,
+    generator: torch.Generator,
+    start: Vector | Sequence[Vector] | WarmStart | None,
+) -> Krylov:
+    """The space that a search begins with."""
+    if isinstance(start, WarmStart):
+        return begun(operator, capacity, generator, start)
+    return Krylov(operator, capacity, generator, _single(start))
 
 
 def _single(start: Vector | Sequence[Vector] | None) -> Vector | None:

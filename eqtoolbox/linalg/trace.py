@@ -10,7 +10,7 @@ from torch import Tensor
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import add, dot, norm, random_like
+from eqtoolbox.linalg.vectors import add, dot, random_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,11 @@ class SpectralMoments:
 
 @checked
 def spectral_moments(
-    operator: LinearOperator, *, generator: torch.Generator, matvecs: int = 48
+    operator: LinearOperator,
+    *,
+    generator: torch.Generator,
+    matvecs: int = 48,
+    rows: int | None = None,
 ) -> SpectralMoments:
     """tr H, ‖H‖_F and (tr H)²/‖H‖_F² by Hutch++ in one run.
 
@@ -46,9 +50,11 @@ def spectral_moments(
         operator: H.
         generator: of the random vectors; runs are independent only with different states.
         matvecs: products, at least 6.
+        rows: vectors of the subspace at most, at least 1; with fewer of them more of the products
+            sample what is outside.
 
     Raises:
-        ValueError: fewer than 6 products.
+        ValueError: fewer than 6 products, or no rows.
 
     Reference:
         Meyer, Musco, Musco & Woodruff 2021, Hutch++: optimal stochastic trace estimation,
@@ -63,31 +69,33 @@ def spectral_moments(
     """
     if matvecs < 6:
         raise ValueError(f"matvecs must be >= 6, two for each of three stages, got {matvecs}")
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows must be >= 1, got {rows}; None sets no limit")
     before = operator.matvecs
     like = operator.space.like
-    sketch = min(matvecs // 3, operator.size)
-    images = [operator(random_like(like, generator)) for _ in range(sketch)]
-    if not any(norm(y) for y in images):
+    sketch = min(matvecs // 3, operator.size, rows or operator.size)
+    basis = Basis(operator.space, sketch)
+    for _ in range(sketch):
+        basis.include(operator(random_like(like, generator)))
+    if not len(basis):
         zero = Estimate(value=0.0, stderr=0.0)
         undefined = Estimate(value=math.nan, stderr=math.nan)
         spent = operator.matvecs - before
         return SpectralMoments(
             trace=zero, frobenius_norm=zero, effective_rank=undefined, matvecs=spent
         )
-    basis = Basis.spanning(images)
-    del images
     inside = torch.zeros(2, dtype=torch.float64)  # Σ ⟨q,Hq⟩ and Σ ‖Hq‖² over the subspace
     for i in range(len(basis)):
         q = basis.vector(i)
         image = operator(q)
         inside += torch.tensor([dot(q, image), dot(image, image)], dtype=torch.float64)
-    rows = []
+    samples = []
     for _ in range(matvecs - 2 * sketch if len(basis) < operator.size else 0):
         g = random_like(like, generator, "signs")
         g = add(g, basis.project(g), -1.0)
         image = operator(g)
-        rows.append([dot(g, image), dot(image, image)])
-    outside = torch.tensor(rows or [[0.0, 0.0]] * 2, dtype=torch.float64)  # (probes, 2)
+        samples.append([dot(g, image), dot(image, image)])
+    outside = torch.tensor(samples or [[0.0, 0.0]] * 2, dtype=torch.float64)  # (probes, 2)
     return _moments(inside + outside, operator.matvecs - before)
 
 

@@ -8,50 +8,22 @@ comes near the top, another eigenvalue may have overtaken, and the next look is 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Seed
+from eqtoolbox.linalg.accept import product_errors
 from eqtoolbox.linalg.krylov import Krylov, Ritz
-from eqtoolbox.linalg.lanczos import product_errors
 from eqtoolbox.linalg.operator import LinearOperator
+from eqtoolbox.linalg.tracked import Look, TrackedValue
 from eqtoolbox.linalg.vectors import Vector, add, combine, dot, fitted_to, norm, random_like
 
 _ROUNDINGS = 100  # of products, seen in values: float32 networks err by 6e-6
 _WILD = 0.1  # pace at which any eigenvalue may be the next top
 _MOVES, _DRIFTS = 5, 3  # how many changes are remembered
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackedValue:
-    """The largest eigenvalue at one update; a Ritz value, so never above the true one."""
-
-    value: float
-    bound: float  # of the error, held by 99.5 % of the "ok" values of a study; unit of the value
-    residual: float  # ‖Hv − λv‖
-    status: Literal["ok", "uncertain"]  # uncertain: bound above rtol, or the vector turned by 45°
-    matvecs: int
-    deep: bool  # whether this update looked for other eigenvalues
-    values: Tensor  # (k,) float64, descending
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Look:
-    """What some products from one start showed."""
-
-    values: Tensor  # (k + 1,) or fewer, descending
-    residuals: Tensor  # (k,)
-    top: list[dict[str, Tensor]]  # k Ritz vectors
-    size: float  # largest |value|
-    ceiling: float  # of the eigenvalues that are not followed
-    bounds: Tensor  # (k,) of the errors
-    certain: bool  # whether they are small
-    deep: bool
-    matvecs: int
 
 
 @checked
@@ -81,6 +53,8 @@ class Tracker:
         max_matvecs: products per update, at most.
         deep_every: every how many updates one is deep, at least; the fourth of all is.
         deep_matvecs: products of a deep update.
+        rows: basis vectors in memory at most, each as large as the model; at least k + 2. An update
+            that takes more products goes on from the best of them.
         seed: of the random vectors.
 
     Raises:
@@ -105,6 +79,7 @@ class Tracker:
         max_matvecs: int = 8,
         deep_every: int = 20,
         deep_matvecs: int = 12,
+        rows: int | None = None,
         seed: Seed = 0,
     ) -> None:
         if k < 1 or not 0 < rtol < 1 or deep_every < 1:
@@ -118,7 +93,10 @@ class Tracker:
                 "tracker needs 1 <= min_matvecs and max(min_matvecs, k + 1) <= max_matvecs <= "
                 f"deep_matvecs, got {min_matvecs}, {max_matvecs}, {deep_matvecs} for k={k}"
             )
+        if rows is not None and rows < k + 2:
+            raise ValueError(f"rows must be >= k + 2 = {k + 2}, got {rows}; None sets no limit")
         self.k, self.rtol = k, rtol
+        self.rows = deep_matvecs if rows is None else min(rows, deep_matvecs)
         self.min_matvecs, self.max_matvecs = least, max_matvecs
         self.deep_every, self.deep_matvecs = deep_every, deep_matvecs
         self.vectors: list[dict[str, Tensor]] = []  # the last top k, orthonormal
@@ -168,7 +146,7 @@ class Tracker:
         """Everything a resumed run needs to continue as if it had not stopped."""
         return {
             "k": self.k,
-            "vectors": [{n: x.clone() for n, x in v.items()} for v in self.vectors],
+            "vectors": list(self.vectors),  # which nobody writes to
             "spectrum": list(self._spectrum),
             "ceiling": self._ceiling,
             "drifts": list(self._drifts),
@@ -187,15 +165,15 @@ class Tracker:
         """
         if state["k"] != self.k:
             raise ValueError(f"state must be of a tracker with k={self.k}, got k={state['k']}")
-        self.vectors = [{n: x.clone() for n, x in v.items()} for v in state["vectors"]]
+        self.vectors = list(state["vectors"])
         self._spectrum, self._ceiling = list(state["spectrum"]), state["ceiling"]
         self._drifts, self._moves = list(state["drifts"]), list(state["moves"])
         self._tops, self._age, self._doubt = list(state["tops"]), state["age"], state["doubt"]
         self._generator.set_state(state["generator"].cpu())
 
-    def _look(self, operator: LinearOperator, start: Vector | None, deep: bool) -> "_Look":
+    def _look(self, operator: LinearOperator, start: Vector | None, deep: bool) -> Look:
         """Products until the bound is small, or for a deep look as many as it may take."""
-        krylov = Krylov(operator, self.deep_matvecs, self._generator, start)
+        krylov = Krylov(operator, self.rows, self._generator, start)
         most = self.deep_matvecs if deep else self.max_matvecs
         most = max(self.min_matvecs, most - self.k * operator.error_products)
         while True:
@@ -205,15 +183,18 @@ class Tracker:
             rounding = krylov.asymmetry + _ROUNDINGS * operator.space.eps * krylov.scale
             bounds = self._bounds(ritz, ceiling) + rounding
             certain = self._small(bounds, ritz)
-            enough = krylov.size >= self.min_matvecs and (certain or not goes_on)
+            enough = krylov.matvecs >= self.min_matvecs and (certain or not goes_on)
             spent = krylov.matvecs >= most
             if whole or spent or (enough and not deep):
                 break
+            if krylov.full:
+                best = torch.arange(len(ritz.values)).flip(0)
+                krylov.restart(ritz, best[: self.k + (krylov.size - self.k) // 2])
         chosen = torch.arange(len(ritz.values)).flip(0)[: self.k]
         top = krylov.basis.combine(ritz.weights[:, chosen])
         bounds = bounds + product_errors(operator, top)
         certain = self._small(bounds, ritz)
-        return _Look(
+        return Look(
             values=ritz.values.flip(0)[: self.k + 1],
             residuals=ritz.residuals.flip(0)[: self.k],
             top=top,
@@ -282,7 +263,7 @@ class Tracker:
         sharp = (residuals**2 / gap.clamp(min=0)).nan_to_num(nan=0.0)
         return torch.maximum(torch.minimum(residuals, sharp), -gap)
 
-    def _remember(self, look: "_Look") -> None:
+    def _remember(self, look: Look) -> None:
         """Learn how far things moved and, of a deep look, where the others are."""
         values, between = look.values.tolist(), self._age + 1
         top = values[0]

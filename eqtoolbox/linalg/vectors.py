@@ -5,7 +5,7 @@ to float64 in pieces that stay in cache.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,8 @@ Vector = Mapping[str, Tensor]
 
 def pieces(x: Tensor) -> Sequence[Tensor]:
     """`x` cut along its last axis: what a cache holds on a CPU, few launches elsewhere."""
-    return torch.split(x, 1 << 16 if x.device.type == "cpu" else 1 << 22, dim=-1)
+    most = 1 << 16 if x.device.type == "cpu" else 1 << 22
+    return torch.split(x, most, dim=-1) if x.dim() and x.shape[-1] > most else (x,)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -186,12 +187,40 @@ def fitted_to(like: Vector, v: Vector) -> dict[str, Tensor]:
     return {name: fit(name, x) for name, x in like.items()}
 
 
+def finite(v: Vector) -> bool:
+    """Whether no entry is NaN or infinite, by one number that such an entry would spoil.
+
+    Norms in the tensors' own precision, which overflow above 1e19 in float32: then all is looked
+    at.
+    """
+    norms = torch._foreach_norm(list(v.values()))
+    home = norms[0].device
+    total = torch.stack([x.to(home) for x in norms]).sum().item()
+    return math.isfinite(total) or not not_finite(v)
+
+
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The name of the first tensor that holds NaN or infinity; empty if there is none."""
-    flags = [
-        (t._values() if t.layout == torch.sparse_coo else t).detach().isfinite().all().reshape(1)
-        for t in tensors.values()
-    ]
-    home = flags[0].device if flags else None
-    finite = torch.cat([flag.to(home) for flag in flags]).tolist() if flags else []
-    return next((n for n, fine in zip(tensors, finite, strict=True) if not fine), "")
+    """The name of the first tensor that holds NaN or infinity; empty if there is none.
+
+    A norm is finite where every entry is, and takes a single pass; one that is not, by overflow or
+    by such an entry, is looked at closely.
+    """
+    dense = {
+        n: (t._values() if t.layout == torch.sparse_coo else t).detach()
+        for n, t in tensors.items()
+        if t.is_floating_point() or t.is_complex()
+    }
+    if not dense or bool(norms(dense.values()).isfinite().all()):
+        return ""
+    return next((n for n, t in dense.items() if not bool(t.isfinite().all())), "")
+
+
+def norms(tensors: Iterable[Tensor]) -> Tensor:
+    """Norm of each in its own precision, on the device of the first: (tensors,) in float64."""
+    given = [t.detach() for t in tensors]
+    if not given:
+        return torch.zeros(0, dtype=torch.float64)
+    found = list(torch._foreach_norm(given))
+    if len({n.dtype for n in found}) > 1 or len({n.device for n in found}) > 1:
+        found = [wide(n).to(found[0].device) for n in found]
+    return wide(torch.stack(found))

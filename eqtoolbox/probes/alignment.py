@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eqtoolbox.linalg import energy_share, principal_angles
 from eqtoolbox.linalg.vectors import dot, norm, zeros_like
-from eqtoolbox.probes.engine import DifferentiatedOperator
+from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.stability import momentum_buffer
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record.record import Status

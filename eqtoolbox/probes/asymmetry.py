@@ -72,6 +72,8 @@ class Asymmetry(Probe):
     name: ClassVar[str] = "asymmetry"
     headline: ClassVar[str] = "cosine"
     mode: ClassVar[Mode] = "eval"
+    graphs: ClassVar[float] = 1.0
+    copies: ClassVar[float] = 1.0
 
     symmetries: Annotated[tuple[Claim, ...], OWN] = ("cyclic4", "flip")
     output: OutputAction = "auto"

@@ -8,7 +8,8 @@ import torch
 
 from eqtoolbox.linalg import FunctionOperator, top_eigenpairs
 from eqtoolbox.linalg.vectors import Vector, norm, random_like
-from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.pull import MEMORY, Pull
 from eqtoolbox.record.record import Status, verdict
 from eqtoolbox.watch.probe import Measurement

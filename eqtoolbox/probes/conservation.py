@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg.vectors import not_finite, random_like
+from eqtoolbox.linalg.vectors import norms, not_finite, random_like
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import Drift
 from eqtoolbox.probes.forecast import report
 from eqtoolbox.probes.law import rounding
-from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger, names
+from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger
 from eqtoolbox.probes.leftover import sizes
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record.record import Mode
@@ -88,6 +88,8 @@ class Conservation(Probe):
     name: ClassVar[str] = "conservation"
     headline: ClassVar[str] = "drift"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 1.5
+    copies: ClassVar[float] = 6.0
     evaluates: ClassVar[bool] = False
     state: ClassVar[type[State]] = Ledger
 
@@ -101,7 +103,7 @@ class Conservation(Probe):
         charges = charges_of(snapshot)
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
-        ledger = Ledger(of=names(charges), measured=snapshot.step - 1)
+        ledger = Ledger(of=charges.labels, measured=snapshot.step - 1)
         sketched = ledger.read(charges, snapshot.before)
         ledger.start, ledger.reach = ledger.values, ledger.scales
         ledger.sketched = {family: values for family, (values, *_) in sketched.items()}
@@ -110,7 +112,7 @@ class Conservation(Probe):
         }
         ledger.causes = ledger.values.new_zeros(len(CAUSES), charges.count)
         ledger.noise, ledger.leftover.left = _noise(snapshot, charges, ledger.lengths, rng)
-        ledger.leftover.sizes = sizes(snapshot.before)
+        ledger.leftover.sizes = sizes(snapshot.before).cpu()
         return ledger
 
     def measure(
@@ -118,9 +120,6 @@ class Conservation(Probe):
     ) -> Iterator[Measurement]:
         if snapshot.after is None:
             raise NotApplicable("no optimizer step here: drift is measured in step()")
-        lost = not_finite(snapshot.after)
-        if lost:
-            raise FloatingPointError(f"the step made {lost} NaN or infinite")
         with torch.autocast(next(iter(snapshot.before.values())).device.type, enabled=False):
             yield from self._measure(snapshot, snapshot.after, reference, rng)
 
@@ -133,7 +132,13 @@ class Conservation(Probe):
         since = snapshot.step - state.measured
         if since != 1:  # parameters moved unseen
             state.read(charges, snapshot.before)
-        change, size, why = _advance(charges, snapshot, after, state)
+        change, beside, why = _stepped(charges, snapshot, after, state)
+        finite = math.isfinite(change.moved) and bool(beside.after.isfinite().all())
+        if not finite and (lost := not_finite(after)):
+            raise FloatingPointError(f"the step made {lost} NaN or infinite")
+        size = beside.size
+        state.values = state.values + change.drift
+        state.steps += 1
         state.measured = snapshot.step
         state.forecast.advance(
             charges,
@@ -164,7 +169,7 @@ class Conservation(Probe):
             why=why,
             exact=exact,
             noise=noise,
-            shrunk=left.shrunk(snapshot.before),
+            shrunk=left.shrunk(beside.weights),
             epsilon=epsilon,
         )
         yield from drift.every_step(snapshot.step, size)
@@ -184,18 +189,32 @@ def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
     return torch.where(scales > 0, scales, charges.scales(charges.read(after)))
 
 
-def _advance(
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Norms that come to the host along with what a step did to the charges."""
+
+    after: Tensor  # after the step, of parameters without charges
+    weights: Tensor  # of every weight and gain before it, where approximate laws ask for them
+    size: float  # |g|
+
+
+def _stepped(
     charges: Charges, snapshot: Snapshot, after: Parameters, state: Ledger
-) -> tuple[Change, float, str]:
-    """What the step did to the charges, |g|, and why there is no budget where there is none."""
+) -> tuple[Change, Beside, str]:
+    """What the step did to the charges, and why there is no budget where there is none."""
     rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
-    before, size = snapshot.before, math.nan
+    before, size, known = snapshot.before, math.nan, set(charges.names)
+    others = {n: g for n, g in (gradient or {}).items() if n not in known}
+    weights = sizes(before) if state.leftover.left else norms([])
+    rest = [p for n, p in after.items() if n not in known]
+    lists = [norms(rest), weights, norms(others.values())]
+    home = before[charges.names[0]].device
+    beside = torch.cat([numbers.to(home) for numbers in lists])
     if rates is None or gradient is None:
         why = "the optimizer has no learning rate or was given no gradient"
     else:
-        change = charges.step(state.values, before, after, gradient, rates)
-        others = {n: g for n, g in gradient.items() if n not in rates.lr}
-        size = math.hypot(change.pull, _norm(others)) if others else change.pull
+        change = charges.step(state.values, before, after, gradient, rates, beside)
+        size = math.hypot(change.pull, float(change.beside[len(beside) - len(others) :].norm()))
         if not math.isfinite(size) and any(
             not torch.equal(before[n], after[n]) for n in charges.names
         ):
@@ -203,10 +222,9 @@ def _advance(
     if not math.isfinite(size):  # without a reason, loss scaling skipped it: all terms are zero
         still = dict.fromkeys(charges.names, 0.0)
         resting = Rates(lr=still, decay=still)
-        change = charges.step(state.values, before, after, None, resting)
-    state.values = state.values + change.drift
-    state.steps += 1
-    return change, size, why
+        change = charges.step(state.values, before, after, None, resting, beside)
+    ended, now, _ = torch.split(change.beside, [len(numbers) for numbers in lists])
+    return change, Beside(after=ended, weights=now, size=size), why
 
 
 def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:
@@ -236,7 +254,7 @@ def _noise(
     moved = {n: p * (1 + torch.finfo(p.dtype).eps * draw[n]) for n, p in snapshot.before.items()}
     zeros = {n: torch.zeros_like(p) for n, p in moved.items()}  # of parameters that take no part
     with objective.isolated():  # where symmetries are found anew, `measure` runs without
-        here = zeros | replayed_gradient(objective, snapshot.before)
+        here = zeros | snapshot.slope(objective)
         there = zeros | replayed_gradient(objective, moved)
         wide = rounding(objective.unmixed(), snapshot.before, here)
     size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
@@ -259,11 +277,8 @@ def _noise(
 
 def _norm(tensors: Parameters) -> float:
     """Norm over all tensors."""
-    each = list(torch._foreach_norm([t.detach() for t in tensors.values()]))
-    if len({n.dtype for n in each}) > 1 or len({n.device for n in each}) > 1:
-        each = [n.to(each[0].device, torch.float64) for n in each]
-    return float(torch.stack(each).double().norm())
+    return float(norms(tensors.values()).norm())
 
 
 def _eps(snapshot: Snapshot) -> float:
-    return max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
+    return max(torch.finfo(dtype).eps for dtype in {p.dtype for p in snapshot.before.values()})

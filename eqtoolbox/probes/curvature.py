@@ -12,8 +12,10 @@ from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg import EigenResult, gauss_newton, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.vectors import dot
+from eqtoolbox.linalg.warm import WarmStart
 from eqtoolbox.probes.alignment import along, overlaps, turn
-from eqtoolbox.probes.engine import DifferentiatedOperator, Engine
+from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import stability_scale
 from eqtoolbox.record.record import Mode, Status
@@ -26,14 +28,19 @@ from eqtoolbox.watch.state import State
 # batch normalisation, Adam's first metrics amplify the rounding of H, which the residual tells
 AMPLIFIED = 0.1
 MOST = 10_000  # directions, each as large as the model
+REUSED = 2_000_000  # parameters up to which the last directions are kept unless asked
+QUICK = 3  # searches in a row that go on from the last one without a fresh chain
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
 
 
 @dataclass(kw_only=True, eq=False)
 class TopSpace(State):
-    """The sharpest directions at the last measurement, for `angles`."""
+    """The sharpest directions at the last measurement, for `angles` and for `reuse`."""
 
     top: Sequence[Parameters] | None = None
+    vectors: list[Parameters] = field(default_factory=list)
+    guard: Parameters | None = None
+    quick: int = 0  # searches since the last one that was confirmed
 
 
 @checked
@@ -54,15 +61,21 @@ class Curvature(Probe):
     (`eqtoolbox.probes.orbit_free`), which moving along the orbits does not change.
 
     An eigenvalue's `stderr` is its residual |H v - lambda v|; `not_converged` marks one whose
-    relative residual is above `tol`.
+    relative residual is above `tol`. The fact `confirmed` of the sharpness says whether a fresh
+    random chain has looked for what the search may have missed: with `reuse` at every fourth
+    measurement, and between them a direction that is kept with the others, half of it random.
 
     Args:
         k: how many of the sharpest directions.
         smallest: also the most negative curvature.
         tol: residual over the largest |eigenvalue| from which one has converged.
         max_matvecs: Hessian products at most.
+        rows: vectors of the model's size that a search keeps in memory at most, at least k + 2, and
+            one more with `smallest`; None: six more than that.
         split: the Gauss-Newton part of the sharpness.
         orbit_free: sharpness across the orbits; costs a second eigenvalue.
+        reuse: begin with the directions of the last measurement, which are held until then; None:
+            where the model has at most 2 million parameters and `rows` sets no limit.
         angles: keep the top space for the next measurement and the checkpoint.
         stability_scale: S of any optimizer, from a snapshot.
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
@@ -75,14 +88,18 @@ class Curvature(Probe):
     name: ClassVar[str] = "curvature"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 4.0
+    copies: ClassVar[float] = 16.0
     state: ClassVar[type[State]] = TopSpace
 
     k: int = 5
     smallest: bool = True
     tol: float = 1e-2
     max_matvecs: int = 100
+    rows: int | None = None
     split: bool = False
     orbit_free: bool = False
+    reuse: bool | None = None
     angles: bool = False
     stability_scale: ScaleRule = field(default=stability_scale, repr=False)
     engine: Engine = field(default_factory=Engine, repr=False)
@@ -94,6 +111,10 @@ class Curvature(Probe):
                 f"got k={self.k}, max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
 
+        least = self.k + self.smallest + 2
+        if self.rows is not None and self.rows < least:
+            raise ValueError(f"curvature needs rows >= {least} for k={self.k}, got {self.rows}")
+
     def measure(
         self, snapshot: Snapshot, reference: TopSpace, rng: torch.Generator
     ) -> Iterator[Measurement]:
@@ -101,14 +122,7 @@ class Curvature(Probe):
         yield from self.engine.report(snapshot)
         smallest = self.smallest and operator.size > 1
         k = min(self.k, operator.size - smallest)
-        found = top_eigenpairs(
-            operator,
-            k,
-            which="both" if smallest else "largest",
-            tol=self.tol,
-            max_matvecs=self.max_matvecs,
-            generator=rng,
-        )
+        found = self._search(operator, k, smallest, reference, rng)
         yield from self._eigenvalues(found, k)
         yield self._stability(snapshot, operator, found, rng)
         top = found.vectors[:k]
@@ -124,6 +138,33 @@ class Curvature(Probe):
         if self.orbit_free:
             yield from orbit_free_sharpness(snapshot, self.engine, self.tol, self.max_matvecs, rng)
 
+    def _search(
+        self,
+        operator: DifferentiatedOperator,
+        k: int,
+        smallest: bool,
+        known: TopSpace,
+        rng: torch.Generator,
+    ) -> EigenResult:
+        """The outermost eigenpairs, from where the last search ended if that is kept."""
+        start = WarmStart(vectors=known.vectors, guard=known.guard) if known.vectors else None
+        found = top_eigenpairs(
+            operator,
+            k,
+            which="both" if smallest else "largest",
+            tol=self.tol,
+            max_matvecs=self.max_matvecs,
+            max_vectors=self.rows,
+            generator=rng,
+            start=start,
+            confirm=0 if start is not None and known.quick < QUICK else None,
+        )
+        small = self.rows is None and operator.size <= REUSED
+        if small if self.reuse is None else self.reuse:
+            known.vectors, known.guard = found.vectors, found.guard
+            known.quick = 0 if found.confirmed else known.quick + 1
+        return found
+
     def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):
             quantity, target = ("eigenvalue", str(i + 1)) if i < k else ("smallest", "")
@@ -138,6 +179,7 @@ class Curvature(Probe):
             stderr=float(found.residuals[0]),
             status=_status(bool(found.converged[0])),
             matvecs=found.matvecs,
+            facts={"confirmed": found.confirmed},
         )
         yield Measurement("asymmetry", found.asymmetry)
 
@@ -172,7 +214,14 @@ class Curvature(Probe):
         felt = preconditioned(
             operator.restrict(*moved), {n: 1 / s for n, s in moved.items()}, accuracy=AMPLIFIED
         )
-        top = top_eigenpairs(felt, 1, tol=self.tol, max_matvecs=self.max_matvecs, generator=rng)
+        top = top_eigenpairs(
+            felt,
+            1,
+            tol=self.tol,
+            max_matvecs=self.max_matvecs,
+            max_vectors=self.rows,
+            generator=rng,
+        )
         return Measurement(
             "stability",
             float(top.values[0]),

@@ -15,6 +15,7 @@ from eqtoolbox.probes.idle import NAMED, Idle, Silence, listed
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.record.record import HOLDS, Mode
 from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.state import State
@@ -69,6 +70,8 @@ class Discrete(Probe):
     name: ClassVar[str] = "discrete"
     headline: ClassVar[str] = "distance"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 1.5
+    copies: ClassVar[float] = 6.0
     state: ClassVar[type[State]] = Silence
 
     pairs: int = 3
@@ -117,6 +120,7 @@ class Discrete(Probe):
                 )
 
 
+@unobserved()
 def _nearest(
     members: list[DiscreteSymmetry], snapshot: Snapshot, count: int, limit: float
 ) -> tuple[list[Approach], int]:
@@ -137,17 +141,13 @@ def _distances(
         yield Measurement("distance", math.nan, family, status="not_applicable", note=why)
         return
     first = nearest[0]
-    yield Measurement("distance", first.distance, family, floor=floor, note=first.reflection.label)
+    yield Measurement("distance", first.distance, family, floor=floor, note=first.label)
     if family == "permutation":
-        same = [a.reflection.label for a in nearest[:equal]]
+        same = [a.label for a in nearest[:equal]]
         facts = {"units": same[:NAMED]}
         yield Measurement("duplicates", float(equal), note=listed(same, equal), facts=facts)
 
 
 def _gradient(snapshot: Snapshot) -> Parameters:
-    objective = snapshot.objective
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in snapshot.before.items()}
-    found = torch.autograd.grad(
-        objective.loss(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(leaves, found, strict=True))
+    found = snapshot.slope(snapshot.objective)
+    return {n: found[n] if n in found else torch.zeros_like(p) for n, p in snapshot.before.items()}

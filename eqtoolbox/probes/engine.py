@@ -8,13 +8,19 @@ from typing import Any, Literal, get_args
 import torch
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.curvature import Hessian
-from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
-from eqtoolbox.linalg.widened import WidenedOperator, steady
-from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure, widened
+from eqtoolbox.linalg.widened import steady
+from eqtoolbox.probes.fastest import timed
+from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure
+from eqtoolbox.probes.operators import (
+    HALF,
+    PARTS,
+    DifferentiatedOperator,
+    by_the_fastest_way,
+    operator,
+)
 from eqtoolbox.probes.self_test import NO_FUNCTION, ROUGH, EngineMode, SelfTest, compared
 from eqtoolbox.record.record import Status
 from eqtoolbox.replay.objective import Objective, Parameters
@@ -22,15 +28,9 @@ from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 Memory = Literal["fast", "low"]
+Choice = Literal["fastest", "retained"]
 ProbePrecision = Literal["full", "as_trained"]
-DifferentiatedOperator = (
-    Hessian | FiniteDifference | WidenedOperator
-)  # all know the gradient as well
-
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
-PARTS = 8  # pieces of the batch where memory is low
-HALF = torch.finfo(torch.float16).eps
-SCALE = 2.0**16  # of a loss with float16 inside, as torch's gradient scaler starts
 EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
 
 
@@ -59,7 +59,9 @@ class Engine:
     Options only: the result of the self-test belongs to the run (`eqtoolbox.watch.shared`), where
     engines of the same options share it.
 
-    exact: reverse over reverse on a retained graph, 1.5 to 2 gradients a product. differenced:
+    exact: reverse over reverse on a retained graph, 1.5 to 2 gradients a product, or forward over
+    reverse where the self-test finds that clearly faster and the same but for rounding (the fact
+    `way` says so); a resumed run keeps to what was chosen. differenced:
     central differences of gradients, 2 gradients a product; where an operation has no second
     derivative or a wrong one, and refused at kinks. With `memory="low"` nothing is retained: split,
     exact products over pieces of the batch where the loss is the mean of theirs, else differenced
@@ -69,13 +71,17 @@ class Engine:
         memory: "fast" keeps the graph of one gradient (3 times a gradient's memory), "low" not.
         precision: "full" switches autocasts off, around the loss and inside it; "as_trained" keeps
             them, the loss scaled where there is float16 in them.
+        way: "fastest" lets the self-test time the ways to exact products; "retained" does not, so
+            that two runs cannot differ by rounding.
     """
 
     memory: Memory = "fast"
     precision: ProbePrecision = "full"
+    way: Choice = "fastest"
 
     def __post_init__(self) -> None:
-        for name, kind in (("memory", Memory), ("precision", ProbePrecision)):
+        kinds = ("memory", Memory), ("precision", ProbePrecision), ("way", Choice)
+        for name, kind in kinds:
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
                     f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}"
@@ -116,7 +122,8 @@ class Engine:
             return
         tested.told = True
         test = tested.test
-        facts = {"mode": "held" if test.held else test.mode, "reason": test.reason}
+        mode = "held" if test.held else test.mode
+        facts = {"mode": mode, "reason": test.reason, "way": test.way}
         note = f"{facts['mode']}: {test.reason}"
         for quantity in ("repeat", "asymmetry", "difference", "jacobian_asymmetry"):
             value = getattr(test, quantity)
@@ -134,38 +141,28 @@ class Engine:
         def make() -> Tested:
             if any(p.is_complex() for p in params.values()):
                 raise NotApplicable("complex parameters: their Hessian is not supported")
-            test = self_test(objective, params)
+            test = self_test(objective, params, timing=self.way == "fastest")
             if snapshot.measured is not None:
                 trained = _valued(snapshot.measured, params)[1]
                 test = replace(test, trained=trained)
             return Tested(_thrifty(objective, params, test) if self.memory == "low" else test)
 
-        about = snapshot.identity, self.memory, self.precision, objective.autocast
+        about = snapshot.identity, self.memory, self.precision, self.way, objective.autocast
         return snapshot.shared.get("self_test", about, make, Tested.restored)
 
 
-def operator(objective: Objective, params: Parameters, test: SelfTest) -> DifferentiatedOperator:
-    """The Hessian in the mode that the self-test chose."""
-    if test.mode == "differenced":
-        return finite_difference(objective, params) if test.smooth else widened(objective, params)
-    accuracy = 10 * test.coarsest if test.coarsest > ROUGH else None
-    by = SCALE if test.coarsest == HALF else 1.0
-    if test.mode == "split" or len(objective.pieces) > 1:  # as accumulated: one graph at a time
-        pieces = objective.split(PARTS)
-        losses, weights = [piece for piece, _ in pieces], [weight for _, weight in pieces]
-        return hessian(losses, params, weights=weights, retain=False, accuracy=accuracy, scale=by)
-    retain = test.mode == "exact"
-    return hessian(objective, params, retain=retain, accuracy=accuracy, scale=by)
-
-
-def self_test(objective: Objective, params: Parameters) -> SelfTest:
+def self_test(objective: Objective, params: Parameters, timing: bool = True) -> SelfTest:
     """Choose a mode: is the loss repeatable, are products symmetric and equal to differences?
 
     Exact products of a loss that detaches a part, or passes a gradient through what has none, are
     its second derivative with that part held: symmetric, and not the derivative of the gradient
     that trains, whose asymmetry tells them from products that are wrong.
 
-    Costs about 9 gradients, and 9 more in float64 where differences disagree or meet kinks.
+    Costs about 13 gradients, and 9 more in float64 where differences disagree or meet kinks.
+
+    Args:
+        objective, params: the loss and where it is differentiated.
+        timing: whether the fastest way to exact products is looked for, by 4 of the gradients.
 
     Raises:
         NotApplicable: the loss is random, or no mode gives right products.
@@ -194,8 +191,10 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
             exact.instead = str  # what is said of it is the self-test's
             product = exact(direction)
             along = scale(1 / max(norm(product), 1e-300), product)
-            second = exact(along)
+            second, seconds = timed(exact, along)
             nan = exact.differenced
+    except torch.OutOfMemoryError:  # says nothing of the loss
+        raise
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if isinstance(error, ValueError) and "must depend on the parameters" in str(error):
             raise
@@ -208,7 +207,10 @@ def self_test(objective: Objective, params: Parameters) -> SelfTest:
     test = replace(
         test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
     )
-    return compared(objective, params, along, second, test)
+    test = compared(objective, params, along, second, test)
+    if not timing:
+        return test
+    return by_the_fastest_way(objective, params, test, along, second, seconds)
 
 
 def _differences_only(

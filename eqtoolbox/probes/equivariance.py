@@ -84,6 +84,8 @@ class EquivarianceError(Probe):
     name: ClassVar[str] = "equivariance"
     headline: ClassVar[str] = "relative_error"
     mode: ClassVar[Mode] = "eval"
+    graphs: ClassVar[float] = 1.0
+    copies: ClassVar[float] = 1.0
     state: ClassVar[type[State]] = Known
 
     symmetries: Annotated[tuple[Claim, ...], OWN] = ("cyclic4", "flip", "translation")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.state import State
@@ -66,18 +67,8 @@ class Idle:
             memory: of the batches before; this one is added to it.
         """
         activity = Activity.of(lambda: objective.loss(params), params)
-        layers: dict[str, Layer] = {}
-        sizes: dict[str, int] = {}
-        seen: list[set[tuple[str, int]]] = []
-        for member in (m for members in families.values() for m in members):
-            if not isinstance(member, UnitSymmetry) or member.name.endswith("heads"):
-                continue
-            own = {(slot.name, slot.axis) for slot in member.slots}
-            if any(own <= larger for larger in seen):
-                continue
-            seen.append(own)
-            sizes[member.name] = units.count(member)
-            layers[member.name] = units.idle(member, params, gradient, activity)
+        with unobserved():
+            layers, sizes = _layers(families, params, gradient, activity)
         memory.listen(layers, sum(map(_samples, objective.pieces)))
         return cls(layers, sizes, memory)
 
@@ -113,6 +104,29 @@ class Idle:
                 facts = {"dead": len(found), "units": size, "batches": batches, "samples": samples}
                 share = len(found) / size
                 yield Measurement("dead_share", share, layer, status=status, note=note, facts=facts)
+
+
+def _layers(
+    families: dict[str, list[DiscreteSymmetry]],
+    params: Parameters,
+    gradient: Parameters,
+    activity: Activity,
+) -> tuple[dict[str, Layer], dict[str, int]]:
+    """Idle units of every layer, and how many units it has."""
+    layers: dict[str, Layer] = {}
+    sizes: dict[str, int] = {}
+    holders: dict[tuple[str, int], list[set[tuple[str, int]]]] = {}  # seen, by what they hold
+    for member in (m for members in families.values() for m in members):
+        if not isinstance(member, UnitSymmetry) or member.name.endswith("heads"):
+            continue
+        own = {(slot.name, slot.axis) for slot in member.slots}
+        if any(own <= larger for larger in holders.get(next(iter(own)), ())):
+            continue
+        for slot in own:
+            holders.setdefault(slot, []).append(own)
+        sizes[member.name] = units.count(member)
+        layers[member.name] = units.idle(member, params, gradient, activity)
+    return layers, sizes
 
 
 def listed(named: list[str], count: int) -> str:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.vectors import add, norm, random_like, zeros_like
-from eqtoolbox.probes.engine import DifferentiatedOperator
+from eqtoolbox.linalg.curvature import Hessian
+from eqtoolbox.linalg.vectors import norm, random_like, zeros_like
+from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 Members = Mapping[str, Sequence[ContinuousSymmetry]]
@@ -20,23 +22,23 @@ SAME = 100.0  # roundings between losses in two precisions of one and the same c
 FAR = 1e-3  # largest relative move between the two points whose rounding is compared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Law:
-    """The terms of the second-order law along one element of an algebra."""
+    """What both laws say along one element of an algebra; c = 0 where outputs stay.
 
-    tangent: Parameters  # K
-    product: Parameters  # H K
-    pulled: Parameters  # (DK)^T g; less grad c for an equivariance
-    size: float  # sum of the norms of the terms
+    Numbers only: a vector as long as the parameters for each family would be more than training
+    itself holds.
+    """
 
-    @property
-    def defect(self) -> Parameters:
-        return add(self.product, self.pulled)
-
-    def less(self, slope: Parameters) -> "Law":
-        """The law whose defect is H K + (DK)^T g - slope: grad c of an equivariance, grad p."""
-        pulled = add(self.pulled, slope, -1.0)
-        return replace(self, pulled=pulled, size=self.size + norm(slope))
+    length: float  # |K|
+    slope: float  # g . K - c
+    curvature: float  # <K, H K>
+    size: float  # |H K| + |(DK)^T g - grad c| at most, of the terms one by one
+    defect: float  # |H K + (DK)^T g - grad c|
+    left: float  # |H K + (DK)^T g - grad c - grad p|
+    predicted: float  # -<K, (DK)^T g - grad c - grad p>, the curvature by the gradient alone
+    p: float = 0.0  # what epsilon makes of g . K
+    p_slope: float = 0.0  # |grad p|
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,34 @@ class Laws:
         self.gradient = operator.gradient
         self.size = max(norm(self.gradient), 1e-300)
 
-    def of(self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]) -> Law:
-        tangent, pulled = self.terms(members, elements)
-        product = self.operator(tangent)
-        return Law(tangent, product, pulled, norm(product) + norm(pulled))
+    def release(self) -> None:
+        """Free the graph of the gradient, which products need."""
+        if isinstance(self.operator, Hessian):
+            self.operator.release()
 
+    @unobserved()
     def terms(
         self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
     ) -> tuple[Parameters, Parameters]:
         """K and (DK)^T g of the sum of these elements."""
-        tangent = zeros_like(self.params)
         pulled = zeros_like(self.params)
         for member, element in zip(members, elements, strict=True):
             coefficients = element.to(self.params[member.names[0]])
-            for name, part in member.tangent(self.params, coefficients).items():
-                tangent[name] = tangent[name] + part
             for name, part in member.pullback(self.params, coefficients, self.gradient).items():
-                pulled[name] = pulled[name] + part
-        return tangent, pulled
+                pulled[name].add_(part)
+        return self.tangent(members, elements), pulled
+
+    @unobserved()
+    def tangent(
+        self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
+    ) -> Parameters:
+        """K of the sum of these elements."""
+        found = zeros_like(self.params)
+        for member, element in zip(members, elements, strict=True):
+            coefficients = element.to(self.params[member.names[0]])
+            for name, part in member.tangent(self.params, coefficients).items():
+                found[name].add_(part)
+        return found
 
     def drawn(self, families: Members, rng: torch.Generator) -> dict[str, list[Tensor]]:
         """Gaussian coefficients of every member, scaled so that |K| = 1 for each family.
@@ -86,7 +98,7 @@ class Laws:
         found = {}
         for family, members in families.items():
             draws = [torch.randn(m.dimension, generator=rng, dtype=torch.float64) for m in members]
-            length = norm(self.terms(members, draws)[0])
+            length = norm(self.tangent(members, draws))
             found[family] = [c / length if length > 0 else c for c in draws]
         return found
 
@@ -111,6 +123,7 @@ def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> 
     return {n: g.double() - exact[n] for n, g in gradient.items() if n in exact}
 
 
+@unobserved()
 def moved_by(params: Parameters, amount: float, rng: torch.Generator) -> Parameters:
     """Every parameter moved by a random relative `amount`, at least by a rounding of its own."""
     draw = random_like(params, rng)

@@ -11,6 +11,7 @@ from eqtoolbox.probes.balance import Balance
 from eqtoolbox.probes.forecast import Forecast
 from eqtoolbox.probes.leftover import Leftover
 from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Charges
 
@@ -43,16 +44,16 @@ class Ledger(State):
     balance: Balance = field(default_factory=Balance)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take what was saved; what a version before sketches saved is begun anew."""
+        """Take what was saved, to the host; what a version before sketches saved begins anew."""
         if "sketched" not in saved:
             return
-        super().load_state_dict(saved)
+        super().load_state_dict(map_tensors(Tensor.cpu, dict(saved)))
         missing = len(CAUSES) - len(self.causes)  # of versions that knew fewer
         self.causes = torch.cat([self.causes, self.causes.new_zeros(missing, self.causes.shape[1])])
 
     def knows(self, charges: Charges) -> bool:
         """Whether this was begun for these charges: others are found where the loss changes."""
-        return self.of in ([], names(charges)) and len(self.start) == charges.count
+        return self.of in ([], charges.labels) and len(self.start) == charges.count
 
     def read(self, charges: Charges, params: Parameters) -> Exact:
         """Take everything about the charges from these parameters, exactly.
@@ -66,8 +67,3 @@ class Ledger(State):
         self.lengths = {f: float(lengths[w].norm()) for f, w in charges.generators.items()}
         self.steps = 0
         return charges.sketched(reading)
-
-
-def names(charges: Charges) -> list[str]:
-    """The symmetries that charges are of."""
-    return [f"{m.family} of {m.name}: {m.charges}" for m in charges.members]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from eqtoolbox.linalg.vectors import norms
 from eqtoolbox.probes.law import FirstOrder
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.snapshot import Snapshot
@@ -53,15 +53,16 @@ class Leftover(State):
             self.left[family] = predicted[where].abs().cpu() / whole, whole
             charged = charges.families.get(family, slice(0, 0))  # some laws conserve nothing
             self.left_at[family] = scales[charged].clone()
-        self.sizes = sizes(snapshot.before)
+        self.sizes = sizes(snapshot.before).cpu()
         return first.noise, found
 
-    def shrunk(self, params: Parameters) -> float:
-        """By how much the variances that epsilons are added to may have shrunk through any one."""
-        if not self.left or self.sizes is None:
-            return 1.0
-        now = sizes(params)
-        if not len(now):
+    def shrunk(self, now: Tensor) -> float:
+        """By how much the variances that epsilons are added to may have shrunk through any one.
+
+        Args:
+            now: the norms of all weights and gains, on the host.
+        """
+        if not self.left or self.sizes is None or not len(now):
             return 1.0
         return max(1.0, float((self.sizes / now.clamp_min(TINY)).square().max()))
 
@@ -92,7 +93,5 @@ class Leftover(State):
 
 
 def sizes(params: Parameters) -> Tensor:
-    """Norm of every weight and gain, (tensors,) in float64."""
-    scaling = [p for n, p in params.items() if not n.endswith("bias")]
-    norms = torch._foreach_norm(scaling) if scaling else ()
-    return torch.tensor([float(n) for n in norms], dtype=torch.float64)
+    """Norm of every weight and gain, where they are: (tensors,) in float64."""
+    return norms([p for n, p in params.items() if not n.endswith("bias")])

@@ -42,12 +42,14 @@ class Prediction:
         return first_tensor(self.call.output)
 
     def of_inputs(self, inputs: Tensor) -> Tensor:
-        """f with another first argument; given fewer samples, others are cut too."""
+        """f with another first argument; others are cut, or go round again, to as many samples."""
         check()
         samples, given = len(self.inputs), len(inputs)
 
         def cut(x: Tensor) -> Tensor:
-            return x[:given] if x.dim() > 0 and len(x) == samples else x
+            if x.dim() == 0 or len(x) != samples:
+                return x
+            return x[:given] if given < samples else x[torch.arange(given) % samples]
 
         args, kwargs = self.call.args, self.call.kwargs
         if given != samples:

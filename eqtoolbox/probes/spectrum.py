@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg import LinearOperator, spectral_density, spectral_moments
+from eqtoolbox.linalg import LinearOperator, SpectralMoments, spectral_density, spectral_moments
 from eqtoolbox.linalg.trace import Estimate
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.record.record import Mode
@@ -30,6 +30,8 @@ class Spectrum(Probe):
         probes: random vectors of the density.
         steps: Lanczos steps of each.
         layers: also the trace of each layer's block.
+        rows: vectors of the model's size in memory at most, at least 2; the density then takes as
+            many steps and no more. None sets no limit: it takes `steps`.
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
 
     Example:
@@ -40,11 +42,14 @@ class Spectrum(Probe):
     name: ClassVar[str] = "spectrum"
     headline: ClassVar[str] = "trace"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 4.0
+    copies: ClassVar[float] = 16.0
 
     matvecs: int = 48
     probes: int = 4
     steps: int = 24
     layers: bool = False
+    rows: int | None = None
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,13 +59,17 @@ class Spectrum(Probe):
                 f"{self.probes}, {self.steps}"
             )
 
+        if self.rows is not None and self.rows < 2:
+            raise ValueError(f"spectrum needs rows >= 2, got {self.rows}; None sets no limit")
+
     def measure(
         self, snapshot: Snapshot, reference: None, rng: torch.Generator
     ) -> Iterator[Measurement]:
         operator = self.engine.operator(snapshot)
         yield from self.engine.report(snapshot)
         yield from self._moments(operator, rng)
-        density = spectral_density(operator, probes=self.probes, steps=self.steps, generator=rng)
+        steps = min(self.steps, self.rows or self.steps)
+        density = spectral_density(operator, probes=self.probes, steps=steps, generator=rng)
         for quantity, count in (("negative", density.negative()), ("outlying", density.outlying())):
             yield Measurement(quantity, count.value, stderr=count.stderr, unit="eigenvalues")
         low, high = density.extent
@@ -70,11 +79,14 @@ class Spectrum(Probe):
             for layer in dict.fromkeys(name.rpartition(".")[0] for name in snapshot.before):
                 pattern = f"{layer}.*" if layer else "*"
                 block = operator.restrict(pattern)
-                found = spectral_moments(block, generator=rng, matvecs=self.matvecs)
+                found = self._spectral_moments(block, rng)
                 yield _estimate("trace", found.trace, layer or "model")
 
+    def _spectral_moments(self, operator: LinearOperator, rng: torch.Generator) -> SpectralMoments:
+        return spectral_moments(operator, generator=rng, matvecs=self.matvecs, rows=self.rows)
+
     def _moments(self, operator: LinearOperator, rng: torch.Generator) -> Iterator[Measurement]:
-        found = spectral_moments(operator, generator=rng, matvecs=self.matvecs)
+        found = self._spectral_moments(operator, rng)
         yield _estimate("trace", found.trace, matvecs=found.matvecs)
         yield _estimate("frobenius_norm", found.frobenius_norm)
         yield _estimate("effective_rank", found.effective_rank)

@@ -1,7 +1,10 @@
 """The parameter symmetries of the loss at hand, found once a run and shared by its probes."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import torch
 
@@ -9,7 +12,9 @@ from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
+from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
+logger = logging.getLogger("eqtoolbox")
 Families = dict[str, list[ContinuousSymmetry]]
 
 
@@ -18,23 +23,40 @@ class FoundSymmetries:
     """Verified and approximate symmetries of a loss."""
 
     proposed: tuple[ParameterSymmetry, ...]  # everything, with its status; broken ones included
+    saved: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as plain values
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> "FoundSymmetries":
         """Those of the snapshot's loss, looked for once a run as long as the loss stays the same.
+
+        Where a run goes on, those that were found before are only confirmed.
 
         Raises:
             NotApplicable: no loss is known, or parameters are complex.
         """
         objective = snapshot.objective
 
-        def make() -> FoundSymmetries:
+        def make(known: KnownSymmetries | None = None) -> FoundSymmetries:
             if any(p.is_complex() for p in snapshot.before.values()):
                 raise NotApplicable("complex parameters: their symmetries are not supported")
             with objective.isolated():
-                return cls(tuple(_find(snapshot)))
+                found = _find(snapshot, known)
+            return cls(tuple(found), found.state_dict())
 
-        return snapshot.shared.get("symmetries", snapshot.identity, make)
+        def restore(saved: Any) -> FoundSymmetries:
+            try:
+                return make(KnownSymmetries.of(saved))
+            except (TypeError, ValueError) as error:
+                logger.warning(
+                    "symmetries are looked for anew, as what was saved is none: %s", error
+                )
+            return make()
+
+        return snapshot.shared.get("symmetries", snapshot.identity, make, restore, shelved=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found, in plain values."""
+        return dict(self.saved)
 
     def continuous(self) -> list[ContinuousSymmetry]:
         """Usable continuous symmetries and equivariances, sorted by family.
@@ -104,7 +126,7 @@ def _grouped(found: list[ContinuousSymmetry]) -> Families:
     return {family: list(group) for family, group in groupby(found, key=lambda s: s.family)}
 
 
-def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:
+def _find(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
     """In float64; in the model's own type where the model insists on it."""
     own = snapshot.objective.single  # of one call: micro-batches share their structure
     wide = own.to(torch.float64)
@@ -115,6 +137,13 @@ def _find(snapshot: Snapshot) -> list[ParameterSymmetry]:
             run=wide.output_and_loss,
             dtype=torch.float64,
             model=own.model,
+            known=known,
         )
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return find_symmetries(own.loss, snapshot.before, run=own.output_and_loss, model=own.model)
+        return find_symmetries(
+            own.loss,
+            snapshot.before,
+            run=own.output_and_loss,
+            model=own.model,
+            known=known,
+        )

@@ -37,6 +37,7 @@ class Tracking(Probe):
         rtol: relative error to reach.
         max_matvecs: Hessian products in one step.
         deep_every: measured steps between looks for other eigenvalues.
+        rows: vectors of the model's size in memory at most, at least 3; None sets no limit.
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
 
     Example:
@@ -47,11 +48,14 @@ class Tracking(Probe):
     name: ClassVar[str] = "tracking"
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
+    graphs: ClassVar[float] = 4.0
+    copies: ClassVar[float] = 16.0
     state: ClassVar[type[State]] = Tracked
 
     rtol: float = 0.01
     max_matvecs: int = 8
     deep_every: int = 20
+    rows: int | None = None
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +67,7 @@ class Tracking(Probe):
             max_matvecs=self.max_matvecs,
             deep_every=self.deep_every,
             deep_matvecs=max(12, self.max_matvecs),
+            rows=self.rows,
         )
 
     def measure(

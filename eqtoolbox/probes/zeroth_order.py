@@ -12,6 +12,7 @@ from eqtoolbox.probes.epsilon import Rates, instead
 from eqtoolbox.probes.law import moved_by
 from eqtoolbox.record.record import verdict
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable
 from eqtoolbox.weights.epsilon import at_factors
@@ -53,15 +54,7 @@ class ZerothOrder:
         rates: Rates | None,
     ) -> Measurement:
         """The residual of one family; with `rates` epsilon's part of it counts as floor."""
-        every = torch.cat([c.reshape(-1) for c in elements])
-        typical = float(every.norm()) / math.sqrt(max(len(every), 1))
-        s = min(STRONGEST, *(m.strength for m in members)) / max(typical, 1e-300)
-        names = {n for m in members for n in m.names}
-        exact = {n: wide(p) if n in names else p for n, p in self.params.items()}
-        drawn = [(s * c).to(exact[members[0].names[0]]) for c in elements]
-        pairs = zip(members, drawn, strict=True)
-        turned = moved(exact, [move(m, m.flow(c)) for m, c in pairs])
-        there = {n: t.to(self.params[n].dtype) for n, t in turned.items()}  # rounded once
+        there, drawn, s = self._moved(members, elements)
         near = moved_by(there, self.rounding, self.rng)
         if any(m.equivariant for m in members):
             return self._of_outputs(family, members, drawn, (there, near), rates, s)
@@ -76,6 +69,22 @@ class ZerothOrder:
             floor = max(floor, predicted)
             note = f"epsilon predicts {predicted:.3e}"
         return self._measurement(family, gap, floor, note)
+
+    @unobserved()
+    def _moved(
+        self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
+    ) -> tuple[Parameters, list[Tensor], float]:
+        """T_c theta, c of each member, and c over the elements."""
+        every = torch.cat([c.reshape(-1) for c in elements])
+        typical = float(every.norm()) / math.sqrt(max(len(every), 1))
+        s = min(STRONGEST, *(m.strength for m in members)) / max(typical, 1e-300)
+        names = {n for m in members for n in m.names}
+        exact = {n: wide(p) if n in names else p for n, p in self.params.items()}
+        drawn = [(s * c).to(exact[members[0].names[0]]) for c in elements]
+        pairs = zip(members, drawn, strict=True)
+        turned = moved(exact, [move(m, m.flow(c)) for m, c in pairs])
+        there = {n: t.to(self.params[n].dtype) for n, t in turned.items()}  # rounded once
+        return there, drawn, s
 
     def _of_outputs(
         self,

@@ -10,7 +10,15 @@ from typing import Any, Literal, get_args
 
 from eqtoolbox.record.facts import NO_FACTS, Facts
 
-Status = Literal["ok", "not_applicable", "not_converged", "non_finite", "failed", "skipped_budget"]
+Status = Literal[
+    "ok",
+    "not_applicable",
+    "not_converged",
+    "non_finite",
+    "failed",
+    "skipped_budget",
+    "skipped_memory",
+]
 Verdict = Literal["holds", "violated", "unresolved", "trivial"]
 Mode = Literal["train", "eval"]
 Product = Literal["held", "differenced"]

@@ -1,7 +1,7 @@
 """A sink: where records go."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -36,6 +36,13 @@ class Sink(ABC):
 
     def describe(self, **facts: Any) -> None:  # noqa: B027
         """Take note of facts about the run (model, probes, symmetries found)."""
+
+    def keep(self, name: str, found: Mapping[str, Any]) -> None:  # noqa: B027
+        """Keep plain values under a name, in place of those that were kept before."""
+
+    def kept(self, name: str) -> Mapping[str, Any]:
+        """Values that were kept under a name, whoever wrote them; empty for none."""
+        return {}
 
     def close(self) -> None:  # noqa: B027
         """Finish; nothing is written afterwards."""

@@ -147,7 +147,7 @@ def attention(
 
     The kernel is called by its name, as choosing it would be for all threads of the process.
     """
-    kind = query.device.type
+    kind = query.device.type if query.device.type != "meta" else "cpu"  # no autocast on meta
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         none = torch.full((), float("-inf"), dtype=query.dtype, device=query.device)
         attn_mask = torch.where(attn_mask, torch.zeros_like(none), none)

@@ -16,6 +16,10 @@ from eqtoolbox.report.words import printable
 __all__ = ["Evidence", "Finding", "Level", "find"]
 
 
+OF_THE_RUN = ("monitor/", "cost/", "training/")  # what has no measurements of its own
+EARLY = 0.5  # share of a run
+
+
 def find(run: Log, topics: Iterable[Topic] = ()) -> list[Finding]:
     """All findings of a run: alarms, warnings, notes, then what is good; by topic within.
 
@@ -32,13 +36,22 @@ def find(run: Log, topics: Iterable[Topic] = ()) -> list[Finding]:
 
 
 def _dated(run: Log, lost: dict[str, NDArray[np.int64]], finding: Finding) -> Finding:
-    """A finding with its step, where the run went on and its numbers did not."""
-    names = {e.name for e in finding.evidence if not e.name.startswith(("monitor/", "cost/"))}
+    """A finding with its step, where the run went on and its numbers did not.
+
+    What was seen once, and early, says so in its first words, and warns of nothing.
+    """
+    named = (e.name for e in finding.evidence if not e.name.startswith(OF_THE_RUN))
+    names = {name for name in named if "/self_test/" not in name}  # which is asked once
     measured = [rows.steps[rows.having("ok")] for rows in map(run.rows, names)]
     steps = set(np.unique(np.concatenate(measured)).tolist()) if measured else set()
-    if not steps or max(steps) >= run.last_step or finding.dated:
+    if not steps or max(steps) >= run.last_step:
         return finding
     last = max(steps)
+    if len(steps) == 1 and last + 1 <= EARLY * (run.last_step + 1):
+        level: Level = "note" if finding.level in ("warning", "alarm") else finding.level
+        return replace(finding, level=level, text=f"Seen once, at step {last}: {finding.text}")
+    if finding.dated:
+        return finding
     later = [s[s > last] for probe, s in lost.items() if probe in {n.split("/")[0] for n in names}]
     since = min((int(s.min()) for s in later if len(s)), default=None)
     if len(steps) == 1:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,25 @@ class RunDirectory(Sink):
             )
         self.info.update(facts)
         self._write_info()
+
+    def keep(self, name: str, found: Mapping[str, Any]) -> None:
+        """As `name`.json, replaced whole; that there is no writing it is no end of the records."""
+        if self._inherited:
+            return
+        self._require_ours(self._records, "records.jsonl")
+        content = json.dumps(found, allow_nan=False).encode()
+        try:
+            self._folder.replace(f"{name}.json", content, sync=self._sync)
+        except OSError as error:
+            self._warn(f"{name}.json could not be written: {error.strerror or error}")
+
+    def kept(self, name: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] | None = None
+        with suppress(OSError):  # a link, or a pipe
+            found = read_object(self._folder, f"{name}.json")
+        if found is None:
+            self._warn(f"{name}.json could not be read and is not used")
+        return found or {}
 
     def close(self) -> None:
         if self._inherited or self._records.closed:

@@ -31,6 +31,7 @@ from eqtoolbox.symmetry.price import Loss, Price
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.shares import Parts
 from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensors
+from eqtoolbox.symmetry.together import Together
 from eqtoolbox.symmetry.variance import OrbitMoments
 
 _HIDDEN = (
@@ -81,8 +82,8 @@ def equivariance_error(
     Dicts, tuples and lists of tensors are batches too: give actions for them with `Each`. Output
     tensors then count alike, whatever their scales, and `parts` has the error of each.
 
-    Cost: `samples` forwards without gradients, f(x) among them, and one on a few samples; one
-    forward less when f(x) is given.
+    Cost: `samples` forwards without gradients, f(x) among them unless given, and one on a few
+    samples. Where f is small and treats samples one by one, elements share forwards (`Together`).
 
     Args:
         function: f, (batch, ...) -> (batch, ...), deterministic; it gets copies of the inputs.
@@ -140,7 +141,10 @@ def equivariance_error(
     squares, energies, agreement = [], [], []
     parts = Parts(layout)
     ranked = symmetry.output_action is trivial and _ranked(outputs)
-    for g, response, pulled in orbit(function, inputs, symmetry, elements):
+    of_inputs = lambda x: compared(respond(function, x))
+    seen = noise(of_inputs, inputs, base, generator)
+    together = Together(function, inputs, outputs, seen)
+    for g, response, pulled in orbit(function, inputs, symmetry, elements, together):
         expected = _act(symmetry.output_action, g, outputs, like=response)
         if pulled is not None:
             moments.add(compared(pulled))
@@ -157,19 +161,16 @@ def equivariance_error(
             price.add(pulled)
         if ranked:
             agreement.append((response.argmax(1) == outputs.argmax(1)).double().mean())
-    answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, generator)
-    floor = answer
+    floor = seen.answer
     if symmetry.group.invertible:
-        floor = max(answer, round_trip(symmetry, elements, first(inputs, 2), first(outputs, 2)))
+        floor = max(floor, round_trip(symmetry, elements, first(inputs, 2), first(outputs, 2)))
     require_finite(torch.stack(squares), "from f(S_g x)")
     error, stderr, errors = _ratio(squares, energies, enumerated)
     worst = max(range(len(elements)), key=lambda i: errors[i])
     share = moments.fraction(floor)
-    verdict, note = _verdict(error, floor, note)
-    if verdict == "holds":
-        seen = lambda x: compared(respond(function, x))
-        if constant(seen, inputs, base, answer, generator):
-            verdict, note = "trivial", CONSTANT
+    verdict, note = _verdict(error, floor, seen.note)
+    if verdict == "holds" and constant(of_inputs, inputs, base, seen.answer, generator):
+        verdict, note = "trivial", CONSTANT
     if verdict == "violated" and samples > FEWEST:  # a first look looks no further
         note = "; ".join(filter(None, (note, _other_axis(function, inputs, symmetry, outputs))))
     twirl = None if price is None else _twirl(moments, outputs, layout)

@@ -1,5 +1,6 @@
 """The noise floor: the equivariance error that rounding, randomness and the actions make."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,32 +21,52 @@ _RANDOM = 100.0  # repeat-run noise of a random function, in roundings
 _COARSE_NOTE = "operations of lower precision than the outputs set the floor"
 
 
-def noise(
-    function: Function, inputs: Tree, outputs: Tensor, generator: torch.Generator
-) -> tuple[float, str]:
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """How f answers what should change nothing, and what was seen of it on the way."""
+
+    answer: float  # relative, at least the rounding
+    note: str
+    alone: bool = False  # whether a few samples are answered as they are among all
+    numbers: int = 0  # in all results of operations, for one sample
+
+
+def noise(function: Function, inputs: Tree, outputs: Tensor, generator: torch.Generator) -> Noise:
     """Relative answer of f to rounding and to repetition on a few samples, and a note on it.
 
     One run sees both: its inputs are off by a rounding, every operation rounds once more by chance
     (so that a solver of a thousand steps is not judged by its first), and it is another run than
     the one that made `outputs`. Only a large answer costs two more, which tell the two apart.
     """
-    rows = few(batch_size(inputs))
+    samples = batch_size(inputs)
+    rows = few(samples)
     try:
-        near, coarsest = _rounded(function, first(inputs, rows), generator)
+        near, seen = _rounded(function, first(inputs, rows), generator)
     except (RuntimeError, ValueError, IndexError):  # f holds something as long as the batch
-        rows = batch_size(inputs)
-        near, coarsest = _rounded(function, inputs, generator)
+        rows = samples
+        near, seen = _rounded(function, inputs, generator)
     own = torch.finfo(outputs.dtype).eps
-    eps = max(own, coarsest)
+    eps = max(own, seen.eps)
     answer, repeat = distance(near, outputs[:rows]), 0.0
-    random_from = min(_RANDOM * eps, 0.05)  # 100 roundings of bfloat16 would be 78 %
+    random_from = noisy(eps)
+    alone = rows < samples and answer <= random_from
     if not answer <= random_from:  # NaN too; or f sees the batch as a whole
         base, again = (respond(function, first(inputs, rows)).clone() for _ in range(2))
         answer, repeat = distance(near, base), distance(again, base)
     require_finite(torch.tensor([answer, repeat]), "close to f(x)")
     if repeat > random_from:
-        return max(answer, repeat), RANDOM_NOTE
-    return max(answer, repeat, eps), _COARSE_NOTE if eps > own else ""
+        return Noise(answer=max(answer, repeat), note=RANDOM_NOTE)
+    return Noise(
+        answer=max(answer, repeat, eps),
+        note=_COARSE_NOTE if eps > own else "",
+        alone=alone,
+        numbers=seen.numbers // rows,
+    )
+
+
+def noisy(eps: float) -> float:
+    """Relative change of a second run that rounding does not explain."""
+    return min(_RANDOM * eps, 0.05)  # 100 roundings of bfloat16 would be 78 %
 
 
 def few(samples: int) -> int:
@@ -66,12 +87,14 @@ def _nudged(inputs: Tree, generator: torch.Generator) -> Tree:
     return on_tensors(nudge, inputs)
 
 
-def _rounded(function: Function, inputs: Tree, generator: torch.Generator) -> tuple[Tensor, float]:
-    """f near x, its operations rounded by chance, and the coarsest rounding among them."""
+def _rounded(
+    function: Function, inputs: Tree, generator: torch.Generator
+) -> tuple[Tensor, "Rounding"]:
+    """f near x, its operations rounded by chance, and what was seen of them."""
     near = _nudged(inputs, generator)
     with Rounding(generator) as rounding:
         outputs = respond(function, near).clone()
-    return outputs, rounding.eps
+    return outputs, rounding
 
 
 class Rounding(Precision):  # type: ignore[no-untyped-call]
@@ -85,12 +108,14 @@ class Rounding(Precision):  # type: ignore[no-untyped-call]
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
         self.generator = generator
+        self.numbers = 0  # in all results
 
     def seen(self, func: Any, x: Any) -> Any:
         if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
             return x
         if x.numel() == 0 or func.overloadpacket.__name__ in _EXACT or _aliased(func):
             return x
+        self.numbers += x.numel()
         device = self.generator.device
         share = torch.rand(x.shape, generator=self.generator, device=device).to(x.device) - 0.5
         near = x + x * (torch.finfo(x.dtype).eps * share).to(x.real.dtype)

@@ -134,7 +134,8 @@ def lie_derivative(
 
     with torch.no_grad():
         base = compared(values)
-        answer, note = noise(lambda x: compared(respond(function, x)), inputs, base, rng)
+        seen = noise(lambda x: compared(respond(function, x)), inputs, base, rng)
+        answer, note = seen.answer, seen.note
         scale = float(double(base).norm())
         allowed = [compared(tangent_of(symmetry.output_action, a, values)) for a in directions]
     moved = [compared(change) for change in changes]

@@ -21,6 +21,8 @@ from eqtoolbox.symmetry.structure import Tree, batch_size, floating, on_tensors,
 
 # of a batch: a tensor, or a dict, tuple or list of them
 Function = Annotated[Callable[[Any], Any], takes(1, "of a batch")]
+Respond = Callable[[Tree], Tree]  # f of one batch
+Several = Callable[[Respond, Iterator[Tree]], Iterator[Tree]]  # of several, in order
 
 
 @checked
@@ -69,12 +71,23 @@ def _stacked(*leaves: Any) -> Any:
 
 
 def orbit(
-    function: Function, inputs: Tree, symmetry: Equivariance, elements: Iterable[Element]
+    function: Function,
+    inputs: Tree,
+    symmetry: Equivariance,
+    elements: Iterable[Element],
+    several: Several | None = None,
 ) -> Iterator[tuple[Element, Tree, Tree]]:
-    """Yields g, f(S_g x) and f_g(x) = R_g^-1 f(S_g x), which is None where g has no inverse."""
-    group, act = symmetry.group, symmetry.output_action
-    for g in elements:
-        response = told(lambda x: respond(function, x), symmetry.input_action(g, inputs))
+    """Yields g, f(S_g x) and f_g(x) = R_g^-1 f(S_g x), which is None where g has no inverse.
+
+    Args:
+        function, inputs, symmetry, elements: f, x, and what is done to x.
+        several: evaluates f at several batches; one by one unless given.
+    """
+    group, act, drawn = symmetry.group, symmetry.output_action, list(elements)
+    alone = lambda x: told(lambda y: respond(function, y), x)
+    moved = (symmetry.input_action(g, inputs) for g in drawn)
+    responses = map(alone, moved) if several is None else several(alone, moved)
+    for g, response in zip(drawn, responses, strict=True):
         yield g, response, act(group.inverse(g), response) if group.invertible else None
 
 

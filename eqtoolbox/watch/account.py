@@ -149,6 +149,13 @@ class Account:
             self._setup = self._budget.setup
             self._journal.emit("cost/setup", self._setup, unit="s")
 
+    def settled(self) -> None:
+        """What the whole run took, and what it was allowed to take."""
+        self.costs()
+        if self._budget.share is not None:
+            self._journal.emit("cost/spent", self._budget.spent, unit="s")
+            self._journal.emit("cost/allowed", self._budget.allowed, unit="s")
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return dict(self.skipped)
@@ -164,9 +171,18 @@ class Account:
             self._journal.emit(f"cost/skipped/{name}", float(total))
 
     def _why(self, count: int) -> str:
-        so_far, allowed = self._budget.overhead, self._budget.share
         row = "" if count == 1 else f"{count} in a row; "
-        return f"{row}overhead {so_far:.1%} so far, budget {allowed:.1%}"
+        return f"{row}{self._budget.told()}"
+
+    def summary(self, steps: int) -> str:
+        """A run in one line: points of every probe, what was spent, what more would buy."""
+        had = self._budget.runs
+        twice = {} if self._budget.share is None else self._budget.points(2.0)
+        of = {name: had[name] + self.skipped.get(name, 0) for name in had}
+        points = [f"{n} {k}" if k == of[n] else f"{n} {k} of {of[n]}" for n, k in had.items()]
+        more = [f"{n} {min(k, of[n])}" for n, k in twice.items() if min(k, of[n]) > had[n]]
+        bought = f"; twice the budget: {', '.join(more)}" if more else ""
+        return f"{steps} steps, points: {', '.join(points)}; {self._budget.told()}{bought}"
 
 
 def _skipped(steps: str, culprit: str) -> str:

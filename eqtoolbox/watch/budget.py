@@ -1,56 +1,120 @@
-"""The budget: which due probes training time has paid for."""
+"""The budget: which due probes run now, so that what training time pays for makes curves."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
+ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
+AT_ONCE = 0.5  # seconds that several probes may take together at one step
+POINTS = 6  # measurements at least, while the run grows to twice its length, of what can be paid
+SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
+STEADY = 0.2  # part of what is left that is spent while the run grows to twice its length
+
+
+@dataclass(kw_only=True)
+class Wish:
+    """What one probe asked for, and what it got."""
+
+    due: int = 0  # how often it was due
+    runs: int = 0
+    last: int = -1  # step of the last run
+    cost: float | None = None  # seconds that the next run may take; None before the first
 
 
 class Budget:
-    """One token bucket for each probe, all with the same part of the share.
+    """One pool of seconds for all probes, spent so that each has evenly spread measurements.
 
-    Training earns `share` of its time as credit. A probe runs when it has saved up what its last
-    run cost: cheap probes run often, dear ones seldom, and together they stay within the share.
-    What the monitor itself takes counts too: hooks of steps that are not due come off the income,
-    with `UNSEEN` for each step, and catching and writing a due step are paid by what was measured
-    at it.
+    Training earns `share` of its time, beside an allowance once; what the monitor takes comes off:
+    probes, hooks of steps that are not due, with `UNSEEN` for each step, and set-up, of the
+    allowance at most four fifths, so that a dear probe does not silence the light ones for good.
+    How long a run will be is not known, so it is always planned for twice the steps so far: in that
+    time a probe may spend what it takes to run whenever it is due, and where that is too much for
+    all, those who want more share evenly what the others leave. A run that is due waits until its
+    gap to the last one is what this pays for,
 
-    The first run of each probe is free and counted apart, as set-up (symmetries found, the
-    self-test, libraries loaded): it would silence a short run for good.
+        gap = steps so far * cost / (its part of the income so far and of what is left),
+
+    with a fifth of what is left, or all of it where the probe would otherwise have less than six
+    measurements in the second half of the run. Whoever waited longest for its gap comes first.
+    First runs are never refused, as only they tell what a probe costs. Where probes would together
+    hold a step up for more than half a second, the others wait for the next one.
 
     Args:
-        share: of training time, such as 0.05; None for no limit.
+        share: of training time, such as 0.05; None for no limit, so that all run when due.
         names: of the probes.
+        allowance: seconds beside the share.
 
     Raises:
-        ValueError: as `check_share`.
+        ValueError: as `check_share` and `check_allowance`.
+
+    Example:
+        >>> budget = Budget(0.05, ["light", "heavy"], allowance=1.0)
+        >>> for step in range(2):
+        ...     now = budget.choose(["light", "heavy"], step)
+        ...     budget.spend({name: {"light": 0.01, "heavy": 10.0}[name] for name in now}, {}, 0.0)
+        ...     print(now)
+        ['light', 'heavy']
+        ['light']
     """
 
-    def __init__(self, share: float | None, names: Sequence[str]) -> None:
+    def __init__(
+        self, share: float | None, names: Sequence[str], allowance: float = ALLOWANCE
+    ) -> None:
         check_share(share)
-        self.share = share
+        check_allowance(allowance)
+        self.share, self.allowance = share, allowance
         self.training = 0.0  # seconds
         self.probing = 0.0  # seconds of everything the monitor does but its set-up
-        self.setup = 0.0
-        self._balance = dict.fromkeys((*names, LOSS), 0.0)
-        self._costs: dict[str, float] = {}  # seconds that each probe's next run may take
+        self.setup = 0.0  # seconds of the first run of each probe
+        self._first: int | None = None  # step at which something was due first
+        self._wishes = {name: Wish() for name in names} | {LOSS: Wish(cost=0.0)}
 
     @property
     def overhead(self) -> float:
         """The monitor's time over training time so far, set-up apart."""
         return self.probing / max(self.training, 1e-9)
 
+    @property
+    def income(self) -> float:
+        """Seconds that training earned."""
+        return math.inf if self.share is None else self.share * self.training
+
+    @property
+    def runs(self) -> dict[str, int]:
+        """Measurements that each probe had."""
+        return {name: wish.runs for name, wish in self._wishes.items() if name != LOSS}
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything ran."""
+        return any(wish.runs for wish in self._wishes.values())
+
+    @property
+    def allowed(self) -> float:
+        """Seconds that are earned or allowed."""
+        return self.allowance + self.income
+
+    @property
+    def spent(self) -> float:
+        """Seconds that the monitor took, its set-up included."""
+        return self.probing + self.setup
+
+    @property
+    def left(self) -> float:
+        """Seconds that are earned or allowed, and not spent."""
+        setup = min(self.setup, SETUP * self.allowance)
+        return self.allowed - self.probing - setup
+
     def earn(self, seconds: float) -> None:
         """Training took `seconds`."""
         self.training += seconds
-        if self.share is not None:
-            self._credit(self.share * seconds)
 
     def keep(self, seconds: float) -> None:
         """What the monitor always does took `seconds`."""
         self.probing += seconds
-        self._credit(-seconds)
 
     def spend(self, seconds: Mapping[str, float], once: Mapping[str, float], shared: float) -> None:
         """A due step was measured.
@@ -61,21 +125,99 @@ class Budget:
             shared: seconds that all of them made necessary together.
         """
         for name, own in seconds.items():
-            cost = own + shared / len(seconds)
-            if name in self._costs:
-                self.probing += cost
-                self._balance[name] -= cost
-                self._costs[name] = cost - once.get(name, 0.0)
-            else:
+            wish, cost = self._wishes[name], own + shared / len(seconds)
+            again = cost - once.get(name, 0.0)
+            if wish.cost is None:
                 self.setup += cost
-                self._costs[name] = own - once.get(name, 0.0)
+                wish.cost = own - once.get(name, 0.0)
+            else:
+                self.probing += cost
+                wish.cost = max(again, (again + wish.cost) / 2)
+            wish.runs += 1
         if not seconds:
             self.keep(shared)
 
-    def affords(self, name: str) -> bool:
-        """Whether the probe may run now."""
-        unknown = self.share is None or name not in self._costs
-        return unknown or self._balance[name] >= self._costs[name]
+    def choose(self, due: Sequence[str], step: int, waiting: Sequence[str] = ()) -> list[str]:
+        """Which of the due probes run at this step.
+
+        Args:
+            due: by their schedules, at this step.
+            step: its number.
+            waiting: what was chosen for the step before and had to wait, see `waits`.
+        """
+        self._first = step if self._first is None else self._first
+        for name in due:
+            self._wishes[name].due += 1
+        asked = {name: self._wishes[name] for name in (*waiting, *due)}
+        first = [n for n, wish in asked.items() if n in waiting or wish.cost is None]
+        now = list(asked) if self.share is None else [*first, *self._afforded(asked, step, first)]
+        for name in now:
+            asked[name].last = step
+        return now
+
+    def waits(self, name: str, seconds: float) -> bool:
+        """Whether a chosen probe is left for the next step, as others took `seconds` of this."""
+        cost = self._wishes[name].cost or 0.0
+        return self.share is not None and seconds > 0 and seconds + cost > AT_ONCE
+
+    def _afforded(self, asked: Mapping[str, Wish], step: int, first: Sequence[str]) -> list[str]:
+        """Who has waited long enough, the longest first, as far as it is paid."""
+        gap = self._gap(step + 1 - (self._first or 0))
+        waited = {n: (step - w.last) / gap(w) for n, w in asked.items() if n not in first}
+        now, together = list[str](), sum(asked[name].cost or 0.0 for name in first)
+        for name in sorted((n for n, w in waited.items() if w >= 1), key=lambda n: -waited[n]):
+            cost = asked[name].cost or 0.0
+            if together + cost + self._lighter_than(cost) <= self.left:
+                now.append(name)
+                together += cost
+        return now
+
+    def _lighter_than(self, cost: float) -> float:
+        """Seconds of one more run of all that take less: they are not kept waiting by dear ones."""
+        return sum(wish.cost for wish in self._wishes.values() if wish.cost and wish.cost < cost)
+
+    def _gap(self, steps: int) -> Callable[[Wish], float]:
+        """How many steps apart a probe's runs are, where the run has taken `steps` so far."""
+        left = max(self.left, 0.0)
+        calm, eager = self._part(self.income + STEADY * left), self._part(self.income + left)
+
+        def gap(wish: Wish) -> float:
+            cost = max(wish.cost or 0.0, 1e-9)
+            calmly, eagerly = steps * cost / max(calm, 1e-9), steps * cost / max(eager, 1e-9)
+            if wish.due * cost <= calm:  # all that it wants
+                return 1.0
+            return max(min(calmly, max(eagerly, steps / POINTS)), 1.0)
+
+        return gap
+
+    def _part(self, seconds: float) -> float:
+        """What each may spend of these, if who wants less than an even share leaves the rest."""
+        wanted = sorted(wish.due * (wish.cost or 0.0) for wish in self._wishes.values())
+        for place, want in enumerate(wanted):
+            even = seconds / (len(wanted) - place)
+            if want > even:
+                return even
+            seconds -= want
+        return math.inf
+
+    def told(self) -> str:
+        """What was spent of what is allowed, in words."""
+        spent = f"{self.spent:.3g} s spent"
+        if self.share is None:
+            return f"{spent}, {self.overhead:.1%} of training and set-up, no budget"
+        allowed = f"{self.share:.1%} of {self.training:.3g} s of training"
+        return f"{spent} of {self.allowed:.3g} s ({self.allowance:g} s and {allowed})"
+
+    def points(self, times: float) -> dict[str, int]:
+        """Measurements that each probe would have had with so many times the budget, about."""
+        more = (times - 1) * self.allowed + max(self.left, 0.0)
+        spent = sum(wish.runs * (wish.cost or 0.0) for wish in self._wishes.values())
+        part = self._part(spent + more)
+        return {
+            name: max(wish.runs, int(min(wish.due, part / max(wish.cost or 0.0, 1e-9))))
+            for name, wish in self._wishes.items()
+            if name != LOSS
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -83,20 +225,16 @@ class Budget:
             "training": self.training,
             "probing": self.probing,
             "setup": self.setup,
-            "balance": dict(self._balance),
-            "costs": dict(self._costs),
+            "first": self._first,
+            "wishes": {name: asdict(wish) for name, wish in self._wishes.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; probes that are new start at nothing."""
         self.training, self.probing = state["training"], state["probing"]
-        self.setup = state.get("setup", 0.0)
-        self._balance |= {n: b for n, b in state["balance"].items() if n in self._balance}
-        self._costs = dict(state["costs"])
-
-    def _credit(self, seconds: float) -> None:
-        for name in self._balance:
-            self._balance[name] += seconds / len(self._balance)
+        self.setup, self._first = state.get("setup", 0.0), state.get("first")
+        known = state.get("wishes") or {n: {"cost": c} for n, c in state.get("costs", {}).items()}
+        self._wishes |= {n: Wish(**w) for n, w in known.items() if n in self._wishes}
 
 
 def check_share(budget: float | None) -> None:
@@ -115,3 +253,14 @@ def check_share(budget: float | None) -> None:
             "budget is a share of training time such as 0.05, at most 1, or None for no limit, "
             f"got {budget!r}{hint}"
         )
+
+
+def check_allowance(allowance: float) -> None:
+    """Refuse what is no number of seconds.
+
+    Raises:
+        ValueError: it is no number >= 0.
+    """
+    number = isinstance(allowance, (int, float)) and not isinstance(allowance, bool)
+    if not number or not 0 <= allowance < math.inf:
+        raise ValueError(f"allowance is a number of seconds >= 0, got {allowance!r}")

@@ -1,6 +1,5 @@
 """The catch: an optimizer step that is over, frozen into a snapshot and measured by due probes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from eqtoolbox.replay.identity import identity
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.account import Account
+from eqtoolbox.watch.agenda import Agenda
 from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.faithfulness import Faithfulness
 from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.runner import Runner
 from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
@@ -29,6 +28,7 @@ class Catch:
         capture: that catches its losses.
         taken: what the step began from.
         journal, runner, account: to which measurements go.
+        agenda: what is measured.
         probe_batch: a fixed batch to measure on; None for each step's own.
         seed: of the random state on that batch.
         resumed: whether the run goes on in a directory of an earlier one.
@@ -42,32 +42,27 @@ class Catch:
         journal: Journal,
         runner: Runner,
         account: Account,
+        agenda: Agenda,
         *,
         probe_batch: Any,
         seed: int,
         resumed: bool,
     ) -> None:
         self.faithful = Faithfulness(capture, journal)
-        self.shared = Shared()
+        self.shared = Shared(journal)
         self.probe_batch = probe_batch
         self.shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
         self._loaded, self._unloaded = False, resumed  # whether its state was given back
         self._watched, self._capture, self._taken = watched, capture, taken
         self._journal, self._runner, self._account = journal, runner, account
+        self._agenda = agenda
         self._random = RandomState.seeded(seed)
 
-    def measure(
-        self,
-        step: int,
-        probes: Sequence[Probe],
-        before: Parameters,
-        named: dict[str, nn.Parameter],
-    ) -> None:
-        """Run these probes on the step that is over.
+    def measure(self, step: int, before: Parameters, named: dict[str, nn.Parameter]) -> None:
+        """Run the probes of the agenda on the step that is over.
 
         Args:
             step: its number.
-            probes: in order.
             before: theta_t.
             named: the live parameters, at theta_{t+1}.
         """
@@ -79,16 +74,19 @@ class Catch:
         self._account.applied(before, after, snapshot.gradient)
         if not self.faithful.checked:
             self._warn_of_lost_state()
-        evaluated = not self.faithful.checked or any(probe.evaluates for probe in probes)
+        evaluated = not self.faithful.checked or self._agenda.evaluates
         own = self._capture.own_share(self._taken.scale)
         if evaluated and self.faithful.check(snapshot, own, self._taken.scale):
             snapshot = self.snapshot(step, before, after, named)
-        for probe in sorted(probes, key=lambda p: not p.evaluates):  # those tell what others read
+        probes = sorted(self._agenda.run, key=lambda p: not p.evaluates)
+        for probe in probes:  # those that evaluate tell what others read
+            if self._agenda.waits(probe, sum(self._runner.seconds.values())):
+                continue
             self._runner.run(probe, snapshot)
             if self._runner.refused and not self._capture.refused:
                 self.faithful.refuse(self._runner.refused)
                 snapshot = self.snapshot(step, before, after, named)
-        self._account.measured(probes)
+        self._account.measured(self._agenda.run)
 
     def snapshot(
         self,

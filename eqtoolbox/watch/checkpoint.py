@@ -23,8 +23,12 @@ FURTHER: dict[str, Any] = {
 BUDGET: dict[str, Any] = {
     "training": float,
     "probing": float,
-    "balance": Mapping[str, float],
-    "costs": Mapping[str, float],
+}
+OF_BUDGET: dict[str, Any] = {
+    "setup": float,
+    "first": Natural | None,
+    "costs": Mapping[str, float],  # of an older version, instead of wishes
+    "wishes": Mapping[str, Mapping[str, float | None]],
 }
 
 
@@ -45,8 +49,8 @@ def check_state(state: Any) -> None:
     _have("state['budget']", state["budget"], BUDGET, "the budget of a Monitor's state")
     for name in FURTHER.keys() & state.keys():
         fitted(f"state[{name!r}]", state[name], FURTHER[name])
-    if "setup" in state["budget"]:
-        fitted("state['budget']['setup']", state["budget"]["setup"], float)
+    for name in OF_BUDGET.keys() & state["budget"].keys():
+        fitted(f"state['budget'][{name!r}]", state["budget"][name], OF_BUDGET[name])
 
 
 def _have(where: str, table: Mapping[str, Any], kinds: Mapping[str, Any], what: str) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from eqtoolbox.watch.budget import LOSS, UNSEEN, Budget
+from eqtoolbox.watch.budget import UNSEEN, Budget
 from eqtoolbox.watch.capture.stopwatch import Stopwatch
 
 
@@ -64,8 +64,6 @@ class Clock:
             started: when the step was over.
             spent, once: seconds of each probe, as `Budget.spend` takes them.
         """
-        if self._budget.affords(LOSS):
-            spent = {**spent, LOSS: 0.0}
         ended = time.perf_counter()
         self._budget.spend(spent, once, self._busy + ended - started - sum(spent.values()))
         self._busy = 0.0

@@ -1,6 +1,5 @@
 """A course: the optimizer steps of one training, and at each what is due, caught and measured."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from eqtoolbox.record.schedule import following
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.replay.eager import eager, untraced
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.watch.account import Account
+from eqtoolbox.watch.agenda import Agenda
 from eqtoolbox.watch.budget import LOSS, Budget
 from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
@@ -20,16 +19,12 @@ from eqtoolbox.watch.catch import Catch
 from eqtoolbox.watch.clock import Clock
 from eqtoolbox.watch.interrupts import Gate
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.memory import Governor
 from eqtoolbox.watch.options import Options
-from eqtoolbox.watch.probe import Probe, Scheduled
+from eqtoolbox.watch.probe import Scheduled
 from eqtoolbox.watch.runner import Runner, synchronize
 from eqtoolbox.watch.step import Step, closure_of
 from eqtoolbox.watch.time_limit import TimeLimit
-
-FORKED = (
-    "this process was forked from the one that attached the monitor: nothing is measured here; "
-    "attach in this process to watch it"
-)
 
 
 class Course:
@@ -76,16 +71,14 @@ class Course:
         self._watched = Watched(model, self.optimizers, given.criterion)
         self._capture = LossCapture(self._watched, given.loss_fn, given.criterion, called)
         self._journal = Journal(sinks, given.on_error, segment)
-        self._budget = Budget(given.budget, [s.probe.name for s in self.probes])
+        self._budget = Budget(given.budget, [s.probe.name for s in self.probes], given.allowance)
         self._account = Account(self.optimizers, self._budget, self._journal)
-        self._runner = Runner(model, given.seed, self._journal, TimeLimit(given.probe_timeout))
+        limits = TimeLimit(given.probe_timeout), Governor(given.memory)
+        self._runner = Runner(model, given.seed, self._journal, *limits)
         self._waiting = self._capture.pending.waiting
         self._waiting.tell = self._account.stalled
         self._clock = Clock(self._budget, self._capture.stopwatch)
-        self._todo: list[Probe] = []  # due at the coming step
-        self._run: list[Probe] = []  # and paid for
-        self._catches = False  # whether the coming step is caught
-        self._next = 0.0  # the step up to which nothing is due after the coming one
+        self._agenda = Agenda(self.probes, self._budget, self._journal)
         self._taken = Step(self._watched)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
         self._open = False
@@ -97,6 +90,7 @@ class Course:
             self._journal,
             self._runner,
             self._account,
+            self._agenda,
             probe_batch=given.probe_batch,
             seed=given.seed,
             resumed=segment > 0,
@@ -111,28 +105,18 @@ class Course:
     def _arm(self) -> None:
         """Find out what is due at the coming step, and what of it is paid for."""
         self._journal.step = self.step
-        self._todo = self._due(self.step)
-        if self._todo:
-            if self._clock.running:
-                self._clock.earn()
-            self._run = [probe for probe in self._todo if self._budget.affords(probe.name)]
-            self._catches = bool(self._run) or self._budget.affords(LOSS)
-        elif self._catches:
-            self._run, self._catches = [], False
-        self._next = min(
-            (following(s.schedule, self.step + 1) for s in self.probes), default=math.inf
-        )
+        if self._clock.running:
+            self._clock.earn()
+        self._agenda.plan(self.step)
         self._capture.replays = (
-            self._several
-            or not self._catch.faithful.checked
-            or any(probe.evaluates for probe in self._run)
+            self._several or not self._catch.faithful.checked or self._agenda.evaluates
         )
-        if self._catches or self._capture.armed:
-            self._capture.armed = self._catches
-        if self._catches and self._capture.replays:
+        if self._agenda.catches or self._capture.armed:
+            self._capture.armed = self._agenda.catches
+        if self._agenda.catches and self._capture.replays:
             self._capture.expect_check()
         if self._handles:
-            self._watch_starts(self._catches or self._several)
+            self._watch_starts(self._agenda.catches or self._several)
 
     def _watch_starts(self, wanted: bool) -> None:
         """Have hooks that the optimizers call before they step, or have none."""
@@ -144,26 +128,9 @@ class Course:
                 handle.remove()
             self._starts = []
 
-    def _due(self, step: int) -> list[Probe]:
-        disabled = self._journal.disabled
-        if "monitor" in disabled:
-            return []
-        if self._journal.elsewhere:
-            self._journal.disable("monitor", FORKED)
-            return []
-        due = []
-        for scheduled in self.probes:
-            try:
-                if scheduled.schedule(step) and scheduled.probe.name not in disabled:
-                    due.append(scheduled.probe)
-            except BaseException as error:
-                if scheduled.probe.name not in disabled:
-                    self._journal.failed(scheduled.probe.name, error)
-        return due
-
     @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if not self._catches or current() is not None:
+        if not self._agenda.catches or current() is not None:
             return None
         self._begin(closure=callable(closure_of(args, kwargs)))
         return self._taken.asked(optimizer, args, kwargs, self._inside)
@@ -173,7 +140,7 @@ class Course:
         if current() is not None:  # a loss that is evaluated again steps an optimizer itself
             return
         started = time.perf_counter()
-        if self._todo or self.step + 1 >= self._next:
+        if self._agenda.ends_at(self.step):
             self._due_step_ends(started)
             return
         self._clock.begin(started)
@@ -185,13 +152,13 @@ class Course:
     @eager
     def _due_step_ends(self, started: float) -> None:
         """A step ends that was due, or that one which may be due follows."""
-        caught = self._catches
+        caught = self._agenda.catches
         with self._gate:
             try:
                 if caught:
                     self._finish()
-                elif self._todo:
-                    self._account.skip(self._todo)
+                elif self._agenda.todo:
+                    self._account.skip(self._agenda.left_out)
                     self._journal.flush()
                 self._clock.begin(started)
             finally:  # an interrupt passes, and the next step is counted right
@@ -212,11 +179,11 @@ class Course:
             self._close_step()
         if not self._open:
             self._open = True
-            if self._catches:
+            if self._agenda.catches:
                 self._begin(closure=True)
             elif self._capture.armed:
                 self._capture.pending.step_starts(self._taken.unmoved)
-            self._capture.armed = self._catches or bool(self._due(self.step + 1))
+            self._capture.armed = self._agenda.catches or self._agenda.catches_after(self.step + 1)
         self._capture.pending.step_goes_on()
         return self._taken.asked(optimizer, args, kwargs, self._inside)
 
@@ -232,7 +199,7 @@ class Course:
     def _close_step(self) -> None:
         self._open = False
         self._stepped.clear()
-        if not self._catches:
+        if not self._agenda.catches:
             self._capture.drop()
         self._step_ends(None, (), {})
 
@@ -241,9 +208,9 @@ class Course:
         started = self._clock.earn()
         try:
             self._capture.pending.step_starts(self._taken.unmoved)
-            if self._run or closure:
+            if self._agenda.run or closure:
                 self._capture.look_ahead(self._catch.probe_batch)
-                self._taken.keep(reuse=not any(probe.evaluates for probe in self._run))
+                self._taken.keep(reuse=not self._agenda.evaluates)
         except BaseException as error:
             self._failed(error)
             self._taken.missed = error
@@ -260,15 +227,15 @@ class Course:
         started = self._clock.earn()
         try:
             if self._taken.missed is not None:
-                for probe in self._todo:
+                for probe in self._agenda.todo:
                     self._runner.fail(probe, self._taken.missed)
                 return
             named = self._watched.named()
             self._account.lose(*self._capture.pending.skipped)
             self._account.step(self._capture.value(self._taken.scale), named)
-            if self._run and self._taken.before is not None:
-                self._catch.measure(self.step, self._run, self._taken.before, named)
-            self._account.skip([probe for probe in self._todo if probe not in self._run])
+            if self._agenda.run and self._taken.before is not None:
+                self._catch.measure(self.step, self._taken.before, named)
+            self._account.skip(self._agenda.left_out)
             self._journal.succeeded("monitor")
         except BaseException as error:
             self._failed(error)
@@ -281,8 +248,10 @@ class Course:
     def _pay(self, started: float) -> None:
         """Settle what the step took, and say what the monitor took so far."""
         spent, once = self._runner.take()
+        if self._agenda.loss:
+            spent[LOSS] = 0.0
         ended = self._clock.pay(started, spent, once)
-        if spent:
+        if self._agenda.run:
             self._account.costs()
         self._journal.flush()
         self._clock.resume(ended)

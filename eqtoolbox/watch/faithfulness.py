@@ -13,7 +13,6 @@ from eqtoolbox.replay.gradient import (
     GradientCheck,
     compare,
     repeats,
-    replayed_gradient,
 )
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.scalar import NotALoss
@@ -94,7 +93,7 @@ class Faithfulness:
         elif snapshot.training is not None:
             try:
                 with snapshot.training.isolated():
-                    replayed = replayed_gradient(snapshot.training, snapshot.before, scale)
+                    replayed = snapshot.slope(snapshot.training, scale)
                     found = self._judged(snapshot, replayed, 0.0, own)
                     if found.cause:
                         repeated = repeats(snapshot.training, snapshot.before)

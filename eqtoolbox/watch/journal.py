@@ -143,6 +143,16 @@ class Journal:
         """Tell all sinks that a step is complete."""
         self._each(lambda sink: sink.flush())
 
+    def keep(self, name: str, found: Mapping[str, Any]) -> None:
+        """Have plain values kept under a name."""
+        self._each(lambda sink: sink.keep(name, found))
+
+    def kept(self, name: str) -> Mapping[str, Any]:
+        """What a sink kept under a name, the first that has any."""
+        found: list[Mapping[str, Any]] = []
+        self._each(lambda sink: found.append(sink.kept(name)))
+        return next(filter(None, found), {})
+
     def add(self, sink: Sink) -> None:
         """Send what comes to this sink too."""
         self._sinks.append(sink)

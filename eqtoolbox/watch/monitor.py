@@ -1,5 +1,6 @@
 """The monitor: the course of a training, and what its user says to it and asks of it."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -162,13 +163,15 @@ class Monitor(Course):
             self._close_step()
         self.detach()
         if attached and self.probes and not told:
-            steps, measured = self.step - self._first, bool(self._budget.setup)
+            steps, measured = self.step - self._first, self._budget.measured
             self._safely(self._account.ended, self._waiting, steps, measured)
         if attached:
             self._clock.earn()
-            if self._budget.setup:
+            if self._budget.measured:
                 self._journal.step = max(self.step - 1, 0)
-                self._account.costs()
+                self._account.settled()
+                summary = self._account.summary(self.step - self._first)
+                print(f"eqtoolbox: {summary}", file=sys.stderr)
         self._journal.close()
 
     def __enter__(self) -> "Monitor":

@@ -14,8 +14,9 @@ from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.expect.words import shown
 from eqtoolbox.record.schedule import Schedule
 from eqtoolbox.replay.objective import LossFunction
-from eqtoolbox.watch.budget import check_share
+from eqtoolbox.watch.budget import ALLOWANCE, check_allowance, check_share
 from eqtoolbox.watch.journal import OnError
+from eqtoolbox.watch.memory import PEAK, Limit, check_limit
 from eqtoolbox.watch.probe import Probe, Scheduled
 from eqtoolbox.watch.time_limit import Timeout, check_timeout
 
@@ -37,9 +38,13 @@ class Options:
         probe_batch: a fixed batch to measure on, instead of each step's own.
         schedule: when to measure, overriding the probes' own: every n-th step, a callable
             `step -> bool`, or a dict of these by probe name.
-        budget: largest share of training time that the monitor may take, set-up (the first run of
-            each probe) apart; None for no limit, so that exactly the scheduled steps are measured.
-            Skips are recorded.
+        budget: largest share of training time that the monitor may take, its set-up included;
+            None for no limit, so that exactly the scheduled steps are measured. Within it every
+            probe gets measurements that are spread evenly over the run; skips are recorded.
+        allowance: seconds that it may take beside that share, so that short runs have curves, too.
+        memory: largest peak of memory as a multiple of training's own; probes that need more
+            measure a part of the batch and say how many samples, or are skipped
+            (`skipped_memory`). None for no limit.
         probe_timeout: seconds that a probe may take at one step. After them it is stopped between
             two evaluations of the loss; rows up to there are kept, and after three times in a row
             it is disabled. "auto" is 20 times its longest run so far, at least 30 s, and 600 s
@@ -68,6 +73,8 @@ class Options:
     probe_batch: Any = None
     schedule: When = None
     budget: Annotated[float | None, OWN] = 0.05
+    allowance: Annotated[float, OWN] = ALLOWANCE
+    memory: Limit = PEAK
     probe_timeout: Timeout = "auto"
     run_dir: Location | None = None
     sinks: Sequence[Tracker] = ()
@@ -78,6 +85,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_share(self.budget)
+        check_allowance(self.allowance)
+        check_limit(self.memory)
         check_timeout(self.probe_timeout)
         if self.criterion is not None and not isinstance(self.criterion, nn.Module):
             raise TypeError(

@@ -19,6 +19,7 @@ from eqtoolbox.replay.thread.scope import LeavesTrace, current
 from eqtoolbox.replay.tree import check_batch
 from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.memory import Governor, NoRoom, samples
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
 from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
@@ -35,7 +36,14 @@ class Runner:
     again on half of its batch, and stays on half; if that does not fit either it is disabled.
     """
 
-    def __init__(self, model: nn.Module, seed: int, journal: Journal, limit: TimeLimit) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        seed: int,
+        journal: Journal,
+        limit: TimeLimit,
+        governor: Governor | None = None,
+    ) -> None:
         self.references: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # that each probe took at this step
         self.once: dict[str, float] = {}  # of these, those that no later run takes again
@@ -45,6 +53,7 @@ class Runner:
         self._seed = seed
         self._journal = journal
         self._limit = limit
+        self._governor = governor or Governor(None)
 
     def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
         """Measure and write; `take` tells what it took."""
@@ -93,6 +102,7 @@ class Runner:
     def _measured(self, probe: Probe, snapshot: Snapshot) -> tuple[list[Measurement], bool]:
         """What the probe yields, ended by a row that says what went wrong; and if it fits."""
         rows: list[Measurement] = []
+        used = 0  # samples, where they are not all
         began = time.perf_counter()
         if snapshot.broken:
             return [headline(probe, "non_finite", f"{snapshot.broken} holds NaN or infinity")], True
@@ -113,6 +123,8 @@ class Runner:
                     started = time.perf_counter()
                     self.references[probe.name] = probe.reference(snapshot, rng)
                     self.once[probe.name] += time.perf_counter() - started
+                if evaluates:
+                    snapshot, used = self._governor.fitted(probe, snapshot)
                 made = snapshot.shared.seconds
                 reference = probe.restored(self.references[probe.name])
                 self.references[probe.name] = reference
@@ -124,6 +136,8 @@ class Runner:
         except LeavesTrace as reason:
             rows.append(headline(probe, "not_applicable", str(reason)))
             self.refused = str(reason)
+        except NoRoom as reason:
+            rows.append(headline(probe, "skipped_memory", str(reason)))
         except NotApplicable as reason:
             row = headline(probe, "not_applicable", str(reason))
             lacks = any(remedy in row.note for remedy in REMEDIES)
@@ -144,8 +158,9 @@ class Runner:
             self._journal.succeeded(probe.name)
             took = time.perf_counter() - began - self.once[probe.name]
             self._limit.learn(probe.name, took)
-        if probe.name in self.halved:
-            rows = [replace(row, note="; ".join(filter(None, (row.note, HALF)))) for row in rows]
+        if used or probe.name in self.halved:
+            said = f"on {used} samples of the batch, to stay within memory=" if used else HALF
+            rows = [_on_part(row, said, samples(snapshot.measured)) for row in rows]
         return rows, True
 
     def _stopped(self, probe: Probe, rows: list[Measurement], seconds: float) -> None:
@@ -184,6 +199,12 @@ class Runner:
 
     def _write(self, measurement: Measurement, probe: Probe) -> Record:
         return self._journal.write(record(measurement, probe))
+
+
+def _on_part(row: Measurement, said: str, count: int) -> Measurement:
+    """A row that says on how many samples it was measured."""
+    note = "; ".join(filter(None, (row.note, said)))
+    return replace(row, note=note, facts={**row.facts, "samples": count})
 
 
 def headline(probe: Probe, status: Status, note: str) -> Measurement:

@@ -1,8 +1,9 @@
 """What the probes of one run find out once about its model, and share: owned by the monitor."""
 
 import time
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from eqtoolbox.replay.identity import digest
 
@@ -10,12 +11,24 @@ T = TypeVar("T")
 KEPT = 4  # findings of one kind: of losses that take turns, of training and evaluation mode
 
 
+class Shelf(Protocol):
+    """Where plain values are kept under a name, and looked for; whoever put them there."""
+
+    def keep(self, name: str, found: Mapping[str, Any]) -> None: ...
+
+    def kept(self, name: str) -> Mapping[str, Any]: ...
+
+
 class Shared:
     """Findings of one run, each made once as long as what it is about stays the same.
 
     Probes hold options only: what they find out lives here, so that a probe given to two runs
     finds out about each by itself. A finding that has a `state_dict()` of plain values is
-    checkpointed; others are made anew where a run goes on.
+    checkpointed; others are made anew where a run goes on. Some lie on the shelf as well, such as
+    the run's directory, and are found there where no checkpoint was loaded.
+
+    Args:
+        shelf: where such findings lie; None: nowhere.
 
     Example:
         >>> shared = Shared()
@@ -25,7 +38,8 @@ class Shared:
         9
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._shelf = shelf
         self.seconds = 0.0  # that making took so far
         self._found: dict[str, dict[Hashable, Any]] = {}
         self._saved: dict[str, Any] = {}  # by digest, of the run that goes on
@@ -37,6 +51,7 @@ class Shared:
         about: Hashable,
         make: Callable[[], T],
         restore: Callable[[Any], T] | None = None,
+        shelved: bool = False,
     ) -> T:
         """The finding of this kind about something, made if there is none yet.
 
@@ -45,14 +60,19 @@ class Shared:
             about: what it depends on; equal for two steps at which the finding is the same.
             make: finds it out. What it raises is raised, and nothing is kept.
             restore: makes the finding of what its `state_dict()` was in an earlier run.
+            shelved: whether it lies on the shelf, too, as JSON can hold it.
         """
         found = self._found.setdefault(kind, {})
         if about in found:
             found[about] = found.pop(about)  # the last one used comes last
             return found[about]  # type: ignore[no-any-return]
         saved = self._saved.pop(digest((kind, about)), None) if self._saved else None
-        made = self._timed(make) if saved is None or restore is None else restore(saved)
-        found[about] = made
+        if saved is None and shelved:
+            saved = self._on_shelf(kind).get(digest(about))
+        again = partial(restore, saved) if restore is not None and saved is not None else make
+        found[about] = made = self._timed(again)
+        if shelved:
+            self._put_on_shelf(kind, about, made)
         if len(found) > KEPT:
             del found[next(iter(found))]
         return made
@@ -70,6 +90,15 @@ class Shared:
         """Go on with what an earlier run found, where it is about the same."""
         self._found.clear()
         self._saved = dict(state)
+
+    def _on_shelf(self, kind: str) -> Mapping[str, Any]:
+        return self._shelf.kept(kind) if self._shelf is not None else {}
+
+    def _put_on_shelf(self, kind: str, about: Hashable, made: Any) -> None:
+        """The last findings of a kind; what else lies there goes."""
+        if self._shelf is not None and hasattr(made, "state_dict"):
+            others = [(k, v) for k, v in self._on_shelf(kind).items() if k != digest(about)]
+            self._shelf.keep(kind, dict([*others[1 - KEPT :], (digest(about), made.state_dict())]))
 
     def _timed(self, make: Callable[[], T]) -> T:
         """What `make` returns; its time counts once where one finding needs another."""

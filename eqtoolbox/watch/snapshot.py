@@ -5,7 +5,7 @@ theta_{t+1} = theta_t + update.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.record.record import Product
+from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.shared import Shared
 
@@ -39,6 +40,16 @@ class ParameterGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slope:
+    """A gradient that was replayed, of which loss, where and at which scale."""
+
+    objective: Objective
+    before: Parameters
+    scale: float
+    gradient: Parameters
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """One optimizer step: parameters around it, gradient, batch and the loss as a pure function."""
 
@@ -57,6 +68,7 @@ class Snapshot:
     # what second derivatives the probe that measures was given, where they are not exact
     products: set[Product] = field(default_factory=set, repr=False, compare=False)
     told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones
+    slopes: list[Slope] = field(default_factory=list, repr=False, compare=False)  # replayed so far
 
     @cached_property
     def update(self) -> Parameters:
@@ -79,6 +91,22 @@ class Snapshot:
         if self.measured is None:
             raise NotApplicable(self.why_no_loss)
         return self.measured.unmixed()
+
+    def slope(self, objective: Objective, scale: float = 1.0) -> Parameters:
+        """Gradient of a loss at theta_t, replayed once for all who ask at this step.
+
+        Args:
+            objective: the loss; another object that is the same function of the same batch shares.
+            scale: by which it is multiplied meanwhile, see `replayed_gradient`.
+        """
+        for known in self.slopes:
+            here = known.before is self.before and known.scale == scale
+            if here and _same(known.objective, objective):
+                return known.gradient
+        found = replayed_gradient(objective, self.before, scale)
+        known = Slope(objective=objective, before=self.before, scale=scale, gradient=found)
+        self.slopes.append(known)
+        return found
 
     @cached_property
     def broken(self) -> str:
@@ -171,6 +199,19 @@ def gradients(
     if not found:
         return None
     return {n: found[n] if n in found else torch.zeros_like(p) for n, p in parameters.items()}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two losses are one: made of the very same model, function, batch and state."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Objective):
+        return all(_same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, (bool, int, float, str)) and one == other
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.linalg.vectors import norms
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.gradient_scale import gradient_scale, scale_inside
@@ -17,7 +18,8 @@ class Step:
     """The optimizer step that is being taken.
 
     Gradients are copied when they are final: as `step()` is called, or when its closure returns.
-    What an optimizer makes of `.grad` while it steps (decay added, momentum, None) is its own.
+    What an optimizer makes of `.grad` while it steps (decay added, momentum, None) is its own. Of
+    one that was seen to leave them as they are no copy is made: their norms tell if it still does.
 
     Args:
         watched: the parameters that it moves.
@@ -31,7 +33,10 @@ class Step:
         self._watched = watched
         self._memory: dict[str, Parameters] = {}  # of copies that only those see who keep nothing
         self._reuse = False
-        self._noted: Parameters = {}  # gradients as the optimizers were given them
+        self._noted: dict[int, Parameters] = {}  # gradients as each optimizer was given them
+        self._norms: dict[int, Tensor] = {}  # of those that were not copied
+        self._spares: dict[int, bool] = {}  # whether an optimizer leaves its gradients as they are
+        self._given: dict[int, Parameters] = {}  # live ones to compare with their copies
         self._here = self._closed = False  # a closure runs at theta_t; one has
 
     def keep(self, reuse: bool) -> None:
@@ -92,24 +97,42 @@ class Step:
     def _note_gradients(self, optimizer: Any) -> None:
         """The gradients of this optimizer are final: copy them, a scaler's scale taken out."""
         found = {n: p.grad for n, p in self._held_by(optimizer).items()}
-        given = {n: g for n, g in found.items() if g is not None}
+        given = {n: g.detach() for n, g in found.items() if g is not None}
+        scale, which = scale_inside(optimizer), id(optimizer)
         try:
-            kept = self._copied(f"gradient of {id(optimizer)}", given)
+            if self._reuse and scale == 1.0 and self._spares.get(which) and _dense(given):
+                self._noted[which], self._norms[which] = given, norms(given.values())
+                return
+            kept = self._copied(_gradient_of(which), given)
         except Exception as error:
             self.missed = error
             raise
-        scale = scale_inside(optimizer)
         if kept and scale != 1.0:
             torch._foreach_div_(list(kept.values()), scale)
-        self._noted |= kept
+        elif self._reuse and kept and _dense(given) and which not in self._spares:
+            self._given[which] = given
+        self._noted[which] = kept
 
     def gradient(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
         """The gradients that the step used, of the parameters; None if there are none."""
-        return None if self.moved else gradients(named, self._noted)
+        for which, given in self._given.items():
+            self._spares[which] = self._same(self._noted[which], given)
+            if self._spares[which]:
+                self._noted[which] = given
+                self._memory.pop(_gradient_of(which), None)
+        self._given = {}
+        for which, before in self._norms.items():
+            now = norms(self._noted[which].values())
+            if not torch.equal(now.nan_to_num(nan=-1.0), before.nan_to_num(nan=-1.0)):
+                self._spares[which] = False  # from the next such step on they are copied
+                self.moved = True
+        noted = {n: g for of in self._noted.values() for n, g in of.items()}
+        return None if self.moved else gradients(named, noted)
 
     def over(self) -> None:
         """Keep nothing of it."""
         self.before, self.scale, self.missed, self._noted = None, 1.0, None, {}
+        self._norms, self._given = {}, {}
         self.moved = False
 
     def forget(self) -> None:
@@ -143,6 +166,14 @@ class Step:
 def closure_of(args: Any, kwargs: Any) -> Any:
     """The closure that `step` of an optimizer was called with; None without."""
     return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
+def _gradient_of(which: int) -> str:
+    return f"gradient of {which}"
+
+
+def _dense(given: Parameters) -> bool:
+    return all(g.layout == torch.strided for g in given.values())
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

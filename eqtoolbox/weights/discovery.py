@@ -15,7 +15,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
 from eqtoolbox.weights.epsilon import observed
-from eqtoolbox.weights.search.found import Found
+from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
 
 def find_symmetries(
@@ -26,15 +26,18 @@ def find_symmetries(
     dtype: torch.dtype | None = None,
     moved_inputs: Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor] | None = None,
     model: nn.Module | None = None,
+    known: KnownSymmetries | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.weights.search`."""
     from eqtoolbox.weights.search import find
 
-    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs, model)
+    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs, model, known)
 
 
 @checked
-def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> Found:
+def discover(
+    model: nn.Module, batch: Any, loss_fn: LossFunction | None = None, *, verify: bool = True
+) -> Found:
     """Every parameter symmetry and equivariance of a model that the analyses find, verified.
 
     The model is not touched: a float64 evaluation with cloned buffers is traced and checked, in
@@ -47,6 +50,8 @@ def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) 
             arguments, or a mapping of keywords.
         loss_fn: (model, batch) -> scalar. None: cross-entropy for integer targets, else squared
             error; against a fixed random target when the batch is inputs alone.
+        verify: False: only propose, from what the loss runs. This takes no memory for parameters,
+            which may be on meta, and no time that depends on their size; everything is "proposed".
 
     Returns:
         Symmetries with `name`, `family`, `dimension`, `status` and `residual`. A group within a
@@ -65,6 +70,9 @@ def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) 
         >>> data = (torch.randn(16, 4), torch.randint(0, 3, (16,)))
         >>> [(s.family, s.dimension) for s in discover(net, data)][:2]
         [('rescale', 8), ('translation', 9)]
+        >>> found = discover(net.to("meta"), data, verify=False)
+        >>> found[0].family, found[0].dimension, found[0].status
+        ('rescale', 8, 'proposed')
     """
     if any(is_lazy(p) for p in model.parameters()):
         raise ValueError("lazy parameters have no shape yet: run the model once, then discover")
@@ -78,8 +86,12 @@ def discover(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) 
         batch=batch,
         random=RandomState(),
         buffers={n: b.detach().clone() for n, b in model.named_buffers()},
-        dtype=torch.float64,
+        dtype=torch.float64 if verify else None,
     )
+    if not verify:
+        return _proposed(objective, params)
+    if any(p.is_meta for p in params.values()):
+        raise ValueError("parameters on meta have no numbers to verify with: give verify=False")
     try:
         found = _found(objective, params)
         if _one_sample(batch) and _still(objective, params):
@@ -129,6 +141,16 @@ def _found(objective: Objective, params: Mapping[str, Tensor]) -> Found:
             moved_inputs=objective.loss_of_moved_inputs,
             model=objective.model,
         )
+
+
+def _proposed(objective: Objective, params: Mapping[str, Tensor]) -> Found:
+    from eqtoolbox.weights.search import find
+
+    try:
+        with objective.isolated():
+            return find.propose_symmetries(objective.output_and_loss, params)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"the loss could not be analysed on this batch: {error}") from error
 
 
 def _running_statistics(model: nn.Module) -> tuple[bool, ...]:

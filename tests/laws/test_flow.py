@@ -6,9 +6,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.weights.charges.flow import ClosedForm, equilibrium, linear_charge, quadratic_charge
+from eqtoolbox.weights.charges.flow import ClosedForm, equilibrium
 
 STEPS = 60
+
+
+def linear_charge(
+    start: Tensor, step: int, *, lr: float, decay: float, momentum: float = 0.0
+) -> Tensor:
+    """Q_{n+1} = (1 + beta - eta gamma) Q_n - beta Q_{n-1} with Q_{-1} = Q_0: from rest, exact."""
+    rows = [[1 + momentum - lr * decay, -momentum], [1.0, 0.0]]
+    power = torch.linalg.matrix_power(torch.tensor(rows, dtype=torch.float64), step)
+    return start * float(power[0].sum())
+
+
+def quadratic_charge(start: Tensor, forces: Tensor, *, lr: float, decay: float) -> Tensor:
+    """Q(t) = e^{-2 gamma t} Q_0 + eta int e^{-2 gamma (t - s)} Q(g(s)) ds: the modified flow."""
+    ages = torch.arange(len(forces) - 1, -1, -1, dtype=start.dtype)
+    weights = torch.exp(-2 * decay * lr * ages)
+    return start * math.exp(-2 * decay * lr * len(forces)) + lr**2 * (weights @ forces)
 
 
 def trained(momentum: float = 0.0, lr: float = 0.05, decay: float = 0.1) -> dict[str, Tensor]:

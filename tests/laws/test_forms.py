@@ -82,7 +82,13 @@ def spoilt(form: Form) -> Form:
     """The same form with one number of its data changed."""
     if isinstance(form, Diagonal):
         first, *rest = form.legs
-        return replace(form, legs=(replace(first, rates=2 * first.rates), *rest))
+        return replace(
+            form,
+            legs=(
+                replace(first, blocks=tuple(replace(b, rate=2 * b.rate) for b in first.blocks)),
+                *rest,
+            ),
+        )
     if isinstance(form, Gram):
         first, *rest = form.legs
         return replace(form, legs=(replace(first, positions=first.positions.roll(1, 2)), *rest))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eqtoolbox.weights.charges.independence import Outputs, charges_rank, flat, lie_dimension, rank
+from benchmarks.independence import Outputs, charges_rank, flat, lie_dimension, rank
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from tests.laws.test_family_laws import Params

@@ -12,16 +12,18 @@ from eqtoolbox.linalg import energy_share, finite_difference, hessian, top_eigen
 from eqtoolbox.linalg.vectors import norm
 
 
-def test_hessian_equals_the_dense_one(network, dense):
+@pytest.mark.parametrize("forward", [False, True])
+def test_hessian_equals_the_dense_one(network, dense, forward):
     loss, params = network
-    H = hessian(loss, params).dense()
+    H = hessian(loss, params, forward=forward).dense()
     exact = dense(loss, params)
     assert (H - exact).abs().max() < 1e-13 * exact.abs().max()
 
 
-def test_gradient_and_loss_come_with_it(network):
+@pytest.mark.parametrize("forward", [False, True])
+def test_gradient_and_loss_come_with_it(network, forward):
     loss, params = network
-    H = hessian(loss, params)
+    H = hessian(loss, params, forward=forward)
     gradient = torch.func.grad(loss)(params)
     assert H.loss_value == loss(params).item()
     for name, g in H.gradient.items():
@@ -29,19 +31,43 @@ def test_gradient_and_loss_come_with_it(network):
         assert not g.requires_grad
 
 
-def test_a_block_is_the_block_of_the_whole(network, dense):
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_block_is_the_block_of_the_whole(network, dense, forward):
     loss, params = network
     first = next(iter(params))
     n = params[first].numel()
-    block = hessian(loss, params).restrict(first).dense()
+    block = hessian(loss, params, forward=forward).restrict(first).dense()
     torch.testing.assert_close(block, dense(loss, params)[:n, :n])
 
 
-def test_a_block_off_the_first_names_is_right_too(mlp, dense):
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_block_off_the_first_names_is_right_too(mlp, dense, forward):
     loss, params = mlp
     torch.testing.assert_close(
-        hessian(loss, params).restrict("last.*").dense(), dense(loss, params)[-21:, -21:]
+        hessian(loss, params, forward=forward).restrict("last.*").dense(),
+        dense(loss, params)[-21:, -21:],
     )
+
+
+def test_forward_over_reverse_says_what_it_cannot(mlp):
+    loss, params = mlp
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, g):
+            return 3 * g * ctx.saved_tensors[0] ** 2
+
+    def cubed(p):
+        return loss(p) + Cube.apply(p["last.bias"]).sum()
+
+    hessian(cubed, params)(params)
+    with pytest.raises(RuntimeError, match="forward mode AD"):
+        hessian(cubed, params, forward=True)(params)
 
 
 def test_products_repeat_bitwise_on_the_retained_graph(mlp):
@@ -51,9 +77,10 @@ def test_products_repeat_bitwise_on_the_retained_graph(mlp):
     assert all(torch.equal(once[n], again[n]) for n in params)
 
 
-def test_a_released_graph_is_built_again(mlp):
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_released_graph_is_built_again(mlp, forward):
     loss, params = mlp
-    with hessian(loss, params) as H:
+    with hessian(loss, params, forward=forward) as H:
         before = H(params)
     after = H(params)
     assert all(torch.equal(before[n], after[n]) for n in params)
@@ -159,33 +186,39 @@ def test_sparse_gradients_are_as_good_as_dense_ones(sparse):
     torch.testing.assert_close(finite_difference(loss, params).gradient, exact.gradient)
 
 
-def test_unused_parameters_get_zeros():
+@pytest.mark.parametrize("forward", [False, True])
+def test_unused_parameters_get_zeros(forward):
     params = {"used": torch.ones(2), "unused": torch.ones(3)}
-    H = hessian(lambda p: (p["used"] ** 3).sum(), params)
+    H = hessian(lambda p: (p["used"] ** 3).sum(), params, forward=forward)
     product = H(params)
     assert product["used"].tolist() == [6, 6]
     assert product["unused"].tolist() == [0, 0, 0]
     assert H.restrict("unused")({"unused": torch.ones(3)})["unused"].tolist() == [0, 0, 0]
 
 
-def test_a_linear_loss_has_zero_hessian():
-    product = hessian(lambda p: p["x"].sum(), {"x": torch.ones(2)})({"x": torch.ones(2)})
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_linear_loss_has_zero_hessian(forward):
+    product = hessian(lambda p: p["x"].sum(), {"x": torch.ones(2)}, forward=forward)(
+        {"x": torch.ones(2)}
+    )
     assert product["x"].tolist() == [0, 0]
 
 
-def test_a_parameter_may_be_linear_beside_one_that_is_not():
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_parameter_may_be_linear_beside_one_that_is_not(forward):
     params = {"a": torch.ones(2), "b": torch.ones(2)}
-    product = hessian(lambda p: (p["a"] ** 2).sum() + p["b"].sum(), params)(params)
+    product = hessian(lambda p: (p["a"] ** 2).sum() + p["b"].sum(), params, forward=forward)(params)
     assert (product["a"].tolist(), product["b"].tolist()) == ([2, 2], [0, 0])
 
 
-def test_half_precision_parameters_have_float32_vectors():
+@pytest.mark.parametrize("forward", [False, True])
+def test_half_precision_parameters_have_float32_vectors(forward):
     def loss(p):
         assert p["x"].dtype == torch.bfloat16
         return (p["x"] ** 4).sum()
 
     params = {"x": torch.ones(2, dtype=torch.bfloat16)}
-    H = hessian(loss, params)
+    H = hessian(loss, params, forward=forward)
     for v in ({"x": torch.ones(2)}, params):  # half precision vectors are raised
         assert H(v)["x"].dtype == torch.float32
         assert H(v)["x"].tolist() == [12, 12]

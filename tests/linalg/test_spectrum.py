@@ -78,6 +78,20 @@ def test_moments_of_a_network_match_its_dense_hessian(network, dense):
     assert abs(found.frobenius_norm.value - exact.norm()) < 4 * found.frobenius_norm.stderr + 1e-9
 
 
+def test_few_rows_are_unbiased_and_cost_precision_alone(operator):
+    H = operator([10.0 * 0.8**i for i in range(40)], n=80)
+    errors = {}
+    for rows in (3, None):
+        draws = [torch.Generator().manual_seed(seed) for seed in range(30)]
+        found = [spectral_moments(H, generator=g, matvecs=30, rows=rows).trace for g in draws]
+        z = [(f.value - 50 * (1 - 0.8**40)) / f.stderr for f in found]
+        assert abs(sum(z)) / len(z) ** 0.5 < 4
+        errors[rows] = sum(f.stderr for f in found)
+    assert errors[3] > 1.5 * errors[None]
+    with pytest.raises(ValueError, match="rows must be >= 1, got 0"):
+        spectral_moments(H, generator=torch.Generator(), rows=0)
+
+
 def test_too_few_products_are_refused(operator):
     with pytest.raises(ValueError, match="matvecs must be >= 6, two for each of three stages"):
         trace(operator([1.0]), generator=_rng(), matvecs=5)

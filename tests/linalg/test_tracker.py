@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from eqtoolbox.linalg import FunctionOperator, MatrixOperator, Tracker, hessian, top_eigenpairs
+from eqtoolbox.linalg import (
+    FunctionOperator,
+    MatrixOperator,
+    Tracker,
+    basis,
+    hessian,
+    top_eigenpairs,
+)
 
 BULK = [0.3 * math.cos(i) for i in range(60)]
 
@@ -199,6 +206,7 @@ def test_tiny_and_negative_operators_are_exact(values):
         ({"k": 0}, "tracker needs k >= 1"),
         ({"rtol": 0.0}, "0 < rtol < 1"),
         ({"k": 9}, r"max\(min_matvecs, k \+ 1\) <= max_matvecs"),
+        ({"k": 2, "rows": 3}, r"rows must be >= k \+ 2 = 4, got 3"),
         ({"max_matvecs": 20}, "max_matvecs <= deep_matvecs, got 2, 20, 12"),
     ],
 )
@@ -212,3 +220,21 @@ def test_a_space_or_state_that_does_not_fit_is_refused():
         Tracker(2).update(MatrixOperator(torch.eye(1)))
     with pytest.raises(ValueError, match="state must be of a tracker with k=2, got k=1"):
         Tracker(2).load_state_dict(Tracker().state_dict())
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("spare", [2, 4, None])
+def test_no_more_rows_are_in_memory_than_allowed_and_bounds_hold(drifting, monkeypatch, k, spare):
+    seen, resize = [0], basis._Rows.resize
+    monkeypatch.setattr(basis, "BLOCK", 1)  # as of a large model: row by row
+    monkeypatch.setattr(basis._Rows, "resize", lambda r, n: (seen.append(n), resize(r, n))[1])
+    rows = None if spare is None else k + spare
+    tracker = Tracker(k, rows=rows)
+    for step in range(30):
+        found = tracker.update(MatrixOperator(drifting(step)))
+        exact = torch.linalg.eigvalsh(drifting(step))[-1].item()
+        assert found.status == "ok"
+        assert -1e-12 <= exact - found.value <= found.bound
+    assert max(seen) <= (rows or 12)
+    assert rows is None or max(seen) == rows
+    assert rows is not None or max(seen) > k + 4  # what limits are for

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.step import Step
 from tests.conftest import blobs, mlp
 from tests.neutrality.watch import digest
 
@@ -182,6 +183,41 @@ def test_several_optimizers_are_each_asked_before_they_write(closure: Any) -> No
     monitor.close()
     assert all(torch.equal(a, b) for a, b in zip(probe.given[0].values(), truth, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(probe.left[0].values(), truth, strict=True))
+
+
+@pytest.mark.parametrize("writes_from", [0, 3, 9])
+def test_gradients_are_copied_only_of_optimizers_that_write_into_them(
+    writes_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that begins to is found out by their norms, at the cost of one step without."""
+    torch.manual_seed(0)
+    model, batch, steps, copies = mlp(6, 8, 3, activation=nn.Tanh), blobs(), [], []
+    change = lambda p: decay(p) if len(steps) >= writes_from else None
+    optimizer, probe = Writing(model.parameters(), change), Gradients(model, evaluates=False)
+    copied = Step._copied
+
+    def counted(step: Step, what: str, live: Any) -> Any:
+        copies.append((len(steps), what.split()[0]))
+        return copied(step, what, live)
+
+    monkeypatch.setattr(Step, "_copied", counted)
+    monitor = eq.attach(model, optimizer, probes=[probe], schedule=1, budget=None, on_error="raise")
+    loss_fn = monitor.loss(cross_entropy)
+    truth = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        truth.append({n: p.grad.clone() for n, p in model.named_parameters()})
+        optimizer.step()
+        steps.append(loss)
+    monitor.close()
+    told = [
+        given is not None and same(a, given) for a, given in zip(truth, probe.given, strict=True)
+    ]
+    assert told == [k != writes_from or k == 0 for k in range(6)]
+    made = [k for k, what in copies if what == "gradient"]
+    assert made == [k for k in range(6) if k == 0 or k > writes_from or writes_from == 0]
 
 
 def test_closures_called_elsewhere_leave_the_step_without_a_gradient() -> None:

@@ -124,7 +124,7 @@ def test_a_probe_that_cannot_be_stopped_is_told_of_and_ends_after_three_times() 
 
 
 def test_the_budget_pays_for_a_probe_that_cannot_be_stopped() -> None:
-    sink, seen, _ = train_slowly(Asleep(), budget=0.05)
+    sink, seen, _ = train_slowly(Asleep(), budget=0.05, allowance=0.0)
     assert [r.step for r in sink.records if r.name == "replay/loss" and r.status == "ok"] == [0]
     assert seen == []
 

@@ -4,17 +4,17 @@ import pytest
 
 from eqtoolbox.probes import engine, symmetries
 from eqtoolbox.watch.snapshot import Snapshot
-from eqtoolbox.weights.parameter import ParameterSymmetry
+from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
 
 @pytest.fixture
 def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is found in the first network of the test is claimed of all the others."""
-    find, found = symmetries._find, list[list[ParameterSymmetry]]()
+    find, found = symmetries._find, list[Found]()
 
-    def first(snapshot: Snapshot) -> list[ParameterSymmetry]:
+    def first(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
         if not found:
-            found.append(find(snapshot))
+            found.append(find(snapshot, known))
         return found[0]
 
     monkeypatch.setattr(symmetries, "_find", first)
@@ -24,7 +24,9 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps at which symmetries were looked for."""
     find, seen = symmetries._find, list[int]()
-    monkeypatch.setattr(symmetries, "_find", lambda s: (seen.append(s.step), find(s))[1])
+    monkeypatch.setattr(
+        symmetries, "_find", lambda s, known: (seen.append(s.step), find(s, known))[1]
+    )
     return seen
 
 
@@ -32,5 +34,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def tests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each self-test."""
     test, seen = engine.self_test, list[int]()
-    monkeypatch.setattr(engine, "self_test", lambda *given: (seen.append(1), test(*given))[1])
+    monkeypatch.setattr(
+        engine, "self_test", lambda *given, **how: (seen.append(1), test(*given, **how))[1]
+    )
     return seen

@@ -265,6 +265,24 @@ def test_the_top_space_turns_little_in_a_small_step_and_momentum_is_measured() -
     assert 0 < value(records, "curvature/momentum_overlap", 2) <= 1
 
 
+def test_searches_that_go_on_from_the_last_are_right_cheaper_and_confirmed_at_times() -> None:
+    found = {}
+    for reuse in (True, False):
+        records, _ = run([Curvature(k=3, tol=1e-3, reuse=reuse)], steps=9)
+        found[reuse] = [r for r in records if r.name == "curvature/sharpness"]
+        for record in found[reuse][::4]:
+            _, h, _ = dense(record.step, sgd)
+            exact = torch.linalg.eigvalsh(h)
+            assert record.value == pytest.approx(float(exact[-1]), rel=1e-5)
+            third = value(records, "curvature/eigenvalue/3", record.step)
+            assert third == pytest.approx(float(exact[-3]), rel=1e-3)
+    confirmed = [r.facts.flag("confirmed") for r in found[True]]
+    assert confirmed == [True, False, False, False, True, False, False, False, True]
+    assert all(r.facts.flag("confirmed") for r in found[False])
+    spent = {reuse: sum(r.matvecs or 0 for r in rows[1:]) for reuse, rows in found.items()}
+    assert spent[True] < 0.8 * spent[False]
+
+
 def test_tracking_stays_within_its_bound_of_the_dense_value() -> None:
     records, _ = run([Tracking()], steps=30)
     tracked = [r for r in records if r.name == "tracking/sharpness"]
@@ -299,7 +317,10 @@ def test_spectrum_agrees_with_the_dense_hessian_within_its_errors() -> None:
     [
         (lambda: Curvature(k=0), "curvature needs k >= 1"),
         (lambda: Curvature(tol=0.0), "tol > 0"),
+        (lambda: Curvature(k=3, rows=5), "curvature needs rows >= 6 for k=3, got 5"),
         (lambda: Tracking(rtol=2.0), "0 < rtol < 1"),
+        (lambda: Tracking(rows=2), r"rows must be >= k \+ 2 = 3, got 2"),
+        (lambda: Spectrum(rows=1), "spectrum needs rows >= 2, got 1"),
         (lambda: Spectrum(probes=1), "probes >= 2"),
     ],
 )

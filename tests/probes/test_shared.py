@@ -32,8 +32,8 @@ NAMES = ("noether", "conservation", "discrete", "curvature")
 class Blind(Shared):
     """The fault: what was found out once is believed of everything."""
 
-    def get(self, kind: str, about: Any, make: Any, restore: Any = None) -> Any:
-        return super().get(kind, "anything", make, restore)
+    def get(self, kind: str, about: Any, make: Any, restore: Any = None, **how: Any) -> Any:
+        return super().get(kind, "anything", make, restore, **how)
 
 
 class WrongSecond(torch.autograd.Function):

@@ -74,9 +74,10 @@ def test_what_was_measured_once_is_dated(make_run: MakeRun) -> None:
         Record(step=0, name="curvature/sharpness", value=7.2),
     ]
     text = the(make_run(loss, once), "edge of stability").text
-    assert text.endswith("below the edge of stability (measured once, at step 0).")
+    assert text.startswith("Seen once, at step 0: ")
+    assert text.endswith("below the edge of stability.")
     again = series("curvature/stability", [0.36] * 3), series("curvature/sharpness", [7.2] * 3)
-    assert "measured once" not in the(make_run(loss, *again), "edge of stability").text
+    assert "once" not in the(make_run(loss, *again), "edge of stability").text
 
 
 def test_what_is_no_longer_finite_is_dated(make_run: MakeRun) -> None:

@@ -12,7 +12,7 @@ import pytest
 from eqtoolbox.record import Record
 from eqtoolbox.report import Finding, Run, Topic, summary_data, topics
 from eqtoolbox.report.figures import Panel, Plot
-from eqtoolbox.report.finding import Evidence
+from eqtoolbox.report.finding import Evidence, Level
 from eqtoolbox.report.findings import find
 from eqtoolbox.report.page import content, write_page
 from eqtoolbox.report.sections import sections
@@ -137,27 +137,46 @@ def test_a_run_directory_brings_no_code(make_run: MakeRun, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "dated", "told"),
     [
-        ("Steps are short.", False, "Steps are short (measured once, at step 4)."),
-        ("Steps are short", False, "Steps are short (measured once, at step 4)."),
-        ("Short, at step 40.", False, "Short, at step 40 (measured once, at step 4)."),
+        ("Steps are short.", False, "Steps are short (measured once, at step 40)."),
+        ("Steps are short", False, "Steps are short (measured once, at step 40)."),
+        ("Short, at step 4.", False, "Short, at step 4 (measured once, at step 40)."),
         (
             "It is the only measurement.",
             False,
-            "It is the only measurement (measured once, at step 4).",
+            "It is the only measurement (measured once, at step 40).",
         ),
-        ("Short at step 4.", True, "Short at step 4."),
+        ("Short at step 40.", True, "Short at step 40."),
     ],
 )
 def test_a_finding_gets_its_step_unless_its_rule_has_said_it(
     text: str, dated: bool, told: str, make_run: MakeRun
 ) -> None:
     """Whatever the words are: nobody reads them."""
-    once = Record(step=4, name=NORM, value=2.0)
-    run = make_run([once], series("training/loss", [1.0] * 60))
+    assert told in [f.text for f in seen_once(make_run, 40, text, "note", dated)]
+
+
+def seen_once(make_run: MakeRun, step: int, text: str, level: Level, dated: bool) -> list[Finding]:
+    """Findings of a run of 60 steps, of which one rests on this step alone."""
+    run = make_run(
+        [Record(step=step, name=NORM, value=2.0)], series("training/loss", [1.0] * 60, every=1)
+    )
 
     def rule(run: Run) -> Iterator[Finding]:
-        evidence = (Evidence(name=NORM, step=4, value=2.0),)
-        yield Finding(level="note", text=text, evidence=evidence, dated=dated)
+        evidence = (Evidence(name=NORM, step=step, value=2.0),)
+        yield Finding(level=level, text=text, evidence=evidence, dated=dated)
 
-    topic = Topic(question="How long?", slug="long", rules=(rule,))
-    assert told in [f.text for f in find(run, [topic])]
+    return find(run, [Topic(question="How long?", slug="long", rules=(rule,))])
+
+
+@pytest.mark.parametrize("dated", [True, False])
+@pytest.mark.parametrize(
+    ("level", "early"),
+    [("good", "good"), ("note", "note"), ("warning", "note"), ("alarm", "note")],
+)
+def test_what_rests_on_one_early_point_says_so_first_and_warns_of_nothing(
+    level: Level, early: Level, dated: bool, make_run: MakeRun
+) -> None:
+    found = {f.text: f.level for f in seen_once(make_run, 4, "Steps are short.", level, dated)}
+    assert found["Seen once, at step 4: Steps are short."] == early
+    late = [f.level for f in seen_once(make_run, 40, "Steps are short.", level, dated)]
+    assert level in late

@@ -14,6 +14,7 @@ from eqtoolbox.probes import symmetries
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.weights.discovery import find_symmetries
+from eqtoolbox.weights.search.found import Found
 from tests.conftest import mlp
 
 
@@ -126,10 +127,9 @@ def test_a_law_that_is_broken_is_still_called_so(monkeypatch: pytest.MonkeyPatch
     """The symmetries of the diffusion loss, claimed of one that has them not."""
     find, x = symmetries._find, image()
 
-    def of_another(snapshot: Any) -> Any:
-        return [s for s in find(snapshot) if s.family != "scale"] + list(
-            scales(Denoiser(), diffusion, x)
-        )
+    def of_another(snapshot: Any, known: Any) -> Any:
+        others = [s for s in find(snapshot, known) if s.family != "scale"]
+        return Found([*others, *scales(Denoiser(), diffusion, x)])
 
     monkeypatch.setattr(symmetries, "_find", of_another)
     penalised = lambda m, x: diffusion(m, x) + 1e-1 * m.a.weight.square().sum()

@@ -94,3 +94,25 @@ def test_between_forward_and_backward_no_parameter_is_held() -> None:
 
     streamed(loss, list(params), make, receive)
     assert made.count("a.weight") > 1, "made again for the backward"
+
+
+@pytest.mark.parametrize("kind", [Tied, Checkpointed, Custom])
+def test_of_what_is_wanted_alone_the_gradients_are_the_same(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().double()
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    loss = lambda p: functional_call(model, p, (X,)).square().sum()
+
+    def found(wanted: set[str] | None) -> dict[str, Tensor]:
+        gradients: dict[str, Tensor] = {}
+
+        def receive(given: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
+            assert all(torch.equal(p, params[n]) for n, p in given.items())
+            gradients.update({n: g.clone() for n, g in gradient.items()})
+
+        streamed(loss, list(params), lambda n: params[n].clone(), receive, wanted)
+        return gradients
+
+    every, some = found(None), found({"a.weight", "idle"})
+    assert some.keys() == {"a.weight", "idle"}
+    assert all(torch.allclose(g, every[n], rtol=1e-14) for n, g in some.items())

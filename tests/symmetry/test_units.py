@@ -94,6 +94,82 @@ def test_a_reflection_splits_the_space_in_two_orthogonal_halves(found: tuple) ->
         assert max(x.abs().max() for x in rest.values()) > 1e-3, "it reflects something"
 
 
+def test_a_reflection_along_axes_has_the_entries_of_the_map_itself(found: tuple) -> None:
+    params, discrete = found
+    for symmetry in discrete:
+        whole = reflection(symmetry, params, 0, 1)
+        if isinstance(symmetry, Permutation):
+            order = symmetry.exchanged(torch.tensor([0]), torch.tensor([1]))
+            moves = symmetry.moves(params, order)
+        else:
+            assert isinstance(symmetry, SignFlip)
+            moves = symmetry.moves(params, torch.tensor([0]))
+        along = Reflection.along(whole.move, moves, params, "")
+        assert list(along.entries) == list(whole.entries)
+        for name, one in whole.entries.items():
+            two = along.entries[name]
+            assert one.partner == two.partner == name
+            assert torch.equal(one.first, two.first)
+            assert torch.equal(one.second, two.second)
+            assert torch.equal(one.weight, two.weight)
+
+
+def test_distances_are_those_of_the_reflections(found: tuple) -> None:
+    params, discrete = found
+    for symmetry in discrete:
+        near, _ = approaches(symmetry, params, 3, 0.0)
+        for approach in near:
+            z = approach.reflection.coordinates(params)
+            if isinstance(symmetry, Permutation):
+                i, j = (int(word) for word in approach.label.split()[-3::2])
+                sizes = units.sizes(symmetry, params, torch.tensor([i, j])).sum() / 2
+            else:
+                assert isinstance(symmetry, SignFlip)
+                sizes = units.sizes(symmetry, params).mean()
+            expected = (inner(z, z) / float(sizes)) ** 0.5
+            assert approach.distance == pytest.approx(expected, rel=1e-9)
+
+
+def twins(count: int) -> tuple[Permutation, Params]:
+    """Units of a float32 layer, `count` pairs of which differ by one rounding or a few."""
+    torch.manual_seed(0)
+    model = mlp(30, 64, 3)
+    batch = (torch.randn(12, 30), torch.randint(0, 3, (12,)))
+    (symmetry,) = [s for s in discover(model, batch) if isinstance(s, Permutation)]
+    params = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for k in range(count):
+        for name, axis in (("0.weight", 0), ("0.bias", 0), ("2.weight", 1)):
+            rows = params[name].movedim(axis, 0)
+            rows[2 * k + 1] = rows[2 * k] * (1 + 1e-6 * (k + 1))
+    return symmetry, params
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_coarse_look_first_misses_none_of_the_nearest(count: int) -> None:
+    symmetry, params = twins(count)
+    gap = units.gaps(symmetry, params)
+    i, j = torch.triu_indices(64, 64, 1)
+    every = gap[i, j]
+    nearest, inside = approaches(symmetry, params, 4, limit=3.5e-6 / 2**0.5)
+    assert inside == min(count, 3)
+    expected = every.topk(4, largest=False)
+    for approach, value, k in zip(nearest, *expected, strict=True):
+        assert approach.label == f"0-2 units {int(i[k])} and {int(j[k])}"
+        assert approach.distance == pytest.approx(float(value) ** 0.5, rel=1e-2, abs=1e-7)
+
+
+def test_a_coarse_look_that_claims_too_small_an_error_misses_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control of the test above."""
+    symmetry, params = twins(5)
+    gap, error = units.coarse_gaps(symmetry, params)
+    assert 1e-6 < error < 1e-3
+    noise = torch.randn(gap.shape, generator=torch.Generator().manual_seed(0)).abs()
+    monkeypatch.setattr(units, "coarse_gaps", lambda *_: (gap + 10 * error * noise, 0.0))
+    assert approaches(symmetry, params, 1, limit=3.5e-6 / 2**0.5)[1] < 3
+
+
 def test_the_nearest_of_all_pairs_is_found_and_not_only_of_neighbours() -> None:
     torch.manual_seed(0)
     model = mlp(6, 12, 3)

@@ -9,7 +9,7 @@ from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import NO_PROBES, arrays, skipped, trace, traces
+from eqtoolbox.report.trace import NO_PROBES, Curve, arrays, skipped, trace, traces
 from eqtoolbox.report.words import listing, number, percent, plural
 
 ELSEWHERE = ("training/loss", "discrete/dead")  # what other rules tell of
@@ -20,6 +20,7 @@ OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
 def unanswered(run: Log) -> Iterator[Finding]:
     """Measurements that gave no number, by reason."""
     words = {"failed": "failed", "non_finite": "met NaN or infinite numbers"}
+    words["skipped_memory"] = "did not fit into the memory that training leaves"
     words["not_converged"] = "did not converge and count as unmeasured"
     for status, happened in words.items():
         first, why, seen = None, "", set[tuple[int, str]]()
@@ -35,7 +36,7 @@ def unanswered(run: Log) -> Iterator[Finding]:
         what += " measurement" if len(seen) == 1 else " measurements"
         because = f": {why}" if why else ""
         yield Finding(
-            level="note" if status == "not_converged" else "warning",
+            level="note" if status in ("not_converged", "skipped_memory") else "warning",
             text=f"{what} {happened}, first at step {first.step}{because}.".replace("..", "."),
             evidence=(Evidence(name=first.name, step=first.step, value=math.nan),),
         )
@@ -46,6 +47,10 @@ def cost(run: Log) -> Iterator[Finding]:
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
     left_out, setup = sum(skipped(run).values()), trace(run, "cost/setup")
     due = left_out + sum(n for probe, n in run.tried().items() if probe not in NO_PROBES)
+    spent, allowed = trace(run, "cost/spent"), trace(run, "cost/allowed")
+    if spent is not None and allowed is not None:
+        yield _settled(spent, allowed, setup, f"{left_out} of {due}" if left_out else "")
+        return
     took = f"overhead {_share(overhead.last.value)}" if overhead else "overhead not recorded"
     if overhead and budget is not None:
         took += f", budget {percent(budget)}"
@@ -64,6 +69,19 @@ def cost(run: Log) -> Iterator[Finding]:
     if left_out:
         text = f"{left_out} of {plural(due, 'due measurement')} were skipped by the budget"
         yield Finding(level="note", text=f"{text} ({took}{once}).", evidence=evidence)
+
+
+def _settled(spent: Curve, allowed: Curve, setup: Curve | None, left_out: str) -> Finding:
+    """What the whole run took of what its budget allows."""
+    took, may = spent.last.value, allowed.last.value
+    text = f"The monitor took {number(took, 2)} s, its budget allows {number(may, 2)} s"
+    once = f": set-up took {number(setup.last.value, 2)} s" if setup and took > may else ""
+    rest = f"; {left_out} due measurements were left out, so that the rest are spread evenly"
+    return Finding(
+        level="good" if took <= may else "note",
+        text=f"{text}{once}{rest if left_out else ''}.",
+        evidence=tuple(t.latest() for t in (spent, allowed)),
+    )
 
 
 def incidents(run: Log) -> Iterator[Finding]:

@@ -1,8 +1,10 @@
 """Charges: the conserved quantities of many symmetries, and what one step does to all of them."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -10,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.weights.charges.kinds import kinds_of, taken
-from eqtoolbox.weights.forms.sketch import Sketch
-from eqtoolbox.weights.forms.stack import Points, StackLayout, Stacks
+from eqtoolbox.weights.charges.kinds import Taken, kinds_of, taken
+from eqtoolbox.weights.forms.stack import Points, StackLayout
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
 
 STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
+ITSELF = (0, 0)  # theta with itself
 FIRST = ((1.0,), (1.0,), (0.0,))  # a linear charge has no term of second order
 
 
@@ -43,6 +45,8 @@ class Change:
     slopes: Tensor  # <K_i, g> of every generator, (dimension,)
     learning_rates: Tensor  # sum_n (eta - eta_n) <K_n, g_n>: 0 where they are one
     pull: float  # |g| over the parameters of all symmetries
+    moved: float  # |d| over the same; not finite where a parameter isn't after the step
+    beside: Tensor  # what came to the host along with it
 
     @property
     def optimizer(self) -> Tensor:
@@ -63,7 +67,7 @@ class ChargeReading:
 
     points: Points  # one
     moments: list[Tensor]
-    full: list[Tensor]  # also of all charges that a sketch stands for
+    whole: list[Tensor]  # of all charges that a sketch stands for
 
 
 @checked
@@ -96,6 +100,7 @@ class Charges:
         self.kinds = [kind for kind, _ in kinds]
         self.members = [m for _, of in kinds for m in of]
         self._counts = [n for kind in self.kinds for n in kind.counts]
+        self._ends = [*accumulate(self._counts)]
         self.families = _stretches(self.members, self._counts)
         self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
         self.units = _numbered([kind.units for kind in self.kinds])  # (charges,), ascending
@@ -107,28 +112,33 @@ class Charges:
             if w.stop > w.start
         }
         self._first = [of[0].family for _, of in kinds]  # the only one of what is sketched
+        self._sketched = {of[0].family for kind, of in kinds if kind.whole is not kind}
         self._degrees = torch.tensor(
             [float(1 + k.quadratic) for k in self.kinds]
         ).repeat_interleave(torch.tensor([sum(k.counts) for k in self.kinds]))
         self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
         self._layout = layout
-        self._stacks = Stacks(layout, len(STEP))  # theta, gradient, update
 
-    @property
+    @cached_property
+    def labels(self) -> list[str]:
+        """The symmetries that charges are of."""
+        return [f"{m.family} of {m.name}: {m.charges}" for m in self.members]
+
+    @cached_property
     def count(self) -> int:
         """How many charges there are."""
         return sum(self._counts)
 
     def read(self, params: Parameters) -> ChargeReading:
         """Everything that charges need to know of these parameters, in float64."""
-        exact, points = Stacks(self._layout, 1, torch.float64), Points(given=(params,))
-        whole = [k.whole for k in self.kinds if isinstance(k, Sketch)]
-        moments = taken([*self.kinds, *whole], exact, points, [(0, 0)])
-        full = moments[: len(self.kinds)]
-        for i, kind in enumerate(self.kinds):
-            if isinstance(kind, Sketch):
-                full[i] = moments[len(self.kinds) + whole.index(kind.whole)]
-        return ChargeReading(points=points, moments=moments[: len(self.kinds)], full=full)
+        every = list(dict.fromkeys(k for kind in self.kinds for k in (kind, kind.whole)))
+        points = Points(given=(params,))
+        found = taken(every, self._layout, points, [ITSELF]).moments
+        moments, whole = (
+            [found[every.index(k)] for k in of]
+            for of in (self.kinds, [k.whole for k in self.kinds])
+        )
+        return ChargeReading(points=points, moments=moments, whole=whole)
 
     def values(self, reading: ChargeReading) -> Tensor:
         """Q of every charge: (charges,), float64."""
@@ -137,23 +147,23 @@ class Charges:
 
     def scales(self, reading: ChargeReading) -> Tensor:
         """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
-        pairs = zip(self.kinds, reading.full, strict=True)
+        pairs = zip(self.kinds, reading.whole, strict=True)
         return torch.cat([k.scales(m, reading.points) for k, m in pairs])
 
     def lengths(self, reading: ChargeReading) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
-        pairs = zip(self.kinds, reading.full, strict=True)
+        pairs = zip(self.kinds, reading.whole, strict=True)
         return torch.cat([k.lengths(m, reading.points) for k, m in pairs])
 
     def sketched(self, reading: ChargeReading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Of families that a sketch stands for: all charges, their scales, their units."""
         found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        for kind, full, family in zip(self.kinds, reading.full, self._first, strict=True):
-            if isinstance(kind, Sketch):
+        for kind, moments, family in zip(self.kinds, reading.whole, self._first, strict=True):
+            if kind.whole is not kind:
                 of = found.setdefault(family, [])
                 units = kind.whole.units + sum(int(u[-1]) + 1 for _, _, u in of)
-                charges = kind.whole.charge(full)[0]
-                of.append((charges, kind.whole.scales(full, reading.points), units))
+                charges = kind.whole.charge(moments)[0]
+                of.append((charges, kind.whole.scales(moments, reading.points), units))
         return {
             family: (torch.cat(q), torch.cat(s), torch.cat(u))
             for family, (q, s, u) in ((f, zip(*of, strict=True)) for f, of in found.items())
@@ -161,11 +171,8 @@ class Charges:
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
-        points, pair = Points(given=(params, cotangent)), (0, 1)
-        found = taken(self.kinds, Stacks(self._layout, 2), points, [pair])
-        return torch.cat(
-            [k.slopes(m, points, pair) for k, m in zip(self.kinds, found, strict=True)]
-        )
+        found = taken(self.kinds, self._layout, Points(given=(params, cotangent)), [(0, 1)])
+        return torch.cat([k.slopes(m) for k, m in zip(self.kinds, found.moments, strict=True)])
 
     def step(
         self,
@@ -174,11 +181,9 @@ class Charges:
         after: Parameters,
         gradient: Parameters | None,
         rates: Rates,
+        beside: Tensor | None = None,
     ) -> Change:
-        """What one step does to every charge.
-
-        Nearby numbers have an exact difference in their own precision; what is half precision
-        becomes float32, where its differences and products are made.
+        """What one step does to every charge, in float64 throughout.
 
         Args:
             values: Q at `before`, (charges,).
@@ -186,31 +191,41 @@ class Charges:
             after: and at its end.
             gradient: at `before`, as the optimizer was given it; None for a step without.
             rates: of the step.
+            beside: further numbers that come to the host along with all this.
         """
         points = Points(given=(before, gradient, after), update=True)
-        squares: list[Tensor] = []
-        found = taken(self.kinds, self._stacks, points, STEP, squares)
+        shrink = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
+        alike = len(set(shrink.values())) == 1  # then what decays is a multiple of Q
+        pairs = STEP if alike else (*STEP, ITSELF)
+        found = taken(self.kinds, self._layout, points, pairs, (1, 2), beside)
         paired, slopes = [], []
-        for kind, moments in zip(self.kinds, found, strict=True):
-            forms = kind.pair(moments).expand(len(STEP), -1)
+        for kind, moments in zip(self.kinds, found.moments, strict=True):
+            forms = kind.pair(moments[: len(STEP)])
             paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
-            alike = kind.alike  # then paired already
-            slopes.append(forms[0] if alike else kind.slopes(moments, points, STEP[0]))
+            slopes.append(forms[0] if kind.alike else kind.slopes(moments))
         law, first, second = torch.cat(paired, 1)
         finite = 0.5 * second
         pulled = self._rates(rates, law) * law
         apart = torch.zeros_like(law)
         if gradient is not None and len(set(rates.lr.values())) > 1:
-            apart = pulled - self._pulled(before, gradient, rates)
+            apart = pulled - self._weighted(found, 0, rates.lr)
+        decay = shrink[self.names[0]] * self._degrees.to(values) * values if alike else None
         return Change(
             drift=first + finite,
             symmetry=-pulled,
             learning_rates=apart,
-            decay=-self._decay(values, before, rates),
+            decay=-(self._weighted(found, len(STEP), shrink) if decay is None else decay),
             finite_step=finite,
             slopes=torch.cat(slopes),
-            pull=float(torch.stack(squares).double().sum().sqrt()),
+            pull=found.sizes[0],
+            moved=found.sizes[1],
+            beside=found.beside,
         )
+
+    def _weighted(self, found: Taken, pair: int, weights: Mapping[str, float]) -> Tensor:
+        """<grad Q, w d> of every charge for one of the pairs (theta, d), w a weight a parameter."""
+        pairs = zip(self.kinds, found.moments, strict=True)
+        return torch.cat([k.weighted(m[pair : pair + 1], weights) for k, m in pairs])
 
     def error(
         self, family: str, vector: NDArray[np.float64], generators: bool = False
@@ -223,10 +238,13 @@ class Charges:
             generators: whether it is slopes.
         """
         start, variance = 0, None
+        if family not in self._sketched:
+            return None
         for kind, first in zip(self.kinds, self._first, strict=True):
             stop = start + sum(kind.orders if generators else kind.counts)
-            if isinstance(kind, Sketch) and first == family:
-                variance = (variance or 0.0) + kind.variance(vector[start:stop])
+            own = kind.variance(vector[start:stop]) if first == family else None
+            if own is not None:
+                variance = (variance or 0.0) + own
             start = stop
         if variance is None:
             return None
@@ -245,31 +263,13 @@ class Charges:
         counts = torch.tensor(self._counts)
         return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
 
-    def _pulled(self, params: Parameters, gradient: Parameters, rates: Rates) -> Tensor:
-        """sum_n eta_n <K_n, g_n> of every charge: what gradient flow at these rates pulls."""
-        own = {n: g * rates.lr[n] for n, g in gradient.items() if n in rates.lr}
-        points, pair = Points(given=(params, own)), (0, 1)
-        found = taken(self.kinds, Stacks(self._layout, 2), points, [pair])
-        pairs = zip(self.kinds, found, strict=True)
-        return torch.cat([kind.pair(m).expand(1, -1) for kind, m in pairs], 1)[0]
-
-    def _decay(self, values: Tensor, params: Parameters, rates: Rates) -> Tensor:
-        """eta gamma <K, theta>: a multiple of Q where all parameters decay alike."""
-        weights = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
-        if len(set(weights.values())) == 1:
-            return weights[self.names[0]] * self._degrees.to(values) * values
-        found = taken(self.kinds, Stacks(self._layout, 1), Points(given=(params,)), [(0, 0)])
-        pairs = zip(self.kinds, found, strict=True)
-        return torch.cat([k.decay(m, weights) for k, m in pairs])
-
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""
-        first = 0
-        for member, count in zip(self.members, self._counts, strict=True):
-            if index < first + count:
-                return f"{member.name}, unit {int(self.units[index] - self.units[first])}"
-            first += count
-        raise IndexError("more charges than the symmetries have")
+        which = bisect_right(self._ends, index)
+        if which == len(self.members):
+            raise IndexError("more charges than the symmetries have")
+        first = self._ends[which] - self._counts[which]
+        return f"{self.members[which].name}, unit {int(self.units[index] - self.units[first])}"
 
 
 def _stretches(members: Sequence[ContinuousSymmetry], counts: list[int]) -> dict[str, slice]:

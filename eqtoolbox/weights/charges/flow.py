@@ -14,55 +14,7 @@ and decay shrinks them: scale-symmetric weights end where both agree.
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-
-def linear_charge(
-    start: Tensor, step: int, *, lr: float, decay: float, momentum: float = 0.0
-) -> Tensor:
-    """A linear charge (translation) after n steps of SGD at constant rates: exact.
-
-    Q_{n+1} = (1 + beta - eta gamma) Q_n - beta Q_{n-1} with Q_{-1} = Q_0, from a resting momentum.
-
-    Args:
-        start: Q_0, (charges,).
-        step: n.
-        lr: eta.
-        decay: gamma, coupled.
-        momentum: beta, without dampening and not Nesterov's.
-
-    Reference:
-        Kunin et al. 2021 (arXiv 2012.04728), section 5.
-    """
-    if momentum == 0:
-        return start * (1 - lr * decay) ** step
-    rows = [[1 + momentum - lr * decay, -momentum], [1.0, 0.0]]
-    power = torch.linalg.matrix_power(torch.tensor(rows, dtype=torch.float64), step)
-    return start * float(power[0].sum())
-
-
-def quadratic_charge(start: Tensor, forces: Tensor, *, lr: float, decay: float) -> Tensor:
-    """A quadratic charge (rescale, scale) by the modified flow of SGD at constant rates.
-
-    Q(t) = e^{-2 gamma t} Q_0 + eta int e^{-2 gamma (t - s)} Q(g(s)) ds with t = eta n, the integral
-    as a sum over the steps. To leading order it is n (eta gamma)^2 of Q too high.
-
-    Args:
-        start: Q_0, (charges,).
-        forces: Q(g_k) of the gradient of every step, (steps, charges).
-        lr: eta.
-        decay: gamma, coupled or decoupled.
-
-    Returns:
-        Q after the last step, (charges,).
-
-    Reference:
-        Kunin et al. 2021 (arXiv 2012.04728), section 5.
-    """
-    ages = torch.arange(len(forces) - 1, -1, -1, dtype=start.dtype, device=start.device)
-    weights = torch.exp(-2 * decay * lr * ages)
-    return start * math.exp(-2 * decay * lr * len(forces)) + lr**2 * (weights @ forces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +103,7 @@ def equilibrium(
         ValueError: a rate is not positive.
 
     Example:
+        >>> import torch
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> found = equilibrium(one, one, lr=0.1, decay=0.05)
         >>> round(float(found.target), 6), round(found.angle, 6)

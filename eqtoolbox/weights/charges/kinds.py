@@ -1,17 +1,27 @@
 """Kinds: which symmetries are evaluated together, and their moments from one walk."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.forms.diagonal import LONG
 from eqtoolbox.weights.forms.form import Moments
 from eqtoolbox.weights.forms.sketch import Sketch
-from eqtoolbox.weights.forms.stack import Pair, Points, StackLayout, Stacks
+from eqtoolbox.weights.forms.stack import Pair, Points, StackLayout, stacks
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 Kind = tuple[Moments, list[ContinuousSymmetry]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Taken:
+    """What one walk through all stacks finds, on the host in float64."""
+
+    moments: list[Tensor]  # of every kind
+    sizes: list[float]  # |point| of those that were asked for
+    beside: Tensor  # numbers that were to come along
 
 
 def kinds_of(
@@ -35,20 +45,44 @@ def kinds_of(
 
 def taken(
     kinds: Sequence[Moments],
-    stacks: Stacks,
+    layout: StackLayout,
     points: Points,
     pairs: Sequence[Pair],
-    squares: list[Tensor] | None = None,
-) -> list[Tensor]:
-    """Moments of every kind, all of them taken from one stack before the next.
+    squares: Sequence[int] = (),
+    beside: Tensor | None = None,
+) -> Taken:
+    """Moments of every kind, all of them from one stack before the next, and on the host.
 
-    `squares` is given |point 1|^2 of every stack.
+    Whatever the device, a single copy to the host brings everything.
+
+    Args:
+        kinds: whose moments.
+        layout: of the tensors.
+        points: that they are at.
+        pairs: of points.
+        squares: points of which |point|^2 is asked for.
+        beside: further numbers to bring along, (numbers,).
     """
-    rows: list[list[list[Tensor]]] = [[] for _ in kinds]
-    for stack in stacks.over(points):
-        for into, kind in zip(rows, kinds, strict=True):
-            into.append(kind.rows(stack, points, pairs))
-        if squares is not None:
-            parts = torch.split(stack.whole[1].reshape(-1), LONG)
-            squares += [torch.dot(part, part) for part in parts]
-    return [k.gathered(r, pairs) for k, r in zip(kinds, rows, strict=True)]
+    shapes = [(len(pairs), *kind.shape) for kind in kinds]
+    sizes = [math.prod(shape) for shape in shapes]
+    if beside is None:
+        beside = torch.zeros(0, dtype=layout.dtype)
+    sizes += [len(squares), len(beside)]
+    flat = torch.zeros(sum(sizes), dtype=layout.dtype, device=layout.device)
+    *own, totals, more = torch.split(flat, sizes)
+    more.copy_(beside)
+    moments = [m.view(shape) for m, shape in zip(own, shapes, strict=True)]
+    for stack in stacks(layout, points, len(pairs)):
+        for kind, into in zip(kinds, moments, strict=True):
+            kind.add(stack, points, pairs, into)
+        for k, square in enumerate(squares):
+            point = stack.each[square].view(-1)
+            totals[k] += torch.dot(point, point)
+    for kind, into in zip(kinds, moments, strict=True):
+        into.add_(kind.rest(points, pairs))
+    *own, totals, more = torch.split(flat.cpu().double(), sizes)
+    return Taken(
+        moments=[m.view(shape) for m, shape in zip(own, shapes, strict=True)],
+        sizes=totals.sqrt().tolist(),
+        beside=more,
+    )

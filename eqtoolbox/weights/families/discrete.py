@@ -1,8 +1,9 @@
 """Discrete parameter symmetries: units exchanged (permutation) or reflected (sign flip)."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -23,6 +24,16 @@ class Slots:
     positions: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class AxisMove:
+    """Entry k along one axis of a parameter becomes sign[k] times entry source[k]."""
+
+    name: str
+    axis: int
+    source: Tensor  # (length of the axis,)
+    sign: Tensor  # likewise
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitSymmetry(DiscreteSymmetry):
     """Acts on units through the slots that they own in several parameters."""
@@ -34,6 +45,7 @@ class UnitSymmetry(DiscreteSymmetry):
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(slot.name for slot in self.slots))
 
+    @cached_property
     def owned(self) -> dict[str, dict[int, Tensor]]:
         """Positions (units, entries) by parameter and axis."""
         found: dict[str, dict[int, list[Tensor]]] = {}
@@ -41,18 +53,33 @@ class UnitSymmetry(DiscreteSymmetry):
             found.setdefault(slot.name, {}).setdefault(slot.axis, []).append(slot.positions)
         return {n: {a: torch.cat(p, 1) for a, p in axes.items()} for n, axes in found.items()}
 
-    def rows(self, params: Parameters) -> dict[str, Tensor]:
-        """What each unit owns, (units, entries) in float64, by parameter and axis.
+    @cached_property
+    def _in_order(self) -> frozenset[tuple[str, int]]:
+        """Axes whose first entries belong to the first unit, the next to the second, and so on."""
+        each = ((n, a, p.reshape(-1)) for n, axes in self.owned.items() for a, p in axes.items())
+        return frozenset((n, a) for n, a, p in each if torch.equal(p, torch.arange(len(p))))
+
+    def rows(self, params: Parameters, which: Tensor | None = None) -> dict[str, Tensor]:
+        """What each unit (of `which`) owns, (units, entries), by parameter and axis.
 
         Keys are `name` for the first axis, on which most parameters are owned, else `name[axis]`.
         """
         found = {}
-        for name, axes in self.owned().items():
+        for name, axes in self.owned.items():
             for axis, positions in axes.items():
-                chosen = params[name].detach().movedim(axis, 0)[positions.to(params[name].device)]
+                whole = params[name].detach().movedim(axis, 0)
+                chosen = positions if which is None else positions[which]
+                all_of_it = which is None and positions.numel() == len(whole)
+                if not all_of_it or (name, axis) not in self._in_order:
+                    whole = whole.index_select(0, chosen.reshape(-1).to(whole.device))
                 key = name if axis == 0 else f"{name}[{axis}]"
-                found[key] = chosen.reshape(len(positions), -1).double()
+                found[key] = whole.reshape(len(chosen), -1)
         return found
+
+    @property
+    def crossed(self) -> tuple[str, ...]:
+        """Parameters that units own along more than one axis."""
+        return tuple(name for name, axes in self.owned.items() if len(axes) > 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +97,8 @@ class Permuting(DiscreteSymmetry):
         """Thing k replaced by thing order[k], in those parameters that are given."""
 
     @abstractmethod
-    def rows(self, params: Parameters) -> dict[str, Tensor]:
-        """What each of them owns, (things, entries) in float64, by what it is made of."""
+    def rows(self, params: Parameters, which: Tensor | None = None) -> dict[str, Tensor]:
+        """What each of them (of `which`) owns, (things, entries), by what it is made of."""
 
     def element(self, params: Parameters, which: int) -> dict[str, Tensor]:
         return self.exchange(params, torch.tensor([which]), torch.tensor([which + 1]))
@@ -82,9 +109,13 @@ class Permuting(DiscreteSymmetry):
 
     def exchange(self, params: Parameters, first: Tensor, second: Tensor) -> dict[str, Tensor]:
         """Things first[k] and second[k] change places for every k; none may occur twice."""
+        return self.permuted(params, self.exchanged(first, second))
+
+    def exchanged(self, first: Tensor, second: Tensor) -> Tensor:
+        """The order of the things after that."""
         order = torch.arange(self.dimension + 1)
         order[first], order[second] = second, first
-        return self.permuted(params, order)
+        return order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +134,18 @@ class Permutation(UnitSymmetry, Permuting):
     def permuted(self, params: Parameters, order: Tensor) -> dict[str, Tensor]:
         """Unit k replaced by unit order[k], in those parameters that are given."""
         moved: dict[str, Tensor] = {}
-        for slot in self.slots:
-            if slot.name not in params:
-                continue
-            tensor = moved.get(slot.name, params[slot.name])
-            source = torch.arange(tensor.shape[slot.axis])
-            source[slot.positions.reshape(-1)] = slot.positions[order].reshape(-1)
-            moved[slot.name] = tensor.index_select(slot.axis, source.to(tensor.device))
+        for m in self.moves(params, order):
+            tensor = moved.get(m.name, params[m.name])
+            moved[m.name] = tensor.index_select(m.axis, m.source.to(tensor.device))
         return moved
+
+    def moves(self, params: Parameters, order: Tensor) -> Iterator[AxisMove]:
+        """What that does, axis by axis."""
+        for slot in self.slots:
+            if slot.name in params:
+                source = torch.arange(params[slot.name].shape[slot.axis])
+                source[slot.positions.reshape(-1)] = slot.positions[order].reshape(-1)
+                yield AxisMove(slot.name, slot.axis, source, torch.ones(len(source)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +168,20 @@ class SignFlip(UnitSymmetry):
     def flipped(self, params: Parameters, units: Tensor) -> dict[str, Tensor]:
         """The given units reflected, in those parameters that are given."""
         moved: dict[str, Tensor] = {}
-        for slot in self.slots:
-            if slot.name not in params:
-                continue
-            tensor = moved.get(slot.name, params[slot.name])
-            signs = torch.ones(tensor.shape[slot.axis], dtype=tensor.dtype)
-            signs[slot.positions[units].reshape(-1)] = -1.0
-            shape = [-1 if a == slot.axis else 1 for a in range(tensor.dim())]
-            moved[slot.name] = tensor * signs.reshape(shape).to(tensor.device)
+        for m in self.moves(params, units):
+            tensor = moved.get(m.name, params[m.name])
+            shape = [-1 if a == m.axis else 1 for a in range(tensor.dim())]
+            moved[m.name] = tensor * m.sign.reshape(shape).to(tensor)
         return moved
+
+    def moves(self, params: Parameters, units: Tensor) -> Iterator[AxisMove]:
+        """What that does, axis by axis."""
+        for slot in self.slots:
+            if slot.name in params:
+                still = torch.arange(params[slot.name].shape[slot.axis])
+                sign = torch.ones(len(still))
+                sign[slot.positions[units].reshape(-1)] = -1.0
+                yield AxisMove(slot.name, slot.axis, still, sign)
 
 
 def slots(member: "Member") -> tuple[Slots, ...]:

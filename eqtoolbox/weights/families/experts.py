@@ -36,11 +36,14 @@ class ExpertPermutation(Permuting):
                     moved[name] = params[names[source]]
         return moved
 
-    def rows(self, params: Parameters) -> dict[str, Tensor]:
-        """What each expert owns, (experts, entries) in float64, by the first one's parameter."""
+    def rows(self, params: Parameters, which: Tensor | None = None) -> dict[str, Tensor]:
+        """What each expert (of `which`) owns, (experts, entries), by the first one's parameter."""
+        chosen = torch.arange(self.dimension + 1) if which is None else which
         found = {
-            n: params[n].detach().reshape(self.dimension + 1, -1).double() for n in self.stacked
+            n: params[n].detach()[chosen.to(params[n].device)].reshape(len(chosen), -1)
+            for n in self.stacked
         }
         for names in self.lists:
-            found[names[0]] = torch.stack([params[n].detach().flatten().double() for n in names])
+            own = [params[names[k]].detach().flatten() for k in chosen.tolist()]
+            found[names[0]] = torch.stack(own)
         return found

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.forms.form import Balance
+
 
 @dataclass(frozen=True, eq=False)
 class AlgebraEntries:
@@ -30,7 +32,7 @@ class Algebra:
     symmetric: Callable[[int], AlgebraEntries]
     charges: Callable[[int], int]
     contains: frozenset[str] = frozenset()  # discrete families inside the group
-    balance: str = "has no known canonical point"
+    balance: Balance | None = None  # of forms with separate sides
     large: bool = False  # has so many charges that a few random elements may stand for them
     blocks_first: bool = False  # coefficients: one generator of all blocks, then the next
 

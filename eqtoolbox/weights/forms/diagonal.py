@@ -1,41 +1,64 @@
 """Diagonal forms: every unit scales its own slices of some tensors."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.forms.form import Form, Moments, Owners, Spread, each, summed
+from eqtoolbox.weights.forms.form import Form, Moments, Spread, summed
+from eqtoolbox.weights.forms.meeting import Scaled, scaled
+from eqtoolbox.weights.forms.regular import RegularEntries, ScatteredEntries, blocks
 from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
 
 Axis = tuple[int, int, int]  # entries before it, its length, entries after it
-Part = tuple[str, Axis | None, Tensor, Tensor, Tensor]  # positions, units, rates along the axis
-WHOLE: list[Axis | None] = [None]
-LONG = 2**16  # entries up to which a float32 dot product is as good as a sum
 
 
 @dataclass(frozen=True, eq=False)
 class Leg:
-    """One tensor's part along one axis: index positions[k] times e^(rates[k] c[units[k]])."""
+    """One tensor's part along one axis: an index of a block takes e^(rate c[unit])."""
 
     name: str
+    axis: int | None  # None: all of the tensor as one
     before: int  # entries before the axis
     length: int  # of the axis
     after: int  # entries after the axis
-    positions: Tensor  # (entries,)
-    units: Tensor  # (entries,)
-    rates: Tensor  # (entries,), float64
+    blocks: tuple[RegularEntries | ScatteredEntries, ...]
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all of the tensor scales alike."""
+        if len(self.blocks) > 1 or self.axis is None:
+            return self.axis is None
+        units, rates = self.blocks[0].units(), self.blocks[0].rates()
+        every = len(torch.unique(self.blocks[0].positions())) == len(units) == self.length
+        return every and bool((units == units[0]).all() and (rates == rates[0]).all())
+
+    @property
+    def rates(self) -> Tensor:
+        """Of all entries, (entries,) in float64."""
+        return torch.cat([block.rates() for block in self.blocks])
+
+    @property
+    def positions(self) -> Tensor:
+        """Of all entries along the axis, (entries,)."""
+        return torch.cat([block.positions() for block in self.blocks])
+
+    @property
+    def units(self) -> Tensor:
+        """Of all entries, (entries,)."""
+        return torch.cat([block.units() for block in self.blocks])
 
     def along(self, per_unit: Tensor) -> Tensor:
         """Sum of rate * per_unit at every index of the axis: (1, length, 1)."""
-        rates = self.rates.to(per_unit)
-        zero = per_unit.new_zeros(self.length)
-        units, positions = self.units.to(per_unit.device), self.positions.to(per_unit.device)
-        return zero.index_add(0, positions, rates * per_unit[units])[None, :, None]
+        total, device = per_unit.new_zeros(self.length), per_unit.device
+        for block in self.blocks:
+            parts = block.rates().to(per_unit) * per_unit[block.units(device)]
+            total = total.index_add(0, block.positions(device), parts)
+        return total[None, :, None]
 
     def times(self, tensor: Tensor, factor: Tensor) -> Tensor:
         """A factor (1, length, 1) times the tensor."""
@@ -56,7 +79,7 @@ class Diagonal(Form):
     def of(cls, legs: tuple[Leg, ...], dimension: int) -> "Diagonal":
         """The form of these legs."""
         rates = torch.cat([leg.rates for leg in legs])
-        axes = {(leg.name, leg.before, leg.length) for leg in legs}
+        axes = {(leg.name, leg.axis) for leg in legs}
         crossed = len(axes) > len({leg.name for leg in legs})  # two axes meet in an entry
         return cls(
             legs=legs,
@@ -76,11 +99,25 @@ class Diagonal(Form):
         for leg in self.legs:
             by_name.setdefault(leg.name, []).append(leg)
         for own in by_name.values():
-            pairs = [zip(leg.positions.tolist(), leg.units.tolist(), strict=True) for leg in own]
-            moved = [*chain(*pairs)]
-            if len({leg.before for leg in own}) > 1 or len(set(moved)) < len(moved):
+            if len({leg.axis for leg in own}) > 1:
+                return False
+            moved = torch.cat([leg.positions + leg.length * leg.units for leg in own])
+            if len(torch.unique(moved)) < len(moved):
                 return False
         return True
+
+    def meetings(self, tensors: Parameters) -> Tensor:
+        parts: dict[str, list[Scaled]] = {}
+        for leg in self.legs:
+            axis, where = leg.axis, leg.positions
+            units, rates = leg.units, leg.rates
+            if axis is None:
+                length = tensors[leg.name].shape[0]
+                axis, where = 0, torch.arange(length)
+                units, rates = units.expand(length), rates.expand(length)
+            parts.setdefault(leg.name, []).append((axis, where, units, rates))
+        found = [scaled(of, tensors[name], self.dimension) for name, of in parts.items()]
+        return torch.stack(found).sum(0)
 
     def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
         def moved(tensors: Parameters) -> dict[str, Tensor]:
@@ -114,57 +151,46 @@ class Diagonals(Moments):
 
     def __init__(self, forms: Sequence[Diagonal], layout: StackLayout) -> None:
         self.forms = forms
-        self._layout = layout
         firsts = [0, *accumulate(f.dimension for f in forms)]
-        parts = [
-            (first, _part(leg)) for f, first in zip(forms, firsts, strict=False) for leg in f.legs
-        ]
+        legs = [(first, leg) for f, first in zip(forms, firsts, strict=False) for leg in f.legs]
         axes: dict[int, list[Axis]] = {}
-        for _, (name, axis, *_) in parts:
-            those = axes.setdefault(layout.place[name][0], [])
-            if axis is not None and axis not in those:
+        for _, leg in legs:
+            those = axes.setdefault(layout.place[leg.name][0], [])
+            axis = leg.before, leg.length, leg.after
+            if not leg.alike and axis not in those:
                 those.append(axis)
-        self._axes = dict(sorted(axes.items()))
-        starts, self._owners = self._plan()
+        self._starts, owners, at = dict[int, list[tuple[Axis, int]]](), [], 0
+        for number, own in sorted(axes.items()):
+            shape, names = layout.groups[number]
+            for axis in own or [(1, 1, shape.numel())]:
+                self._starts.setdefault(number, []).append((axis, at))
+                owners += [(name, axis[1]) for name in names]
+                at += len(names) * axis[1]
+        self.owners, self.shape = owners, (at,)
         rows, into, rates = [], [], []
-        for first, (name, axis, positions, units, each_rate) in parts:
-            number, index = layout.place[name]
-            own = axis if axis is not None else next(iter(axes[number]), None)
-            length = 1 if own is None else own[1]
-            if axis is None:  # the whole tensor: every entry of the axis that is summed anyway
+        for first, leg in legs:
+            number, index = layout.place[leg.name]
+            starts = self._starts[number]
+            if leg.alike:  # every entry of an axis that is summed anyway
+                (_, length, _), start = starts[0]
                 positions = torch.arange(length)
-                units, each_rate = units.expand(length), each_rate.expand(length)
-            rows.append(positions + starts[number, own] + index * length)
+                units, each = leg.units[:1].expand(length), leg.rates[:1].expand(length)
+            else:
+                length, start = leg.length, dict(starts)[leg.before, leg.length, leg.after]
+                positions, units, each = leg.positions, leg.units, leg.rates
+            rows.append(positions + start + index * length)
             into.append(units + first)
-            rates.append(each_rate)
+            rates.append(each)
         self._spread = Spread(torch.cat(rows), torch.cat(into), torch.cat(rates), firsts[-1])
 
-    def _plan(self) -> tuple[dict[tuple[int, Axis | None], int], Owners]:
-        """Where the sums of each axis of each stack begin, and whose they are."""
-        starts: dict[tuple[int, Axis | None], int] = {}
-        owners: list[tuple[str, int]] = []
-        at = 0
-        for number, axes in self._axes.items():
-            names = self._layout.groups[number][1]
-            for axis in axes or WHOLE:
-                starts[number, axis] = at
-                length = 1 if axis is None else axis[1]
-                owners += [(name, length) for name in names]
-                at += len(names) * length
-        return starts, owners
-
-    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
-        axes = self._axes.get(stack.number)
-        if axes is None:
-            return []
-        if not axes and stack.entries <= LONG:
-            return [_dots(stack.whole, pairs)]
-        sums: list[list[Tensor]] = [[] for _ in axes or WHOLE]
-        for pair in pairs:
-            product = stack.product(pair)
-            for into, axis in zip(sums, axes or [(1, 1, stack.entries)], strict=True):
-                into.append(_outside(product, axis))
-        return [torch.stack(of) for of in sums]
+    def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
+        for axis, start in self._starts.get(stack.number, ()):
+            many, length = stack.piece.shape[0], axis[1]
+            own = moments[:, start : start + many * length].view(len(pairs), many, length)
+            found = _outside(stack.products(pairs), axis, math.prod(stack.piece.shape[2:]))
+            if found.shape[2] < length:
+                own = own.narrow(2, stack.piece.first, found.shape[2])
+            own.add_(found)
 
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
@@ -175,9 +201,6 @@ class Diagonals(Moments):
     def scales(self, moments: Tensor, points: Points) -> Tensor:
         return 0.5 * self._spread.of(moments, magnitude=1)[0]
 
-    def decay(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
-        return self._spread.of(moments * each(weights, self._owners, moments))[0]
-
 
 def leg(
     name: str,
@@ -187,38 +210,30 @@ def leg(
     units: Tensor,
     rates: Tensor,
 ) -> Leg:
-    """Leg along `axis` of a tensor of this shape."""
+    """Leg along `axis` of a tensor of this shape: index positions[k] at rates[k] of units[k]."""
     before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-    return Leg(name, before, shape[axis] if shape else 1, after, positions, units, rates)
+    made = blocks(positions, units, rates)
+    return Leg(name, axis, before, shape[axis] if shape else 1, after, made)
 
 
 def whole(name: str, rate: float) -> Leg:
     """Leg of the one unit that scales all of a tensor."""
-    none = torch.zeros(1, dtype=torch.long)
-    return Leg(name, 1, 1, -1, none, none, torch.tensor([rate], dtype=torch.float64))
+    one = RegularEntries(sizes=(), first=0, steps=(), unit=0, unit_steps=(), rate=rate)
+    return Leg(name, None, 1, 1, -1, (one,))
 
 
-def _part(leg: Leg) -> Part:
-    """What a leg takes part with; no axis where all of a tensor scales alike."""
-    every = len(leg.positions) == leg.length and len(set(leg.positions.tolist())) == leg.length
-    alike = bool((leg.units == leg.units[0]).all() and (leg.rates == leg.rates[0]).all())
-    if every and alike:
-        return leg.name, None, torch.zeros(1, dtype=torch.long), leg.units[:1], leg.rates[:1]
-    return leg.name, (leg.before, leg.length, leg.after), leg.positions, leg.units, leg.rates
+def _outside(products: Tensor, axis: Axis, rest: int) -> Tensor:
+    """Sums over everything but an axis: (pairs, tensors, its length), or of the rows there are.
 
-
-def _outside(product: Tensor, axis: Axis) -> Tensor:
-    """Sums over everything but the axis, of every tensor of a stack: (stacked * length,)."""
-    count = len(product)
+    Args:
+        products: (pairs, tensors, rows, everything else).
+        axis: of the tensors.
+        rest: entries of a row.
+    """
     before, length, after = axis
-    if before > 1:
-        product = product.reshape(count, before, length * after).sum(1)
-    rows = product.reshape(count * length, after)
-    return rows.sum(1) if after > 1 or before == 1 else rows[:, 0]
-
-
-def _dots(whole: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """Inner products of whole tensors, without a product in between: (pairs, stacked)."""
-    flat = [list(point) for point in whole.flatten(2)]
-    dots = [torch.dot(x, y) for a, b in pairs for x, y in zip(flat[a], flat[b], strict=True)]
-    return torch.stack(dots).view(len(pairs), -1)
+    if length == 1:
+        return products.flatten(2).sum(2, keepdim=True)
+    if before == 1 and after == rest:
+        return products.flatten(3).sum(3) if rest > 1 else products.flatten(2)
+    columns = products.reshape(*products.shape[:2], -1, length * after).sum(2)
+    return columns if after == 1 else columns.view(*columns.shape[:2], length, after).sum(3)

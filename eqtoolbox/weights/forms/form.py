@@ -2,29 +2,23 @@
 
 Every charge is quadratic or linear in the parameters, so that a few sums per stack of tensors (of
 products along an axis, of rows with rows, of entries) give the charges of all units together, of
-one symmetry or of thousands. Products are made in the stack's own precision; what adds up over
-steps is kept in float64.
+one symmetry or of thousands. All of it is in float64.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from eqtoolbox.weights.forms.stack import (
-    Pair,
-    Parameters,
-    Points,
-    Stack,
-    StackLayout,
-    fresh,
-    pieces,
-)
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout, fresh
 
+Balance = Literal["equal sides", "norm one", "equal grams", "mean zero", "bias zero"]
 Owners = Sequence[tuple[str, int]]  # which parameter the next so many moments belong to
 
 
@@ -36,7 +30,8 @@ class Form(ABC):
     contains: frozenset[str] = frozenset()  # discrete families inside the group
     power: float = 1.0  # entries grow like e^(power s) at most
     squares: bool = False  # every charge is half the squared norm of what its generator moves
-    balance: str = "has no known canonical point"  # step to where charges vanish, or why none is
+    balance: Balance | None = None  # what its canonical point has; None: it has none
+    unbalanced: str = "has no known canonical point"  # why, where it has none
     large: bool = False  # so many charges that random elements may stand for them
     dimension: int  # generators
 
@@ -94,14 +89,9 @@ class Form(ABC):
     def _plans(self) -> dict[tuple[torch.Size, ...], tuple[StackLayout, "Moments"]]:
         return {}
 
-    def measured(self, tensors: Parameters) -> Tensor:
-        """|K_i| generator by generator, where parts meet: (dimension,), float64."""
-        exact = {name: tensors[name].double() for name in self.names}
-        units = torch.eye(self.dimension, dtype=torch.float64, device=exact[self.names[0]].device)
-        squares = [
-            torch.stack([k.square().sum() for k in self.tangent(exact, u).values()]) for u in units
-        ]
-        return torch.stack(squares).sum(1).sqrt()
+    def meetings(self, tensors: Parameters) -> Tensor:
+        """What parts that meet add to |K_i|^2 of every generator: (dimension,), float64."""
+        raise NotImplementedError(f"the parts of {type(self).__name__} never meet")
 
 
 class Moments(ABC):
@@ -112,6 +102,8 @@ class Moments(ABC):
     """
 
     forms: Sequence[Form]
+    shape: tuple[int, ...]  # of the moments of one pair of points
+    owners: Owners  # of the moments, along their first dimension
     alike: ClassVar[bool] = False  # every generator has its charge: slopes are pairings
 
     @property
@@ -119,32 +111,45 @@ class Moments(ABC):
         """Whether charges are quadratic."""
         return self.forms[0].quadratic
 
+    @property
+    def whole(self) -> "Moments":
+        """All charges that these stand for: themselves unless said."""
+        return self
+
     @abstractmethod
-    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
-        """What one stack gives to the moments of every pair of points: (pairs, ...) each.
+    def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
+        """Add what one stack gives to the moments of a with b for every pair (a, b) of points.
 
         Args:
             stack: filled with `points`; its memory is written over by the next one.
             points: everything.
             pairs: of points.
+            moments: (pairs, *shape), of b alone if linear.
         """
 
-    def gathered(self, rows: Sequence[list[Tensor]], pairs: Sequence[Pair]) -> Tensor:
-        """Moments of a with b for every pair (a, b), of b alone if linear: (pairs, ...), float64.
-
-        Args:
-            rows: of all stacks, in their order.
-            pairs: of points.
-        """
-        return pieces(rows)
+    def rest(self, points: Points, pairs: Sequence[Pair]) -> Tensor | float:
+        """What moments have that is not found in stacks: nothing unless said."""
+        return 0.0
 
     @abstractmethod
     def pair(self, moments: Tensor) -> Tensor:
         """<grad Q_i(a), b> from the moments of a with b: (pairs, charges), float64."""
 
-    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
-        """<K_i(a), b> of every generator: (dimension,), float64; `moments` those of a with b."""
+    def slopes(self, moments: Tensor) -> Tensor:
+        """<K_i(a), b> of every generator from the moments of a with b: (dimension,), float64."""
         return self.pair(moments[:1])[0]
+
+    def weighted(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
+        """<grad Q_i(a), w b> with a weight w of each parameter: (charges,).
+
+        Args:
+            moments: of a with b, one pair.
+            weights: w by name.
+        """
+        each = [weights.get(name, 0.0) for name, _ in self.owners]
+        counts = torch.tensor([count for _, count in self.owners])
+        own = torch.tensor(each, dtype=torch.float64).repeat_interleave(counts).to(moments)
+        return self.pair(moments * own.reshape(-1, *[1] * (moments.dim() - 2)))[0]
 
     @abstractmethod
     def sizes(self, moments: Tensor, points: Points) -> Tensor:
@@ -155,21 +160,21 @@ class Moments(ABC):
         found = self.sizes(moments, points)
         if all(form.apart for form in self.forms):
             return found
-        parts = zip(self.forms, torch.split(found, self.orders), strict=True)
-        return torch.cat([p if f.apart else f.measured(points.of(0, f.names)) for f, p in parts])
-
-    @abstractmethod
-    def decay(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
-        """<grad Q_i(theta), w theta>, w a weight of each parameter: (charges,).
-
-        Args:
-            moments: of theta with itself.
-            weights: w by name.
-        """
+        whole = []
+        for form, own in zip(self.forms, torch.split(found, self.orders), strict=True):
+            if not form.apart:
+                more = form.meetings(points.of(0, form.names)).to(own)
+                own = (own.square() + more).clamp_min(0).sqrt()
+            whole.append(own)
+        return torch.cat(whole)
 
     @abstractmethod
     def scales(self, moments: Tensor, points: Points) -> Tensor:
         """What |Q| of every charge could be at parameters of point 0's size: (charges,)."""
+
+    def variance(self, vector: NDArray[np.float64]) -> float | None:
+        """Variance of |vector|^2, of charges or slopes, as an estimate; None: it is none."""
+        return None
 
     @property
     def units(self) -> Tensor:
@@ -217,12 +222,16 @@ class Alone:
 
     @property
     def slopes(self) -> Tensor:
-        return self.kind.slopes(self._moments((0, 1)), self.points, (0, 1))
+        return self.kind.slopes(self._moments((0, 1)))
 
     def _moments(self, pair: Pair) -> Tensor:
-        stacks = fresh(self.layout, self.points)
-        rows = [self.kind.rows(stack, self.points, [pair]) for stack in stacks]
-        return self.kind.gathered(rows, [pair])
+        moments = None
+        for stack in fresh(self.layout, self.points):
+            if moments is None:
+                moments = stack.whole.new_zeros(1, *self.kind.shape)
+            self.kind.add(stack, self.points, [pair], moments)
+        assert moments is not None, "a form moves at least one tensor"
+        return moments.add_(self.kind.rest(self.points, [pair]))
 
 
 class Spread:
@@ -230,21 +239,16 @@ class Spread:
 
     def __init__(self, rows: Tensor, into: Tensor, rates: Tensor, count: int) -> None:
         self._rows, self._into, self._rates, self._count = rows, into, rates, count
-        self._offsets: dict[int, Tensor] = {}  # of the results of several vectors, one behind other
 
     def of(self, vectors: Tensor, magnitude: int = 0) -> Tensor:
         """(vectors, entries) to (vectors, count), float64; by a power of |rates| if said."""
-        many, device = len(vectors), vectors.device
-        if self._rows.device != device:
-            self._rows, self._into = self._rows.to(device), self._into.to(device)
-            self._rates, self._offsets = self._rates.to(device), {}
-        if many not in self._offsets:
-            first = self._count * torch.arange(many, device=device)
-            self._offsets[many] = (first[:, None] + self._into).reshape(-1)
+        if self._rows.device != vectors.device:
+            self._rows, self._into, self._rates = (
+                x.to(vectors.device) for x in (self._rows, self._into, self._rates)
+            )
         rates = self._rates.abs() ** magnitude if magnitude else self._rates
-        parts = vectors[:, self._rows] * rates
-        made = parts.new_zeros(many * self._count)
-        return made.index_add(0, self._offsets[many], parts.reshape(-1)).view(many, self._count)
+        made = vectors.new_zeros(len(vectors), self._count)
+        return made.index_add(1, self._into, vectors[:, self._rows] * rates)
 
 
 def summed(parts: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -253,9 +257,3 @@ def summed(parts: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     for name, part in parts:
         total[name] = total[name] + part if name in total else part
     return total
-
-
-def each(weights: Mapping[str, float], owners: Owners, like: Tensor) -> Tensor:
-    """The weight of the parameter that each moment belongs to."""
-    found = torch.tensor([weights.get(name, 0.0) for name, _ in owners], dtype=like.dtype)
-    return found.repeat_interleave(torch.tensor([n for _, n in owners])).to(like.device)

@@ -1,20 +1,20 @@
 """Gram forms: axes that matrices of an algebra mix, with charges from rows paired with rows."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.algebra import Algebra, AlgebraEntries
-from eqtoolbox.weights.forms.form import Form, Moments, Owners, Spread, each, summed
+from eqtoolbox.weights.forms.form import Form, Moments, Spread, summed
+from eqtoolbox.weights.forms.matrix_view import MatrixPart, MatrixView, SignedSums, joined, stretch
+from eqtoolbox.weights.forms.meeting import Mixed, mixed
 from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
 
 SMALL = 16  # dimensions up to which no sketch is made
-Part = tuple[int, int, int, tuple[int, ...]]  # stack, axis, repetition, positions along the axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +26,28 @@ class MatrixLeg:
     positions: Tensor  # (blocks, copies, size), indices along the axis
     sign: int  # +1: multiplied by e^A, -1: by e^-A^T
 
+    @cached_property
+    def stretch(self) -> tuple[int, int] | None:
+        """Where along the axis they begin and end if they lie side by side, in order."""
+        return stretch(self.positions)
+
     def gather(self, tensor: Tensor) -> Tensor:
         """(blocks, copies, size, rest)."""
         rows = tensor.movedim(self.axis, 0)
         rows = rows.reshape(rows.shape[0], -1)
+        if self.stretch is not None:
+            return rows[slice(*self.stretch)].reshape(*self.positions.shape, -1)
         return rows[self.positions.to(rows.device)]
 
     def scatter(self, blocks: Tensor, into: Tensor) -> Tensor:
         """`into` with its gathered entries replaced."""
         moved = into.movedim(self.axis, 0)
         rows = moved.reshape(moved.shape[0], -1).clone()
-        rows[self.positions.to(rows.device).reshape(-1)] = blocks.reshape(-1, rows.shape[1])
+        new = blocks.reshape(-1, rows.shape[1])
+        if self.stretch is not None:
+            rows[slice(*self.stretch)] = new
+        else:
+            rows[self.positions.to(rows.device).reshape(-1)] = new
         return rows.reshape(moved.shape).movedim(0, self.axis)
 
     def mixed(self, tensor: Tensor, plus: Tensor, minus: Tensor, into: Tensor) -> Tensor:
@@ -58,14 +69,15 @@ class Gram(Form):
     @classmethod
     def of(cls, legs: tuple[MatrixLeg, ...], dimension: int, algebra: Algebra) -> "Gram":
         """The form of these legs."""
-        return cls(
+        form = cls(
             legs=legs,
             algebra=algebra,
             dimension=dimension,
             contains=algebra.contains,
             large=algebra.large and legs[0].positions.shape[2] > SMALL,
-            balance=_CONJUGATES if _conjugates(legs) else algebra.balance,
+            balance=algebra.balance,
         )
+        return replace(form, balance=None, unbalanced=_CONJUGATES) if _conjugates(legs) else form
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,6 +111,16 @@ class Gram(Form):
             if len({leg.axis for leg in own}) > 1 or len(set(moved)) < len(moved):
                 return False
         return True
+
+    def meetings(self, tensors: Parameters) -> Tensor:
+        parts: dict[str, list[Mixed]] = {}
+        for leg in self.legs:
+            parts.setdefault(leg.name, []).append((leg.axis, leg.positions, leg.sign))
+        own = self.algebra.generators(self.size)
+        entries = own.of, own.row, own.column, own.weight
+        found = [mixed(of, tensors[name], entries, own.count) for name, of in parts.items()]
+        total = torch.stack(found).sum(0)
+        return (total.mT if self.algebra.blocks_first else total).reshape(-1)
 
     def matrices(self, coefficients: Tensor) -> Tensor:
         """A of every block, (blocks, d, d)."""
@@ -141,69 +163,55 @@ class Gram(Form):
 class Grams(Moments):
     """Gram forms of one algebra and one size d: X Y^T of every leg, (pairs, legs, d, d).
 
-    A leg here is one block of one tensor; all blocks of all legs of all forms lie in one
-    tensor, which is summed into one matrix per block with the legs' signs.
+    A leg here is one block of one tensor; those of one stack that take the same part of a tensor
+    are multiplied together.
     """
 
     def __init__(self, forms: Sequence[Gram], layout: StackLayout) -> None:
         self.forms: Sequence[Gram] = forms
-        self.size = forms[0].size
-        views: dict[Part, MatrixView] = {}
-        rows: dict[Part, dict[int, tuple[Tensor, int]]] = {}
-        start = 0
-        for form in forms:
-            for leg in form.legs:
-                number, index = layout.place[leg.name]
-                positions = tuple(leg.positions.reshape(-1).tolist())
-                part, again = (number, leg.axis, 0, positions), 0
-                while index in rows.get(part, {}):  # the same part of a tensor once more
-                    again += 1
-                    part = (number, leg.axis, again, positions)
-                views.setdefault(part, MatrixView(leg))
-                blocks = torch.arange(start, start + form.blocks)
-                rows.setdefault(part, {})[index] = blocks, leg.sign
-            start += form.blocks
-        views = {part: views[part] for part in sorted(views)}
-        self._views = [(part[0], view) for part, view in views.items()]
-        self.blocks = start
-        where, signs = [], []
-        owners: list[tuple[str, int]] = []
-        for part in views:
-            legs = rows[part]
-            like = next(iter(legs.values()))[0]
-            for index, name in enumerate(layout.groups[part[0]][1]):
-                block, sign = legs.get(index, (torch.zeros_like(like), 0))
+        self.size, self.blocks = forms[0].size, sum(f.blocks for f in forms)
+        self.views: list[tuple[int, MatrixView]] = []  # each with its first leg
+        where, signs, owners, at = [], [], list[tuple[str, int]](), 0
+        for part in _parts(forms, layout):
+            shape, names = layout.groups[part.number]
+            view = MatrixView(part.number, part.axis, part.positions, shape[0])
+            layout.rows_stay(part.number, view.rows_together)
+            self.views.append((at, view))
+            for index, name in enumerate(names):
+                block, sign = part.of(index)
                 where.append(block)
-                signs.append(torch.full((len(like),), float(sign), dtype=torch.float64))
-                owners.append((name, len(like)))
-        self._owners: Owners = owners
-        self._block, self._sign = torch.cat(where), torch.cat(signs)
-        algebra = forms[0].algebra
-        self._generators = self._spread(algebra.generators(self.size), algebra.blocks_first)
-        self._upper = self._spread(algebra.symmetric(self.size), False)
+                signs.append(sign)
+                owners.append((name, view.blocks))
+            at += len(names) * view.blocks
+        self.owners, self.shape = owners, (at, self.size, self.size)
+        self.block = torch.cat(where)  # of every leg
+        self.signed = SignedSums(self.block, torch.cat(signs), self.blocks)
+        self._generators = _spread(forms[0].algebra.generators(self.size), self.size)
+        self._upper = _spread(forms[0].algebra.symmetric(self.size), self.size)
 
-    def _spread(self, entries: AlgebraEntries, blocks_first: bool) -> Spread:
-        """From the matrices of all blocks to what the entries are of, form by form."""
-        d, count = self.size, entries.count
-        first = torch.tensor([0, *accumulate(f.blocks for f in self.forms)])
-        blocks = torch.tensor([f.blocks for f in self.forms])
-        many = torch.repeat_interleave(blocks, blocks)[:, None]
-        start = torch.repeat_interleave(first[:-1], blocks)[:, None]
-        every = torch.arange(self.blocks)[:, None]
-        inner = every - start  # which block of its own form
-        own = entries.of * many + inner if blocks_first else inner * count + entries.of
-        rows = every * d * d + entries.row * d + entries.column
-        rates = entries.weight.expand(self.blocks, -1)
-        into = (start * count + own).reshape(-1)
-        return Spread(rows.reshape(-1), into, rates.reshape(-1), self.blocks * count)
+    def _each(
+        self, spread: Spread, matrices: Tensor, magnitude: int = 0, blocks_first: bool = False
+    ) -> Tensor:
+        """What a spread makes of every block's matrix, (pairs, blocks, d, d), form by form."""
+        found = spread.of(matrices.reshape(-1, self.size**2), magnitude)
+        found = found.view(len(matrices), self.blocks, -1)
+        if not blocks_first:
+            return found.flatten(1)
+        parts = torch.split(found, [f.blocks for f in self.forms], 1)
+        return torch.cat([part.mT.flatten(1) for part in parts], 1)
 
-    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
-        found = []
-        for number, view in self._views:
-            if number == stack.number:
-                given = [view.of(whole) for whole in stack.whole]
-                found.append(torch.stack([torch.bmm(given[a], given[b].mT) for a, b in pairs]))
-        return found
+    def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
+        used = dict.fromkeys(point for pair in pairs for point in pair)
+        for start, view in self.views:
+            for tensors, own in view.parts(stack) if view.number == stack.number else ():
+                legs = slice(start + own.start, start + own.stop)
+                given = {p: self.seen(view.of(stack, p, tensors), legs) for p in used}
+                for k, (a, b) in enumerate(pairs):
+                    moments[k, legs].baddbmm_(given[a], given[b].mT)
+
+    def seen(self, matrices: Tensor, legs: slice) -> Tensor:
+        """What is paired of the matrices X of these legs: (legs, rows, everything else)."""
+        return matrices
 
     @property
     def units(self) -> Tensor:
@@ -211,71 +219,52 @@ class Grams(Moments):
         return torch.arange(self.blocks).repeat_interleave(sum(self.counts) // self.blocks)
 
     def pair(self, moments: Tensor) -> Tensor:
-        total = self._summed(moments, self._block, self.blocks)
-        return self._upper.of((total + total.mT).flatten(1))
+        total = self.signed.total(moments)
+        return self._each(self._upper, total + total.mT)
 
     def scales(self, moments: Tensor, points: Points) -> Tensor:
         """Of the lengths of the rows of every leg, whatever its sign."""
-        roots = moments[0].diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-        taken = self._sign.abs().to(roots)[:, None, None]
-        total = roots.new_zeros(self.blocks, self.size, self.size)
-        outer = taken * roots[:, :, None] * roots[:, None, :]
-        total = total.index_add(0, self._block.to(roots.device), outer)
-        return self._upper.of(total.reshape(1, -1))[0]
+        roots = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        outer = self.signed.unsigned(roots[..., :, None] * roots[..., None, :])
+        return self._each(self._upper, outer[None])[0]
 
-    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
+    def slopes(self, moments: Tensor) -> Tensor:
         """A multiplies legs of sign + and -A^T those of sign -; gram_ij pairs row i of a."""
-        plus, minus = self._sides(moments[:1])
-        return self._generators.of((plus.mT + minus).reshape(1, -1))[0]
+        plus, minus = self.signed.sides(moments)
+        first = self.forms[0].algebra.blocks_first
+        return self._each(self._generators, (plus.mT + minus)[None], blocks_first=first)[0]
 
     def sizes(self, moments: Tensor, points: Points) -> Tensor:
         """A_ij reads row j of a + leg, row i of a - leg: one entry a row and column of each A."""
-        squares = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
-        plus, minus = (side.abs() for side in self._sides(squares))
-        both = (plus[:, None, :] + minus[:, :, None]).reshape(1, -1)
-        return self._generators.of(both, magnitude=2)[0].sqrt()
-
-    def decay(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
-        return self.pair(moments * each(weights, self._owners, moments)[:, None, None])[0]
-
-    def _sides(self, legs: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed sums over the legs of sign + and over those of sign -, of every block."""
-        count = self.blocks
-        where = torch.where(self._sign > 0, self._block, self._block + count)
-        both = self._summed(legs, where, 2 * count)[0]
-        return both[:count], both[count:]
-
-    def _summed(self, legs: Tensor, where: Tensor, count: int) -> Tensor:
-        """Signed sum over the legs that go to each place: (pairs, count, ...)."""
-        many, device = len(legs), legs.device
-        signed = legs * self._sign.to(device).reshape(-1, *[1] * (legs.dim() - 2))
-        places = torch.cat([where.to(device) + k * count for k in range(many)])
-        total = legs.new_zeros(many * count, *legs.shape[2:])
-        return total.index_add(0, places, signed.flatten(0, 1)).view(many, count, *legs.shape[2:])
+        own = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        plus, minus = (side.abs() for side in self.signed.sides(own))
+        both, first = plus[:, None, :] + minus[:, :, None], self.forms[0].algebra.blocks_first
+        squares = self._each(self._generators, both[None], magnitude=2, blocks_first=first)
+        return squares[0].sqrt()
 
 
-class MatrixView:
-    """(stacked * blocks, d, everything else) of a stack, without a copy where memory allows."""
+def _spread(entries: AlgebraEntries, size: int) -> Spread:
+    """From one matrix to what the entries are of."""
+    where = entries.row * size + entries.column
+    return Spread(where, entries.of, entries.weight, entries.count)
 
-    def __init__(self, leg: MatrixLeg) -> None:
-        self._axis, self._shape = leg.axis + 1, leg.positions.shape
-        self._flat = leg.positions.reshape(-1)
-        self._start, length = int(self._flat[0]), len(self._flat)
-        stretch = torch.arange(self._start, self._start + length)
-        self._side_by_side = torch.equal(self._flat, stretch)
 
-    def of(self, stack: Tensor) -> Tensor:
-        """The view of (stacked, *shape)."""
-        blocks, copies, size = self._shape
-        rows, flat = stack.movedim(self._axis, 1), self._flat
-        if self._side_by_side:
-            rows = rows.narrow(1, self._start, len(flat))
-        else:
-            rows = rows[:, flat.to(stack.device)]
-        parts = rows.reshape(len(stack), blocks, copies, size, -1)
-        if copies > 1:
-            parts = parts.movedim(2, 3)
-        return parts.reshape(len(stack) * blocks, size, -1)
+def _parts(forms: Sequence[Gram], layout: StackLayout) -> list[MatrixPart]:
+    """What is mixed of the tensors of every shape, in order."""
+    found: dict[tuple[Any, ...], MatrixPart] = {}
+    start = 0
+    for form in forms:
+        for leg in form.legs:
+            number, index = layout.place[leg.name]
+            key, again = (number, leg.axis, *leg.positions.reshape(-1).tolist()), 0
+            while index in (of.legs if (of := found.get((again, *key))) else {}):
+                again += 1  # the same part of a tensor once more
+            fresh = MatrixPart(number=number, axis=leg.axis, positions=leg.positions, again=again)
+            blocks = torch.arange(start, start + form.blocks)
+            signs = torch.full((form.blocks,), float(leg.sign), dtype=torch.float64)
+            found.setdefault((again, *key), fresh).legs[index] = blocks, signs
+        start += form.blocks
+    return joined(found.values())
 
 
 _CONJUGATES = (

@@ -1,15 +1,15 @@
 """Linear forms: constants added to entries, so that K is constant and Q a sum of entries."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.forms.form import Form, Moments, Owners, Spread, each, summed
-from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout, pieces
+from eqtoolbox.weights.forms.form import Balance, Form, Moments, Spread, summed
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Piece, Points, Stack, StackLayout
 
 Grouped = tuple[int, int, int]  # entries before an axis, stretches of the axis, entries after it
 
@@ -34,7 +34,9 @@ class Term:
 
     def grouped(self, shape: torch.Size) -> Grouped:
         """The cut of a tensor of this shape."""
-        return self.cut if self.cut is not None else (1, 1, shape[-1])
+        if self.cut is not None:
+            return self.cut
+        return (1, 1, shape[-1]) if len(shape) > 1 else (1, shape[0], 1)
 
     def spread(self, coefficients: Tensor, like: Tensor) -> Tensor:
         """K_c as a tensor of this shape."""
@@ -59,7 +61,7 @@ class LinearForm(Form):
 
     quadratic = False
     terms: tuple[Term, ...]
-    balance: str = "mean zero"
+    balance: Balance | None = "mean zero"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,37 +96,43 @@ class Sums(Moments):
             those = sums.setdefault(layout.place[term.name][0], [])
             if cut not in those:
                 those.append(cut)
-        self._sums = dict(sorted(sums.items()))
-        starts: dict[tuple[int, Grouped], int] = {}
+        self._starts = dict[int, list[tuple[Grouped, int]]]()
         owners: list[tuple[str, int]] = []
         added: list[Tensor] = []
         at = 0
-        for number, those in self._sums.items():
+        for number, those in sorted(sums.items()):
             shape, names = layout.groups[number]
             for grouped in those:
                 slots = math.prod(grouped)
-                starts[number, grouped] = at
+                if grouped[0] == 1 and grouped[1] > 1:
+                    layout.rows_stay(number, shape[0] // grouped[1])
+                self._starts.setdefault(number, []).append((grouped, at))
                 owners += [(name, slots) for name in names]
                 added.append(torch.full((len(names) * slots,), shape.numel() / slots))
                 at += len(names) * slots
-        self._owners: Owners = owners
+        self.owners, self.shape = owners, (at,)
         self._added = torch.cat(added).double()
         rows = []
         for (_, term), cut in zip(self._terms, cuts, strict=True):
             number, index = layout.place[term.name]
-            rows.append(term.slots + starts[number, cut] + index * math.prod(cut))
+            start = dict(self._starts[number])[cut]
+            rows.append(term.slots + start + index * math.prod(cut))
         into = torch.cat([first + term.units for first, term in self._terms])
         rates = torch.cat([term.rates for _, term in self._terms])
         self._spread = Spread(torch.cat(rows), into, rates, firsts[-1])
 
-    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
-        those = self._sums.get(stack.number, [])
-        first, last = min(b for _, b in pairs), max(b for _, b in pairs)
-        return [_summed(stack.whole[first : last + 1], grouped) for grouped in those]
-
-    def gathered(self, rows: Sequence[list[Tensor]], pairs: Sequence[Pair]) -> Tensor:
-        first = min(b for _, b in pairs)
-        return pieces(rows)[[b - first for _, b in pairs]]
+    def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
+        piece, asked = stack.piece, [b for _, b in pairs]
+        least, most = min(asked), max(asked) + 1
+        for grouped, start in self._starts.get(stack.number, ()):
+            many, slots = piece.shape[0], math.prod(grouped)
+            found = _stretches(stack.whole[least:most], grouped, piece)
+            own = moments[:, start : start + many * slots].view(len(pairs), many, slots)
+            if found.shape[2] < slots:
+                first = piece.first * found.shape[2] // piece.rows
+                own = own.narrow(2, first, found.shape[2])
+            for k, point in enumerate(asked):
+                own[k].add_(found[point - least])
 
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
@@ -138,13 +146,10 @@ class Sums(Moments):
         total = moments.new_zeros(sum(self.counts))
         given = points.of(0, {term.name for _, term in self._terms})
         for first, term in self._terms:
-            sums = term.sums(given[term.name].abs())[term.slots.to(total.device)]
+            sums = term.sums(given[term.name].abs()).to(total)[term.slots.to(total.device)]
             into, rates = (first + term.units).to(total.device), term.rates.abs().to(total)
             total = total.index_add(0, into, rates * sums)
         return total
-
-    def decay(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
-        return self._spread.of(moments * each(weights, self._owners, moments))[0]
 
 
 def shift(name: str, shape: tuple[int, ...], axis: int, groups: Tensor, count: int) -> Term:
@@ -175,9 +180,13 @@ def column_sums(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1]).sum(0, dtype=torch.float64)
 
 
-def _summed(whole: Tensor, grouped: Grouped) -> Tensor:
-    """(points, stacked * slots), of each tensor by stretch: a copy even of single entries."""
-    points, count = whole.shape[:2]
+def _stretches(whole: Tensor, grouped: Grouped, piece: Piece) -> Tensor:
+    """Sums of every slot of the rows that there are: (points, tensors, slots)."""
     before, stretches, after = grouped
+    points, count = whole.shape[:2]
+    if before > 1:  # than the axis: every row has slots of its own
+        before = before * piece.rows // piece.length
+    elif stretches > 1:
+        stretches = max(stretches * piece.rows // piece.length, 1)
     rows = whole.reshape(points, count, before, stretches, -1, after)
-    return rows.sum(4).reshape(points, -1)
+    return (rows.sum(4) if rows.shape[4] > 1 else rows).flatten(2)

@@ -1,38 +1,84 @@
-"""A stack: tensors of equal shape side by side at several points, so that one operation serves all.
+"""A stack: a piece of some tensors at several points, in float64, so that one operation serves all.
 
-Stacks are small and follow each other through the same memory, which stays in the cache.
+Tensors of equal shape lie side by side, and one that is large comes in stretches of rows. Pieces
+follow each other through the same memory, which stays in the cache of a CPU: products and sums are
+those of float64 copies that never exist as a whole.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 Parameters = Mapping[str, Tensor]
 Pair = tuple[int, int]  # two points of a stack
-ENTRIES = 2**17  # of one stack at one point, unless a single tensor has more
+CACHED = 2**17  # entries of one piece at one point, on a CPU
+LAUNCHED = 2**21  # elsewhere: few launches count more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows of the tensors of one group; a tensor without axes has one row."""
+
+    number: int  # of the group
+    first: int  # row
+    rows: int
+    length: int  # all rows
+    names: list[str]
+    shape: tuple[int, ...]  # (tensors, rows, everything else)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The rows of one tensor."""
+        if self.rows < self.length:
+            return tensor.narrow(0, self.first, self.rows)
+        return tensor if tensor.dim() else tensor.reshape(1)
 
 
 class StackLayout:
-    """Which tensors lie in which stack, at least in float32."""
+    """Which tensors lie in which group, and the pieces that they come in."""
 
     def __init__(self, names: Iterable[str], like: Parameters) -> None:
         shapes: dict[torch.Size, list[str]] = {}
-        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.device = torch.device("cpu")
         for name in names:
             shapes.setdefault(like[name].shape, []).append(name)
-            self.dtype = torch.promote_types(self.dtype, like[name].dtype)
             self.device = like[name].device
+        self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self._most = CACHED if self.device.type == "cpu" else LAUNCHED
         self.groups: list[tuple[torch.Size, list[str]]] = []
         for shape, members in shapes.items():
-            some = max(1, ENTRIES // max(shape.numel(), 1))
+            some = max(1, self._most // max(shape.numel(), 1))
             self.groups += [(shape, members[i : i + some]) for i in range(0, len(members), some)]
         self.place = {
             name: (number, index)
             for number, (_, members) in enumerate(self.groups)
             for index, name in enumerate(members)
         }
+        self._together = [1] * len(self.groups)
+
+    def rows_stay(self, number: int, rows: int) -> None:
+        """So many rows of a group, counted from the first, are never cut apart."""
+        self._together[number] = math.lcm(self._together[number], max(rows, 1))
+
+    def pieces(self) -> Iterator[Piece]:
+        """All pieces, one after the other."""
+        for number, (shape, names) in enumerate(self.groups):
+            length, *rest = shape or (1,)
+            row, together = max(math.prod(rest), 1), self._together[number]
+            whole = len(names) > 1 or length * row <= self._most
+            step = length if whole else max(self._most // row // together, 1) * together
+            for first in range(0, length, max(step, 1)):
+                rows = min(step, length - first)
+                yield Piece(
+                    number=number,
+                    first=first,
+                    rows=rows,
+                    length=length,
+                    names=names,
+                    shape=(len(names), rows, *rest),
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +89,7 @@ class Points:
     update: bool = False  # whether the last one counts as its difference to the first
 
     def of(self, point: int, names: Iterable[str]) -> dict[str, Tensor]:
-        """Single tensors, at least in float32."""
+        """Single tensors in float64."""
         tensors, first = self.given[point], self.given[0]
         assert first is not None, "the first point is where everything starts"
         if tensors is None:
@@ -52,69 +98,84 @@ class Points:
             return {n: _wide(tensors[n]) - _wide(first[n]) for n in names}
         return {n: _wide(tensors[n]) for n in names}
 
+    def stacked(self, point: int, names: Sequence[str]) -> Tensor:
+        """Tensors of one shape in float64: (tensors, *shape)."""
+        tensors = self.given[point]
+        if tensors is None or (self.update and point == len(self.given) - 1):
+            return torch.stack([*self.of(point, names).values()])
+        return _wide(torch.stack([tensors[n] for n in names]))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stack:
-    """One stack at all points; products lie in memory that the next one writes over, if any."""
+    """One piece at all points; products lie in memory that the next one writes over, if any."""
 
-    number: int
-    whole: Tensor  # (points, tensors, *shape)
-    scratch: Tensor | None = None  # (tensors, *shape); without it products can be differentiated
-
-    def product(self, pair: Pair) -> Tensor:
-        """Entry by entry: (tensors, *shape)."""
-        a, b = pair
-        return torch.mul(self.whole[a], self.whole[b], out=self.scratch)
+    piece: Piece
+    whole: Tensor  # (points, tensors, rows, ...)
+    each: Sequence[Tensor]  # one a point
+    scratch: Tensor | None = None  # (pairs, tensors, rows, ...); without, differentiable
+    spare: Sequence[Tensor] = ()  # one a pair, the same memory
+    _made: dict[tuple[Pair, ...], Tensor] = field(default_factory=dict)
 
     @property
-    def entries(self) -> int:
-        """Of one tensor."""
-        return self.whole[0, 0].numel()
+    def number(self) -> int:
+        """Of the group."""
+        return self.piece.number
+
+    def products(self, pairs: Sequence[Pair]) -> Tensor:
+        """Entry by entry, of every pair of points: (pairs, tensors, rows, ...)."""
+        key, each = tuple(pairs), self.each
+        if key not in self._made and self.scratch is None:
+            self._made[key] = torch.stack([each[a] * each[b] for a, b in pairs])
+        elif key not in self._made:
+            for into, (a, b) in zip(self.spare, pairs, strict=True):
+                torch.mul(each[a], each[b], out=into)
+            self._made[key] = self.scratch  # type: ignore[assignment]
+        return self._made[key]
 
 
-class Stacks:
-    """Memory for all stacks of a layout, one after the other.
+def stacks(layout: StackLayout, points: Points, pairs: int) -> Iterator[Stack]:
+    """Every piece through the same memory, which is given back at the end.
 
-    Memory that is kept costs no page faults at the next step, which on a CPU take longer than
-    the copy.
+    Args:
+        layout: of the tensors.
+        points: that they are at.
+        pairs: as many as products are asked for.
     """
-
-    def __init__(self, layout: StackLayout, points: int, dtype: torch.dtype | None = None) -> None:
-        self.layout = layout
-        largest = max(len(names) * shape.numel() for shape, names in layout.groups)
-        memory = torch.empty(points + 1, largest, dtype=dtype or layout.dtype, device=layout.device)
-        self._stacks: list[tuple[Stack, list[str], list[list[Tensor]]]] = []
-        for number, (shape, names) in enumerate(layout.groups):
-            made = memory[:, : len(names) * shape.numel()].view(-1, len(names), *shape)
-            stack = Stack(number=number, whole=made[:points], scratch=made[points])
-            self._stacks.append((stack, names, [list(point) for point in made[:points]]))
-
-    def over(self, points: Points) -> Iterator[Stack]:
-        """Every stack, filled."""
-        last = len(points.given) - 1
-        for stack, names, views in self._stacks:
-            for i, tensors in enumerate(points.given):
-                if tensors is None:
-                    stack.whole[i].zero_()
-                else:
-                    torch._foreach_copy_(views[i], [tensors[n] for n in names])
-            if points.update:
-                stack.whole[last].sub_(stack.whole[0])
-            yield stack
+    count, pieces = len(points.given), list(layout.pieces())
+    largest = max((math.prod(piece.shape) for piece in pieces), default=0)
+    memory = torch.empty(count + pairs, largest, dtype=layout.dtype, device=layout.device)
+    for piece in pieces:
+        made = memory[:, : math.prod(piece.shape)].view(-1, *piece.shape)
+        each = made.unbind()
+        into: list[Tensor] = []
+        given: list[Tensor] = []
+        for at, tensors in zip(each, points.given, strict=False):
+            if tensors is None:
+                at.zero_()
+            else:
+                into += at.unbind()
+                given += [piece.of(tensors[n]) for n in piece.names]
+        torch._foreach_copy_(into, given)
+        if points.update:
+            each[count - 1].sub_(each[0])
+        yield Stack(
+            piece=piece,
+            whole=made[:count],
+            each=each[:count],
+            scratch=made[count:],
+            spare=each[count:],
+        )
 
 
 def fresh(layout: StackLayout, points: Points) -> Iterator[Stack]:
-    """Every stack in float64 and in memory of its own: differentiable by the points."""
-    for number, (_, names) in enumerate(layout.groups):
-        given = [points.of(i, names) for i in range(len(points.given))]
-        whole = torch.stack([torch.stack([of[n].double() for n in names]) for of in given])
-        yield Stack(number=number, whole=whole)
-
-
-def pieces(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Moments of all stacks as one: (pairs, ...), float64."""
-    return torch.cat([row for of in rows for row in of], 1).double()
+    """Every piece in memory of its own: differentiable by the points."""
+    for piece in layout.pieces():
+        rows = [t and {n: piece.of(t[n]) for n in piece.names} for t in points.given]
+        here = Points(given=tuple(rows), update=points.update)
+        each = [torch.stack([*here.of(i, piece.names).values()]) for i in range(len(rows))]
+        yield Stack(piece=piece, whole=torch.stack(each), each=each)
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()

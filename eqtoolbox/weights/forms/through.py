@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.forms.form import Form, Moments, Spread
+from eqtoolbox.weights.forms.form import Balance, Form, Moments
 from eqtoolbox.weights.forms.maps import Reader
 from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
 
@@ -19,7 +19,7 @@ class Through(Form):
     source: str
     offset: int  # first entry of the source that moves; `dimension` of them do
     readers: tuple[Reader, ...]
-    balance: str = "bias zero"
+    balance: Balance | None = "bias zero"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,65 +67,71 @@ class Throughs(Moments):
 
     def __init__(self, forms: Sequence[Through], layout: StackLayout) -> None:
         self.forms: Sequence[Through] = forms
-        self._readers: dict[int, dict[int, list[tuple[int, str]]]] = {}  # stack, inner axis
-        self._longer: list[tuple[int, int, Reader]] = []  # from where to where they count
-        places: list[tuple[int, int, int, int, int]] = []
+        self.shape, self.owners = (sum(f.dimension for f in forms),), []
+        # by stack and inner axis: which tensor, the bias, and where its law is
+        self._readers: dict[tuple[int, int], list[tuple[int, str, slice]]] = {}
+        self._longer: list[tuple[slice, Reader]] = []
         first = 0
         for form in forms:
+            own = slice(first, first + form.dimension)
             for r in form.readers:
                 if len(r.maps) > 1 or r.maps[0].kind == "diagonal" or r.factor != 1:
-                    self._longer.append((first, first + form.dimension, r))
+                    self._longer.append((own, r))
                     continue
                 number, index = layout.place[r.maps[0].name]
                 inner = 1 if r.maps[0].kind == "rows" else 0
-                of = self._readers.setdefault(number, {}).setdefault(inner, [])
-                places.append((number, inner, len(of), first, form.dimension))
-                of.append((index, r.bias))
+                self._readers.setdefault((number, inner), []).append((index, r.bias, own))
             first += form.dimension
-        into = [torch.arange(at, at + count) for *_, at, count in sorted(places)]
-        whole = torch.cat([torch.zeros(0, dtype=torch.long), *into])
-        minus = torch.full((len(whole),), -1.0, dtype=torch.float64)
-        self._spread = Spread(torch.arange(len(whole)), whole, minus, first)
 
-    def rows(self, stack: Stack, points: Points, pairs: Sequence[Pair]) -> list[Tensor]:
-        """Of the first pair alone: it is slopes that are asked for."""
-        (a, b), found = pairs[0], []
-        if b == a:  # nothing is conserved
-            return [stack.whole.new_zeros(1, 0)]
-        for inner, readers in sorted(self._readers.get(stack.number, {}).items()):
-            biases = points.of(b, [bias for _, bias in readers])
-            pulls = torch.stack([biases[bias].to(stack.whole) for _, bias in readers])
-            chosen = [index for index, _ in readers]
-            whole = stack.whole[a]
-            weight = whole if chosen == list(range(len(whole))) else whole[chosen]
-            weight = weight if inner == 1 else weight.mT
-            found.append(torch.bmm(pulls[:, None], weight).reshape(1, -1))
-        return found or [stack.whole.new_zeros(1, 0)]
+    def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
+        """Of the first pair alone, if of two points: it is slopes that are asked for."""
+        (a, b), piece = pairs[0], stack.piece
+        rows = slice(piece.first, piece.first + piece.rows)
+        for inner in (0, 1) if a != b else ():
+            readers = self._readers.get((stack.number, inner), [])
+            if not readers:
+                continue
+            pulls = points.stacked(b, [bias for _, bias, _ in readers]).to(stack.whole)
+            weight, chosen = stack.each[a], [index for index, *_ in readers]
+            if chosen != list(range(len(weight))):
+                weight = weight[chosen]
+            if inner == 1:  # (M^T g)_j, over the rows that there are
+                found = torch.bmm(pulls[:, None, rows], weight)[:, 0]
+            else:
+                found = torch.bmm(weight, pulls[:, :, None])[:, :, 0]
+            for (*_, own), pull in zip(readers, found, strict=True):
+                (moments[0, own] if inner == 1 else moments[0, own][rows]).sub_(pull)
+
+    def rest(self, points: Points, pairs: Sequence[Pair]) -> Tensor | float:
+        """What the sources themselves give, and readers behind several maps."""
+        a, b = pairs[0]
+        if a == b:
+            return 0.0
+        theta = points.of(a, {m.name for _, r in self._longer for m in r.maps})
+        given = points.of(b, {f.source for f in self.forms} | {r.bias for _, r in self._longer})
+        own = torch.cat([f.own(given) for f in self.forms])
+        for where, r in self._longer:
+            own[where] -= r.pulled(theta, given[r.bias])
+        return torch.cat([own[None], own.new_zeros(len(pairs) - 1, len(own))])
 
     def pair(self, moments: Tensor) -> Tensor:
         return moments.new_zeros(len(moments), 0)
 
-    def slopes(self, moments: Tensor, points: Points, pair: Pair) -> Tensor:
-        theta = points.of(pair[0], {m.name for *_, r in self._longer for m in r.maps})
-        biases = {f.source for f in self.forms} | {r.bias for *_, r in self._longer}
-        given = points.of(pair[1], biases)
-        found = torch.cat([f.own(given) for f in self.forms]).double() + self._spread.of(moments)[0]
-        for first, last, r in self._longer:
-            found[first:last] -= r.pulled(theta, given[r.bias]).double()
-        return found
+    def slopes(self, moments: Tensor) -> Tensor:
+        return moments[0]
+
+    def weighted(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
+        return moments.new_zeros(0)
 
     def sizes(self, moments: Tensor, points: Points) -> Tensor:
         found = []
         for form in self.forms:
             params, totals = points.of(0, form.names), dict[str, Tensor]()
             for r in form.readers:
-                totals[r.bias] = totals.get(r.bias, 0) + r.matrix(params).double()
+                totals[r.bias] = totals.get(r.bias, 0) + r.matrix(params)
             squares = torch.stack([t.square().sum(0) for t in totals.values()])
-            found.append(squares.sum(0).add(1).sqrt())
+            found.append(squares.sum(0).add(1).sqrt().to(moments))
         return torch.cat(found)
 
     def scales(self, moments: Tensor, points: Points) -> Tensor:
-        return moments.new_zeros(0)
-
-    def decay(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
         return moments.new_zeros(0)

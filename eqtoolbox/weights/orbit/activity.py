@@ -37,7 +37,7 @@ class Activity:
         seen = cls()
         with torch.no_grad(), _Watch(params, seen):
             run()
-        return seen
+        return cls(_at_home(seen.read), _at_home(seen.made))
 
     def _note(self, table: dict[Axis, Tensor], axis: Axis, largest: Tensor) -> None:
         known = table.get(axis)
@@ -102,6 +102,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _largest(x: Tensor, dim: int) -> Tensor:
     """Largest |entry| by index of one dimension."""
     if x.numel() == 0:
-        return torch.zeros(x.shape[dim], dtype=torch.float64)
+        return x.new_zeros(x.shape[dim])
     rows = x.detach().movedim(dim, 0).reshape(x.shape[dim], -1)
-    return rows.abs().amax(1).double().cpu()
+    return rows.abs().amax(1)
+
+
+def _at_home(table: Mapping[Axis, Tensor]) -> dict[Axis, Tensor]:
+    """In float64 on the CPU, once all of it is computed."""
+    return {axis: largest.cpu().double() for axis, largest in table.items()}

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.weights.forms.form import Balance
 from eqtoolbox.weights.forms.gram import Gram, MatrixLeg
 from eqtoolbox.weights.forms.through import Through
 from eqtoolbox.weights.orbit.tangent_space import TangentSpace
@@ -90,12 +91,12 @@ def canonical(
 
 
 def _step(symmetry: ContinuousSymmetry) -> Step:
-    step = None if symmetry.equivariant else STEPS.get(symmetry.form.balance)
-    if step is None:
-        moving = "moves what the model is given or gives: it has no canonical point"
-        reason = moving if symmetry.equivariant else symmetry.form.balance
-        raise ValueError(f"{symmetry.family} ({symmetry.name}) {reason}")
-    return step
+    reason = "moves what the model is given or gives: it has no canonical point"
+    if not symmetry.equivariant:
+        if symmetry.form.balance is not None:
+            return STEPS[symmetry.form.balance]
+        reason = symmetry.form.unbalanced
+    raise ValueError(f"{symmetry.family} ({symmetry.name}) {reason}")
 
 
 def _balance(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
@@ -172,7 +173,7 @@ def _stack(form: Gram, params: Parameters, sign: int) -> Tensor:
     return torch.cat([p.flatten(2) for p in parts], dim=2)
 
 
-STEPS: dict[str, Step] = {  # by the balance that a form states
+STEPS: dict[Balance, Step] = {
     "equal sides": _balance,
     "norm one": _normalise,
     "equal grams": _factor,

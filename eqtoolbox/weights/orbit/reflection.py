@@ -6,12 +6,13 @@ exchanged pair (p, q) of entries and e_p for every flipped entry are an orthonor
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.families.discrete import AxisMove
 from eqtoolbox.weights.parameter import Parameters
 
 Move = Callable[[Parameters], dict[str, Tensor]]
@@ -37,16 +38,67 @@ class MovedEntries:
         """
         signed = image.flatten().cpu()
         here = torch.arange(start, start + signed.numel())
-        there, sign = signed.abs().long(), signed.sign()
-        chosen = (here < there) | ((here == there) & (sign < 0))
-        if not bool(chosen.any()):
+        found = _reflected(here, signed.abs().long(), signed.sign())
+        if found is None:
             return None
-        first, second, sign = here[chosen], there[chosen], sign[chosen]
-        alone = first == second
-        root = torch.full_like(sign, math.sqrt(0.5))
-        weight = torch.stack([torch.where(alone, 1.0, root), torch.where(alone, 0.0, -sign * root)])
+        first, second, weight = found
         partner = [name for name, begin in starts.items() if begin <= int(second[0])][-1]
-        return cls(partner, first - start, second - starts[partner], weight.mT)
+        return cls(partner, first - start, second - starts[partner], weight)
+
+    @classmethod
+    def along(cls, moves: Sequence[AxisMove], shape: torch.Size) -> "MovedEntries | None":
+        """Of one parameter that is moved along its axes, from those of its entries that move."""
+        sources = [torch.arange(n) for n in shape]
+        signs = [torch.ones(n, dtype=torch.float64) for n in shape]
+        for m in moves:
+            sources[m.axis] = sources[m.axis][m.source]
+            signs[m.axis] = signs[m.axis][m.source] * m.sign
+        moving = [
+            (source != torch.arange(len(source))) | (sign < 0)
+            for source, sign in zip(sources, signs, strict=True)
+        ]
+        parts = []
+        for axis, some in enumerate(moving):  # entries that no earlier axis moves
+            grid = [
+                (some if a == axis else ~m if a < axis else torch.ones_like(m)).nonzero().flatten()
+                for a, m in enumerate(moving)
+            ]
+            here = _flat(grid, shape)
+            there = _flat([s[g] for s, g in zip(sources, grid, strict=True)], shape)
+            sign = _product([s[g] for s, g in zip(signs, grid, strict=True)])
+            parts.append((here, there, sign))
+        here, there, sign = (torch.cat(part) for part in zip(*parts, strict=True))
+        order = here.argsort()
+        found = _reflected(here[order], there[order], sign[order])
+        return None if found is None else cls(moves[0].name, *found)
+
+
+def _reflected(here: Tensor, there: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """p, q and their coefficients in every antisymmetric basis vector; None: there is none."""
+    chosen = (here < there) | ((here == there) & (sign < 0))
+    if not bool(chosen.any()):
+        return None
+    first, second, sign = here[chosen], there[chosen], sign[chosen]
+    alone = first == second
+    root = torch.full_like(sign, math.sqrt(0.5))
+    weight = torch.stack([torch.where(alone, 1.0, root), torch.where(alone, 0.0, -sign * root)])
+    return first, second, weight.mT
+
+
+def _flat(indices: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    """Flat indices of all combinations of indices along each axis."""
+    total = torch.zeros((), dtype=torch.long)
+    for index, length in zip(indices, shape, strict=True):
+        total = total[..., None] * length + index
+    return total.flatten()
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor:
+    """Products of all combinations of factors along each axis."""
+    total = torch.ones((), dtype=torch.float64)
+    for factor in factors:
+        total = total[..., None] * factor
+    return total.flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +126,24 @@ class Reflection:
             counted[n], starts[n], start = whole.reshape(params[n].shape), start, ends
         images = move(counted)
         found = {n: MovedEntries.of(images[n], starts[n], starts) for n in names if n in images}
+        return cls(label=label, move=move, entries={n: e for n, e in found.items() if e})
+
+    @classmethod
+    def along(
+        cls, move: Move, moves: Iterable[AxisMove], params: Parameters, label: str
+    ) -> "Reflection":
+        """The reflection that moves axes of each parameter alone; reads no more than it moves.
+
+        Args:
+            move: as in `of`.
+            moves: what it does to each axis.
+            params: any parameters, for their shapes.
+            label: which units it is about.
+        """
+        by_name: dict[str, list[AxisMove]] = {}
+        for m in moves:
+            by_name.setdefault(m.name, []).append(m)
+        found = {n: MovedEntries.along(some, params[n].shape) for n, some in by_name.items()}
         return cls(label=label, move=move, entries={n: e for n, e in found.items() if e})
 
     @property

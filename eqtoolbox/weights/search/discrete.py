@@ -9,6 +9,7 @@ from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import members
+from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.units import (
     across_axes,
@@ -16,29 +17,29 @@ from eqtoolbox.weights.search.units import (
     propose_permutations,
     propose_sign_flips,
 )
-from eqtoolbox.weights.search.verification import Move, OutputLaw, gradients, judged, move
+from eqtoolbox.weights.search.verification import Move, gradients, judged, move
+from eqtoolbox.weights.tracing.trace import Trace
 
 
-class DiscreteSearch:
-    """Permutations and sign flips: proposed and tried before the gradient comes, judged after."""
+class DiscreteProposals:
+    """Permutations and sign flips that a trace shows."""
 
     def __init__(
         self,
-        problem: Problem,
+        trace: Trace,
         chains: Sequence[Sequence[ContinuousSymmetry]],
-        listed: Sequence[DiscreteSymmetry],
+        listed: Sequence[DiscreteSymmetry] = (),
     ) -> None:
-        self.problem = problem
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
         mixed = [set(m.names) for m in first if "permutation" in m.form.contains]
-        labelled, state = members(problem.trace, "label")
-        signed, _ = members(problem.trace, "sign")
+        labelled, state = members(trace, "label")
+        signed, _ = members(trace, "sign")
         if missed := across_axes(signed):
             state.pinned.note(
                 "units that lie across several axes of a parameter: their signs are missed", missed
             )
         self.pinned = state.pinned  # what permutations may be lost at
-        large = [*propose_heads(first), *propose_experts(problem.trace)]
+        large = [*propose_heads(first), *propose_experts(trace)]
         known = {(frozenset(s.names), s.dimension) for s in large}
         units = propose_permutations(labelled)
         every: list[DiscreteSymmetry] = [
@@ -49,14 +50,30 @@ class DiscreteSearch:
         ]
         inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]
         self.proposed = [s for s, within in zip(every, inside, strict=True) if not within]
+        # those within a larger continuous group, if that holds
         self.deferred = [s for s, within in zip(every, inside, strict=True) if within]
-        moves = [_elements(s, problem.generator) for s in self.proposed]
+
+    @property
+    def every(self) -> list[DiscreteSymmetry]:
+        """All of them."""
+        return [*self.proposed, *self.deferred]
+
+
+class DiscreteSearch:
+    """Permutations and sign flips tried before the gradient comes, and judged after."""
+
+    def __init__(self, problem: Problem, proposals: DiscreteProposals) -> None:
+        self.problem = problem
+        self.pinned = proposals.pinned
+        self.proposed, self.deferred = proposals.proposed, proposals.deferred
+        moves = [elements_of(s, problem.generator) for s in self.proposed]
         self.changes = problem.changes(moves)
         whole = problem.point.whole  # else a piece may lack what is exchanged
+        looked_at = whole or problem.value.dtype != torch.float64  # where order 0 is too coarse
         passed = [
             m[0]
             for m, c in zip(moves, self.changes, strict=True)
-            if c <= problem.small and (m[0].separable or whole)
+            if c <= problem.small and looked_at and (m[0].separable or whole)
         ]
         self.covariance = OutputLaw(passed)
 
@@ -79,14 +96,14 @@ class DiscreteSearch:
                 yield checked
         # units within a larger group that did not hold: order 0 alone
         left = [s for s in self.deferred if set(s.names) not in covered]
-        changes = problem.changes([_elements(s, problem.generator) for s in left])
+        changes = problem.changes([elements_of(s, problem.generator) for s in left])
         for proposal, order_0 in zip(left, changes, strict=True):
             checked = judged(proposal, order_0, problem.value.dtype)
             if checked.status != "broken":
                 yield checked
 
 
-def _elements(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
+def elements_of(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
     """A random element g, and g after the first generating element.
 
     A subgroup with both has that generating element: no parity hides.

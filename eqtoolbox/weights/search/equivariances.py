@@ -1,19 +1,21 @@
 """Equivariances: transformations of parameters that move outputs, or go with moved inputs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.explanation import Trial, explained
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
+from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.problem import MovedInputs, Problem
+from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.verification import (
-    Slopes,
+    Loss,
     draw,
     evaluated,
     gradients,
@@ -25,34 +27,74 @@ from eqtoolbox.weights.search.verification import (
 def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     """Transformations that move the outputs in a known way; orders 0 and 1 of f, not of the loss.
 
-    order 0: |f(T_c theta) - R_c f| / |f|; order 1: |u . (J K - rho)| / (|J^T u| |K| + |u| |rho|)
-    for a random u.
+    order 0: |f(T_c theta) - R_c f| / |f|, of all outputs; order 1, where that is not decisive:
+    |u . (J K_c - rho_c)| for a random u, over the scale of both terms (`search.slopes`).
     """
-    head = list(propose_head(problem.trace))
-    names = [set(s.names) for s in head]
-    whole = [s for s in propose_homogeneity(problem.trace) if set(s.names) not in names]
-    proposed: list[ContinuousSymmetry] = [*whole, *head]
+    proposed = propose_equivariances(problem)
     outputs, point = problem.outputs, problem.point
     if outputs is None or not proposed:
         return
     y = evaluated(outputs, point)
-    u = torch.randn(y.shape, generator=problem.generator, dtype=torch.float64).to(y)
-    drawn = [draw(s, y, problem.generator) for s in proposed]
-    slopes = Slopes(proposed, drawn)
-    gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add)
-    turned = [s.rho(y, c) for s, c in zip(proposed, drawn, strict=True)]
-    against = [(float((u * r).sum()), float(u.norm() * r.norm())) for r in turned]
-    first = slopes.residuals(against)
-    for k, (symmetry, c, order_1) in enumerate(zip(proposed, drawn, first, strict=True)):
-        there = evaluated(outputs, point, [move(symmetry, symmetry.flow(c))])
-        defect = (there - symmetry.transform_outputs(y, c)).norm() / y.norm().clamp_min(1e-300)
-        checked = judged(symmetry, max(order_1, float(defect)), y.dtype)
-        if checked.status == "approximate":
-            constant, size = against[k]
-            asked = Trial(checked, c, slopes.dots[k] - constant, slopes.scale(k) + size)
-            (checked,) = explained(outputs, point, y, [asked], u)
-        if checked.status != "broken":
-            yield checked
+    drawn = [draw(s, y, problem.random) for s in proposed]
+    worst = _defects(outputs, point, y, list(zip(proposed, drawn, strict=True)), problem.small)
+    found = [judged(s, w, y.dtype) for s, w in zip(proposed, worst, strict=True)]
+    exact = y.dtype == torch.float64  # where order 0 of all outputs is decisive
+    asked = [k for k, s in enumerate(found) if s.status == "approximate" or not exact]
+    u = torch.randn(y.shape, generator=problem.random, dtype=y.dtype, device=problem.random.device)
+    u = u.to(y)
+    slopes = Slopes([proposed[k] for k in asked])
+    if asked:
+        names = {n for k in asked for n in proposed[k].names}
+        gradients(lambda p: (u * outputs(p)).sum(), point, slopes.add, wanted=names)
+    for n, k in enumerate(asked):
+        c, turned = drawn[k], proposed[k].rho(y, drawn[k])
+        slope = float((slopes.of(n) * c.to(torch.float64)).sum()) - float((u * turned).sum())
+        scale = slopes.scale(n) * float(c.norm()) + float(u.norm() * turned.norm())
+        found[k] = judged(proposed[k], max(abs(slope) / max(scale, 1e-300), worst[k]), y.dtype)
+        if found[k].status == "approximate":
+            (found[k],) = explained(outputs, point, y, [Trial(found[k], c, slope, scale)], u)
+    yield from (s for s in found if s.status != "broken")
+
+
+def _defects(
+    outputs: Loss,
+    point: Point,
+    y: Tensor,
+    elements: Sequence[tuple[ContinuousSymmetry, Tensor]],
+    small: float,
+) -> list[float]:
+    """|f(T_c theta) - R_c f| / |f| of each, all tried after each other and halved if they fail."""
+    expected = y
+    for symmetry, c in elements:
+        expected = symmetry.transform_outputs(expected, c)
+    there = evaluated(outputs, point, [move(s, s.flow(c)) for s, c in elements])
+    found = float((there - expected).norm() / y.norm().clamp_min(1e-300))
+    if found <= small or len(elements) == 1:
+        return [found] * len(elements)
+    half = len(elements) // 2
+    parts = (elements[:half], elements[half:])
+    return [d for part in parts for d in _defects(outputs, point, y, part, small)]
+
+
+def propose_equivariances(problem: Problem) -> list[ContinuousSymmetry]:
+    """Those that the trace shows; of two that move the same, that of the head."""
+    if problem.outputs is None:
+        return []
+    head = list(propose_head(problem.trace))
+    names = [set(s.names) for s in head]
+    whole = [s for s in propose_homogeneity(problem.trace) if set(s.names) not in names]
+    return [*whole, *head]
+
+
+def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
+    """Whether outputs move with all of these, to rounding or to what an epsilon may leave."""
+    every = [s for s in known if isinstance(s, ContinuousSymmetry)]
+    if not every or problem.outputs is None:
+        return not every
+    y = evaluated(problem.outputs, problem.point)
+    elements = [(s, draw(s, y, problem.random)) for s in every]
+    defects = _defects(problem.outputs, problem.point, y, elements, problem.small)
+    return all(d <= max(s.tolerance, problem.small) for s, d in zip(every, defects, strict=True))
 
 
 def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSymmetry]:
@@ -62,7 +104,7 @@ def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[Cont
     X the inputs' tangent; the second term is the derivative along x + s X.
     """
     for symmetry in propose_input_rotation(problem.trace):
-        c = draw(symmetry, problem.value, problem.generator)
+        c = draw(symmetry, problem.value, problem.random)
         turned = partial(symmetry.transform_inputs, coefficients=c)
         try:
             there = evaluated(
@@ -76,9 +118,10 @@ def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[Cont
         s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
         leaves = {n: p.detach() for n, p in problem.point.items()}
         leaves |= {n: leaves[n].clone().requires_grad_() for n in symmetry.names}
-        loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
-        wanted = [s, *(leaves[n] for n in symmetry.names)]
-        slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
+        with problem.point.scope():
+            loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
+            wanted = [s, *(leaves[n] for n in symmetry.names)]
+            slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
         tangent = symmetry.tangent(problem.point, c)
         pairs = zip(symmetry.names, own, strict=True)
         along = sum(float((g * tangent[n]).sum()) for n, g in pairs)

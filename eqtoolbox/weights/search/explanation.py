@@ -48,11 +48,12 @@ def explained(
     if not trials:
         return []
     try:
-        base = observed(function, moved(point, ()))  # parameters made anew each time, not kept
-        scalar = lambda params: (along * function(params)).sum()
-        slopes = log_slopes(scalar, moved(point, ()), base)
-        if base:
-            return [_explained(function, point, value, base, slopes, trial) for trial in trials]
+        with point.scope():
+            base = observed(function, moved(point, ()))  # parameters made anew each time, not kept
+            scalar = lambda params: (along * function(params)).sum()
+            slopes = log_slopes(scalar, moved(point, ()), base)
+            if base:
+                return [_explained(function, point, value, base, slopes, t) for t in trials]
     except RuntimeError as error:  # formulas in place of kernels may not run where these do
         log.info("symmetries: epsilon could not be asked: %s", error)
     return [trial.symmetry for trial in trials]

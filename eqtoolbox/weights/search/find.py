@@ -1,38 +1,37 @@
 """Search: parameter symmetries proposed from what a loss runs, confirmed by numbers."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.replay.widened import Widened
+from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
     DiscreteSymmetry,
 )
-from eqtoolbox.weights.search.bias_shifts import propose_bias_shifts
-from eqtoolbox.weights.search.compensations import propose_compensations
-from eqtoolbox.weights.search.discrete import DiscreteSearch
+from eqtoolbox.weights.search.again import Otherwise, again
+from eqtoolbox.weights.search.discrete import DiscreteProposals, DiscreteSearch
 from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
-from eqtoolbox.weights.search.explanation import Trial, explained
-from eqtoolbox.weights.search.found import Found
+from eqtoolbox.weights.search.first_layers import propose_input_rotation
+from eqtoolbox.weights.search.found import Found, KnownSymmetries, structure_of
+from eqtoolbox.weights.search.head import propose_head
+from eqtoolbox.weights.search.homogeneous import propose_homogeneity
+from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.search.modules import propose_from_modules
+from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
+from eqtoolbox.weights.search.shifts import propose_shifts
+from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
-from eqtoolbox.weights.search.verification import (
-    Loss,
-    OutputLaw,
-    Slopes,
-    draw,
-    gradients,
-    judged,
-    move,
-)
+from eqtoolbox.weights.search.verification import Loss, gradients
+from eqtoolbox.weights.tracing.ghost import ghost_trace
 from eqtoolbox.weights.tracing.propagation import EPSILON, LARGEST, Propagation
+from eqtoolbox.weights.tracing.trace import Trace, trace
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ def find_symmetries(
     dtype: torch.dtype | None = None,
     moved_inputs: MovedInputs | None = None,
     model: nn.Module | None = None,
+    known: KnownSymmetries | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
@@ -60,6 +60,7 @@ def find_symmetries(
         moved_inputs: (params, map of the inputs) -> loss with the model's inputs so moved: then
             also what ties inputs to parameters is looked for.
         model: whose order of layers is looked at where the computation cannot be traced.
+        known: what was found before: for the same computation it is only confirmed.
         dtype: that the loss is evaluated in; float64 makes the sharpest check. None: the
             parameters' own.
 
@@ -70,25 +71,82 @@ def find_symmetries(
     Raises:
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
-    with Widened() if dtype == torch.float64 else nullcontext():
-        problem = posed(loss, params, generator, run, dtype)
-        continuous, discrete, state = _found(problem, model, LARGEST)
-        if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
-            # no epsilons after all: what is exact beside them must not be lost
-            continuous, discrete, state = _found(problem, model, EPSILON)
-        pinned = state.pinned.joined(discrete.pinned)
-        notes = [*problem.trace.notes, *pinned.notes(), *_unseen(state)]
-        tied = tied_to_inputs(problem, moved_inputs) if moved_inputs is not None else ()
-        every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
+    problem = posed(loss, params, generator, run, dtype)
+    if known is not None:
+        try:
+            return again(problem, known)
+        except Otherwise as reason:
+            log.info("symmetries: looked for anew: %s", reason)
+    largest = LARGEST
+    continuous, discrete, state, inert = _found(problem, model, LARGEST)
+    if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
+        # no epsilons after all: what is exact beside them must not be lost
+        largest = EPSILON
+        continuous, discrete, state, inert = _found(problem, model, EPSILON)
+    pinned = state.pinned.joined(discrete.pinned)
+    notes = [*problem.trace.notes, *pinned.notes(), *_unseen(state), *inert]
+    tied = tied_to_inputs(problem, moved_inputs) if moved_inputs is not None else ()
+    every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
     for note in notes:
         log.info("symmetries: %s", note)
-    return Found(every, notes)
+    return Found(every, notes, structure_of(problem.trace), largest)
+
+
+def propose_symmetries(run: Run, params: Mapping[str, Tensor]) -> Found:
+    """What one trace shows, without a check and without the parameters' numbers.
+
+    Nothing of the parameters' size is made, and they may be on meta, unless the computation looks
+    at numbers that depend on them.
+
+    Args:
+        run: params -> (output or None, loss).
+        params: what may move; anything else is held fixed.
+
+    Returns:
+        Proposals, of every member the largest group; `notes` say what was not analysed.
+
+    Raises:
+        ValueError: the computation needs numbers, and parameters are on meta.
+    """
+    traced = _without_numbers(run, params)
+    found, state = members(traced)
+    chains = [trials for _, trials in proposals(found)]
+    discrete = DiscreteProposals(traced, chains)
+    every = [
+        *(trials[0] for trials in chains),
+        *propose_homogeneity(traced),
+        *propose_head(traced),
+        *propose_input_rotation(traced),
+        *discrete.proposed,
+    ]
+    pinned = state.pinned.joined(discrete.pinned)
+    return Found(every, [*traced.notes, *pinned.notes(), *_unseen(state), _UNVERIFIED])
+
+
+_UNVERIFIED = (
+    "proposed from the computation alone: nothing was verified, and translations, compensations "
+    "and bias shifts, which gradients propose, were not looked for"
+)
+
+
+def _without_numbers(run: Run, params: Mapping[str, Tensor]) -> Trace:
+    """A ghost trace, or a real one where the computation needs numbers."""
+    try:
+        return ghost_trace(run, params)
+    except Exception as error:  # whatever a model's own code raises where it finds no numbers
+        if any(p.is_meta for p in params.values()):
+            raise ValueError(
+                f"the computation cannot be followed without numbers ({error}): give parameters "
+                "that are not on meta"
+            ) from error
+        log.info("symmetries: traced with numbers: %s", error)
+    return trace(partial(at_leaves, run), params)
 
 
 def _found(
     problem: Problem, model: nn.Module | None, largest: float
-) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation]:
-    """Continuous and discrete symmetries with constants up to `largest` as epsilons."""
+) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation, list[str]]:
+    """Continuous and discrete symmetries with constants up to `largest` as epsilons; notes."""
     found, state = members(problem.trace, largest=largest)
     chains = [trials for _, trials in proposals(found)]
     listed: list[DiscreteSymmetry] = []
@@ -96,8 +154,9 @@ def _found(
         inspected = list(propose_from_modules(model))
         chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
         listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-    discrete = DiscreteSearch(problem, chains, listed)
-    return _continuous(problem, chains, discrete.covariance), discrete, state
+    discrete = DiscreteSearch(problem, DiscreteProposals(problem.trace, chains, listed))
+    found_continuous, inert = _continuous(problem, chains, discrete.covariance)
+    return found_continuous, discrete, state, inert
 
 
 def _unseen(state: Propagation) -> Iterator[str]:
@@ -113,11 +172,10 @@ def _unseen(state: Propagation) -> Iterator[str]:
 
 def _continuous(
     problem: Problem, chains: list[list[ContinuousSymmetry]], covariance: OutputLaw
-) -> list[ContinuousSymmetry]:
-    """Symmetries of the loss: of every member the largest group that holds, then shifts."""
+) -> tuple[list[ContinuousSymmetry], list[str]]:
+    """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
     flat = [trial for trials in chains for trial in trials]
-    drawn = [draw(s, problem.value, problem.generator) for s in flat]
-    slopes, shifts = Slopes(flat, drawn), TranslationSearch(problem.trace)
+    slopes, shifts = Slopes(flat), TranslationSearch(problem.trace)
 
     def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
         slopes.add(params, gradient)
@@ -125,55 +183,19 @@ def _continuous(
         covariance.add(gradient)
 
     gradients(problem.loss, problem.point, receive)
-    first = dict(zip(map(id, flat), slopes.residuals(), strict=True))
-    moved = dict(zip(map(id, flat), drawn, strict=True))
-    flatly = list(shifts.proposals())
-    common = {t.name for s in flatly for t in s.shifts if t.cut is not None and t.cut[1:] == (1, 1)}
-    constant: list[ContinuousSymmetry] = [
-        *flatly,
-        *propose_bias_shifts(problem.trace, problem.point, shifts.vectors),
-        *propose_compensations(shifts.in_order(shifts.columns), problem.point.shapes, common),
-    ]
-    for s in constant:  # the gradient proposed them: order 1 holds
-        first[id(s)], moved[id(s)] = 0.0, draw(s, problem.value, problem.generator)
-    chains = [*chains, *([s] for s in constant)]
+    members_found = len(chains)
+    candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
+    waiting = [[next(candidates) for _ in trials] for trials in chains]
+    waiting += [[proposed(problem, s)] for s in propose_shifts(problem, shifts)]
     chosen: dict[int, ContinuousSymmetry] = {}
-    elements: dict[int, ContinuousSymmetry] = {}
-    while any(chains):  # in each round the largest group left of every undecided member
-        trials = [(k, chain[0]) for k, chain in enumerate(chains) if chain]
-        checked = _checked(problem, [(s, moved[id(s)], first[id(s)]) for _, s in trials])
-        for (k, tried), symmetry in zip(trials, checked, strict=True):
-            chosen[k], elements[k] = symmetry, tried
-            chains[k] = chains[k][1:] if symmetry.status == "broken" else []
-    where = {id(s): n for n, s in enumerate(flat)}
-    near = {
-        k: where[id(elements[k])]
-        for k, s in chosen.items()
-        if s.status == "approximate" and id(elements[k]) in where
-    }
-    asked = [Trial(chosen[k], drawn[n], slopes.dots[n], slopes.scale(n)) for k, n in near.items()]
-    answers = explained(problem.loss, problem.point, problem.value, asked)
-    chosen.update(zip(near, answers, strict=True))
-    members_found = len(chains) - len(constant)  # a shift that fails is no news
-    return [s for k, s in sorted(chosen.items()) if k < members_found or s.status != "broken"]
-
-
-def _checked(
-    problem: Problem, tried: Sequence[tuple[ContinuousSymmetry, Tensor, float]]
-) -> list[ContinuousSymmetry]:
-    """Each (symmetry, coefficients, residual of order 1) judged with order 0 at c and -c.
-
-    Exact ones are tried together; those that may only be approximate alone, and at c.
-    """
-    worst = {k: order_1 for k, (_, _, order_1) in enumerate(tried)}
-    exact = [k for k in worst if worst[k] <= problem.small]
-    near = [k for k in worst if problem.small < worst[k] <= tried[k][0].tolerance]
-    for together in (exact, *([k] for k in near)):
-        moves = [
-            [move(s, s.flow(sign * c)) for sign in ((1, -1) if together is exact else (1,))]
-            for s, c, _ in (tried[k] for k in together)
-        ]
-        for k, order_0 in zip(together, problem.changes(moves), strict=True):
-            worst[k] = max(worst[k], order_0)
-    dtype = problem.value.dtype
-    return [judged(s, worst[k], dtype) for k, (s, _, _) in enumerate(tried)]
+    while any(waiting):  # in each round the largest group left of every undecided member
+        trials = [(k, chain[0]) for k, chain in enumerate(waiting) if chain]
+        for (k, _), symmetry in zip(
+            trials, judged_together(problem, [c for _, c in trials]), strict=True
+        ):
+            chosen[k] = symmetry
+            waiting[k] = waiting[k][1:] if symmetry.status == "broken" else []
+    # a shift that fails is no news
+    found = [s for k, s in sorted(chosen.items()) if k < members_found or s.status != "broken"]
+    names = {(s.family, s.name) for s in found if s.status != "broken"}
+    return found, [note for key, note in slopes.inert_notes() if key in names]

@@ -6,9 +6,12 @@ but made again at each reading: a float64 copy lives only as long as an evaluati
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from eqtoolbox.replay.widened import Widened
 
 _KEPT_MODEL = 2**22  # entries up to which a whole model is kept
 _KEPT_TENSOR = 2**14  # entries up to which a tensor of a larger model is kept
@@ -52,6 +55,10 @@ class Point(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._source)
 
+    def scope(self) -> AbstractContextManager[object]:
+        """In which functions of this point are evaluated: in float64 throughout, if it is."""
+        return Widened() if self._dtype == torch.float64 else nullcontext()
+
     @property
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self._source.items()}
@@ -67,10 +74,28 @@ class Point(Mapping[str, Tensor]):
         if not p.numel():
             return moved
         if p.numel() <= _SMALL or _repetitive(p):
-            generator = torch.Generator().manual_seed(self._seeds[name])
+            generator = beside(p, torch.Generator().manual_seed(self._seeds[name]))
             amount = 0.1 * float(p.norm()) / p.numel() ** 0.5 + 0.01
-            moved += amount * torch.randn(p.shape, generator=generator).to(moved)
+            drawn = torch.randn(p.shape, generator=generator, device=generator.device)
+            moved += amount * drawn.to(moved)
         return moved
+
+
+_DRAWN_ON = ("cuda", "xpu", "mps")  # devices with generators of their own
+
+
+def beside(tensor: Tensor, generator: torch.Generator) -> torch.Generator:
+    """The generator where the tensor is: itself, or one on the tensor's device that it seeds.
+
+    Example:
+        >>> one = torch.Generator().manual_seed(3)
+        >>> beside(torch.ones(2), one) is one
+        True
+    """
+    if tensor.device.type not in _DRAWN_ON or tensor.device.type == generator.device.type:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(tensor.device).manual_seed(seed)
 
 
 def _repetitive(p: Tensor) -> bool:

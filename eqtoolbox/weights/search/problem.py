@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
-from eqtoolbox.weights.search.point import Point
+from eqtoolbox.weights.search.point import Point, beside
 from eqtoolbox.weights.search.verification import Loss, Move, evaluated, joint_changes, limit
 from eqtoolbox.weights.tracing.trace import Trace, trace, untraced
 
@@ -29,7 +29,8 @@ class Problem:
     point: Point
     value: Tensor
     trace: Trace = field(repr=False)
-    generator: torch.Generator = field(repr=False)
+    generator: torch.Generator = field(repr=False)  # of orders and signs, on the CPU
+    random: torch.Generator = field(repr=False)  # of elements, where the loss is
 
     @property
     def small(self) -> float:
@@ -56,7 +57,8 @@ def posed(
     run = partial(at_leaves, run or (lambda p: (None, loss(p))))
     loss = partial(at_leaves, loss)
     try:
-        traced = trace(run, point)
+        with point.scope():
+            traced = trace(run, point)
     except Exception as error:
         # whatever a model's own code raises under the recorder; the loss itself must run
         traced = untraced(point, evaluated(loss, point))
@@ -72,13 +74,15 @@ def posed(
     outputs: Loss | None = None
     if traced.output is not None:
         outputs = partial(_output, run)
+    generator = generator or torch.Generator().manual_seed(0)
     return Problem(
         loss=loss,
         outputs=outputs,
         point=point,
         value=traced.value,
         trace=traced,
-        generator=generator or torch.Generator().manual_seed(0),
+        generator=generator,
+        random=beside(traced.value, generator),
     )
 
 

@@ -1,6 +1,6 @@
 """Gradients of large models: one backward, parameter by parameter, the weights made anew for it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ def streamed(
     names: Sequence[str],
     made: Callable[[str], Tensor],
     receive: Receive,
+    wanted: Collection[str] | None = None,
 ) -> None:
     """Calls receive({name: parameter}, {name: gradient}) for every parameter, as they come.
 
@@ -31,8 +32,10 @@ def streamed(
     Args:
         names: of the parameters.
         made: name -> parameter, the same each time.
+        wanted: whose gradients to compute; None: of all.
     """
     give_back()
+    remade = _Last(made)
     leaves = {n: made(n).detach().requires_grad_() for n in names}
     kept = {n: leaf.detach() for n, leaf in leaves.items()}
     owners = {leaf.untyped_storage().data_ptr(): n for n, leaf in leaves.items() if leaf.numel()}
@@ -47,7 +50,7 @@ def streamed(
         if isinstance(saved, Tensor):
             return saved
         owner, *layout = saved
-        return (kept[owner] if owner in kept else made(owner)).as_strided(*layout)
+        return (kept[owner] if owner in kept else remade(owner)).as_strided(*layout)
 
     with saved_tensors_hooks(packed, unpacked), _counted_hooks() as others:
         value = function(leaves)
@@ -55,21 +58,37 @@ def streamed(
 
     def hand_over(name: str, gradient: Tensor) -> Tensor:
         arrived.add(name)
-        receive(_Made(name, made), {name: gradient})
+        receive(_Made(name, remade), {name: gradient})
         give_back(gradient.numel())
         return gradient.new_zeros(()).expand(gradient.shape)  # nothing is left to keep
 
-    if value.requires_grad:
-        for name, leaf in leaves.items():
+    asked = {n: leaf for n, leaf in leaves.items() if wanted is None or n in wanted}
+    if value.requires_grad and asked:
+        for name, leaf in asked.items():
             leaf.register_hook(partial(hand_over, name))  # type: ignore[no-untyped-call]
         if not others and not _own_functions(value):
             kept.clear()
             for leaf in leaves.values():  # a reader nobody thought of finds nan, not old numbers
                 leaf.data = leaf.new_full((), torch.nan).expand(leaf.shape)
             give_back()
-        torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    for name in leaves.keys() - arrived:
+        torch.autograd.grad(value, list(asked.values()), allow_unused=True)
+    for name in asked.keys() - arrived:
         receive(_Made(name, made), {name: torch.zeros_like(made(name))})
+
+
+class _Last:
+    """The parameter made last: a backward needs it twice, for what is before it and for itself."""
+
+    def __init__(self, made: Callable[[str], Tensor]) -> None:
+        self._make = made
+        self._name: str | None = None
+        self._made: Tensor | None = None
+
+    def __call__(self, name: str) -> Tensor:
+        if name != self._name or self._made is None:
+            self._made = None  # before the next is made
+            self._name, self._made = name, self._make(name)
+        return self._made
 
 
 class _Made(Mapping[str, Tensor]):

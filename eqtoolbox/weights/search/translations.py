@@ -72,13 +72,13 @@ class TranslationSearch:
 
     def _of_groups(self, name: str, g: Tensor, largest: float) -> Term | None:
         for axis in range(min(g.dim(), 3)):
-            rows = g.movedim(axis, 0).reshape(g.shape[axis], -1)
             for count in self.counts:
-                if len(rows) == count or len(rows) % count:
+                length = g.shape[axis]
+                if length == count or length % count:
                     continue
-                blocks = rows.reshape(count, -1, rows.shape[1])
-                sums = blocks.sum(1, dtype=torch.float64).abs().max()
+                blocks = g.reshape(*g.shape[:axis], count, length // count, *g.shape[axis + 1 :])
+                sums = blocks.sum(axis + 1, dtype=torch.float64).abs().max()
                 if float(sums) <= _ZERO * largest:
-                    groups = torch.arange(count).repeat_interleave(len(rows) // count)
+                    groups = torch.arange(count).repeat_interleave(length // count)
                     return shift(name, g.shape, axis, groups, count)
         return None

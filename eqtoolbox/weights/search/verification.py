@@ -1,13 +1,13 @@
 """Verification: proposed parameter symmetries are checked by numbers before they are used.
 
-The laws are linear in the generator at order 1, so one gradient serves every proposal along a
-random element of its algebra. At order 0 the product of all transformations is tested at once and
-halved where it fails. A proposal that is broken escapes only where its defect is a polynomial or
-analytic function that vanishes at the element drawn: with probability zero, up to rounding.
+At order 1 one gradient serves every unit of every proposal (`search.slopes`), so that what is
+broken is located by it. At order 0 the product of all transformations is tested at once and halved
+where it fails. A proposal that is broken escapes only where its defect is a polynomial or analytic
+function that vanishes at the element drawn: with probability zero, up to rounding.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from eqtoolbox.weights.parameter import (
 )
 from eqtoolbox.weights.search.memory import give_back
 from eqtoolbox.weights.search.point import Point
+from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.stream import streamed
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
@@ -85,16 +86,22 @@ def judged(symmetry: S, worst: float, dtype: torch.dtype) -> S:
 
 def draw(symmetry: ContinuousSymmetry, like: Tensor, generator: torch.Generator) -> Tensor:
     """Random coefficients of a symmetry's algebra, `strength` times standard normal."""
-    drawn = torch.randn(symmetry.dimension, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(
+        symmetry.dimension, generator=generator, dtype=like.dtype, device=generator.device
+    )
     return (symmetry.strength * drawn).to(like)
 
 
 def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) -> Tensor:
     """The function where `params` are moved."""
-    if isinstance(params, Point) and not params.whole:
+    if not isinstance(params, Point):
+        with torch.no_grad():
+            return valued(function, moved(params, moves))
+    if not params.whole:
         give_back()
-    with torch.no_grad():
-        return valued(function, moved(params, moves))
+    there = moved(params, moves)
+    with torch.no_grad(), params.scope():
+        return valued(function, there)
 
 
 def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor) -> float:
@@ -128,58 +135,27 @@ def gradients(
     params: Point,
     receive: Callable[[Parameters, Parameters], None],
     moves: Sequence[Move] = (),
+    wanted: Collection[str] | None = None,
 ) -> None:
     """Parameters and gradient at the moved point; zero where one takes no part.
 
-    All at once, or for a large model one after the other: no piece outlives its call of `receive`.
+    All at once, or for a large model one after the other, and then those that are wanted alone: no
+    piece outlives its call of `receive`.
     """
     if not params.whole:
-        streamed(function, list(params), lambda n: moved({n: params[n]}, moves)[n], receive)
+        made = lambda n: moved({n: params[n]}, moves)[n]
+        with params.scope():
+            streamed(function, list(params), made, receive, wanted)
         return
     leaves = {n: p.detach().requires_grad_() for n, p in moved(params, moves).items()}
-    value = function(leaves)
     found: tuple[Tensor | None, ...] = (None,) * len(leaves)
-    if value.requires_grad:
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    with params.scope():
+        value = function(leaves)
+        if value.requires_grad:
+            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     pairs = zip(leaves.items(), found, strict=True)
     gradient = {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
     receive({n: p.detach() for n, p in leaves.items()}, gradient)
-
-
-class Slopes:
-    """g . K_c of many symmetries, gathered while the gradient comes in pieces."""
-
-    def __init__(
-        self, symmetries: Sequence[ContinuousSymmetry], coefficients: Sequence[Tensor]
-    ) -> None:
-        self.symmetries, self.coefficients = symmetries, coefficients
-        self.dots, self.gradients, self.tangents = ([0.0] * len(symmetries) for _ in range(3))
-
-    def add(self, params: Parameters, gradient: Parameters) -> None:
-        """Take one piece of the gradient into account, with the parameters it belongs to."""
-        squares = {name: dot(g, g) for name, g in gradient.items()}
-        for k, (s, c) in enumerate(zip(self.symmetries, self.coefficients, strict=True)):
-            if not gradient.keys() & set(s.names):
-                continue
-            for name in gradient.keys() & set(s.names):
-                t = s.tangent({name: params[name]} if s.separable else params, c)[name]
-                self.dots[k] += dot(gradient[name], t)
-                self.gradients[k] += squares[name]
-                self.tangents[k] += dot(t, t)
-                del t  # before the next is made
-
-    def residuals(self, against: Sequence[tuple[float, float]] | None = None) -> list[float]:
-        """|g . K - c| / (|g| |K| + scale of c), with (c, scale) of each from `against`."""
-        found = []
-        for k in range(len(self.symmetries)):
-            constant, scale = against[k] if against else (0.0, 0.0)
-            total = self.scale(k) + scale
-            found.append(abs(self.dots[k] - constant) / total if total > 0 else 0.0)
-        return found
-
-    def scale(self, k: int) -> float:
-        """|g| |K| of one symmetry, over the parameters that it moves."""
-        return math.sqrt(self.gradients[k] * self.tangents[k])
 
 
 def residuals(
@@ -188,10 +164,10 @@ def residuals(
     params: Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> tuple[float, float]:
-    """Residuals of order 0 and 1 of the law along a random element of the algebra.
+    """Residuals of order 0 along a random element of the algebra, and of order 1.
 
-    order 0: |L(T_c theta) - L(theta)| / |L(theta)| at c and -c, order 1: |g . K_c| / (|g| |K_c|),
-    with |g| over the moved parameters.
+    order 0: |L(T_c theta) - L(theta)| / |L(theta)| at c and -c, order 1: of every generator, see
+    `search.slopes`.
     """
     coefficients = draw(symmetry, params[symmetry.names[0]], generator)
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
@@ -199,13 +175,13 @@ def residuals(
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     pairs = zip(leaves, found, strict=True)
     gradient = {n: torch.zeros_like(params[n]) if g is None else g for n, g in pairs}
-    slopes = Slopes([symmetry], [coefficients])
+    slopes = Slopes([symmetry])
     slopes.add(params, gradient)
     order_0 = max(
         change(loss, params, [move(symmetry, symmetry.flow(c))], value.detach())
         for c in (coefficients, -coefficients)  # a dead unit is flat on one side only
     )
-    return order_0, slopes.residuals()[0]
+    return order_0, slopes.residual(0)
 
 
 def verified(
@@ -217,52 +193,3 @@ def verified(
     """One symmetry judged by the worse of its two residuals."""
     worst = max(residuals(symmetry, loss, params, generator))
     return judged(symmetry, worst, params[symmetry.names[0]].dtype)
-
-
-class OutputLaw:
-    """g(T theta) = T g(theta), compared per parameter by random projections.
-
-    Each tensor is projected on a product of random vectors, one an axis, so that of a gradient
-    only two numbers a tensor are kept.
-    """
-
-    def __init__(self, elements: Sequence[Move]) -> None:
-        self.elements = elements
-        self.sketches: dict[str, float] = {}
-        self.sizes: dict[str, float] = {}
-        self.differences: dict[str, float] = {}
-
-    def add(self, gradient: Parameters) -> None:
-        """A piece of the gradient at theta."""
-        names = {n for element in self.elements for n in element.names}
-        chosen = {n: g for n, g in gradient.items() if n in names}
-        for name, tensor in moved(chosen, self.elements).items():
-            self.sketches[name], self.sizes[name] = _sketch(tensor), math.sqrt(dot(tensor, tensor))
-
-    def compare(self, _: Parameters, there: Parameters) -> None:
-        """A piece of the gradient at T theta."""
-        for name in there.keys() & self.sketches.keys():
-            self.differences[name] = abs(_sketch(there[name]) - self.sketches[name])
-
-    def residual(self, names: Sequence[str]) -> float:
-        """Largest difference among these tensors, relative to the gradient of all of them."""
-        known = [n for n in names if n in self.differences]
-        size = math.sqrt(sum(self.sizes[n] ** 2 for n in known))
-        return max(self.differences[n] for n in known) / size if size > 0 else 0.0
-
-
-def _sketch(tensor: Tensor) -> float:
-    """Inner product with a product of fixed random vectors of unit size."""
-    generator = torch.Generator().manual_seed(0)
-    left = tensor
-    for length in reversed(tensor.shape):
-        vector = torch.randn(length, generator=generator, dtype=torch.float64).to(tensor)
-        left = left @ (vector / vector.norm())
-    return float(left)
-
-
-def dot(a: Tensor, b: Tensor) -> float:
-    """Inner product of two tensors, summed in float64."""
-    if a.dtype == torch.float64:
-        return float(a.reshape(-1) @ b.reshape(-1))
-    return float((a * b).sum(dtype=torch.float64))

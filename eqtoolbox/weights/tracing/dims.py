@@ -26,7 +26,7 @@ class Dim:
     def __init__(self, size: int, kind: Kind = "atom", parts: Iterable[Dim] = ()) -> None:
         self.size, self.kind, self.parts = size, kind, list(parts)
         self.parent: Dim | None = None
-        self.known: list[Piece] | None = None  # its blocks, once they have been asked for
+        self.known: list[AxisBlock] | None = None  # its blocks, once they have been asked for
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stride:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AxisBlock:
     """Entries of an axis that are a product of atoms, from `offset` on."""
 
     offset: int

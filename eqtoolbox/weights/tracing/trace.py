@@ -89,7 +89,7 @@ class Trace:
         return found
 
 
-class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors as they appear; a tensor written in place gets a new number."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         read = lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf
         seen_args, seen_kwargs = tree_map(read, (args, kwargs))
-        result = func(*args, **kwargs)
+        result = self.run(func, args, kwargs)
         made = result if isinstance(result, (tuple, list)) else (result,)
         outputs = tuple(
             self.value(x, new=True) if isinstance(x, Tensor) else None for x in tree_leaves(made)
@@ -130,6 +130,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         return result
 
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation's results."""
+        return func(*args, **kwargs)
+
 
 def trace(
     run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]], params: Mapping[str, Tensor]
@@ -141,8 +145,16 @@ def trace(
         >>> [node.name for node in found.nodes]
         ['dot', 'relu', 'detach']
     """
-    leaves = {n: leaf(p.detach()) for n, p in params.items()}
-    with torch.enable_grad(), Operations(), _Tracer() as tracer:
+    return recorded(run, {n: leaf(p.detach()) for n, p in params.items()}, Tracer())
+
+
+def recorded(
+    run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]],
+    leaves: dict[str, Tensor],
+    tracer: Tracer,
+) -> Trace:
+    """What `run` does with these leaves, as a tracer sees it."""
+    with torch.enable_grad(), Operations(), tracer:
         named = {n: tracer.value(p) for n, p in leaves.items()}
         versions = {n: p._version for n, p in leaves.items()}
         output, loss = run(leaves)

@@ -1,0 +1,97 @@
+"""The agenda of the coming step: which probes are due, which of them run, which wait."""
+
+import math
+from collections.abc import Sequence
+
+from eqtoolbox.record.schedule import following
+from eqtoolbox.watch.budget import LOSS, Budget
+from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.probe import Probe, Scheduled
+
+FORKED = (
+    "this process was forked from the one that attached the monitor: nothing is measured here; "
+    "attach in this process to watch it"
+)
+
+
+class Agenda:
+    """What the coming step is for.
+
+    Args:
+        probes: with their schedules.
+        budget: what is paid for.
+        journal: which probes are disabled.
+    """
+
+    def __init__(self, probes: Sequence[Scheduled], budget: Budget, journal: Journal) -> None:
+        self.todo: list[Probe] = []  # due at the coming step, or left over from the one before
+        self.run: list[Probe] = []  # of these, what is measured
+        self.later: list[Probe] = []  # and what is put off to the step after it
+        self.loss = False  # whether the loss is told
+        self._next = 0.0  # the step up to which nothing is due after the coming one
+        self._probes, self._budget, self._journal = tuple(probes), budget, journal
+
+    @property
+    def catches(self) -> bool:
+        """Whether the coming step is caught."""
+        return bool(self.run) or self.loss
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether anything that runs evaluates the loss."""
+        return any(probe.evaluates for probe in self.run)
+
+    @property
+    def left_out(self) -> list[Probe]:
+        """What is due and runs neither now nor at the next step."""
+        return [probe for probe in self.todo if probe not in (*self.run, *self.later)]
+
+    def plan(self, step: int) -> None:
+        """Look up what is due at this step, and choose what of it is paid for."""
+        due, disabled = self._due(step), self._journal.disabled
+        waiting = [] if "monitor" in disabled else self.later
+        self.todo = [*dict.fromkeys((*due, *waiting))]
+        self.run, self.later, self.loss = [], [], False
+        if self.todo:
+            names = [*(probe.name for probe in due), LOSS]
+            now = self._budget.choose(names, step, [probe.name for probe in waiting])
+            self.run = [probe for probe in self.todo if probe.name in now]
+            self.loss = LOSS in now
+        after = (following(s.schedule, step + 1) for s in self._probes)
+        self._next = min(after, default=math.inf)
+
+    def waits(self, probe: Probe, seconds: float) -> bool:
+        """Whether a probe is put off to the next step, as others took `seconds` of this one.
+
+        Those that call no model are not: they keep what the run begins with.
+        """
+        if probe.evaluates and self._budget.waits(probe.name, seconds):
+            self.run.remove(probe)
+            self.later.append(probe)
+            return True
+        return False
+
+    def ends_at(self, step: int) -> bool:
+        """Whether the end of this step is of interest: it is due, or the next one may be."""
+        return bool(self.todo) or step + 1 >= self._next
+
+    def catches_after(self, step: int) -> bool:
+        """Whether something may be caught at this step, which follows the coming one."""
+        return bool(self._due(step))
+
+    def _due(self, step: int) -> list[Probe]:
+        disabled = self._journal.disabled
+        if "monitor" in disabled:
+            return []
+        if self._journal.elsewhere:
+            self._journal.disable("monitor", FORKED)
+            return []
+        due = []
+        for scheduled in self._probes:
+            try:
+                if scheduled.schedule(step) and scheduled.probe.name not in disabled:
+                    due.append(scheduled.probe)
+            except BaseException as error:
+                if scheduled.probe.name not in disabled:
+                    self._journal.failed(scheduled.probe.name, error)
+        return due

@@ -1,0 +1,200 @@
+"""Memory: how much of a batch a probe may evaluate at once, so that training's peak stays."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.tree import tensors
+from eqtoolbox.watch.probe import Probe
+from eqtoolbox.watch.snapshot import Snapshot
+
+Limit = Annotated[float | None, OWN]
+PEAK = 1.25  # times training's own peak
+SLACK = 2**28  # bytes that a probe may take in any case
+RESERVE = 0.1  # of a device's memory, kept free
+DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
+APART = 1e-4  # relative, up to which a loss is the mean of its pieces' losses
+
+
+class NoRoom(Exception):
+    """A probe would take more memory than it may; the message says how much, and what to do."""
+
+
+class Governor:
+    """Keeps what probes allocate below `limit` times the peak of training itself.
+
+    At a due step there are parameters, their copy theta_t, gradients and the optimizer's state;
+    training's peak is without the copy, and with what autograd saves in one evaluation of the loss
+    as it trains. That is counted once for each loss by saved-tensor hooks, and taken to be
+    proportional to the numbers in the batch. A probe needs
+
+        graphs * saved bytes of its own evaluation + copies * parameters,
+
+    `Probe.graphs` and `Probe.copies`. Where that is more than is left (and more than 256 MiB), it
+    measures a half, a quarter, ... of the batch, if the loss of the batch is the mean of those of
+    its pieces; else nothing. On an accelerator it also leaves a tenth of the memory free.
+
+    Args:
+        limit: of the peak, over training's own; None for no limit.
+
+    Raises:
+        ValueError: as `check_limit`.
+    """
+
+    def __init__(self, limit: float | None = PEAK) -> None:
+        check_limit(limit)
+        self.limit = limit
+
+    def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Snapshot, int]:
+        """What the probe is to measure, and on how many samples; 0 where it is the whole batch.
+
+        Raises:
+            NoRoom: not even a sample fits, or the batch cannot be cut.
+        """
+        measured = snapshot.measured
+        if self.limit is None or measured is None:
+            return snapshot, 0
+        graphs = probe.graphs * self._saved(snapshot, snapshot.objective) * _numbers(measured)
+        copies = probe.copies * _bytes(snapshot.before.values())
+        room = max(self._room(snapshot), SLACK)
+        if graphs + copies <= room:
+            return snapshot, 0
+        if copies >= room or not _mean(measured, snapshot.before):
+            raise NoRoom(_why(graphs + copies, room, "a batch that cannot be cut"))
+        while graphs + copies > room:
+            if not snapshot.divisible:
+                raise NoRoom(_why(graphs + copies, room, "one sample"))
+            snapshot, graphs = snapshot.halved(), graphs / 2
+        return snapshot, samples(snapshot.measured)
+
+    def _room(self, snapshot: Snapshot) -> float:
+        """Bytes that are left of the allowed peak at a due step."""
+        params = _bytes(snapshot.before.values())
+        held = params * (2 if snapshot.gradient is not None else 1)
+        held += _bytes(x for state in snapshot.state.values() for x in state.values())
+        trained = snapshot.training or snapshot.measured
+        assert trained is not None
+        assert self.limit is not None
+        largest = max(_numbers(part) for part in _parts(trained))  # one graph at a time
+        peak = held + self._saved(snapshot, trained) * largest
+        device = next(iter(snapshot.before.values())).device
+        return min(self.limit * peak - held - params, _free(device))
+
+    def _saved(self, snapshot: Snapshot, objective: Objective) -> float:
+        """Bytes that autograd saves in one evaluation of the loss, for each number in the batch."""
+        one = _parts(objective)[-1]
+        about = snapshot.identity, one.autocast, one.mixed
+
+        def counted() -> float:
+            return saved(one, snapshot.before) / max(_numbers(one), 1)
+
+        return snapshot.shared.get("saved_bytes", about, counted)
+
+
+def saved(objective: Objective, params: Parameters) -> int:
+    """Bytes of the tensors that autograd saves when the loss is evaluated, each storage once.
+
+    0 where the loss uses `torch.func`, under which nothing can be counted.
+    """
+    seen = {p.untyped_storage().data_ptr() for p in params.values()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:
+            return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            held = objective.loss(leaves)
+    except RuntimeError as error:
+        if "saved tensor hooks" in str(error):
+            return 0
+        raise
+    del held  # alive until here, so that no storage was used twice
+    return sum(found.values())
+
+
+def samples(objective: Objective | None) -> int:
+    """How many samples an objective is over: the length of the first tensor of each batch."""
+    if objective is None:
+        return 0
+    first = (next((x for x in tensors(one.batch) if x.dim()), None) for one in _parts(objective))
+    return sum(len(x) for x in first if x is not None)
+
+
+def check_limit(memory: float | None) -> None:
+    """Refuse what is no multiple of training's peak.
+
+    Raises:
+        ValueError: it is neither None nor a number of at least 1.
+    """
+    number = isinstance(memory, (int, float)) and not isinstance(memory, bool)
+    if memory is not None and not (number and 1 <= memory < math.inf):
+        raise ValueError(
+            "memory is the largest peak as a multiple of training's own, such as 1.25, at least 1, "
+            f"or None for no limit, got {memory!r}"
+        )
+
+
+def _parts(objective: Objective) -> list[Objective]:
+    return [part for part, _ in getattr(objective, "parts", ())] or [objective]
+
+
+def _numbers(objective: Objective) -> int:
+    return sum(x.numel() for one in _parts(objective) for x in tensors(one.batch))
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    return sum(x.numel() * x.element_size() for x in values if isinstance(x, Tensor))
+
+
+def _mean(objective: Objective, params: Mapping[str, Tensor]) -> bool:
+    """Whether the loss of the batch is the mean of the losses of its halves, dropout apart."""
+    with torch.no_grad(), _Undropped():
+        whole = float(objective.loss(params))
+        halves = objective.split(2)
+        total = sum(weight for _, weight in halves)
+        mean = sum(weight * float(half.loss(params)) for half, weight in halves) / total
+    return abs(mean - whole) <= APART * abs(whole)
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that an accelerator can still give, less a reserve."""
+    if device.type != "cuda":
+        return math.inf
+    free, total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + cached - RESERVE * total
+
+
+def _why(need: float, room: float, what: str) -> str:
+    return (
+        f"it needs about {need / 2**20:.0f} MiB for {what}, and {room / 2**20:.0f} MiB are left of "
+        "the peak that memory= allows; give a larger memory=, or a small probe_batch="
+    )
+
+
+class _Undropped(TorchFunctionMode):
+    """Dropout is the identity: halves would draw other masks than the whole."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in DROPOUTS:
+            return args[0] if args else given["input"]
+        if func is F.scaled_dot_product_attention:
+            args, given["dropout_p"] = (*args[:4],), 0.0
+        return func(*args, **given)

@@ -1,0 +1,177 @@
+"""Joint verification: one random element of all symmetries, and order 1 of every unit.
+
+Order 1 at theta locates what is broken; order 0 of the joint element finds what order 1 cannot
+see, and is halved only then. Symmetries that an epsilon may break are apart from the others, so
+that what an epsilon leaves hides nothing: of them the law of the steady loss is checked, which
+they keep to rounding.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.search.problem import Problem
+from eqtoolbox.weights.search.slopes import Slopes
+from eqtoolbox.weights.search.steady import Steady
+from eqtoolbox.weights.search.verification import (
+    Move,
+    draw,
+    gradients,
+    joint_changes,
+    judged,
+    limit,
+    move,
+)
+
+log = logging.getLogger(__name__)
+
+# of a tolerance: below it, no element of the size that is tried leaves more than the tolerance
+_NEAR = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A symmetry to be judged, with the element it is moved by and its law of order 1 there."""
+
+    symmetry: ContinuousSymmetry
+    element: Tensor  # c, (dimension,)
+    residual: float  # of order 1, the worst of all generators
+    slopes: Tensor | None = None  # <g, K_i>, (dimension,); None: the gradient proposed it
+    size: float = 0.0  # what they count relative to, all units together
+
+    @property
+    def moves(self) -> list[Move]:
+        """By c, and by -c: a dead unit is flat on one side only."""
+        s, c = self.symmetry, self.element
+        return [move(s, s.flow(c)), move(s, s.flow(-c))]
+
+
+def candidate(problem: Problem, slopes: Slopes, which: int) -> Candidate:
+    """A symmetry that the trace proposed, with its law at the point."""
+    symmetry = slopes.symmetries[which]
+    element = draw(symmetry, problem.value, problem.random)
+    if symmetry.tolerance:  # what an epsilon leaves depends on the size, which is no matter of luck
+        element = 2 * symmetry.strength * element.sign()
+    return Candidate(
+        symmetry=symmetry,
+        element=element,
+        residual=slopes.residual(which),
+        slopes=slopes.of(which),
+        size=slopes.sizes[which],
+    )
+
+
+def proposed(problem: Problem, symmetry: ContinuousSymmetry) -> Candidate:
+    """A symmetry that the gradient proposed: order 1 holds."""
+    element = draw(symmetry, problem.value, problem.random)
+    return Candidate(symmetry=symmetry, element=element, residual=0.0)
+
+
+def judged_together(problem: Problem, candidates: Sequence[Candidate]) -> list[ContinuousSymmetry]:
+    """Each symmetry with its status, in their order."""
+    worst = [c.residual for c in candidates]
+    exact = [k for k, c in enumerate(candidates) if not c.symmetry.tolerance]
+    holding = [k for k in exact if worst[k] <= problem.small]
+    changes = problem.changes([candidates[k].moves for k in holding])
+    for k, order_0 in zip(holding, changes, strict=True):
+        worst[k] = max(worst[k], order_0)
+    again = [k for k in holding if worst[k] <= problem.small]
+    for k, order_1 in zip(again, _again(problem, [candidates[k] for k in again]), strict=True):
+        worst[k] = max(worst[k], order_1)
+    dtype = problem.value.dtype
+    found = [judged(c.symmetry, worst[k], dtype) for k, c in enumerate(candidates)]
+    near = [k for k, c in enumerate(candidates) if c.symmetry.tolerance]
+    for k, symmetry in zip(near, _normalised(problem, [candidates[k] for k in near]), strict=True):
+        found[k] = symmetry
+    return found
+
+
+def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
+    """Residuals of order 1 where all are moved; 0 where order 0 in float64 says it all.
+
+    A change of the loss below float32's rounding is none that order 0 sees there, and a small
+    model is looked at twice for next to nothing.
+    """
+    whole = problem.point.whole
+    members = [c for c in holding if c.slopes is not None and (whole or c.symmetry.separable)]
+    if not members or (problem.value.dtype == torch.float64 and not whole):
+        return [0.0] * len(holding)
+    there = Slopes([c.symmetry for c in members])
+    moves = [c.moves[0] for c in members]
+    gradients(problem.loss, problem.point, there.add, moves)
+    found = {id(c): there.residual(k) for k, c in enumerate(members)}
+    return [found.get(id(c), 0.0) for c in holding]
+
+
+def _normalised(problem: Problem, candidates: Sequence[Candidate]) -> list[ContinuousSymmetry]:
+    """Symmetries that the epsilon of a normalisation may break.
+
+    The residual is the larger of the slopes of all units over their scale (what a channel of small
+    variance lacks is not held against the others) and |<g, K_c>| over |L|, by which the loss
+    changes at first order; so is the one that epsilon predicts, of q in place of g. What epsilon
+    leaves unexplained is looked at unit by unit.
+    """
+    dtype, size = problem.value.dtype, max(float(problem.value.abs()), 1e-300)
+    worst = [_residual(c, c.slopes, size) for c in candidates]
+    changes = {k: worst[k] for k, c in enumerate(candidates) if worst[k] <= c.symmetry.tolerance}
+    far = [k for k in changes if worst[k] > _NEAR * candidates[k].symmetry.tolerance]
+    changes.update(zip(far, _changes(problem, [candidates[k] for k in far]), strict=True))
+    for k in far:
+        if changes[k] > candidates[k].symmetry.tolerance:
+            worst[k] = changes.pop(k)
+    found = [judged(c.symmetry, worst[k], dtype) for k, c in enumerate(candidates)]
+    if not changes:
+        return found
+    tried = [candidates[k] for k in changes]
+    left = _unexplained(problem, tried)
+    if left is None:
+        for k, change in zip(changes, _changes(problem, tried), strict=True):
+            found[k] = judged(candidates[k].symmetry, max(worst[k], change), dtype)
+        return found
+    slopes, rest = left
+    for n, (k, unexplained) in enumerate(zip(changes, rest, strict=True)):
+        own = candidates[k].slopes
+        assert own is not None, "a member has its slopes"
+        predicted = _residual(candidates[k], own - slopes.of(n), size)
+        status = found[k].status if unexplained <= limit(dtype) else "broken"
+        epsilon = predicted if status != "verified" else found[k].epsilon
+        found[k] = replace(found[k], status=status, epsilon=epsilon)
+    return found
+
+
+def _residual(candidate: Candidate, slopes: Tensor | None, size: float) -> float:
+    if slopes is None:
+        return candidate.residual
+    relative = float(slopes.norm()) / candidate.size if candidate.size > 0 else 0.0
+    change = float((slopes * candidate.element.to(slopes)).sum().abs()) / size
+    return max(relative, change)
+
+
+def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, list[float]] | None:
+    """Slopes and residuals in the steady loss; None where no epsilon is seen, or none can be asked.
+
+    Formulas in place of kernels may not run where these do.
+    """
+    steady, slopes = Steady(problem.loss), Slopes([c.symmetry for c in tried])
+    try:
+        names = {n for c in tried for n in c.symmetry.names}
+        gradients(steady, problem.point, slopes.add, wanted=names)
+        if not steady.base:
+            return None
+        moves = [c.moves[:1] for c in tried]
+        changes = joint_changes(steady, problem.point, moves, problem.value, problem.small)
+    except (LookupError, RuntimeError) as error:
+        log.info("symmetries: epsilon could not be asked: %s", error)
+        return None
+    return slopes, [max(slopes.residual(k), c) for k, c in enumerate(changes)]
+
+
+def _changes(problem: Problem, tried: Sequence[Candidate]) -> list[float]:
+    """Change of the loss itself, together as far as the smallest tolerance allows."""
+    small = min((c.symmetry.tolerance for c in tried), default=0.0)
+    moves = [c.moves for c in tried]
+    return joint_changes(problem.loss, problem.point, moves, problem.value, small)

@@ -1,0 +1,143 @@
+"""Slopes: order 1 of every unit of every symmetry, from one gradient that may come in pieces.
+
+A generator's residual is |<g, K_i>| over what it would be if nothing cancelled: the mean over units
+of the sum over tensors of |g_n| |theta_n|, at the largest rate. Rounding is far below it for every
+unit, also for one whose own gradient is nothing but rounding; a unit that breaks the law is at a
+few percent of it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from eqtoolbox.weights.forms.diagonal import Diagonal
+from eqtoolbox.weights.forms.form import Alone, Form
+from eqtoolbox.weights.forms.gram import Gram
+from eqtoolbox.weights.forms.linear import LinearForm
+from eqtoolbox.weights.forms.stack import Points, StackLayout
+from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
+
+
+class Slopes:
+    """<g, K_i> of every generator of many symmetries, gathered while the gradient comes."""
+
+    def __init__(self, symmetries: Sequence[ContinuousSymmetry]) -> None:
+        self.symmetries = symmetries
+        self.slopes: list[Tensor | None] = [None] * len(symmetries)  # (dimension,), float64
+        self.sizes = [0.0] * len(symmetries)  # what they count relative to
+        self._still: list[Tensor | None] = [None] * len(symmetries)
+
+    def add(self, params: Parameters, gradient: Parameters) -> None:
+        """Take one piece of the gradient into account, with the parameters it belongs to."""
+        moving = [k for k, s in enumerate(self.symmetries) if gradient.keys() & set(s.names)]
+        if not moving:
+            return
+        own = {name: params[name] for name in params}  # each is made once
+        products = {n: math.sqrt(dot(g, g) * dot(own[n], own[n])) for n, g in gradient.items()}
+        forms = [_part(self.symmetries[k].form, gradient) for k in moving]
+        for k, form, found in zip(moving, forms, _slopes(forms, own, gradient), strict=True):
+            self.slopes[k] = _sum(self.slopes[k], found)
+            self.sizes[k] += form.power * sum(products[n] for n in form.names)
+            still = _still(form, own, gradient, found)
+            before = self._still[k]
+            self._still[k] = still if before is None else before & still
+
+    def of(self, k: int) -> Tensor:
+        """Slopes of one symmetry; zero where the gradient had none of its tensors."""
+        found = self.slopes[k]
+        if found is None:
+            return torch.zeros(self.symmetries[k].dimension, dtype=torch.float64)
+        return found
+
+    def scale(self, k: int) -> float:
+        """What a unit's slope would be if nothing cancelled."""
+        return self.sizes[k] / units(self.symmetries[k].form)
+
+    def residual(self, k: int) -> float:
+        """Largest |<g, K_i>| of a symmetry's generators over its scale."""
+        scale = self.scale(k)
+        return float(self.of(k).abs().max()) / scale if scale > 0 else 0.0
+
+    def overall(self, k: int) -> float:
+        """|slopes| over the scale of all units together: how far a group holds on the whole."""
+        return float(self.of(k).norm()) / self.sizes[k] if self.sizes[k] > 0 else 0.0
+
+    def inert(self, k: int) -> list[int]:
+        """Units of a diagonal group of which no entry has a gradient, or all are zero."""
+        still = self._still[k]
+        return [] if still is None else still.nonzero().reshape(-1).tolist()
+
+    def inert_notes(self) -> Iterator[tuple[tuple[str, str], str]]:
+        """Which units nothing was seen of: (family, name), and a sentence."""
+        for k, symmetry in enumerate(self.symmetries):
+            which = self.inert(k)
+            if which:
+                few = ", ".join(map(str, which[:_NAMED]))
+                rest = f" and {len(which) - _NAMED} more" if len(which) > _NAMED else ""
+                yield (
+                    (symmetry.family, symmetry.name),
+                    "inert on this batch, so that their laws hold without evidence: units "
+                    f"{few}{rest} of {symmetry.family} {symmetry.name}",
+                )
+
+
+_NAMED = 8  # units that a note lists
+
+
+def units(form: Form) -> int:
+    """Into how many alike parts the tensors of a form are split."""
+    return form.blocks * form.size if isinstance(form, Gram) else form.dimension
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of two tensors, summed in float64."""
+    if a.dtype == torch.float64:
+        return float(a.reshape(-1) @ b.reshape(-1))
+    return float((a * b).sum(dtype=torch.float64))
+
+
+def _part(form: Form, names: Parameters) -> Form:
+    """The part of a form that moves these tensors alone; what is moved by others is no part."""
+    if names.keys() >= set(form.names):
+        return form
+    if isinstance(form, LinearForm):
+        return replace(form, terms=tuple(t for t in form.terms if t.name in names))
+    if isinstance(form, Diagonal):
+        return replace(form, legs=tuple(leg for leg in form.legs if leg.name in names))
+    assert isinstance(form, Gram), "only what moves each tensor by itself comes apart"
+    return replace(form, legs=tuple(leg for leg in form.legs if leg.name in names))
+
+
+def _slopes(forms: Sequence[Form], params: Parameters, gradient: Parameters) -> list[Tensor]:
+    """<K_i, g> of every generator of each form; forms of one kind are reduced together."""
+    alike: dict[object, list[int]] = {}
+    for k, form in enumerate(forms):
+        alike.setdefault(form.key, []).append(k)
+    found: dict[int, Tensor] = {}
+    for which in alike.values():
+        given = [forms[k] for k in which]
+        layout = StackLayout(dict.fromkeys(n for f in given for n in f.names), params)
+        together = Alone(
+            layout=layout,
+            kind=given[0].together(given, layout),
+            points=Points(given=(params, gradient)),
+        )
+        parts = torch.split(together.slopes, [form.dimension for form in given])
+        found.update(zip(which, parts, strict=True))
+    return [found[k] for k in range(len(forms))]
+
+
+def _sum(before: Tensor | None, found: Tensor) -> Tensor:
+    return found if before is None else before + found
+
+
+def _still(form: Form, params: Parameters, gradient: Parameters, slopes: Tensor) -> Tensor:
+    """Which units of a diagonal group this piece of the gradient does not meet: g theta = 0."""
+    still = slopes == 0
+    if not isinstance(form, Diagonal) or not bool(still.any()):
+        return torch.zeros_like(still)
+    met = {n: gradient[n] * params[n] for n in form.names}
+    return still & (form.alone(met).lengths == 0)

@@ -1,0 +1,1 @@
+"""What only an accelerator shows; where a CPU can, it is run there too, small."""

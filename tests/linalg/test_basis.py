@@ -1,0 +1,56 @@
+"""Laws of orthonormal rows: whatever the blocks they are kept in, the numbers are the same."""
+
+import pytest
+import torch
+
+from eqtoolbox.linalg import basis
+from eqtoolbox.linalg.basis import Basis
+from eqtoolbox.linalg.vectors import Space
+
+N, ROWS = 300, 9
+
+
+def filled(monkeypatch, block: int) -> tuple[Basis, torch.Tensor]:
+    """Rows of a random orthonormal matrix, two tensors each, in blocks of so many entries."""
+    monkeypatch.setattr(basis, "BLOCK", block)
+    rng = torch.Generator().manual_seed(0)
+    Q, _ = torch.linalg.qr(torch.randn(N, ROWS, generator=rng, dtype=torch.float64))
+    like = {"a": torch.zeros(200).double(), "b": torch.zeros(10, 10).double()}
+    rows = Basis(Space.of(like), ROWS + 3)
+    for q in Q.T:
+        rows.append([q])
+    return rows, Q.T
+
+
+def memory(rows: Basis) -> int:
+    """Rows that memory is taken for."""
+    return len(rows._rows[0].rows())
+
+
+@pytest.mark.parametrize("block", [1, 2 * N, 5 * N, 1 << 20])
+def test_blocks_change_no_number(monkeypatch, block: int) -> None:
+    rows, Q = filled(monkeypatch, block)
+    x = torch.arange(N).double()
+    torch.testing.assert_close(rows.coefficients([x]), Q @ x)
+    torch.testing.assert_close(rows.coefficients([x], first=4), (Q @ x)[4:])
+    assert rows.coefficients([x], first=ROWS).shape == (0,)
+    w = x.clone()
+    rows.orthogonalise([w])
+    torch.testing.assert_close(w, x - Q.T @ (Q @ x))
+    mix, _ = torch.linalg.qr(torch.randn(ROWS, 4, dtype=torch.float64, generator=torch.Generator()))
+    combined = rows.combine(mix)
+    rows.rotate(mix)
+    assert len(rows) == 4
+    for i, v in enumerate(combined):
+        expected = mix[:, i] @ Q
+        torch.testing.assert_close(torch.cat([v["a"], v["b"].reshape(-1)]), expected)
+        torch.testing.assert_close(rows.vector(i), v)
+
+
+def test_memory_follows_the_rows(monkeypatch) -> None:
+    rows, _ = filled(monkeypatch, 1)
+    assert memory(rows) == ROWS
+    rows.rotate(torch.eye(ROWS, 2, dtype=torch.float64))
+    assert memory(rows) == 2
+    whole, _ = filled(monkeypatch, 1 << 20)  # of a small model all at once
+    assert memory(whole) == ROWS + 3

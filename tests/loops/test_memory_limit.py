@@ -1,0 +1,211 @@
+"""Memory: probes stay within a multiple of training's peak, by measuring a part of the batch."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+import eqtoolbox.watch.memory as memory
+from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.memory import Governor, samples, saved
+from eqtoolbox.watch.probe import Measurement, Probe
+from tests.conftest import blobs, mlp
+
+
+class Loss(Probe):
+    """The measured loss, of a probe that says it needs `graphs` times what autograd saves."""
+
+    name, headline, mode = "replay", "loss", "train"
+
+    def __init__(self, graphs: float = 3.0, copies: float = 0.0) -> None:
+        self.graphs, self.copies = graphs, copies  # type: ignore[misc]
+
+    def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+        yield Measurement("loss", snapshot.objective.loss(snapshot.before).detach())
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def contrastive(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    made = F.normalize(model(batch[0]), dim=1)
+    return F.cross_entropy(made @ made.T, torch.arange(len(made)))
+
+
+def watched(
+    probe: Probe, loss: Any = cross_entropy, model: nn.Module | None = None, **options: Any
+) -> list[Any]:
+    """Records of the probe at two steps."""
+    torch.manual_seed(0)
+    model, sink = model or mlp(6, 256, 3), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given = {"probes": [probe], "schedule": 1, "budget": None, **options}
+    with eq.attach(model, optimizer, sinks=[sink], **given) as monitor:
+        step_loss = monitor.loss(loss)
+        for _ in range(2):
+            optimizer.zero_grad()
+            step_loss(model, blobs()).backward()
+            optimizer.step()
+    return [r for r in sink.records if r.probe == probe.name]
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SLACK", 0)
+
+
+class Counted(Probe):
+    """Bytes that autograd saves for the measured loss, and its samples."""
+
+    name, headline, mode = "counted", "saved", "train"
+
+    def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+        yield Measurement("saved", float(saved(snapshot.objective, snapshot.before)))
+        yield Measurement("samples", float(samples(snapshot.objective)))
+
+
+def test_what_autograd_saves_is_counted_once_for_each_storage() -> None:
+    model = nn.Sequential(nn.Linear(6, 16, bias=False), nn.Sigmoid(), nn.Linear(16, 4, bias=False))
+    kept, count, *_ = watched(Counted(), lambda m, batch: m(batch[0]).sum(), model)
+    n = len(blobs()[0])
+    # the input, and the sigmoid's output: for itself and for the layer after it
+    assert kept.value == 4 * n * (6 + 16)
+    assert count.value == n
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_probe_that_needs_too_much_measures_a_part_and_says_of_how_many() -> None:
+    rows = watched(Loss(graphs=3.0), memory=1.25)
+    assert [r.status for r in rows] == ["ok", "ok"]
+    whole = watched(Loss(graphs=3.0), memory=None)
+    count = rows[0].facts["samples"]
+    assert len(blobs()[0]) > count > 0
+    assert f"on {count} samples of the batch" in rows[0].note
+    assert rows[0].value != whole[0].value
+    assert "samples" not in whole[0].facts
+    x, y = blobs()
+    torch.manual_seed(0)
+    expected = cross_entropy(mlp(6, 256, 3), (x[:count], y[:count])).item()
+    assert rows[0].value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.usefixtures("tight")
+def test_more_memory_is_more_of_the_batch() -> None:
+    counts = [
+        watched(Loss(graphs=3.0), memory=limit)[0].facts.get("samples", len(blobs()[0]))
+        for limit in (1.2, 2.0, 3.0, 6.0)
+    ]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == len(blobs()[0])
+
+
+@pytest.mark.usefixtures("tight")
+@pytest.mark.parametrize(
+    ("loss", "model"),
+    [
+        (contrastive, None),
+        (cross_entropy, nn.Sequential(nn.Linear(6, 256), nn.BatchNorm1d(256), nn.Linear(256, 3))),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_skipped_and_said(loss: Any, model: Any) -> None:
+    rows = watched(Loss(graphs=30.0), loss, model, memory=1.25)
+    assert {r.status for r in rows} == {"skipped_memory"}
+    assert all(math.isnan(r.value) for r in rows)
+    assert "a batch that cannot be cut" in rows[0].note
+    assert "give a larger memory=" in rows[0].note
+
+
+@pytest.mark.usefixtures("tight")
+def test_dropout_does_not_keep_a_batch_from_being_cut() -> None:
+    model = nn.Sequential(nn.Linear(6, 256), nn.Dropout(0.5), nn.ReLU(), nn.Linear(256, 3))
+    assert watched(Loss(graphs=3.0), model=model, memory=1.25)[0].facts["samples"]
+
+
+@pytest.mark.usefixtures("tight")
+def test_copies_of_the_parameters_that_do_not_fit_are_no_reason_to_cut() -> None:
+    rows = watched(Loss(graphs=0.0, copies=1000.0), memory=1.25)
+    assert {r.status for r in rows} == {"skipped_memory"}
+
+
+def test_small_models_are_left_alone() -> None:
+    assert "samples" not in watched(Loss(graphs=30.0), memory=1.0)[0].facts
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_loss_that_uses_torch_func_is_not_counted_and_measured_whole() -> None:
+    def slope(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.func.grad(lambda x: model(x).square().sum())(batch[0]).square().mean()
+
+    rows = watched(Loss(graphs=3.0), slope, memory=1.25)
+    assert [r.status for r in rows] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("limit", [0.5, 0, -1, math.nan, math.inf, True, "1.25"])
+def test_a_limit_that_is_no_multiple_is_refused(limit: Any) -> None:
+    with pytest.raises(ValueError, match="memory is the largest peak as a multiple"):
+        Governor(limit)
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="memory is the largest peak as a multiple"):
+        eq.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), memory=limit)
+
+
+@pytest.mark.usefixtures("tight")
+def test_what_did_not_fit_is_told_in_the_report(tmp_path: Any) -> None:
+    watched(Loss(graphs=30.0), contrastive, memory=1.25, run_dir=tmp_path / "run")
+    (finding,) = (f for f in eq.Run(tmp_path / "run").findings() if "did not fit" in f.text)
+    assert finding.level == "note"
+    assert "memory=" in finding.text
+
+
+def peak_of(limit: str) -> float:
+    """MiB that a training grows by when curvature is measured; in a process of its own."""
+    own = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back
+    command = [sys.executable, "-c", GROWTH, limit]
+    return float(subprocess.run(command, capture_output=True, check=True, env=own).stdout)
+
+
+GROWTH = """
+import resource, sys
+import torch, torch.nn.functional as F
+from torch import nn
+import eqtoolbox as eq
+import eqtoolbox.watch.memory as memory
+from eqtoolbox.probes import Curvature
+
+memory.SLACK = 0
+limit = None if sys.argv[1] == "None" else float(sys.argv[1])
+model = nn.Sequential(*[m for _ in range(12) for m in (nn.Linear(64, 64), nn.Tanh())])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+x = torch.randn(16384, 64)
+loss_fn = lambda model, x: model(x).square().mean()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+probe = Curvature(k=1, smallest=False, max_matvecs=3)
+for watched in (False, True):
+    if watched:
+        own = peak()
+        monitor = eq.attach(
+            model, optimizer, probes=[probe], schedule=1, budget=None, memory=limit
+        )
+        loss_fn = monitor.loss(loss_fn)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_fn(model, x).backward()
+        optimizer.step()
+print(peak() - own)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_the_limit_keeps_the_peak_of_a_training() -> None:
+    free, kept = peak_of("None"), peak_of("1.25")
+    assert free > 100, "twelve layers save 48 MiB each time"
+    assert kept < 0.75 * free
