@@ -11,7 +11,12 @@ from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import Problem
-from eqtoolbox.weights.search.units import propose_heads, propose_permutations, propose_sign_flips
+from eqtoolbox.weights.search.units import (
+    across_axes,
+    propose_heads,
+    propose_permutations,
+    propose_sign_flips,
+)
 from eqtoolbox.weights.search.verification import Move, gradients, judged, move
 from eqtoolbox.weights.tracing.trace import Trace
 
@@ -28,6 +33,11 @@ class DiscreteProposals:
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
         mixed = [set(m.names) for m in first if "permutation" in m.form.contains]
         labelled, state = members(trace, "label")
+        signed, _ = members(trace, "sign")
+        if missed := across_axes(signed):
+            state.pinned.note(
+                "units that lie across several axes of a parameter: their signs are missed", missed
+            )
         self.pinned = state.pinned  # what permutations may be lost at
         large = [*propose_heads(first), *propose_experts(trace)]
         known = {(frozenset(s.names), s.dimension) for s in large}
@@ -36,7 +46,7 @@ class DiscreteProposals:
             *listed,
             *large,
             *(s for s in units if (frozenset(s.names), s.dimension) not in known),
-            *propose_sign_flips(members(trace, "sign")[0]),
+            *propose_sign_flips(signed),
         ]
         inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]
         self.proposed = [s for s, within in zip(every, inside, strict=True) if not within]

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,20 @@ LARGEST_PAIR = 32  # entries of an axis whose pairs are written out when units a
 
 @dataclass(frozen=True)
 class UnitTable:
-    """Index `cells[k]` of the kind takes part in unit `units[k]` at `signs[k]`; cells ascending."""
+    """Index `cells[k]` of the kind takes part in unit `units[k]` at `signs[k]`; cells ascending.
 
-    cells: Indices
-    units: Indices
-    signs: NDArray[np.float64]
+    Without any, every index is a unit.
+    """
+
     count: int
+    cells: Indices | None = None
+    units: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    signs: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
-    def of(self, cells: Indices) -> tuple[Indices, Indices, NDArray[np.float64]]:
+    def of(self, cells: Indices) -> tuple[Indices | slice, Indices, NDArray[np.float64]]:
         """For every row that takes part: its number among `cells`, the unit and the sign."""
+        if self.cells is None:
+            return slice(None), cells, np.ones(len(cells))
         first = np.searchsorted(self.cells, cells, "left")
         times = np.searchsorted(self.cells, cells, "right") - first
         rows = np.repeat(np.arange(len(cells)), times)
@@ -40,9 +45,11 @@ class UnitTable:
 def table(span: Span) -> UnitTable | None:
     """The units of a span; None where there are too many pairs to write out."""
     sizes = [atom.size for atom in span.kind]
+    pair = span.pair
+    if span.whole and pair is None and len(span.free) == 2 ** len(sizes):
+        return UnitTable(math.prod(sizes))
     if span.whole:
         return _indices(span, sizes)
-    pair = span.pair
     if pair is not None and sizes[pair[0]] > LARGEST_PAIR:
         return None
     matrix = np.ones((1, 1))
@@ -51,7 +58,7 @@ def table(span: Span) -> UnitTable | None:
     if pair is not None:
         matrix = _paired(matrix, [n - 1 for n in sizes], pair, span.sign)
     cells, units = np.nonzero(matrix)
-    return UnitTable(cells, units, matrix[cells, units], matrix.shape[1])
+    return UnitTable(matrix.shape[1], cells, units, matrix[cells, units])
 
 
 def _indices(span: Span, sizes: list[int]) -> UnitTable:
@@ -73,7 +80,7 @@ def _indices(span: Span, sizes: list[int]) -> UnitTable:
     steps = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
     place = (grid * np.array(steps, dtype=np.int64)[:, None]).sum(0)[cells]
     different, units = np.unique(place, return_inverse=True)
-    return UnitTable(cells, units.reshape(-1), signs[cells], len(different))
+    return UnitTable(len(different), cells, units.reshape(-1), signs[cells])
 
 
 def _code(part: Part) -> int:
@@ -107,10 +114,14 @@ def entries(
             (positions[rows], own, signs * leg.rate)
         )
     for (name, axis, across), parts in found.items():
-        positions, own, rates = (np.concatenate(p) for p in zip(*parts, strict=True))
-        order = np.lexsort((positions, own))
+        joined = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        positions, own, rates = joined
+        levels = {leg.rate for leg in span.legs if leg.label[0] == name}
+        if len(levels) == 1 and units.cells is None:
+            yield Entry(name, axis, positions, own, rates, across)
+            continue
         for rate in np.unique(rates)[::-1]:
-            of = order[rates[order] == rate]
+            of = rates == rate
             yield Entry(name, axis, positions[of], own[of], rates[of], across)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from eqtoolbox.weights.search.entries import UnitTable, entries
 from eqtoolbox.weights.search.member import Member
 from eqtoolbox.weights.search.spans import Span, SpanLeg
-from eqtoolbox.weights.tracing.blocks import Slot, blocks
+from eqtoolbox.weights.tracing.blocks import Choice, Slot, blocks
 from eqtoolbox.weights.tracing.dims import Dim
 from eqtoolbox.weights.tracing.exponents import Carried
 from eqtoolbox.weights.tracing.labels import Permuted, permuted
@@ -21,15 +21,15 @@ def labelled(state: Propagation, trace: Trace) -> Iterator[Member]:
     """A member for every atom that may be permuted; a block for every index of those beside it."""
     shapes = {n: v.shape for n, v in trace.parameters.items()}
     carried = {n: state.carried[v.number] for n, v in trace.parameters.items()}
+    held = _held(carried)
     for found in permuted(state, trace):
         together = Permuted(found.atom, ())
         for tried in dict.fromkeys([found, together]):
             kind = (*tried.beside, tried.atom)
             count = math.prod(atom.size for atom in kind)
-            span = Span(-1, kind, tuple(_legs(tried, carried)), 0, True, frozenset(), {})
+            span = Span(-1, kind, tuple(_legs(tried, held)), 0, True, frozenset(), {})
             every = np.arange(count)
-            table = UnitTable(every, every, np.ones(count), count)
-            own = tuple(entries(span, table, carried, shapes))
+            own = tuple(entries(span, UnitTable(count), carried, shapes))
             if all(e.across == 1 for e in own):
                 of = {e.name: shapes[e.name] for e in own}
                 yield Member(
@@ -41,19 +41,28 @@ def labelled(state: Propagation, trace: Trace) -> Iterator[Member]:
             state.pinned.note(what, {e.name: None for e in own})
 
 
-def _legs(found: Permuted, carried: dict[str, Carried]) -> Iterator[SpanLeg]:
-    """Every slot that the atom has in a parameter, with those beside it."""
+Held = tuple[str, Choice, dict[Dim, list[Slot]]]  # a piece of a parameter, its slots by atom
+
+
+def _held(carried: dict[str, Carried]) -> dict[Dim, list[Held]]:
+    """For every atom the pieces of parameters that it is in."""
+    found: dict[Dim, list[Held]] = {}
     for name, own in carried.items():
-        for choice in itertools.product(*(range(len(blocks(d))) for d in own.axes)):
-            slots = [
-                (axis, k)
-                for axis, number in enumerate(choice)
-                for k in range(len(blocks(own.axes[axis])[number].strides))
-            ]
+        per_axis = [blocks(d) for d in own.axes]
+        for choice in itertools.product(*(range(len(pieces)) for pieces in per_axis)):
             where: dict[Dim, list[Slot]] = {}
-            for slot in slots:
-                where.setdefault(own.atom(choice, slot), []).append(slot)
-            beside = tuple(where[atom][0] for atom in found.beside if atom in where)
-            if len(beside) == len(found.beside):
-                for slot in where.get(found.atom, ()):
-                    yield SpanLeg((name, choice, (*beside, slot)), (*beside, slot), 1.0)
+            for axis, number in enumerate(choice):
+                for k, stride in enumerate(per_axis[axis][number].strides):
+                    where.setdefault(stride.atom, []).append((axis, k))
+            for atom in where:
+                found.setdefault(atom, []).append((name, choice, where))
+    return found
+
+
+def _legs(found: Permuted, held: dict[Dim, list[Held]]) -> Iterator[SpanLeg]:
+    """Every slot that the atom has in a parameter, with those beside it."""
+    for name, choice, where in held[found.atom]:
+        beside = tuple(where[atom][0] for atom in found.beside if atom in where)
+        if len(beside) == len(found.beside):
+            for slot in where[found.atom]:
+                yield SpanLeg((name, choice, (*beside, slot)), (*beside, slot), 1.0)

@@ -70,6 +70,12 @@ def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iter
         )
 
 
+def across_axes(members: "list[Member]") -> dict[str, None]:
+    """Parameters in which units that change sign lie across several axes: they are not proposed."""
+    every = (e for m in members for e in m.entries)
+    return {e.name: None for e in every if e.across > 1 and e.rates[0] % 2 == 1}
+
+
 def propose_sign_flips(members: "list[Member]") -> Iterator[SignFlip]:
     """Units that an odd number of exponents flips."""
     for member in members:

@@ -4,14 +4,14 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from eqtoolbox.weights.tracing.dims import Dim, Piece, Stride, find, resolve
+from eqtoolbox.weights.tracing.dims import Dim, AxisBlock, Stride, find, resolve
 
 Choice = tuple[int, ...]  # a block of each axis
 Slot = tuple[int, int]  # axis, stride of its block
 Place = tuple[object, ...]  # where the entries of a block are, by numbers alone
 
 
-def blocks(dim: Dim) -> list[Piece]:
+def blocks(dim: Dim) -> list[AxisBlock]:
     """The blocks of an axis.
 
     Example:
@@ -27,23 +27,25 @@ def blocks(dim: Dim) -> list[Piece]:
     return dim.known
 
 
-def _found(dim: Dim) -> list[Piece]:
+def _found(dim: Dim) -> list[AxisBlock]:
     if dim.size == 1:
-        return [Piece(0, ())]
+        return [AxisBlock(0, ())]
     if dim.kind in ("atom", "flat"):
-        return [Piece(0, (Stride(dim.size, 1, dim),))]
+        return [AxisBlock(0, (Stride(dim.size, 1, dim),))]
     if dim.kind == "row":
         starts = itertools.accumulate((p.size for p in dim.parts), initial=0)
         pairs = zip(starts, dim.parts, strict=False)
-        return [Piece(at + b.offset, b.strides) for at, part in pairs for b in blocks(part)]
-    found, size = [Piece(0, ())], 1
+        return [AxisBlock(at + b.offset, b.strides) for at, part in pairs for b in blocks(part)]
+    found, size = [AxisBlock(0, ())], 1
     for part in reversed(dim.parts):
         slower = [
             (size * b.offset, tuple(Stride(s.size, s.step * size, s.atom) for s in b.strides))
             for b in blocks(part)
         ]
         found = [
-            Piece(at + b.offset, (*strides, *b.strides)) for at, strides in slower for b in found
+            AxisBlock(at + b.offset, (*strides, *b.strides))
+            for at, strides in slower
+            for b in found
         ]
         size *= part.size
     return found

@@ -26,7 +26,7 @@ class Dim:
     def __init__(self, size: int, kind: Kind = "atom", parts: Iterable[Dim] = ()) -> None:
         self.size, self.kind, self.parts = size, kind, list(parts)
         self.parent: Dim | None = None
-        self.known: list[Piece] | None = None  # its blocks, once they have been asked for
+        self.known: list[AxisBlock] | None = None  # its blocks, once they have been asked for
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stride:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AxisBlock:
     """Entries of an axis that are a product of atoms, from `offset` on."""
 
     offset: int
@@ -66,7 +66,9 @@ def resolve(dim: Dim) -> Dim:
     if dim.kind not in ("product", "row"):
         return dim
     parts: list[Dim] = []
-    for part in map(resolve, dim.parts):
+    for part in map(find, dim.parts):
+        if part.kind in ("product", "row"):
+            part = resolve(part)
         if part.kind == dim.kind:
             parts += part.parts
         elif part.size != 1 or dim.kind == "row":

@@ -217,7 +217,7 @@ def _embedding(state: Propagation, node: Node) -> None:
         unknown(state, node)
         return
     fresh = [state.told(n) for n in tokens.shape]
-    gathered(state, state.of(table), [0], made_by(node), fresh)
+    state.rows.append(gathered(state, state.of(table), [0], made_by(node), fresh))
 
 
 @rule("topk", "sort")
