@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from eqtoolbox.weights.tracing.dims import Dim, AxisBlock, Stride, find, resolve
+from eqtoolbox.weights.tracing.dims import AxisBlock, Dim, Stride, find, resolve
 
 Choice = tuple[int, ...]  # a block of each axis
 Slot = tuple[int, int]  # axis, stride of its block
