@@ -55,6 +55,7 @@ class Member:
     gain: bool
     normalised: bool
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
+    turns: bool = False  # signs, which have no direction
 
     @property
     def signs(self) -> set[float]:
@@ -77,7 +78,7 @@ class Member:
     def name(self) -> str:
         first = next((e.name for e in self.entries if e.rates[0] > 0), self.entries[0].name)
         rest = [layer_name(e.name) for e in self.entries if e.rates[0] < 0]
-        if not rest and any(e.axis > 0 for e in self.entries):  # labels and signs
+        if not rest and (self.turns or any(e.axis > 0 for e in self.entries)):  # labels and signs
             rest = [layer_name(self.entries[-1].name)]
         ends = dict.fromkeys([layer_name(first), *rest[-1:]])
         return "-".join(ends)

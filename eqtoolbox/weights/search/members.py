@@ -68,6 +68,7 @@ def _members(state: Propagation, trace: Trace) -> Iterator[Member]:
             gain=bool(names & gains),
             normalised=normalised.by(span),
             shapes={n: shapes[n] for n in names},
+            turns=state.mode == "sign",
         )
 
 
