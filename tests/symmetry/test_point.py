@@ -12,7 +12,9 @@ LARGE = 2**14 + 8  # entries that are not kept in a large model
 
 
 @pytest.mark.parametrize("kept", [0, 2**22])
-@pytest.mark.parametrize("make", [torch.zeros, torch.ones, torch.randn], ids=str)
+@pytest.mark.parametrize(
+    "make", [torch.zeros, torch.ones, torch.randn], ids=["zeros", "ones", "randn"]
+)
 def test_a_point_is_the_same_in_its_scope(
     kept: int, make: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
