@@ -18,7 +18,7 @@ import eqtoolbox as eq
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.watch.budget import LOSS, Budget
+from eqtoolbox.watch.budget import LIGHT, LOSS, Budget
 from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import blobs, mlp
 
@@ -228,6 +228,38 @@ def test_heavy_ones_take_turns() -> None:
     assert {"a", "b"} <= {n for step, now, _ in seen if step in (25, 26) for n in now}
 
 
+def with_light(steps: int, whole: float, light: float) -> tuple[list[int], list[int], Budget]:
+    """Steps of whole and of light measurements of a probe that can measure less for less."""
+    budget = Budget(0.05, ["sharpness"], lightens=["sharpness"])
+    at: dict[str, list[int]] = {"sharpness": [], "sharpness" + LIGHT: []}
+    for step in range(steps):
+        for name in budget.choose(["sharpness"], step) if step % 25 == 0 else ():
+            at[name].append(step)
+            budget.spend({name: whole if name == "sharpness" else light}, {}, 0.0)
+        budget.earn(STEP)
+    return at["sharpness"], at["sharpness" + LIGHT], budget
+
+
+@pytest.mark.parametrize("steps", [400, 600, 1500])
+def test_what_is_not_paid_as_a_whole_is_measured_lightly(steps: int) -> None:
+    whole, light, budget = with_light(steps, 2.0, 0.3)
+    assert whole[0] == 0 and len(whole) >= 3, "the first is whole, and some after it"
+    assert len(light) >= 5 and not {*whole} & {*light}
+    assert gap(sorted(whole + light), steps) < gap(whole, steps)
+    assert len(whole) + len(light) >= 10
+    assert budget.spent <= 15 + 0.05 * steps * STEP
+    assert budget.runs == {"sharpness": len(whole) + len(light)}
+    assert budget.points(2.0)["sharpness"] >= budget.runs["sharpness"]
+
+
+def test_what_is_paid_is_always_measured_as_a_whole() -> None:
+    whole, light, _ = with_light(600, 0.02, 0.01)
+    assert len(whole) == 24 and not light
+    budget = Budget(None, ["sharpness"], lightens=["sharpness"])
+    budget.spend({"sharpness": 100.0}, {}, 0.0)
+    assert budget.choose(["sharpness"], 1) == ["sharpness"], "no budget, nothing light"
+
+
 def test_without_a_budget_exactly_what_is_due_runs() -> None:
     budget = Budget(None, ["a", "b"])
     for step in range(4):
@@ -377,7 +409,7 @@ class Searching(Probe):
 
     def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
         about = snapshot.step if self.anew else 0
-        snapshot.shared.get("slow", about, lambda: time.sleep(0.05))
+        snapshot.shared.get("slow", about, lambda: time.sleep(0.5))
         yield Measurement("number", 1.0)
 
 
@@ -392,5 +424,5 @@ def test_what_is_found_out_for_the_run_is_not_expected_to_cost_again(anew: bool)
         for _ in range(2):
             loss_fn(model, blobs()).backward()
             optimizer.step()
-        assert monitor._budget.state_dict()["wishes"]["searching"]["cost"] < 0.04
-        assert (monitor._budget.probing > 0.05) == anew  # what was spent is counted all the same
+        assert monitor._budget.state_dict()["wishes"]["searching"]["cost"] < 0.4
+        assert (monitor._budget.probing > 0.5) == anew  # what was spent is counted all the same

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg import EigenResult, gauss_newton, preconditioned, top_eigenpairs
-from eqtoolbox.linalg.vectors import dot
+from eqtoolbox.linalg import EigenResult, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.warm import WarmStart
 from eqtoolbox.probes.alignment import along, overlaps, turn
 from eqtoolbox.probes.engine import Engine
+from eqtoolbox.probes.gauss_newton_share import gauss_newton_share
 from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import stability_scale
@@ -42,6 +41,8 @@ class TopSpace(State):
     vectors: list[Parameters] = field(default_factory=list)
     guard: Parameters | None = None
     quick: int = 0  # searches since the last one that was confirmed
+    felt: list[Parameters] = field(default_factory=list)  # the sharpest in the optimizer's metric
+    felt_quick: int = 0  # searches in it since the last one that was confirmed
 
 
 @checked
@@ -90,6 +91,7 @@ class Curvature(Probe):
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
+    lightens: ClassVar[bool] = True
     copies: ClassVar[float] = 16.0
     state: ClassVar[type[State]] = TopSpace
 
@@ -121,11 +123,14 @@ class Curvature(Probe):
     ) -> Iterator[Measurement]:
         operator = self.engine.operator(snapshot)
         yield from self.engine.report(snapshot)
+        if snapshot.light and reference.vectors:
+            yield from self._light(snapshot, operator, reference, rng)
+            return
         smallest = self.smallest and operator.size > 1
         k = min(self.k, operator.size - smallest)
         found = self._search(operator, k, smallest, reference, rng)
         yield from self._eigenvalues(found, k)
-        yield self._stability(snapshot, operator, found, rng)
+        yield self._stability(snapshot, operator, found, reference, rng)
         top = found.vectors[:k]
         status: Status = "ok" if bool(found.converged[:k].all()) else "not_converged"
         gradient = snapshot.gradient or operator.gradient
@@ -135,7 +140,7 @@ class Curvature(Probe):
             yield from turn(top, reference.top, status)
             reference.top = top
         if self.split:
-            yield _gauss_newton_share(snapshot, found)
+            yield gauss_newton_share(snapshot, found)
         if self.orbit_free:
             yield from orbit_free_sharpness(snapshot, self.engine, self.tol, self.max_matvecs, rng)
 
@@ -160,11 +165,37 @@ class Curvature(Probe):
             start=start,
             confirm=0 if start is not None and known.quick < QUICK else None,
         )
-        small = self.reuse == "small" and not self.rows and operator.size <= REUSED
-        if small or self.reuse == "always":
+        if self._reuses(operator):
             known.vectors, known.guard = found.vectors, found.guard
             known.quick = 0 if found.confirmed else known.quick + 1
         return found
+
+    def _reuses(self, operator: DifferentiatedOperator) -> bool:
+        small = self.reuse == "small" and not self.rows and operator.size <= REUSED
+        return small or self.reuse == "always"
+
+    def _light(
+        self,
+        snapshot: Snapshot,
+        operator: DifferentiatedOperator,
+        known: TopSpace,
+        rng: torch.Generator,
+    ) -> Iterator[Measurement]:
+        """Sharpness and stability alone, from the sharpest directions that are known."""
+        start = WarmStart(vectors=known.vectors[: self.k], guard=known.guard)
+        found = top_eigenpairs(
+            operator,
+            1,
+            tol=self.tol,
+            max_matvecs=self.max_matvecs,
+            max_vectors=self.rows or None,
+            generator=rng,
+            start=start,
+            confirm=0,
+            until="values",
+        )
+        yield self._sharpness(found)
+        yield self._stability(snapshot, operator, found, known, rng)
 
     def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):
@@ -174,7 +205,11 @@ class Curvature(Probe):
             yield Measurement(
                 quantity, value, target, stderr=residual, status=_status(converged), note=note
             )
-        yield Measurement(
+        yield self._sharpness(found)
+        yield Measurement("asymmetry", found.asymmetry)
+
+    def _sharpness(self, found: EigenResult) -> Measurement:
+        return Measurement(
             "sharpness",
             float(found.values[0]),
             stderr=float(found.residuals[0]),
@@ -182,13 +217,13 @@ class Curvature(Probe):
             matvecs=found.matvecs,
             facts={"confirmed": found.confirmed},
         )
-        yield Measurement("asymmetry", found.asymmetry)
 
     def _stability(
         self,
         snapshot: Snapshot,
         operator: DifferentiatedOperator,
         found: EigenResult,
+        known: TopSpace,
         rng: torch.Generator,
     ) -> Measurement:
         """Largest eigenvalue of S^1/2 H S^1/2; a multiple of the sharpness where S is a number."""
@@ -215,6 +250,7 @@ class Curvature(Probe):
         felt = preconditioned(
             operator.restrict(*moved), {n: 1 / s for n, s in moved.items()}, accuracy=AMPLIFIED
         )
+        start = WarmStart(vectors=known.felt) if known.felt else None
         top = top_eigenpairs(
             felt,
             1,
@@ -222,7 +258,12 @@ class Curvature(Probe):
             max_matvecs=self.max_matvecs,
             max_vectors=self.rows or None,
             generator=rng,
+            start=start,
+            confirm=0 if start is not None and known.felt_quick < QUICK else None,
         )
+        if self._reuses(operator):
+            known.felt = top.vectors[:1]
+            known.felt_quick = 0 if top.confirmed else known.felt_quick + 1
         return Measurement(
             "stability",
             float(top.values[0]),
@@ -236,35 +277,3 @@ class Curvature(Probe):
 
 def _status(converged: bool) -> Status:
     return "ok" if converged else "not_converged"
-
-
-def _gauss_newton_share(snapshot: Snapshot, found: EigenResult) -> Measurement:
-    """v^T G v / lambda at the top eigenvector: 1 when the model's own curvature plays no part."""
-    objective, params = snapshot.objective, snapshot.before
-    vector: Parameters = found.vectors[0]
-
-    def of_output(y: Tensor) -> Tensor:
-        return objective.loss_of_output(params, y, train=True)
-
-    try:
-        with torch.no_grad():
-            whole, given = objective.loss(params), of_output(objective.outputs(params))
-        if not torch.isclose(given, whole, rtol=1e-4, atol=0.0, equal_nan=True):
-            raise LookupError("it reads what the model computes inside")
-    except Exception as reason:  # whatever a loss does with an output that is handed to it
-        note = f"the loss is no function of one output tensor ({reason})"
-        return Measurement("gauss_newton_share", math.nan, status="not_applicable", note=note)
-    top, residual = float(found.values[0]), float(found.residuals[0])
-    try:
-        product = gauss_newton(objective.outputs, of_output, params)(vector)
-    except NotImplementedError as reason:  # an operation without a forward derivative
-        note = f"its product cannot be computed: {reason}"
-        return Measurement("gauss_newton_share", math.nan, status="not_applicable", note=note)
-    share = dot(vector, product) / top
-    return Measurement(
-        "gauss_newton_share",
-        share,
-        stderr=abs(share) * residual / abs(top),
-        status=_status(bool(found.converged[0])),
-        matvecs=1,
-    )

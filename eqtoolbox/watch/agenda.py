@@ -1,10 +1,10 @@
 """The agenda of the coming step: which probes are due, which of them run, which wait."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eqtoolbox.record.schedule import following
-from eqtoolbox.watch.budget import LOSS, Budget
+from eqtoolbox.watch.budget import LIGHT, LOSS, Budget
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.probe import Probe, Scheduled
 
@@ -27,6 +27,7 @@ class Agenda:
         self.todo: list[Probe] = []  # due at the coming step, or left over from the one before
         self.run: list[Probe] = []  # of these, what is measured
         self.later: list[Probe] = []  # and what is put off to the step after it
+        self.light: set[str] = set()  # names of probes that measure less, for less
         self.loss = False  # whether the loss is told
         self._next = 0.0  # the step up to which nothing is due after the coming one
         self._probes, self._budget, self._journal = tuple(probes), budget, journal
@@ -50,12 +51,14 @@ class Agenda:
         """Look up what is due at this step, and choose what of it is paid for."""
         due, disabled = self._due(step), self._journal.disabled
         waiting = [] if "monitor" in disabled else self.later
+        left = [self._paid(probe) for probe in waiting]
         self.todo = [*dict.fromkeys((*due, *waiting))]
         self.run, self.later, self.loss = [], [], False
         if self.todo:
             names = [*(probe.name for probe in due), LOSS]
-            now = self._budget.choose(names, step, [probe.name for probe in waiting])
-            self.run = [probe for probe in self.todo if probe.name in now]
+            now = self._budget.choose(names, step, left)
+            self.light = {name.removesuffix(LIGHT) for name in now if name.endswith(LIGHT)}
+            self.run = [p for p in self.todo if p.name in now or p.name in self.light]
             self.loss = LOSS in now
         after = (following(s.schedule, step + 1) for s in self._probes)
         self._next = min(after, default=math.inf)
@@ -65,11 +68,18 @@ class Agenda:
 
         Those that call no model are not: they keep what the run begins with.
         """
-        if probe.evaluates and self._budget.waits(probe.name, seconds):
+        if probe.evaluates and self._budget.waits(self._paid(probe), seconds):
             self.run.remove(probe)
             self.later.append(probe)
             return True
         return False
+
+    def paid(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by probe as the budget counts them: light measurements apart."""
+        return {n + LIGHT if n in self.light else n: s for n, s in seconds.items()}
+
+    def _paid(self, probe: Probe) -> str:
+        return probe.name + LIGHT if probe.name in self.light else probe.name
 
     def ends_at(self, step: int) -> bool:
         """Whether the end of this step is of interest: it is due, or the next one may be."""

@@ -1,13 +1,15 @@
 """The budget: which due probes run now, so that what training time pays for makes curves."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
+LIGHT = "/light"  # behind the name of a probe that measures less, for less
+LIGHTER = 0.3  # of the whole cost, expected of the first one
 AT_ONCE = 0.5  # seconds that several probes may take together at one step
 POINTS = 6  # measurements at least, while the run grows to twice its length, of what can be paid
 SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
@@ -40,12 +42,14 @@ class Budget:
     with a fifth of what is left, or all of it where the probe would otherwise have less than six
     measurements in the second half of the run. Whoever waited longest for its gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
-    hold a step up for more than half a second, the others wait for the next one.
+    hold a step up for more than half a second, the others wait for the next one. A probe that can
+    measure less for less (`lightens`) does so where it is due and the whole is not paid.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
         names: of the probes.
         allowance: seconds beside the share.
+        lightens: those that can measure less for less.
 
     Raises:
         ValueError: as `check_share` and `check_allowance`.
@@ -61,7 +65,11 @@ class Budget:
     """
 
     def __init__(
-        self, share: float | None, names: Sequence[str], allowance: float = ALLOWANCE
+        self,
+        share: float | None,
+        names: Sequence[str],
+        allowance: float = ALLOWANCE,
+        lightens: Sequence[str] = (),
     ) -> None:
         check_share(share)
         check_allowance(allowance)
@@ -70,7 +78,8 @@ class Budget:
         self.probing = 0.0  # seconds of everything the monitor does but its set-up
         self.setup = 0.0  # seconds of the first run of each probe
         self._first: int | None = None  # step at which something was due first
-        self._wishes = {name: Wish() for name in names} | {LOSS: Wish(cost=0.0)}
+        every = (*names, *(name + LIGHT for name in lightens))
+        self._wishes = {name: Wish() for name in every} | {LOSS: Wish(cost=0.0)}
 
     @property
     def overhead(self) -> float:
@@ -84,8 +93,8 @@ class Budget:
 
     @property
     def runs(self) -> dict[str, int]:
-        """Measurements that each probe had."""
-        return {name: wish.runs for name, wish in self._wishes.items() if name != LOSS}
+        """Measurements that each probe had, light ones included."""
+        return self._summed({name: wish.runs for name, wish in self._wishes.items()})
 
     @property
     def measured(self) -> bool:
@@ -146,14 +155,26 @@ class Budget:
             waiting: what was chosen for the step before and had to wait, see `waits`.
         """
         self._first = step if self._first is None else self._first
-        for name in due:
+        lighter = [] if self.share is None else [*self._lighter(due)]
+        for name in (*due, *lighter):
             self._wishes[name].due += 1
-        asked = {name: self._wishes[name] for name in (*waiting, *due)}
+        asked = {name: self._wishes[name] for name in (*waiting, *due, *lighter)}
         first = [n for n, wish in asked.items() if n in waiting or wish.cost is None]
         now = list(asked) if self.share is None else [*first, *self._afforded(asked, step, first)]
+        now = [n for n in now if n not in lighter or n.removesuffix(LIGHT) not in now]
         for name in now:
-            asked[name].last = step
+            for own in (name, name + LIGHT):  # the whole has what the light one would have
+                if own in self._wishes:
+                    self._wishes[own].last = step
         return now
+
+    def _lighter(self, due: Sequence[str]) -> Iterator[str]:
+        """Names of light measurements in place of due ones whose cost is known."""
+        for name in due:
+            light, whole = self._wishes.get(name + LIGHT), self._wishes[name].cost
+            if light is not None and whole is not None:
+                light.cost = LIGHTER * whole if light.cost is None else light.cost
+                yield name + LIGHT
 
     def waits(self, name: str, seconds: float) -> bool:
         """Whether a chosen probe is left for the next step, as others took `seconds` of this."""
@@ -213,10 +234,19 @@ class Budget:
         more = (times - 1) * self.allowed + max(self.left, 0.0)
         spent = sum(wish.runs * (wish.cost or 0.0) for wish in self._wishes.values())
         part = self._part(spent + more)
+        return self._summed(
+            {
+                name: max(wish.runs, int(min(wish.due, part / max(wish.cost or 0.0, 1e-9))))
+                for name, wish in self._wishes.items()
+            }
+        )
+
+    def _summed(self, counts: dict[str, int]) -> dict[str, int]:
+        """Of each probe, whole and light ones together, as far as it was due."""
         return {
-            name: max(wish.runs, int(min(wish.due, part / max(wish.cost or 0.0, 1e-9))))
-            for name, wish in self._wishes.items()
-            if name != LOSS
+            name: min(count + counts.get(name + LIGHT, 0), max(self._wishes[name].due, count))
+            for name, count in counts.items()
+            if name != LOSS and not name.endswith(LIGHT)
         }
 
     def state_dict(self) -> dict[str, Any]:

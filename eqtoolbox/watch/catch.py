@@ -1,5 +1,6 @@
 """The catch: an optimizer step that is over, frozen into a snapshot and measured by due probes."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class Catch:
         for probe in probes:  # those that evaluate tell what others read
             if self._agenda.waits(probe, sum(self._runner.seconds.values())):
                 continue
-            self._runner.run(probe, snapshot)
+            light = probe.name in self._agenda.light
+            self._runner.run(probe, replace(snapshot, light=True) if light else snapshot)
             if self._runner.refused and not self._capture.refused:
                 self.faithful.refuse(self._runner.refused)
                 snapshot = self.snapshot(step, before, after, named)

@@ -76,7 +76,9 @@ class Course:
         self._watched = Watched(model, self.optimizers, given.criterion)
         self._capture = LossCapture(self._watched, given.loss_fn, given.criterion, called)
         self._journal = Journal(sinks, given.on_error, segment)
-        self._budget = Budget(given.budget, [s.probe.name for s in self.probes], given.allowance)
+        names = [s.probe.name for s in self.probes]
+        lightens = [s.probe.name for s in self.probes if s.probe.lightens]
+        self._budget = Budget(given.budget, names, given.allowance, lightens)
         self._account = Account(self.optimizers, self._budget, self._journal)
         limits = TimeLimit(given.probe_timeout), Governor(given.memory)
         self._runner = Runner(model, given.seed, self._journal, *limits)
@@ -257,7 +259,7 @@ class Course:
         spent, once = self._runner.take()
         if self._agenda.loss:
             spent[LOSS] = 0.0
-        ended = self._clock.pay(started, spent, once)
+        ended = self._clock.pay(started, self._agenda.paid(spent), self._agenda.paid(once))
         if self._agenda.run:
             self._account.costs()
         self._journal.flush()

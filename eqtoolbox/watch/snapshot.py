@@ -65,6 +65,7 @@ class Snapshot:
     why_no_loss: str = ""
     shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
+    light: bool = False  # whether the probe that measures is to say its headline alone, for less
     # what second derivatives the probe that measures was given, where they are not exact
     products: set[Product] = field(default_factory=set, repr=False, compare=False)
     told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones

@@ -1,6 +1,7 @@
 """The curvature probes against dense float64 Hessians and runs that really diverge."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.alignment import turn
-from eqtoolbox.probes.curvature import Curvature, Reuse
+from eqtoolbox.probes.curvature import Curvature, Reuse, TopSpace
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.record.record import Record
@@ -356,3 +357,27 @@ def test_rounding_that_the_metric_of_adam_amplifies_is_in_the_residual_and_no_fa
     rows = [r for r in sink.records if r.name == "curvature/stability"]
     assert [r.status for r in rows] == ["ok"] * 5
     assert all(r.stderr is not None and 0 < r.stderr < 0.05 * r.value for r in rows)
+
+
+def test_a_light_measurement_is_sharpness_and_stability_for_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe, seen = Curvature(k=3, tol=1e-3), list[Any]()
+    measured = Curvature.measure
+
+    def noting(self: Curvature, snapshot: Any, reference: Any, rng: Any) -> Any:
+        light = replace(snapshot, light=bool(seen))
+        rows = list(measured(self, light, reference, rng))
+        whole = measured(self, snapshot, TopSpace(), rng)
+        seen.append((rows, next(r for r in whole if r.quantity == "sharpness")))
+        return rows
+
+    monkeypatch.setattr(Curvature, "measure", noting)
+    run([probe], lambda p: torch.optim.Adam(p, lr=1e-3), steps=3)
+    (first, _), *later = seen
+    assert {r.quantity for r in first} > {"sharpness", "stability", "smallest", "update_overlap"}
+    for rows, whole in later:
+        assert [r.quantity for r in rows if r.quantity != "self_test"] == ["sharpness", "stability"]
+        assert rows[0].value == pytest.approx(whole.value, rel=2e-3)
+        assert rows[0].facts["confirmed"] is False
+        assert rows[0].matvecs < 0.6 * whole.matvecs
