@@ -36,6 +36,17 @@ def deadline(seconds: float | None) -> Iterator[None]:
         _here.ends = _here.next = outer
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Scope whose time no deadline around it counts."""
+    ends, started = _here.ends, perf_counter()
+    _here.ends = _here.next = None
+    try:
+        yield
+    finally:
+        _here.ends = _here.next = None if ends is None else ends + perf_counter() - started
+
+
 def check() -> None:
     """Stop here if time is over: between two evaluations, where nothing is half done.
 

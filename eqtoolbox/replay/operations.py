@@ -38,6 +38,9 @@ _DROPS = frozenset({  # that draw in training only, where something is dropped
 })  # fmt: skip
 
 
+_GRAD = torch._C.TensorBase.grad
+
+
 class Operations(TorchFunctionMode):
     """Scope in which operations are twice differentiable, and announced to the thread's replay."""
 
@@ -45,6 +48,8 @@ class Operations(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if type(func) is MethodWrapperType:  # an attribute is read or set
+            if func.__self__ is _GRAD and func.__name__ == "__get__" and _inner(args[0]):
+                return None  # torch warns of it: the loss means the leaf that trains
             return func(*args)
         acts = _acts.get(func)
         if acts is None:
@@ -57,6 +62,11 @@ class Operations(TorchFunctionMode):
         if acts.twin is not None:
             return acts.twin(self, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _inner(tensor: Tensor) -> bool:
+    """Whether it stands for a leaf inside a derivative, and so has no `.grad`."""
+    return not tensor.is_leaf and not tensor.retains_grad
 
 
 class _Acts:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.probe import Probe
@@ -114,7 +115,7 @@ def saved(objective: Objective, params: Parameters) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+    leaves = {n: leaf(p.detach()) for n, p in params.items()}
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             held = objective.loss(leaves)

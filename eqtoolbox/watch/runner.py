@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eqtoolbox.expect.deadline import OutOfTime, check, deadline
+from eqtoolbox.expect.deadline import OutOfTime, check, deadline, uncounted
 from eqtoolbox.linalg.finite_difference import Kinked
 from eqtoolbox.record.record import Record, Status
 from eqtoolbox.replay.isolation import isolated
@@ -124,7 +124,8 @@ class Runner:
                     self.references[probe.name] = probe.reference(snapshot, rng)
                     self.once[probe.name] += time.perf_counter() - started
                 if evaluates:
-                    snapshot, used = self._governor.fitted(probe, snapshot)
+                    with uncounted():
+                        snapshot, used = self._governor.fitted(probe, snapshot)
                 made = snapshot.shared.seconds
                 reference = probe.restored(self.references[probe.name])
                 self.references[probe.name] = reference

@@ -115,9 +115,9 @@ def test_parameters_on_meta_cannot_be_verified() -> None:
 
 
 MEMORY = """
-import resource, torch, eqtoolbox as eq
+import torch, eqtoolbox as eq
 from torch import nn
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 def net(width):
     layers = [nn.Linear(width, width), nn.GELU()] * 2 + [nn.Linear(width, 3)]
     return nn.Sequential(*layers), (torch.randn(4, width), torch.arange(4) % 3)
@@ -137,4 +137,4 @@ def test_memory_of_a_search(verify: bool) -> None:
     command = [sys.executable, "-c", MEMORY.format(verify=verify)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     mebibytes = float(output.splitlines()[-1])
-    assert mebibytes < 50 if not verify else 200 < mebibytes < 128 * 4
+    assert mebibytes < 50 if not verify else 200 < mebibytes < 128 * 4.5
