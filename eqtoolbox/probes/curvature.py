@@ -123,7 +123,7 @@ class Curvature(Probe):
     ) -> Iterator[Measurement]:
         operator = self.engine.operator(snapshot)
         yield from self.engine.report(snapshot)
-        if snapshot.light and reference.vectors:
+        if snapshot.light:
             yield from self._light(snapshot, operator, reference, rng)
             return
         smallest = self.smallest and operator.size > 1
@@ -181,8 +181,10 @@ class Curvature(Probe):
         known: TopSpace,
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
-        """Sharpness and stability alone, from the sharpest directions that are known."""
-        start = WarmStart(vectors=known.vectors[: self.k], guard=known.guard)
+        """Sharpness alone, and stability if it follows, from what is known of the directions."""
+        start = None
+        if known.vectors:
+            start = WarmStart(vectors=known.vectors[: self.k], guard=known.guard)
         found = top_eigenpairs(
             operator,
             1,
@@ -195,7 +197,10 @@ class Curvature(Probe):
             until="values",
         )
         yield self._sharpness(found)
-        yield self._stability(snapshot, operator, found, known, rng)
+        if not known.vectors and self._reuses(operator):
+            known.vectors, known.guard, known.quick = found.vectors, found.guard, QUICK
+        if snapshot.optimizer == "SGD":
+            yield self._stability(snapshot, operator, found, known, rng)
 
     def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):

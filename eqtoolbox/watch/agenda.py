@@ -26,7 +26,7 @@ class Agenda:
     def __init__(self, probes: Sequence[Scheduled], budget: Budget, journal: Journal) -> None:
         self.todo: list[Probe] = []  # due at the coming step, or left over from the one before
         self.run: list[Probe] = []  # of these, what is measured
-        self.later: list[Probe] = []  # and what is put off to the step after it
+        self.later: dict[str, Probe] = {}  # and what is put off to the step after it
         self.light: set[str] = set()  # names of probes that measure less, for less
         self.loss = False  # whether the loss is told
         self._next = 0.0  # the step up to which nothing is due after the coming one
@@ -45,20 +45,21 @@ class Agenda:
     @property
     def left_out(self) -> list[Probe]:
         """What is due and runs neither now nor at the next step."""
-        return [probe for probe in self.todo if probe not in (*self.run, *self.later)]
+        return [p for p in self.todo if p not in (*self.run, *self.later.values())]
 
     def plan(self, step: int) -> None:
         """Look up what is due at this step, and choose what of it is paid for."""
         due, disabled = self._due(step), self._journal.disabled
-        waiting = [] if "monitor" in disabled else self.later
-        left = [self._paid(probe) for probe in waiting]
-        self.todo = [*dict.fromkeys((*due, *waiting))]
-        self.run, self.later, self.loss = [], [], False
+        waiting = {} if "monitor" in disabled else self.later
+        self.todo = [*dict.fromkeys((*due, *waiting.values()))]
+        self.run, self.later, self.light, self.loss = [], {}, set(), False
         if self.todo:
             names = [*(probe.name for probe in due), LOSS]
-            now = self._budget.choose(names, step, left)
+            now = self._budget.choose(names, step, [*waiting])
             self.light = {name.removesuffix(LIGHT) for name in now if name.endswith(LIGHT)}
             self.run = [p for p in self.todo if p.name in now or p.name in self.light]
+            light = {p.name: p for p in self.run if p.name in self.light}
+            self.later = {n: p for n, p in light.items() if self._budget.unknown(n)}  # the whole
             self.loss = LOSS in now
         after = (following(s.schedule, step + 1) for s in self._probes)
         self._next = min(after, default=math.inf)
@@ -70,7 +71,7 @@ class Agenda:
         """
         if probe.evaluates and self._budget.waits(self._paid(probe), seconds):
             self.run.remove(probe)
-            self.later.append(probe)
+            self.later[self._paid(probe)] = probe
             return True
         return False
 

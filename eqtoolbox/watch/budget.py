@@ -1,18 +1,20 @@
 """The budget: which due probes run now, so that what training time pays for makes curves."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from eqtoolbox.watch.allowed import check_allowance, check_share
 
 UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
 LIGHT = "/light"  # behind the name of a probe that measures less, for less
-LIGHTER = 0.3  # of the whole cost, expected of the first one
 AT_ONCE = 0.5  # seconds that several probes may take together at one step
 POINTS = 6  # measurements at least, while the run grows to twice its length, of what can be paid
 SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
+WHOLE = 0.5  # and the same for measurements that could be light
 STEADY = 0.2  # part of what is left that is spent while the run grows to twice its length
 
 
@@ -43,7 +45,7 @@ class Budget:
     measurements in the second half of the run. Whoever waited longest for its gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than half a second, the others wait for the next one. A probe that can
-    measure less for less (`lightens`) does so where it is due and the whole is not paid.
+    measure less for less (`lightens`) does so first, and where it is due and the whole is not paid.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
@@ -155,10 +157,11 @@ class Budget:
             waiting: what was chosen for the step before and had to wait, see `waits`.
         """
         self._first = step if self._first is None else self._first
-        lighter = [] if self.share is None else [*self._lighter(due)]
-        for name in (*due, *lighter):
+        for name in due:
             self._wishes[name].due += 1
-        asked = {name: self._wishes[name] for name in (*waiting, *due, *lighter)}
+        lighter = [] if self.share is None else [*self._lighter(due)]
+        new = [name for name in due if name + LIGHT in lighter and self.unknown(name)]
+        asked = {n: self._wishes[n] for n in (*waiting, *due, *lighter) if n not in new}
         first = [n for n, wish in asked.items() if n in waiting or wish.cost is None]
         now = list(asked) if self.share is None else [*first, *self._afforded(asked, step, first)]
         now = [n for n in now if n not in lighter or n.removesuffix(LIGHT) not in now]
@@ -168,12 +171,15 @@ class Budget:
                     self._wishes[own].last = step
         return now
 
+    def unknown(self, name: str) -> bool:
+        """Whether this did not run yet, so that nobody knows what it costs."""
+        return self._wishes[name].cost is None
+
     def _lighter(self, due: Sequence[str]) -> Iterator[str]:
-        """Names of light measurements in place of due ones whose cost is known."""
+        """Names of the light measurements that due probes have: first, and where they must do."""
         for name in due:
-            light, whole = self._wishes.get(name + LIGHT), self._wishes[name].cost
-            if light is not None and whole is not None:
-                light.cost = LIGHTER * whole if light.cost is None else light.cost
+            if name + LIGHT in self._wishes:
+                self._wishes[name + LIGHT].due += 1
                 yield name + LIGHT
 
     def waits(self, name: str, seconds: float) -> bool:
@@ -184,7 +190,7 @@ class Budget:
     def _afforded(self, asked: Mapping[str, Wish], step: int, first: Sequence[str]) -> list[str]:
         """Who has waited long enough, the longest first, as far as it is paid."""
         gap = self._gap(step + 1 - (self._first or 0))
-        waited = {n: (step - w.last) / gap(w) for n, w in asked.items() if n not in first}
+        waited = {n: (step - w.last) / gap(n) for n, w in asked.items() if n not in first}
         now, together = list[str](), sum(asked[name].cost or 0.0 for name in first)
         for name in sorted((n for n, w in waited.items() if w >= 1), key=lambda n: -waited[n]):
             cost = asked[name].cost or 0.0
@@ -197,23 +203,29 @@ class Budget:
         """Seconds of one more run of all that take less: they are not kept waiting by dear ones."""
         return sum(wish.cost for wish in self._wishes.values() if wish.cost and wish.cost < cost)
 
-    def _gap(self, steps: int) -> Callable[[Wish], float]:
+    def _gap(self, steps: int) -> Callable[[str], float]:
         """How many steps apart a probe's runs are, where the run has taken `steps` so far."""
-        left = max(self.left, 0.0)
-        calm, eager = self._part(self.income + STEADY * left), self._part(self.income + left)
+        left, every = max(self.left, 0.0), set(self._wishes)
+        calm = self._part(self.income + STEADY * left, every)
+        eager = self._part(self.income + left, {n for n in every if n + LIGHT not in every})
+        whole = self._part(self.income + WHOLE * left, every)  # where there is a light one, too
 
-        def gap(wish: Wish) -> float:
-            cost = max(wish.cost or 0.0, 1e-9)
-            calmly, eagerly = steps * cost / max(calm, 1e-9), steps * cost / max(eager, 1e-9)
-            if wish.due * cost <= calm:  # all that it wants
+        def gap(name: str) -> float:
+            wish = self._wishes[name]
+            need = steps * max(wish.cost or 0.0, 1e-9)
+            if wish.due * need <= calm * steps:  # all that it wants
                 return 1.0
-            return max(min(calmly, max(eagerly, steps / POINTS)), 1.0)
+            if name + LIGHT in every:
+                return max(need / max(whole, 1e-9), 1.0)
+            soon = max(need / max(eager, 1e-9), steps / POINTS)
+            return max(min(need / max(calm, 1e-9), soon), 1.0)
 
         return gap
 
-    def _part(self, seconds: float) -> float:
+    def _part(self, seconds: float, of: Collection[str]) -> float:
         """What each may spend of these, if who wants less than an even share leaves the rest."""
-        wanted = sorted(wish.due * (wish.cost or 0.0) for wish in self._wishes.values())
+        wishes = (wish for name, wish in self._wishes.items() if name in of)
+        wanted = sorted(wish.due * (wish.cost or 0.0) for wish in wishes)
         for place, want in enumerate(wanted):
             even = seconds / (len(wanted) - place)
             if want > even:
@@ -233,7 +245,7 @@ class Budget:
         """Measurements that each probe would have had with so many times the budget, about."""
         more = (times - 1) * self.allowed + max(self.left, 0.0)
         spent = sum(wish.runs * (wish.cost or 0.0) for wish in self._wishes.values())
-        part = self._part(spent + more)
+        part = self._part(spent + more, self._wishes)
         return self._summed(
             {
                 name: max(wish.runs, int(min(wish.due, part / max(wish.cost or 0.0, 1e-9))))
@@ -265,32 +277,3 @@ class Budget:
         self.setup, self._first = state.get("setup", 0.0), state.get("first")
         known = state.get("wishes") or {n: {"cost": c} for n, c in state.get("costs", {}).items()}
         self._wishes |= {n: Wish(**w) for n, w in known.items() if n in self._wishes}
-
-
-def check_share(budget: float | None) -> None:
-    """Refuse what is no share of training time.
-
-    Raises:
-        ValueError: it is no number above 0 and up to 1; per cents are recognised.
-    """
-    if budget is None:
-        return
-    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-    if not number or not 0 < budget <= 1:
-        percents = number and 1 < budget <= 100
-        hint = f"; did you mean {budget / 100:g}?" if percents else ""
-        raise ValueError(
-            "budget is a share of training time such as 0.05, at most 1, or None for no limit, "
-            f"got {budget!r}{hint}"
-        )
-
-
-def check_allowance(allowance: float) -> None:
-    """Refuse what is no number of seconds.
-
-    Raises:
-        ValueError: it is no number >= 0.
-    """
-    number = isinstance(allowance, (int, float)) and not isinstance(allowance, bool)
-    if not number or not 0 <= allowance < math.inf:
-        raise ValueError(f"allowance is a number of seconds >= 0, got {allowance!r}")

@@ -79,8 +79,9 @@ class Catch:
         own = self._capture.own_share(self._taken.scale)
         if evaluated and self.faithful.check(snapshot, own, self._taken.scale):
             snapshot = self.snapshot(step, before, after, named)
-        probes = sorted(self._agenda.run, key=lambda p: not p.evaluates)
-        for probe in probes:  # those that evaluate tell what others read
+        # those that evaluate tell what others read; the light first, so that heavy ones wait
+        probes = sorted(self._agenda.run, key=lambda p: (not p.evaluates, p.graphs))
+        for probe in probes:
             if self._agenda.waits(probe, sum(self._runner.seconds.values())):
                 continue
             light = probe.name in self._agenda.light

@@ -14,7 +14,8 @@ from eqtoolbox.expect.kinds import Location, Seed
 from eqtoolbox.expect.words import shown
 from eqtoolbox.record.schedule import Schedule
 from eqtoolbox.replay.objective import LossFunction
-from eqtoolbox.watch.budget import ALLOWANCE, check_allowance, check_share
+from eqtoolbox.watch.allowed import check_allowance, check_share
+from eqtoolbox.watch.budget import ALLOWANCE
 from eqtoolbox.watch.journal import OnError
 from eqtoolbox.watch.memory import PEAK, Limit, check_limit
 from eqtoolbox.watch.probe import Probe, Scheduled
