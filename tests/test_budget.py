@@ -78,7 +78,7 @@ def test_the_first_run_is_setup_and_no_overhead(monkeypatch: pytest.MonkeyPatch)
 
 class SlowSink(Sink):
     def write(self, record: Any) -> None:
-        time.sleep(0.001)
+        time.sleep(0.01)
 
     def close(self) -> None:
         pass
