@@ -135,7 +135,9 @@ def test_a_run_goes_on_from_a_checkpoint_of_an_earlier_version(
     here, there = eq.Run(tmp_path / "run"), eq.Run(whole)
     own = ("conservation/", "curvature/", "discrete/", "tracking/")
     last = lambda run: {
-        r.name: (r.status, r.value) for r in run.records() if r.step == 6 and r.name.startswith(own)
+        r.name: (r.status, r.value)
+        for r in run.records()
+        if r.step == 6 and r.name.startswith(own) and "/self_test/" not in r.name  # told once
     }
     measured, wanted = last(here), last(there)
     assert {n: status for n, (status, _) in measured.items()} == {
