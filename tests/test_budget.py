@@ -20,6 +20,7 @@ from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.budget import LIGHT, LOSS, Budget
 from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NotApplicable
 from tests.conftest import blobs, mlp
 
 
@@ -121,7 +122,7 @@ def test_what_hooks_take_comes_off_the_income() -> None:
     budget = Budget(0.1, ["a"], allowance=0.0)
     budget.spend({"a": 1.0}, {"a": 0.9}, shared=0.0)
     assert (budget.setup, budget.probing) == (1.0, 0.0)
-    budget.choose(["a"], 0)
+    budget.took(["a"], {"a": True}, 0)
     assert budget.choose(["a"], 1) == []
     budget.earn(3.0)
     assert budget.left == pytest.approx(0.3)
@@ -170,6 +171,7 @@ def simulated(
                 spent[name] = costs[name][0] + first.get(name, 0.0)
                 ran[name].append(step)
             budget.spend(spent, first, 0.0)
+            budget.took(due, dict.fromkeys(spent, True), step)
             if seen is not None:
                 seen.append((step, list(spent), sum(costs[n][0] for n in spent)))
         budget.earn(STEP)
@@ -234,9 +236,12 @@ def with_light(steps: int, whole: float, light: float) -> tuple[list[int], list[
     at: dict[str, list[int]] = {"sharpness": [], "sharpness" + LIGHT: []}
     for step in range(steps):
         due, waiting = ["sharpness"] if step % 25 == 0 else [], ["sharpness"] if step == 1 else []
-        for name in budget.choose(due, step, waiting) if due or waiting else ():
-            at[name].append(step)
-            budget.spend({name: whole if name == "sharpness" else light}, {}, 0.0)
+        if due or waiting:
+            (name,) = budget.choose(due, step, waiting) or ("",)
+            if name:
+                at[name].append(step)
+                budget.spend({name: whole if name == "sharpness" else light}, {}, 0.0)
+            budget.took(due, {name: True} if name else {}, step)
         budget.earn(STEP)
     return at["sharpness"], at["sharpness" + LIGHT], budget
 
@@ -250,8 +255,9 @@ def test_what_is_not_paid_as_a_whole_is_measured_lightly(steps: int) -> None:
     assert gap(sorted(whole + light), steps) < gap(whole, steps)
     assert len(whole) + len(light) >= 10
     assert budget.spent <= 15 + 0.05 * steps * STEP
-    assert budget.runs["sharpness"] in (len(whole) + len(light) - 1, len(whole) + len(light))
-    assert budget.points(2.0)["sharpness"] >= budget.runs["sharpness"]
+    had, due = budget.points["sharpness"]
+    assert (had, due) == (len(whole) + len(light), steps // 25)
+    assert had <= budget.expected(2.0)["sharpness"][0] <= due
 
 
 def test_what_is_paid_is_always_measured_as_a_whole() -> None:
@@ -260,6 +266,14 @@ def test_what_is_paid_is_always_measured_as_a_whole() -> None:
     budget = Budget(None, ["sharpness"], lightens=["sharpness"])
     budget.spend({"sharpness": 100.0}, {}, 0.0)
     assert budget.choose(["sharpness"], 1) == ["sharpness"], "no budget, nothing light"
+
+
+def test_asking_changes_nothing() -> None:
+    """Loops that count for themselves ask for a step that is another one in the end."""
+    _, budget = simulated(300, COSTS)
+    before = budget.state_dict()
+    assert budget.choose(list(COSTS), 301) == budget.choose(list(COSTS), 301)
+    assert budget.state_dict() == before
 
 
 def test_without_a_budget_exactly_what_is_due_runs() -> None:
@@ -275,8 +289,10 @@ def test_a_resumed_budget_chooses_as_one_that_went_on() -> None:
     again = Budget(0.05, list(COSTS))
     again.load_state_dict(json.loads(json.dumps(budget.state_dict())))
     for step in range(300, 600, 25):
-        assert again.choose(list(COSTS), step) == budget.choose(list(COSTS), step)
+        now = again.choose(list(COSTS), step)
+        assert now == budget.choose(list(COSTS), step)
         for one in (budget, again):
+            one.took(list(COSTS), dict.fromkeys(now, True), step)
             one.earn(25 * STEP)
 
 
@@ -292,7 +308,7 @@ def test_the_budget_of_a_checkpoint_of_before_is_taken() -> None:
 def test_twice_the_budget_would_give_about_as_many_points_as_it_does() -> None:
     dear = {"laws": (1.0, 10), "sharpness": (2.0, 10)}
     ran, budget = simulated(400, dear, setup=0.0)
-    promised = budget.points(2.0)
+    promised = {name: points for name, (points, _) in budget.expected(2.0).items()}
     twice, _ = simulated(400, dear, setup=0.0, allowance=30.0)
     for name, at in ran.items():
         assert len(at) < promised[name] <= 1.6 * len(twice[name])
@@ -307,6 +323,36 @@ def test_the_last_line_tells_points_and_what_was_spent(capsys: pytest.CaptureFix
     assert f"quick {measured}" in line
     assert " s spent of 15 s (15 s and 5.0% of" in line
     assert last(sink, "cost/spent") < last(sink, "cost/allowed")
+
+
+class Silent(Probe):
+    """Never has anything to measure."""
+
+    name, headline, mode = "silent", "number", "train"
+
+    def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+        yield Measurement("other", 1.0)
+        raise NotApplicable("there is none")
+
+
+def test_what_gave_no_number_is_no_point(capsys: pytest.CaptureFixture[str]) -> None:
+    model = mlp(6, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with eq.attach(model, optimizer, probes=[Quick(), Silent()], schedule=2) as monitor:
+        loss_fn = monitor.loss(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss_fn(model, blobs()).backward()
+            optimizer.step()
+    assert "6 steps, points: quick 3, silent 0 of 3; " in capsys.readouterr().err
+
+
+def test_training_time_is_never_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What writing takes behind a measured step is the monitor's, and not taken off twice."""
+    told: list[float] = []
+    monkeypatch.setattr(Budget, "earn", lambda self, seconds: told.append(seconds))
+    run(6, [MemorySink(), SlowSink()])
+    assert min(told) > -1e-3, "a sink takes 10 ms a row"
 
 
 @pytest.mark.parametrize("allowance", [-1, math.nan, math.inf, True, "15"])

@@ -176,11 +176,10 @@ class Account:
 
     def summary(self, steps: int) -> str:
         """A run in one line: points of every probe, what was spent, what more would buy."""
-        had = self._budget.runs
-        twice = {} if self._budget.share is None else self._budget.points(2.0)
-        of = {name: had[name] + self.skipped.get(name, 0) for name in had}
-        points = [f"{n} {k}" if k == of[n] else f"{n} {k} of {of[n]}" for n, k in had.items()]
-        more = [f"{n} {min(k, of[n])}" for n, k in twice.items() if min(k, of[n]) > had[n]]
+        had = self._budget.points
+        points = [f"{n} {k}" if k == of else f"{n} {k} of {of}" for n, (k, of) in had.items()]
+        twice = {} if self._budget.share is None else self._budget.expected(2.0)
+        more = [f"{n} {k}" for n, (k, _) in twice.items() if k > had[n][0]]
         bought = f"; twice the budget: {', '.join(more)}" if more else ""
         return f"{steps} steps, points: {', '.join(points)}; {self._budget.told()}{bought}"
 

@@ -29,6 +29,8 @@ class Agenda:
         self.later: dict[str, Probe] = {}  # and what is put off to the step after it
         self.light: set[str] = set()  # names of probes that measure less, for less
         self.loss = False  # whether the loss is told
+        self.answered: set[str] = set()  # names of probes that gave a number
+        self._names: list[str] = []  # of what is due by its schedule
         self._next = 0.0  # the step up to which nothing is due after the coming one
         self._probes, self._budget, self._journal = tuple(probes), budget, journal
 
@@ -53,9 +55,10 @@ class Agenda:
         waiting = {} if "monitor" in disabled else self.later
         self.todo = [*dict.fromkeys((*due, *waiting.values()))]
         self.run, self.later, self.light, self.loss = [], {}, set(), False
+        self.answered, self._names = set(), [probe.name for probe in due]
         if self.todo:
-            names = [*(probe.name for probe in due), LOSS]
-            now = self._budget.choose(names, step, [*waiting])
+            self._names.append(LOSS)
+            now = self._budget.choose(self._names, step, [*waiting])
             self.light = {name.removesuffix(LIGHT) for name in now if name.endswith(LIGHT)}
             self.run = [p for p in self.todo if p.name in now or p.name in self.light]
             light = {p.name: p for p in self.run if p.name in self.light}
@@ -74,6 +77,14 @@ class Agenda:
             self.later[self._paid(probe)] = probe
             return True
         return False
+
+    def over(self, step: int) -> None:
+        """The step is over."""
+        if self.todo:
+            ran = {self._paid(probe): probe.name in self.answered for probe in self.run}
+            if self.loss:
+                ran[LOSS] = True
+            self._budget.took(self._names, ran, step)
 
     def paid(self, seconds: Mapping[str, float]) -> dict[str, float]:
         """Seconds by probe as the budget counts them: light measurements apart."""

@@ -1,7 +1,7 @@
 """The budget: which due probes run now, so that what training time pays for makes curves."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Wish:
 
     due: int = 0  # how often it was due
     runs: int = 0
+    points: int = 0  # runs that gave a number
     last: int = -1  # step of the last run
     cost: float | None = None  # seconds that the next run may take; None before the first
 
@@ -94,9 +95,9 @@ class Budget:
         return math.inf if self.share is None else self.share * self.training
 
     @property
-    def runs(self) -> dict[str, int]:
-        """Measurements that each probe had, light ones included."""
-        return self._summed({name: wish.runs for name, wish in self._wishes.items()})
+    def points(self) -> dict[str, tuple[int, int]]:
+        """How often each probe gave a number, light measurements included, and was due."""
+        return self._of_probes({name: wish.points for name, wish in self._wishes.items()})
 
     @property
     def measured(self) -> bool:
@@ -149,38 +150,42 @@ class Budget:
             self.keep(shared)
 
     def choose(self, due: Sequence[str], step: int, waiting: Sequence[str] = ()) -> list[str]:
-        """Which of the due probes run at this step.
+        """Which of the due probes are to run at this step; asking changes nothing.
 
         Args:
             due: by their schedules, at this step.
             step: its number.
             waiting: what was chosen for the step before and had to wait, see `waits`.
         """
+        if self.share is None:
+            return [*dict.fromkeys((*waiting, *due))]
+        lighter = [name + LIGHT for name in due if name + LIGHT in self._wishes]
+        whole = [name for name in due if name + LIGHT not in lighter or not self.unknown(name)]
+        asked = {name: self._wishes[name] for name in (*waiting, *whole, *lighter)}
+        first = [name for name, wish in asked.items() if name in waiting or wish.cost is None]
+        now = [*first, *self._afforded(asked, step, first)]
+        return [n for n in now if n not in lighter or n.removesuffix(LIGHT) not in now]
+
+    def took(self, due: Sequence[str], ran: Mapping[str, bool], step: int) -> None:
+        """The step is over.
+
+        Args:
+            due: what was due by its schedule.
+            ran: what ran, and whether it gave a number.
+            step: its number.
+        """
         self._first = step if self._first is None else self._first
-        for name in due:
-            self._wishes[name].due += 1
-        lighter = [] if self.share is None else [*self._lighter(due)]
-        new = [name for name in due if name + LIGHT in lighter and self.unknown(name)]
-        asked = {n: self._wishes[n] for n in (*waiting, *due, *lighter) if n not in new}
-        first = [n for n, wish in asked.items() if n in waiting or wish.cost is None]
-        now = list(asked) if self.share is None else [*first, *self._afforded(asked, step, first)]
-        now = [n for n in now if n not in lighter or n.removesuffix(LIGHT) not in now]
-        for name in now:
-            for own in (name, name + LIGHT):  # the whole has what the light one would have
-                if own in self._wishes:
-                    self._wishes[own].last = step
-        return now
+        for name in (*due, *(name + LIGHT for name in due)):
+            if name in self._wishes:
+                self._wishes[name].due += 1
+        for name, answered in ran.items():
+            self._wishes[name].points += answered
+            for own in {name, name + LIGHT} & self._wishes.keys():  # the whole has the light one
+                self._wishes[own].last = step
 
     def unknown(self, name: str) -> bool:
         """Whether this did not run yet, so that nobody knows what it costs."""
         return self._wishes[name].cost is None
-
-    def _lighter(self, due: Sequence[str]) -> Iterator[str]:
-        """Names of the light measurements that due probes have: first, and where they must do."""
-        for name in due:
-            if name + LIGHT in self._wishes:
-                self._wishes[name + LIGHT].due += 1
-                yield name + LIGHT
 
     def waits(self, name: str, seconds: float) -> bool:
         """Whether a chosen probe is left for the next step, as others took `seconds` of this."""
@@ -189,7 +194,7 @@ class Budget:
 
     def _afforded(self, asked: Mapping[str, Wish], step: int, first: Sequence[str]) -> list[str]:
         """Who has waited long enough, the longest first, as far as it is paid."""
-        gap = self._gap(step + 1 - (self._first or 0))
+        gap = self._gap(step + 1 - (step if self._first is None else self._first))
         waited = {n: (step - w.last) / gap(n) for n, w in asked.items() if n not in first}
         now, together = list[str](), sum(asked[name].cost or 0.0 for name in first)
         for name in sorted((n for n, w in waited.items() if w >= 1), key=lambda n: -waited[n]):
@@ -213,7 +218,7 @@ class Budget:
         def gap(name: str) -> float:
             wish = self._wishes[name]
             need = steps * max(wish.cost or 0.0, 1e-9)
-            if wish.due * need <= calm * steps:  # all that it wants
+            if (wish.due + 1) * need <= calm * steps:  # all that it wants
                 return 1.0
             if name + LIGHT in every:
                 return max(need / max(whole, 1e-9), 1.0)
@@ -225,7 +230,7 @@ class Budget:
     def _part(self, seconds: float, of: Collection[str]) -> float:
         """What each may spend of these, if who wants less than an even share leaves the rest."""
         wishes = (wish for name, wish in self._wishes.items() if name in of)
-        wanted = sorted(wish.due * (wish.cost or 0.0) for wish in wishes)
+        wanted = sorted((wish.due + 1) * (wish.cost or 0.0) for wish in wishes)
         for place, want in enumerate(wanted):
             even = seconds / (len(wanted) - place)
             if want > even:
@@ -241,25 +246,24 @@ class Budget:
         allowed = f"{self.share:.1%} of {self.training:.3g} s of training"
         return f"{spent} of {self.allowed:.3g} s ({self.allowance:g} s and {allowed})"
 
-    def points(self, times: float) -> dict[str, int]:
-        """Measurements that each probe would have had with so many times the budget, about."""
+    def expected(self, times: float) -> dict[str, tuple[int, int]]:
+        """What `points` would about be with so many times the budget."""
         more = (times - 1) * self.allowed + max(self.left, 0.0)
         spent = sum(wish.runs * (wish.cost or 0.0) for wish in self._wishes.values())
         part = self._part(spent + more, self._wishes)
-        return self._summed(
+        return self._of_probes(
             {
-                name: max(wish.runs, int(min(wish.due, part / max(wish.cost or 0.0, 1e-9))))
+                name: max(wish.points, int(min(wish.due, part / max(wish.cost or 0.0, 1e-9))))
+                if wish.points
+                else 0
                 for name, wish in self._wishes.items()
             }
         )
 
-    def _summed(self, counts: dict[str, int]) -> dict[str, int]:
-        """Of each probe, whole and light ones together, as far as it was due."""
-        return {
-            name: min(count + counts.get(name + LIGHT, 0), max(self._wishes[name].due, count))
-            for name, count in counts.items()
-            if name != LOSS and not name.endswith(LIGHT)
-        }
+    def _of_probes(self, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
+        """Counts of whole and light ones together, as far as they were due, and how often that."""
+        due = {n: w.due for n, w in self._wishes.items() if n != LOSS and not n.endswith(LIGHT)}
+        return {n: (min(counts[n] + counts.get(n + LIGHT, 0), k), k) for n, k in due.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -20,6 +20,8 @@ from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
 from eqtoolbox.watch.step import Step
 
+ANSWERED = ("ok", "not_converged")
+
 
 class Catch:
     """Makes snapshots of steps and has them measured.
@@ -85,7 +87,10 @@ class Catch:
             if self._agenda.waits(probe, sum(self._runner.seconds.values())):
                 continue
             light = probe.name in self._agenda.light
-            self._runner.run(probe, replace(snapshot, light=True) if light else snapshot)
+            rows = self._runner.run(probe, replace(snapshot, light=True) if light else snapshot)
+            said = f"{probe.name}/{probe.headline}"
+            if any(row.name.startswith(said) and row.status in ANSWERED for row in rows):
+                self._agenda.answered.add(probe.name)
             if self._runner.refused and not self._capture.refused:
                 self.faithful.refuse(self._runner.refused)
                 snapshot = self.snapshot(step, before, after, named)

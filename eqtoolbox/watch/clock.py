@@ -71,5 +71,5 @@ class Clock:
 
     def resume(self, ended: float) -> None:
         """What was done since then is the monitor's, and training goes on."""
-        self.idle(ended)
         self._left_at = time.perf_counter()
+        self._budget.keep(self._left_at - ended + UNSEEN)

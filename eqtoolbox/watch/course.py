@@ -174,6 +174,7 @@ class Course:
                 self._gate.holding = True
                 self._capture.unused = None
                 self._waiting.losses, self._waiting.mark = 0, ()
+                self._agenda.over(self.step)
                 self.step += 1
                 self._arm()
         if not caught:
