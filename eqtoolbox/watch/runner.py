@@ -54,6 +54,7 @@ class Runner:
         self._journal = journal
         self._limit = limit
         self._governor = governor or Governor(None)
+        self._told: set[str] = set()  # probes of which it was said that they do not fit
 
     def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
         """Measure and write; `take` tells what it took."""
@@ -139,6 +140,9 @@ class Runner:
             self.refused = str(reason)
         except NoRoom as reason:
             rows.append(headline(probe, "skipped_memory", str(reason)))
+            if probe.name not in self._told:
+                self._told.add(probe.name)
+                self._journal.warn(probe.name, f"{probe.name} is left out: {reason}")
         except NotApplicable as reason:
             row = headline(probe, "not_applicable", str(reason))
             lacks = any(remedy in row.note for remedy in REMEDIES)

@@ -117,7 +117,9 @@ def test_more_memory_is_more_of_the_batch() -> None:
     ],
 )
 def test_a_batch_that_cannot_be_cut_is_skipped_and_said(loss: Any, model: Any) -> None:
-    rows = watched(Loss(graphs=30.0), loss, model, memory=1.25)
+    with pytest.warns(RuntimeWarning, match="replay is left out: it needs about") as said:
+        rows = watched(Loss(graphs=30.0), loss, model, memory=1.25)
+    assert len(said) == 1
     assert {r.status for r in rows} == {"skipped_memory"}
     assert all(math.isnan(r.value) for r in rows)
     assert "a batch that cannot be cut" in rows[0].note
@@ -132,7 +134,8 @@ def test_dropout_does_not_keep_a_batch_from_being_cut() -> None:
 
 @pytest.mark.usefixtures("tight")
 def test_copies_of_the_parameters_that_do_not_fit_are_no_reason_to_cut() -> None:
-    rows = watched(Loss(graphs=0.0, copies=1000.0), memory=1.25)
+    with pytest.warns(RuntimeWarning, match="replay is left out"):
+        rows = watched(Loss(graphs=0.0, copies=1000.0), memory=1.25)
     assert {r.status for r in rows} == {"skipped_memory"}
 
 
@@ -160,7 +163,8 @@ def test_a_limit_that_is_no_multiple_is_refused(limit: Any) -> None:
 
 @pytest.mark.usefixtures("tight")
 def test_what_did_not_fit_is_told_in_the_report(tmp_path: Any) -> None:
-    watched(Loss(graphs=30.0), contrastive, memory=1.25, run_dir=tmp_path / "run")
+    with pytest.warns(RuntimeWarning, match="replay is left out"):
+        watched(Loss(graphs=30.0), contrastive, memory=1.25, run_dir=tmp_path / "run")
     (finding,) = (f for f in eq.Run(tmp_path / "run").findings() if "did not fit" in f.text)
     assert finding.level == "note"
     assert "memory=" in finding.text
