@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.replay.reach.attributes import attributes_of
-from eqtoolbox.replay.window import Window
 
 DEPTH = 4  # how far a loss function is looked into
 MANY = 100  # members of a list that are looked at
@@ -38,10 +37,9 @@ def identity(objective: Objective, params: Mapping[str, Tensor]) -> Hashable:
     all the time, and not at all where the object's own methods set them, as counters are. Values
     of tensors and what hooks do are not seen.
     """
-    parts = [part for part, _ in objective.parts] if isinstance(objective, Window) else [objective]
     seen: _Seen = set()
     model = _module(objective.model, seen, flags=not objective.flags)
-    losses = tuple(dict.fromkeys(_walk(part.loss_fn, set(seen), DEPTH) for part in parts))
+    losses = tuple(dict.fromkeys(_walk(part.loss_fn, set(seen), DEPTH) for part in objective.calls))
     found = _trained(params), objective.flags, model, losses
     try:
         hash(found)

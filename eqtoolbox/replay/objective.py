@@ -198,6 +198,11 @@ class Objective:
         """Objectives whose sum this is, each with a graph of its own."""
         return [self]
 
+    @property
+    def calls(self) -> "list[Objective]":
+        """The single calls of the loss function that are summed, each with a batch of its own."""
+        return [self]
+
     def _loss(self, model: nn.Module) -> Tensor:
         return scalar_loss(self.loss_fn(model, self._batch()))
 
@@ -255,7 +260,7 @@ class Objective:
         others = self.beside.live if self.beside else {}
         own = {n: p for n, p in params.items() if n not in others}
         found = {n: required(p, live[n]) if n in live else p for n, p in {**kept, **own}.items()}
-        return {**found, **self._cast(_clones(self.buffers))}
+        return {**found, **self._cast({n: b.detach().clone() for n, b in self.buffers.items()})}
 
     def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """Scope in which the loss finds its own parameters among `params`, or as they were."""
@@ -291,7 +296,3 @@ class Objective:
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast without its cache of weights, which would keep those of other parameters."""
     return torch.autocast(device, dtype=dtype, cache_enabled=False)
-
-
-def _clones(tensors: Mapping[str, Tensor]) -> Parameters:
-    return {name: t.detach().clone() for name, t in tensors.items()}

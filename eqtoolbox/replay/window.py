@@ -56,6 +56,10 @@ class Window(Objective):
     def pieces(self) -> list[Objective]:
         return [replace(self, parts=(part,)) for part in self.parts]
 
+    @property
+    def calls(self) -> list[Objective]:
+        return [part for part, _ in self.parts]
+
     def split(self, parts: int) -> list[tuple[Objective, float]]:
         """The micro-batches, which are pieces already; their mean is the whole."""
         count = len(self.parts)

@@ -1,7 +1,7 @@
 """Memory: how much of a batch a probe may evaluate at once, so that training's peak stays."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.replay.divided import apart
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.tree import tensors
@@ -49,7 +50,7 @@ class Governor:
         ValueError: as `check_limit`.
     """
 
-    def __init__(self, limit: float | None = PEAK) -> None:
+    def __init__(self, limit: float | None) -> None:
         check_limit(limit)
         self.limit = limit
 
@@ -67,13 +68,25 @@ class Governor:
         room = max(self._room(snapshot), SLACK)
         if graphs + copies <= room:
             return snapshot, 0
-        if copies >= room or not _mean(measured, snapshot.before):
-            raise NoRoom(_why(graphs + copies, room, "a batch that cannot be cut"))
+        if copies > room:
+            raise NoRoom(_why(graphs + copies, room, "copies of the parameters"))
+        if why := self._whole(snapshot):
+            raise NoRoom(_why(graphs + copies, room, f"a batch that cannot be cut ({why})"))
         while graphs + copies > room:
             if not snapshot.divisible:
                 raise NoRoom(_why(graphs + copies, room, "one sample"))
             snapshot, graphs = snapshot.halved(), graphs / 2
         return snapshot, samples(snapshot.measured)
+
+    def _whole(self, snapshot: Snapshot) -> str:
+        """Why only the whole batch is measured; empty where a part is as good, dropout apart."""
+
+        def reason() -> str:
+            with _Undropped():
+                off, why = apart(snapshot.objective.calls[-1], snapshot.before, 2)
+            return why if off > APART else ""
+
+        return snapshot.shared.get("cut", snapshot.identity, reason)
 
     def _room(self, snapshot: Snapshot) -> float:
         """Bytes that are left of the allowed peak at a due step."""
@@ -83,14 +96,14 @@ class Governor:
         trained = snapshot.training or snapshot.measured
         assert trained is not None
         assert self.limit is not None
-        largest = max(_numbers(part) for part in _parts(trained))  # one graph at a time
+        largest = max(_numbers(one) for one in trained.calls)  # one graph at a time
         peak = held + self._saved(snapshot, trained) * largest
         device = next(iter(snapshot.before.values())).device
         return min(self.limit * peak - held - params, _free(device))
 
     def _saved(self, snapshot: Snapshot, objective: Objective) -> float:
         """Bytes that autograd saves in one evaluation of the loss, for each number in the batch."""
-        one = _parts(objective)[-1]
+        one = objective.calls[-1]
         about = snapshot.identity, one.autocast, one.mixed
 
         def counted() -> float:
@@ -131,7 +144,7 @@ def samples(objective: Objective | None) -> int:
     """How many samples an objective is over: the length of the first tensor of each batch."""
     if objective is None:
         return 0
-    first = (next((x for x in tensors(one.batch) if x.dim()), None) for one in _parts(objective))
+    first = (next((x for x in tensors(one.batch) if x.dim()), None) for one in objective.calls)
     return sum(len(x) for x in first if x is not None)
 
 
@@ -149,26 +162,12 @@ def check_limit(memory: float | None) -> None:
         )
 
 
-def _parts(objective: Objective) -> list[Objective]:
-    return [part for part, _ in getattr(objective, "parts", ())] or [objective]
-
-
 def _numbers(objective: Objective) -> int:
-    return sum(x.numel() for one in _parts(objective) for x in tensors(one.batch))
+    return sum(x.numel() for one in objective.calls for x in tensors(one.batch))
 
 
 def _bytes(values: Iterable[Any]) -> int:
     return sum(x.numel() * x.element_size() for x in values if isinstance(x, Tensor))
-
-
-def _mean(objective: Objective, params: Mapping[str, Tensor]) -> bool:
-    """Whether the loss of the batch is the mean of the losses of its halves, dropout apart."""
-    with torch.no_grad(), _Undropped():
-        whole = float(objective.loss(params))
-        halves = objective.split(2)
-        total = sum(weight for _, weight in halves)
-        mean = sum(weight * float(half.loss(params)) for half, weight in halves) / total
-    return abs(mean - whole) <= APART * abs(whole)
 
 
 def _free(device: torch.device) -> float:

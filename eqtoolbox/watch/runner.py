@@ -42,7 +42,7 @@ class Runner:
         seed: int,
         journal: Journal,
         limit: TimeLimit,
-        governor: Governor | None = None,
+        governor: Governor,
     ) -> None:
         self.references: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # that each probe took at this step
@@ -53,7 +53,7 @@ class Runner:
         self._seed = seed
         self._journal = journal
         self._limit = limit
-        self._governor = governor or Governor(None)
+        self._governor = governor
         self._told: set[str] = set()  # probes of which it was said that they do not fit
 
     def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
@@ -209,7 +209,7 @@ class Runner:
 def _on_part(row: Measurement, said: str, count: int) -> Measurement:
     """A row that says on how many samples it was measured."""
     note = "; ".join(filter(None, (row.note, said)))
-    return replace(row, note=note, facts={**row.facts, "samples": count})
+    return replace(row, note=note, facts={**row.facts, "samples_used": count})
 
 
 def headline(probe: Probe, status: Status, note: str) -> Measurement:

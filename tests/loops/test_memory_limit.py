@@ -42,7 +42,11 @@ def contrastive(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def watched(
-    probe: Probe, loss: Any = cross_entropy, model: nn.Module | None = None, **options: Any
+    probe: Probe,
+    loss: Any = cross_entropy,
+    model: nn.Module | None = None,
+    batch: Any = None,
+    **options: Any,
 ) -> list[Any]:
     """Records of the probe at two steps."""
     torch.manual_seed(0)
@@ -53,7 +57,7 @@ def watched(
         step_loss = monitor.loss(loss)
         for _ in range(2):
             optimizer.zero_grad()
-            step_loss(model, blobs()).backward()
+            step_loss(model, blobs() if batch is None else batch).backward()
             optimizer.step()
     return [r for r in sink.records if r.probe == probe.name]
 
@@ -87,11 +91,11 @@ def test_a_probe_that_needs_too_much_measures_a_part_and_says_of_how_many() -> N
     rows = watched(Loss(graphs=3.0), memory=1.25)
     assert [r.status for r in rows] == ["ok", "ok"]
     whole = watched(Loss(graphs=3.0), memory=None)
-    count = rows[0].facts["samples"]
+    count = rows[0].facts["samples_used"]
     assert len(blobs()[0]) > count > 0
     assert f"on {count} samples of the batch" in rows[0].note
     assert rows[0].value != whole[0].value
-    assert "samples" not in whole[0].facts
+    assert "samples_used" not in whole[0].facts
     x, y = blobs()
     torch.manual_seed(0)
     expected = cross_entropy(mlp(6, 256, 3), (x[:count], y[:count])).item()
@@ -101,7 +105,7 @@ def test_a_probe_that_needs_too_much_measures_a_part_and_says_of_how_many() -> N
 @pytest.mark.usefixtures("tight")
 def test_more_memory_is_more_of_the_batch() -> None:
     counts = [
-        watched(Loss(graphs=3.0), memory=limit)[0].facts.get("samples", len(blobs()[0]))
+        watched(Loss(graphs=3.0), memory=limit)[0].facts.get("samples_used", len(blobs()[0]))
         for limit in (1.2, 2.0, 3.0, 6.0)
     ]
     assert counts == sorted(counts)
@@ -126,10 +130,42 @@ def test_a_batch_that_cannot_be_cut_is_skipped_and_said(loss: Any, model: Any) -
     assert "give a larger memory=" in rows[0].note
 
 
+def fixed(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    if len(batch[0]) != len(blobs()[0]):
+        raise AssertionError("a batch of another size")
+    return cross_entropy(model, batch)
+
+
+@pytest.mark.usefixtures("tight")
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [
+        (fixed, "a batch of another size"),
+        (lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="sum"), "off the mean of its pie"),
+        (lambda m, b: m(b).square().mean(), "expected at least 2 samples"),
+    ],
+)
+def test_why_a_batch_cannot_be_cut_is_said(loss: Any, why: str) -> None:
+    alone = torch.ones(1, 6) if "at least" in why else None
+    with pytest.warns(RuntimeWarning, match="replay is left out"):
+        rows = watched(Loss(graphs=30.0), loss, batch=alone, memory=1.25)
+    assert {r.status for r in rows} == {"skipped_memory"}
+    assert why in rows[0].note
+
+
+@pytest.mark.usefixtures("tight")
+def test_whether_a_batch_can_be_cut_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    known = memory.apart
+    monkeypatch.setattr(memory, "apart", lambda *given: asked.append(1) or known(*given))
+    assert watched(Loss(graphs=3.0), memory=1.25)[1].facts["samples_used"]
+    assert asked == [1]
+
+
 @pytest.mark.usefixtures("tight")
 def test_dropout_does_not_keep_a_batch_from_being_cut() -> None:
     model = nn.Sequential(nn.Linear(6, 256), nn.Dropout(0.5), nn.ReLU(), nn.Linear(256, 3))
-    assert watched(Loss(graphs=3.0), model=model, memory=1.25)[0].facts["samples"]
+    assert watched(Loss(graphs=3.0), model=model, memory=1.25)[0].facts["samples_used"]
 
 
 @pytest.mark.usefixtures("tight")
@@ -140,7 +176,7 @@ def test_copies_of_the_parameters_that_do_not_fit_are_no_reason_to_cut() -> None
 
 
 def test_small_models_are_left_alone() -> None:
-    assert "samples" not in watched(Loss(graphs=30.0), memory=1.0)[0].facts
+    assert "samples_used" not in watched(Loss(graphs=30.0), memory=1.0)[0].facts
 
 
 @pytest.mark.usefixtures("tight")
