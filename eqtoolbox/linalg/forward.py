@@ -12,6 +12,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from eqtoolbox.linalg.graph import GradientGraph, check_scalar, differentiating
+from eqtoolbox.linalg.tangents import dual_level
 from eqtoolbox.linalg.vectors import Vector
 
 
@@ -29,7 +30,7 @@ class ForwardGradient(GradientGraph):
     """
 
     def _product(self, v: Vector, wanted: dict[str, Tensor]) -> Sequence[Tensor | None]:
-        with forward_ad.dual_level():
+        with dual_level():
             along = {n: _dual(x, v[n]) if n in v else x for n, x in self._leaves.items()}
             with differentiating(self._loss, along):
                 value = self._loss(self._cast(along))

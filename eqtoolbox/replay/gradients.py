@@ -49,7 +49,7 @@ def required(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor, requiring gradients where `like` does, so that it can be differentiated by."""
     if tensor.requires_grad or not like.requires_grad:
         return tensor
-    return tensor if in_forward_mode() or fwAD._current_level >= 0 else leaf(tensor)
+    return tensor if in_forward_mode() or _moves(tensor) else leaf(tensor)
 
 
 def at_leaves(function: Callable[[dict[str, Tensor]], Made], params: Mapping[str, Tensor]) -> Made:
@@ -64,6 +64,11 @@ def leaf(tensor: Tensor) -> Tensor:
         return tensor
     with torch.inference_mode(False):  # a tensor made in inference mode can never have a gradient
         return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
+
+
+def _moves(tensor: Tensor) -> bool:
+    """Whether a tangent goes with the tensor, which a detached one would lose."""
+    return fwAD.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _freed(tensor: Tensor) -> Tensor:

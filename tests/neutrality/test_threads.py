@@ -107,9 +107,21 @@ def clean() -> bool:
 def together(loops: list[Loop]) -> list[Any]:
     """All loops at once, step by step."""
     barrier = threading.Barrier(len(loops))
+    errors: list[Exception] = []
+
+    def run(loop: Loop) -> Any:
+        try:
+            return loop(lambda: barrier.wait(120))
+        except Exception as error:
+            errors.append(error)  # the first is the cause: the others only miss it at the barrier
+            barrier.abort()
+
     with ThreadPoolExecutor(len(loops)) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return list(pool.map(lambda loop: loop(lambda: barrier.wait(120)), loops))
+        found = list(pool.map(run, loops))
+    if errors:
+        raise errors[0]
+    return found
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from eqtoolbox.expect.bounds import OWN, takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Count, Natural
+from eqtoolbox.linalg.tangents import jvp
 from eqtoolbox.symmetry.groups.matrices import Rows, matrix
 
 
