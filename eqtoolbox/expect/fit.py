@@ -26,12 +26,15 @@ class Unexpected(TypeError, ValueError):
     def of(
         cls, name: str, expected: str, value: Any, do: str = "", *, near: bool = False
     ) -> "Unexpected":
-        """The error of an argument, in words."""
-        said = f"{name} must be {expected}, got {shown(value)}"
-        error = cls(f"{said}; {do}" if do else said)
+        """The error of an argument; in words when they are asked for, as large values take long."""
+        error = cls()
         error.name, error.expected, error.value, error.do = name, expected, value, do
         error.near = near
         return error
+
+    def __str__(self) -> str:
+        said = f"{self.name} must be {self.expected}, got {shown(self.value)}"
+        return f"{said}; {self.do}" if self.do else said
 
 
 def fitted(name: str, value: Any, kind: Any) -> Any:

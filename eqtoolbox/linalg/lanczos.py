@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.expect.fit import fitted
 from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.krylov import Krylov, Ritz
@@ -48,7 +46,7 @@ def top_eigenpairs(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     generator: torch.Generator | None = None,
-    start: Annotated[Start, OWN] = None,  # asked quickly: telling why it is none takes long
+    start: Start = None,
     until: Until = "pairs",
     max_vectors: int | None = None,
     confirm: int | None = None,
@@ -101,8 +99,6 @@ def top_eigenpairs(
         >>> [round(x, 5) for x in found.values.tolist()], found.converged.tolist()
         ([2.0, -3.0], [True, True])
     """
-    if not _begins(start):
-        fitted("start", start, Start)
     lower = k_smallest if which == "both" else 0
     count = k + lower
     capacity = count + 8 if max_vectors is None else max_vectors
@@ -202,18 +198,6 @@ def _krylov(
     if isinstance(start, WarmStart):
         return begun(operator, capacity, generator, start)
     return Krylov(operator, capacity, generator, _single(start))
-
-
-def _begins(start: Any) -> bool:
-    """Whether it is something to start from."""
-    if start is None or isinstance(start, WarmStart):
-        return True
-    several = [start] if isinstance(start, Mapping) else start
-    return isinstance(several, list | tuple) and all(
-        isinstance(v, Mapping)
-        and all(isinstance(n, str) and isinstance(x, Tensor) for n, x in v.items())
-        for v in several
-    )
 
 
 def _single(start: Vector | Sequence[Vector] | None) -> Vector | None:

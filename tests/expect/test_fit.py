@@ -105,6 +105,25 @@ def test_the_error_survives_the_way_between_processes() -> None:
     assert (type(again), str(again)) == (Unexpected, str(caught.value))
 
 
+class Large:
+    """What takes long to put into words."""
+
+    asked = 0
+
+    def __repr__(self) -> str:
+        Large.asked += 1
+        return "Large()"
+
+
+def test_values_are_put_into_words_only_for_who_reads_them() -> None:
+    value = {"w": Large()}
+    assert fitted("it", value, int | Sequence[int] | Mapping[str, Large] | None) is value
+    assert not Large.asked
+    with pytest.raises(Unexpected, match=r"or None, got {'w': Large\(\)}"):
+        fitted("it", value, int | Sequence[int] | None)
+    assert Large.asked
+
+
 def test_items_of_an_iterator_are_looked_at_and_kept() -> None:
     assert fitted("it", (i for i in range(3)), Iterable[int]) == [0, 1, 2]
     with pytest.raises(Unexpected, match=r"it\[0\] must be a string, got 0"):
