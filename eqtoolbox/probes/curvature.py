@@ -65,7 +65,8 @@ class Curvature(Probe):
     An eigenvalue's `stderr` is its residual |H v - lambda v|; `not_converged` marks one whose
     relative residual is above `tol`. The fact `confirmed` of the sharpness says whether a fresh
     random chain has looked for what the search may have missed: with `reuse` at every fourth
-    measurement, and between them a direction that is kept with the others, half of it random.
+    measurement, and between them a direction that is kept with the others, half of it random. Light
+    measurements, of the sharpness alone, begin from a random vector each.
 
     Args:
         k: how many of the sharpest directions.
@@ -181,10 +182,11 @@ class Curvature(Probe):
         known: TopSpace,
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
-        """Sharpness alone, and stability if it follows, from what is known of the directions."""
-        start = None
-        if known.vectors:
-            start = WarmStart(vectors=known.vectors[: self.k], guard=known.guard)
+        """Sharpness alone, and stability if it follows.
+
+        From a random vector: no fresh chain follows, without which a search that goes on from known
+        directions may miss, time after time, what grew orthogonal to them.
+        """
         found = top_eigenpairs(
             operator,
             1,
@@ -192,13 +194,8 @@ class Curvature(Probe):
             max_matvecs=self.max_matvecs,
             max_vectors=self.rows or None,
             generator=rng,
-            start=start,
-            confirm=0,
-            until="values",
         )
         yield self._sharpness(found)
-        if not known.vectors and self._reuses(operator):
-            known.vectors, known.guard, known.quick = found.vectors, found.guard, QUICK
         if snapshot.optimizer == "SGD":
             yield self._stability(snapshot, operator, found, known, rng)
 

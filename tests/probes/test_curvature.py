@@ -389,3 +389,29 @@ def test_a_light_measurement_is_the_sharpness_for_less(
         assert own[0].value == pytest.approx(whole.value, rel=2e-3)
         assert own[0].facts["confirmed"] is False
         assert own[0].matvecs < 0.7 * whole.matvecs
+
+
+@pytest.mark.parametrize("whole", [0, -1])  # which measurement is, if any
+def test_a_light_measurement_sees_what_grew_orthogonal_to_all_that_is_known(
+    monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    model, seen = (
+        Quadratic(8.0, 6.0, 5.0, 4.0, 3.0, *torch.linspace(0, 1, 300).tolist()),
+        list[Any](),
+    )
+    measured = Curvature.measure
+
+    def lightly(self: Curvature, snapshot: Any, reference: Any, rng: Any) -> Any:
+        rows = list(measured(self, replace(snapshot, light=len(seen) != whole), reference, rng))
+        seen.append(next(r for r in rows if r.quantity == "sharpness"))
+        return rows
+
+    monkeypatch.setattr(Curvature, "measure", lightly)
+
+    def growing(params: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(params, lr=1e-6)
+        optimizer.register_step_post_hook(lambda *_: model.d[100].fill_(12.0))
+        return optimizer
+
+    run([Curvature(k=3)], growing, model=model, loss=quadratic_loss, batch=torch.ones(1), steps=5)
+    assert [r.value for r in seen] == pytest.approx([8.0, *[12.0] * 4], rel=2e-3)
