@@ -1,15 +1,20 @@
 """The way to exact products is the fastest that is right, and a resumed run keeps to it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.vectors import add, norm, random_like
 from eqtoolbox.probes import engine, fastest
+from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine, self_test
 from eqtoolbox.probes.fastest import faster
 from eqtoolbox.probes.operators import operator
+from eqtoolbox.probes.tracking import Tracking
 from tests.probes.test_engine import Around, D, First, objective
+from tests.probes.test_shared import attached, cross_entropy, net, step
 
 V = {"x": torch.ones(3)}
 
@@ -91,6 +96,30 @@ def test_forward_over_reverse_is_chosen_where_it_is_faster_and_equal_to_rounding
         assert norm(add(forward(v), retained(v), -1.0)) < 1e-5 * norm(retained(v))
         assert norm(add(forward.gradient, retained.gradient, -1.0)) == 0
     assert engine.Tested.restored(engine.Tested(test).state_dict()).test.way == "forward"
+
+
+def sharpness(model, monitor, sink, optimizer, steps) -> list[tuple[str, float, float | None]]:
+    """Values and errors at so many steps."""
+    loss = monitor.loss(cross_entropy)
+    with monitor:
+        for _ in range(steps):
+            step(model, loss, optimizer)
+    own = (r for r in sink.records if r.name.startswith(("curvature/", "tracking/")))
+    return [(r.name, r.value, r.stderr) for r in own if "self_test" not in r.name]
+
+
+def test_a_run_goes_on_by_the_way_it_chose_on_another_machine_too(eager, monkeypatch) -> None:
+    def begun(model: nn.Module) -> tuple[Any, ...]:
+        return model, *attached(model, [Curvature(k=2, angles=True), Tracking()], schedule=1)
+
+    expected = sharpness(*begun(net(nn.Tanh)), 5)
+    model, monitor, sink, optimizer = begun(net(nn.Tanh))
+    found = sharpness(model, monitor, sink, optimizer, 2)
+    monkeypatch.setattr(fastest, "timed", None)  # who times again keeps to the graph
+    model, again, sink, optimizer = begun(model)
+    again.load_state_dict(monitor.state_dict())
+    assert found + sharpness(model, again, sink, optimizer, 3) == expected
+    assert "'way': 'forward'" in str(again.state_dict()["shared"])
 
 
 def test_a_layer_without_forward_formula_keeps_the_graph(eager) -> None:
