@@ -57,6 +57,9 @@ def error_bounds(ritz: Ritz, wanted: Tensor) -> Tensor:
     all together R² = Σ r² and g is the distance to those that are not wanted, less their r: pairs
     that are close to each other, and wanted, do not spoil each other's bound.
 
+    Only r is sure: the others take it that no eigenvalue lies where no Ritz value shows one. Two at
+    1 and 0.999 that a loose tol meets as one put it off by 5e-4 = r, where r²/gap of 0.4 says 6e-7.
+
     Reference:
         Parlett 1998, The Symmetric Eigenvalue Problem, theorem 11.7.1; Li & Li 2005, A note on
         eigenvalues of perturbed Hermitian matrices.

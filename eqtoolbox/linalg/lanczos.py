@@ -25,10 +25,11 @@ class EigenResult(WarmStart):
 
     values: Tensor  # (K,) float64, outermost first; for "both" descending, the smallest last
     vectors: list[dict[str, Tensor]]  # K orthonormal vectors of the operator's space
-    residuals: Tensor  # (K,) float64, ‖Hv − λv‖ in the unit of λ, and what Hv may be off by
-    error_bounds: (
-        Tensor  # (K,) float64, what |λ − eigenvalue| is at most: min(r, r²/gap), that of Hv
-    )
+    # (K,) float64, ‖Hv − λv‖ in the unit of λ, and what Hv may be off by: an eigenvalue is as near
+    residuals: Tensor
+    # (K,) float64, and what |λ − eigenvalue| is at most where the gaps hide no other eigenvalue, as
+    # members of a cluster that was met as one do: min(r, r²/gap), and what Hv may be off by
+    error_bounds: Tensor
     converged: Tensor  # (K,) bool, residual (of "values" the bound) <= tol · scale but for that
     scale: float  # largest |eigenvalue| known
     asymmetry: float  # largest |⟨u,Hv⟩ − ⟨v,Hu⟩| met, relative to ‖H‖

@@ -107,7 +107,7 @@ def _margin(
     found = top_eigenpairs(
         block, 1, which="smallest", tol=TOL, max_matvecs=max_matvecs, generator=rng
     )
-    value, error = float(found.values[0]), float(found.error_bounds[0])
+    value, error = float(found.values[0]), float(found.residuals[0])
     converged = bool(found.converged[0]) or abs(value) > 2 * error
     status: Status = "ok" if converged else "not_converged"
     along = found.vectors[0]
