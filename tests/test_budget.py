@@ -276,6 +276,13 @@ def test_asking_changes_nothing() -> None:
     assert budget.state_dict() == before
 
 
+def test_what_goes_on_from_a_whole_measurement_is_whole_first() -> None:
+    budget = Budget(0.05, ["law"], 0.0, lightens=["law"], whole_first=["law"])
+    assert budget.choose(["law"], 0) == ["law"]
+    budget.spend({"law": 2.0}, {}, 0.0)
+    assert budget.choose(["law"], 25) == ["law" + LIGHT], "the whole is not paid"
+
+
 def test_without_a_budget_exactly_what_is_due_runs() -> None:
     budget = Budget(None, ["a", "b"])
     for step in range(4):

@@ -40,6 +40,15 @@ class Law:
     p: float = 0.0  # what epsilon makes of g . K
     p_slope: float = 0.0  # |grad p|
 
+    def total(self, eps: float, scale: float) -> float:
+        """What the second-order law is measured in: its terms, and rounding of them.
+
+        Args:
+            eps: of the parameters.
+            scale: of the curvature.
+        """
+        return max(self.size + math.sqrt(eps) * scale * self.length, 1e-300)
+
 
 @dataclass(frozen=True)
 class FirstOrder:

@@ -12,6 +12,7 @@ from eqtoolbox.linalg.vectors import add, dot, norm
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.epsilon import explained
 from eqtoolbox.probes.epsilon import pull as epsilon_pull
+from eqtoolbox.probes.floors import Floors
 from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members, afar, moved_by
 from eqtoolbox.probes.law import rounding as rounding_of
 from eqtoolbox.probes.right_sides import RightSides
@@ -24,6 +25,8 @@ from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.weights.parameter import ContinuousSymmetry
+
+ORDERS = ("zeroth", "first", "second")
 
 
 @checked
@@ -66,6 +69,10 @@ class Noether(Probe):
     first-order law that fails by these is compared with the gradient in float64 before it is said
     to be broken: few parameters that are rounded alike show less than the sums inside the loss.
 
+    A light measurement has the laws alone, beside the floors of the last whole one (the fact
+    `floor_of_step`), for less than half of the time. Where one of them does not hold by these it
+    becomes a whole one, so that floors of its own step judge what is said to be broken.
+
     Args:
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
 
@@ -79,6 +86,8 @@ class Noether(Probe):
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     copies: ClassVar[float] = 12.0
+    lightens: ClassVar[bool] = True
+    whole_first: ClassVar[bool] = True
 
     engine: Engine = field(default_factory=Engine, repr=False)
 
@@ -93,18 +102,69 @@ class Noether(Probe):
         except NotApplicable as reason:
             symmetries, why = {}, reason
         families = {**families, **symmetries}
-        eps = max(torch.finfo(p.dtype).eps for p in snapshot.before.values())
-        rounding = max(eps, self.engine.test(snapshot).coarsest)
-        near = self._gradient(snapshot, moved_by(snapshot.before, rounding, rng))
-        far = replace(snapshot, before=moved_by(snapshot.before, afar(rounding), rng))
         here = Laws(snapshot.before, self.engine.operator(snapshot))
-        noise = max(norm(add(near, here.gradient, -1.0)) / here.size, eps)
-        del near
         elements = here.drawn(families, rng)
-        objective = self.engine.objective(snapshot)
+        floors, rows = self._floors(snapshot), list[Measurement]()
+        if snapshot.light and floors.kept:
+            rows = [*self._light(snapshot, here, families, elements, rng)]
+        if rows and all(row.verdict in (None, "holds") for row in rows):
+            yield from rows
+        else:
+            floors.begin(snapshot.step)
+            for row in self._whole(snapshot, here, families, symmetries, elements, rng):
+                floors.keep(row)
+                yield row
+        if why is not None:
+            raise why
+
+    def _light(
+        self,
+        snapshot: Snapshot,
+        here: Laws,
+        families: Members,
+        elements: Elements,
+        rng: torch.Generator,
+    ) -> Iterator[Measurement]:
+        """What every law lacks, beside the floors of the last whole measurement."""
+        objective, floors = self.engine.objective(snapshot), self._floors(snapshot)
+        sides = RightSides(objective, here, families, elements, explained=False)
+        scale = here.curvature_scale()
+        here.release()
+        zeroth = ZerothOrder(objective, here.params, self._rounding(snapshot), rng)
+        yield from sides.refused()
+        for family, law in sides.laws.items():
+            members = sides.families[family]
+            yield from _dimension(family, members)
+            if law.length == 0:
+                yield from _resting(family)
+                continue
+            size, total = here.size * law.length, law.total(_eps(here.params), scale)
+            zero, first, second = (floors.of(f"{order}_order", family) for order in ORDERS)
+            rows = [
+                zeroth.of(family, members, elements[family], floor=zero),
+                _residual("first_order", family, abs(law.slope) / size, first, matvecs=0),
+                _residual("second_order", family, law.defect / total, second, matvecs=1),
+            ]
+            yield from (replace(row, facts={"floor_of_step": floors.step}) for row in rows)
+
+    def _whole(
+        self,
+        snapshot: Snapshot,
+        here: Laws,
+        families: Members,
+        symmetries: Members,
+        elements: Elements,
+        rng: torch.Generator,
+    ) -> Iterator[Measurement]:
+        """Every number, and the floors anew."""
+        objective, rounding = self.engine.objective(snapshot), self._rounding(snapshot)
         sides = RightSides(objective, here, families, elements)
         scale = here.curvature_scale()
         here.release()  # one graph at a time
+        near = self._gradient(snapshot, moved_by(snapshot.before, rounding, rng))
+        noise = max(norm(add(near, here.gradient, -1.0)) / here.size, _eps(here.params))
+        del near
+        far = replace(snapshot, before=moved_by(snapshot.before, afar(rounding), rng))
         sides.compare(Laws(far.before, self.engine.operator(far)))
         yield from sides.refused()
         if any(left > HOLDS * noise for left in _left(here, sides)):
@@ -115,9 +175,16 @@ class Noether(Probe):
             snapshot.told[FirstOrder.__name__] = FirstOrder(max(noise, sides.first_noise), pull)
         zeroth = ZerothOrder(objective, here.params, rounding, rng)
         yield from _laws(here, scale, sides, zeroth, noise)
-        if why is not None:
-            raise why
-        yield _bracket(here, symmetries, elements, rng, noise)
+        if symmetries:
+            yield _bracket(here, symmetries, elements, rng, noise)
+
+    def _floors(self, snapshot: Snapshot) -> Floors:
+        """The floors of the last whole measurement of this loss; none before the first."""
+        about = snapshot.identity, self.engine.memory, self.engine.precision, self.engine.way
+        return snapshot.shared.get("floors", about, Floors, Floors.restored)
+
+    def _rounding(self, snapshot: Snapshot) -> float:
+        return max(_eps(snapshot.before), self.engine.test(snapshot).coarsest)
 
     def _gradient(self, snapshot: Snapshot, params: Parameters) -> Parameters:
         """The gradient at other parameters, without the graph of a product where it is the same."""
@@ -127,6 +194,10 @@ class Noether(Probe):
             found = replayed_gradient(self.engine.objective(snapshot), params)
             return {n: found[n] if n in found else torch.zeros_like(p) for n, p in params.items()}
         return self.engine.operator(replace(snapshot, before=params)).gradient
+
+
+def _eps(params: Parameters) -> float:
+    return max(torch.finfo(p.dtype).eps for p in params.values())
 
 
 def _left(here: Laws, sides: RightSides) -> Iterator[float]:
@@ -139,7 +210,6 @@ def _laws(
     here: Laws, scale: float, sides: RightSides, zeroth: ZerothOrder, gradient_noise: float
 ) -> Iterator[Measurement]:
     """The numbers of every family that moves something; `scale` is that of the curvature."""
-    eps = max(torch.finfo(p.dtype).eps for p in here.params.values())
     first_noise = max(gradient_noise, sides.first_noise)
     predictions = []
     for family, law in sides.laws.items():
@@ -149,9 +219,8 @@ def _laws(
             yield from _resting(family)
             continue
         yield zeroth.of(family, members, sides.elements[family], sides.rates.get(family))
-        size = here.size * length
-        total = max(law.size + math.sqrt(eps) * scale * length, 1e-300)
-        second_noise = max(sides.noise[family] / total, eps)
+        size, total = here.size * length, law.total(_eps(here.params), scale)
+        second_noise = max(sides.noise[family] / total, _eps(here.params))
         first_left, second_left = 0.0, 0.0  # what epsilon leaves of the laws
         if family in sides.epsilon:
             yield from explained(family, law.slope, law.p, size, first_noise)

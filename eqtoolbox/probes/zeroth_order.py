@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,31 +37,48 @@ class ZerothOrder:
     params: Parameters
     rounding: float
     rng: torch.Generator
-    value: float = field(init=False)  # L(theta)
-    noise: float = field(init=False)  # its change by a rounding of the parameters
-    _outputs: Tensor | None = field(init=False, default=None)
 
-    def __post_init__(self) -> None:
-        self.value = self._loss(self.params)
+    @cached_property
+    def value(self) -> float:
+        """L(theta)."""
+        return self._loss(self.params)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """f(theta)."""
+        return self._output(self.params)
+
+    @cached_property
+    def noise(self) -> float:
+        """The loss's change by a rounding of the parameters."""
         near = (moved_by(self.params, self.rounding, self.rng) for _ in range(REPEATS))
         apart = [self._loss(p) - self.value for p in near]
-        self.noise = math.hypot(*apart) / math.sqrt(REPEATS)
+        return math.hypot(*apart) / math.sqrt(REPEATS)
 
     def of(
         self,
         family: str,
         members: Sequence[ContinuousSymmetry],
         elements: Sequence[Tensor],
-        rates: Rates | None,
+        rates: Rates | None = None,
+        floor: float | None = None,
     ) -> Measurement:
-        """The residual of one family; with `rates` epsilon's part of it counts as floor."""
+        """The residual of one family.
+
+        Args:
+            family, members, elements: of it.
+            rates: with these epsilon's part of the residual counts as floor.
+            floor: the floor, where it is known; evaluates the loss once then, not twice.
+        """
         there, drawn, s = self._moved(members, elements)
-        near = moved_by(there, self.rounding, self.rng)
         if any(m.equivariant for m in members):
-            return self._of_outputs(family, members, drawn, (there, near), rates, s)
+            return self._of_outputs(family, members, drawn, there, rates, s, floor)
         size = max(abs(self.value), 1e-300)
         moved_value = self._loss(there)
         gap = abs(moved_value - self.value) / size
+        if floor is not None:
+            return self._measurement(family, gap, floor)
+        near = moved_by(there, self.rounding, self.rng)
         floor = math.hypot(self.noise, self._loss(near) - moved_value) / size
         note = ""
         if rates is not None:
@@ -91,23 +109,25 @@ class ZerothOrder:
         family: str,
         members: Sequence[ContinuousSymmetry],
         drawn: Sequence[Tensor],
-        points: tuple[Parameters, Parameters],
+        point: Parameters,
         rates: Rates | None,
         s: float,
+        known: float | None,
     ) -> Measurement:
-        if self._outputs is None:
-            self._outputs = self._output(self.params)
+        """As `of`, at the point T_c theta with c = `drawn`, s times the elements."""
 
         def turned(outputs: Tensor) -> Tensor:
             for member, c in zip(members, drawn, strict=True):
                 outputs = member.transform_outputs(outputs, c)
             return outputs
 
-        there, near = (self._output(p).double() for p in points)
-        expected = turned(self._outputs.double())
+        there, expected = self._output(point).double(), turned(self.outputs.double())
         size = max(float(expected.norm()), 1e-300)
-        gap, floor = float((there - expected).norm()), float((near - there).norm())
-        note = ""
+        gap, note = float((there - expected).norm()), ""
+        if known is not None:
+            return self._measurement(family, gap / size, known)
+        near = self._output(moved_by(point, self.rounding, self.rng)).double()
+        floor = float((near - there).norm())
         if rates is not None:
             with torch.no_grad():
                 other = at_factors(self._output, self.params, [(-s * r).exp() for r in rates[-1]])
@@ -115,7 +135,7 @@ class ZerothOrder:
             floor, note = max(floor, predicted), f"epsilon predicts {predicted / size:.3e}"
         return self._measurement(family, gap / size, floor / size, note)
 
-    def _measurement(self, family: str, gap: float, floor: float, note: str) -> Measurement:
+    def _measurement(self, family: str, gap: float, floor: float, note: str = "") -> Measurement:
         eps = max(torch.finfo(p.dtype).eps for p in self.params.values())
         floor = max(floor, 2 * eps)  # both numbers are rounded
         judged = verdict(gap, floor)

@@ -46,13 +46,15 @@ class Budget:
     measurements in the second half of the run. Whoever waited longest for its gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than half a second, the others wait for the next one. A probe that can
-    measure less for less (`lightens`) does so first, and where it is due and the whole is not paid.
+    measure less for less (`lightens`) does so first, and where it is due and the whole is not paid;
+    one that goes on from what a whole measurement found (`whole_first`) only the latter.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
         names: of the probes.
         allowance: seconds beside the share.
         lightens: those that can measure less for less.
+        whole_first: of these, those whose first measurement is whole.
 
     Raises:
         ValueError: as `check_share` and `check_allowance`.
@@ -73,6 +75,7 @@ class Budget:
         names: Sequence[str],
         allowance: float = ALLOWANCE,
         lightens: Sequence[str] = (),
+        whole_first: Sequence[str] = (),
     ) -> None:
         check_share(share)
         check_allowance(allowance)
@@ -81,6 +84,7 @@ class Budget:
         self.probing = 0.0  # seconds of everything the monitor does but its set-up
         self.setup = 0.0  # seconds of the first run of each probe
         self._first: int | None = None  # step at which something was due first
+        self._whole_first = frozenset(whole_first)
         every = (*names, *(name + LIGHT for name in lightens))
         self._wishes = {name: Wish() for name in every} | {LOSS: Wish(cost=0.0)}
 
@@ -159,7 +163,7 @@ class Budget:
         """
         if self.share is None:
             return [*dict.fromkeys((*waiting, *due))]
-        lighter = [name + LIGHT for name in due if name + LIGHT in self._wishes]
+        lighter = [name + LIGHT for name in due if self._lightens(name)]
         whole = [name for name in due if name + LIGHT not in lighter or not self.unknown(name)]
         asked = {name: self._wishes[name] for name in (*waiting, *whole, *lighter)}
         first = [name for name, wish in asked.items() if name in waiting or wish.cost is None]
@@ -186,6 +190,10 @@ class Budget:
     def unknown(self, name: str) -> bool:
         """Whether this did not run yet, so that nobody knows what it costs."""
         return self._wishes[name].cost is None
+
+    def _lightens(self, name: str) -> bool:
+        whole_first = name in self._whole_first and self.unknown(name)
+        return name + LIGHT in self._wishes and not whole_first
 
     def waits(self, name: str, seconds: float) -> bool:
         """Whether a chosen probe is left for the next step, as others took `seconds` of this."""

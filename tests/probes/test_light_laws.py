@@ -1,0 +1,180 @@
+"""Light measurements of the laws: the same values for less, beside floors of the last whole one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+from eqtoolbox.probes.noether import Noether
+from eqtoolbox.record.record import Record
+from eqtoolbox.replay.objective import Objective
+from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.snapshot import Snapshot
+from tests.conftest import blobs, mlp
+from tests.probes.test_noether import Kernel, Normed, images
+
+ORDERS = ("zeroth_order", "first_order", "second_order")
+KEPT = "floor_of_step"
+Loss = Callable[[nn.Module, Any], Tensor]
+Key = tuple[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lightly(Noether):
+    """The laws, measured lightly at some steps."""
+
+    at: tuple[int, ...] = ()
+
+    def measure(self, snapshot: Snapshot, reference: Any, rng: Any) -> Iterator[Measurement]:
+        light = snapshot.step in self.at
+        yield from super().measure(replace(snapshot, light=light), reference, rng)
+
+
+def entropy(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def measured(
+    model: nn.Module,
+    batch: Any,
+    light: Iterable[int],
+    steps: int = 3,
+    loss: Loss | None = None,
+    losses: tuple[Loss, ...] = (),
+    begins: Callable[[int], None] = lambda step: None,
+    **options: Any,
+) -> dict[Key, Record]:
+    """Records by step and name, of losses in turn."""
+    optimizer, sink = torch.optim.SGD(model.parameters(), lr=0.05), MemorySink()
+    probes, options = [Lightly(at=tuple(light))], {"budget": None, **options}
+    with eq.attach(
+        model, optimizer, probes=probes, sinks=[sink], on_error="raise", schedule=1, **options
+    ) as monitor:
+        turns = [monitor.loss(one) for one in losses or (loss or entropy,)]
+        for step in range(steps):
+            begins(step)
+            optimizer.zero_grad()
+            turns[step % len(turns)](model, batch).backward()
+            optimizer.step()
+    return {(r.step, r.name): r for r in sink.records}
+
+
+def of_laws(found: dict[Key, Record], step: int) -> dict[str, Record]:
+    """The residuals of every family at a step."""
+    return {n: r for (s, n), r in found.items() if s == step and n.split("/")[1] in ORDERS}
+
+
+def network(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "kernel":
+        return Kernel()
+    return Normed() if kind == "normalised" else mlp(6, 16, 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["relu", "normalised", "kernel"])
+def test_a_light_measurement_has_every_law_as_a_whole_one_has_it(kind: str) -> None:
+    batch = images() if kind == "normalised" else blobs()
+    whole = of_laws(measured(network(kind), batch, light=()), 2)
+    found = measured(network(kind), batch, light=(2,))
+    light, before = of_laws(found, 2), of_laws(found, 1)
+    assert light.keys() == whole.keys() and len(light) >= 6
+    for name, row in light.items():
+        assert (row.value, row.verdict) == (whole[name].value, whole[name].verdict), name
+        assert KEPT not in whole[name].facts
+    for name, row in light.items() if kind != "kernel" else ():  # whose floors are as random as p
+        assert (row.facts.count(KEPT), row.verdict) == (1, "holds"), name
+        assert row.floor == before[name].floor, name
+        assert ((1, "noether/bracket") in found, (2, "noether/bracket") in found) == (True, False)
+
+
+def test_a_light_measurement_evaluates_the_loss_half_as_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate, seen = Objective.loss, list[int]()
+    monkeypatch.setattr(Objective, "loss", lambda *given: (seen.append(1), evaluate(*given))[1])
+
+    def calls(steps: int, light: tuple[int, ...] = ()) -> int:
+        seen.clear()
+        measured(network("relu"), blobs(), light, steps)
+        return len(seen)
+
+    before = calls(2)
+    assert 0 < calls(3, light=(2,)) - before <= (calls(3) - before) / 2
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-2])
+def test_a_law_that_does_not_hold_lightly_is_measured_as_a_whole(size: float) -> None:
+    """The loss gets a penalty after its laws were found to hold."""
+    penalty = torch.zeros(())
+
+    def spoilt(model: nn.Module, batch: Any) -> Tensor:
+        weight: Tensor = model[0].weight  # type: ignore[index, assignment]
+        return entropy(model, batch) + penalty * weight.square().sum()
+
+    def begins(step: int) -> None:
+        penalty.fill_(size if step == 2 else 0.0)
+
+    found = measured(network("relu"), blobs(), (1, 2), loss=spoilt, begins=begins)
+    whole = of_laws(measured(network("relu"), blobs(), (), loss=spoilt, begins=begins), 2)
+    assert {r.facts.count(KEPT) for r in of_laws(found, 1).values()} == {0}
+    for name, row in of_laws(found, 2).items():
+        assert row.verdict == whole[name].verdict and KEPT not in row.facts, name
+    for order in ORDERS[1:]:  # at order 0 this law is of the outputs alone
+        assert whole[f"noether/{order}/homogeneity"].verdict == "violated"
+        assert whole[f"noether/{order}/translation"].verdict == "holds"
+    assert (2, "noether/bracket") in found
+
+
+def test_floors_of_one_loss_do_not_judge_another() -> None:
+    smooth = lambda m, b: F.cross_entropy(m(b[0]), b[1], label_smoothing=0.1)
+    found = measured(network("relu"), blobs(), light=range(4), steps=4, losses=(entropy, smooth))
+    told = [{r.facts.count(KEPT) for r in of_laws(found, step).values()} for step in range(4)]
+    assert told == [{None}, {None}, {0}, {1}], "each is first measured as a whole"
+
+
+def test_floors_go_on_with_a_resumed_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = network("relu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def attached(at: tuple[int, ...], **options: Any) -> Any:
+        probes = [Lightly(at=at)]
+        return eq.attach(model, optimizer, probes=probes, budget=None, schedule=1, **options)
+
+    def trained(monitor: Any) -> None:
+        loss = monitor.loss(entropy)
+        optimizer.zero_grad()
+        loss(model, blobs()).backward()
+        optimizer.step()
+
+    with attached((), sinks=[]) as monitor:
+        trained(monitor)
+        saved = monitor.state_dict()
+    sink = MemorySink()
+    with attached((1,), sinks=[sink]) as monitor:
+        monitor.load_state_dict(saved)
+        trained(monitor)
+    rows = of_laws({(r.step, r.name): r for r in sink.records}, 1)
+    assert rows and {r.facts.count(KEPT) for r in rows.values()} == {0}
+
+
+def test_where_the_budget_is_short_the_first_is_whole_and_the_second_light() -> None:
+    sink, model = MemorySink(), network("relu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    options: dict[str, Any] = {"budget": 1e-6, "allowance": 0.0, "schedule": 1}
+    with eq.attach(model, optimizer, probes=[Noether()], sinks=[sink], **options) as monitor:
+        loss = monitor.loss(entropy)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss(model, blobs()).backward()
+            optimizer.step()
+    found = {(r.step, r.name): r for r in sink.records}
+    told = [{r.facts.count(KEPT) for r in of_laws(found, step).values()} for step in range(2)]
+    assert told == [{None}, {0}]
