@@ -23,7 +23,8 @@ from eqtoolbox.weights.tracing.trace import trace
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params], Tensor]
-UNSOUND = 1e-7  # |theta g . v| up to this is rounding, where a variance is small
+UNSOUND = 1e-11  # |theta g . v| up to this is rounding; epsilons must leave less, see EPSILON
+EPSILON = 1e-24  # of normalisations: what it leaves of a scale is EPSILON / variance, < 1e-12 here
 RANK = 1e-7  # singular values below this share of the largest are zero
 GAP = 1e-3  # of the values on either side of the rank, above which a truth says nothing
 
@@ -182,7 +183,7 @@ class Program:
         return F.leaky_relu(z, 0.2)
 
     def _norm(self, z: Tensor, _: int) -> Tensor:
-        return F.layer_norm(z, (z.shape[-1],), eps=1e-14)
+        return F.layer_norm(z, (z.shape[-1],), eps=EPSILON)
 
     def _roll(self, z: Tensor, n: int) -> Tensor:
         return z.roll(n, -1)
