@@ -14,7 +14,7 @@ from torch.func import functional_call
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.tracing.propagation import RULES
 from eqtoolbox.weights.tracing.trace import trace
-from tests.laws.random_programs import Loss, Params, Program, compared, directions, truth
+from tests.laws.random_programs import EPSILON, Loss, Params, Program, compared, directions, truth
 
 RUN = 60  # programs of every test run; 500 and more by `python -m tests.laws.random_programs`
 
@@ -42,7 +42,7 @@ def images(*layers: nn.Module) -> nn.Module:
 
 
 def normalised(width: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(width, eps=1e-14), nn.BatchNorm2d(width, eps=1e-14)
+    return nn.BatchNorm2d(width, eps=EPSILON), nn.BatchNorm2d(width, eps=EPSILON)
 
 
 class Residual(nn.Module):
@@ -64,7 +64,7 @@ class UNet(nn.Module):
         super().__init__()
         self.down, self.middle = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)
         self.up, self.out = nn.ConvTranspose2d(4, 2, 2, 2), nn.Conv2d(4, 3, 3, padding=1)
-        self.norm = nn.GroupNorm(1, 4, eps=1e-14) if norm else nn.Identity()
+        self.norm = nn.GroupNorm(1, 4, eps=EPSILON) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         a = F.relu(self.down(x))
@@ -78,7 +78,7 @@ class Transformer(nn.Module):
     def __init__(self, tied: bool) -> None:
         super().__init__()
         self.table, self.places = nn.Embedding(7, 4), nn.Parameter(torch.randn(5, 4))
-        self.n1, self.n2, self.n3 = (nn.LayerNorm(4, eps=1e-14) for _ in range(3))
+        self.n1, self.n2, self.n3 = (nn.LayerNorm(4, eps=EPSILON) for _ in range(3))
         self.qkv, self.o = nn.Linear(4, 12, bias=False), nn.Linear(4, 4)
         self.f, self.g = nn.Linear(4, 6), nn.Linear(6, 4)
         self.head = self.table if tied else nn.Linear(4, 7, bias=False)
@@ -119,7 +119,7 @@ class Llama(nn.Module):
         self.down, self.gains = nn.Linear(3, 8, bias=False), nn.Parameter(torch.randn(2, 8))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        norm = lambda z, g: g * (z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + 1e-14))
+        norm = lambda z, g: g * (z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + EPSILON))
         x = self.table(tokens)
         y, (batch, length, _) = norm(x, self.gains[0]), x.shape
         q = turned(self.q(y).view(batch, length, 2, 4).transpose(1, 2), self.interleaved)
@@ -186,6 +186,24 @@ def linear_attention(x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (query @ (key.transpose(1, 2) @ (tokens @ v))).mean(1)
 
 
+def rows(function: Callable[..., Tensor], **shapes: tuple[int, ...]) -> Callable[[], nn.Module]:
+    """Rows of one or two tables, the second read at tokens of its own, before a head."""
+
+    def read(tokens: Tensor, table: Tensor, head: Tensor, **others: Tensor) -> Tensor:
+        return function(tokens, table, **others) @ head
+
+    return lambda: Apply(read, table=(7, 4), head=(4, 3), **shapes)
+
+
+def root_mean_square(z: Tensor) -> Tensor:
+    return z / z.pow(2).mean(-1, keepdim=True).sqrt()
+
+
+def normal(z: Tensor) -> Tensor:
+    return F.layer_norm(z, (z.shape[-1],), eps=EPSILON)
+
+
+look = F.embedding
 C, T, L = nn.Conv2d, nn.ConvTranspose2d, nn.LeakyReLU
 VECTORS, IMAGES, TOKENS = (16, 3), (8, 2, 4, 4), (9, 5)
 leaky = F.leaky_relu
@@ -255,6 +273,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
             *(x.flip(-1) @ c).chunk(2, -1)), a=(3, 4), c=(3, 8), h=(4, 3)), VECTORS),
     "transformer": (lambda: Transformer(False), TOKENS),
     "tied transformer": (lambda: Transformer(True), TOKENS),
+    "rows": (rows(lambda t, a: normal(look(t, a))), TOKENS),
+    "rows by hand": (rows(lambda t, a: root_mean_square(look(t, a))), TOKENS),
+    "rows by index": (rows(lambda t, a: F.normalize(a[t], dim=-1)), TOKENS),
+    "rows through a layer": (rows(lambda t, a, w: normal(leaky(look(t, a) @ w)), w=(4, 4)), TOKENS),
+    "rows of two tables": (
+        rows(lambda t, a, b: normal(look(t, a) * look(t.flip(1), b)), b=(7, 4)), TOKENS),
+    "rows twice": (rows(lambda t, a: normal(look(t, a) * look(t.roll(1, 0), a))), TOKENS),
+    "rows in parts": (
+        rows(lambda t, a: look(t, a)[:, :2] / look(t, a)[:, :2, :1].abs()), TOKENS),
+    "rows added": (rows(lambda t, a: normal(look(t, a) + look(t.flip(1), a))), TOKENS),
+    "rows over others": (rows(lambda t, a: look(t, a)[:, 1:] / look(t, a)[:, :-1]), TOKENS),
+    "rows on a stream": (rows(lambda t, a: look(t, a) + normal(look(t, a))), TOKENS),
+    "rows and places": (rows(lambda t, a, b: normal(look(t, a) + b), b=(5, 4)), TOKENS),
+    "rows turned": (
+        rows(lambda t, a: (lambda z: z / z.transpose(0, 1))(look(t[:5], a))), TOKENS),
     "llama": (Llama, TOKENS), "interleaved llama": (lambda: Llama(interleaved=True), TOKENS),
 }  # fmt: skip
 

@@ -269,11 +269,24 @@ class Looked(nn.Module):
         return self.h(self.norm(self.a(tokens)))
 
 
-def test_scales_of_rows_that_are_missed_are_named() -> None:
+def test_scales_of_rows_are_found_where_a_normalisation_takes_them() -> None:
     batch = torch.arange(5).repeat(3), torch.randint(0, 3, (15,))
     for normalised in (True, False):
-        said = " ".join(discover(Looked(normalised), batch).notes)
-        assert ("a scale of each is missed: a.weight" in said) == normalised
+        found = discover(Looked(normalised), batch)
+        rows = [s.dimension for s in found if s.family == "scale" and s.names == ("a.weight",)]
+        assert rows == ([5] if normalised else [])
+
+
+def test_scales_of_rows_at_places_that_are_one_axis_twice_are_named() -> None:
+    """What stands at (i, j) and at (j, i) is told apart by no slot: rows stay as they are."""
+    tokens = torch.randint(0, 5, (4, 4))
+    batch = tokens, torch.randint(0, 3, (4, 4))
+    for turned in (True, False):
+        model = Looked(True)
+        if turned:
+            model.norm.register_forward_pre_hook(lambda _, z: (z[0] * z[0].transpose(0, 1),))
+        said = " ".join(discover(model, batch).notes)
+        assert ("scales of rows are missed: a.weight" in said) == turned
 
 
 def test_signs_of_units_across_axes_are_named() -> None:

@@ -42,6 +42,7 @@ def members(
         return list(labelled(state, trace)), state
     state = propagate(trace, trace.loss, lambda s: fill(s, trace), mode, largest)
     pin(state.system, state.of(trace.loss).exponent)
+    state.system.settle()
     fix_unread(state)
     return list(_members(state, trace)), state
 

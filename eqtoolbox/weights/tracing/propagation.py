@@ -53,7 +53,6 @@ class Propagation:
     uniform: set[int] = field(default_factory=set)  # values that are the same number everywhere
     derived: set[int] = field(default_factory=set)  # values that depend on data and parameters
     origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
-    rows: list[Carried] = field(default_factory=list)  # of tables, by token
     spread: dict[int, set[int]] = field(default_factory=dict)  # axes that data is repeated along
     pinned: Pinned = field(default_factory=Pinned)  # what symmetries may be lost at
     lost: list[tuple[str, list[Dim], dict[str, None]]] = field(default_factory=list)

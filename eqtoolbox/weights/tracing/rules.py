@@ -7,6 +7,7 @@ from eqtoolbox.weights.tracing import (
     rules_norms,
     rules_picked,
     rules_shape,
+    rules_tables,
 )
 from eqtoolbox.weights.tracing.propagation import propagate
 
@@ -19,4 +20,5 @@ FILES = (
     rules_norms,
     rules_picked,
     rules_shape,
+    rules_tables,
 )

@@ -43,10 +43,6 @@ def _normalisation(state: Propagation, node: Node) -> None:
         fixed = node.name == "_batch_norm_no_update" or not node.arg(5, "training", True)
         if fixed:
             _running(state, node, value, x)
-    if state.mode == "scale" and any(x is row for row in state.rows):
-        state.note(
-            "rows of a table straight into a normalisation: a scale of each is missed", value
-        )
     state.mixed.append(([split[a] for a in gone], split))
     parts = [_affine(state, p, where, x) for p in (gain, bias)]
     if isinstance(gain, Value):

@@ -1,14 +1,12 @@
 """Rules of propagation for entries that are picked: by position, by number or by data."""
 
-import torch
-
 from eqtoolbox.weights.tracing.blocks import blocks, size_of
 from eqtoolbox.weights.tracing.dims import SMALL, Dim, cut, factor, find, row, shatter, unify
 from eqtoolbox.weights.tracing.exponents import Carried, contract, lift, picked, pin
 from eqtoolbox.weights.tracing.propagation import Propagation, made_by, rule, unknown
 from eqtoolbox.weights.tracing.trace import Node, Value
 
-_ALIKE = "were taken for alike, so that scales of single entries are missed"
+ALIKE = "were taken for alike, so that scales of single entries are missed"
 
 
 @rule("select", "slice", "narrow", "unbind")
@@ -64,7 +62,7 @@ def _strided(state: Propagation, node: Node, axis: int, places: range) -> None:
     elif apart(x.axes[axis]):
         selected(state, x, axis, list(places), made)
     else:
-        state.note(f"entries at a step of {step} {_ALIKE}", node.args[0], dims=[x.axes[axis]])
+        state.note(f"entries at a step of {step} {ALIKE}", node.args[0], dims=[x.axes[axis]])
         gathered(state, x, [axis], made, [state.told(len(places))])
 
 
@@ -96,7 +94,7 @@ def _part(
         )
         where = {i: a - (drop and a > axis) for i, a in enumerate(rest)}
         result.exponent = lift(state.system, left, where, axes)
-        state.pinned.note(f"a part of an axis: its entries {_ALIKE}", state.pinned.behind([made]))
+        state.pinned.note(f"a part of an axis: its entries {ALIKE}", state.pinned.behind([made]))
 
     state.later(close)
     return result
@@ -182,42 +180,9 @@ def _reordered(state: Propagation, node: Node) -> None:
     if len(gone) == 1 and numbers and apart(x.axes[gone[0]]):
         selected(state, x, gone[0], numbers, made)
         return
-    state.note(f"entries of {node.name} {_ALIKE}", node.args[0], dims=[x.axes[a] for a in gone])
+    state.note(f"entries of {node.name} {ALIKE}", node.args[0], dims=[x.axes[a] for a in gone])
     for axis in gone:
         x = gathered(state, x, [axis], made, [state.told(made.shape[axis])])
-
-
-@rule("index")
-def _index(state: Propagation, node: Node) -> None:
-    """By one list of numbers on a small axis every index for itself, else what is alike."""
-    value, indices, made = node.args[0], node.args[1], made_by(node)
-    gone = [a for a, i in enumerate(indices) if i is not None]
-    given = [i for i in indices if i is not None]
-    neighbours = gone == list(range(gone[0], gone[-1] + 1))
-    if not state.moves(value) or any(map(state.moves, given)) or not neighbours:
-        unknown(state, node)
-        return
-    x, read = state.of(value), given[0].integers
-    alone = len(gone) == 1 and len(given[0].shape) == 1
-    if alone and read is not None and read.dtype != torch.bool and apart(x.axes[gone[0]]):
-        size = size_of(x.axes[gone[0]])
-        selected(state, x, gone[0], [n % size for n in read.tolist()], made)
-        return
-    state.note(f"entries picked by an index {_ALIKE}", value, dims=[x.axes[a] for a in gone])
-    wide = len(made.shape) - len(x.axes) + len(gone)
-    fresh = [state.told(n) for n in made.shape[gone[0] : gone[0] + wide]]
-    gathered(state, x, gone, made, fresh)
-
-
-@rule("embedding")
-def _embedding(state: Propagation, node: Node) -> None:
-    """Rows of a table by token, scaled alike."""
-    table, tokens = node.args[:2]
-    if state.moves(tokens):
-        unknown(state, node)
-        return
-    fresh = [state.told(n) for n in tokens.shape]
-    state.rows.append(gathered(state, state.of(table), [0], made_by(node), fresh))
 
 
 @rule("topk", "sort")
@@ -245,7 +210,7 @@ def _gather(state: Propagation, node: Node) -> None:
         return
     if state.mode == "sign":
         state.pin(value)
-    state.note(f"entries picked by gather {_ALIKE}", value, dims=[x.axes[axis]])
+    state.note(f"entries picked by gather {ALIKE}", value, dims=[x.axes[axis]])
     gathered(state, x, [axis], made, [state.told(made.shape[axis])])
 
 
@@ -263,7 +228,7 @@ def _scattered(state: Propagation, node: Node) -> None:
     if state.mode == "sign":
         state.pin(source)
     own = state.of(source)
-    state.note(f"entries put by {node.name} {_ALIKE}", source, dims=[own.axes[place]])
+    state.note(f"entries put by {node.name} {ALIKE}", source, dims=[own.axes[place]])
     gathered(state, own, [place], made, [state.told(made.shape[place])])
 
 

@@ -43,6 +43,7 @@ class System:
     ranks: list[int] = field(default_factory=list)  # higher ones are expressed by lower ones
     signs: dict[int, int] = field(default_factory=dict)  # of those with an atom twice: +1, -1
     solved: dict[int, Linear] = field(default_factory=dict)
+    copies: dict[int, tuple[Hashable, Linear]] = field(default_factory=dict)  # see `copy`
 
     def unknown(
         self, kind: tuple[Dim, ...] = (), label: Hashable = None, rank: int = -1, sign: int = 0
@@ -55,6 +56,21 @@ class System:
         if sign:
             self.signs[number] = sign
         return number
+
+    def copy(self, form: Linear, order: Hashable) -> int:
+        """An unknown for the numbers that a form stands for, picked in some order.
+
+        It is compared with what was picked in the same order alone; against anything else it can
+        but vanish.
+        """
+        number = self.unknown()
+        self.copies[number] = order, form
+        return number
+
+    def settle(self) -> None:
+        """Copies are what they stand for, now that all constraints are known."""
+        for number, (_, form) in self.copies.items():
+            self.solved[number] = self.reduce(form)
 
     def reduce(self, form: Linear) -> Linear:
         """The form in free unknowns."""
@@ -73,12 +89,24 @@ class System:
         return {u: c for u, c in total.items() if abs(c) > _SMALL}
 
     def vanish(self, form: Linear) -> None:
-        """A form must be zero; symmetric and antisymmetric parts each by themselves."""
+        """A form must be zero; symmetric, antisymmetric and copied parts each by themselves."""
+        if self.copies and any(u in self.copies for u in form):
+            self._vanish_copies(form)
+            form = {u: c for u, c in form.items() if u not in self.copies}
         if self.signs and any(u in self.signs for u in form):
             for sign in (0, 1, -1):
                 self._eliminate({u: c for u, c in form.items() if self.signs.get(u, 0) == sign})
         else:
             self._eliminate(form)
+
+    def _vanish_copies(self, form: Linear) -> None:
+        orders: dict[Hashable, Linear] = {}
+        for unknown, c in form.items():
+            if unknown in self.copies:
+                order, own = self.copies[unknown]
+                orders[order] = combined(orders.get(order, {}), own, c)
+        for own in orders.values():
+            self.vanish(own)
 
     def _eliminate(self, form: Linear) -> None:
         left = self.reduce(form)
