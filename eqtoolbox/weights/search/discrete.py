@@ -60,22 +60,32 @@ class DiscreteProposals:
 
 
 class DiscreteSearch:
-    """Permutations and sign flips tried before the gradient comes, and judged after."""
+    """Permutations and sign flips, tried before the gradient comes where their law is looked at.
+
+    Elsewhere `waiting` says what to try together with the others, in as few evaluations.
+    """
 
     def __init__(self, problem: Problem, proposals: DiscreteProposals) -> None:
         self.problem = problem
         self.pinned = proposals.pinned
         self.proposed, self.deferred = proposals.proposed, proposals.deferred
-        moves = [elements_of(s, problem.generator) for s in self.proposed]
-        self.changes = problem.changes(moves)
+        self.waiting = [elements_of(s, problem.generator) for s in self.proposed]
+        self.changes: list[float] = []
+        passed: list[Move] = []
         whole = problem.point.whole  # else a piece may lack what is exchanged
-        looked_at = whole or problem.value.dtype != torch.float64  # where order 0 is too coarse
-        passed = [
-            m[0]
-            for m, c in zip(moves, self.changes, strict=True)
-            if c <= problem.small and looked_at and (m[0].separable or whole)
-        ]
+        if whole or problem.value.dtype != torch.float64:  # where order 0 is too coarse
+            elements = [moves[0] for moves in self.waiting]
+            self.tried(problem.changes(self.waiting))
+            passed = [
+                element
+                for element, change in zip(elements, self.changes, strict=True)
+                if change <= problem.small and (element.separable or whole)
+            ]
         self.covariance = OutputLaw(passed)
+
+    def tried(self, changes: list[float]) -> None:
+        """Nothing is waiting any more: the loss changed so much under each."""
+        self.waiting, self.changes = [], changes
 
     def holding(self, continuous: list[ContinuousSymmetry]) -> Iterator[DiscreteSymmetry]:
         """Those that hold and are in none of the larger groups found."""

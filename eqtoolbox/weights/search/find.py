@@ -23,7 +23,6 @@ from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.search.modules import propose_from_modules
-from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
@@ -155,7 +154,7 @@ def _found(
         chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
         listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
     discrete = DiscreteSearch(problem, DiscreteProposals(problem.trace, chains, listed))
-    found_continuous, inert = _continuous(problem, chains, discrete.covariance)
+    found_continuous, inert = _continuous(problem, chains, discrete)
     return found_continuous, discrete, state, inert
 
 
@@ -171,7 +170,7 @@ def _unseen(state: Propagation) -> Iterator[str]:
 
 
 def _continuous(
-    problem: Problem, chains: list[list[ContinuousSymmetry]], covariance: OutputLaw
+    problem: Problem, chains: list[list[ContinuousSymmetry]], discrete: DiscreteSearch
 ) -> tuple[list[ContinuousSymmetry], list[str]]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
     flat = [trial for trials in chains for trial in trials]
@@ -180,7 +179,7 @@ def _continuous(
     def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
         slopes.add(params, gradient)
         shifts.add(gradient)
-        covariance.add(gradient)
+        discrete.covariance.add(gradient)
 
     gradients(problem.loss, problem.point, receive)
     members_found = len(chains)
@@ -188,11 +187,13 @@ def _continuous(
     waiting = [[next(candidates) for _ in trials] for trials in chains]
     waiting += [[proposed(problem, s)] for s in propose_shifts(problem, shifts)]
     chosen: dict[int, ContinuousSymmetry] = {}
-    while any(waiting):  # in each round the largest group left of every undecided member
+    # in each round the largest group left of every undecided member
+    while any(waiting) or discrete.waiting:
         trials = [(k, chain[0]) for k, chain in enumerate(waiting) if chain]
-        for (k, _), symmetry in zip(
-            trials, judged_together(problem, [c for _, c in trials]), strict=True
-        ):
+        judged, changes = judged_together(problem, [c for _, c in trials], discrete.waiting)
+        if discrete.waiting:
+            discrete.tried(changes)
+        for (k, _), symmetry in zip(trials, judged, strict=True):
             chosen[k] = symmetry
             waiting[k] = waiting[k][1:] if symmetry.status == "broken" else []
     # a shift that fails is no news

@@ -71,13 +71,19 @@ def proposed(problem: Problem, symmetry: ContinuousSymmetry) -> Candidate:
     return Candidate(symmetry=symmetry, element=element, residual=0.0)
 
 
-def judged_together(problem: Problem, candidates: Sequence[Candidate]) -> list[ContinuousSymmetry]:
-    """Each symmetry with its status, in their order."""
+def judged_together(
+    problem: Problem, candidates: Sequence[Candidate], beside: Sequence[list[Move]] = ()
+) -> tuple[list[ContinuousSymmetry], list[float]]:
+    """Each symmetry with its status, in their order; and how the loss changes by what is beside.
+
+    Args:
+        beside: two moves each of what else is to be tried, in the same evaluations.
+    """
     worst = [c.residual for c in candidates]
     exact = [k for k, c in enumerate(candidates) if not c.symmetry.tolerance]
     holding = [k for k in exact if worst[k] <= problem.small]
-    changes = problem.changes([candidates[k].moves for k in holding])
-    for k, order_0 in zip(holding, changes, strict=True):
+    changes = problem.changes([*(candidates[k].moves for k in holding), *beside])
+    for k, order_0 in zip(holding, changes, strict=False):
         worst[k] = max(worst[k], order_0)
     again = [k for k in holding if worst[k] <= problem.small]
     for k, order_1 in zip(again, _again(problem, [candidates[k] for k in again]), strict=True):
@@ -87,7 +93,7 @@ def judged_together(problem: Problem, candidates: Sequence[Candidate]) -> list[C
     near = [k for k, c in enumerate(candidates) if c.symmetry.tolerance]
     for k, symmetry in zip(near, _normalised(problem, [candidates[k] for k in near]), strict=True):
         found[k] = symmetry
-    return found
+    return found, changes[len(holding) :]
 
 
 def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
