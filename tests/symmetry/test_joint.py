@@ -73,7 +73,7 @@ def slopes_of(posed: Problem, symmetries: Sequence[ContinuousSymmetry]) -> Slope
 def judged(posed: Problem, symmetries: Sequence[ContinuousSymmetry]) -> list[str]:
     slopes = slopes_of(posed, symmetries)
     candidates = [candidate(posed, slopes, k) for k in range(len(symmetries))]
-    return [s.status for s in judged_together(posed, candidates)]
+    return [s.status for s in judged_together(posed, candidates)[0]]
 
 
 PAIRS = [pair(k) for k in range(DEPTH - 1)]
