@@ -83,7 +83,9 @@ class Governor:
 
         def reason() -> str:
             with _Undropped():
-                off, why = apart(snapshot.objective.calls[-1], snapshot.before, 2)
+                call, at = snapshot.objective.calls[-1], snapshot.before
+                several = (2, 3) if samples(call) > 2 else (2,)  # one of them may fit by chance
+                off, why = max(apart(call, at, parts) for parts in several)
             return why if off > APART else ""
 
         return snapshot.shared.get("cut", snapshot.identity, reason)
