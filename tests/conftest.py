@@ -1,10 +1,13 @@
 """Small networks and data that many tests share."""
 
+import random
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -22,6 +25,24 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws depends on no other test, nor on which of them share its process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_forward_level_stays() -> Iterator[None]:
+    """A test that leaves a level of forward derivatives open fails itself, not all after it."""
+    yield
+    left = forward_ad._current_level
+    for level in range(left, -1, -1):
+        forward_ad.exit_dual_level(level=level)
+    assert left < 0, "a level of forward derivatives was left open"
 
 
 @pytest.fixture(autouse=True)

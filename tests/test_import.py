@@ -1,27 +1,37 @@
-"""Importing eqtoolbox is cheap: torch and numpy, nothing else."""
+"""Importing eqtoolbox is cheap: torch and numpy where something is measured, else nothing."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+import eqtoolbox as eq
 
 HEAVY = ["scipy", "pandas", "plotly", "jinja2", "sklearn", "tqdm", "lightning", "transformers"]
 
 
+def done(code: str) -> str:
+    """What the code prints in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 def test_import_loads_only_torch_and_numpy() -> None:
     code = (
-        "import sys, torch, numpy; before = set(sys.modules); import eqtoolbox;"
+        "import sys, torch, numpy; before = set(sys.modules); import eqtoolbox; eqtoolbox.attach;"
         f"new = {{m.split('.')[0] for m in set(sys.modules) - before}};"
         "third = {m for m in new if m not in sys.stdlib_module_names} - {'eqtoolbox'};"
         f"assert not third & set({HEAVY!r}), third; print(sorted(third))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    said = done(code)
     allowed = {"torch", "numpy", "functorch", "typing_extensions"}
     allowed |= {"_cython_3_2_4", "cython_runtime"}  # of numpy.random
-    assert set(eval(done.stdout)) <= allowed, done.stdout
+    assert set(eval(said)) <= allowed, said
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -29,11 +39,42 @@ def test_import_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
     code = (
         f"import gc, torch; (gc.enable if {enabled} else gc.disable)();"
         "before = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), gc.get_debug();"
-        "import eqtoolbox;"
+        "import eqtoolbox; eqtoolbox.attach;"
         "after = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), gc.get_debug();"
         f"assert before == after and after[0] is {enabled}, (before, after)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    done(code)
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        "import eqtoolbox",
+        "from eqtoolbox import Run, every; Run(path).findings",
+        "from eqtoolbox.report import Run, summary_text; summary_text(Run(path))",
+        "from eqtoolbox.command.cli import main; assert main(['summary', path]) == 0",
+        "from eqtoolbox.command.cli import main; assert main(['report', path]) == 0",
+    ],
+)
+def test_who_only_reads_does_not_wait_for_torch(reads: str, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with eq.attach(model, optimizer, run_dir=tmp_path / "run") as monitor:
+        loss = monitor.loss(lambda m, x: m(x).square().mean())
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(model, torch.ones(4, 2)).backward()
+            optimizer.step()
+    done(
+        f"import sys; path = {str(tmp_path / 'run')!r}; {reads}; assert 'torch' not in sys.modules"
     )
-    assert done.returncode == 0, done.stderr
+
+
+def test_names_come_when_they_are_asked_for() -> None:
+    done(
+        "import eqtoolbox as eq; import eqtoolbox.attach.config;"
+        "assert callable(eq.attach) and eq.probes.Curvature and set(eq.__all__) <= set(dir(eq));"
+        "from eqtoolbox.attach import attach; assert attach is eq.attach;"
+        "from eqtoolbox import *; assert attach is eq.attach and Run is eq.Run;"
+        "assert not hasattr(eq, 'nothing') and not hasattr(eq, '__wrapped__')"
+    )

@@ -10,9 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox.command.blame import blame
-from eqtoolbox.report.words import printable
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
@@ -26,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("eqtoolbox: interrupted; what was measured is kept", file=sys.stderr)
         return 130
     except BaseException as error:  # whatever a file or the code of a user does: words, no trace
+        from eqtoolbox.command.blame import blame
+
         print(f"eqtoolbox: {blame(error)}", file=sys.stderr)
         return 2
     return 0
@@ -99,10 +98,12 @@ def _probes(command: argparse.ArgumentParser) -> None:
 
 def _topics(config: Path | None) -> tuple[Any, ...]:
     """What probes of the user's own ask of a run: of a file that is named, never of the run."""
+    if config is None:
+        return ()
     from eqtoolbox.attach.config import resolve
     from eqtoolbox.watch.probe import topics
 
-    return () if config is None else topics(resolve(config))
+    return topics(resolve(config))
 
 
 def _path(text: str) -> Path:
@@ -194,6 +195,8 @@ def _symmetries(arguments: argparse.Namespace) -> None:
 
 def _say(text: str) -> None:
     """Print in the letters that the terminal has."""
+    from eqtoolbox.report.words import printable
+
     encoding = sys.stdout.encoding or "utf-8"
     print(printable(text).encode(encoding, "replace").decode(encoding))
 
