@@ -1,4 +1,4 @@
-"""README's example of each surface, for as many steps as a stream gives, watched or not."""
+"""The documentation's example of each surface, for as many steps as a stream gives."""
 
 import os
 import time

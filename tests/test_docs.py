@@ -11,7 +11,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     str(path.relative_to(DOCS)): blocks
     for path in sorted(DOCS.rglob("*.md"))
-    if (blocks := re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M))
+    if path.name != "frameworks.md"  # whose examples run one by one: tests/integrations
+    and (blocks := re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M))
 }
 
 
@@ -28,9 +29,8 @@ def test_the_examples_of_a_page_run(
 
 
 def test_every_how_to_shows_something_that_runs() -> None:
-    assert {p for p in PAGES if p.startswith("howto/")} == {
-        f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md")
-    }
+    pages = list((DOCS / "howto").glob("*.md"))
+    assert len(pages) > 5 and all("```python" in p.read_text() for p in pages)
 
 
 def test_every_page_is_in_the_plan_of_the_site() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-OWN = re.sub(r"<details>.*?</details>", "", README, flags=re.S)  # those: tests/integrations
-BLOCKS = re.findall(r"```python\n(.*?)```", OWN, re.S)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))])
@@ -26,6 +26,13 @@ def test_readme_has_exactly_two_commands() -> None:
     assert all("-c constraints.txt" in command for command in commands)
     assert "eqtoolbox demo" in commands[0]
     assert "pytest" in commands[1]
+
+
+def test_readme_is_read_in_five_minutes_and_leads_to_what_is_there() -> None:
+    assert len(README.split()) <= 900
+    links = re.findall(r"\]\((?!https:)([^)]*)\)", README)
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
 def test_readme_names_every_preset_and_record() -> None:

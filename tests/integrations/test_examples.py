@@ -1,4 +1,4 @@
-"""README's example of each surface runs as a stranger would run it, and measures."""
+"""The documentation's example of each surface runs as a stranger would run it, and measures."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 
 import eqtoolbox as eq
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = dict(re.findall(r"<summary>([^\n]*)</summary>\n\n```python\n(.*?)```", README, re.S))
+PAGE = (Path(__file__).parents[2] / "docs/howto/frameworks.md").read_text()
+BLOCKS = dict(re.findall(r"\n## ([^\n]*)\n\n```python\n(.*?)```", PAGE, re.S))
 
 
 def test_there_is_an_example_of_every_surface() -> None:
