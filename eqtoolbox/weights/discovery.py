@@ -123,10 +123,11 @@ def _one_sample(batch: Any) -> bool:
 
 def _still(objective: Objective, params: Mapping[str, Tensor]) -> bool:
     """Whether a normalisation divides by nothing but its epsilon, as those of Keras may."""
-    wide = {n: p.detach().to(torch.float64) for n, p in params.items()}
-    with objective.isolated():
+    given = replace(objective, dtype=None)  # a mean of one is exact in every type
+    with given.isolated():
         try:
-            return any(not bool(amount.any()) for amount in observed(objective.loss, wide))
+            amounts = observed(given.loss, {n: p.detach() for n, p in params.items()})
+            return any(not bool(amount.any()) for amount in amounts)
         except RuntimeError:  # formulas in place of kernels may not run where these do
             return False
 

@@ -75,25 +75,23 @@ def test_streamed_gradients_are_those_of_autograd(kind: type[nn.Module]) -> None
     assert found["idle"].abs().max() == 0
 
 
-def test_between_forward_and_backward_no_parameter_is_held() -> None:
+def test_no_parameter_is_held_after_the_backward_has_read_it() -> None:
     torch.manual_seed(0)
     params = {n: p.detach() for n, p in Tied().double().named_parameters()}
-    made: list[str] = []
-    alive: list[Tensor] = []
-
-    def make(name: str) -> Tensor:
-        made.append(name)
-        return params[name].clone()
+    alive: dict[str, Tensor] = {}
+    released: list[str] = []
 
     def loss(p: dict[str, Tensor]) -> Tensor:
-        alive.extend(p.values())
+        alive.update(p)
         return functional_call(Tied().double(), p, (X,)).square().sum()
 
-    def receive(_: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
-        assert all(bool(p.isnan().all()) for p in alive)
+    def receive(given: Mapping[str, Tensor], _: Mapping[str, Tensor]) -> None:
+        assert all(torch.equal(p, params[n]) for n, p in given.items())
+        assert all(bool(alive[n].isnan().all()) == (n in released) for n in alive)
 
-    streamed(loss, list(params), make, receive)
-    assert made.count("a.weight") > 1, "made again for the backward"
+    streamed(loss, list(params), lambda n: params[n].clone(), receive, release=released.append)
+    assert set(released[:2]) == {"a.bias", "idle"}, "neither is read by the backward"
+    assert set(released) == params.keys()
 
 
 @pytest.mark.parametrize("kind", [Tied, Checkpointed, Custom])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.forms.stack import CACHED, Owned
 from eqtoolbox.weights.parameter import DiscreteSymmetry, Parameters
 
 if TYPE_CHECKING:  # brings scipy
@@ -32,6 +33,23 @@ class AxisMove:
     axis: int
     source: Tensor  # (length of the axis,)
     sign: Tensor  # likewise
+
+    def exchanged(self, tensor: Tensor, over: bool = False) -> Tensor:
+        """The tensor with its entries in their new places; it may be written over."""
+        source = self.source.to(tensor.device)
+        if not over:
+            return tensor.index_select(self.axis, source)
+        other = 1 if self.axis == 0 else 0
+        new = (self.source != torch.arange(len(source))).nonzero().reshape(-1).to(source)
+        # in stretches along another axis: what is exchanged fits into the cache
+        rows = max(1, CACHED * tensor.shape[other] // tensor.numel()) if tensor.dim() > 1 else 0
+        for part in torch.split(tensor, rows, other) if rows else (tensor,):
+            if self.axis == 0 or 2 * len(new) < len(source):
+                part.index_copy_(self.axis, new, part.index_select(self.axis, source[new]))
+            else:  # many times as fast along an inner axis
+                shape = [-1 if a == self.axis else 1 for a in range(part.dim())]
+                part.copy_(part.gather(self.axis, source.view(shape).expand(part.shape)))
+        return tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +154,7 @@ class Permutation(UnitSymmetry, Permuting):
         moved: dict[str, Tensor] = {}
         for m in self.moves(params, order):
             tensor = moved.get(m.name, params[m.name])
-            moved[m.name] = tensor.index_select(m.axis, m.source.to(tensor.device))
+            moved[m.name] = m.exchanged(tensor, isinstance(params, Owned))
         return moved
 
     def moves(self, params: Parameters, order: Tensor) -> Iterator[AxisMove]:
@@ -171,7 +189,8 @@ class SignFlip(UnitSymmetry):
         for m in self.moves(params, units):
             tensor = moved.get(m.name, params[m.name])
             shape = [-1 if a == m.axis else 1 for a in range(tensor.dim())]
-            moved[m.name] = tensor * m.sign.reshape(shape).to(tensor)
+            sign = m.sign.reshape(shape).to(tensor)
+            moved[m.name] = tensor.mul_(sign) if isinstance(params, Owned) else tensor * sign
         return moved
 
     def moves(self, params: Parameters, units: Tensor) -> Iterator[AxisMove]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from eqtoolbox.weights.forms.form import Form, Moments, Spread, summed
 from eqtoolbox.weights.forms.meeting import Scaled, scaled
 from eqtoolbox.weights.forms.regular import RegularEntries, ScatteredEntries, blocks
-from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
+from eqtoolbox.weights.forms.stack import Owned, Pair, Parameters, Points, Stack, StackLayout
 
 Axis = tuple[int, int, int]  # entries before it, its length, entries after it
 
@@ -60,8 +60,11 @@ class Leg:
             total = total.index_add(0, block.positions(device), parts)
         return total[None, :, None]
 
-    def times(self, tensor: Tensor, factor: Tensor) -> Tensor:
-        """A factor (1, length, 1) times the tensor."""
+    def times(self, tensor: Tensor, factor: Tensor, over: bool = False) -> Tensor:
+        """A factor (1, length, 1) times the tensor, which may be written over."""
+        if over and tensor.is_contiguous():
+            tensor.view(self.before, self.length, self.after).mul_(factor.to(tensor))
+            return tensor
         rows = tensor.reshape(self.before, self.length, self.after)
         return (rows * factor.to(tensor)).reshape(tensor.shape)
 
@@ -125,7 +128,8 @@ class Diagonal(Form):
             for leg in self.legs:
                 if leg.name in tensors:
                     old = made.get(leg.name, tensors[leg.name])
-                    made[leg.name] = leg.times(old, leg.along(coefficients).exp())
+                    over = isinstance(tensors, Owned)
+                    made[leg.name] = leg.times(old, leg.along(coefficients).exp(), over)
             return made
 
         return moved

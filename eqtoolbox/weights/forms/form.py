@@ -228,7 +228,7 @@ class Alone:
         moments = None
         for stack in fresh(self.layout, self.points):
             if moments is None:
-                moments = stack.whole.new_zeros(1, *self.kind.shape)
+                moments = stack.each[0].new_zeros(1, *self.kind.shape)
             self.kind.add(stack, self.points, [pair], moments)
         assert moments is not None, "a form moves at least one tensor"
         return moments.add_(self.kind.rest(self.points, [pair]))

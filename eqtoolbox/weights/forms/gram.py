@@ -12,7 +12,7 @@ from eqtoolbox.weights.forms.algebra import Algebra, AlgebraEntries
 from eqtoolbox.weights.forms.form import Form, Moments, Spread, summed
 from eqtoolbox.weights.forms.matrix_view import MatrixPart, MatrixView, SignedSums, joined, stretch
 from eqtoolbox.weights.forms.meeting import Mixed, mixed
-from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
+from eqtoolbox.weights.forms.stack import Owned, Pair, Parameters, Points, Stack, StackLayout
 
 SMALL = 16  # dimensions up to which no sketch is made
 
@@ -40,18 +40,17 @@ class MatrixLeg:
         return rows[self.positions.to(rows.device)]
 
     def scatter(self, blocks: Tensor, into: Tensor) -> Tensor:
-        """`into` with its gathered entries replaced."""
-        moved = into.movedim(self.axis, 0)
-        rows = moved.reshape(moved.shape[0], -1).clone()
-        new = blocks.reshape(-1, rows.shape[1])
+        """Writes the gathered entries into a tensor, which is handed back."""
+        rows = into.movedim(self.axis, 0)
+        new = blocks.reshape(-1, *rows.shape[1:])
         if self.stretch is not None:
             rows[slice(*self.stretch)] = new
         else:
             rows[self.positions.to(rows.device).reshape(-1)] = new
-        return rows.reshape(moved.shape).movedim(0, self.axis)
+        return into
 
     def mixed(self, tensor: Tensor, plus: Tensor, minus: Tensor, into: Tensor) -> Tensor:
-        """`into` with the entries that the matrices of its sign make of the tensor's."""
+        """`into`, written over by what the matrices of its sign make of the tensor's entries."""
         matrix = (plus if self.sign > 0 else minus).to(tensor)
         return self.scatter(torch.einsum("bij,bcjr->bcir", matrix, self.gather(tensor)), into)
 
@@ -128,14 +127,16 @@ class Gram(Form):
 
     def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
         a = self.matrices(coefficients)
-        plus, minus = torch.matrix_exp(a), torch.matrix_exp(-a.mT)
+        plus = torch.matrix_exp(a)
+        minus = torch.linalg.inv(plus).mT  # e^-A^T
 
         def moved(tensors: Parameters) -> dict[str, Tensor]:
             made: dict[str, Tensor] = {}
             for leg in self.legs:
                 if leg.name in tensors:
                     old = made.get(leg.name, tensors[leg.name])
-                    made[leg.name] = leg.mixed(old, plus, minus, old)
+                    into = old if isinstance(tensors, Owned) else old.clone()
+                    made[leg.name] = leg.mixed(old, plus, minus, into)
             return made
 
         return moved

@@ -1,7 +1,7 @@
 """Linear forms: constants added to entries, so that K is constant and Q a sum of entries."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Balance, Form, Moments, Spread, summed
-from eqtoolbox.weights.forms.stack import Pair, Parameters, Piece, Points, Stack, StackLayout
+from eqtoolbox.weights.forms.stack import (
+    Owned,
+    Pair,
+    Parameters,
+    Piece,
+    Points,
+    Stack,
+    StackLayout,
+)
 
 Grouped = tuple[int, int, int]  # entries before an axis, stretches of the axis, entries after it
 
@@ -70,6 +78,19 @@ class LinearForm(Form):
     def tangent(self, tensors: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
         given = [term for term in self.terms if term.name in tensors]
         return summed((g.name, g.spread(coefficients, tensors[g.name])) for g in given)
+
+    def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
+        def moved(tensors: Parameters) -> dict[str, Tensor]:
+            made: dict[str, Tensor] = {}
+            for term in self.terms:
+                if term.name in tensors:
+                    old = made.get(term.name, tensors[term.name])
+                    added = term.spread(coefficients, old)
+                    over = isinstance(tensors, Owned)
+                    made[term.name] = old.add_(added) if over else old + added
+            return made
+
+        return moved
 
     def pullback(
         self, tensors: Parameters, coefficients: Tensor, cotangent: Parameters

@@ -8,6 +8,7 @@ those of float64 copies that never exist as a whole.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ Parameters = Mapping[str, Tensor]
 Pair = tuple[int, int]  # two points of a stack
 CACHED = 2**17  # entries of one piece at one point, on a CPU
 LAUNCHED = 2**21  # elsewhere: few launches count more
+
+
+class Owned(dict[str, Tensor]):
+    """Tensors that whoever gets them may write over, and hand back as what they made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +107,9 @@ class Points:
         """Tensors of one shape in float64: (tensors, *shape)."""
         tensors = self.given[point]
         if tensors is None or (self.update and point == len(self.given) - 1):
-            return torch.stack([*self.of(point, names).values()])
+            return _together([*self.of(point, names).values()])
         home = tensors[names[0]].device
-        return _wide(torch.stack([tensors[n].to(home) for n in names]))
+        return _wide(_together([tensors[n].to(home) for n in names]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,11 +117,16 @@ class Stack:
     """One piece at all points; products lie in memory that the next one writes over, if any."""
 
     piece: Piece
-    whole: Tensor  # (points, tensors, rows, ...)
-    each: Sequence[Tensor]  # one a point
+    each: Sequence[Tensor]  # one a point, (tensors, rows, ...)
+    memory: Tensor | None = None  # that they lie in together, if any
     scratch: Tensor | None = None  # (pairs, tensors, rows, ...); without, differentiable
     spare: Sequence[Tensor] = ()  # one a pair, the same memory
     _made: dict[tuple[Pair, ...], Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """All points, (points, tensors, rows, ...)."""
+        return torch.stack([*self.each]) if self.memory is None else self.memory
 
     @property
     def number(self) -> int:
@@ -162,8 +172,8 @@ def stacks(layout: StackLayout, points: Points, pairs: int) -> Iterator[Stack]:
             each[count - 1].sub_(each[0])
         yield Stack(
             piece=piece,
-            whole=made[:count],
             each=each[:count],
+            memory=made[:count],
             scratch=made[count:],
             spare=each[count:],
         )
@@ -174,8 +184,12 @@ def fresh(layout: StackLayout, points: Points) -> Iterator[Stack]:
     for piece in layout.pieces():
         rows = [t and {n: piece.of(t[n]) for n in piece.names} for t in points.given]
         here = Points(given=tuple(rows), update=points.update)
-        each = [torch.stack([*here.of(i, piece.names).values()]) for i in range(len(rows))]
-        yield Stack(piece=piece, whole=torch.stack(each), each=each)
+        each = [_together([*here.of(i, piece.names).values()]) for i in range(len(rows))]
+        yield Stack(piece=piece, each=each)
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([*tensors]) if len(tensors) > 1 else tensors[0][None]
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Forms through maps: a bias moved into the biases behind linear maps, which K depends on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,13 +35,25 @@ class Through(Form):
         return tensors[self.source][self.offset : self.offset + self.dimension]
 
     def tangent(self, tensors: Parameters, coefficients: Tensor) -> dict[str, Tensor]:
-        total = {n: torch.zeros_like(tensors[n]) for n in self.names}
+        total = {
+            n: torch.zeros((), dtype=t.dtype, device=t.device).expand(t.shape)
+            for n, t in ((n, tensors[n]) for n in self.names)
+        }
         whole = torch.zeros_like(tensors[self.source])
         whole[self.offset : self.offset + self.dimension] = coefficients.to(whole)
         total[self.source] = total[self.source] + whole
         for r in self.readers:
             total[r.bias] = total[r.bias] - r.along(tensors, coefficients)[-1].to(total[r.bias])
         return total
+
+    def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
+        own = (self.source, *(r.bias for r in self.readers))
+
+        def moved(tensors: Parameters) -> dict[str, Tensor]:
+            along = self.tangent(tensors, coefficients)
+            return {n: tensors[n] + along[n] for n in dict.fromkeys(own)}
+
+        return moved
 
     def pullback(
         self, tensors: Parameters, coefficients: Tensor, cotangent: Parameters
@@ -91,7 +103,7 @@ class Throughs(Moments):
             readers = self._readers.get((stack.number, inner), [])
             if not readers:
                 continue
-            pulls = points.stacked(b, [bias for _, bias, _ in readers]).to(stack.whole)
+            pulls = points.stacked(b, [bias for _, bias, _ in readers]).to(stack.each[a])
             weight, chosen = stack.each[a], [index for index, *_ in readers]
             if chosen != list(range(len(weight))):
                 weight = weight[chosen]

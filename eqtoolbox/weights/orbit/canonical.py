@@ -159,7 +159,7 @@ def _factor(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str,
             part = rows[:, :, begin : begin + copies * rest]
             begin += copies * rest
             part = part.reshape(blocks, size_, copies, rest).transpose(1, 2)
-            moved[leg.name] = leg.scatter(part, old)
+            moved[leg.name] = leg.scatter(part, old.clone())
     return moved, float((gap / size).max())
 
 

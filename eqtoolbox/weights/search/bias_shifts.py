@@ -23,7 +23,7 @@ def propose_bias_shifts(
         if made is None:
             continue
         found = tuple(dict.fromkeys(readers(uses, made)))
-        widths = {r.maps[0].width(tuple(params[r.maps[0].name].shape)) for r in found}
+        widths = {r.maps[0].width(tuple(trace.parameters[r.maps[0].name].shape)) for r in found}
         if len(widths) != 1 or name in {r.bias for r in found}:
             continue
         width = widths.pop()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
+from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import members
@@ -121,6 +122,7 @@ def elements_of(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[
     drawn = symmetry.draw(generator)
 
     def after_first(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return drawn({**params, **symmetry.element(params, 0)})
+        given = {**params, **symmetry.element(params, 0)}
+        return drawn(Owned(given) if isinstance(params, Owned) else given)
 
     return [move(symmetry, drawn), move(symmetry, after_first)]

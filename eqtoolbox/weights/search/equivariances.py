@@ -21,6 +21,7 @@ from eqtoolbox.weights.search.verification import (
     gradients,
     judged,
     move,
+    moved,
 )
 
 
@@ -31,10 +32,9 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     |u . (J K_c - rho_c)| for a random u, over the scale of both terms (`search.slopes`).
     """
     proposed = propose_equivariances(problem)
-    outputs, point = problem.outputs, problem.point
-    if outputs is None or not proposed:
+    outputs, point, y = problem.outputs, problem.point, problem.trace.made
+    if outputs is None or y is None or not proposed:
         return
-    y = evaluated(outputs, point)
     drawn = [draw(s, y, problem.random) for s in proposed]
     worst = _defects(outputs, point, y, list(zip(proposed, drawn, strict=True)), problem.small)
     found = [judged(s, w, y.dtype) for s, w in zip(proposed, worst, strict=True)]
@@ -89,9 +89,9 @@ def propose_equivariances(problem: Problem) -> list[ContinuousSymmetry]:
 def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
     """Whether outputs move with all of these, to rounding or to what an epsilon may leave."""
     every = [s for s in known if isinstance(s, ContinuousSymmetry)]
-    if not every or problem.outputs is None:
+    y = problem.trace.made
+    if not every or problem.outputs is None or y is None:
         return not every
-    y = evaluated(problem.outputs, problem.point)
     elements = [(s, draw(s, y, problem.random)) for s in every]
     defects = _defects(problem.outputs, problem.point, y, elements, problem.small)
     return all(d <= max(s.tolerance, problem.small) for s, d in zip(every, defects, strict=True))
@@ -116,8 +116,8 @@ def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[Cont
             continue
         order_0 = float((there - problem.value).abs() / problem.value.abs().clamp_min(1e-300))
         s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
-        leaves = {n: p.detach() for n, p in problem.point.items()}
-        leaves |= {n: leaves[n].clone().requires_grad_() for n in symmetry.names}
+        leaves = moved(problem.point, ())
+        leaves |= {n: leaves[n].detach().requires_grad_() for n in symmetry.names}
         with problem.point.scope():
             loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
             wanted = [s, *(leaves[n] for n in symmetry.names)]

@@ -1,8 +1,8 @@
 """The point at which symmetries are looked for: parameters in general position, made when read.
 
 A symmetry holds everywhere, an accident of initialisation (all gains one, all biases zero) only
-there; so tensors are moved a little, but for large ones without a pattern. Large ones are not kept
-but made again at each reading: a float64 copy lives only as long as an evaluation needs it.
+there; so tensors are moved a little, but for large ones without a pattern. Of large ones
+there is one float64 copy, which evaluations write over: it is filled anew for each.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,7 @@ from eqtoolbox.replay.widened import Widened
 
 _KEPT_MODEL = 2**22  # entries up to which a whole model is kept
 _KEPT_TENSOR = 2**14  # entries up to which a tensor of a larger model is kept
+_MAPPED = 2**22  # entries of a tensor whose memory the system takes back at once
 _SMALL = 2**16  # entries up to which a tensor is moved whatever it holds
 
 
@@ -40,14 +41,38 @@ class Point(Mapping[str, Tensor]):
         total = sum(p.numel() for p in source.values())
         self._limit = total if total <= _KEPT_MODEL else _KEPT_TENSOR
         self._kept: dict[str, Tensor] = {}
+        self._written: dict[str, Tensor] = {}
+        self._filled_at: dict[str, int] = {}  # version of what is written
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._kept:
             return self._kept[name]
-        made = self._made(name)
+        made = self._filled(self._empty(name), name)
         if made.numel() <= self._limit:
             self._kept[name] = made
         return made
+
+    def written(self, name: str) -> Tensor | None:
+        """A large tensor to be written over, in memory that the next call fills anew; else None."""
+        if self._source[name].numel() <= self._limit:
+            return None
+        if name not in self._written:
+            self._written[name] = self._empty(name)
+        memory = self._written[name]
+        if self._filled_at.get(name) != memory._version:  # it was written over since
+            self._filled_at[name] = self._filled(memory, name)._version
+        return memory
+
+    def seen(self, name: str) -> Tensor:
+        """A tensor to be read, as it is given where that is where the point is."""
+        p = self._source[name]
+        return self[name] if name in self._kept or self._shaken(p) else p
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a large tensor that nobody reads until it is written again."""
+        if self._source[name].numel() >= _MAPPED:
+            self._written.pop(name, None)
+            self._filled_at.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)
@@ -68,12 +93,16 @@ class Point(Mapping[str, Tensor]):
         """Whether the model is small enough to be kept."""
         return sum(p.numel() for p in self._source.values()) <= self._limit
 
-    def _made(self, name: str) -> Tensor:
+    def _empty(self, name: str) -> Tensor:
+        return torch.empty_like(self._source[name], dtype=self._dtype)
+
+    def _shaken(self, p: Tensor) -> bool:
+        return p.numel() > 0 and (p.numel() <= _SMALL or _repetitive(p))
+
+    def _filled(self, moved: Tensor, name: str) -> Tensor:
         p = self._source[name]
-        moved = p.to(self._dtype or p.dtype, copy=True)
-        if not p.numel():
-            return moved
-        if p.numel() <= _SMALL or _repetitive(p):
+        moved.copy_(p)
+        if self._shaken(p):
             generator = beside(p, torch.Generator().manual_seed(self._seeds[name]))
             # in float64, so that it is the same number within a scope and outside
             size = float(torch.linalg.vector_norm(p, dtype=torch.float64))

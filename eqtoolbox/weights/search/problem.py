@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.search.point import Point, beside
-from eqtoolbox.weights.search.verification import Loss, Move, evaluated, joint_changes, limit
+from eqtoolbox.weights.search.verification import Loss, Move, evaluated, joint_changes, limit, moved
 from eqtoolbox.weights.tracing.trace import Trace, trace, untraced
 
 Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
@@ -58,7 +58,7 @@ def posed(
     loss = partial(at_leaves, loss)
     try:
         with point.scope():
-            traced = trace(run, point)
+            traced = trace(run, moved(point, ()))
     except Exception as error:
         # whatever a model's own code raises under the recorder; the loss itself must run
         traced = untraced(point, evaluated(loss, point))

@@ -84,6 +84,7 @@ class Slopes:
                 )
 
 
+_PIECE = 2**20  # entries that are widened at a time
 _NAMED = 8  # units that a note lists
 
 
@@ -94,9 +95,8 @@ def units(form: Form) -> int:
 
 def dot(a: Tensor, b: Tensor) -> float:
     """Inner product of two tensors, summed in float64."""
-    if a.dtype == torch.float64:
-        return float(a.reshape(-1) @ b.reshape(-1))
-    return float((a * b).sum(dtype=torch.float64))
+    pieces = zip(*(torch.split(x.reshape(-1), _PIECE) for x in (a, b)), strict=True)
+    return sum(float(x.double() @ y.double()) for x, y in pieces)
 
 
 def _part(form: Form, names: Parameters) -> Form:
@@ -139,5 +139,8 @@ def _still(form: Form, params: Parameters, gradient: Parameters, slopes: Tensor)
     still = slopes == 0
     if not isinstance(form, Diagonal) or not bool(still.any()):
         return torch.zeros_like(still)
+    for tensors in (gradient, params):  # most often all of one of them is zero
+        if not bool((still & (form.alone(tensors).lengths > 0)).any()):
+            return still
     met = {n: gradient[n] * params[n] for n in form.names}
     return still & (form.alone(met).lengths == 0)

@@ -1,4 +1,4 @@
-"""Gradients of large models: one backward, parameter by parameter, the weights made anew for it."""
+"""Gradients of large models: one backward, parameter by parameter, nothing held for longer."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from eqtoolbox.replay.thread.interception import Intercepted
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.search.memory import give_back
 
+_PAGES = 2**24  # entries of gradients after which what they took goes back to the system
 _ENTERED = Intercepted(("torch.autograd.graph", "saved_tensors_hooks"), "__enter__")
 Receive = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
 
@@ -22,91 +24,70 @@ def streamed(
     made: Callable[[str], Tensor],
     receive: Receive,
     wanted: Collection[str] | None = None,
+    release: Callable[[str], None] = lambda _: None,
+    seen: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Calls receive({name: parameter}, {name: gradient}) for every parameter, as they come.
 
-    What the graph saves of a parameter is its name: between forward and backward no parameter is
-    held. Where something else may read them then (checkpoints, functions of the user's own), they
-    stay.
+    A parameter is held until the backward has read it last, and a gradient until it is received.
+    Where something else may read parameters (checkpoints, functions of the user's own), they stay.
 
     Args:
         names: of the parameters.
         made: name -> parameter, the same each time.
         wanted: whose gradients to compute; None: of all.
+        release: told of parameters that are not held any more.
+        seen: name -> parameter, of whatever type, for `receive` where none is held.
     """
     give_back()
-    remade = _Last(made)
     leaves = {n: made(n).detach().requires_grad_() for n in names}
     kept = {n: leaf.detach() for n, leaf in leaves.items()}
     owners = {leaf.untyped_storage().data_ptr(): n for n, leaf in leaves.items() if leaf.numel()}
+    read: set[str] = set()
 
-    def packed(tensor: Tensor) -> Any:
+    def packed(tensor: Tensor) -> Tensor:
         owner = owners.get(tensor.untyped_storage().data_ptr())
-        if owner is None:
-            return tensor
-        return owner, tensor.shape, tensor.stride(), tensor.storage_offset()
+        if owner is not None:
+            read.add(owner)
+        return tensor
 
-    def unpacked(saved: Any) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
-        owner, *layout = saved
-        return (kept[owner] if owner in kept else remade(owner)).as_strided(*layout)
-
-    with saved_tensors_hooks(packed, unpacked), _counted_hooks() as others:
+    with saved_tensors_hooks(packed, lambda saved: saved), _counted_hooks() as others:
         value = function(leaves)
+    asked = {n: leaf for n, leaf in leaves.items() if wanted is None or n in wanted}
     arrived: set[str] = set()
+    freed = 0
+    again = seen or made
+    stay = bool(others) or _own_functions(value)
+
+    @unobserved()
+    def let_go(name: str) -> None:
+        if not stay:  # a reader nobody thought of finds nan, not old numbers
+            del kept[name]
+            leaves[name].data = leaves[name].new_full((), torch.nan).expand(leaves[name].shape)
+            release(name)
 
     def hand_over(name: str, gradient: Tensor) -> Tensor:
+        nonlocal freed
         arrived.add(name)
-        receive(_Made(name, remade), {name: gradient})
-        give_back(gradient.numel())
+        receive({name: kept[name] if name in kept else again(name)}, {name: gradient})
+        if name in kept:
+            let_go(name)
+        freed += gradient.numel()
+        if freed >= _PAGES:
+            freed = 0
+            give_back()
         return gradient.new_zeros(()).expand(gradient.shape)  # nothing is left to keep
 
-    asked = {n: leaf for n, leaf in leaves.items() if wanted is None or n in wanted}
+    for name in leaves.keys() - read:
+        let_go(name)
     if value.requires_grad and asked:
         for name, leaf in asked.items():
             leaf.register_hook(partial(hand_over, name))  # type: ignore[no-untyped-call]
-        if not others and not _own_functions(value):
-            kept.clear()
-            for leaf in leaves.values():  # a reader nobody thought of finds nan, not old numbers
-                leaf.data = leaf.new_full((), torch.nan).expand(leaf.shape)
-            give_back()
         torch.autograd.grad(value, list(asked.values()), allow_unused=True)
     for name in asked.keys() - arrived:
-        receive(_Made(name, made), {name: torch.zeros_like(made(name))})
-
-
-class _Last:
-    """The parameter made last: a backward needs it twice, for what is before it and for itself."""
-
-    def __init__(self, made: Callable[[str], Tensor]) -> None:
-        self._make = made
-        self._name: str | None = None
-        self._made: Tensor | None = None
-
-    def __call__(self, name: str) -> Tensor:
-        if name != self._name or self._made is None:
-            self._made = None  # before the next is made
-            self._name, self._made = name, self._make(name)
-        return self._made
-
-
-class _Made(Mapping[str, Tensor]):
-    """One parameter, made when it is looked at."""
-
-    def __init__(self, name: str, made: Callable[[str], Tensor]) -> None:
-        self._name, self._make = name, made
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name != self._name:
-            raise KeyError(name)
-        return self._make(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((self._name,))
-
-    def __len__(self) -> int:
-        return 1
+        receive({name: again(name)}, {name: torch.zeros_like(leaves[name])})
+    leaves.clear()  # which their hooks refer to
+    asked.clear()
 
 
 @contextmanager

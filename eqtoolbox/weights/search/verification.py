@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import valued
+from eqtoolbox.replay.thread.scope import unobserved
+from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
     Parameters,
@@ -47,20 +49,26 @@ def move(symmetry: ParameterSymmetry, apply: Callable[[Parameters], dict[str, Te
 def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
     """Parameters after one move after the other, those that are not separable last.
 
-    Tensor by tensor, so that never two copies of the whole exist.
+    Large tensors of a point lie in its own memory, until it is moved the next time.
     """
-    made = {}
-    for name in params:
-        tensor = params[name]
+    with unobserved():
+        made = {name: _moved(params, name, moves) for name in params}
         for one in moves:
-            if one.separable and name in one.names:
-                tensor = one.apply({name: tensor})[name]
-        made[name] = tensor
-        give_back(tensor.numel())
-    for one in moves:
-        if not one.separable:
-            made.update(one.apply(made))
+            if not one.separable:
+                made.update(one.apply(made))
     return made
+
+
+@unobserved()
+def _moved(params: Parameters, name: str, moves: Sequence[Move]) -> Tensor:
+    """One tensor after every move that is separable."""
+    memory = params.written(name) if isinstance(params, Point) else None
+    tensor = params[name] if memory is None else memory
+    for one in moves:
+        if one.separable and name in one.names:
+            given = {name: tensor} if memory is None else Owned({name: tensor})
+            tensor = one.apply(given)[name]
+    return tensor if memory is None or tensor is memory else memory.copy_(tensor)
 
 
 def limit(dtype: torch.dtype) -> float:
@@ -97,11 +105,12 @@ def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) ->
     if not isinstance(params, Point):
         with torch.no_grad():
             return valued(function, moved(params, moves))
+    there = moved(params, moves)
     if not params.whole:
         give_back()
-    there = moved(params, moves)
     with torch.no_grad(), params.scope():
-        return valued(function, there)
+        found = valued(function, there)
+    return found if params.whole else found.clone()  # it may be a part of what is written over
 
 
 def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor) -> float:
@@ -143,9 +152,10 @@ def gradients(
     piece outlives its call of `receive`.
     """
     if not params.whole:
-        made = lambda n: moved({n: params[n]}, moves)[n]
+        made = lambda n: _moved(params, n, moves)
         with params.scope():
-            streamed(function, list(params), made, receive, wanted)
+            seen = None if moves else params.seen
+            streamed(function, list(params), made, receive, wanted, params.release, seen)
         return
     leaves = {n: p.detach().requires_grad_() for n, p in moved(params, moves).items()}
     found: tuple[Tensor | None, ...] = (None,) * len(leaves)

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.operations import Operations
+from eqtoolbox.replay.thread.dispatch import Dispatch
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Trace:
     loss: Value
     value: Tensor = field(repr=False)  # of the loss
     notes: list[str] = field(default_factory=list)
+    made: Tensor | None = field(default=None, repr=False)  # the output itself
 
     def live(self, *targets: Value) -> list[Node]:
         """The operations that `targets` depend on."""
@@ -89,7 +90,7 @@ class Trace:
         return found
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracer(Dispatch):  # type: ignore[no-untyped-call]
     """Numbers tensors as they appear; a tensor written in place gets a new number."""
 
     def __init__(self) -> None:
@@ -108,10 +109,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found: Value = self.values[tensor]
         return found
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         read = lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf
         seen_args, seen_kwargs = tree_map(read, (args, kwargs))
         result = self.run(func, args, kwargs)
@@ -159,7 +157,8 @@ def recorded(
         versions = {n: p._version for n, p in leaves.items()}
         output, loss = run(leaves)
         written = [n for n, p in leaves.items() if p._version != versions[n]]
-        made = tracer.value(output) if isinstance(output, Tensor) else None
+        given = output if isinstance(output, Tensor) else None
+        made = None if given is None else tracer.value(given)
         final = tracer.value(loss)
     if written:
         tracer.notes.append(
@@ -167,7 +166,8 @@ def recorded(
             "reads of them afterwards was taken as fixed"
         )
     tracer.notes += _uses(named, tracer.nodes)
-    return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes)
+    seen = None if given is None else given.detach()
+    return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes, seen)
 
 
 def _uses(named: Mapping[str, Value], nodes: list[Node]) -> Iterator[str]:
