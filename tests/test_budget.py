@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ import eqtoolbox as eq
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.watch.budget import LIGHT, LOSS, Budget
+from eqtoolbox.watch.budget import LOSS, Budget
+from eqtoolbox.watch.plan import LIGHT
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable
 from tests.conftest import blobs, mlp
@@ -153,9 +155,10 @@ def simulated(
     setup: float = 2.0,
     seen: list[Any] | None = None,
     allowance: float = 15.0,
+    known: int | None = None,
 ) -> tuple[dict[str, list[int]], Budget]:
     """Steps at which each probe ran, of probes with seconds a run and steps between due ones."""
-    budget = Budget(0.05, list(costs), allowance)
+    budget = Budget(0.05, list(costs), allowance, steps=known)
     ran: dict[str, list[int]] = {name: [] for name in costs}
     waiting: list[str] = []
     for step in range(steps):
@@ -192,10 +195,56 @@ def test_a_run_of_any_length_ends_with_curves_and_within_its_budget(steps: int) 
     assert len(ran["drift"]) >= min(0.9 * steps / 10, 130), "light ones run whenever they are due"
 
 
+@pytest.mark.parametrize("steps", [400, 600, 1500, 5000])
+def test_a_run_whose_end_is_known_is_measured_evenly_up_to_there(steps: int) -> None:
+    dear = COSTS | {"laws": (0.5, 25), "sharpness": (0.6, 25)}
+    even, budget = simulated(steps, dear, known=steps)
+    unknown, _ = simulated(steps, dear)
+    for name, at in even.items():
+        assert gap(at, steps) <= max(1.6 / len(at), 2 * dear[name][1] / steps)
+        assert len(at) >= min(len(unknown[name]), 10)
+    assert max(gap(even[n], steps) for n in dear) < max(gap(unknown[n], steps) for n in dear)
+    assert 0.8 * budget.allowed <= budget.spent <= budget.allowed
+
+
+def test_a_run_that_goes_on_behind_its_end_is_still_measured() -> None:
+    ran, budget = simulated(1500, COSTS, known=400)
+    assert all(sum(step >= 400 for step in at) >= 2 for at in ran.values())
+    assert budget.spent <= budget.allowed
+
+
+def test_what_waits_as_it_is_not_due_comes_off_the_next_gap() -> None:
+    ran, _ = simulated(400, {"a": (1.0, 25)}, setup=0.0, known=400)
+    assert len(ran["a"]) >= 14 and max(b - a for a, b in pairwise(ran["a"])) == 50
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "400"])
+def test_a_number_of_steps_that_is_none_is_refused(steps: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="steps"):
+        Attachment(steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("told", "own", "known"),
+    [(90, None, 90), (90, 7, 7), (math.inf, None, None), (-1, None, None), (None, None, None)],
+)
+def test_a_framework_tells_where_a_run_ends_unless_its_user_does(
+    monkeypatch: pytest.MonkeyPatch, told: Any, own: int | None, known: int | None
+) -> None:
+    import eqtoolbox.integrations.attachment as module
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        module, "attach", lambda *_, **options: given.update(options) or MagicMock()
+    )
+    Attachment(steps=own).start(nn.Linear(1, 1), None, 0, steps=told)
+    assert given["steps"] == known
+
+
 def test_a_pool_that_whoever_comes_first_may_empty_makes_no_curves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Budget, "_gap", lambda self, steps: lambda name: 1.0)
+    monkeypatch.setattr(Budget, "_gap", lambda self, step: lambda name: 1.0)
     ran, _ = simulated(1500, COSTS)
     assert max(gap(at, 1500) for at in ran.values()) > 0.4, "early points take it all"
 
@@ -227,7 +276,7 @@ def test_heavy_ones_take_turns() -> None:
     assert [now for _, now, _ in seen[:2]] == [["light", "a"], ["b"]], "a took 0.8 s at once"
     assert [step for step, *_ in seen[:2]] == [0, 1]
     assert max(cost for _, _, cost in seen) <= 0.5
-    assert {"a", "b"} <= {n for step, now, _ in seen if step in (25, 26) for n in now}
+    assert {"a", "b"} <= {n for step, now, _ in seen if step in (50, 51) for n in now}
 
 
 def with_light(steps: int, whole: float, light: float) -> tuple[list[int], list[int], Budget]:
@@ -250,7 +299,7 @@ def with_light(steps: int, whole: float, light: float) -> tuple[list[int], list[
 def test_what_is_not_paid_as_a_whole_is_measured_lightly(steps: int) -> None:
     whole, light, budget = with_light(steps, 2.0, 0.3)
     assert (light[0], whole[0]) == (0, 1), "the first is light, and the whole follows"
-    assert len(whole) >= 3
+    assert len(whole) >= 2
     assert len(light) >= 5 and not {*whole} & {*light}
     assert gap(sorted(whole + light), steps) < gap(whole, steps)
     assert len(whole) + len(light) >= 10

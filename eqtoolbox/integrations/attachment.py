@@ -1,6 +1,7 @@
 """An attachment: the arguments of `attach`, kept until a framework has model and optimizer."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -62,10 +63,22 @@ class Attachment(Options):
         self._fit.function = function
         return caught  # type: ignore[return-value]
 
-    def start(self, model: nn.Module, optimizer: Any, step: int, *trackers: Any) -> Monitor:
-        """Attach; a fit that goes on at `step` > 0 appends to its run and loads its state."""
+    def start(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        step: int,
+        *trackers: Any,
+        steps: float | None = None,
+    ) -> Monitor:
+        """Attach; a fit that goes on at `step` > 0 appends to its run and loads its state.
+
+        Args:
+            steps: where the framework ends, unless the user said so; what is no count is not known.
+        """
         self.finish()
-        given = self.values() | {"resume": self.resume or step > 0}
+        told = int(steps) if steps is not None and 0 < steps < math.inf else None
+        given = self.values() | {"resume": self.resume or step > 0, "steps": self.steps or told}
         self._fit.monitor = monitor = attach(model, optimizer, **given)
         monitor.loss_is_given(self._decorate, "loss_fn=, a function (model, batch) -> loss")
         if self._fit.function is not None:

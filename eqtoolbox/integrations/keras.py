@@ -114,7 +114,10 @@ class EqCallback(Saving, keras.callbacks.Callback):
         self._optimizer = KerasOptimizer.of(self.model.optimizer, model)
         if step > 0 and self._fit.state is None:
             self._load(step)
-        return self.start(model, self._optimizer, step)
+        plan = self.params or {}
+        whole = step == 0 and plan.get("epochs") and plan.get("steps")
+        ends = plan["epochs"] * plan["steps"] if whole else None
+        return self.start(model, self._optimizer, step, steps=ends)
 
     def _take(self, name: str, call: Callable[..., Any]) -> None:
         """Call `call(original, ...)` in the place of a method of this model until the end."""

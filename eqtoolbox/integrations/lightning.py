@@ -19,9 +19,11 @@ with extra("lightning", "eqtoolbox.integrations.lightning"):
     try:
         from lightning.pytorch import Callback
         from lightning.pytorch.loggers.logger import DummyLogger
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
     except ModuleNotFoundError:
         from pytorch_lightning import Callback
         from pytorch_lightning.loggers.logger import DummyLogger
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 
 @checked
@@ -71,7 +73,7 @@ class EqCallback(Following, Callback):
             optimizers = [optimizers[self.optimizer]]
         model = pl_module.get_submodule(self.module)
         trackers = [_Loggers(trainer)] if trainer.loggers else []
-        self.start(model, optimizers, trainer.global_step, *trackers)
+        self.start(model, optimizers, trainer.global_step, *trackers, steps=_length(trainer))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -160,6 +162,14 @@ def _unscaled(loss: Tensor, precision: Any) -> Tensor:
     """The loss itself: with a gradient scaler Lightning tells of the scaled one."""
     scaler = getattr(precision, "scaler", None)
     return loss if scaler is None else loss.detach() / scaler.scale(torch.ones_like(loss))
+
+
+def _length(trainer: Any) -> float | None:
+    """Optimizer steps of the whole fit; None where they follow no plan."""
+    try:
+        return float(trainer.estimated_stepping_batches)
+    except MisconfigurationException:  # accumulation over numbers of batches that change
+        return None
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -60,7 +60,8 @@ class EqCallback(Attachment, TrainerCallback):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        monitor = self.start(model, optimizer, state.global_step, _History(state))
+        known = {"steps": state.max_steps}
+        monitor = self.start(model, optimizer, state.global_step, _History(state), **known)
         if args.bf16 or args.fp16:
             kind = torch.bfloat16 if args.bf16 else torch.float16
             monitor.autocast_inside(args.device.type, kind)

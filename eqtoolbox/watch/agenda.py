@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from eqtoolbox.record.schedule import following
-from eqtoolbox.watch.budget import LIGHT, LOSS, Budget
+from eqtoolbox.watch.budget import LOSS, Budget
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.plan import LIGHT
 from eqtoolbox.watch.probe import Probe, Scheduled
 
 FORKED = (

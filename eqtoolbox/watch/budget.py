@@ -1,32 +1,18 @@
 """The budget: which due probes run now, so that what training time pays for makes curves."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from eqtoolbox.watch.allowed import check_allowance, check_share
+from eqtoolbox.watch.plan import LIGHT, Wish, gaps, part, room
 
 UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
-LIGHT = "/light"  # behind the name of a probe that measures less, for less
 AT_ONCE = 0.5  # seconds that several probes may take together at one step
-POINTS = 6  # measurements at least, while the run grows to twice its length, of what can be paid
 SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
-WHOLE = 0.5  # and the same for measurements that could be light
-STEADY = 0.2  # part of what is left that is spent while the run grows to twice its length
-
-
-@dataclass(kw_only=True)
-class Wish:
-    """What one probe asked for, and what it got."""
-
-    due: int = 0  # how often it was due
-    runs: int = 0
-    points: int = 0  # runs that gave a number
-    last: int = -1  # step of the last run
-    cost: float | None = None  # seconds that the next run may take; None before the first
 
 
 class Budget:
@@ -35,15 +21,16 @@ class Budget:
     Training earns `share` of its time, beside an allowance once; what the monitor takes comes off:
     probes, hooks of steps that are not due, with `UNSEEN` for each step, and set-up, of the
     allowance at most four fifths, so that a dear probe does not silence the light ones for good.
-    How long a run will be is not known, so it is always planned for twice the steps so far: in that
-    time a probe may spend what it takes to run whenever it is due, and where that is too much for
-    all, those who want more share evenly what the others leave. A run that is due waits until its
-    gap to the last one is what this pays for,
+    Where the length of a run is not known it is planned for 400 steps, and then for twice those so
+    far: in that time a probe may spend what it takes to run whenever it is due, and where that is
+    too much for all, those who want more share evenly what the others leave. A run that is due
+    waits until its gap to the last one is what this pays for,
 
-        gap = steps so far * cost / (its part of the income so far and of what is left),
+        gap = steps ahead * cost / (its part of the income in these and of what is left),
 
-    with a fifth of what is left, or all of it where the probe would otherwise have less than six
-    measurements in the second half of the run. Whoever waited longest for its gap comes first.
+    with all that is left where the end is known. Else with two fifths of it, or with all where the
+    gap would be more than 40 steps, and later than a fifth of those so far. What it waits longer,
+    as it is not due, comes off the next gap. Whoever waited longest for its gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than half a second, the others wait for the next one. A probe that can
     measure less for less (`lightens`) does so first, and where it is due and the whole is not paid;
@@ -55,13 +42,14 @@ class Budget:
         allowance: seconds beside the share.
         lightens: those that can measure less for less.
         whole_first: of these, those whose first measurement is whole.
+        steps: where the run ends, if that is known.
 
     Raises:
         ValueError: as `check_share` and `check_allowance`.
 
     Example:
         >>> budget = Budget(0.05, ["light", "heavy"], allowance=1.0)
-        >>> for step in range(2):
+        >>> for step in (0, 40):
         ...     now = budget.choose(["light", "heavy"], step)
         ...     budget.spend({name: {"light": 0.01, "heavy": 10.0}[name] for name in now}, {}, 0.0)
         ...     print(now)
@@ -76,14 +64,16 @@ class Budget:
         allowance: float = ALLOWANCE,
         lightens: Sequence[str] = (),
         whole_first: Sequence[str] = (),
+        steps: int | None = None,
     ) -> None:
         check_share(share)
         check_allowance(allowance)
-        self.share, self.allowance = share, allowance
+        self.share, self.allowance, self._steps = share, allowance, steps
         self.training = 0.0  # seconds
         self.probing = 0.0  # seconds of everything the monitor does but its set-up
         self.setup = 0.0  # seconds of the first run of each probe
         self._first: int | None = None  # step at which something was due first
+        self._last = 0  # and last
         self._whole_first = frozenset(whole_first)
         every = (*names, *(name + LIGHT for name in lightens))
         self._wishes = {name: Wish() for name in every} | {LOSS: Wish(cost=0.0)}
@@ -178,14 +168,16 @@ class Budget:
             ran: what ran, and whether it gave a number.
             step: its number.
         """
-        self._first = step if self._first is None else self._first
+        self._first, self._last = step if self._first is None else self._first, step
         for name in (*due, *(name + LIGHT for name in due)):
             if name in self._wishes:
                 self._wishes[name].due += 1
+        gap = self._gap(step)
         for name, answered in ran.items():
             self._wishes[name].points += answered
             for own in {name, name + LIGHT} & self._wishes.keys():  # the whole has the light one
-                self._wishes[own].last = step
+                wish, apart = self._wishes[own], gap(own)
+                wish.last = step if wish.last < 0 else max(wish.last + apart, step - apart / 2)
 
     def unknown(self, name: str) -> bool:
         """Whether this did not run yet, so that nobody knows what it costs."""
@@ -202,7 +194,7 @@ class Budget:
 
     def _afforded(self, asked: Mapping[str, Wish], step: int, first: Sequence[str]) -> list[str]:
         """Who has waited long enough, the longest first, as far as it is paid."""
-        gap = self._gap(step + 1 - (step if self._first is None else self._first))
+        gap = self._gap(step)
         waited = {n: (step - w.last) / gap(n) for n, w in asked.items() if n not in first}
         now, together = list[str](), sum(asked[name].cost or 0.0 for name in first)
         for name in sorted((n for n, w in waited.items() if w >= 1), key=lambda n: -waited[n]):
@@ -216,35 +208,10 @@ class Budget:
         """Seconds of one more run of all that take less: they are not kept waiting by dear ones."""
         return sum(wish.cost for wish in self._wishes.values() if wish.cost and wish.cost < cost)
 
-    def _gap(self, steps: int) -> Callable[[str], float]:
-        """How many steps apart a probe's runs are, where the run has taken `steps` so far."""
-        left, every = max(self.left, 0.0), set(self._wishes)
-        calm = self._part(self.income + STEADY * left, every)
-        eager = self._part(self.income + left, {n for n in every if n + LIGHT not in every})
-        whole = self._part(self.income + WHOLE * left, every)  # where there is a light one, too
-
-        def gap(name: str) -> float:
-            wish = self._wishes[name]
-            need = steps * max(wish.cost or 0.0, 1e-9)
-            if (wish.due + 1) * need <= calm * steps:  # all that it wants
-                return 1.0
-            if name + LIGHT in every:
-                return max(need / max(whole, 1e-9), 1.0)
-            soon = max(need / max(eager, 1e-9), steps / POINTS)
-            return max(min(need / max(calm, 1e-9), soon), 1.0)
-
-        return gap
-
-    def _part(self, seconds: float, of: Collection[str]) -> float:
-        """What each may spend of these, if who wants less than an even share leaves the rest."""
-        wishes = (wish for name, wish in self._wishes.items() if name in of)
-        wanted = sorted((wish.due + 1) * (wish.cost or 0.0) for wish in wishes)
-        for place, want in enumerate(wanted):
-            even = seconds / (len(wanted) - place)
-            if want > even:
-                return even
-            seconds -= want
-        return math.inf
+    def _gap(self, step: int) -> Callable[[str], float]:
+        """How many steps apart a probe's runs are, as planned at this step."""
+        begun = step if self._first is None else self._first
+        return gaps(self._wishes, self.income, self.left, step, begun, self._steps)
 
     def told(self) -> str:
         """What was spent of what is allowed, in words."""
@@ -258,10 +225,11 @@ class Budget:
         """What `points` would about be with so many times the budget."""
         more = (times - 1) * self.allowed + max(self.left, 0.0)
         spent = sum(wish.runs * (wish.cost or 0.0) for wish in self._wishes.values())
-        part = self._part(spent + more, self._wishes)
+        each = part(self._wishes.values(), spent + more)
+        most = math.inf if self._steps else room(self._last + 1)
         return self._of_probes(
             {
-                name: max(wish.points, int(min(wish.due, part / max(wish.cost or 0.0, 1e-9))))
+                name: max(wish.points, int(min(wish.due, each / max(wish.cost or 0.0, 1e-9), most)))
                 if wish.points
                 else 0
                 for name, wish in self._wishes.items()

@@ -79,7 +79,9 @@ class Course:
         names = [s.probe.name for s in self.probes]
         lightens = [s.probe.name for s in self.probes if s.probe.lightens]
         whole_first = [s.probe.name for s in self.probes if s.probe.whole_first]
-        self._budget = Budget(given.budget, names, given.allowance, lightens, whole_first)
+        self._budget = Budget(
+            given.budget, names, given.allowance, lightens, whole_first, given.steps
+        )
         self._account = Account(self.optimizers, self._budget, self._journal)
         limits = TimeLimit(given.probe_timeout), Governor(given.memory)
         self._runner = Runner(model, given.seed, self._journal, *limits)

@@ -10,7 +10,7 @@ from torch import nn
 
 from eqtoolbox.expect.bounds import OWN, Bound
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.expect.kinds import Location, Seed
+from eqtoolbox.expect.kinds import Count, Location, Seed
 from eqtoolbox.expect.words import shown
 from eqtoolbox.record.schedule import Schedule
 from eqtoolbox.replay.objective import LossFunction
@@ -43,6 +43,9 @@ class Options:
             None for no limit, so that exactly the scheduled steps are measured. Within it every
             probe gets measurements that are spread evenly over the run; skips are recorded.
         allowance: seconds that it may take beside that share, so that short runs have curves, too.
+        steps: number of the last optimizer step, counted from 1, where it is known: measurements
+            are then spread evenly up to there. Callbacks of frameworks that know it tell it.
+            Without, a run is planned for 400 steps, and then for twice those so far.
         memory: largest peak of memory as a multiple of training's own; probes that need more
             measure a part of the batch and say how many samples, or are skipped
             (`skipped_memory`). None for no limit.
@@ -75,6 +78,7 @@ class Options:
     schedule: When = None
     budget: Annotated[float | None, OWN] = 0.05
     allowance: Annotated[float, OWN] = ALLOWANCE
+    steps: Count | None = None
     memory: Limit = PEAK
     probe_timeout: Timeout = "auto"
     run_dir: Location | None = None

@@ -154,6 +154,15 @@ def dense(weights: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> float:
     return sharpness(Twin(), loss, {f"p.{i}": w[n] for i, n in enumerate(names)})
 
 
+def test_the_end_of_the_fit_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, start = [], EqCallback.start
+    monkeypatch.setattr(
+        EqCallback, "start", lambda *a, steps, **k: (told.append(steps), start(*a, steps=steps))[1]
+    )
+    fit(callback(tmp_path / "run"), epochs=3)
+    assert told == [6]
+
+
 def test_the_sharpness_is_that_of_a_dense_hessian_with_all_regularisers(tmp_path: Path) -> None:
     model = fit(callback(tmp_path / "run"), shuffle=False)
     run = eq.Run(tmp_path / "run")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torchmetrics
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -264,6 +265,32 @@ def test_all_optimizers_of_a_manual_step_are_one_step_together(tmp_path: Path) -
         [1.0] * len(run.series("curvature/sharpness")[0]), abs=1e-6
     )
     assert list(run.series("curvature/sharpness")[0]) == list(range(4))
+
+
+def later() -> int:
+    raise MisconfigurationException("accumulation changes")
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({"max_epochs": 2}, 8),
+        ({"max_epochs": 2, "accumulate_grad_batches": 3}, 4),
+        ({"max_epochs": -1, "max_steps": 3}, 3),
+        ({"max_epochs": 2, "plan": property(lambda _: later())}, None),
+    ],
+)
+def test_the_end_of_the_fit_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], known: int | None
+) -> None:
+    told, start = list[Any](), EqCallback.start
+    if plan := options.pop("plan", None):
+        monkeypatch.setattr(pl.Trainer, "estimated_stepping_batches", plan)
+    monkeypatch.setattr(
+        EqCallback, "start", lambda *a, steps, **k: (told.append(steps), start(*a, steps=steps))[1]
+    )
+    fit(tmp_path, callback(tmp_path / "run"), module=Plain, **options)
+    assert told == [known]
 
 
 def test_a_missing_optimizer_is_named(tmp_path: Path) -> None:

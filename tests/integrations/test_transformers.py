@@ -157,6 +157,15 @@ def test_training_is_bit_identical_and_the_loss_is_the_one_that_trains(
     assert told == dict(zip(*run.series("curvature/sharpness"), strict=True))
 
 
+def test_the_end_of_the_training_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, start = [], EqCallback.start
+    monkeypatch.setattr(
+        EqCallback, "start", lambda *a, steps, **k: (told.append(steps), start(*a, steps=steps))[1]
+    )
+    train(tmp_path, callback(tmp_path / "run"))
+    assert told == [STEPS]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_sharpness_is_that_of_a_dense_hessian(tmp_path: Path, smoothing: float) -> None:
     seen: list[Any] = []

@@ -1,0 +1,108 @@
+"""The plan: how far apart the runs of each probe are, by what is left and what lies ahead."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+LIGHT = "/light"  # behind the name of a probe that measures less, for less
+BRIEF = 400  # steps that a run of unknown length is planned for at least
+POINTS = 10  # measurements of such a plan, of what can be paid
+STEADY = 0.4  # part of what is left that all spend in it, before the dear ones spend the rest
+WHOLE = 0.5  # and the same for measurements that could be light
+
+
+@dataclass(kw_only=True)
+class Wish:
+    """What one probe asked for, and what it got."""
+
+    due: int = 0  # how often it was due
+    runs: int = 0
+    points: int = 0  # runs that gave a number
+    last: float = -1.0  # step at which the last run was planned
+    cost: float | None = None  # seconds that the next run may take; None before the first
+
+
+def gaps(
+    wishes: Mapping[str, Wish],
+    income: float,
+    left: float,
+    step: int,
+    first: int,
+    end: int | None,
+) -> Callable[[str], float]:
+    """How many steps apart the runs of a probe are, as a function of its name.
+
+    Args:
+        wishes: of all probes.
+        income: seconds that training earned so far.
+        left: seconds that are not spent.
+        step: the present one.
+        first: the one at which something was due first.
+        end: of the run, where it is known and not over.
+
+    Example:
+        >>> wishes = {"dear": Wish(due=9, cost=2.0), "cheap": Wish(due=9, cost=0.01)}
+        >>> gap = gaps(wishes, income=0.0, left=10.0, step=99, first=0, end=199)
+        >>> gap("cheap"), round(gap("dear"), 1)
+        (1.0, 20.0)
+    """
+    steps, ahead, known = (
+        step + 1 - first,
+        (end or 0) - step - 1,
+        end is not None and end > step + 1,
+    )
+    ahead = ahead if known else max(steps, BRIEF - steps)
+    more, left = ahead / steps, max(left, 0.0)
+    income, least = (
+        income * more,
+        0.0 if known else (BRIEF if steps < BRIEF else 2 * steps) / POINTS,
+    )
+    light = [wish for name, wish in wishes.items() if name + LIGHT not in wishes]
+    calm = part(wishes.values(), income + (1.0 if known else STEADY) * left, more)
+    eager = part(light, income + left, more)
+    whole = part(wishes.values(), income + WHOLE * left, more)  # where there is a light one, too
+
+    def gap(name: str) -> float:
+        wish = wishes[name]
+        cost = max(wish.cost or 0.0, 1e-9)
+        if (wish.due + 1) * more * cost <= calm:  # all that it wants
+            return 1.0
+        need = ahead * cost
+        if name + LIGHT in wishes:
+            return max(need / max(whole, 1e-9), 1.0)
+        soon = max(need / max(eager, 1e-9), least)
+        return max(min(need / max(calm, 1e-9), soon), 1.0)
+
+    return gap
+
+
+def part(wishes: Iterable[Wish], seconds: float, more: float = 1.0) -> float:
+    """What each may spend of these, if who wants less than an even share leaves the rest.
+
+    Args:
+        wishes: of those who spend.
+        seconds: for all.
+        more: times as often as so far is each due.
+
+    Example:
+        >>> part([Wish(due=9, cost=0.1), Wish(due=9, cost=5.0)], 10.0)
+        9.0
+    """
+    wanted = sorted((wish.due + 1) * more * (wish.cost or 0.0) for wish in wishes)
+    for place, want in enumerate(wanted):
+        even = seconds / (len(wanted) - place)
+        if want > even:
+            return even
+        seconds -= want
+    return math.inf
+
+
+def room(steps: int) -> float:
+    """How many measurements the plans of so many steps of unknown length have room for.
+
+    Example:
+        >>> room(200), room(400), round(room(1500), 1)
+        (5.0, 10.0, 16.6)
+    """
+    plans = steps / BRIEF
+    return max(POINTS * (plans if plans < 1 else 1 + math.log(plans) / 2), 1.0)
