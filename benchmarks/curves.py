@@ -86,7 +86,7 @@ NETWORKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def trained(name: str, steps: int, watched: bool, **options: Any) -> tuple[list[float], MemorySink]:
+def trained(name: str, count: int, watched: bool, **options: Any) -> tuple[list[float], MemorySink]:
     """Seconds of every step, and the records."""
     torch.manual_seed(0)
     model, optimizer, draw = NETWORKS[name]()
@@ -100,7 +100,7 @@ def trained(name: str, steps: int, watched: bool, **options: Any) -> tuple[list[
         if watched:
             monitor = eq.attach(model, optimizer, run_dir=f"{folder}/run", sinks=[sink], **options)
         step_loss = monitor.loss(loss_fn) if monitor else loss_fn
-        for _ in range(steps):
+        for _ in range(count):
             batch, started = draw(), time.perf_counter()
             optimizer.zero_grad()
             step_loss(model, batch).backward()

@@ -394,7 +394,9 @@ class Silent(Probe):
 def test_what_gave_no_number_is_no_point(capsys: pytest.CaptureFixture[str]) -> None:
     model = mlp(6, 8, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with eq.attach(model, optimizer, probes=[Quick(), Silent()], schedule=2) as monitor:
+    with eq.attach(
+        model, optimizer, probes=[Quick(), Silent()], schedule=2, budget=None
+    ) as monitor:
         loss_fn = monitor.loss(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
         for _ in range(6):
             optimizer.zero_grad()

@@ -1,5 +1,7 @@
 """The largest, smallest or outermost eigenpairs of a symmetric operator, each with its residual."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import NotNegative
 from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.krylov import Krylov, Ritz
@@ -51,6 +54,7 @@ def top_eigenpairs(
     until: Until = "pairs",
     max_vectors: int | None = None,
     confirm: int | None = None,
+    seconds: NotNegative = math.inf,
 ) -> EigenResult:
     """The k outermost eigenpairs H v = λ v, by thick-restart Lanczos with full reorthogonalisation.
 
@@ -85,6 +89,7 @@ def top_eigenpairs(
         confirm: products of each fresh chain, 0 for none, after which `confirmed` stays False.
             Default 8, but 0 for a single pair (from each end) with a random start: its value cannot
             be affected.
+        seconds: after which no further product is begun, once there are as many as pairs.
 
     Raises:
         ValueError: k, tol or a budget out of range; the operator is not symmetric; a zero start.
@@ -110,6 +115,7 @@ def top_eigenpairs(
     if confirm is None:
         confirm = 0 if start is None and k == 1 and lower <= 1 else 8
     generator = torch.Generator().manual_seed(0) if generator is None else generator
+    ends = time.perf_counter() + seconds
     krylov = _krylov(operator, capacity, generator, start)
 
     settled: Tensor | None = None  # wanted values when the present fresh chain began
@@ -128,7 +134,8 @@ def top_eigenpairs(
             confirmed, settled = there and float(moved) <= tol * size, None
         everything = krylov.size == operator.size
         left_over = budget - count * operator.error_products
-        spent = krylov.matvecs >= max(count, left_over)
+        most = left_over if time.perf_counter() < ends else count
+        spent = krylov.matvecs >= max(count, most)
         if everything or confirmed or spent or (there and not confirm):
             break
         if settled is None:

@@ -1,6 +1,7 @@
 """Curvature: the sharpest directions, what the optimizer can bear, and what lies in them."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -29,6 +30,7 @@ AMPLIFIED = 0.1
 MOST = 10_000  # directions, each as large as the model
 REUSED = 2_000_000  # parameters up to which the last directions are kept unless asked
 QUICK = 3  # searches in a row that go on from the last one without a fresh chain
+SEARCH = 0.7  # part of the time for the sharpest directions; the rest is for the optimizer's metric
 Reuse = Literal["small", "always", "never"]
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
 
@@ -66,7 +68,9 @@ class Curvature(Probe):
     relative residual is above `tol`. The fact `confirmed` of the sharpness says whether a fresh
     random chain has looked for what the search may have missed: with `reuse` at every fourth
     measurement, and between them a direction that is kept with the others, half of it random. Light
-    measurements, of the sharpness alone, begin from a random vector each.
+    measurements, of the sharpness alone, begin from a random vector each. Under a budget no search
+    takes more than about a second: what it has by then is said, `not_converged` where that is so,
+    and the next one goes on from it.
 
     Args:
         k: how many of the sharpest directions.
@@ -129,9 +133,11 @@ class Curvature(Probe):
             return
         smallest = self.smallest and operator.size > 1
         k = min(self.k, operator.size - smallest)
-        found = self._search(operator, k, smallest, reference, rng)
+        ends = time.perf_counter() + snapshot.seconds
+        found = self._search(operator, k, smallest, reference, rng, SEARCH * snapshot.seconds)
         yield from self._eigenvalues(found, k)
-        yield self._stability(snapshot, operator, found, reference, rng)
+        left = max(ends - time.perf_counter(), 0.0)
+        yield self._stability(snapshot, operator, found, reference, rng, left)
         top = found.vectors[:k]
         status: Status = "ok" if bool(found.converged[:k].all()) else "not_converged"
         gradient = snapshot.gradient or operator.gradient
@@ -152,6 +158,7 @@ class Curvature(Probe):
         smallest: bool,
         known: TopSpace,
         rng: torch.Generator,
+        seconds: float,
     ) -> EigenResult:
         """The outermost eigenpairs, from where the last search ended if that is kept."""
         start = WarmStart(vectors=known.vectors, guard=known.guard) if known.vectors else None
@@ -165,10 +172,11 @@ class Curvature(Probe):
             generator=rng,
             start=start,
             confirm=0 if start is not None and known.quick < QUICK else None,
+            seconds=seconds,
         )
         if self._reuses(operator):
             known.vectors, known.guard = found.vectors, found.guard
-            known.quick = 0 if found.confirmed else known.quick + 1
+            known.quick = _quick(found, known.quick)
         return found
 
     def _reuses(self, operator: DifferentiatedOperator) -> bool:
@@ -194,16 +202,19 @@ class Curvature(Probe):
             max_matvecs=self.max_matvecs,
             max_vectors=self.rows or None,
             generator=rng,
+            seconds=snapshot.seconds,
         )
         yield self._sharpness(found)
+        if not found.converged[0] and not known.vectors and self._reuses(operator):
+            known.vectors, known.guard, known.quick = found.vectors, found.guard, QUICK
         if snapshot.optimizer == "SGD":
-            yield self._stability(snapshot, operator, found, known, rng)
+            yield self._stability(snapshot, operator, found, known, rng, snapshot.seconds)
 
     def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):
             quantity, target = ("eigenvalue", str(i + 1)) if i < k else ("smallest", "")
             residual, converged = float(found.residuals[i]), bool(found.converged[i])
-            note = "" if converged else f"not converged within {self.max_matvecs} products"
+            note = "" if converged else f"not converged within {found.matvecs} products"
             yield Measurement(
                 quantity, value, target, stderr=residual, status=_status(converged), note=note
             )
@@ -227,6 +238,7 @@ class Curvature(Probe):
         found: EigenResult,
         known: TopSpace,
         rng: torch.Generator,
+        seconds: float,
     ) -> Measurement:
         """Largest eigenvalue of S^1/2 H S^1/2; a multiple of the sharpness where S is a number."""
         try:
@@ -262,10 +274,11 @@ class Curvature(Probe):
             generator=rng,
             start=start,
             confirm=0 if start is not None and known.felt_quick < QUICK else None,
+            seconds=seconds,
         )
         if self._reuses(operator):
             known.felt = top.vectors[:1]
-            known.felt_quick = 0 if top.confirmed else known.felt_quick + 1
+            known.felt_quick = _quick(top, known.felt_quick)
         return Measurement(
             "stability",
             float(top.values[0]),
@@ -275,6 +288,12 @@ class Curvature(Probe):
             note=f"Hessian in the metric of {snapshot.optimizer}",
             facts={"metric": snapshot.optimizer},
         )
+
+
+def _quick(found: EigenResult, before: int) -> int:
+    """Searches since one that was confirmed; after one that was cut short the next one is."""
+    going_on = before + 1 if bool(found.converged.all()) else QUICK
+    return 0 if found.confirmed else going_on
 
 
 def _status(converged: bool) -> Status:

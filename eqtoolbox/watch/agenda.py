@@ -9,6 +9,7 @@ from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.plan import LIGHT
 from eqtoolbox.watch.probe import Probe, Scheduled
 
+AT_MOST = 1.0  # seconds that a search may hold up a step where there is a budget
 FORKED = (
     "this process was forked from the one that attached the monitor: nothing is measured here; "
     "attach in this process to watch it"
@@ -44,6 +45,11 @@ class Agenda:
     def evaluates(self) -> bool:
         """Whether anything that runs evaluates the loss."""
         return any(probe.evaluates for probe in self.run)
+
+    @property
+    def seconds(self) -> float:
+        """How long a search may hold up a step."""
+        return math.inf if self._budget.share is None else AT_MOST
 
     @property
     def left_out(self) -> list[Probe]:

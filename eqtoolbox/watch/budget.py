@@ -138,7 +138,7 @@ class Budget:
                 wish.cost = own - once.get(name, 0.0)
             else:
                 self.probing += cost
-                wish.cost = max(again, (again + wish.cost) / 2)
+                wish.cost = (again + wish.cost) / 2
             wish.runs += 1
         if not seconds:
             self.keep(shared)
@@ -177,7 +177,8 @@ class Budget:
             self._wishes[name].points += answered
             for own in {name, name + LIGHT} & self._wishes.keys():  # the whole has the light one
                 wish, apart = self._wishes[own], gap(own)
-                wish.last = step if wish.last < 0 else max(wish.last + apart, step - apart / 2)
+                on_time = min(max(wish.last + apart, step - apart / 2), step)
+                wish.last = step if wish.last < 0 else on_time
 
     def unknown(self, name: str) -> bool:
         """Whether this did not run yet, so that nobody knows what it costs."""

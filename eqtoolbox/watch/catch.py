@@ -125,6 +125,7 @@ class Catch:
             why_no_loss="" if measured else self._capture.why_none(),
             shared=self.shared,
             identity=identity(measured, before) if measured else (),
+            seconds=self._agenda.seconds,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,10 +53,8 @@ def gaps(
     )
     ahead = ahead if known else max(steps, BRIEF - steps)
     more, left = ahead / steps, max(left, 0.0)
-    income, least = (
-        income * more,
-        0.0 if known else (BRIEF if steps < BRIEF else 2 * steps) / POINTS,
-    )
+    income = income * more
+    even = (steps + ahead if known or steps >= BRIEF else BRIEF) / POINTS
     light = [wish for name, wish in wishes.items() if name + LIGHT not in wishes]
     calm = part(wishes.values(), income + (1.0 if known else STEADY) * left, more)
     eager = part(light, income + left, more)
@@ -70,7 +68,9 @@ def gaps(
         need = ahead * cost
         if name + LIGHT in wishes:
             return max(need / max(whole, 1e-9), 1.0)
-        soon = max(need / max(eager, 1e-9), least)
+        soon = max(need / max(eager, 1e-9), 0.0 if known else even)
+        if wish.runs == 1:  # the first search is in the dark: it tells little of the next ones
+            soon = min(soon, even)
         return max(min(need / max(calm, 1e-9), soon), 1.0)
 
     return gap

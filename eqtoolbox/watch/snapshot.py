@@ -4,6 +4,7 @@ Everything about step t refers to the parameters before it, theta_t, and to the 
 theta_{t+1} = theta_t + update.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -66,6 +67,7 @@ class Snapshot:
     shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
     light: bool = False  # whether the probe that measures is to say its headline alone, for less
+    seconds: float = math.inf  # that a search may take before it says what it has by then
     # what second derivatives the probe that measures was given, where they are not exact
     products: set[Product] = field(default_factory=set, repr=False, compare=False)
     told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones

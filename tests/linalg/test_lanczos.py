@@ -303,3 +303,15 @@ def test_arguments_out_of_range_are_refused(arguments, message):
     H = MatrixOperator(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
     with pytest.raises(ValueError, match=message):
         top_eigenpairs(H, **arguments)
+
+
+def test_a_search_whose_time_is_up_says_what_it_has_and_the_next_one_goes_on_from_it() -> None:
+    values = torch.linspace(0.0, 1.0, 60).double().tolist()
+    H, dense = MatrixOperator(torch.diag(torch.tensor(values).double())), sorted(values)[::-1]
+    short = top_eigenpairs(H, 2, which="both", tol=1e-3, seconds=0.0)
+    assert short.matvecs == 3 and not short.converged.any() and not short.confirmed
+    for value, residual in zip(short.values.tolist(), short.residuals.tolist(), strict=True):
+        assert min(abs(value - x) for x in values) <= residual, "an eigenvalue is as near"
+    whole = top_eigenpairs(H, 2, which="both", tol=1e-3, start=short)
+    assert whole.values.tolist() == pytest.approx([*dense[:2], dense[-1]], abs=1e-3)
+    assert whole.converged.all() and whole.confirmed

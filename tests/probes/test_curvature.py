@@ -1,6 +1,7 @@
 """The curvature probes against dense float64 Hessians and runs that really diverge."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,12 @@ from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.agenda import AT_MOST
+from eqtoolbox.watch.probe import Measurement, Probe
 from tests.conftest import blobs, mlp
 
 Make = Any
+EIGEN = ("eigenvalue", "smallest", "sharpness")
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -44,6 +48,7 @@ def run(
     model: nn.Module | None = None,
     loss: Any = cross_entropy,
     batch: Any = None,
+    budget: float | None = None,
 ) -> tuple[list[Record], nn.Module]:
     torch.manual_seed(0)
     model = (mlp(6, 8, 3, activation=nn.Tanh) if model is None else model).double()
@@ -51,7 +56,7 @@ def run(
     x, y = blobs()
     batch = (x.double(), y) if batch is None else batch
     with eq.attach(
-        model, optimizer, probes=probes, schedule=1, budget=None, sinks=[sink], on_error="raise"
+        model, optimizer, probes=probes, schedule=1, budget=budget, sinks=[sink], on_error="raise"
     ) as monitor:
         step_loss = monitor.loss(loss)
         for _ in range(steps):
@@ -415,3 +420,51 @@ def test_a_light_measurement_sees_what_grew_orthogonal_to_all_that_is_known(
 
     run([Curvature(k=3)], growing, model=model, loss=quadratic_loss, batch=torch.ones(1), steps=5)
     assert [r.value for r in seen] == pytest.approx([8.0, *[12.0] * 4], rel=2e-3)
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_what_a_search_lacks_when_its_time_is_up_is_said_and_found_by_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, light: bool
+) -> None:
+    rows, measured = list[list[Any]](), Curvature.measure
+
+    def shortly(self: Curvature, snapshot: Any, reference: Any, rng: Any) -> Any:
+        first = not rows
+        given = replace(snapshot, light=light and first, seconds=0.0 if first else math.inf)
+        rows.append(list(measured(self, given, reference, rng)))
+        return rows[-1]
+
+    monkeypatch.setattr(Curvature, "measure", shortly)
+    values = (9.0, 8.5, *torch.linspace(0, 8, 200).tolist())
+    model = Quadratic(*values)
+    run(
+        [Curvature(k=2)],
+        lambda p: torch.optim.SGD(p, lr=1e-6),
+        model=model,
+        loss=quadratic_loss,
+        batch=torch.ones(1),
+        steps=2,
+    )
+    short, whole = ([r for r in now if r.quantity in EIGEN] for now in rows)
+    assert all(r.status == "not_converged" and r.stderr for r in short)
+    assert short[-1].value <= 9.0 + 1e-4, "from below"
+    assert all(r.status == "ok" for r in whole)
+    assert {r.quantity + r.target: r.value for r in whole} == pytest.approx(
+        {"eigenvalue1": 9.0, "eigenvalue2": 8.5, "smallest": 0.0, "sharpness": 9.0}, abs=0.03
+    )
+    assert whole[-1].facts["confirmed"] is True
+
+
+def test_a_search_is_bounded_in_time_where_there_is_a_budget() -> None:
+    seen = list[float]()
+
+    class Timed(Probe):
+        name, headline, mode = "timed", "number", "train"
+
+        def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+            seen.append(snapshot.seconds)
+            yield Measurement("number", 1.0)
+
+    for budget in (None, 0.05):
+        run([Timed()], steps=1, budget=budget)
+    assert seen == [math.inf, AT_MOST]
