@@ -123,12 +123,11 @@ def saved(objective: Objective, params: Parameters) -> int:
     found: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.layout != torch.strided:
-            return tensor
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                found[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself may be an output of its own node: a cycle
 
     leaves = {n: leaf(p.detach()) for n, p in params.items()}
     try:

@@ -1,5 +1,6 @@
 """Memory: probes stay within a multiple of training's peak, by measuring a part of the batch."""
 
+import gc
 import math
 import os
 import subprocess
@@ -84,6 +85,15 @@ def test_what_autograd_saves_is_counted_once_for_each_storage() -> None:
     # the input, and the sigmoid's output: for itself and for the layer after it
     assert kept.value == 4 * n * (6 + 16)
     assert count.value == n
+
+
+def test_what_was_counted_is_freed() -> None:
+    """A sigmoid saves its output, which holds it: nothing would ever free such a circle."""
+    model = nn.Sequential(nn.Linear(6, 37), nn.Sigmoid())
+    watched(Counted(), lambda m, batch: m(batch[0]).sum(), model)
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
+    assert not [x for x in tensors if x.shape == (len(blobs()[0]), 37)]
 
 
 @pytest.mark.usefixtures("tight")
