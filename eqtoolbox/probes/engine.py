@@ -23,6 +23,7 @@ from eqtoolbox.probes.operators import (
 )
 from eqtoolbox.probes.self_test import NO_FUNCTION, ROUGH, EngineMode, SelfTest, compared
 from eqtoolbox.record.record import Status
+from eqtoolbox.replay.divided import apart
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
@@ -243,16 +244,8 @@ def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTe
     """The mode that needs little memory: split if that is exact, else differenced if smooth."""
     if test.mode == "differenced":
         return test
-    try:
-        whole = _value(objective, params)
-        pieces = objective.split(PARTS)
-        total = sum(weight for _, weight in pieces)
-        mean = sum(weight * _value(piece, params) for piece, weight in pieces) / total
-        apart = abs(mean - whole) / max(abs(whole), 1e-30)
-        why = f"the loss of the batch is {apart:.1e} off the mean of its pieces"
-    except (ValueError, RuntimeError, IndexError) as error:
-        apart, why = math.inf, _first_line(error)
-    if apart <= max(EXACT, 10 * test.coarsest):
+    off, why = apart(objective, params, PARTS)
+    if off <= max(EXACT, 10 * test.coarsest):
         return replace(test, mode="split", reason=f"low memory; {test.reason}")
     mode: EngineMode = "differenced" if test.smooth and not test.held else "rebuilt"
     return replace(test, mode=mode, reason=f"low memory, but {why}; {test.reason}")
