@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -30,17 +31,16 @@ class Times:
 def interleaved(
     cases: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2
 ) -> Times:
-    """Run every case once per round, beginning each round with another case."""
-    names = list(cases)
+    """Run every case once per round, in an order drawn anew: what runs before warms the caches."""
+    names, order = list(cases), random.Random(0)
     for _ in range(warmup):
         for name in names:
             cases[name]()
     rounds: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.freeze()  # else every later collection walks through all of torch
-    for i in range(repeats):
-        shift = i % len(names)
-        for name in names[shift:] + names[:shift]:
+    for _ in range(repeats):
+        for name in order.sample(names, len(names)):
             rounds[name].append(timed(cases[name])[0])
         gc.collect()
     gc.unfreeze()

@@ -65,12 +65,13 @@ class GradientGraph:
             self._smaller()
 
     def _product(self, v: Vector, wanted: dict[str, Tensor]) -> Sequence[Tensor | None]:
-        names = [n for n, g in self._build()[1].items() if n in v and g.requires_grad]
+        gradient = self._build()[1]
+        names = [n for n, g in gradient.items() if n in v and g.requires_grad]
         if not names:  # the loss uses none of them
             return [None] * len(wanted)
         with differentiating(self._loss, self._leaves):
             return torch.autograd.grad(
-                [self._build()[1][n] for n in names],
+                [gradient[n] for n in names],
                 list(wanted.values()),
                 [v[n] for n in names],
                 retain_graph=True,

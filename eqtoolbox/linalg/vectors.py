@@ -7,6 +7,7 @@ to float64 in pieces that stay in cache.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -122,10 +123,14 @@ class Space:
                 )
         return cls({name: _without_storage(x) for name, x in example.items()})
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, torch.Size]:
         """Shape by name."""
         return {name: x.shape for name, x in self.like.items()}
+
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (x.shape, x.dtype) for name, x in self.like.items()}
 
     @property
     def size(self) -> int:
@@ -151,6 +156,8 @@ class Space:
 
     def admit(self, v: Vector, what: str = "vector") -> Vector:
         """`v` itself, half precision raised to the space's; otherwise as strict as `check`."""
+        if {name: (x.shape, x.dtype) for name, x in v.items()} == self._kinds:
+            return v
         half = (torch.float16, torch.bfloat16)
         if any(x.dtype in half for x in v.values()):
             v = {n: x.float() if x.dtype in half else x for n, x in v.items()}
@@ -194,8 +201,10 @@ def finite(v: Vector) -> bool:
     at.
     """
     norms = torch._foreach_norm(list(v.values()))
-    home = norms[0].device
-    total = torch.stack([x.to(home) for x in norms]).sum().item()
+    if all(x.is_cpu for x in norms):
+        total = sum(x.item() for x in norms)
+    else:  # one transfer to the host
+        total = torch.stack([x.to(norms[0].device) for x in norms]).sum().item()
     return math.isfinite(total) or not not_finite(v)
 
 
