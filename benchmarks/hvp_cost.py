@@ -2,6 +2,7 @@
 
 Of the ways to a product (on a retained graph, on one rebuilt each time, forward over reverse) the
 cheapest is compared: which it is depends on hardware and model, and a run's self-test times them.
+Compiled products, which a run has on request, are compared with those on the retained graph.
 Costs are in gradients of the same batch, interleaved in one process. Every tool runs attention on
 the mathematical kernel, the only one with a second derivative, and so does the gradient; what the
 gradient costs with the default kernel is shown too.
@@ -15,11 +16,12 @@ import torch
 from curvature_models import NAMES, Problem, problem
 from environment import store
 from rivals import installed, products
-from timing import begin, interleaved
+from timing import begin, interleaved, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqtoolbox.linalg import hessian
+from eqtoolbox.linalg.product_program import ProductProgram
 from eqtoolbox.linalg.vectors import random_like
 
 SECONDS = 20.0  # about, per problem
@@ -44,6 +46,9 @@ def measured(p: Problem, found: list[str]) -> dict[str, Any]:
         cases = {"gradient": gradient, "eqtoolbox": lambda: H(v), **products(p, found)}
         cases["eqtoolbox, rebuilt"] = lambda: rebuilt(v)
         cases["eqtoolbox, forward"] = lambda: forward(v)
+        seconds, program = timed(lambda: ProductProgram(p.loss, p.params(), v, p.batch))
+        compiled = program.at(p.params(), p.batch)
+        cases["compiled"] = lambda: compiled(v)
         flops = {"product": _flops(lambda: H(v)) / _flops(p.gradient)}
         once = interleaved(cases, repeats=1).rounds
         repeats = max(9, min(99, int(SECONDS / sum(t[0] for t in once.values()))))
@@ -66,6 +71,8 @@ def measured(p: Problem, found: list[str]) -> dict[str, Any]:
         "cheapest_rival": cheapest,
         "over_cheapest_rival": times.ratio(own, cheapest) if cheapest else None,
         "over_flop_floor": cost[own] / floor,
+        "compiled_over_eager": times.ratio("compiled", "eqtoolbox"),
+        "seconds_to_compile": seconds,
     }
 
 
@@ -91,7 +98,11 @@ def main() -> None:
         over = row["over_cheapest_rival"]
         print(f"{over or float('nan'):8.2f} {row['over_flop_floor']:7.2f}", end=" ")
         ways = {name: c for name, c in cost.items() if name.startswith("eqtoolbox, ")}
-        print(", ".join(f"{name[11:]} {c:.2f}" for name, c in ways.items()), flush=True)
+        print(", ".join(f"{name[11:]} {c:.2f}" for name, c in ways.items()), end=", ")
+        print(
+            f"compiled {cost['compiled']:.2f}, {row['compiled_over_eager']:.2f} of eager",
+            flush=True,
+        )
     print(store("hvp_cost", {"machine": machine, "rivals": versions, "problems": results}))
 
 

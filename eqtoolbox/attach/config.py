@@ -98,7 +98,7 @@ def from_tables(
     if not isinstance(engine or {}, Mapping):
         raise ConfigError(f"{source}: expected a table [engine], got engine = {engine!r}")
     known({n: t for n, t in given.items() if ":" not in str(n)}, KNOWN, f"{source}: probes.")
-    known(engine or {}, ("memory", "precision"), f"{source}: engine.")
+    known(engine or {}, ("memory", "precision", "way"), f"{source}: engine.")
     try:
         hessians = Engine(**(engine or {}))
     except ValueError as error:

@@ -95,6 +95,7 @@ class Hessian(LinearOperator):
     Attributes:
         differenced: why products are differences of gradients; empty while they are exact.
         instead: called with that when it happens; logs a warning.
+        by: what multiplies whole vectors in place of a graph, such as a compiled program.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Hessian(LinearOperator):
         self._differences: LinearOperator | None = None
         self.differenced = ""
         self.instead: Callable[[str], object] = _log
+        self.by: Callable[[Vector], dict[str, Tensor]] | None = None
 
     @property
     def loss_value(self) -> float:
@@ -173,8 +175,9 @@ class Hessian(LinearOperator):
 
     def _block_product(self, v: Vector) -> dict[str, Tensor]:
         if self._differences is None:
-            total = None
-            for graph, w in self._weighted():
+            whole = self.by is not None and len(v) == len(self.space.like)
+            total = self.by(v) if self.by is not None and whole else None
+            for graph, w in () if whole else self._weighted():
                 total = _plus(total, w, graph.product(v))
             if total is not None and finite(total):
                 return total

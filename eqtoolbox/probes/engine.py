@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,8 +11,10 @@ import torch
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.precision import Precision
+from eqtoolbox.linalg.product_program import ProductProgram
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.linalg.widened import steady
+from eqtoolbox.probes.compiled import bind, by_a_program, given, programmed
 from eqtoolbox.probes.fastest import timed
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure
 from eqtoolbox.probes.operators import (
@@ -29,7 +32,7 @@ from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 Memory = Literal["fast", "low"]
-Choice = Literal["fastest", "retained"]
+Choice = Literal["fastest", "retained", "compiled"]
 ProbePrecision = Literal["full", "as_trained"]
 RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
 EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
@@ -73,7 +76,9 @@ class Engine:
         precision: "full" switches autocasts off, around the loss and inside it; "as_trained" keeps
             them, the loss scaled where there is float16 in them.
         way: "fastest" lets the self-test time the ways to exact products; "retained" does not, so
-            that two runs cannot differ by rounding.
+            that two runs cannot differ by rounding; "compiled" has torch's compiler make one
+            program of what a product does, which takes a minute and needs a C++ compiler, and uses
+            it where it is right and faster than the graph: for thousands of products.
     """
 
     memory: Memory = "fast"
@@ -87,6 +92,8 @@ class Engine:
                 raise ValueError(
                     f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}"
                 )
+        if self.way == "compiled" and self.memory == "low":
+            raise ValueError('way="compiled" keeps a graph: it needs memory="fast"')
 
     def operator(self, snapshot: Snapshot) -> DifferentiatedOperator:
         """The Hessian of the snapshot's loss at its parameters.
@@ -100,6 +107,8 @@ class Engine:
             snapshot.products.add(test.measures)
         if isinstance(made, Hessian):
             made.instead = lambda _: snapshot.products.add("differenced")
+            if test.way == "compiled":
+                bind(made, self._program(snapshot), self.objective(snapshot), snapshot.before, test)
         return made
 
     def test(self, snapshot: Snapshot) -> SelfTest:
@@ -143,6 +152,8 @@ class Engine:
             if any(p.is_complex() for p in params.values()):
                 raise NotApplicable("complex parameters: their Hessian is not supported")
             test = self_test(objective, params, timing=self.way == "fastest")
+            if self.way == "compiled":
+                test = by_a_program(objective, params, test, partial(self._program, snapshot))
             if snapshot.measured is not None:
                 trained = _valued(snapshot.measured, params)[1]
                 test = replace(test, trained=trained)
@@ -150,6 +161,14 @@ class Engine:
 
         about = snapshot.identity, self.memory, self.precision, self.way, objective.autocast
         return snapshot.shared.get("self_test", about, make, Tested.restored)
+
+    def _program(self, snapshot: Snapshot) -> ProductProgram | str:
+        """The program of products of this loss on data of these shapes, or why there is none."""
+        objective = self.objective(snapshot)
+        shapes = tuple((x.shape, x.dtype) for x in given(objective))
+        about = snapshot.identity, self.precision, objective.autocast, shapes
+        make = partial(programmed, objective, snapshot.before)
+        return snapshot.shared.get("program", about, make)
 
 
 def self_test(objective: Objective, params: Parameters, timing: bool = True) -> SelfTest:

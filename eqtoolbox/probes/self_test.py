@@ -9,7 +9,7 @@ from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
 
 EngineMode = Literal["exact", "split", "rebuilt", "differenced"]
-Way = Literal["retained", "forward"]
+Way = Literal["retained", "forward", "compiled"]
 ASYMMETRY = 2e-3  # float32 networks reach 7e-5, wrong double backwards start at 8e-3
 ROUGH = 1e-6  # eps from which on a loss is of half precision
 NO_FUNCTION = (
@@ -31,7 +31,7 @@ class SelfTest:
     trained: float = math.nan  # the same as the loss trains, autocasts included
     jacobian_asymmetry: float = math.nan  # |J - J^T| / |J|, J the training gradient's derivative
     held: bool = False  # exact products hold a part of the loss, which J does not
-    way: Way = "retained"  # of exact products: on a retained graph, or forward over reverse
+    way: Way = "retained"  # of exact products: on a retained graph, forward over reverse, ...
     smooth: bool = False  # differences in the parameters' own precision are right
 
     @property
