@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from eqtoolbox.attach.config import resolve
+from eqtoolbox.attach.config import PRESETS, resolve
 from eqtoolbox.attach.entry import describe
 from eqtoolbox.attach.spelled import spelled
 from eqtoolbox.expect.bounds import OWN
@@ -218,6 +218,7 @@ def _facts(
         "seed": given.seed,
         "device": str(some.device),
         "dtype": str(some.dtype).removeprefix("torch."),
+        "preset": given.probes if given.probes in PRESETS else None,  # nobody claims what it asks
         "probes": {s.probe.name: describe(s) for s in scheduled},
     }
 

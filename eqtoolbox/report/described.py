@@ -51,7 +51,7 @@ _SHAPE: dict[str, Any] = {
     "started": _time, "finished": _time, "segments": _count, "processes": _count,
     "model": {"class": _word, "parameters": _count, "trainable": _count},
     "optimizer": {"class": _word, "groups": [_GROUP]},
-    "budget": _share, "seed": _whole, "device": _word, "dtype": _word,
+    "budget": _share, "seed": _whole, "device": _word, "dtype": _word, "preset": _word,
     "probes": {}, "symmetries": [_SYMMETRY],
 }  # fmt: skip
 

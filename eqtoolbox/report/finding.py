@@ -30,7 +30,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One sentence with its level and evidence.
+    """One sentence with its level and evidence; of what is wrong also the cause and what to try.
 
     Example:
         >>> Finding(level="note", text="The loss fell from 2.3 to 0.1.").level
@@ -41,3 +41,8 @@ class Finding:
     text: str
     evidence: tuple[Evidence, ...] = ()
     dated: bool = False  # whether the text says at which step its numbers were measured last
+    id: str = ""  # of a disease, in kebab-case: "vanishing-gradient"
+    cause: str = ""  # what tells it from what looks alike
+    where: str = ""  # a layer, a parameter, a part of the loop
+    remedy: tuple[str, ...] = ()  # one to three concrete steps, the first to try first
+    step: int | None = None  # at which it began

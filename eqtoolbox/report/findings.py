@@ -7,6 +7,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from eqtoolbox.report.diagnosis.diagnose import diagnose
+from eqtoolbox.report.diagnosis.gate import gated, nothing
+from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
@@ -21,18 +24,27 @@ EARLY = 0.5  # share of a run
 
 
 def find(run: Log, topics: Iterable[Topic] = ()) -> list[Finding]:
-    """All findings of a run: alarms, warnings, notes, then what is good; by topic within.
+    """All findings of a run: alarms, warnings, notes, then what is good; diseases first within.
 
     Args:
         run: what was recorded.
         topics: of your own, after those of the toolbox.
     """
     gravity = {level: -i for i, level in enumerate(get_args(Level))}
-    rules = [rule for topic in (*TOPICS, *topics) for rule in topic.rules]
-    lost = _not_finite(run)
-    found = [_dated(run, lost, finding) for rule in rules for finding in rule(run)]
+    signs, lost = Signs(run), _not_finite(run)
+    ill, explained = diagnose(signs)
+    rules = [(rule, topic) for topic in (*TOPICS, *topics) for rule in topic.rules]
+    told = (_with_remedy(f, topic) for rule, topic in rules for f in rule(run))
+    found = gated(signs, [_dated(run, lost, f) for f in told], explained)
+    found = [*ill, *found, *nothing(signs, [*ill, *found])]
     found = [replace(f, text=printable(f.text)) for f in found]  # facts are what a file says
     return sorted(found, key=lambda f: gravity[f.level])
+
+
+def _with_remedy(finding: Finding, topic: Topic) -> Finding:
+    """A warning with what to try: its own, or that of its topic."""
+    bare = finding.level in ("warning", "alarm") and not finding.remedy
+    return replace(finding, remedy=topic.remedy) if bare else finding
 
 
 def _dated(run: Log, lost: dict[str, NDArray[np.int64]], finding: Finding) -> Finding:
@@ -49,7 +61,10 @@ def _dated(run: Log, lost: dict[str, NDArray[np.int64]], finding: Finding) -> Fi
     last = max(steps)
     if len(steps) == 1 and last + 1 <= EARLY * (run.last_step + 1):
         level: Level = "note" if finding.level in ("warning", "alarm") else finding.level
-        return replace(finding, level=level, text=f"Seen once, at step {last}: {finding.text}")
+        tried = finding.remedy if level == finding.level else ()
+        return replace(
+            finding, level=level, remedy=tried, text=f"Seen once, at step {last}: {finding.text}"
+        )
     if finding.dated:
         return finding
     later = [s[s > last] for probe, s in lost.items() if probe in {n.split("/")[0] for n in names}]

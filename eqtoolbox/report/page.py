@@ -15,6 +15,7 @@ from eqtoolbox.report.trace import NO_PROBES, arrays, judged, skipped, trace
 from eqtoolbox.report.words import number, percent, plural, printable, typeset
 
 EVENTS = 200  # newest events shown
+ON_TOP = 3  # findings that are not folded: of more nobody knows where to begin
 
 
 def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
@@ -73,11 +74,13 @@ def content(run: Run) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
     model = run.info.get("model") or {}
     findings = run.findings()
+    wrong = [f for f in findings if f.level in ("alarm", "warning")]
     return {
         "title": model.get("class") or run.path.resolve().name,
         "path": run.path.resolve().name,
         "facts": list(_facts(run)),
-        "findings": [f for f in findings if f.level != "good"],
+        "findings": wrong[:ON_TOP],
+        "more": [*wrong[ON_TOP:], *(f for f in findings if f.level == "note")],
         "good": [f for f in findings if f.level == "good"],
         "loss": training_panel(run),
         "sections": sections(run, run.topics),

@@ -23,7 +23,7 @@ def summary_text(run: Run) -> str:
     data = summary_data(run)
     state = "" if data["finished"] else ", not closed"
     parts = [f"{data['model'] or 'run'} to step {data['last_step']}{state}, {data['path']}"]
-    findings = [_paragraph(f["level"], f["text"]) for f in data["findings"]]
+    findings = [paragraph for f in data["findings"] for paragraph in _finding(f)]
     parts.append("\n".join(findings) if findings else "no finding")
     if data["values"]:
         parts.append(_table(data["values"]))
@@ -35,7 +35,7 @@ def summary_data(run: Run) -> dict[str, Any]:
 
     Returns:
         path, model, optimizer, last_step, finished (unix seconds or None), torn, findings
-        (level, text, evidence) and values: by name last, step, stderr, median, trend
+        (level, text, evidence, id of a disease, cause, where, remedy, began) and values: by name last, step, stderr, median, trend
         ("up", "down", "flat" or None), floor, verdict, status, note. What was never certified
         is None.
     """
@@ -51,6 +51,11 @@ def summary_data(run: Run) -> dict[str, Any]:
             {
                 "level": finding.level,
                 "text": finding.text,
+                "id": finding.id,
+                "cause": finding.cause,
+                "where": finding.where,
+                "remedy": list(finding.remedy),
+                "began": finding.step,
                 "evidence": [
                     {"name": e.name, "step": e.step, "value": _strict(e.value), "points": e.points}
                     for e in finding.evidence
@@ -79,8 +84,15 @@ def _strict(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _paragraph(level: str, text: str) -> str:
-    label = f"{_LABELS[level]:<9}"
+def _finding(finding: dict[str, Any]) -> list[str]:
+    """What is said, and below what is wrong what to try."""
+    tried = f"Try: {'; '.join(finding['remedy'])}."
+    said = [_paragraph(_LABELS[finding["level"]], finding["text"])]
+    return [*said, _paragraph("", tried)] if finding["remedy"] else said
+
+
+def _paragraph(word: str, text: str) -> str:
+    label = f"{word:<9}"
     return textwrap.fill(
         text,
         width=WIDTH,

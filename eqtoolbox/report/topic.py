@@ -38,6 +38,7 @@ class Topic:
     explanation: str = ""  # what is behind the question, in a sentence or two
     rules: tuple[Rule, ...] = ()  # yield findings of a run, in the order in which they are told
     panels: tuple[Chart, ...] = ()  # yield the figures of a run, in the order of the page
+    remedy: tuple[str, ...] = ()  # what to try where a rule warns and names nothing better
     probes: tuple[str, ...] = ()  # whose names without a number the page remarks on
 
     def __post_init__(self) -> None:

@@ -23,9 +23,9 @@ def test_a_law_that_only_epsilon_breaks_is_good_news(make_run: MakeRun) -> None:
     assert about(run, "hold to rounding") == about(run, "holds to rounding") == []
 
 
-def test_a_law_that_epsilon_does_not_explain_is_a_warning(make_run: MakeRun) -> None:
+def test_a_law_that_epsilon_does_not_explain_is_broken(make_run: MakeRun) -> None:
     finding = the(make_run(approximate(1e-4)), "broken since the start by more than the epsilon")
-    assert finding.level == "warning"
+    assert finding.level == "note"
     assert "1e-4 is left (floor 1e-7)" in finding.text
 
 

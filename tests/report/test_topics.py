@@ -158,7 +158,8 @@ def test_a_finding_gets_its_step_unless_its_rule_has_said_it(
 def seen_once(make_run: MakeRun, step: int, text: str, level: Level, dated: bool) -> list[Finding]:
     """Findings of a run of 60 steps, of which one rests on this step alone."""
     run = make_run(
-        [Record(step=step, name=NORM, value=2.0)], series("training/loss", [1.0] * 60, every=1)
+        [Record(step=step, name=NORM, value=2.0)],
+        series("training/loss", [0.9**i for i in range(60)], every=1),
     )
 
     def rule(run: Run) -> Iterator[Finding]:

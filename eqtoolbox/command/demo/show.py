@@ -66,4 +66,5 @@ def show(demo: Demo, run_dir: Path, *, steps: int | None = None, quiet: bool = F
 
 def marked(findings: list[Finding]) -> str:
     """Findings, one a line, marked by level."""
-    return "\n".join(f"  {_MARKS[f.level]} {f.text}" for f in findings)
+    tried = {f: f"\n     Try: {'; '.join(f.remedy)}." for f in findings if f.remedy}
+    return "\n".join(f"  {_MARKS[f.level]} {f.text}{tried.get(f, '')}" for f in findings)

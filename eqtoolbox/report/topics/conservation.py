@@ -74,7 +74,7 @@ def conservation(run: Log) -> Iterator[Finding]:
         moved = beside is not None and beside.verdict == "violated"
         causes = _causes(shares, cause_words(held, undecided), moved)
         text = f"{charges} drifted {percent(size)}{about} {span}{causes}{far}."
-        yield Finding(level="warning" if broken else "note", text=text, evidence=tuple(evidence))
+        yield Finding(level="note", text=text, evidence=tuple(evidence))
 
 
 def _exact(drift: Curve) -> Record:

@@ -39,6 +39,7 @@ def unanswered(run: Log) -> Iterator[Finding]:
             level="note" if status in ("not_converged", "skipped_memory") else "warning",
             text=f"{what} {happened}, first at step {first.step}{because}.".replace("..", "."),
             evidence=(Evidence(name=first.name, step=first.step, value=math.nan),),
+            id=f"measurements-{status.replace('_', '-')}",
         )
 
 
@@ -91,7 +92,8 @@ def incidents(run: Log) -> Iterator[Finding]:
         first = errors[0]
         where = f"step {first.get('step')}, {first.get('probe') or 'monitor'}"
         text = f"{plural(len(errors), 'error')} in the event log; first ({where}): "
-        yield Finding(level="warning", text=text + str(first.get("message", "")).split("\n")[0])
+        text += str(first.get("message", "")).split("\n")[0]
+        yield Finding(level="warning", text=text, id="errors")
     if run.torn:
         text = f"{plural(run.torn, 'line')} of the log could not be read and"
         was = "was" if run.torn == 1 else "were"
@@ -149,6 +151,10 @@ TOPIC = Topic(
     slug="cost",
     explanation="The time of every probe beside that of the training, and what the budget or "
     "a failure left out.",
+    remedy=(
+        "read the first message in events.jsonl: it names what the probe met",
+        "switch the probe off by every(0) if it does not fit this model",
+    ),
     rules=(unanswered, cost, incidents),
     panels=(cost_panels,),
     probes=("cost",),

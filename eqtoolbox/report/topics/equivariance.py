@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from eqtoolbox.report.figures import Panel, Plot, by_target
-from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.finding import Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import Curve, floor_words, judged, trace, traces
@@ -31,7 +31,13 @@ def growth(run: Log) -> Iterator[Finding]:
                 f"{number(grown.last.value, 2)}x its smallest in this run"
                 + (f", {fewer}." if fewer else ".")
             )
-            yield Finding(level="alarm", text=text, evidence=(grown.latest(),))
+            level: Level = "alarm" if claimed(run) else "note"
+            yield Finding(level=level, text=text, evidence=(grown.latest(),), id="lost-symmetry")
+
+
+def claimed(run: Log) -> bool:
+    """Whether somebody gave the symmetries, so that they should hold; presets only look at some."""
+    return not run.info.get("preset")
 
 
 def unmeasured(run: Log) -> Iterator[Finding]:
@@ -65,10 +71,12 @@ def equivariance(run: Log) -> Iterator[Finding]:
             paid = (
                 "" if part is None else f"; it makes {percent(part)} of the loss on moved samples"
             )
+            little = (part is not None and part < CHEAP) or shrinks
             yield Finding(
-                level="note" if (part is not None and part < CHEAP) or shrinks else "warning",
+                level="warning" if claimed(run) and not little else "note",
                 text=f"{law} is violated: {size}{_history(error)}{paid}.{_culprit(error)}",
                 evidence=tuple(evidence),
+                id="lost-symmetry" if judged(error.records[0]) == "holds" else "broken-symmetry",
             )
         else:
             why = "no noise floor was measured"
@@ -152,6 +160,10 @@ TOPIC = Topic(
     slug="equivariance",
     explanation="f(g x) against g f(x) for elements g of a group, relative to the outputs, beside "
     "the floor that rounding alone makes.",
+    remedy=(
+        "augment the training data by these transformations",
+        "average the output over them, or use layers that are equivariant by construction",
+    ),
     rules=(growth, unmeasured, equivariance),
     panels=(equivariance_panels,),
     probes=("equivariance",),

@@ -25,7 +25,7 @@ def gradient_laws(run: Log) -> Iterator[Finding]:
                 "the loss shapes it, such as a penalty added to it, or the loss lost the symmetry."
             )
             evidence = (law.evidence(),)
-            yield Finding(level="warning", text=text, evidence=evidence, dated=law.once)
+            yield Finding(level="note", text=text, evidence=evidence, dated=law.once)
         elif law.verdict == "holds" and not law_undecided(run, family):
             broken = sum(judged(r) == "violated" for r in law.records)
             if not broken:

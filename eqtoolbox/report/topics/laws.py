@@ -65,7 +65,7 @@ def laws(run: Log) -> Iterator[Finding]:
             when = worst.since([judged(r) == "violated" for r in worst.records])
             what = listing([said[order] for order in broken])
             text = f"{law} is broken {when}: {what}; the loss as trained lacks this symmetry."
-            yield Finding(level="warning", text=text, evidence=evidence, dated=worst.once)
+            yield Finding(level="note", text=text, evidence=evidence, dated=worst.once)
         elif set(verdicts.values()) == {"holds"}:
             held[family] = present
         else:
@@ -131,7 +131,7 @@ def epsilon(run: Log) -> Iterator[Finding]:
             )
             text += f"{number(broken[0].now, 2)} is left{floor_words(broken[0])}."
             dated = broken[0].once
-            yield Finding(level="warning", text=text, evidence=evidence, dated=dated)
+            yield Finding(level="note", text=text, evidence=evidence, dated=dated)
         elif all(t.verdict == "holds" for t in both):
             text = f"{law} holds but for the epsilon of the normalisations, which explains all of "
             text += f"it: {said}, {number(left.last.value, 2)} left{floor_words(left)}."

@@ -7,7 +7,7 @@ import numpy as np
 
 from eqtoolbox.report.drawing import PALETTE, WIDE, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
-from eqtoolbox.report.finding import Evidence, Finding
+from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import arrays, trace
@@ -15,6 +15,7 @@ from eqtoolbox.report.words import number
 
 FIFTH = 5  # the loss is compared between fifths of the run
 STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of the batches
+LOST = 0.1  # share of what the loss had fallen: a smaller rise is no matter
 NOISY = 100  # records from which a running median is drawn over the loss
 
 
@@ -37,7 +38,9 @@ def loss_trend(run: Log) -> Iterator[Finding]:
     if end - before > _uncertainty(compared[-2], compared[-1]):
         rising = f"from {number(previous)} to {number(last)} between the last two fifths"
         text = f"The training loss is rising: {rising} of the run."
-        yield Finding(level="warning", text=text, evidence=evidence)
+        gained = first - min(float(np.median(part)) for part in fifths)
+        level: Level = "warning" if last - previous > LOST * gained else "note"
+        yield Finding(level=level, text=text, evidence=evidence, id="loss-rising")
     elif start - end > _uncertainty(compared[0], compared[-1]):
         falls = before - end > _uncertainty(compared[-2], compared[-1])
         tail = ", and is still falling" if falls else "; no further fall shows in the last fifth"
@@ -86,5 +89,9 @@ TOPIC = Topic(
     slug="loss",
     explanation="Medians of fifths of the run, compared by their scatter; its chart stands on top "
     "of the page.",
+    remedy=(
+        "lower the learning rate, or let it decay towards the end",
+        "go back to the checkpoint before the rise",
+    ),
     rules=(loss_trend,),
 )

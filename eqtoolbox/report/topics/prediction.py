@@ -97,5 +97,9 @@ TOPIC = Topic(
     slug="prediction",
     explanation="Along a symmetry the gradient alone says how the loss bends; its chart stands "
     "beside the other curvatures.",
+    remedy=(
+        "check the loss for parts that are not smooth or not repeatable",
+        "rerun the probe in float64",
+    ),
     rules=(predicted_curvature,),
 )

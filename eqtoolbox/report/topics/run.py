@@ -38,6 +38,7 @@ def closure(run: Log) -> Iterator[Finding]:
             f"{number(cosine.now)}, expected 1, {cosine.since(below)}): curvature, Noether and "
             f"conservation numbers speak about another function. {_why_another(run)}",
             evidence=(cosine.evidence(),),
+            id="another-loss",
         )
     elif any(below):
         yield Finding(
@@ -46,6 +47,7 @@ def closure(run: Log) -> Iterator[Finding]:
             f"{plural(len(below), 'check')} (lowest gradient cosine {number(low.value)} at step "
             f"{low.step}). {_why_another(run)}",
             evidence=(Evidence(name=low.name, step=low.step, value=low.value),),
+            id="another-loss",
         )
     else:
         yield Finding(
@@ -64,7 +66,7 @@ def scale(run: Log) -> Iterator[Finding]:
     since = ratio.since([r.value > LARGER for r in ratio.records])
     text = f"The gradient that trains is {number(ratio.now)} times that of the replayed loss "
     text += f"({since}): curvature and losses are of another scale. {_why_another(run)}"
-    yield Finding(level="warning", text=text, evidence=(ratio.evidence(),))
+    yield Finding(level="warning", text=text, evidence=(ratio.evidence(),), id="another-scale")
 
 
 def untrained(run: Log) -> Iterator[Finding]:
@@ -180,6 +182,8 @@ def finite_loss(run: Log) -> Iterator[Finding]:
         evidence=tuple(
             Evidence(name=r.name, step=r.step, value=r.value) for r in [*before[-1:], begin]
         ),
+        id="loss-not-finite",
+        step=begin.step,
     )
 
 
@@ -188,5 +192,9 @@ TOPIC = Topic(
     slug="run",
     explanation="Numbers speak about the training only if the loss that is replayed is the one "
     "that is trained, its gradient arrives, and its steps are taken.",
+    remedy=(
+        "put the whole loss, regularisers included, into the function that monitor.loss decorates",
+        "compare one step by hand: loss, gradient and parameters before and after it",
+    ),
     rules=(closure, scale, untrained, nothing, unseen, skipped_steps, finite_loss),
 )

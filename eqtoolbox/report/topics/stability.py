@@ -69,7 +69,8 @@ def stability(run: Log) -> Iterator[Finding]:
         old = f" (last certified at step {certain.last.step}; {certain.unanswered} later "
         old += "attempts gave no number)"
     text, dated = f"{what}: {place}{old}.", dated or bool(old)
-    yield Finding(level=level, text=text, evidence=(certain.evidence(),), dated=dated)
+    evidence = (certain.evidence(),)
+    yield Finding(level=level, text=text, evidence=evidence, dated=dated, id="beyond-edge")
 
 
 def overshoot(run: Log) -> Iterator[Finding]:
@@ -82,7 +83,7 @@ def overshoot(run: Log) -> Iterator[Finding]:
         text = f"A step along the gradient overshoots: lr/2 × gᵀHg/gᵀg = {number(ratio)} > 1, "
         text += "the loss of its own batch rises to second order."
         evidence = (bend.evidence(), rate.latest())
-        yield Finding(level="warning", text=text, evidence=evidence)
+        yield Finding(level="warning", text=text, evidence=evidence, id="beyond-edge")
 
 
 def _with_certified_sharpness(run: Log, stability: Curve) -> Curve | None:
@@ -153,5 +154,9 @@ TOPIC = Topic(
     slug="stability",
     explanation="Beyond the edge of stability steps along the sharpest direction overshoot; its "
     "charts stand beside the other curvatures.",
+    remedy=(
+        "lower the learning rate by 2 to 10",
+        "warm it up over the first few per cent of the run",
+    ),
     rules=(engine, stability, overshoot),
 )

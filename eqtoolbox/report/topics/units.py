@@ -13,6 +13,12 @@ from eqtoolbox.report.trace import Curve, trace, traces
 from eqtoolbox.report.words import listing, number, plural
 
 ALIKE = 1e-6  # relative distance of units that count as equal
+MANY = 1 / 4  # of a layer's units: fewer dead ones are usual, and the layer has others
+REVIVE = (
+    "re-initialise the dead units and lower the learning rate (or warm it up)",
+    "use a leaky activation: LeakyReLU or GELU",
+    "check the biases: large negative ones keep units silent",
+)
 DISTANCES = {"permutation": "two units equal", "sign_flip": "a unit zero"}
 
 
@@ -22,7 +28,8 @@ def duplicates(run: Log) -> Iterator[Finding]:
     if pairs is not None:
         text = f"{plural(round(pairs.last.value), 'pair')} of units are duplicates, equal to "
         text += f"rounding in all their weights: {_named(pairs.last)}."
-        yield Finding(level="warning", text=text, evidence=(pairs.latest(),))
+        evidence = (pairs.latest(),)
+        yield Finding(level="warning", text=text, evidence=evidence, id="duplicate-units")
 
 
 def dead(run: Log) -> Iterator[Finding]:
@@ -45,8 +52,10 @@ def dead(run: Log) -> Iterator[Finding]:
     if whole:
         text += f" Nothing passes {listing(whole)}: what comes after is the same for every input."
     level: Level = "alarm" if whole else "warning"
+    if shares and all(t.last.value < MANY for t in shares.values()):
+        level = "note"
     evidence = units.latest(), *(t.latest() for t in shares.values())
-    yield Finding(level=level, text=text, evidence=evidence)
+    yield Finding(level=level, text=text, evidence=evidence, id="dead-units", remedy=REVIVE)
 
 
 def _named(row: Record) -> str:
@@ -114,7 +123,8 @@ def collapse(run: Log) -> Iterator[Finding]:
             place = f"near zero ({number(near.last.value)} of its layer)"
         verb = "are" if pair else "is"
         text = f"{who} {verb} {place}: {fate} ({why})."
-        yield Finding(level=level, text=text, evidence=(near.latest(), margin.latest()))
+        evidence = (near.latest(), margin.latest())
+        yield Finding(level=level, text=text, evidence=evidence, id="" if alike else "near-units")
 
 
 def _lasting(run: Log, name: str) -> Curve | None:
@@ -191,6 +201,10 @@ TOPIC = Topic(
     slug="units",
     explanation="Near a point where two units are equal, or one is zero, the loss itself decides "
     "whether training falls into it or leaves it.",
+    remedy=(
+        "initialise each unit by its own random draw: no constants, no copies",
+        "re-initialise the units that do nothing",
+    ),
     rules=(duplicates, dead, collapse),
     panels=(discrete_panels,),
     probes=("discrete",),

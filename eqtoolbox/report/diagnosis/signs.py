@@ -1,0 +1,182 @@
+"""Signs: what is known of a run as a whole, above all whether it learned."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqtoolbox.record.facts import Facts
+from eqtoolbox.report.finding import Evidence
+from eqtoolbox.report.log import Log
+from eqtoolbox.report.table import LARGEST
+from eqtoolbox.report.trace import Curve, trace, traces
+
+State = Literal["learned", "little", "stuck", "grew", "not finite", "unknown"]
+LEAST = 8  # losses from which it can be said whether they fell
+LEARNED = 0.85  # of the loss at the start, or of the best constant output, whichever is less
+STUCK = 0.95  # the same above which nothing was learned
+GREW = 1.5
+CONSTANT = 1e-4  # spread of the outputs over a batch, relative to their size
+
+
+class Signs:
+    """The records of a run as a diagnosis asks for them.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> home = pathlib.Path(tempfile.mkdtemp())
+        >>> row = '{"step": %d, "name": "training/loss", "value": %g}'
+        >>> losses = [2.0, 1.9, 1.5, 1.1, 0.8, 0.5, 0.4, 0.3, 0.2, 0.1]
+        >>> rows = [row % pair for pair in enumerate(losses)]
+        >>> _ = (home / "records.jsonl").write_text("\\n".join(rows))
+        >>> Signs(Log(home)).state
+        'learned'
+    """
+
+    def __init__(self, run: Log) -> None:
+        self.run = run
+
+    def curve(self, name: str) -> Curve | None:
+        """The certified measurements of a name; None when there are none."""
+        return trace(self.run, name)
+
+    def curves(self, quantity: str) -> dict[str, Curve]:
+        """The same by target."""
+        return traces(self.run, quantity)
+
+    def now(self, name: str) -> float | None:
+        """Median of the last measurements of a name."""
+        curve = self.curve(name)
+        return None if curve is None else curve.now
+
+    def facts(self, name: str) -> Facts:
+        """What the newest row of a name says; nothing where there is none."""
+        return self.run.rows(name)[-1].facts if name in self.run else Facts({})
+
+    def evidence(self, *names: str) -> tuple[Evidence, ...]:
+        """The present level of these, as far as they are known."""
+        found = (self.curve(name) for name in names)
+        return tuple(curve.evidence() for curve in found if curve is not None)
+
+    @cached_property
+    def losses(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Steps and training losses, NaN and infinities among them: of every step where known."""
+        for name in ("vital/losses", "training/loss"):
+            if name not in self.run:
+                continue
+            rows = self.run.rows(name)
+            tried = rows.where(rows.having("ok") | rows.having("non_finite"))
+            if name == "training/loss":
+                return tried.steps, _bounded(tried.numbers("value"))
+            steps, values = zip(*[_spread(row.step, row.facts) for row in tried], strict=True)
+            return np.concatenate(steps), _bounded(np.concatenate(values))
+        return np.zeros(0, np.int64), np.zeros(0)
+
+    @cached_property
+    def level(self) -> tuple[float, float]:
+        """The loss at the start and at the end: medians of the first and of the last losses."""
+        values = self.losses[1][np.isfinite(self.losses[1])]
+        if not values.size:
+            return math.nan, math.nan
+        few = max(1, min(5, len(values) // LEAST))
+        return float(np.median(values[:few])), float(np.median(values[-max(1, len(values) // 5) :]))
+
+    @property
+    def finite(self) -> bool:
+        """Whether the last losses and the parameters are."""
+        return self.lost_at is None
+
+    @cached_property
+    def lost_at(self) -> int | None:
+        """The step from which on losses or parameters are not finite; None where they are."""
+        steps, values = self.losses
+        bad = ~np.isfinite(values)
+        if bad.size and bad[-1]:
+            good = np.flatnonzero(~bad)
+            return int(steps[good[-1] + 1 if good.size else 0])
+        return None
+
+    @cached_property
+    def constant_loss(self) -> float | None:
+        """The loss of the best constant output, where the kind of the loss is known."""
+        return self.now("vital/constant_loss")
+
+    @cached_property
+    def best_idle(self) -> float:
+        """What a run that learns nothing of its inputs can reach: see `LEARNED`."""
+        return min(self.level[0], self.constant_loss or math.inf)
+
+    @cached_property
+    def state(self) -> State:
+        """Whether the run learned: its loss at the end, by the scatter of the batches."""
+        values = self.losses[1]
+        if not self.finite:
+            return "not finite"
+        values = values[np.isfinite(values)]
+        if len(values) < LEAST:
+            return "unknown"
+        end, idle = self.level[1], self.best_idle
+        size = abs(idle) or 1.0
+        last = values[-max(1, len(values) // 5) :]
+        few = max(1, min(5, len(values) // LEAST))
+        noise = scatter(last) * math.sqrt(1 + len(last) / few)  # of the start, too
+        if end - idle > max((GREW - 1) * size, noise):
+            return "grew"
+        if idle - end <= max((1 - STUCK) * size, noise):
+            return "stuck"
+        return "learned" if idle - end > (1 - LEARNED) * size else "little"
+
+    @cached_property
+    def idle(self) -> bool:
+        """Whether it is known that nothing was learned."""
+        return self.state in ("stuck", "grew", "not finite")
+
+    @cached_property
+    def constant(self) -> bool:
+        """Whether the outputs do not depend on the inputs."""
+        spread = self.now("vital/output_spread")
+        if spread is not None:
+            return spread < CONSTANT
+        errors = self.curves("equivariance/relative_error").values()
+        return any(error.verdict == "trivial" for error in errors)
+
+    @property
+    def praised(self) -> bool:
+        """Whether anything may be called good: not of a run that learned nothing."""
+        return self.state in ("learned", "unknown") and not self.constant
+
+    @property
+    def length(self) -> int:
+        """Steps of the run."""
+        return self.run.last_step + 1
+
+    def option(self, name: str) -> float:
+        """Largest value of an option over the optimizer's groups."""
+        groups = (self.run.info.get("optimizer") or {}).get("groups") or []
+        return max((float(group.get(name) or 0.0) for group in groups), default=0.0)
+
+
+def scatter(values: NDArray[np.float64]) -> float:
+    """Three standard errors of a median, from the median absolute deviation of its values."""
+    spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    return 3 * 1.2533 * spread / math.sqrt(len(values))
+
+
+def _spread(step: int, facts: Facts) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The losses that a row stands for, and their steps."""
+    kept = facts.get("losses", ())
+    values = [v if type(v) in (int, float) else math.nan for v in kept] if _several(kept) else []
+    first = facts.count("first")
+    steps = np.linspace(step if first is None else first, step, len(values)).round()
+    return steps.astype(np.int64), np.array(values, np.float64)
+
+
+def _several(kept: object) -> bool:
+    return isinstance(kept, Sequence) and not isinstance(kept, str)
+
+
+def _bounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.abs(values) <= LARGEST, values, np.nan)
