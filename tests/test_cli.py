@@ -155,6 +155,11 @@ def test_symmetries_of_a_model_in_a_file_that_imports_its_neighbour(
         (["check", "standrd"], "did you mean 'standard'"),
         (["summary", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["tail", "nowhere"], "nowhere"),
+        (["export", "nowhere", "--to", "csv"], "nowhere"),
+        (["compare", "nowhere", "nowhere"], "nowhere"),
+        (["compare", "nowhere"], "two runs or more"),
+        (["explain", "qqqq"], "no record is named 'qqqq'"),
         (["demo", "--steps", "0"], "--steps must be >= 1"),
         (["demo", "robbot"], "did you mean 'robot'"),
         (["symmetries", "nothing"], "expected 'package.module:NAME' or 'file.py:NAME'"),
@@ -178,9 +183,17 @@ def test_a_used_run_directory_is_refused(demo: Path, capsys: pytest.CaptureFixtu
     assert "holds a finished run" in capsys.readouterr().err
 
 
-def test_no_command_prints_help() -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main([])
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: eqtoolbox") and "explain" in shown
+
+
+def test_every_record_of_a_demo_is_explained(demo: Path) -> None:
+    from eqtoolbox import Run
+    from eqtoolbox.report.explained import explained
+
+    assert [name for name in Run(demo).names() if explained(name) is None] == []
 
 
 USERS = """

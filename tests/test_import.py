@@ -54,6 +54,11 @@ def test_import_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
         "from eqtoolbox.report import Run, summary_text; summary_text(Run(path))",
         "from eqtoolbox.command.cli import main; assert main(['summary', path]) == 0",
         "from eqtoolbox.command.cli import main; assert main(['report', path]) == 0",
+        "from eqtoolbox.command.cli import main; assert main(['compare', path, path]) == 0",
+        "from eqtoolbox.command.cli import main; assert main(['tail', '-f', path]) == 0",
+        "from eqtoolbox.command.cli import main; assert main(['export', path, '--to', 'csv']) == 0",
+        "from eqtoolbox.command.cli import main; assert main(['explain', 'drift']) == 0",
+        "from eqtoolbox.command.cli import main; assert main([]) == 0",
     ],
 )
 def test_who_only_reads_does_not_wait_for_torch(reads: str, tmp_path: Path) -> None:

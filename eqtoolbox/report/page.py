@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eqtoolbox.record.files import Folder
+from eqtoolbox.report.explained import explained
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.sections import sections
 from eqtoolbox.report.topics.loss import training_panel
@@ -170,6 +171,8 @@ def _latest(run: Run, name: str) -> dict[str, str]:
     """The last certified value of a name and the status of its last attempt."""
     newest, t = run.rows(name)[-1], trace(run, name)
     row = {"name": name, "status": newest.status.replace("_", " "), "note": newest.note}
+    told = explained(name)
+    row["meaning"] = f"{told.meaning}\n{told.formula}\n{told.reading}" if told else ""
     row |= dict.fromkeys(("value", "stderr", "floor", "verdict", "unit"), "")
     row["step"] = str(newest.step)
     if t is not None:

@@ -2,9 +2,11 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from eqtoolbox.report.run import Run
+from eqtoolbox.report.selection import about, selected
 from eqtoolbox.report.trace import drift, judged, trace
 from eqtoolbox.report.words import number, printable
 
@@ -14,31 +16,55 @@ _LABELS = {"alarm": "ALARM", "warning": "WARNING", "note": "note", "good": "good
 _COLUMNS = ("name", "last", "median", "trend", "floor", "state")
 
 
-def summary_text(run: Run) -> str:
+def summary_text(run: Run, *, only: Sequence[str] = (), top: int | None = None) -> str:
     """Findings, then one line a name: last value, median of the last five, trend, floor, state.
 
     The state is the verdict where there is one, and the status when the last attempt gave no
     number. The trend is that of all certified values (Mann-Kendall test, |z| >= 2).
+
+    Args, Raises: as `summary_data`.
     """
-    data = summary_data(run)
+    return as_text(summary_data(run, only=only, top=top))
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """What `summary_data` returned, for a terminal."""
     state = "" if data["finished"] else ", not closed"
     parts = [f"{data['model'] or 'run'} to step {data['last_step']}{state}, {data['path']}"]
     findings = [paragraph for f in data["findings"] for paragraph in _finding(f)]
     parts.append("\n".join(findings) if findings else "no finding")
     if data["values"]:
         parts.append(_table(data["values"]))
+    if data["left_out"]:
+        parts.append(f"{data['left_out']} more findings and names are left out")
     return printable("\n\n".join(parts)) + "\n"
 
 
-def summary_data(run: Run) -> dict[str, Any]:
+def summary_data(run: Run, *, only: Sequence[str] = (), top: int | None = None) -> dict[str, Any]:
     """The same as plain values that `json.dumps(..., allow_nan=False)` takes.
+
+    Args:
+        run: what was recorded.
+        only: names, what they begin with ("curvature", "conservation/drift"), or patterns
+            ("*/rescale"): only these, and the findings that rest on them.
+        top: at most so many findings, the gravest, and so many names: first those whose law is
+            violated or that have no number, then those that rise or fall.
+
+    Raises:
+        KeyError: one of `only` is no name of this run.
 
     Returns:
         path, model, optimizer, last_step, finished (unix seconds or None), torn, findings
-        (level, text, evidence, id of a disease, cause, where, remedy, began) and values: by name last, step, stderr, median, trend
-        ("up", "down", "flat" or None), floor, verdict, status, note. What was never certified
-        is None.
+        (level, text, evidence, id of a disease, cause, where, remedy, began) and values: by name
+        last, step, stderr, median, trend ("up", "down", "flat" or None), floor, verdict, status,
+        note. What was never certified is None. left_out: how many findings and names `top` leaves out.
     """
+    values = {name: _row(run, name) for name in selected(run.names(), only)}
+    findings = about(run.findings(), only)
+    every = len(values) + len(findings)
+    if top is not None:
+        first = sorted(values, key=lambda name: _urgency(values[name]))[:top]
+        values, findings = {name: values[name] for name in first}, findings[:top]
     optimizer = run.info.get("optimizer") or {}
     return {
         "path": str(run.path),
@@ -61,10 +87,19 @@ def summary_data(run: Run) -> dict[str, Any]:
                     for e in finding.evidence
                 ],
             }
-            for finding in run.findings()
+            for finding in findings
         ],
-        "values": {name: _row(run, name) for name in run.names()},
+        "values": values,
+        "left_out": every - len(values) - len(findings),
     }
+
+
+def _urgency(row: dict[str, Any]) -> int:
+    """0 for what wants to be looked at first."""
+    if row["status"] not in ("ok", "not_applicable"):
+        return 1
+    urgent = {"violated": 0, "unresolved": 2, "trivial": 2}
+    return int(urgent.get(row["verdict"], 3 if row["trend"] in ("up", "down") else 4))
 
 
 def _row(run: Run, name: str) -> dict[str, Any]:
@@ -87,12 +122,13 @@ def _strict(value: float | None) -> float | None:
 def _finding(finding: dict[str, Any]) -> list[str]:
     """What is said, and below what is wrong what to try."""
     tried = f"Try: {'; '.join(finding['remedy'])}."
-    said = [_paragraph(_LABELS[finding["level"]], finding["text"])]
-    return [*said, _paragraph("", tried)] if finding["remedy"] else said
+    said = [paragraph(finding["level"], finding["text"])]
+    return [*said, paragraph("", tried)] if finding["remedy"] else said
 
 
-def _paragraph(word: str, text: str) -> str:
-    label = f"{word:<9}"
+def paragraph(level: str, text: str) -> str:
+    """A text behind its level, wrapped."""
+    label = f"{_LABELS.get(level, ''):<9}"
     return textwrap.fill(
         text,
         width=WIDTH,

@@ -1,0 +1,43 @@
+"""A selection: the names and findings of a run that somebody asks for."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import get_args
+
+from eqtoolbox.report.directory import nearest
+from eqtoolbox.report.finding import Finding, Level
+
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+def asked(name: str, only: Sequence[str]) -> bool:
+    """Whether a name, or what it begins with, or a pattern with *, is among those asked for.
+
+    Example:
+        >>> [asked("noether/epsilon/scale", [o]) for o in ("noether", "*/scale", "noether/eps")]
+        [True, True, False]
+        >>> asked("noether/epsilon/scale", [])
+        True
+    """
+    return not only or any(
+        name == o or name.startswith(f"{o.rstrip('/')}/") or fnmatchcase(name, o) for o in only
+    )
+
+
+def selected(names: Sequence[str], only: Sequence[str]) -> list[str]:
+    """The names that are asked for, all of them where nothing is.
+
+    Raises:
+        KeyError: one of `only` is no name here; says which are near.
+    """
+    for wanted in only:
+        if not any(asked(name, [wanted]) for name in names):
+            words = sorted({name.split("/")[0] for name in names})
+            hint = nearest(wanted, list(names) if "/" in wanted else words)
+            raise KeyError(f"no record is named {wanted!r}; {hint}")
+    return [name for name in names if asked(name, only)]
+
+
+def about(findings: Iterable[Finding], only: Sequence[str]) -> list[Finding]:
+    """The findings that rest on a name that is asked for."""
+    return [f for f in findings if not only or any(asked(e.name, only) for e in f.evidence)]
