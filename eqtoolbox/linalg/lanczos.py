@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import NotNegative
 from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
@@ -38,6 +39,8 @@ class EigenResult(WarmStart):
     asymmetry: float  # largest |⟨u,Hv⟩ − ⟨v,Hu⟩| met, relative to ‖H‖
     confirmed: bool  # a fresh random chain orthogonal to the vectors found nothing missing
     matvecs: int  # products spent
+
+    _repr_html_ = notebook.by_fields
 
 
 @checked

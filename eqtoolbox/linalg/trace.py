@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.basis import Basis
 from eqtoolbox.linalg.operator import LinearOperator
@@ -29,6 +30,8 @@ class SpectralMoments:
     frobenius_norm: Estimate  # √Σ λ_i²
     effective_rank: Estimate  # (Σ λ_i)² / Σ λ_i², NaN for the zero operator
     matvecs: int
+
+    _repr_html_ = notebook.by_fields
 
 
 @checked

@@ -1,5 +1,6 @@
 """A finding: one sentence about a run, with the numbers that it rests on."""
 
+import html
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,3 +47,16 @@ class Finding:
     where: str = ""  # a layer, a parameter, a part of the loop
     remedy: tuple[str, ...] = ()  # one to three concrete steps, the first to try first
     step: int | None = None  # at which it began
+
+    def _repr_html_(self) -> str:
+        why = "; ".join(map(str, self.evidence))
+        shown = f"<b>{self.level}</b>: {html.escape(self.text)}"
+        tried = f"<br>Try: {html.escape('; '.join(self.remedy))}." if self.remedy else ""
+        return (f"{shown} <small>({html.escape(why)})</small>" if why else shown) + tried
+
+
+class Findings(list[Finding]):
+    """Findings as a list, the gravest first."""
+
+    def _repr_html_(self) -> str:
+        return f"<ul>{''.join(f'<li>{f._repr_html_()}</li>' for f in self)}</ul>"

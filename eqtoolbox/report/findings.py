@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eqtoolbox.report.diagnosis.diagnose import diagnose
 from eqtoolbox.report.diagnosis.gate import gated, nothing
 from eqtoolbox.report.diagnosis.signs import Signs
-from eqtoolbox.report.finding import Evidence, Finding, Level
+from eqtoolbox.report.finding import Evidence, Finding, Findings, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.topics import TOPICS
@@ -23,7 +23,7 @@ OF_THE_RUN = ("monitor/", "cost/", "training/")  # what has no measurements of i
 EARLY = 0.5  # share of a run
 
 
-def find(run: Log, topics: Iterable[Topic] = ()) -> list[Finding]:
+def find(run: Log, topics: Iterable[Topic] = ()) -> Findings:
     """All findings of a run: alarms, warnings, notes, then what is good; diseases first within.
 
     Args:
@@ -38,7 +38,7 @@ def find(run: Log, topics: Iterable[Topic] = ()) -> list[Finding]:
     found = gated(signs, [_dated(run, lost, f) for f in told], explained)
     found = [*ill, *found, *nothing(signs, [*ill, *found])]
     found = [replace(f, text=printable(f.text)) for f in found]  # facts are what a file says
-    return sorted(found, key=lambda f: gravity[f.level])
+    return Findings(sorted(found, key=lambda f: gravity[f.level]))
 
 
 def _with_remedy(finding: Finding, topic: Topic) -> Finding:

@@ -3,8 +3,9 @@
 import html
 import os
 from collections.abc import Iterable
+from typing import Any
 
-from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.finding import Findings
 from eqtoolbox.report.findings import find
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
@@ -46,12 +47,30 @@ class Run(Log):
             slugs.append(topic.slug)
         super().__init__(path)
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Findings:
         """What the run shows, in plain words: alarms first, then warnings, notes, good news."""
         return find(self, self.topics)
 
+    def plot(self, name: str) -> Any:
+        """A record over the steps, or all targets of a quantity, as the page of the run draws it.
+
+        Errors are bands, noise floors dotted lines; marks on the lower edge are steps without a
+        number. The axis is logarithmic where positive values span more than a factor of 20.
+
+        Args:
+            name: "curvature/sharpness"; or "conservation/drift" for all families in one figure.
+
+        Returns:
+            A `plotly.graph_objects.Figure`; a notebook shows it.
+
+        Raises:
+            KeyError: no record has this name; the message names the nearest.
+            ImportError: plotly is not installed.
+        """
+        from eqtoolbox.report.plotting import figure
+
+        return figure(self, name)
+
     def _repr_html_(self) -> str:
-        items = "".join(
-            f"<li><b>{f.level}</b>: {html.escape(f.text)}</li>" for f in self.findings()
-        )
-        return f"<p><code>{html.escape(printable(repr(self)))}</code></p><ul>{items}</ul>"
+        said = html.escape(printable(repr(self)))
+        return f"<p><code>{said}</code></p>{self.findings()._repr_html_()}"

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.gradients import valued
@@ -32,6 +33,8 @@ class Discovery:
     form: Tensor | None  # (d, d) symmetric M with A^T M + M A = 0 for all; None: none, or several
     name: str  # so(3), sl(2), su(2) × su(2), ignores 2 of 3 directions, ...; "" if none was found
     note: str = field(default="")
+
+    _repr_html_ = notebook.by_fields
 
 
 @checked

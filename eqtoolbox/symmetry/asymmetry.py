@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.record.record import Verdict
 from eqtoolbox.symmetry.actions.action import inside_of
@@ -28,6 +29,8 @@ class DataAsymmetry:
     p_value: float  # share of random exchanges that are as far apart
     verdict: Verdict  # violated: p <= 0.01; holds: p > 0.1, as far as so many samples can tell
     samples: int  # pairs used
+
+    _repr_html_ = notebook.by_fields
 
 
 @checked

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.expect.bounds import count
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.isolation import evaluation, isolated
@@ -33,6 +34,15 @@ class Audit:
     culprits: dict[str, Culprit]  # first broken layer, by the name of a violated candidate
     algebra: Discovery | None  # None for images and long vectors
     data: dict[str, DataAsymmetry]  # by the name of a candidate; none for fewer than 8 samples
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (s.symmetry.name, r.verdict, r.relative_error, r.floor)
+            if (r := s.result) is not None
+            else (s.symmetry.name, "not applicable", "", "")
+            for s in self.scores
+        ]
+        return notebook.table(rows, ("candidate", "verdict", "relative error", "floor"))
 
 
 @checked

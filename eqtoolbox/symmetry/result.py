@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.record.record import Verdict
 from eqtoolbox.symmetry.groups.group import Element
 
@@ -29,6 +30,8 @@ class EquivarianceResult:
     parts: Mapping[str, float] = field(default_factory=dict)  # relative error of each output tensor
     loss_parts: Mapping[str, float] = field(default_factory=dict)  # %, of each; sums to the whole
     note: str = ""  # what to mend before the numbers can be trusted
+
+    _repr_html_ = notebook.by_fields
 
     def stderr_of(self, part: float) -> float:
         """Standard error of a share that is quadratic in the violation, such as percent of loss.

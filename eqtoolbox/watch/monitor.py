@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.record.record import Record
@@ -45,6 +46,8 @@ class Monitor(Course):
         names = ", ".join(s.probe.name for s in self.probes)
         state = "attached" if self._handles else "detached"
         return f"Monitor({type(self.model).__name__}, {names}; step {self.step}, {state})"
+
+    _repr_html_ = notebook.text
 
     # -- what a user calls ----------------------------------------------------------------------
 

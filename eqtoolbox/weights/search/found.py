@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from torch.utils._pytree import tree_leaves
 
+from eqtoolbox.expect import notebook
 from eqtoolbox.expect.bounds import between
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Count, NotNegative
@@ -52,6 +53,8 @@ class Found(list[ParameterSymmetry]):
             for s in self
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    _repr_html_ = notebook.text
 
 
 @dataclass(frozen=True, kw_only=True)
