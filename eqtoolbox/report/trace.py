@@ -17,7 +17,7 @@ from eqtoolbox.report.words import number
 if TYPE_CHECKING:
     from eqtoolbox.report.log import Log
 
-SHORT = 1000  # records that are made at once; those of longer traces when they are asked for
+SHORT = 100  # records that are made at once; those of longer traces when they are asked for
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
 NO_PROBES = ("training", "monitor", "cost")  # first words of names that no probe has
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
