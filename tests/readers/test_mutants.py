@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 
 from eqtoolbox.record.record import FIELDS
 from eqtoolbox.report import Run, summary_data, summary_text
+from eqtoolbox.report.comparison import comparison_data, comparison_text
+from eqtoolbox.report.exporting import export
+from eqtoolbox.report.following import line, newest
 from eqtoolbox.report.page import content
 from eqtoolbox.sinks.jsonl import RunDirectory
 from tests.readers.mutants import mutant, sound
+from tests.report.runs import series, write_run
 
 COUNT = int(os.environ.get("EQTOOLBOX_MUTANTS", "500"))  # 5000 are run by hand
 PARTS = 10
@@ -38,11 +43,30 @@ def read(home: Path, page_too: bool) -> None:
         json.dumps([panel.figure for panel in panels], allow_nan=False)
         json.dumps(summary_data(run), allow_nan=False)
         run._repr_html_().encode()
+        beside(run)
     before = run.last_step if run.names() else -1
     again = RunDirectory(home, resume=True)
     again.close()
     assert again.next_step == before + 1
     assert Run(home).last_step == run.last_step
+
+
+def beside(run: Run) -> None:
+    """What is made of runs for other eyes: comparisons, files, figures, the newest lines."""
+    other = Run(write_run(run.path.parent / "other", series("training/loss", [1.0, 0.5])))
+    compared = comparison_data([run, other])
+    json.dumps(compared, allow_nan=False)
+    assert not set(comparison_text(compared, every=True)) & set("\x1b\x07\x00\u202e")
+    for kind in ("csv", "sqlite"):
+        export(run, run.path.parent / f"records.{kind}", kind)  # type: ignore[arg-type]
+    with sqlite3.connect(run.path.parent / "records.sqlite") as base:
+        assert base.execute("SELECT count(*) FROM records").fetchone() == (len(run.rows()),)
+    base.close()
+    for name in run.names()[:2]:
+        run.plot(name).to_json()
+    for record in newest(run.path, 5)[0]:
+        line(record)
+        json.dumps(record.to_json(), allow_nan=False)
 
 
 def survives(home: Path, page_too: bool = True) -> bool:
