@@ -57,7 +57,8 @@ def summary_data(run: Run, *, only: Sequence[str] = (), top: int | None = None) 
         path, model, optimizer, last_step, finished (unix seconds or None), torn, findings
         (level, text, evidence, id of a disease, cause, where, remedy, began) and values: by name
         last, step, stderr, median, trend ("up", "down", "flat" or None), floor, verdict, status,
-        note. What was never certified is None. left_out: how many findings and names `top` leaves out.
+        note. What was never certified is None. left_out: how many findings and names `top`
+        leaves out.
     """
     values = {name: _row(run, name) for name in selected(run.names(), only)}
     findings = about(run.findings(), only)
