@@ -1,6 +1,7 @@
 """An orthonormal set of vectors, stored as flat rows that take memory as they come."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -33,9 +34,10 @@ class Basis:
         self._groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
         for name, x in space.like.items():
             self._groups.setdefault((x.dtype, x.device), []).append(name)
+        self._sizes = [[space.shapes[n].numel() for n in g] for g in self._groups.values()]
         self._rows = [
-            _Rows(sum(space.shapes[n].numel() for n in names), capacity, dtype, device)
-            for (dtype, device), names in self._groups.items()
+            _Rows(sum(sizes), capacity, dtype, device)
+            for (dtype, device), sizes in zip(self._groups, self._sizes, strict=True)
         ]
 
     @classmethod
@@ -65,10 +67,10 @@ class Basis:
     def unpack(self, flat: Flat) -> dict[str, Tensor]:
         """Views of `flat` under their names, in the order of the space."""
         shapes, views = self.space.shapes, {}
-        for x, names in zip(flat, self._groups.values(), strict=True):
-            parts = torch.split(x, [shapes[n].numel() for n in names])
+        for x, names, sizes in zip(flat, self._groups.values(), self._sizes, strict=True):
+            parts = x.split_with_sizes(sizes)
             views.update({n: p.view(shapes[n]) for n, p in zip(names, parts, strict=True)})
-        return {name: views[name] for name in self.space.like}
+        return views if len(flat) == 1 else {name: views[name] for name in self.space.like}
 
     def vector(self, i: int) -> dict[str, Tensor]:
         """Views of row i under their names."""
@@ -92,19 +94,24 @@ class Basis:
 
     def coefficients(self, w: Flat, first: int = 0) -> Tensor:
         """⟨q_i, w⟩ for the rows from `first` on, shape (m - first,), float64 on the CPU."""
-        total = torch.zeros(self._size - first, dtype=torch.float64)
+        if first == self._size:
+            return torch.zeros(0, dtype=torch.float64)
+        found = []
         for rows, x in zip(self._rows, w, strict=True):
             parts = [_products(block, x).cpu() for block in rows.blocks(first, self._size)]
-            if parts:
-                total += torch.cat(parts)
-        return total
+            found.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
     def subtract(self, w: Flat, coefficients: Tensor) -> None:
         """w ← w − Σ c_i q_i, in place."""
+        given = coefficients.tolist()
         for rows, x in zip(self._rows, w, strict=True):
-            for i, c in enumerate(coefficients.tolist()):
-                if c:
-                    x.sub_(rows.row(i), alpha=c)
+            start = 0
+            for block in rows.blocks(0, len(given)):
+                for row, c in zip(block.unbind(), given[start:], strict=False):
+                    if c:
+                        x.sub_(row, alpha=c)
+                start += len(block)
 
     def orthogonalise(self, w: Flat) -> Tensor:
         """Subtract the projection on all rows from `w`, twice; returns the coefficients (m,)."""
@@ -173,6 +180,8 @@ class _Rows:
 
     def blocks(self, first: int, last: int) -> list[Tensor]:
         """Rows first … last - 1, as matrices (rows, length)."""
+        if len(self._blocks) == 1:
+            return [self._blocks[0][first:last]] if first < last else []
         starts = range(0, len(self._blocks) * self._height, self._height)
         cut = [(max(first - s, 0), min(last - s, self._height)) for s in starts]
         return [x[a:b] for x, (a, b) in zip(self._blocks, cut, strict=True) if a < b]
@@ -184,8 +193,9 @@ def _products(rows: Tensor, x: Tensor) -> Tensor:
     On a CPU, float32 sums over 2^14 entries are right to 1e-7 and cost half of widening the rows.
     """
     if rows.dtype == torch.float32 and rows.device.type == "cpu":
-        blocks = zip(torch.split(rows, 1 << 14, dim=-1), torch.split(x, 1 << 14), strict=True)
-        with torch.autocast("cpu", enabled=False):
+        blocks = zip(rows.split(1 << 14, dim=-1), x.split(1 << 14), strict=True)
+        cast = torch.is_autocast_enabled("cpu")
+        with torch.autocast("cpu", enabled=False) if cast else nullcontext():
             return torch.stack([torch.mv(a, b) for a, b in blocks]).sum(0, dtype=torch.float64)
     wider = zip(pieces(rows), pieces(x), strict=True)
     return torch.stack([wide(a) @ wide(b) for a, b in wider]).sum(0)

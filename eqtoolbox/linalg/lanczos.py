@@ -123,6 +123,8 @@ def top_eigenpairs(
 
     settled: Tensor | None = None  # wanted values when the present fresh chain began
     confirmed, left, pending = False, 0, krylov.size > 0
+    while not warm and krylov.size < count - 1:  # too few to look at
+        krylov.step()
     while True:
         goes_on = pending or krylov.step()
         pending, ritz = False, krylov.ritz()

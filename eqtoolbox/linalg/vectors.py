@@ -175,11 +175,15 @@ def _without_storage(x: Tensor) -> Tensor:
 
 
 def _inner(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    if x is y:
+        return (torch.dot(a, a) for a in map(wide, pieces(x.reshape(-1))))
     pairs = zip(pieces(x.reshape(-1)), pieces(y.reshape(-1)), strict=True)
     return (torch.dot(wide(a), wide(b)) for a, b in pairs)
 
 
 def _total(scalars: list[Tensor]) -> float:
+    if len(scalars) == 1:
+        return scalars[0].item()
     # one transfer to the host, however many tensors there are
     return float(torch.stack([s.to(scalars[0].device) for s in scalars]).sum())
 
