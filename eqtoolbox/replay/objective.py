@@ -19,6 +19,7 @@ from eqtoolbox.replay.gradients import required, valued
 from eqtoolbox.replay.graph import ungraded
 from eqtoolbox.replay.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.loss_parameters import LossParameters
+from eqtoolbox.replay.operations import unheard
 from eqtoolbox.replay.parts import pieces
 from eqtoolbox.replay.precision import computing
 from eqtoolbox.replay.scalar import scalar_loss
@@ -219,7 +220,8 @@ class Objective:
             graded = torch.is_grad_enabled()
             with self.isolated(), torch.set_grad_enabled(graded):
                 return self._run(params, body, train)
-        exchanged = self._exchanged(params)
+        with unheard():
+            exchanged = self._exchanged(params)
 
         @contextmanager
         def state() -> Iterator[None]:

@@ -4,7 +4,8 @@ What has no second derivative, or a wrong one, is exchanged for its twin (torch 
 into tensors of the training or draws random numbers is announced to the replay first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from types import FunctionType, MethodWrapperType
 from typing import Any
@@ -12,7 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
@@ -62,6 +68,20 @@ class Operations(TorchFunctionMode):
         if acts.twin is not None:
             return acts.twin(self, args, kwargs)
         return func(*args, **kwargs)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Scope of a replay's own preparations, of which the innermost mode need hear nothing."""
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if not stack or type(stack[-1]) is not Operations:
+        yield
+        return
+    mode = _pop_mode()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 def _inner(tensor: Tensor) -> bool:

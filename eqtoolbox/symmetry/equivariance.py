@@ -140,7 +140,7 @@ def equivariance_error(
     moments = OrbitMoments(base, symmetry.group.order, enumerated)
     squares, energies, agreement = [], [], []
     parts = Parts(layout)
-    ranked = symmetry.output_action is trivial and _ranked(outputs)
+    ranks = symmetry.output_action is trivial and _ranked(outputs) and outputs.argmax(1)
     of_inputs = lambda x: compared(respond(function, x))
     seen = noise(of_inputs, inputs, base, generator)
     together = Together(function, inputs, outputs, seen)
@@ -159,8 +159,8 @@ def equivariance_error(
             parts.add(defect, right)
         if price is not None:
             price.add(pulled)
-        if ranked:
-            agreement.append((response.argmax(1) == outputs.argmax(1)).double().mean())
+        if ranks is not False:
+            agreement.append((response.argmax(1) == ranks).double().mean())
     floor = seen.answer
     if symmetry.group.invertible:
         floor = max(floor, round_trip(symmetry, elements, first(inputs, 2), first(outputs, 2)))

@@ -10,7 +10,7 @@ from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.symmetry.actions.action import inside_of, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Element
-from eqtoolbox.symmetry.orbit import Function, distance, require_finite, respond
+from eqtoolbox.symmetry.orbit import Function, distance, furthest, require_finite, respond
 from eqtoolbox.symmetry.structure import Tree, batch_size, first, on_tensors
 
 RANDOM_NOTE = (
@@ -142,9 +142,10 @@ def round_trip(
 
     Compared where the action can be, so that an edge lost by a shift is no noise.
     """
-    largest = 0.0
+    largest, inverses = 0.0, [symmetry.group.inverse(g) for g in elements]
     for action, x in ((symmetry.input_action, inputs), (symmetry.output_action, outputs)):
-        for g in elements if action is not trivial else ():
-            back = inside_of(action, action(symmetry.group.inverse(g), action(g, x)))
-            largest = max(largest, distance(back, inside_of(action, x)))
+        if action is not trivial:
+            pairs = zip(elements, inverses, strict=True)
+            back = [inside_of(action, action(inverse, action(g, x))) for g, inverse in pairs]
+            largest = max(largest, furthest(back, inside_of(action, x)))
     return largest

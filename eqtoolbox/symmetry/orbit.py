@@ -3,7 +3,7 @@
 Every sum is in float64 over deviations from f(x), so that a small violation survives a large f.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -202,16 +202,22 @@ def double(x: Tensor) -> Tensor:
 
 
 def square(x: Tensor) -> Tensor:
-    return torch.dot(x.flatten(), x.flatten())
+    flat = x.flatten()
+    return torch.dot(flat, flat)
 
 
 def distance(left: Tree, right: Tree) -> float:
     """|left - right| / |right|, the largest of all tensors; 0 where right vanishes."""
-    pairs = zip(tensors(left), tensors(right), strict=True)
-    return max(_distance(a, b) for a, b in pairs)
+    return furthest([left], right)
 
 
-def _distance(left: Tensor, right: Tensor) -> float:
-    right = double(right)
-    gap, size = float((double(left) - right).norm()), float(right.norm())
-    return gap / size if size > 0 else 0.0
+def furthest(lefts: Sequence[Tree], right: Tree) -> float:
+    """The largest `distance` of several from one."""
+    leaves = zip(*map(tensors, lefts), strict=True)
+    return max(_furthest(some, x) for some, x in zip(leaves, tensors(right), strict=True))
+
+
+def _furthest(lefts: Sequence[Tensor], right: Tensor) -> float:
+    right = double(right).flatten()
+    gaps, size = (double(torch.stack(list(lefts))) - right).norm(dim=1), float(right.norm())
+    return float(gaps.max()) / size if size > 0 else 0.0

@@ -28,7 +28,7 @@ def rows(m: Tensor) -> Rows:
         >>> rows(torch.eye(2))
         ((1.0, 0.0), (0.0, 1.0))
     """
-    return tuple(tuple(float(v) for v in row) for row in m.to(torch.float64).tolist())
+    return tuple(map(tuple, m.to(torch.float64).tolist()))
 
 
 class MatrixGroup(Group):
