@@ -118,6 +118,22 @@ def test_a_missing_file_and_an_unknown_preset_are_named(tmp_path: Path) -> None:
         resolve([3])  # type: ignore[list-item]
 
 
+def test_light_steps_are_given_beside_the_whole_ones(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[probes.curvature]\nschedule = 4\nlight = 2\n[probes.conservation]\n")
+    curvature, conservation = resolve(file)
+    assert curvature.light is not None and [n for n in range(5) if curvature.light(n)] == [0, 2, 4]
+    assert conservation.light is None
+    assert describe(curvature)["light"] == "every(n=2, offset=0)" and "light" not in describe(
+        conservation
+    )
+    (overridden, _) = resolve(file, 3)
+    assert overridden.light is None, "schedule= says when, and all of it"
+    file.write_text("[probes.conservation]\nlight = 2\n")
+    with pytest.raises(ConfigError, match=r"probes\.conservation: conservation has no light"):
+        resolve(file)
+
+
 def test_a_schedule_overrides_all_or_one() -> None:
     assert {s.schedule for s in resolve("standard", 7)} == {every(7)}
     some = {s.probe.name: s.schedule for s in resolve("standard", {"curvature": 3})}

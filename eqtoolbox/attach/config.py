@@ -4,7 +4,8 @@ A file holds one table per probe; `schedule` says when, the rest are the probe's
 
     [probes.curvature]
     schedule = 50            # every 50th step; or {every = 50, offset = 10}, {at = [0, 100]},
-    k = 5                    # {log_spaced = 100, until = 10000}
+    light = 10               # {log_spaced = 100, until = 10000}; between them the sharpness alone
+    k = 5
 
     [probes.equivariance]    # names of image symmetries, or claims of your own (Equivariance)
     symmetries = ["cyclic4", "package.module:CLAIM", "file_beside_this.py:CLAIM"]
@@ -27,7 +28,7 @@ from eqtoolbox.attach.toml import ConfigError, tables
 from eqtoolbox.expect.words import shown
 from eqtoolbox.moved import names
 from eqtoolbox.probes.engine import Engine
-from eqtoolbox.record.schedule import Schedule, as_schedule, every
+from eqtoolbox.record.schedule import as_schedule, every
 from eqtoolbox.watch.options import Probes
 from eqtoolbox.watch.probe import Probe, Scheduled
 
@@ -75,7 +76,7 @@ def resolve(probes: Probes, schedule: Any = None, *, imports: bool = True) -> li
     names = [s.probe.name for s in scheduled]
     if len(set(names)) < len(names):
         raise ConfigError(f"each probe can be given once, got {names}")
-    return [Scheduled(probe=s.probe, schedule=_override(s, schedule, names)) for s in scheduled]
+    return [_overridden(s, schedule, names) for s in scheduled]
 
 
 def load(path: Path, *, imports: bool = True) -> list[Scheduled]:
@@ -143,8 +144,10 @@ def _with_schedule(probe: Any) -> Scheduled:
     raise TypeError(f"expected a Probe or Scheduled in probes, got {shown(probe)}{hint}")
 
 
-def _override(scheduled: Scheduled, schedule: Any, names: list[str]) -> Schedule:
+def _overridden(scheduled: Scheduled, schedule: Any, names: list[str]) -> Scheduled:
     if isinstance(schedule, Mapping):
         known(schedule, names, "schedule=: ")
         schedule = schedule.get(scheduled.probe.name)
-    return scheduled.schedule if schedule is None else as_schedule(schedule)
+    if schedule is None:
+        return scheduled
+    return Scheduled(probe=scheduled.probe, schedule=as_schedule(schedule))

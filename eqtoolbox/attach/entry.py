@@ -18,6 +18,7 @@ from eqtoolbox.symmetry.groups.group import Flip
 from eqtoolbox.watch.probe import Probe, Scheduled
 
 KINDS: tuple[type[Probe], ...] = tuple(getattr(ours, name) for name in ours.__all__)
+WHEN = ("schedule", "light")
 PROBES = {probe.name: probe for probe in KINDS}
 
 
@@ -28,7 +29,7 @@ def entry(
 
     Args:
         name: of a probe of ours, or "file.py:NAME" or "package.module:NAME" of one's own.
-        table: its options, with a `schedule`.
+        table: its options, with a `schedule`, and `light` where it can measure less for less.
         source: the file, for messages and as the place that references are relative to.
         engine: for probes that have one.
         imports: False to run no code that the table names.
@@ -36,7 +37,7 @@ def entry(
     Raises:
         ConfigError: an unknown option, or a value that does not fit; names file, key and remedy.
     """
-    given = {key: value for key, value in table.items() if key != "schedule"}
+    given = {key: value for key, value in table.items() if key not in WHEN}
     where = f"{source}: probes.{name}" if name in PROBES else f'{source}: probes."{name}"'
     try:
         if name in PROBES or imports:
@@ -45,11 +46,12 @@ def entry(
         else:
             probe = not_imported(name, given, where)
         when = schedule_from(table.get("schedule", 1))
+        light = schedule_from(table["light"]) if "light" in table else None
+        return Scheduled(probe=probe, schedule=when, light=light)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    return Scheduled(probe=probe, schedule=when)
 
 
 def _options(
@@ -63,7 +65,7 @@ def _options(
     """What the constructor of a probe is called with."""
     kinds = kinds_of(kind)
     options = {key: of for key, of in kinds.items() if written(of)}
-    known(given, ("schedule", *options), f"{where}.")
+    known(given, (*WHEN, *options), f"{where}.")
     chosen: dict[str, Any] = {key: engine for key, of in kinds.items() if of is Engine}
     for key, value in given.items():
         said = f"{where}.{key}"
@@ -119,6 +121,8 @@ def describe(scheduled: Scheduled) -> dict[str, Any]:
     """A probe's schedule and options as JSON values, and where the code of one's own lies."""
     probe = scheduled.probe
     said: dict[str, Any] = {"schedule": repr(scheduled.schedule)}
+    if scheduled.light is not None:
+        said["light"] = repr(scheduled.light)
     if isinstance(probe, NotImported):
         return {**said, **_plain(probe.options)}
     place = place_of(probe)

@@ -55,6 +55,7 @@ class NotImported(Probe):
 
     headline: ClassVar[str] = "nothing"
     mode: ClassVar[Mode] = "train"
+    lightens: ClassVar[bool] = True  # for all that is known
 
     place: str  # the reference
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # as given, unchecked

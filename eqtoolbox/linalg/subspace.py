@@ -31,7 +31,17 @@ def energy_share(vector: Vector, directions: Sequence[Vector]) -> float:
         >>> round(energy_share(g, [{"x": torch.tensor([1.0, 0.0])}]), 6)
         0.36
     """
-    basis = Basis.spanning(directions)
+    return share_in(Basis.spanning(directions), vector)
+
+
+def share_in(basis: Basis, vector: Vector) -> float:
+    """The same of a span whose basis is known.
+
+    Example:
+        >>> basis = Basis.spanning([{"x": torch.tensor([1.0, 0.0])}])
+        >>> round(share_in(basis, {"x": torch.tensor([3.0, 4.0])}), 6)
+        0.36
+    """
     vector = basis.space.admit(vector)
     total = dot(vector, vector)
     if total == 0:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg import energy_share, principal_angles
+from eqtoolbox.linalg import principal_angles
+from eqtoolbox.linalg.basis import Basis
+from eqtoolbox.linalg.subspace import share_in
 from eqtoolbox.linalg.vectors import dot, norm, zeros_like
 from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.stability import momentum_buffer
@@ -34,9 +36,10 @@ def overlaps(
         ("momentum_overlap", "", momentum_buffer(snapshot)),
         *(("symmetry_overlap", family, tangent) for family, tangent in _tangents(snapshot, rng)),
     ]
+    span = Basis.spanning(top)
     for quantity, target, vector in vectors:
         if vector is not None and norm(vector) > 0:
-            share = energy_share(vector, top)
+            share = share_in(span, vector)
             yield Measurement(quantity, share, target, status=status, note=note)
 
 

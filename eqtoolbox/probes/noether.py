@@ -69,9 +69,9 @@ class Noether(Probe):
     first-order law that fails by these is compared with the gradient in float64 before it is said
     to be broken: few parameters that are rounded alike show less than the sums inside the loss.
 
-    A light measurement has the laws alone, beside the floors of the last whole one (the fact
-    `floor_of_step`), for less than half of the time. Where one of them does not hold by these it
-    becomes a whole one, so that floors of its own step judge what is said to be broken.
+    A light measurement has the laws alone, beside floors of the last whole one (`floor_of_step`) and
+    what epsilon predicts now. Where a law does not hold by these it becomes a whole one, so that
+    floors of its own step judge what is said to be broken.
 
     Args:
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
@@ -127,7 +127,7 @@ class Noether(Probe):
     ) -> Iterator[Measurement]:
         """What every law lacks, beside the floors of the last whole measurement."""
         objective, floors = self.engine.objective(snapshot), self._floors(snapshot)
-        sides = RightSides(objective, here, families, elements, explained=False)
+        sides = RightSides(objective, here, families, elements)
         scale = here.curvature_scale()
         here.release()
         zeroth = ZerothOrder(objective, here.params, self._rounding(snapshot), rng)
@@ -140,8 +140,10 @@ class Noether(Probe):
                 continue
             size, total = here.size * law.length, law.total(_eps(here.params), scale)
             zero, first, second = (floors.of(f"{order}_order", family) for order in ORDERS)
+            first, second = max(first, abs(law.p) / size), max(second, law.p_slope / total)
+            rates = sides.rates.get(family)
             rows = [
-                zeroth.of(family, members, elements[family], floor=zero),
+                zeroth.of(family, members, elements[family], rates, zero),
                 _residual("first_order", family, abs(law.slope) / size, first, matvecs=0),
                 _residual("second_order", family, law.defect / total, second, matvecs=1),
             ]

@@ -23,7 +23,6 @@ class RightSides:
         here: where the laws are measured.
         families: symmetries and equivariances by family.
         elements: of each family, scaled to |K| = 1.
-        explained: whether epsilon is asked what it predicts.
     """
 
     def __init__(
@@ -32,7 +31,6 @@ class RightSides:
         here: Laws,
         families: Members,
         elements: Elements,
-        explained: bool = True,
     ) -> None:
         self.elements = elements
         self.why: dict[str, str] = {}  # laws that cannot be measured
@@ -44,7 +42,7 @@ class RightSides:
         except NotApplicable as reason:
             self.why, moving = dict.fromkeys(moving, str(reason)), {}
         self.families = {f: m for f, m in families.items() if f not in self.why}
-        near = approximate(self.families) if explained else {}
+        near = approximate(self.families)
         self.rates: dict[str, Rates] = {}
         self.epsilon: frozenset[str] = frozenset()  # families of which it predicts something
         self.unexplained: dict[str, str] = {}  # approximate laws of which epsilon cannot be asked

@@ -68,7 +68,7 @@ class ZerothOrder:
         Args:
             family, members, elements: of it.
             rates: with these epsilon's part of the residual counts as floor.
-            floor: the floor, where it is known; evaluates the loss once then, not twice.
+            floor: what rounding leaves, where it is known; evaluates the loss once less then.
         """
         there, drawn, s = self._moved(members, elements)
         if any(m.equivariant for m in members):
@@ -76,10 +76,9 @@ class ZerothOrder:
         size = max(abs(self.value), 1e-300)
         moved_value = self._loss(there)
         gap = abs(moved_value - self.value) / size
-        if floor is not None:
-            return self._measurement(family, gap, floor)
-        near = moved_by(there, self.rounding, self.rng)
-        floor = math.hypot(self.noise, self._loss(near) - moved_value) / size
+        if floor is None:
+            near = moved_by(there, self.rounding, self.rng)
+            floor = math.hypot(self.noise, self._loss(near) - moved_value) / size
         note = ""
         if rates is not None:
             found = instead(self.objective, self.params, rates, s)
@@ -124,10 +123,10 @@ class ZerothOrder:
         there, expected = self._output(point).double(), turned(self.outputs.double())
         size = max(float(expected.norm()), 1e-300)
         gap, note = float((there - expected).norm()), ""
-        if known is not None:
-            return self._measurement(family, gap / size, known)
-        near = self._output(moved_by(point, self.rounding, self.rng)).double()
-        floor = float((near - there).norm())
+        if known is None:
+            near = self._output(moved_by(point, self.rounding, self.rng)).double()
+            known = float((near - there).norm()) / size
+        floor = known * size
         if rates is not None:
             with torch.no_grad():
                 other = at_factors(self._output, self.params, [(-s * r).exp() for r in rates[-1]])

@@ -60,19 +60,20 @@ class Agenda:
         """Look up what is due at this step, and choose what of it is paid for."""
         due, disabled = self._due(step), self._journal.disabled
         waiting = {} if "monitor" in disabled else self.later
-        self.todo = [*dict.fromkeys((*due, *waiting.values()))]
+        self.todo = [*dict.fromkeys((*due.values(), *waiting.values()))]
         self.run, self.later, self.light, self.loss = [], {}, set(), False
-        self.answered, self._names = set(), [probe.name for probe in due]
+        self.answered, self._names = set(), [*due]
         if self.todo:
             self._names.append(LOSS)
             now = self._budget.choose(self._names, step, [*waiting])
             self.light = {name.removesuffix(LIGHT) for name in now if name.endswith(LIGHT)}
             self.run = [p for p in self.todo if p.name in now or p.name in self.light]
             light = {p.name: p for p in self.run if p.name in self.light}
-            self.later = {n: p for n, p in light.items() if self._budget.unknown(n)}  # the whole
+            if self._budget.share is not None:  # and the whole, which nobody knows the cost of
+                self.later = {n: p for n, p in light.items() if self._budget.unknown(n)}
             self.loss = LOSS in now
-        after = (following(s.schedule, step + 1) for s in self._probes)
-        self._next = min(after, default=math.inf)
+        whens = (when for s in self._probes for when in (s.schedule, s.light) if when is not None)
+        self._next = min((following(when, step + 1) for when in whens), default=math.inf)
 
     def waits(self, probe: Probe, seconds: float) -> bool:
         """Whether a probe is put off to the next step, as others took `seconds` of this one.
@@ -108,19 +109,23 @@ class Agenda:
         """Whether something may be caught at this step, which follows the coming one."""
         return bool(self._due(step))
 
-    def _due(self, step: int) -> list[Probe]:
+    def _due(self, step: int) -> dict[str, Probe]:
+        """What is due, by its name as the budget knows it."""
         disabled = self._journal.disabled
         if "monitor" in disabled:
-            return []
+            return {}
         if self._journal.elsewhere:
             self._journal.disable("monitor", FORKED)
-            return []
-        due = []
+            return {}
+        due = {}
         for scheduled in self._probes:
+            name = scheduled.probe.name
             try:
-                if scheduled.schedule(step) and scheduled.probe.name not in disabled:
-                    due.append(scheduled.probe)
+                if scheduled.schedule(step) and name not in disabled:
+                    due[name] = scheduled.probe
+                elif scheduled.light and scheduled.light(step) and name not in disabled:
+                    due[name + LIGHT] = scheduled.probe
             except BaseException as error:
-                if scheduled.probe.name not in disabled:
-                    self._journal.failed(scheduled.probe.name, error)
+                if name not in disabled:
+                    self._journal.failed(name, error)
         return due

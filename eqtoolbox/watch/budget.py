@@ -239,7 +239,10 @@ class Budget:
 
     def _of_probes(self, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
         """Counts of whole and light ones together, as far as they were due, and how often that."""
-        due = {n: w.due for n, w in self._wishes.items() if n != LOSS and not n.endswith(LIGHT)}
+        names = [n for n in self._wishes if n != LOSS and not n.endswith(LIGHT)]
+        due = {
+            n: max(self._wishes[m].due for m in self._wishes if m in (n, n + LIGHT)) for n in names
+        }
         return {n: (min(counts[n] + counts.get(n + LIGHT, 0), k), k) for n, k in due.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -129,10 +129,15 @@ class Probe(ABC):
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Scheduled:
-    """A probe and the steps it is due at."""
+    """A probe, the steps it is due at, and those between at which it measures less, for less."""
 
     probe: Probe
     schedule: Schedule
+    light: Schedule | None = None  # of probes that lighten
+
+    def __post_init__(self) -> None:
+        if self.light is not None and not self.probe.lightens:
+            raise ValueError(f"{self.probe.name} has no light measurement; leave light out")
 
 
 def topics(probes: Iterable[Scheduled]) -> tuple[Any, ...]:

@@ -16,12 +16,14 @@ from eqtoolbox.probes.curvature import Curvature, Reuse, TopSpace
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.record.record import Record
+from eqtoolbox.record.schedule import every
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.agenda import AT_MOST
-from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.probe import Measurement, Probe, Scheduled
 from tests.conftest import blobs, mlp
 
 Make = Any
+GRADIENT = "curvature/gradient_overlap"
 EIGEN = ("eigenvalue", "smallest", "sharpness")
 
 
@@ -41,7 +43,7 @@ class Kept:
 
 
 def run(
-    probes: list[eq.Probe],
+    probes: Any,
     make: Make = lambda p: torch.optim.SGD(p, lr=0.1),
     *,
     steps: int = 3,
@@ -49,6 +51,7 @@ def run(
     loss: Any = cross_entropy,
     batch: Any = None,
     budget: float | None = None,
+    schedule: int | None = 1,
 ) -> tuple[list[Record], nn.Module]:
     torch.manual_seed(0)
     model = (mlp(6, 8, 3, activation=nn.Tanh) if model is None else model).double()
@@ -56,7 +59,13 @@ def run(
     x, y = blobs()
     batch = (x.double(), y) if batch is None else batch
     with eq.attach(
-        model, optimizer, probes=probes, schedule=1, budget=budget, sinks=[sink], on_error="raise"
+        model,
+        optimizer,
+        probes=probes,
+        schedule=schedule,
+        budget=budget,
+        sinks=[sink],
+        on_error="raise",
     ) as monitor:
         step_loss = monitor.loss(loss)
         for _ in range(steps):
@@ -468,3 +477,10 @@ def test_a_search_is_bounded_in_time_where_there_is_a_budget() -> None:
     for budget in (None, 0.05):
         run([Timed()], steps=1, budget=budget)
     assert seen == [math.inf, AT_MOST]
+
+
+def test_light_steps_of_a_schedule_have_the_sharpness_alone() -> None:
+    probe = Scheduled(probe=Curvature(k=2), schedule=every(4), light=every(2))
+    records, _ = run([probe], steps=8, schedule=None)
+    steps = {n: [r.step for r in records if r.name == n] for n in ("curvature/sharpness", GRADIENT)}
+    assert steps == {"curvature/sharpness": [0, 2, 4, 6], GRADIENT: [0, 4]}

@@ -90,7 +90,8 @@ def test_a_light_measurement_has_every_law_as_a_whole_one_has_it(kind: str) -> N
         assert KEPT not in whole[name].facts
     for name, row in light.items() if kind != "kernel" else ():  # whose floors are as random as p
         assert (row.facts.count(KEPT), row.verdict) == (1, "holds"), name
-        assert row.floor == before[name].floor, name
+        predicted = name.endswith(("/scale", "/homogeneity")) and kind == "normalised"
+        assert row.floor == before[name].floor or (predicted and row.floor > 0), name
         assert ((1, "noether/bracket") in found, (2, "noether/bracket") in found) == (True, False)
 
 
@@ -178,3 +179,14 @@ def test_where_the_budget_is_short_the_first_is_whole_and_the_second_light() -> 
     found = {(r.step, r.name): r for r in sink.records}
     told = [{r.facts.count(KEPT) for r in of_laws(found, step).values()} for step in range(2)]
     assert told == [{None}, {0}]
+
+
+def test_what_epsilon_breaks_is_measured_lightly_beside_what_it_predicts_now() -> None:
+    """What it makes of a law differs between steps by more than a verdict allows."""
+    found = measured(network("normalised"), images(), light=range(1, 8), steps=8)
+    for step in range(1, 8):
+        rows = of_laws(found, step)
+        assert {r.facts.count(KEPT) for r in rows.values()} == {0}, step
+        assert {r.verdict for r in rows.values()} == {"holds"}
+    floors = {r.floor for (_, n), r in found.items() if n == "noether/first_order/scale"}
+    assert len(floors) >= 5, "most steps have a prediction above the one that is kept"
