@@ -69,9 +69,8 @@ class Noether(Probe):
     first-order law that fails by these is compared with the gradient in float64 before it is said
     to be broken: few parameters that are rounded alike show less than the sums inside the loss.
 
-    A light measurement has the laws alone, beside floors of the last whole one (`floor_of_step`) and
-    what epsilon predicts now. Where a law does not hold by these it becomes a whole one, so that
-    floors of its own step judge what is said to be broken.
+    A light measurement has the laws alone, beside floors of the last whole one (`floor_of_step`)
+    and what epsilon predicts now. Where a law fails by these it becomes a whole one.
 
     Args:
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
