@@ -22,7 +22,8 @@ from eqtoolbox.weights.forms.form import Form
 from eqtoolbox.weights.forms.stack import Parameters as Parameters
 
 MOVED = "moved"  # the one tensor of a form that acts on outputs or inputs
-Status = Literal["proposed", "verified", "approximate", "broken"]
+# inert: no gradient was seen of what moves, so that its law holds without evidence
+Status = Literal["proposed", "verified", "approximate", "broken", "inert"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.search import find
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
+from eqtoolbox.weights.search.point import Point
 from tests.conftest import blobs
 
 X, Y = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
@@ -199,3 +200,31 @@ def test_a_hostile_file_is_ignored(kind: str, tmp_path: Path) -> None:
     run = eq.Run(tmp_path / "run")
     assert run.info["finished"]
     assert list(run.series("training/loss")[0]) == [0, 1, 2, 3]
+
+
+def nothing(x: Tensor) -> Tensor:
+    return 0.0 * torch.relu(x)
+
+
+@pytest.mark.parametrize("dead", [1, 5], ids=["one", "all"])
+def test_inert_units_are_found_again(dead: int) -> None:
+    net = Net(torch.relu if dead == 1 else nothing)
+    with torch.no_grad():
+        net.b.weight[1], net.b.bias[1] = 0.0, -9.0
+    found = search(net)
+    still = [(s.family, s.dimension) for s in found if s.status == "inert" and s.name == "b-c"]
+    assert still == [("rescale", dead), ("permutation", 4)][: 1 + (dead == 5)]
+    with searches() as looked:
+        assert told(search(net, found.state_dict())) == told(found)
+    assert not looked.called
+
+
+def test_a_unit_that_lives_at_another_point_is_verified_there() -> None:
+    net = Net()
+    with torch.no_grad():
+        net.b.bias[1] = -1.5
+    (rescale,) = (s for s in search(net) if s.name == "b-c" and s.family == "rescale")
+    assert (rescale.dimension, rescale.status) == (5, "verified")
+    with mock.patch.object(Point, "others", return_value=()):
+        made = [s for s in search(net) if s.name == "b-c" and s.family == "rescale"]
+    assert [(s.dimension, s.status) for s in made] == [(4, "verified"), (1, "inert")]

@@ -11,7 +11,7 @@ from torch.func import functional_call
 import eqtoolbox as eq
 from eqtoolbox.weights.families.diagonal import Rescale, Scale
 from eqtoolbox.weights.forms.diagonal import leg
-from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.joint import candidate, judged_together
 from eqtoolbox.weights.search.problem import Problem, posed
 from eqtoolbox.weights.search.slopes import Slopes
@@ -162,8 +162,14 @@ def test_what_an_epsilon_leaves_masks_nothing() -> None:
     assert normalised(bend=0.0, penalty=1e-7) == {**HOLD, "a": "broken"}
 
 
+def units_of(symmetry: ParameterSymmetry) -> list[int]:
+    """The rows of the first weight that it moves."""
+    assert isinstance(symmetry, Rescale)
+    return sorted(symmetry.legs[0].positions.tolist())
+
+
 @pytest.mark.parametrize("dead", [False, True])
-def test_a_dead_unit_is_listed_as_inert(dead: bool) -> None:
+def test_a_dead_unit_is_listed_as_inert_and_not_as_verified(dead: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
     if dead:
@@ -171,7 +177,8 @@ def test_a_dead_unit_is_listed_as_inert(dead: bool) -> None:
             model[0].weight[2] = 0.0  # type: ignore[operator, index]
             model[0].bias[2] = -2.0  # type: ignore[operator, index]
     found = eq.weights.discover(model, data())
-    (rescale,) = (s for s in found if s.family == "rescale")
-    assert (rescale.status, rescale.dimension) == ("verified", 6)
+    rescale = [(s.status, s.dimension, units_of(s)) for s in found if s.family == "rescale"]
+    living = [0, 1, 3, 4, 5] if dead else [*range(6)]
+    assert rescale == [("verified", len(living), living), ("inert", 1, [2])][: 1 + dead]
     listed = [note for note in found.notes if "units 2 of rescale 0-2" in note]
     assert len(listed) == dead and any("inert" in note for note in found.notes) == dead

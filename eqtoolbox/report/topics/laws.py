@@ -33,6 +33,13 @@ def found(run: Log) -> Iterator[Finding]:
         but = f"; {listing(near)} but for the epsilon of the normalisations" if near else ""
         text = f"{total} of parameter {what} verified before use: {listing(kinds)}{but}."
         yield Finding(level="note", text=text)
+    still = sum(int(r.get("dimension") or 1) for r in symmetries if r.get("status") == "inert")
+    if still:
+        said = "is" if still == 1 else "are"
+        text = (
+            f"{plural(still, 'unit')} {said} inert on the first batch: no law of theirs is checked."
+        )
+        yield Finding(level="note", text=text)
     for row in symmetries:
         if row.get("status") == "broken":
             residual = (

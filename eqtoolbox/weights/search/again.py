@@ -18,6 +18,7 @@ from eqtoolbox.weights.parameter import (
 from eqtoolbox.weights.search.discrete import DiscreteProposals, elements_of
 from eqtoolbox.weights.search.equivariances import confirmed, propose_equivariances
 from eqtoolbox.weights.search.found import Found, KnownRow, KnownSymmetries, structure_of
+from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
 from eqtoolbox.weights.search.joint import proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import members
@@ -55,9 +56,10 @@ def again(problem: Problem, known: KnownSymmetries) -> Found:
         shifts.add(gradient)
 
     gradients(problem.loss, problem.point, receive)
+    looked_at_elsewhere(problem, slopes)
     flat = propose_shifts(problem, shifts)
     pairs = _paired(
-        known.rows,
+        _whole(known.rows),
         [*slopes.symmetries, *flat, *propose_equivariances(problem), *discrete.every],
     )
     chosen = {id(symmetry) for symmetry, _ in pairs}
@@ -69,11 +71,29 @@ def again(problem: Problem, known: KnownSymmetries) -> Found:
     if not confirmed(problem, [s for s, _ in pairs if _moves_outputs(s)]):
         raise Otherwise("the outputs do not move as they did")
     pinned = state.pinned.joined(discrete.pinned)
-    every = [
-        replace(s, status=row.status, residual=row.residual, epsilon=row.epsilon)
-        for s, row in pairs
-    ]
-    return Found(every, [*problem.trace.notes, *pinned.notes()], structure, known.largest)
+    inert = {id(s): slopes.inert(k) for k, s in enumerate(slopes.symmetries)}
+    every: list[ParameterSymmetry] = []
+    for s, row in pairs:
+        same = replace(s, status=row.status, residual=row.residual, epsilon=row.epsilon)
+        every += apart(same, inert.get(id(s), ()))
+    names = {(s.family, s.name) for s in every if s.status == "inert"}
+    said = [note for key, note in slopes.inert_notes() if key in names]
+    notes = [*problem.trace.notes, *pinned.notes(), *said]
+    return Found(exchanged(every), notes, structure, known.largest)
+
+
+def _whole(rows: Sequence[KnownRow]) -> list[KnownRow]:
+    """Rows with the inert units among the others, as the trace proposes them."""
+    found: list[KnownRow] = []
+    for row in rows:
+        last = found[-1] if found else None
+        if row.status != "inert":
+            found.append(row)
+        elif last is not None and (last.family, last.name) == (row.family, row.name):
+            found[-1] = replace(last, dimension=last.dimension + row.dimension)
+        else:
+            found.append(replace(row, status="verified", residual=0.0))
+    return found
 
 
 def _paired(rows: Sequence[KnownRow], every: Sequence[ParameterSymmetry]) -> Pairs:

@@ -19,6 +19,7 @@ from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.found import Found, KnownSymmetries, structure_of
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
+from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
 from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import members
@@ -88,7 +89,7 @@ def find_symmetries(
     every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
     for note in notes:
         log.info("symmetries: %s", note)
-    return Found(every, notes, structure_of(problem.trace), largest)
+    return Found(exchanged(every), notes, structure_of(problem.trace), largest)
 
 
 def propose_symmetries(run: Run, params: Mapping[str, Tensor]) -> Found:
@@ -182,21 +183,23 @@ def _continuous(
         discrete.covariance.add(gradient)
 
     gradients(problem.loss, problem.point, receive)
+    looked_at_elsewhere(problem, slopes)
     members_found = len(chains)
     candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
     waiting = [[next(candidates) for _ in trials] for trials in chains]
     waiting += [[proposed(problem, s)] for s in propose_shifts(problem, shifts)]
-    chosen: dict[int, ContinuousSymmetry] = {}
+    chosen: dict[int, list[ContinuousSymmetry]] = {}
     # in each round the largest group left of every undecided member
     while any(waiting) or discrete.waiting:
         trials = [(k, chain[0]) for k, chain in enumerate(waiting) if chain]
         judged, changes = judged_together(problem, [c for _, c in trials], discrete.waiting)
         if discrete.waiting:
             discrete.tried(changes)
-        for (k, _), symmetry in zip(trials, judged, strict=True):
-            chosen[k] = symmetry
+        for (k, tried), symmetry in zip(trials, judged, strict=True):
+            chosen[k] = list(apart(symmetry, tried.inert))
             waiting[k] = waiting[k][1:] if symmetry.status == "broken" else []
     # a shift that fails is no news
-    found = [s for k, s in sorted(chosen.items()) if k < members_found or s.status != "broken"]
-    names = {(s.family, s.name) for s in found if s.status != "broken"}
+    each = [(k, s) for k, parts in sorted(chosen.items()) for s in parts]
+    found = [s for k, s in each if k < members_found or s.status != "broken"]
+    names = {(s.family, s.name) for s in found if s.status == "inert"}
     return found, [note for key, note in slopes.inert_notes() if key in names]

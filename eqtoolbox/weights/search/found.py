@@ -64,7 +64,7 @@ class KnownRow:
     family: str
     name: str
     dimension: int
-    status: Literal["verified", "approximate", "broken"]
+    status: Literal["verified", "approximate", "broken", "inert"]
     residual: float
     epsilon: float
 
@@ -149,7 +149,7 @@ def _row(given: Any) -> KnownRow:
         family=_text("family", family),
         name=_text("name", name),
         dimension=fitted("dimension", dimension, Count),
-        status=fitted("status", status, Literal["verified", "approximate", "broken"]),
+        status=fitted("status", status, Literal["verified", "approximate", "broken", "inert"]),
         residual=_size("residual", residual),
         epsilon=_size("epsilon", epsilon),
     )

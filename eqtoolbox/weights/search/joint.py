@@ -42,6 +42,7 @@ class Candidate:
     residual: float  # of order 1, the worst of all generators
     slopes: Tensor | None = None  # <g, K_i>, (dimension,); None: the gradient proposed it
     size: float = 0.0  # what they count relative to, all units together
+    inert: Sequence[int] = ()  # units that the gradient at the point says nothing of
 
     @property
     def moves(self) -> list[Move]:
@@ -62,6 +63,7 @@ def candidate(problem: Problem, slopes: Slopes, which: int) -> Candidate:
         residual=slopes.residual(which),
         slopes=slopes.of(which),
         size=slopes.sizes[which],
+        inert=slopes.inert(which),
     )
 
 

@@ -16,6 +16,7 @@ from eqtoolbox.replay.widened import Widened
 _KEPT_MODEL = 2**22  # entries up to which a whole model is kept
 _KEPT_TENSOR = 2**14  # entries up to which a tensor of a larger model is kept
 _MAPPED = 2**22  # entries of a tensor whose memory the system takes back at once
+_FAR = (1000, 2000, 3000)  # seeds
 _SMALL = 2**16  # entries up to which a tensor is moved whatever it holds
 
 
@@ -25,6 +26,7 @@ class Point(Mapping[str, Tensor]):
     Args:
         source: parameters, not copied.
         dtype: of what is read; None: the parameters' own.
+        noise: how many times as much; 0: theta as it is given.
 
     Example:
         >>> point = Point({"gain": torch.ones(3)}, torch.float64)
@@ -33,10 +35,15 @@ class Point(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, source: Mapping[str, Tensor], dtype: torch.dtype | None = None, seed: int = 0
+        self,
+        source: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+        noise: float = 1.0,
     ) -> None:
         self._source = {name: p.detach() for name, p in source.items()}
         self._dtype = dtype
+        self._noise = noise
         self._seeds = {name: seed + k for k, name in enumerate(source)}
         total = sum(p.numel() for p in source.values())
         self._limit = total if total <= _KEPT_MODEL else _KEPT_TENSOR
@@ -84,6 +91,12 @@ class Point(Mapping[str, Tensor]):
         """In which functions of this point are evaluated: in float64 throughout, if it is."""
         return Widened() if self._dtype == torch.float64 else nullcontext()
 
+    def others(self) -> "Iterator[Point]":
+        """Where the parameters are given, and far from there."""
+        yield Point(self._source, self._dtype, noise=0.0)
+        for seed in _FAR:
+            yield Point(self._source, self._dtype, seed, noise=10.0)
+
     @property
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self._source.items()}
@@ -97,7 +110,7 @@ class Point(Mapping[str, Tensor]):
         return torch.empty_like(self._source[name], dtype=self._dtype)
 
     def _shaken(self, p: Tensor) -> bool:
-        return p.numel() > 0 and (p.numel() <= _SMALL or _repetitive(p))
+        return self._noise > 0 and p.numel() > 0 and (p.numel() <= _SMALL or _repetitive(p))
 
     def _filled(self, moved: Tensor, name: str) -> Tensor:
         p = self._source[name]
@@ -106,7 +119,7 @@ class Point(Mapping[str, Tensor]):
             generator = beside(p, torch.Generator().manual_seed(self._seeds[name]))
             # in float64, so that it is the same number within a scope and outside
             size = float(torch.linalg.vector_norm(p, dtype=torch.float64))
-            amount = float(f"{0.1 * size / p.numel() ** 0.5 + 0.01:.9g}")
+            amount = self._noise * float(f"{0.1 * size / p.numel() ** 0.5 + 0.01:.9g}")
             drawn = torch.randn(p.shape, generator=generator, device=generator.device)
             moved += amount * drawn.to(moved)
         return moved

@@ -28,6 +28,7 @@ class Slopes:
         self.symmetries = symmetries
         self.slopes: list[Tensor | None] = [None] * len(symmetries)  # (dimension,), float64
         self.sizes = [0.0] * len(symmetries)  # what they count relative to
+        self.elsewhere: list[Slopes] = []  # at other points, where inert units may live
         self._still: list[Tensor | None] = [None] * len(symmetries)
 
     def add(self, params: Parameters, gradient: Parameters) -> None:
@@ -68,7 +69,18 @@ class Slopes:
     def inert(self, k: int) -> list[int]:
         """Units of a diagonal group of which no entry has a gradient, or all are zero."""
         still = self._still[k]
-        return [] if still is None else still.nonzero().reshape(-1).tolist()
+        if still is None:
+            return []
+        for other in self.elsewhere:
+            still = still & ~other.holding(k)
+        return still.nonzero().reshape(-1).tolist()
+
+    def holding(self, k: int) -> Tensor:
+        """Which units something was seen of that fulfils their law: (dimension,)."""
+        still, slopes = self._still[k], self.of(k)
+        if still is None:
+            return torch.zeros(len(slopes), dtype=torch.bool)
+        return ~still & (slopes.abs() <= _ROUNDING * self.scale(k))
 
     def inert_notes(self) -> Iterator[tuple[tuple[str, str], str]]:
         """Which units nothing was seen of: (family, name), and a sentence."""
@@ -85,6 +97,7 @@ class Slopes:
 
 
 _PIECE = 2**20  # entries that are widened at a time
+_ROUNDING = 1e-10  # of slopes in float64, relative
 _NAMED = 8  # units that a note lists
 
 
