@@ -6,6 +6,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.gram import MatrixLeg
 
@@ -20,7 +23,10 @@ def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
         owned = slots(member)
         for number, block in enumerate(member.blocks if owned else ()):
             name = member.name if len(member.blocks) == 1 else f"{member.name} {number}"
-            own = tuple(Slots(s.name, s.axis, s.positions[block]) for s in owned)
+            own = owned
+            if not np.array_equal(block, np.arange(member.units)):
+                chosen = torch.as_tensor(block)
+                own = tuple(Slots(s.name, s.axis, s.positions[chosen]) for s in owned)
             yield Permutation(name=name, dimension=len(block) - 1, slots=own)
 
 

@@ -120,23 +120,34 @@ def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor)
 
 
 def joint_changes(
-    loss: Loss, params: Parameters, moves: Sequence[Sequence[Move]], value: Tensor, small: float
+    loss: Loss,
+    params: Parameters,
+    moves: Sequence[Sequence[Move]],
+    value: Tensor,
+    small: float,
+    failing: bool = False,
 ) -> list[float]:
     """Relative change of the loss for each proposal, all tried together and halved where they fail.
 
     Args:
         moves: for every proposal the moves to try, as many for each (c and -c).
         small: change up to which a set of proposals passes together.
+        failing: whether it is known that they do not pass together.
     """
     if not moves:
         return []
-    tries = range(len(moves[0]))
-    worst = max(change(loss, params, [m[k] for m in moves], value) for k in tries)
-    if worst <= small or len(moves) == 1:
-        return [worst] * len(moves)
+    if not failing or len(moves) == 1:
+        worst = 0.0
+        for k in range(len(moves[0])):
+            worst = max(worst, change(loss, params, [m[k] for m in moves], value))
+            if worst > small:
+                break
+        if worst <= small or len(moves) == 1:
+            return [worst] * len(moves)
     half = len(moves) // 2
-    parts = (moves[:half], moves[half:])
-    return [w for part in parts for w in joint_changes(loss, params, part, value, small)]
+    first = joint_changes(loss, params, moves[:half], value, small)
+    known = max(first) <= small  # then it is the others that fail
+    return first + joint_changes(loss, params, moves[half:], value, small, known)
 
 
 def gradients(
