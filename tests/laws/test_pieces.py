@@ -11,7 +11,7 @@ from eqtoolbox.weights.charges.charges import Change, Charges, Rates
 from eqtoolbox.weights.families.diagonal import Rescale
 from eqtoolbox.weights.families.general_linear import GeneralLinear
 from eqtoolbox.weights.forms import stack
-from eqtoolbox.weights.forms.diagonal import leg
+from eqtoolbox.weights.forms.diagonal import Diagonal, leg
 from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.forms.stack import StackLayout
 from eqtoolbox.weights.parameter import ContinuousSymmetry
@@ -60,15 +60,32 @@ def test_tensors_cut_into_rows_give_the_oracle(
         assert not torch.allclose(change.drift, 1.01 * drift, atol=1e-10)
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.01])
+def test_products_in_the_memory_of_points_spoil_nobody_elses(apart: float) -> None:
+    """All kinds in one walk, those that multiply the points first among the members."""
+    params, after, gradient = point(0), point(1), point(2)
+    every = sorted(MEMBERS.values(), key=lambda m: not isinstance(m.form, Diagonal))
+    charges = Charges(every, params)
+    change = charges.step(
+        charges.values(charges.read(params)), params, after, gradient, rates(params, apart)
+    )
+    each = [oracle.charge(m, after) - oracle.charge(m, params) for m in charges.members]
+    assert torch.allclose(change.drift, torch.cat(each), atol=1e-10)
+    slopes = [oracle.slopes(m, params, gradient) for m in charges.members]
+    assert torch.allclose(change.slopes, torch.cat(slopes), atol=1e-10)
+    size = math.sqrt(sum(float(gradient[n].square().sum()) for n in charges.names))
+    assert change.pull == pytest.approx(size, rel=1e-12)
+
+
 def test_large_tensors_are_cut_where_blocks_end() -> None:
     """Rows in order by five: pieces of no other number; in another order the tensor is whole."""
     for order, most in ((torch.arange(15), 5), (torch.arange(15).flip(0), 15)):
-        layout = StackLayout(["w"], {"w": torch.zeros(15, 2**17)})
+        layout = StackLayout(["w"], {"w": torch.zeros(15, stack.CACHED)})
         legs = (MatrixLeg("w", 0, order.reshape(3, 1, 5), 1),)
         form = GeneralLinear(name="g", dimension=75, legs=legs).form
         form.together([form], layout)
         assert [piece.rows for piece in layout.pieces()] == [most] * (15 // most)
-    alone = StackLayout(["w"], {"w": torch.zeros(15, 2**17)})
+    alone = StackLayout(["w"], {"w": torch.zeros(15, stack.CACHED)})
     assert [piece.rows for piece in alone.pieces()] == [1] * 15
 
 

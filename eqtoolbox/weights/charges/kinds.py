@@ -72,12 +72,13 @@ def taken(
     *own, totals, more = torch.split(flat, sizes)
     more.copy_(beside)
     moments = [m.view(shape) for m, shape in zip(own, shapes, strict=True)]
-    for stack in stacks(layout, points, len(pairs)):
-        for kind, into in zip(kinds, moments, strict=True):
-            kind.add(stack, points, pairs, into)
+    order = sorted(zip(kinds, moments, strict=True), key=lambda one: one[0].multiplies)
+    for stack in stacks(layout, points, pairs):
         for k, square in enumerate(squares):
             point = stack.each[square].view(-1)
             totals[k] += torch.dot(point, point)
+        for kind, into in order:
+            kind.add(stack, points, pairs, into)
     for kind, into in zip(kinds, moments, strict=True):
         into.add_(kind.rest(points, pairs))
     *own, totals, more = torch.split(flat.cpu().double(), sizes)

@@ -151,7 +151,7 @@ class Diagonal(Form):
 class Diagonals(Moments):
     """Products of two points summed over everything but one axis of a tensor, or over all."""
 
-    alike = True
+    alike = multiplies = True
 
     def __init__(self, forms: Sequence[Diagonal], layout: StackLayout) -> None:
         self.forms = forms

@@ -105,6 +105,7 @@ class Moments(ABC):
     shape: tuple[int, ...]  # of the moments of one pair of points
     owners: Owners  # of the moments, along their first dimension
     alike: ClassVar[bool] = False  # every generator has its charge: slopes are pairings
+    multiplies: ClassVar[bool] = False  # takes products of a stack: when nobody needs its points
 
     @property
     def quadratic(self) -> bool:

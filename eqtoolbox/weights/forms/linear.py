@@ -144,16 +144,15 @@ class Sums(Moments):
 
     def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
         piece, asked = stack.piece, [b for _, b in pairs]
-        least, most = min(asked), max(asked) + 1
         for grouped, start in self._starts.get(stack.number, ()):
             many, slots = piece.shape[0], math.prod(grouped)
-            found = _stretches(stack.whole[least:most], grouped, piece)
+            found = {p: _stretches(stack.each[p], grouped, piece) for p in dict.fromkeys(asked)}
             own = moments[:, start : start + many * slots].view(len(pairs), many, slots)
-            if found.shape[2] < slots:
-                first = piece.first * found.shape[2] // piece.rows
-                own = own.narrow(2, first, found.shape[2])
+            here = found[asked[0]].shape[1]
+            if here < slots:
+                own = own.narrow(2, piece.first * here // piece.rows, here)
             for k, point in enumerate(asked):
-                own[k].add_(found[point - least])
+                own[k].add_(found[point])
 
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
@@ -201,13 +200,12 @@ def column_sums(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1]).sum(0, dtype=torch.float64)
 
 
-def _stretches(whole: Tensor, grouped: Grouped, piece: Piece) -> Tensor:
-    """Sums of every slot of the rows that there are: (points, tensors, slots)."""
+def _stretches(point: Tensor, grouped: Grouped, piece: Piece) -> Tensor:
+    """Sums of every slot of the rows that there are: (tensors, slots)."""
     before, stretches, after = grouped
-    points, count = whole.shape[:2]
     if before > 1:  # than the axis: every row has slots of its own
         before = before * piece.rows // piece.length
     elif stretches > 1:
         stretches = max(stretches * piece.rows // piece.length, 1)
-    rows = whole.reshape(points, count, before, stretches, -1, after)
-    return (rows.sum(4) if rows.shape[4] > 1 else rows).flatten(2)
+    rows = point.reshape(len(point), before, stretches, -1, after)
+    return (rows.sum(3) if rows.shape[3] > 1 else rows).flatten(1)

@@ -8,15 +8,14 @@ those of float64 copies that never exist as a whole.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 Parameters = Mapping[str, Tensor]
 Pair = tuple[int, int]  # two points of a stack
-CACHED = 2**17  # entries of one piece at one point, on a CPU
-LAUNCHED = 2**21  # elsewhere: few launches count more
+CACHED = 2**18  # entries of one piece at one point, on a CPU
+LAUNCHED = 2**22  # elsewhere: few launches count more
 
 
 class Owned(dict[str, Tensor]):
@@ -114,19 +113,12 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stack:
-    """One piece at all points; products lie in memory that the next one writes over, if any."""
+    """One piece at all points, until products are asked for: they take the memory of points."""
 
     piece: Piece
     each: Sequence[Tensor]  # one a point, (tensors, rows, ...)
-    memory: Tensor | None = None  # that they lie in together, if any
-    scratch: Tensor | None = None  # (pairs, tensors, rows, ...); without, differentiable
-    spare: Sequence[Tensor] = ()  # one a pair, the same memory
+    room: Tensor | None = None  # of products, (pairs, tensors, rows, ...); None: differentiable
     _made: dict[tuple[Pair, ...], Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def whole(self) -> Tensor:
-        """All points, (points, tensors, rows, ...)."""
-        return torch.stack([*self.each]) if self.memory is None else self.memory
 
     @property
     def number(self) -> int:
@@ -136,32 +128,33 @@ class Stack:
     def products(self, pairs: Sequence[Pair]) -> Tensor:
         """Entry by entry, of every pair of points: (pairs, tensors, rows, ...)."""
         key, each = tuple(pairs), self.each
-        if key not in self._made and self.scratch is None:
-            self._made[key] = torch.stack([each[a] * each[b] for a, b in pairs])
-        elif key not in self._made:
-            for into, (a, b) in zip(self.spare, pairs, strict=True):
-                torch.mul(each[a], each[b], out=into)
-            self._made[key] = self.scratch  # type: ignore[assignment]
+        if key not in self._made:
+            if self.room is None:
+                self._made[key] = torch.stack([each[a] * each[b] for a, b in pairs])
+            else:
+                for into, (a, b) in zip(self.room, pairs, strict=True):
+                    torch.mul(each[a], each[b], out=into)
+                self._made[key] = self.room
         return self._made[key]
 
 
-def stacks(layout: StackLayout, points: Points, pairs: int) -> Iterator[Stack]:
+def stacks(layout: StackLayout, points: Points, pairs: Sequence[Pair]) -> Iterator[Stack]:
     """Every piece through the same memory, which is given back at the end.
 
     Args:
         layout: of the tensors.
         points: that they are at.
-        pairs: as many as products are asked for.
+        pairs: of points, whose products are asked for.
     """
-    count, pieces = len(points.given), list(layout.pieces())
+    order, pieces = _order(pairs, len(points.given)), list(layout.pieces())
     largest = max((math.prod(piece.shape) for piece in pieces), default=0)
-    memory = torch.empty(count + pairs, largest, dtype=layout.dtype, device=layout.device)
+    memory = torch.empty(len(order), largest, dtype=layout.dtype, device=layout.device)
     for piece in pieces:
         made = memory[:, : math.prod(piece.shape)].view(-1, *piece.shape)
-        each = made.unbind()
+        each = [made[order.index(point)] for point in range(len(points.given))]
         into: list[Tensor] = []
         given: list[Tensor] = []
-        for at, tensors in zip(each, points.given, strict=False):
+        for at, tensors in zip(each, points.given, strict=True):
             if tensors is None:
                 at.zero_()
             else:
@@ -169,14 +162,22 @@ def stacks(layout: StackLayout, points: Points, pairs: int) -> Iterator[Stack]:
                 given += [piece.of(tensors[n]) for n in piece.names]
         torch._foreach_copy_(into, given)
         if points.update:
-            each[count - 1].sub_(each[0])
-        yield Stack(
-            piece=piece,
-            each=each[:count],
-            memory=made[:count],
-            scratch=made[count:],
-            spare=each[count:],
-        )
+            each[-1].sub_(each[0])
+        yield Stack(piece=piece, each=each, room=made[: len(pairs)])
+
+
+def _order(pairs: Sequence[Pair], points: int) -> list[int | None]:
+    """Which point lies where in memory: in each pair's place one that no later pair needs.
+
+    Example:
+        >>> _order([(0, 1), (0, 2), (2, 2)], 3)
+        [1, 0, 2]
+    """
+    order: list[int | None] = []
+    for k, pair in enumerate(pairs):
+        needed = {*order, *(p for later in pairs[k + 1 :] for p in later)}
+        order.append(next((p for p in pair if p not in needed), None))
+    return [*order, *(p for p in range(points) if p not in order)]
 
 
 def fresh(layout: StackLayout, points: Points) -> Iterator[Stack]:
