@@ -106,10 +106,10 @@ class Conservation(Probe):
         ledger = Ledger(of=charges.labels, measured=snapshot.step - 1)
         sketched = ledger.read(charges, snapshot.before)
         ledger.start, ledger.reach = ledger.values, ledger.scales
-        ledger.sketched = {family: values for family, (values, *_) in sketched.items()}
-        ledger.sketched_reach = {
-            family: scales.cpu() for family, (_, scales, _) in sketched.items()
-        }
+        own = torch.promote_types(snapshot.before[charges.names[0]].dtype, torch.float32)
+        for family, (values, scales, _) in sketched.items():  # as precise as what they are of
+            ledger.sketched[family] = values.to("cpu", own)
+            ledger.sketched_reach[family] = scales.to("cpu", own)
         ledger.causes = ledger.values.new_zeros(len(CAUSES), charges.count)
         ledger.noise, ledger.leftover.left = _noise(snapshot, charges, ledger.lengths, rng)
         ledger.leftover.sizes = sizes(snapshot.before).cpu()

@@ -23,8 +23,15 @@ class Closed:
     """What the closed form is of every charge, as long as the optimizer's groups stay the same."""
 
     rates: list[tuple[float, float, float, bool, bool]]  # of the groups
-    rows: Tensor  # learning rate, decay, momentum and degree of the charges, (4, charges)
+    rows: Tensor  # learning rate, decay, momentum and degree of the charges, (4, stretches)
     why: dict[str, str]  # families without a closed form
+    counts: tuple[int, ...] = ()  # charges of each stretch, a family; (): each is one
+
+    def each(self) -> Tensor:
+        """The rows of every charge: (4, charges)."""
+        if not self.counts:
+            return self.rows
+        return self.rows.repeat_interleave(torch.tensor(self.counts), 1)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,7 +52,9 @@ class Forecast(State):
             begun = {"at": self.at, "since": self.since, "start": self.start}
             found["forecast"] = begun | vars(self.course)
         if self.closed is not None:
-            found["forecast_rates"] = dict(vars(self.closed))
+            known = self.closed
+            own = {"rates": known.rates, "rows": known.each(), "why": known.why}
+            found["forecast_rates"] = own
         return found
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -85,8 +94,8 @@ class Forecast(State):
             self.at = snapshot.step
         if not stepped:
             return
-        self.closed = _closed(charges, snapshot, values, self.closed)
-        lr, decay, momentum, degree = self.closed.rows
+        self.closed = _closed(charges, snapshot, self.closed)
+        lr, decay, momentum, degree = self.closed.each()
         course, force = self.course, change.finite_step
         if course is not None and goes_on and len(course.charge) == charges.count:
             course = course.step(force, lr=lr, decay=decay, momentum=momentum, degree=degree)
@@ -139,18 +148,20 @@ def _families(charges: Charges) -> dict[str, slice]:
     return {f: w for f, w in charges.families.items() if w.stop > w.start and f not in moving}
 
 
-def _closed(charges: Charges, snapshot: Snapshot, values: Tensor, known: Closed | None) -> Closed:
+def _closed(charges: Charges, snapshot: Snapshot, known: Closed | None) -> Closed:
     """What is known, made anew where the optimizer's groups changed.
 
     Charges without a closed form, and those of equivariances, stay as they are.
     """
     rates = [(g.lr, g.weight_decay, g.momentum, g.nesterov, g.maximize) for g in snapshot.groups]
-    if known is not None and known.rates == rates and known.rows.shape[1] == charges.count:
+    counts = tuple(w.stop - w.start for w in charges.families.values())
+    if known is not None and known.rates == rates and known.counts == counts:
         return known
-    rows = torch.zeros_like(values.expand(4, -1))
+    rows = torch.zeros(4, len(counts), dtype=torch.float64)
     why: dict[str, str] = {}
     linear = {m.family for m in charges.members if not m.form.quadratic}
-    for family, where in _families(charges).items():
+    conserved, every = _families(charges), list(charges.families)
+    for family in conserved:
         names = {n for m in charges.members if m.family == family for n in m.names}
         try:
             own = sgd(snapshot, names)
@@ -158,5 +169,5 @@ def _closed(charges: Charges, snapshot: Snapshot, values: Tensor, known: Closed 
             why[family] = str(reason)
             continue
         numbers = own.lr, own.decay, own.momentum, 1.0 if family in linear else 2.0
-        rows[:, where] = rows.new_tensor(numbers)[:, None]
-    return Closed(rates=rates, rows=rows, why=why)
+        rows[:, every.index(family)] = rows.new_tensor(numbers)
+    return Closed(rates=rates, rows=rows, why=why, counts=counts)

@@ -56,7 +56,7 @@ def test_a_sketched_charge_is_that_of_its_own_random_element(scattered: bool) ->
         rows = torch.arange(head * D, (head + 1) * D)
         own = rows.flip(0) if scattered else rows
         gram = q[own] @ q[own].T + torch.outer(b[own], b[own]) - k[:, rows].T @ k[:, rows]
-        vectors = sketch.vectors[head]
+        vectors = sketch.vectors[head].double()
         forms = 0.5 * vectors @ gram @ vectors.T
         i, j = torch.triu_indices(PROJECTIONS, PROJECTIONS, 1)
         found.append(forms[i, j] / len(i) ** 0.5)

@@ -103,7 +103,7 @@ class Charges:
         self._ends = [*accumulate(self._counts)]
         self.families = _stretches(self.members, self._counts)
         self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
-        self.units = _numbered([kind.units for kind in self.kinds])  # (charges,), ascending
+        self.units = _numbered([kind.units for kind in self.kinds]).int()  # (charges,), ascending
         last = torch.cat([self.units.new_tensor([-1]), self.units[:-1]])
         self.unit_starts = (self.units != last).nonzero()[:, 0].numpy()  # their first charges
         self.unit_slices = {

@@ -239,7 +239,9 @@ class Spread:
     """A sparse matrix: entry `into[k]` of the result takes rates[k] times entry `rows[k]`."""
 
     def __init__(self, rows: Tensor, into: Tensor, rates: Tensor, count: int) -> None:
-        self._rows, self._into, self._rates, self._count = rows, into, rates, count
+        self._rows, self._into, self._count = rows.int(), into.int(), count
+        narrow = rates.float()  # 1, -1 and 1/2 lose nothing by it
+        self._rates = narrow if torch.equal(narrow.to(rates), rates) else rates
 
     def of(self, vectors: Tensor, magnitude: int = 0) -> Tensor:
         """(vectors, entries) to (vectors, count), float64; by a power of |rates| if said."""
@@ -247,9 +249,10 @@ class Spread:
             self._rows, self._into, self._rates = (
                 x.to(vectors.device) for x in (self._rows, self._into, self._rates)
             )
-        rates = self._rates.abs() ** magnitude if magnitude else self._rates
+        rates = self._rates.to(vectors)
+        rates = rates.abs() ** magnitude if magnitude else rates
         made = vectors.new_zeros(len(vectors), self._count)
-        return made.index_add(1, self._into, vectors[:, self._rows] * rates)
+        return made.index_add(1, self._into, vectors.index_select(1, self._rows) * rates)
 
 
 def summed(parts: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

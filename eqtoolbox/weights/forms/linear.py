@@ -119,7 +119,7 @@ class Sums(Moments):
                 those.append(cut)
         self._starts = dict[int, list[tuple[Grouped, int]]]()
         owners: list[tuple[str, int]] = []
-        added: list[Tensor] = []
+        self._added: list[tuple[float, int]] = []  # entries of a slot, of how many slots
         at = 0
         for number, those in sorted(sums.items()):
             shape, names = layout.groups[number]
@@ -129,10 +129,9 @@ class Sums(Moments):
                     layout.rows_stay(number, shape[0] // grouped[1])
                 self._starts.setdefault(number, []).append((grouped, at))
                 owners += [(name, slots) for name in names]
-                added.append(torch.full((len(names) * slots,), shape.numel() / slots))
+                self._added.append((shape.numel() / slots, len(names) * slots))
                 at += len(names) * slots
         self.owners, self.shape = owners, (at,)
-        self._added = torch.cat(added).double()
         rows = []
         for (_, term), cut in zip(self._terms, cuts, strict=True):
             number, index = layout.place[term.name]
@@ -158,8 +157,8 @@ class Sums(Moments):
         return self._spread.of(moments)
 
     def sizes(self, moments: Tensor, points: Points) -> Tensor:
-        added = self._added.to(moments.device)
-        return self._spread.of(added[None], magnitude=2)[0].sqrt()
+        added = torch.cat([moments.new_full((1, slots), count) for count, slots in self._added], 1)
+        return self._spread.of(added, magnitude=2)[0].sqrt()
 
     def scales(self, moments: Tensor, points: Points) -> Tensor:
         """Of the absolute values of all entries."""

@@ -105,7 +105,8 @@ class MatrixView:
 
     def __init__(self, number: int, axis: int, positions: Tensor, rows: int) -> None:
         self.number, self._axis = number, axis
-        self._positions, self._stretch = positions, stretch(positions)
+        self._stretch = stretch(positions)
+        self._scattered = positions.reshape(-1) if self._stretch is None else None
         self.blocks, self._copies, self._size = positions.shape
         self._block = self._copies * self._size  # indices of the axis
         self.rows_together = 1  # rows of the tensors that may not be cut apart
@@ -133,9 +134,9 @@ class MatrixView:
     def of(self, stack: Stack, point: int, tensors: slice) -> Tensor:
         """The matrices of these legs at one point."""
         rows = stack.each[point][tensors].movedim(self._axis + 1, 1)
-        if self._stretch is None:
-            rows = rows[:, self._positions.reshape(-1).to(rows.device)]
-        else:
+        if self._scattered is not None:
+            rows = rows[:, self._scattered.to(rows.device)]
+        elif self._stretch is not None:
             before = stack.piece.first if self._axis == 0 else 0
             first, last = (max(end - before, 0) for end in self._stretch)
             rows = rows[:, first:last]

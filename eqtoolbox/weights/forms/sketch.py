@@ -33,7 +33,7 @@ class Sketch(Grams):
         self._all, k = Grams(forms, layout), PROJECTIONS
         rng = torch.Generator().manual_seed(0)
         signs = torch.randint(2, (self.blocks, k, self.size), generator=rng) * 2 - 1
-        self.vectors = signs.to(layout.dtype)  # s of every block
+        self.vectors = signs.to(torch.int8)  # s of every block
         self._drawn = self.vectors[self.block].to(layout.device)  # and of every leg
         self.shape = (len(self._drawn), k, k)
         self._upper_entries = torch.triu_indices(k, k, 1)
@@ -54,7 +54,7 @@ class Sketch(Grams):
 
     def seen(self, matrices: Tensor, legs: slice) -> Tensor:
         """s_a^T X."""
-        return torch.bmm(self._drawn[legs], matrices)
+        return torch.bmm(self._drawn[legs].to(matrices), matrices)
 
     def pair(self, moments: Tensor) -> Tensor:
         total = self.signed.total(moments)
