@@ -50,9 +50,20 @@ class Account:
         if len(rates) == 1:
             self._journal.emit("training/learning_rate", rates.pop())
 
-    def applied(self, before: Parameters, after: Parameters, gradient: Parameters | None) -> None:
-        """Whether the step moved anything: gradient scalers skip steps inside fused optimizers."""
-        moved = any(not torch.equal(p, after[n]) for n, p in before.items() if n in after)
+    def applied(
+        self,
+        before: Parameters,
+        after: Parameters,
+        gradient: Parameters | None,
+        moved: bool = False,
+    ) -> None:
+        """Whether the step moved anything: gradient scalers skip steps inside fused optimizers.
+
+        Args:
+            before, after, gradient: of the step.
+            moved: whether it was seen to.
+        """
+        moved = moved or any(not torch.equal(p, after[n]) for n, p in before.items() if n in after)
         note = "" if moved else "no parameter changed: skipped, or a learning rate of zero"
         self._journal.emit("training/applied", float(moved), note=note)
         culprit = "" if moved or gradient is None else not_finite(gradient)

@@ -74,7 +74,7 @@ class Catch:
         snapshot = self.snapshot(step, before, after, named)
         self._parameters_changed(before)
         self._watched.tell(self._journal.event)
-        self._account.applied(before, after, snapshot.gradient)
+        self._account.applied(before, after, snapshot.gradient, self._taken.stepped)
         if not self.faithful.checked:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or self._agenda.evaluates
@@ -112,11 +112,13 @@ class Catch:
             training = measured = None
         optimizers = self._watched.optimizers
         known = dict.fromkeys(type(o).__name__ for o in optimizers)
+        gradient = None if self._capture.pending.moved else self._taken.gradient(named)
         return Snapshot(
             step=step,
             before=before,
             after=after,
-            gradient=None if self._capture.pending.moved else self._taken.gradient(named),
+            gradient=gradient,
+            finite=self._taken.finite,
             groups=parameter_groups(optimizers, named),
             optimizer="+".join(known),
             state=optimizer_state(optimizers, named),

@@ -66,6 +66,7 @@ class Snapshot:
     why_no_loss: str = ""
     shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
+    finite: bool = False  # whether `before` was seen to be
     light: bool = False  # whether the probe that measures is to say its headline alone, for less
     seconds: float = math.inf  # that a search may take before it says what it has by then
     # what second derivatives the probe that measures was given, where they are not exact
@@ -114,7 +115,7 @@ class Snapshot:
     @cached_property
     def broken(self) -> str:
         """A parameter that is NaN or infinite before the step; empty if there is none."""
-        return not_finite(self.before)
+        return "" if self.finite else not_finite(self.before)
 
     @property
     def divisible(self) -> bool:

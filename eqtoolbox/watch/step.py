@@ -30,6 +30,7 @@ class Step:
         self.scale = 1.0  # of a gradient scaler
         self.missed: BaseException | None = None  # why it could not be kept
         self.moved = False  # whether a closure was called at other parameters
+        self.finite = self.stepped = False  # whether theta_t was seen to be, and to be left
         self._watched = watched
         self._memory: dict[str, Parameters] = {}  # of copies that only those see who keep nothing
         self._reuse = False
@@ -121,19 +122,35 @@ class Step:
                 self._noted[which] = given
                 self._memory.pop(_gradient_of(which), None)
         self._given = {}
-        for which, before in self._norms.items():
-            now = norms(self._noted[which].values())
-            if not torch.equal(now.nan_to_num(nan=-1.0), before.nan_to_num(nan=-1.0)):
-                self._spares[which] = False  # from the next such step on they are copied
-                self.moved = True
+        if self._norms:
+            self._look(named)
         noted = {n: g for of in self._noted.values() for n, g in of.items()}
         return None if self.moved else gradients(named, noted)
+
+    def _look(self, named: Mapping[str, nn.Parameter]) -> None:
+        """Whether gradients stayed, theta_t is finite, its smallest tensor moved: one question."""
+        assert self.before is not None, "gradients are noted at theta_t only"
+        least, now = min(
+            ((p, named[n]) for n, p in self.before.items() if n in named),
+            key=lambda pair: pair[0].numel(),
+        )
+        asked = [norms(self.before.values()).isfinite().all()]
+        asked.append((least != now).any() if least.shape == now.shape else asked[0])
+        for which, before in self._norms.items():
+            here = norms(self._noted[which].values())
+            asked.append((here.nan_to_num(nan=-1.0) == before.nan_to_num(nan=-1.0)).all())
+        home = asked[0].device
+        self.finite, self.stepped, *stayed = torch.stack([x.to(home) for x in asked]).tolist()
+        for which, same in zip(self._norms, stayed, strict=True):
+            if not same:
+                self._spares[which] = False  # from the next such step on they are copied
+                self.moved = True
 
     def over(self) -> None:
         """Keep nothing of it."""
         self.before, self.scale, self.missed, self._noted = None, 1.0, None, {}
         self._norms, self._given = {}, {}
-        self.moved = False
+        self.moved = self.finite = self.stepped = False
 
     def forget(self) -> None:
         """Give all memory back."""

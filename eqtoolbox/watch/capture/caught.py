@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace as fx
 
+from eqtoolbox.linalg.vectors import wide
 from eqtoolbox.replay.eager import recorded
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.watch.capture.backward import Key
@@ -85,13 +86,23 @@ def weighted(
     Where no backward was seen (batches given by `observe`, or a function that runs the backward
     itself) all losses count equally: their mean is taken, or their sum.
     """
-    reached = [(c, float(c.weight) / scale) for c in losses if isinstance(c.weight, Tensor)]
+    reached = [(c, c.weight) for c in losses if isinstance(c.weight, Tensor)]
     if reached:
-        return [(c, w) for c, w in reached if w != 0.0]
+        found = zip(reached, numbers([weight for _, weight in reached]), strict=True)
+        return [(c, w / scale) for (c, _), w in found if w != 0.0]
     given = [(c, float(c.weight)) for c in losses if c.weight is not None]
     if len(given) == len(losses):
         return given
     return [(c, 1.0 if summed else 1 / len(losses)) for c in losses]
+
+
+def numbers(given: Sequence[Tensor]) -> list[float]:
+    """What tensors of one entry hold, in one question to the device."""
+    if any(type(t) is not Tensor or t.is_complex() for t in given):
+        return [float(t) for t in given]
+    each = [wide(t.detach()).reshape(()) for t in given]
+    told: list[float] = torch.stack([t.to(each[0].device) for t in each]).tolist()
+    return told
 
 
 def guessed(losses: Sequence[Caught]) -> bool:

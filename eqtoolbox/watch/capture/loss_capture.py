@@ -14,7 +14,7 @@ from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.replay.unwrap import processes, unwrapped
 from eqtoolbox.replay.window import Window
 from eqtoolbox.watch.capture.catching import Catching, loss_of
-from eqtoolbox.watch.capture.caught import Caught, gradients_are_clear, traced
+from eqtoolbox.watch.capture.caught import Caught, gradients_are_clear, numbers, traced
 from eqtoolbox.watch.capture.losses import CriterionOfPair, OwnLoss, SpreadCall, as_call
 from eqtoolbox.watch.capture.own_share import OwnShare
 from eqtoolbox.watch.capture.start import fresh, versions_of
@@ -203,7 +203,10 @@ class LossCapture(Catching):
         """The loss that the training loop saw, with the same weights; None if it is no number."""
         parts = self.pending.weighted(scale)
         terms = [(w, c.value) for c, w in parts if c.value is not None and c.value.numel() == 1]
-        return sum(w * float(v) for w, v in terms) if terms and len(terms) == len(parts) else None
+        if not terms or len(terms) < len(parts):
+            return None
+        values = numbers([v for _, v in terms])
+        return sum(w * v for (w, _), v in zip(terms, values, strict=True))
 
     def on(self, batch: Any, random: RandomState) -> Objective | None:
         """Objective on a batch of the user's choice; None while no loss function is known."""

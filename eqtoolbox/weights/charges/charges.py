@@ -103,9 +103,9 @@ class Charges:
         self._ends = [*accumulate(self._counts)]
         self.families = _stretches(self.members, self._counts)
         self.generators = _stretches(self.members, [n for k in self.kinds for n in k.orders])
-        self.units = _numbered([kind.units for kind in self.kinds]).int()  # (charges,), ascending
-        last = torch.cat([self.units.new_tensor([-1]), self.units[:-1]])
-        self.unit_starts = (self.units != last).nonzero()[:, 0].numpy()  # their first charges
+        units = _numbered([kind.units for kind in self.kinds]).int()
+        self.units = units.numpy()  # (charges,), ascending
+        self.unit_starts = np.flatnonzero(np.diff(self.units, prepend=-1))  # their first charges
         self.unit_slices = {
             family: slice(int(self.units[w.start]), int(self.units[w.stop - 1]) + 1)
             for family, w in self.families.items()
