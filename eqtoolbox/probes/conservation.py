@@ -133,7 +133,7 @@ class Conservation(Probe):
         if since != 1:  # parameters moved unseen
             state.read(charges, snapshot.before)
         change, beside, why = _stepped(charges, snapshot, after, state)
-        finite = math.isfinite(change.moved) and bool(beside.after.isfinite().all())
+        finite = bool(beside.after.isfinite().all())
         if not finite and (lost := not_finite(after)):
             raise FloatingPointError(f"the step made {lost} NaN or infinite")
         size = beside.size
@@ -193,7 +193,7 @@ def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
 class Beside:
     """Norms that come to the host along with what a step did to the charges."""
 
-    after: Tensor  # after the step, of parameters without charges
+    after: Tensor  # after the step, of every parameter
     weights: Tensor  # of every weight and gain before it, where approximate laws ask for them
     size: float  # |g|
 
@@ -206,8 +206,7 @@ def _stepped(
     before, size, known = snapshot.before, math.nan, set(charges.names)
     others = {n: g for n, g in (gradient or {}).items() if n not in known}
     weights = sizes(before) if state.leftover.left else norms([])
-    rest = [p for n, p in after.items() if n not in known]
-    lists = [norms(rest), weights, norms(others.values())]
+    lists = [norms(after.values()), weights, norms(others.values())]
     home = before[charges.names[0]].device
     beside = torch.cat([numbers.to(home) for numbers in lists])
     if rates is None or gradient is None:

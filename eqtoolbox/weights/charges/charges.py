@@ -45,7 +45,6 @@ class Change:
     slopes: Tensor  # <K_i, g> of every generator, (dimension,)
     learning_rates: Tensor  # sum_n (eta - eta_n) <K_n, g_n>: 0 where they are one
     pull: float  # |g| over the parameters of all symmetries
-    moved: float  # |d| over the same; not finite where a parameter isn't after the step
     beside: Tensor  # what came to the host along with it
 
     @property
@@ -197,7 +196,7 @@ class Charges:
         shrink = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
         alike = len(set(shrink.values())) == 1  # then what decays is a multiple of Q
         pairs = STEP if alike else (*STEP, ITSELF)
-        found = taken(self.kinds, self._layout, points, pairs, (1, 2), beside)
+        found = taken(self.kinds, self._layout, points, pairs, (1,), beside)
         paired, slopes = [], []
         for kind, moments in zip(self.kinds, found.moments, strict=True):
             forms = kind.pair(moments[: len(STEP)])
@@ -218,7 +217,6 @@ class Charges:
             finite_step=finite,
             slopes=torch.cat(slopes),
             pull=found.sizes[0],
-            moved=found.sizes[1],
             beside=found.beside,
         )
 
