@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
@@ -49,7 +48,7 @@ def collapse(
     if snapshot.after is not None and norm(z) > 0:
         left = norm(reflection.coordinates(snapshot.after)) / norm(z)
         yield Measurement("shrinking", 1 - left, target, unit="1/step", note=label)
-    there = replace(snapshot, before=reflection.symmetric(snapshot.before))
+    there = snapshot.at(reflection.symmetric(snapshot.before), reflection.symmetric)
     operator = engine.operator(there)
     if floor is not None:
         yield _block(operator, reflection, target, floor, rng)

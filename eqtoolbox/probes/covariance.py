@@ -1,7 +1,7 @@
 """Covariance: gradient and Hessian at T theta are those at theta, carried along by T."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,13 +32,15 @@ class Covariance:
     ) -> tuple[float, float]:
         """Of first and second order, along a random element: one gradient and one product."""
         moves = [_element(member, rng) for member in members]
-        there = _applied(moves, self._snapshot.before)
-        gradient, product = self._at(there, _applied(moves, self._direction))
+        apply = partial(_applied, moves)
+        gradient, product = self._at(apply(self._snapshot.before), apply(self._direction), apply)
         back = moves[::-1]
         return self._apart(_applied(back, gradient), _applied(back, product))
 
-    def _at(self, params: Parameters, direction: Parameters) -> tuple[Parameters, Parameters]:
-        operator = self._engine.operator(replace(self._snapshot, before=params))
+    def _at(
+        self, params: Parameters, direction: Parameters, move: Move = dict
+    ) -> tuple[Parameters, Parameters]:
+        operator = self._engine.operator(self._snapshot.at(params, move))
         return operator.gradient, operator(direction)
 
     def _apart(self, gradient: Parameters, product: Parameters) -> tuple[float, float]:

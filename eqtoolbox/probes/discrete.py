@@ -35,7 +35,9 @@ class Discrete(Probe):
 
     distance: the smallest over all pairs of units of all layers of |u_i - u_j| / sqrt(|u_i|^2 +
     |u_j|^2), u all that a unit owns: 0 equal, about 1 unrelated; for sign flips the smallest
-    |u_i| over the root mean square of its layer. duplicates: pairs at distance 0 to rounding.
+    |u_i| over the root mean square of its layer. Running statistics that a normalisation reads move
+    along and count in no distance: they follow the parameters. duplicates: pairs at distance 0 to
+    rounding.
     dead: units that do nothing on this batch nor on the four before it (three at least, and 30
     samples; `not_converged` until so many were seen); the note names them and says why.
     dead_share: of each layer that has any.

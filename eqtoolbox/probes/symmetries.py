@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from eqtoolbox.replay.statistics import running
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.discovery import find_symmetries
@@ -138,6 +139,7 @@ def _find(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
             dtype=torch.float64,
             model=own.model,
             known=known,
+            statistics=running(own.buffers),
         )
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return find_symmetries(
@@ -146,4 +148,5 @@ def _find(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
             run=own.output_and_loss,
             model=own.model,
             known=known,
+            statistics=running(own.buffers),
         )

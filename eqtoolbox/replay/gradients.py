@@ -4,7 +4,7 @@ Losses and models differentiate inside: residuals of equations, penalties on gra
 inner steps of learning. What comes out is free of a graph where the caller records none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -52,9 +52,19 @@ def required(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor if in_forward_mode() or _moves(tensor) else leaf(tensor)
 
 
-def at_leaves(function: Callable[[dict[str, Tensor]], Made], params: Mapping[str, Tensor]) -> Made:
-    """`valued(function, params)`, of parameters that it can differentiate by."""
-    return valued(function, {name: leaf(p) for name, p in params.items()})
+def at_leaves(
+    function: Callable[[dict[str, Tensor]], Made],
+    params: Mapping[str, Tensor],
+    fixed: Collection[str] = (),
+) -> Made:
+    """`valued(function, params)`, of parameters that it can differentiate by, but for those fixed.
+
+    Example:
+        >>> at_leaves(lambda p: [x.requires_grad for x in p.values()],
+        ...           {"w": torch.ones(2), "running_mean": torch.ones(2)}, fixed={"running_mean"})
+        [True, False]
+    """
+    return valued(function, {n: p if n in fixed else leaf(p) for n, p in params.items()})
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class Objective:
     """`loss_fn(model, batch)` at any parameters, with the buffers and random state of one step.
 
     Evaluations are repeatable (dropout masks frozen at the step's own) and leave no trace: the
-    parameters given are swapped in for the call, buffers are fresh clones each time.
+    parameters given are swapped in for the call (buffers too, if any are among them), buffers are
+    fresh clones each time.
     """
 
     model: nn.Module
@@ -262,7 +263,8 @@ class Objective:
         others = self.beside.live if self.beside else {}
         own = {n: p for n, p in params.items() if n not in others}
         found = {n: required(p, live[n]) if n in live else p for n, p in {**kept, **own}.items()}
-        return {**found, **self._cast({n: b.detach().clone() for n, b in self.buffers.items()})}
+        buffers = {n: params.get(n, b).detach().clone() for n, b in self.buffers.items()}
+        return {**found, **self._cast(buffers)}
 
     def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """Scope in which the loss finds its own parameters among `params`, or as they were."""

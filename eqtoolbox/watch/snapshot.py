@@ -5,7 +5,7 @@ theta_{t+1} = theta_t + update.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.record.record import Product
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.statistics import along
 from eqtoolbox.watch.shared import Shared
 
 REMEDY = "monitor.loss"
@@ -111,6 +112,11 @@ class Snapshot:
         known = Slope(objective=objective, before=self.before, scale=scale, gradient=found)
         self.slopes.append(known)
         return found
+
+    def at(self, params: Parameters, move: Callable[[Parameters], Parameters]) -> "Snapshot":
+        """The same step with other parameters before it, and running statistics moved along."""
+        measured = along(self.measured, move) if self.measured else None
+        return replace(self, before=params, measured=measured)
 
     @cached_property
     def broken(self) -> str:

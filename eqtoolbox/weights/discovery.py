@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
+from eqtoolbox.replay.statistics import running
 from eqtoolbox.weights.epsilon import observed
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
@@ -27,11 +28,14 @@ def find_symmetries(
     moved_inputs: Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor] | None = None,
     model: nn.Module | None = None,
     known: KnownSymmetries | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.weights.search`."""
     from eqtoolbox.weights.search import find
 
-    return find.find_symmetries(loss, params, generator, run, dtype, moved_inputs, model, known)
+    return find.find_symmetries(
+        loss, params, generator, run, dtype, moved_inputs, model, known, statistics
+    )
 
 
 @checked
@@ -141,6 +145,7 @@ def _found(objective: Objective, params: Mapping[str, Tensor]) -> Found:
             dtype=torch.float64,
             moved_inputs=objective.loss_of_moved_inputs,
             model=objective.model,
+            statistics=running(objective.buffers),
         )
 
 
@@ -149,7 +154,8 @@ def _proposed(objective: Objective, params: Mapping[str, Tensor]) -> Found:
 
     try:
         with objective.isolated():
-            return find.propose_symmetries(objective.output_and_loss, params)
+            run, statistics = objective.output_and_loss, running(objective.buffers)
+            return find.propose_symmetries(run, params, statistics)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the loss could not be analysed on this batch: {error}") from error
 

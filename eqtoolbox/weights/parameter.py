@@ -47,6 +47,11 @@ class ParameterSymmetry(ABC):
     def names(self) -> tuple[str, ...]:
         """Parameters that the group moves."""
 
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Running statistics that have to move along, or the loss does not stay."""
+        return ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousSymmetry(ParameterSymmetry):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.weights.discovery import discover
+from eqtoolbox.replay.statistics import running
+from eqtoolbox.weights.discovery import discover, find_symmetries
 from eqtoolbox.weights.families.diagonal import DiagonalSymmetry
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.found import Found
@@ -227,7 +228,7 @@ PERMUTED: dict[str, tuple[nn.Module, dict[str, int]]] = {
     "one's complement": (Around(lambda z: 1 - z.tanh()), {"permutation": 3}),
     "prelu by channel": (Around(nn.PReLU(WIDTH)), {"permutation": 3}),
     "batch norm, evaluated": (
-        Images(nn.Sequential(nn.BatchNorm2d(WIDTH), nn.GELU()).eval()), {},
+        Images(nn.Sequential(nn.BatchNorm2d(WIDTH), nn.GELU()).eval()), {"permutation": 3},
     ),
     "told apart": (Around(lambda z: (z * torch.arange(4).to(z)).softmax(-1)), {}),
 }  # fmt: skip
@@ -250,7 +251,14 @@ def test_units_that_may_change_places_are_found(name: str) -> None:
 
 def test_permutations_that_are_missed_are_named() -> None:
     model, _ = PERMUTED["batch norm, evaluated"]
-    assert "running statistics" in " ".join(discover(model.float(), batch_of(model)).notes)
+    model, (x, y) = model.float(), batch_of(model)
+    assert "scales of channels through it" in " ".join(discover(model, (x, y)).notes)
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    loss = lambda p: F.cross_entropy(torch.func.functional_call(model, p, (x,)), y)
+    found = find_symmetries(loss, params)  # buffers that nobody names are numbers
+    assert "permutations of channels through it" in " ".join(found.notes)
+    named = find_symmetries(loss, params, statistics=running(dict(model.named_buffers())))
+    assert "permutations of" not in " ".join(named.notes) and exchanges(named)["permutation"] == 3
     model = Around(lambda z: torch.fft.rfft(z).abs())
     assert "no rule for" in " ".join(discover(model, batch_of(model)).notes)
 

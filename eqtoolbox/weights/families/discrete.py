@@ -140,7 +140,8 @@ class Permuting(DiscreteSymmetry):
 class Permutation(UnitSymmetry, Permuting):
     """Units i and i + 1 change places: rows of what makes them, columns of what reads them.
 
-    n units have n - 1 generating elements. At the fixed point, two equal units, H T = T H.
+    n units have n - 1 generating elements. At the fixed point, two equal units, H T = T H. Where
+    a normalisation reads running statistics these move along: give them among `params`.
 
     References:
         Simsek et al. 2021 (arXiv 2105.12221).
@@ -148,6 +149,11 @@ class Permutation(UnitSymmetry, Permuting):
 
     word: ClassVar[str] = "units"
     whole_heads: bool = False  # moves all of a head, not the features within it
+    statistics: tuple[Slots, ...] = ()  # of buffers that a normalisation reads
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(slot.name for slot in self.statistics))
 
     def permuted(self, params: Parameters, order: Tensor) -> dict[str, Tensor]:
         """Unit k replaced by unit order[k], in those parameters that are given."""
@@ -159,7 +165,7 @@ class Permutation(UnitSymmetry, Permuting):
 
     def moves(self, params: Parameters, order: Tensor) -> Iterator[AxisMove]:
         """What that does, axis by axis."""
-        for slot in self.slots:
+        for slot in (*self.slots, *self.statistics):
             if slot.name in params:
                 source = torch.arange(params[slot.name].shape[slot.axis])
                 source[slot.positions.reshape(-1)] = slot.positions[order].reshape(-1)

@@ -45,6 +45,7 @@ def find_symmetries(
     moved_inputs: MovedInputs | None = None,
     model: nn.Module | None = None,
     known: KnownSymmetries | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
@@ -63,6 +64,8 @@ def find_symmetries(
         known: what was found before: for the same computation it is only confirmed.
         dtype: that the loss is evaluated in; float64 makes the sharpest check. None: the
             parameters' own.
+        statistics: running ones that `loss` and `run` take among params, else as they are: they
+            move along with channels that are exchanged.
 
     Returns:
         Proposals with their status: look at it before use. A group that holds is not listed again
@@ -71,7 +74,7 @@ def find_symmetries(
     Raises:
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
-    problem = posed(loss, params, generator, run, dtype)
+    problem = posed(loss, params, generator, run, dtype, statistics)
     if known is not None:
         try:
             return again(problem, known)
@@ -92,7 +95,9 @@ def find_symmetries(
     return Found(exchanged(every), notes, structure_of(problem.trace), largest)
 
 
-def propose_symmetries(run: Run, params: Mapping[str, Tensor]) -> Found:
+def propose_symmetries(
+    run: Run, params: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+) -> Found:
     """What one trace shows, without a check and without the parameters' numbers.
 
     Nothing of the parameters' size is made, and they may be on meta, unless the computation looks
@@ -101,6 +106,7 @@ def propose_symmetries(run: Run, params: Mapping[str, Tensor]) -> Found:
     Args:
         run: params -> (output or None, loss).
         params: what may move; anything else is held fixed.
+        statistics: see `find_symmetries`.
 
     Returns:
         Proposals, of every member the largest group; `notes` say what was not analysed.
@@ -108,7 +114,7 @@ def propose_symmetries(run: Run, params: Mapping[str, Tensor]) -> Found:
     Raises:
         ValueError: the computation needs numbers, and parameters are on meta.
     """
-    traced = _without_numbers(run, params)
+    traced = _without_numbers(run, params, statistics or {})
     found, state = members(traced)
     chains = [trials for _, trials in proposals(found)]
     discrete = DiscreteProposals(traced, chains)
@@ -129,10 +135,12 @@ _UNVERIFIED = (
 )
 
 
-def _without_numbers(run: Run, params: Mapping[str, Tensor]) -> Trace:
+def _without_numbers(
+    run: Run, params: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
+) -> Trace:
     """A ghost trace, or a real one where the computation needs numbers."""
     try:
-        return ghost_trace(run, params)
+        return ghost_trace(run, params, statistics)
     except Exception as error:  # whatever a model's own code raises where it finds no numbers
         if any(p.is_meta for p in params.values()):
             raise ValueError(
@@ -140,7 +148,7 @@ def _without_numbers(run: Run, params: Mapping[str, Tensor]) -> Trace:
                 "that are not on meta"
             ) from error
         log.info("symmetries: traced with numbers: %s", error)
-    return trace(partial(at_leaves, run), params)
+    return trace(partial(at_leaves, run, fixed=statistics.keys()), params, statistics)
 
 
 def _found(

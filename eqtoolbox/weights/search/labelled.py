@@ -19,8 +19,9 @@ from eqtoolbox.weights.tracing.trace import Trace
 
 def labelled(state: Propagation, trace: Trace) -> Iterator[Member]:
     """A member for every atom that may be permuted; a block for every index of those beside it."""
-    shapes = {n: v.shape for n, v in trace.parameters.items()}
-    carried = {n: state.carried[v.number] for n, v in trace.parameters.items()}
+    moving = {**trace.parameters, **trace.statistics}
+    shapes = {n: v.shape for n, v in moving.items()}
+    carried = {n: state.carried[v.number] for n, v in moving.items()}
     held = _held(carried)
     for found in permuted(state, trace):
         together = Permuted(found.atom, ())
@@ -31,9 +32,15 @@ def labelled(state: Propagation, trace: Trace) -> Iterator[Member]:
             every = np.arange(count)
             own = tuple(entries(span, UnitTable(count), carried, shapes))
             if all(e.across == 1 for e in own):
-                of = {e.name: shapes[e.name] for e in own}
                 yield Member(
-                    own, count, every.reshape(-1, tried.atom.size), False, False, False, of
+                    tuple(e for e in own if e.name in trace.parameters),
+                    count,
+                    every.reshape(-1, tried.atom.size),
+                    gated=False,
+                    gain=False,
+                    normalised=False,
+                    shapes={e.name: shapes[e.name] for e in own},
+                    along=tuple(e for e in own if e.name in trace.statistics),
                 )
                 break
         else:

@@ -56,6 +56,7 @@ class Member:
     normalised: bool
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
     turns: bool = False  # signs, which have no direction
+    along: tuple[Entry, ...] = ()  # of running statistics, which go with the units
 
     @property
     def signs(self) -> set[float]:

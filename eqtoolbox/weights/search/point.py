@@ -27,6 +27,7 @@ class Point(Mapping[str, Tensor]):
         source: parameters, not copied.
         dtype: of what is read; None: the parameters' own.
         noise: how many times as much; 0: theta as it is given.
+        statistics: running ones that the function takes beside parameters.
 
     Example:
         >>> point = Point({"gain": torch.ones(3)}, torch.float64)
@@ -40,7 +41,9 @@ class Point(Mapping[str, Tensor]):
         dtype: torch.dtype | None = None,
         seed: int = 0,
         noise: float = 1.0,
+        statistics: Mapping[str, Tensor] | None = None,
     ) -> None:
+        self.statistics = {n: b.to(dtype or b.dtype) for n, b in (statistics or {}).items()}
         self._source = {name: p.detach() for name, p in source.items()}
         self._dtype = dtype
         self._noise = noise
@@ -93,9 +96,8 @@ class Point(Mapping[str, Tensor]):
 
     def others(self) -> "Iterator[Point]":
         """Where the parameters are given, and far from there."""
-        yield Point(self._source, self._dtype, noise=0.0)
-        for seed in _FAR:
-            yield Point(self._source, self._dtype, seed, noise=10.0)
+        for seed, noise in ((0, 0.0), *((far, 10.0) for far in _FAR)):
+            yield Point(self._source, self._dtype, seed, noise, self.statistics)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:

@@ -47,18 +47,20 @@ def posed(
     generator: torch.Generator | None,
     run: Run | None,
     dtype: torch.dtype | None,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Problem:
     """The loss traced once at a point in general position.
 
     Raises:
         ValueError: it cannot be evaluated there, or is not finite.
     """
-    point = Point(params, dtype)
-    run = partial(at_leaves, run or (lambda p: (None, loss(p))))
-    loss = partial(at_leaves, loss)
+    point = Point(params, dtype, statistics=statistics)
+    fixed = point.statistics.keys()
+    run = partial(at_leaves, run or (lambda p: (None, loss(p))), fixed=fixed)
+    loss = partial(at_leaves, loss, fixed=fixed)
     try:
         with point.scope():
-            traced = trace(run, moved(point, ()))
+            traced = trace(run, moved(point, ()), point.statistics)
     except Exception as error:
         # whatever a model's own code raises under the recorder; the loss itself must run
         traced = untraced(point, evaluated(loss, point))

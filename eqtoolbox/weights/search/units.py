@@ -20,14 +20,19 @@ from eqtoolbox.weights.families.discrete import Permutation, SignFlip, Slots, sl
 def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
     """Neighbours exchanged, within every block of a member's units by itself."""
     for member in members:
-        owned = slots(member)
+        owned, along = slots(member), slots(replace(member, entries=member.along))
+        if len(along) < len(member.along):
+            continue
         for number, block in enumerate(member.blocks if owned else ()):
             name = member.name if len(member.blocks) == 1 else f"{member.name} {number}"
-            own = owned
+            own, statistics = owned, along
             if not np.array_equal(block, np.arange(member.units)):
                 chosen = torch.as_tensor(block)
-                own = tuple(Slots(s.name, s.axis, s.positions[chosen]) for s in owned)
-            yield Permutation(name=name, dimension=len(block) - 1, slots=own)
+                own, statistics = (
+                    tuple(Slots(s.name, s.axis, s.positions[chosen]) for s in some)
+                    for some in (owned, along)
+                )
+            yield Permutation(name=name, dimension=len(block) - 1, slots=own, statistics=statistics)
 
 
 def propose_heads(found: list[MatrixSymmetry]) -> Iterator[Permutation]:

@@ -36,14 +36,15 @@ S = TypeVar("S", bound=ParameterSymmetry)
 class Move:
     """A finite transformation of `names`; a separable one moves each by itself."""
 
-    names: frozenset[str]
+    names: frozenset[str]  # buffers among them
     separable: bool
     apply: Callable[[Parameters], dict[str, Tensor]]
 
 
 def move(symmetry: ParameterSymmetry, apply: Callable[[Parameters], dict[str, Tensor]]) -> Move:
     """A finite transformation out of a symmetry's group."""
-    return Move(frozenset(symmetry.names), symmetry.separable, apply)
+    names = frozenset((*symmetry.names, *symmetry.buffers))
+    return Move(names, symmetry.separable, apply)
 
 
 def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
@@ -109,8 +110,15 @@ def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) ->
     if not params.whole:
         give_back()
     with torch.no_grad(), params.scope():
-        found = valued(function, there)
+        found = valued(function, {**there, **_statistics(params, moves)})
     return found if params.whole else found.clone()  # it may be a part of what is written over
+
+
+def _statistics(params: Point, moves: Sequence[Move]) -> dict[str, Tensor]:
+    """Running statistics after those moves that take them along."""
+    known = params.statistics
+    along = [one for one in moves if not known.keys().isdisjoint(one.names)]
+    return moved(known, along) if along else {}
 
 
 def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor) -> float:
@@ -162,6 +170,9 @@ def gradients(
     All at once, or for a large model one after the other, and then those that are wanted alone: no
     piece outlives its call of `receive`.
     """
+    statistics = _statistics(params, moves)
+    if statistics:
+        alone, function = function, lambda p: alone({**p, **statistics})
     if not params.whole:
         made = lambda n: _moved(params, n, moves)
         with params.scope():

@@ -48,9 +48,11 @@ class Ghost(Tracer):  # type: ignore[no-untyped-call]
 
 
 def ghost_trace(
-    run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]], params: Mapping[str, Tensor]
+    run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]],
+    params: Mapping[str, Tensor],
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Trace:
-    """`trace(run, params)`, reading of parameters shape and type alone; they may be on meta.
+    """`trace(run, params, statistics)`, of parameters shape and type alone (they may be on meta).
 
     Raises:
         NeedsNumbers: see there.
@@ -69,7 +71,8 @@ def ghost_trace(
         for n, p in params.items()
     }
     devices = [p.device for p in params.values() if not p.is_meta]
-    return recorded(run, leaves, Ghost(devices[0] if devices else torch.device("cpu")))
+    ghost = Ghost(devices[0] if devices else torch.device("cpu"))
+    return recorded(run, leaves, ghost, statistics)
 
 
 def _is_meta(device: Any) -> bool:

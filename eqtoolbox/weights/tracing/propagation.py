@@ -61,6 +61,9 @@ class Propagation:
     largest: float = LARGEST  # constant that may be an epsilon there
     taken: set[float] = field(default_factory=set)  # above EPSILON, and taken for one
     constants: set[float] = field(default_factory=set)  # too large for one
+    exchanges: bool = (
+        False  # structure alone: running statistics go along, as they do with no scale
+    )
     todo: list[tuple[Node, Callable[[], None]]] = field(default_factory=list)
     node: Node | None = None  # whose rule is running
 
@@ -186,16 +189,19 @@ def propagate(
         trace: of the loss.
         target: value to follow to.
         fill: gives the parameters their exponents, once the structure is final; None: no second
-            pass, for the structure alone.
+            pass, for the structure alone, where running statistics move like parameters.
         mode: see `Propagation`.
         largest: constant before a root or a division that may be an epsilon.
     """
     state = Propagation(mode=mode, rooted=trace.rooted(), largest=largest)
+    state.exchanges = fill is None
     state.system.binary = mode == "sign"
     for name, value in trace.parameters.items():
         state.carried[value.number] = Carried([Dim(n) for n in value.shape])
         state.origin[value.number] = value.number
         state.pinned.parameters[value.number] = name
+    for value in trace.statistics.values() if state.exchanges else ():
+        state.carried[value.number] = Carried([Dim(n) for n in value.shape])
     for node in trace.live(target):
         _follow(state, node)
     if fill is None:

@@ -70,12 +70,15 @@ def _normalisation(state: Propagation, node: Node) -> None:
 
 
 def _running(state: Propagation, node: Node, value: Value, x: Carried) -> None:
-    """Running statistics stay in their places, which is said."""
-    what = (
-        "normalisation by running statistics, which would have to move along: scales and "
-        "permutations of channels through it are missed"
-    )
-    state.note(what, value, dims=[x.axes[1]])
+    """Running statistics go along with channels that are exchanged, if they are known as such."""
+    statistics = [v for v in node.args[3:5] if state.moves(v)]
+    if len(statistics) == 2:
+        for own in map(state.of, statistics):
+            unify(own.axes[0], x.axes[1])
+        return
+    lost = "permutations" if state.exchanges else "scales"
+    what = f"normalisation by running statistics, which would have to move along: {lost}"
+    state.note(f"{what} of channels through it are missed", value, dims=[x.axes[1]])
 
 
 def _affine(state: Propagation, part: Any, where: Mapping[int, int], x: Carried) -> Carried | None:

@@ -67,6 +67,7 @@ class Trace:
     value: Tensor = field(repr=False)  # of the loss
     notes: list[str] = field(default_factory=list)
     made: Tensor | None = field(default=None, repr=False)  # the output itself
+    statistics: dict[str, Value] = field(default_factory=dict)  # running ones, beside parameters
 
     def live(self, *targets: Value) -> list[Node]:
         """The operations that `targets` depend on."""
@@ -134,28 +135,33 @@ class Tracer(Dispatch):  # type: ignore[no-untyped-call]
 
 
 def trace(
-    run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]], params: Mapping[str, Tensor]
+    run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]],
+    params: Mapping[str, Tensor],
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Trace:
-    """Evaluate `run(params) -> (output, loss)` once and return what ran.
+    """Evaluate `run({**params, **statistics}) -> (output, loss)` once and return what ran.
 
     Example:
         >>> found = trace(lambda p: (None, (p["w"] @ p["w"]).relu()), {"w": torch.ones(3)})
         >>> [node.name for node in found.nodes]
         ['dot', 'relu', 'detach']
     """
-    return recorded(run, {n: leaf(p.detach()) for n, p in params.items()}, Tracer())
+    leaves = {n: leaf(p.detach()) for n, p in params.items()}
+    return recorded(run, leaves, Tracer(), statistics)
 
 
 def recorded(
     run: Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]],
     leaves: dict[str, Tensor],
     tracer: Tracer,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Trace:
     """What `run` does with these leaves, as a tracer sees it."""
     with torch.enable_grad(), Operations(), tracer:
         named = {n: tracer.value(p) for n, p in leaves.items()}
+        beside = {n: tracer.value(b) for n, b in (statistics or {}).items()}
         versions = {n: p._version for n, p in leaves.items()}
-        output, loss = run(leaves)
+        output, loss = run({**leaves, **(statistics or {})})
         written = [n for n, p in leaves.items() if p._version != versions[n]]
         given = output if isinstance(output, Tensor) else None
         made = None if given is None else tracer.value(given)
@@ -167,7 +173,7 @@ def recorded(
         )
     tracer.notes += _uses(named, tracer.nodes)
     seen = None if given is None else given.detach()
-    return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes, seen)
+    return Trace(named, tracer.nodes, made, final, loss.detach(), tracer.notes, seen, beside)
 
 
 def _uses(named: Mapping[str, Value], nodes: list[Node]) -> Iterator[str]:
