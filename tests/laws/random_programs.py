@@ -5,6 +5,7 @@ nullspace of theta * g over more random points than entries. Entries without any
 out on both sides.
 
     python -m tests.laws.random_programs 0 500
+    python -m tests.laws.random_programs 0 500 10 cut
 """
 
 import random
@@ -117,6 +118,7 @@ class Program:
 
     seed: int
     depth: int = 7
+    cut: bool = False  # whether parts are cut away, so that what made them is not needed
     steps: list[tuple[str, int]] = field(default_factory=list)
     params: Params = field(default_factory=dict)
 
@@ -168,11 +170,13 @@ class Program:
             names += ["residual", "widened", "gain", "bias", "hadamard"]
         if z.dim() == 3:
             names += ["attention"]
+        if self.cut:
+            names += ["dropped"] * 3 * (n > 3) + ["first", "rest", "unstacked"] * (z.dim() > 2)
         name = choose.choice(names)
         number = choose.choice([2, 3, 4, 6]) if name == "linear" else choose.choice([2, 3])
         if name == "split":
             number = choose.choice(divisors)
-        if name in ("roll", "joined"):
+        if name in ("roll", "joined", "dropped"):
             number = choose.randrange(1, n - 1)
         return name, number
 
@@ -210,6 +214,19 @@ class Program:
 
     def _averaged(self, z: Tensor, _: int) -> Tensor:
         return z.mean(-2)
+
+    def _dropped(self, z: Tensor, n: int) -> Tensor:
+        return z.split([n, z.shape[-1] - n], -1)[n % 2]
+
+    def _first(self, z: Tensor, _: int) -> Tensor:
+        return z[..., 0, :]
+
+    def _rest(self, z: Tensor, _: int) -> Tensor:
+        return z[..., -2:, :]
+
+    def _unstacked(self, z: Tensor, _: int) -> Tensor:
+        first, *_, last = z.unbind(-2)
+        return torch.cat([first, last], -1)
 
     def _products(self, z: Tensor, _: int) -> Tensor:
         return torch.mul(*z.chunk(2, -1))
@@ -259,11 +276,11 @@ class Program:
 
 def main() -> None:
     """Compares programs of the given seeds; says each that differs, and a sum."""
-    first, last, depth = (*map(int, sys.argv[1:]), 7)[:3]
+    first, last, depth = (*map(int, sys.argv[1:4]), 7)[:3]
     torch.set_num_threads(1)
     done = differ = unsound = unclear = 0
     for seed in range(first, last):
-        program = Program(seed, depth)
+        program = Program(seed, depth, cut="cut" in sys.argv)
         if sum(p.numel() for p in program.params.values()) > 260:
             continue
         verdict = compared(program.loss, program.params)

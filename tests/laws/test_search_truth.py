@@ -12,9 +12,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from eqtoolbox.weights.search.members import members
-from eqtoolbox.weights.tracing.propagation import RULES
-from eqtoolbox.weights.tracing.trace import trace
-from tests.laws.random_programs import EPSILON, Loss, Params, Program, compared, directions, truth
+from eqtoolbox.weights.tracing.needed import Needed
+from eqtoolbox.weights.tracing.propagation import RULES, Propagation
+from eqtoolbox.weights.tracing.trace import Node, Value, trace
+from tests.laws.random_programs import (
+    EPSILON,
+    UNSOUND,
+    Loss,
+    Params,
+    Program,
+    compared,
+    directions,
+    truth,
+)
 
 RUN = 60  # programs of every test run; 500 and more by `python -m tests.laws.random_programs`
 
@@ -186,6 +196,35 @@ def linear_attention(x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (query @ (key.transpose(1, 2) @ (tokens @ v))).mean(1)
 
 
+class Classed(nn.Module):
+    """Attention on a class token and patches, of which the class token alone is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Linear(3, 4, bias=False), nn.Parameter(torch.randn(1, 1, 4))
+        self.norms = nn.ModuleList(nn.LayerNorm(4, eps=EPSILON) for _ in range(2))
+        self.qkv, self.o = nn.Linear(4, 12, bias=False), nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.stack([x, x.flip(1), x * x], 1)
+        z = torch.cat([self.token.expand(len(x), 1, 4), self.patches(z)], 1)
+        q, k, v = self.qkv(self.norms[0](z)).chunk(3, -1)
+        z = z + self.o(F.scaled_dot_product_attention(q, k, F.leaky_relu(v)))
+        return self.head(self.norms[1](z[:, 0]))
+
+
+def cut(z: Tensor, y: Tensor) -> Tensor:
+    """The second half of a sum is not read, that of one of its terms is."""
+    return torch.cat([(z + y)[:, :2], z[:, 2:]], 1)
+
+
+def heads_read(x: Tensor, w: Tensor, o: Tensor, h: Tensor) -> Tensor:
+    """Three heads of which two are read."""
+    z = leaky(x @ w).view(len(x), 3, 2)
+    return leaky(torch.einsum("bhd,hde->bhe", z, o))[:, [2, 0]].flatten(1) @ h
+
+
 def rows(function: Callable[..., Tensor], **shapes: tuple[int, ...]) -> Callable[[], nn.Module]:
     """Rows of one or two tables, the second read at tokens of its own, before a head."""
 
@@ -271,6 +310,31 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "modulated": (
         lambda: Apply(lambda x, a, c, h: (lambda g, b: leaky(g * (x @ a) + b) @ h)(
             *(x.flip(-1) @ c).chunk(2, -1)), a=(3, 4), c=(3, 8), h=(4, 3)), VECTORS),
+    "class token": (Classed, VECTORS),
+    "heads read": (
+        lambda: Apply(heads_read, w=(3, 6), o=(3, 2, 2), h=(4, 3)), VECTORS),
+    "positions added, one read": (
+        lambda: Apply(
+            lambda x, a, p, g, h: (g * normal(torch.stack([x @ a, leaky(x @ a)], 1) + p))[:, 1] @ h,
+            a=(3, 4), p=(2, 4), g=(2, 4), h=(4, 3)), VECTORS),
+    "blocks of a product": (
+        lambda: Apply(lambda x, a, b, h: (
+            lambda m: torch.cat([m[:2, :2] @ h, m[2:, 2:] @ h], 1).sum() * x)(a @ b),
+            a=(4, 3), b=(3, 4), h=(2, 3)), VECTORS),
+    "cut behind a smooth map": (
+        lambda: Apply(lambda x, a, b, h: cut(leaky(x @ a), (x @ b).tanh()) @ h,
+                      a=(3, 4), b=(3, 4), h=(4, 3)), VECTORS),
+    "rolled, then cut": (
+        lambda: Apply(lambda x, a, b, h: cut(leaky(x @ a), (x @ b).tanh().roll(1, -1)) @ h,
+                      a=(3, 4), b=(3, 4), h=(4, 3)), VECTORS),
+    "a view, then cut": (
+        lambda: Apply(
+            lambda x, a, b, h: cut(leaky(x @ a), (x @ b).tanh().view(-1, 2, 2).mT.flatten(1)) @ h,
+            a=(3, 4), b=(3, 4), h=(4, 3)), VECTORS),
+    "reordered, then cut": (
+        lambda: Apply(
+            lambda x, a, b, h: cut(leaky(x @ a), (x @ b).tanh()[:, [2, 0, 3, 1]].flip(-1)) @ h,
+            a=(3, 4), b=(3, 4), h=(4, 3)), VECTORS),
     "transformer": (lambda: Transformer(False), TOKENS),
     "tied transformer": (lambda: Transformer(True), TOKENS),
     "rows": (rows(lambda t, a: normal(look(t, a))), TOKENS),
@@ -316,11 +380,12 @@ def test_all_scales_of_a_network_are_found_and_no_other(name: str) -> None:
     assert verdict.clear and verdict.same, verdict
 
 
+@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("seed", range(RUN))
-def test_all_scales_of_a_random_program_are_found_and_no_other(seed: int) -> None:
-    program = Program(seed)
+def test_all_scales_of_a_random_program_are_found_and_no_other(seed: int, cut: bool) -> None:
+    program = Program(seed, cut=cut)
     if sum(p.numel() for p in program.params.values()) > 260:
-        program = Program(seed, depth=3)
+        program = Program(seed, depth=3, cut=cut)
     verdict = compared(program.loss, program.params)
     assert verdict.same or not verdict.clear, verdict
 
@@ -341,6 +406,37 @@ def test_a_scale_that_is_missed_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delitem(RULES, "relu")
     verdict = compared(loss, params)
     assert verdict.true == 5 and verdict.found == 0 and not verdict.same
+
+
+CUT = ("class token", "blocks of a product", "cut behind a smooth map", "rolled, then cut",
+       "reordered, then cut", "a view, then cut")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_is_cut_away_holds_nothing_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The must-fail twin: where every block counts as needed, scales are missed."""
+    loss, params = posed(name)
+    assert compared(loss, params).same
+
+    def every(state: Propagation, nodes: list[Node], target: Value) -> Needed:
+        return Needed(dict.fromkeys(range(10**4)))
+
+    monkeypatch.setattr(Needed, "of", every)
+    verdict = compared(loss, params)
+    assert verdict.found < verdict.true and verdict.unsound < UNSOUND
+
+
+def test_entries_that_are_not_read_are_named() -> None:
+    loss, params = posed("heads read")
+    found, state = members(trace(lambda p: (None, loss(p)), params))
+    said = "entries that this loss does not read, left out: w[:, 2:4], o[1:2, :, :]"
+    assert said in state.pinned.notes()
+    moved = directions(found, params).abs().amax(1)
+    read = torch.cat([
+        (torch.autograd.grad(loss({**params, n: p.requires_grad_()}), p)[0] != 0).flatten()
+        for n, p in params.items()
+    ])  # fmt: skip
+    assert not bool(moved[~read].any()) and int((~read).sum()) == 10
 
 
 def test_the_truth_of_a_product_is_known() -> None:

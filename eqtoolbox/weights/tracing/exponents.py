@@ -8,8 +8,9 @@ is a number times a linear form in the unknowns; what is missing is zero.
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from eqtoolbox.weights.tracing.blocks import Choice, Slot, blocks, runs, size_of, together
 from eqtoolbox.weights.tracing.dims import Dim, find
@@ -19,6 +20,7 @@ Slots = tuple[Slot, ...]
 Terms = Mapping[Slots, Linear]
 Exponent = Mapping[Choice, Terms]
 ZERO: Exponent = {}
+WILD: Terms = MappingProxyType({})  # of a block that takes no part: anything goes
 
 
 @dataclass
@@ -34,10 +36,22 @@ class Carried:
         return blocks(self.axes[axis])[choice[axis]].strides[k].atom
 
 
+def choices(axes: Iterable[Dim]) -> Iterator[Choice]:
+    """All blocks of a tensor on these axes."""
+    return itertools.product(*(range(len(blocks(a))) for a in axes))
+
+
+def masked(carried: Carried, wanted: set[Choice]) -> Exponent:
+    """The exponent, with all blocks but those wanted left open."""
+    return {**carried.exponent, **{c: WILD for c in choices(carried.axes) if c not in wanted}}
+
+
 def times(exponent: Exponent, factor: float) -> Exponent:
     """The exponent of a power."""
     return {
-        choice: {s: {u: c * factor for u, c in form.items()} for s, form in terms.items()}
+        choice: terms
+        if terms is WILD
+        else {s: {u: c * factor for u, c in form.items()} for s, form in terms.items()}
         for choice, terms in exponent.items()
     }
 
@@ -48,6 +62,9 @@ def plus(first: Exponent, second: Exponent, factor: float = 1.0) -> Exponent:
         return first
     total = dict(first)
     for choice, terms in second.items():
+        if terms is WILD or total.get(choice) is WILD:
+            total[choice] = WILD
+            continue
         own = dict(total.get(choice, {}))
         for slots, form in terms.items():
             own[slots] = combined(own.get(slots, {}), form, factor)
@@ -68,6 +85,8 @@ def renamed(
     system: System, carried: Carried, choice: Choice, terms: Terms, names: Mapping[Slot, Slot]
 ) -> Terms:
     """Components with their slots renamed; an antisymmetric one changes sign when two swap."""
+    if terms is WILD:
+        return terms
     result: dict[Slots, Linear] = {}
     for slots, form in terms.items():
         new = [names[s] for s in slots]
@@ -112,6 +131,9 @@ def contract(
     total = math.prod(len(blocks(axes[a])) for a in dropped)
     result: dict[Choice, Terms] = {}
     for choice, members in groups.items():
+        if any(terms is WILD for terms in members):
+            result[choice] = WILD
+            continue
         inside = [_constant(system, terms, names) for terms in members]
         if len(inside) < total:
             inside.append({})
@@ -160,7 +182,7 @@ def picked(exponent: Exponent, axis: int, table: Mapping[int, int], drop: bool) 
             left = {
                 tuple((a - (a > axis), k) for a, k in slots): form for slots, form in terms.items()
             }
-            result[choice[:axis] + choice[axis + 1 :]] = left
+            result[choice[:axis] + choice[axis + 1 :]] = terms if terms is WILD else left
         else:
             result[(*choice[:axis], table[choice[axis]], *choice[axis + 1 :])] = terms
     return result
@@ -176,7 +198,7 @@ def viewed(
     exponent, old = carried.exponent, carried.axes
     if not exponent:
         return ZERO
-    tables, uneven = _tables(old, new)
+    tables, uneven = lined_up(old, new)
     if uneven:
         if lost is not None:
             lost.append("a view that does not line up with another")
@@ -204,7 +226,7 @@ def viewed(
 Table = Mapping[Choice, list[tuple[Choice, dict[Slot, Slot]]]]
 
 
-def _tables(
+def lined_up(
     old: Sequence[Dim], new: Sequence[Dim]
 ) -> tuple[list[tuple[list[int], list[int], Table]], set[int]]:
     """For every run of axes, where each choice of blocks goes; and axes that do not line up."""

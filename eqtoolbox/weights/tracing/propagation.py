@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from eqtoolbox.weights.tracing.blocks import blocks, size_of
+from eqtoolbox.weights.tracing.blocks import Choice, blocks, size_of
 from eqtoolbox.weights.tracing.dims import Dim, unify
-from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Terms, pin
+from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Terms, masked, pin
 from eqtoolbox.weights.tracing.pinned import Pinned
 from eqtoolbox.weights.tracing.system import Linear, System
 from eqtoolbox.weights.tracing.trace import Node, Trace, Value
@@ -64,6 +64,9 @@ class Propagation:
     exchanges: bool = (
         False  # structure alone: running statistics go along, as they do with no scale
     )
+    # by value, and by operation of what it reads, the blocks that the target depends on: `needed`
+    wanted: dict[int, set[Choice] | None] = field(default_factory=dict)
+    masks: dict[int, list[tuple[Carried, set[Choice]]]] = field(default_factory=dict)
     todo: list[tuple[Node, Callable[[], None]]] = field(default_factory=list)
     node: Node | None = None  # whose rule is running
 
@@ -243,6 +246,10 @@ def _follow(state: Propagation, node: Node) -> None:
 
 def _close(state: Propagation, node: Node, closure: Callable[[], None]) -> None:
     """The second pass over one operation; one that fails pins what it reads, and is named."""
+    masks = state.masks.get(id(node), ())
+    whole = [(own, own.exponent) for own, _ in masks]
+    for own, wanted in masks:
+        own.exponent = masked(own, wanted)
     try:
         closure()
     except FAILURES:
@@ -256,6 +263,9 @@ def _close(state: Propagation, node: Node, closure: Callable[[], None]) -> None:
         for output in node.outputs:
             if output is not None and state.moves(output):
                 state.carried[output.number].exponent = {}
+    finally:
+        for own, exponent in whole:
+            own.exponent = exponent
 
 
 def _repeated(value: Value, made: Value) -> set[int]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from eqtoolbox.weights.tracing.blocks import Choice
 from eqtoolbox.weights.tracing.dims import Dim, factor, product, unify
 from eqtoolbox.weights.tracing.exponents import (
+    WILD,
     ZERO,
     Carried,
     Exponent,
@@ -61,7 +63,7 @@ def _contracted(
     bias = state.aligned(added, kept) if added is not None else None
 
     def close() -> None:
-        total = _summed(state, parts, [*kept, *inner], len(kept))
+        total = _summed(state, parts, [*kept, *inner], len(kept), state.wanted.get(made.number))
         if bias is not None:
             own = lift(state.system, *bias, kept)
             if not parts:
@@ -72,11 +74,19 @@ def _contracted(
     state.later(close)
 
 
-def _summed(state: Propagation, parts: Sequence[Part], loops: list[Dim], kept: int) -> Exponent:
-    """What is left of a product after the sum over all but the first loops."""
+def _summed(
+    state: Propagation,
+    parts: Sequence[Part],
+    loops: list[Dim],
+    kept: int,
+    wanted: set[Choice] | None = None,
+) -> Exponent:
+    """What is left of a product after the sum over all but the first loops, in wanted blocks."""
     total: Exponent = ZERO
     for own, where in parts:
         total = plus(total, lift(state.system, own, where, loops))
+    if wanted is not None:
+        total = {c: terms if c[:kept] in wanted else WILD for c, terms in total.items()}
     gone = range(kept, len(loops))
     return contract(state.system, total, loops, gone) if gone else total
 

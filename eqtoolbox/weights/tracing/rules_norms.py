@@ -109,17 +109,23 @@ def _weight_norm(state: Propagation, node: Node) -> None:
     state.later(close)
 
 
+def dropped(node: Node) -> list[int]:
+    """Axes that a reduction takes away."""
+    dims = len(node.args[0].shape)
+    given = node.arg(2 if node.name in ("linalg_vector_norm", "norm") else 1, "dim")
+    gone = [given] if isinstance(given, int) else list(given or range(dims))
+    return [a % dims for a in gone]
+
+
 @rule("sum", "mean", "amax", "amin", "linalg_vector_norm", "var", "std", "max", "min", "prod",
       "var_mean", "cumsum", "norm", "any", "all")  # fmt: skip
 def _reduction(state: Propagation, node: Node) -> None:
     value = node.args[0]
     x, dims, made = state.of(value), len(value.shape), made_by(node)
-    given = node.arg(2 if node.name in ("linalg_vector_norm", "norm") else 1, "dim")
-    if node.name in ("prod", "any", "all") or isinstance(given, Value):
+    if node.name in ("prod", "any", "all") or isinstance(node.arg(1), Value):
         unknown(state, node)
         return
-    gone = [given] if isinstance(given, int) else list(given or range(dims))
-    gone = [a % dims for a in gone]
+    gone = dropped(node)
     if node.name not in ("sum", "mean"):
         state.separate(x)
     if node.name == "cumsum":

@@ -1,5 +1,10 @@
 """Rules of propagation for entries that are picked: by position, by number or by data."""
 
+import itertools
+from itertools import pairwise
+
+import torch
+
 from eqtoolbox.weights.tracing.blocks import blocks, size_of
 from eqtoolbox.weights.tracing.dims import SMALL, Dim, cut, factor, find, row, shatter, unify
 from eqtoolbox.weights.tracing.exponents import Carried, contract, lift, picked, pin
@@ -9,38 +14,49 @@ from eqtoolbox.weights.tracing.trace import Node, Value
 ALIKE = "were taken for alike, so that scales of single entries are missed"
 
 
-@rule("select", "slice", "narrow", "unbind")
+SPLITS = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk",
+          "tensor_split")  # fmt: skip
+CUTS = ("select", "slice", "narrow", "unbind", *SPLITS)
+
+
+@rule(*CUTS)
 def _sliced(state: Propagation, node: Node) -> None:
-    x = state.of(node.args[0])
-    axis = node.arg(1, "dim", 0) % len(x.axes)
-    size = size_of(x.axes[axis])
+    axis, parts, drop = pieces(node)
+    for made, places in parts:
+        if places.step > 1:
+            _strided(state, node, axis, places)
+        else:
+            part(state, state.of(node.args[0]), made, axis, places.start, places.stop, drop)
+
+
+def pieces(node: Node) -> tuple[int, list[tuple[Value, range]], bool]:
+    """The axis that is cut, every result with its places along it, and whether the axis goes."""
+    shape, split = node.args[0].shape, node.name in SPLITS
+    axis = node.arg(2 if split else 1, "dim", 0) % len(shape)
+    made = [o for o in node.outputs if o is not None]
+    if split:
+        ends = [*itertools.accumulate((o.shape[axis] for o in made), initial=0)]
+        return axis, [(o, range(*e)) for o, e in zip(made, pairwise(ends), strict=True)], False
     if node.name == "slice":
-        ends = slice(node.arg(2, "start"), node.arg(3, "end"), node.arg(4, "step", 1))
-        start, end, step = ends.indices(size)
-        if step > 1:
-            _strided(state, node, axis, range(start, end, step))
-            return
-        part(state, x, made_by(node), axis, start, end)
-    elif node.name == "narrow":
-        part(state, x, made_by(node), axis, node.args[2], node.args[2] + node.args[3])
-    elif node.name == "select":
-        index = node.args[2] % size
-        part(state, x, made_by(node), axis, index, index + 1, drop=True)
-    else:
-        for index, made in enumerate(node.outputs):
-            if made is not None:
-                part(state, x, made, axis, index, index + 1, drop=True)
+        span = slice(node.arg(2, "start"), node.arg(3, "end"), node.arg(4, "step", 1))
+        return axis, [(made[0], range(*span.indices(shape[axis])))], False
+    if node.name == "narrow":
+        return axis, [(made[0], range(node.args[2], node.args[2] + node.args[3]))], False
+    first = node.args[2] % shape[axis] if node.name == "select" else 0
+    return axis, [(o, range(first + k, first + k + 1)) for k, o in enumerate(made)], True
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk",
-      "tensor_split")  # fmt: skip
-def _split(state: Propagation, node: Node) -> None:
-    x, at = state.of(node.args[0]), 0
-    axis = node.arg(2, "dim", 0) % len(x.axes)
-    for made in node.outputs:
-        if made is not None:
-            part(state, x, made, axis, at, at + made.shape[axis])
-            at += made.shape[axis]
+def met(dim: Dim, chosen: Dim, places: range) -> dict[int, int]:
+    """For the blocks of an axis that are among those places the blocks of these alone."""
+    known, table, step = {b.place: k for k, b in enumerate(blocks(chosen))}, {}, places.step
+    for k, block in enumerate(blocks(dim)):
+        offset, strides = block.place
+        if offset in places:
+            there = (offset - places.start) // step
+            place = (there, tuple((n, apart // step) for n, apart in strides))
+            if place in known:
+                table[k] = known[place]
+    return table
 
 
 def part(
@@ -73,19 +89,10 @@ def _part(
     if drop:
         axes.pop(axis)
     result = state.make(made, axes)
-    step = places.step
 
     def close() -> None:
-        known = {b.place: k for k, b in enumerate(blocks(chosen))}
-        table = {}
-        for k, block in enumerate(blocks(x.axes[axis])):
-            offset, strides = block.place
-            if offset in places:
-                there = (offset - places.start) // step
-                place = (there, tuple((n, apart // step) for n, apart in strides))
-                if place in known:
-                    table[k] = known[place]
-        if len(table) == len(known):
+        table = met(x.axes[axis], chosen, places)
+        if len(table) == len(blocks(chosen)):
             result.exponent = picked(x.exponent, axis, table, drop)
             return
         rest = [a for a in range(len(x.axes)) if a != axis]  # flat: it must be constant
@@ -168,18 +175,33 @@ def selected(state: Propagation, x: Carried, axis: int, numbers: list[int], made
     state.later(close)
 
 
+def listed(node: Node) -> tuple[int, list[int]]:
+    """One axis whose entries are taken by a list of numbers, and these; none where it is not so."""
+    shape, given = node.args[0].shape, node.args[1]
+    if node.name == "index":
+        places = [(a, i) for a, i in enumerate(given) if i is not None]
+        (axis, index), alone = places[0], len(places) == 1
+    else:
+        given = [given] if isinstance(given, int) else given
+        axis, alone = given[0] % len(shape), len(given) == 1
+        if node.name == "flip":
+            return axis, [*range(shape[axis])][::-1] if alone else []
+        index = node.args[2]
+    known = alone and len(index.shape) == 1 and index.integers is not None
+    if not known or index.integers.dtype == torch.bool:
+        return axis, []
+    return axis, [n % shape[axis] for n in index.integers.tolist()]
+
+
 @rule("flip", "index_select")
 def _reordered(state: Propagation, node: Node) -> None:
     """Entries in another order: on a small axis every index for itself."""
     x, made, given = state.of(node.args[0]), made_by(node), node.args[1]
-    gone = [a % len(x.axes) for a in ([given] if isinstance(given, int) else given)]
-    numbers = [*range(size_of(x.axes[gone[0]]))][::-1]
-    if node.name == "index_select":
-        read = node.args[2].integers
-        numbers = [] if read is None else read.tolist()
-    if len(gone) == 1 and numbers and apart(x.axes[gone[0]]):
-        selected(state, x, gone[0], numbers, made)
+    axis, numbers = listed(node)
+    if numbers and apart(x.axes[axis]):
+        selected(state, x, axis, numbers, made)
         return
+    gone = [a % len(x.axes) for a in ([given] if isinstance(given, int) else given)]
     state.note(f"entries of {node.name} {ALIKE}", node.args[0], dims=[x.axes[a] for a in gone])
     for axis in gone:
         x = gathered(state, x, [axis], made, [state.told(made.shape[axis])])

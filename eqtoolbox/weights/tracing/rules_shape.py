@@ -17,9 +17,12 @@ from eqtoolbox.weights.tracing.exponents import (
 from eqtoolbox.weights.tracing.propagation import Propagation, made_by, rule, unknown
 from eqtoolbox.weights.tracing.trace import Node, Value
 
+VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "_reshape_alias",
+         "unflatten")  # fmt: skip
+PERMUTED = ("t", "transpose", "permute", "swapaxes", "numpy_T")
 
-@rule("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten", "_reshape_alias",
-      "unflatten")  # fmt: skip
+
+@rule(*VIEWS)
 def _view(state: Propagation, node: Node) -> None:
     reshape(state, state.of(node.args[0]), made_by(node))
 
@@ -50,20 +53,23 @@ def _look(state: Propagation, x: Carried, result: Carried, made: Value) -> None:
     state.later(close)
 
 
-@rule("t", "transpose", "permute", "movedim", "swapaxes", "numpy_T")
-def _permuted(state: Propagation, node: Node) -> None:
-    x = state.of(node.args[0])
-    order = list(range(len(x.axes)))
+def order_of(node: Node, dims: int) -> list[int]:
+    """For every axis of the result the one that it was."""
+    order = list(range(dims))
     if node.name == "permute":
-        order = [a % len(order) for a in node.args[1]]
+        order = [a % dims for a in node.args[1]]
     elif node.name in ("transpose", "swapaxes"):
-        i, j = node.args[1] % len(order), node.args[2] % len(order)
+        i, j = node.args[1] % dims, node.args[2] % dims
         order[i], order[j] = order[j], order[i]
-    elif node.name == "movedim":
-        unknown(state, node)
-        return
     else:
         order.reverse()
+    return order
+
+
+@rule(*PERMUTED)
+def _permuted(state: Propagation, node: Node) -> None:
+    x = state.of(node.args[0])
+    order = order_of(node, len(x.axes))
     result = state.make(made_by(node), [x.axes[a] for a in order])
     places = {a: i for i, a in enumerate(order)}
 
@@ -139,7 +145,7 @@ def _concatenated(state: Propagation, node: Node) -> None:
             if part is not own:
                 where = {i: i + (i >= axis) for i in range(len(own.axes))}
                 part.exponent = lift(state.system, own, where, part.axes)
-            table = _shifted(part.axes[axis], at, known)
+            table = shifted(part.axes[axis], at, known)
             for choice, terms in part.exponent.items():
                 total[(*choice[:axis], table[choice[axis]], *choice[axis + 1 :])] = terms
             at += size_of(part.axes[axis])
@@ -148,7 +154,7 @@ def _concatenated(state: Propagation, node: Node) -> None:
     state.later(close)
 
 
-def _shifted(dim: Dim, by: int, known: dict[tuple[int, tuple[tuple[int, int], ...]], int],
+def shifted(dim: Dim, by: int, known: dict[tuple[int, tuple[tuple[int, int], ...]], int],
              modulo: int = 0) -> dict[int, int]:  # fmt: skip
     """Where the blocks of an axis are in a longer one, further on."""
     found = {}
@@ -182,7 +188,7 @@ def _rolled(state: Propagation, node: Node) -> None:
             if "flat" in (find(old).kind, find(new).kind):
                 continue
             known = {b.place: k for k, b in enumerate(blocks(new))}
-            table = _shifted(old, by, known, size_of(old))
+            table = shifted(old, by, known, size_of(old))
             exponent = {(*c[:a], table[c[a]], *c[a + 1 :]): t for c, t in exponent.items()}
         result.exponent = exponent
 

@@ -8,12 +8,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from eqtoolbox.weights.tracing.blocks import Choice, blocks, size_of
+from eqtoolbox.weights.tracing.blocks import Choice, blocks
 from eqtoolbox.weights.tracing.exponents import Carried, Slots, Terms, plus
 from eqtoolbox.weights.tracing.propagation import Propagation, made_by, rule, unknown
-from eqtoolbox.weights.tracing.rules_picked import ALIKE, apart, gathered, selected
+from eqtoolbox.weights.tracing.rules_picked import ALIKE, apart, gathered, listed, selected
 from eqtoolbox.weights.tracing.system import Linear, System
 from eqtoolbox.weights.tracing.trace import Node, Value
 
@@ -28,16 +26,14 @@ def _index(state: Propagation, node: Node) -> None:
     if not state.moves(value) or any(map(state.moves, given)) or not neighbours:
         unknown(state, node)
         return
-    x, read = state.of(value), given[0].integers
-    alone = len(gone) == 1 and len(given[0].shape) == 1
-    if alone and read is not None and read.dtype != torch.bool and apart(x.axes[gone[0]]):
-        size = size_of(x.axes[gone[0]])
-        selected(state, x, gone[0], [n % size for n in read.tolist()], made)
+    x, (axis, numbers) = state.of(value), listed(node)
+    if numbers and apart(x.axes[axis]):
+        selected(state, x, axis, numbers, made)
         return
     state.note(f"entries picked by an index {ALIKE}", value, dims=[x.axes[a] for a in gone])
     wide = len(made.shape) - len(x.axes) + len(gone)
-    numbers = tuple(i.number for i in given)
-    _rows(state, x, gone, made, made.shape[gone[0] : gone[0] + wide], numbers)
+    read = tuple(i.number for i in given)
+    _rows(state, x, gone, made, made.shape[gone[0] : gone[0] + wide], read)
 
 
 @rule("embedding")
@@ -103,7 +99,8 @@ def _rows(
         for choice, terms in x.exponent.items():
             apart = [s for s in terms if any(a in gone for a, _ in s)]
             varying.extend((choice, s, terms[s]) for s in apart)
-            alike[choice] = {s: form for s, form in terms.items() if s not in apart}
+            kept = {s: form for s, form in terms.items() if s not in apart}
+            alike[choice] = kept if apart else terms
         steady.exponent = alike
 
     state.later(divide)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from eqtoolbox.weights.tracing.blocks import Choice, Slot, blocks
 from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Slots, Terms
+from eqtoolbox.weights.tracing.needed import Needed
 from eqtoolbox.weights.tracing.propagation import Propagation
 from eqtoolbox.weights.tracing.system import Linear
 from eqtoolbox.weights.tracing.trace import Trace
@@ -16,15 +17,33 @@ Label = tuple[str, Choice, Slots]
 
 
 def fill(state: Propagation, trace: Trace) -> None:
-    """One unknown for every set of atoms of every block of every parameter."""
-    used = {v.number for node in trace.live(trace.loss) for v in node.inputs}
+    """One unknown for every set of atoms of every block of a parameter; unread ones stay."""
+    needed = Needed.of(state, trace.live(trace.loss), trace.loss)
+    state.wanted, state.masks = needed.values, needed.masks
     for name, value in trace.parameters.items():
         carried = state.carried[value.number]
         carried.exponent = _field(state, name, carried)
-        if value.number not in used:
-            for terms in carried.exponent.values():
-                for form in terms.values():
-                    state.system.vanish(form)
+        wanted = needed.values.get(value.number, set())
+        unread = [c for c in carried.exponent if wanted is not None and c not in wanted]
+        for choice in unread:
+            for form in carried.exponent[choice].values():
+                state.system.vanish(form)
+        if 0 < len(unread) < len(carried.exponent):
+            names = dict.fromkeys(f"{name}{_place(carried, choice)}" for choice in unread)
+            state.pinned.note("entries that this loss does not read, left out", names)
+
+
+def _place(carried: Carried, choice: Choice) -> str:
+    """A block as slices: `[:, 4:8]`; what lies in several pieces along an axis from end to end."""
+    parts = []
+    for axis, number in zip(carried.axes, choice, strict=True):
+        block = blocks(axis)[number]
+        last = sum((s.size - 1) * s.step for s in block.strides)
+        steps = {s.step for s in block.strides}
+        step = f":{min(steps)}" if steps and min(steps) > 1 else ""
+        whole = len(blocks(axis)) == 1
+        parts.append(":" if whole else f"{block.offset}:{block.offset + last + 1}{step}")
+    return f"[{', '.join(parts)}]"
 
 
 def _field(state: Propagation, name: str, carried: Carried) -> Exponent:
