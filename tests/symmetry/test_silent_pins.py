@@ -297,11 +297,30 @@ def test_scales_of_rows_at_places_that_are_one_axis_twice_are_named() -> None:
         assert ("scales of rows are missed: a.weight" in said) == turned
 
 
-def test_signs_of_units_across_axes_are_named() -> None:
-    grouped = nn.Sequential(nn.Tanh(), nn.Conv2d(WIDTH, WIDTH, 1, groups=2))
-    for middle, missed in ((grouped, True), (nn.Tanh(), False)):
-        said = " ".join(discover(Images(middle), batch_of(Images(middle))).notes)
-        assert ("their signs are missed: op.1.weight" in said) == missed
+class Recurrent(nn.Module):
+    """A weight from units along two axes to the same units along two others, added or not."""
+
+    def __init__(self, added: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.added, self.a, self.h = added, nn.Linear(3, WIDTH), nn.Linear(WIDTH, 3)
+        self.w = nn.Parameter(torch.randn(2, 2, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.a(x).view(-1, 2, 2).tanh()
+        y = torch.einsum("bgh,ghkl->bkl", z, self.w)
+        return self.h((y + z if self.added else y).tanh().flatten(1))
+
+
+def test_units_across_axes_in_two_ways_are_named() -> None:
+    for added in (True, False):
+        model = Recurrent(added)
+        found = discover(model, batch_of(Around(nn.Tanh())))
+        said = " ".join(found.notes)
+        assert ("two ways: their signs are missed: w" in said) == added
+        assert ("two ways: their permutations are missed" in said) == added
+        families = {s.family for s in found}
+        assert ({"permutation", "sign_flip"} <= families) != added
 
 
 class Block(nn.Module):

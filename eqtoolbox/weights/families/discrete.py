@@ -1,7 +1,8 @@
 """Discrete parameter symmetries: units exchanged (permutation) or reflected (sign flip)."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -13,16 +14,20 @@ from eqtoolbox.weights.forms.stack import CACHED, Owned
 from eqtoolbox.weights.parameter import DiscreteSymmetry, Parameters
 
 if TYPE_CHECKING:  # brings scipy
-    from eqtoolbox.weights.search.member import Member
+    from eqtoolbox.weights.search.member import Entry, Member
 
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """Indices of one parameter axis that belong to each unit: (units, entries)."""
+    """Indices of one parameter axis that belong to each unit: (units, entries).
+
+    Where units lie across neighbouring axes, those from `axis` on count as one, row-major.
+    """
 
     name: str
     axis: int
     positions: Tensor
+    across: int = 1  # axes taken together
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +38,22 @@ class AxisMove:
     axis: int
     source: Tensor  # (length of the axis,)
     sign: Tensor  # likewise
+    across: int = 1  # axes from `axis` on that count as one
 
-    def exchanged(self, tensor: Tensor, over: bool = False) -> Tensor:
-        """The tensor with its entries in their new places; it may be written over."""
+    def __call__(self, tensor: Tensor, over: bool = False) -> Tensor:
+        """The parameter moved; it may be written over."""
+        over = over and (self.across == 1 or tensor.is_contiguous())
+        joined = _joined(tensor, self.axis, self.across)
+        if not torch.equal(self.source, torch.arange(len(self.source))):
+            joined = self._exchanged(joined, over)
+        if bool((self.sign < 0).any()):
+            shape = [-1 if a == self.axis else 1 for a in range(joined.dim())]
+            sign = self.sign.reshape(shape).to(joined)
+            joined = joined.mul_(sign) if over else joined * sign
+        return tensor if over else joined.reshape(tensor.shape)
+
+    def _exchanged(self, tensor: Tensor, over: bool) -> Tensor:
+        """The tensor with its entries in their new places."""
         source = self.source.to(tensor.device)
         if not over:
             return tensor.index_select(self.axis, source)
@@ -72,6 +90,11 @@ class UnitSymmetry(DiscreteSymmetry):
         return {n: {a: torch.cat(p, 1) for a, p in axes.items()} for n, axes in found.items()}
 
     @cached_property
+    def across(self) -> dict[tuple[str, int], int]:
+        """How many axes each of these is."""
+        return {(slot.name, slot.axis): slot.across for slot in self.slots}
+
+    @cached_property
     def _in_order(self) -> frozenset[tuple[str, int]]:
         """Axes whose first entries belong to the first unit, the next to the second, and so on."""
         each = ((n, a, p.reshape(-1)) for n, axes in self.owned.items() for a, p in axes.items())
@@ -85,7 +108,9 @@ class UnitSymmetry(DiscreteSymmetry):
         found = {}
         for name, axes in self.owned.items():
             for axis, positions in axes.items():
-                whole = params[name].detach().movedim(axis, 0)
+                whole = _joined(params[name].detach(), axis, self.across[name, axis]).movedim(
+                    axis, 0
+                )
                 chosen = positions if which is None else positions[which]
                 all_of_it = which is None and positions.numel() == len(whole)
                 if not all_of_it or (name, axis) not in self._in_order:
@@ -160,16 +185,17 @@ class Permutation(UnitSymmetry, Permuting):
         moved: dict[str, Tensor] = {}
         for m in self.moves(params, order):
             tensor = moved.get(m.name, params[m.name])
-            moved[m.name] = m.exchanged(tensor, isinstance(params, Owned))
+            moved[m.name] = m(tensor, isinstance(params, Owned))
         return moved
 
     def moves(self, params: Parameters, order: Tensor) -> Iterator[AxisMove]:
         """What that does, axis by axis."""
         for slot in (*self.slots, *self.statistics):
             if slot.name in params:
-                source = torch.arange(params[slot.name].shape[slot.axis])
+                source = _places(params, slot)
                 source[slot.positions.reshape(-1)] = slot.positions[order].reshape(-1)
-                yield AxisMove(slot.name, slot.axis, source, torch.ones(len(source)))
+                sign = torch.ones(len(source))
+                yield AxisMove(slot.name, slot.axis, source, sign, slot.across)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,34 +220,58 @@ class SignFlip(UnitSymmetry):
         moved: dict[str, Tensor] = {}
         for m in self.moves(params, units):
             tensor = moved.get(m.name, params[m.name])
-            shape = [-1 if a == m.axis else 1 for a in range(tensor.dim())]
-            sign = m.sign.reshape(shape).to(tensor)
-            moved[m.name] = tensor.mul_(sign) if isinstance(params, Owned) else tensor * sign
+            moved[m.name] = m(tensor, isinstance(params, Owned))
         return moved
 
     def moves(self, params: Parameters, units: Tensor) -> Iterator[AxisMove]:
         """What that does, axis by axis."""
         for slot in self.slots:
             if slot.name in params:
-                still = torch.arange(params[slot.name].shape[slot.axis])
+                still = _places(params, slot)
                 sign = torch.ones(len(still))
                 sign[slot.positions[units].reshape(-1)] = -1.0
-                yield AxisMove(slot.name, slot.axis, still, sign)
+                yield AxisMove(slot.name, slot.axis, still, sign, slot.across)
 
 
 def slots(member: "Member") -> tuple[Slots, ...]:
-    """What each unit of a member owns; empty where units own different numbers of entries."""
+    """What each unit of a member owns; empty where units own different numbers of entries.
+
+    Empty, too, where they lie across axes of a parameter in two ways.
+    """
     found = []
+    if twice(member.entries):
+        return ()
     for entry in member.entries:
         by_unit = torch.from_numpy(entry.units)
         counts = by_unit.bincount(minlength=member.units)
         if int(counts.min()) != int(counts.max()):
             return ()
         order = torch.from_numpy(entry.positions)[_sorted(by_unit, entry.positions)]
-        found.append(Slots(entry.name, entry.axis, order.reshape(member.units, -1)))
+        own = order.reshape(member.units, -1)
+        found.append(Slots(entry.name, entry.axis, own, entry.across))
     return tuple(found)
 
 
 def _sorted(units: Tensor, positions: object) -> Tensor:
     by_position = torch.as_tensor(positions).argsort(stable=True)
     return by_position[units[by_position].argsort(stable=True)]
+
+
+def twice(entries: "Sequence[Entry]") -> dict[str, None]:
+    """Parameters across whose axes units lie, and not in one way alone."""
+    ways: dict[str, set[tuple[int, int]]] = {}
+    for e in entries:
+        ways.setdefault(e.name, set()).add((e.axis, e.across))
+    several = (n for n, own in ways.items() if len(own) > 1 and max(a for _, a in own) > 1)
+    return dict.fromkeys(several)
+
+
+def _joined(tensor: Tensor, axis: int, across: int) -> Tensor:
+    """The tensor with neighbouring axes as one."""
+    return tensor if across == 1 else tensor.flatten(axis, axis + across - 1)
+
+
+def _places(params: Parameters, slot: Slots) -> Tensor:
+    """All indices along a slot's axes."""
+    shape = params[slot.name].shape[slot.axis : slot.axis + slot.across]
+    return torch.arange(math.prod(shape))

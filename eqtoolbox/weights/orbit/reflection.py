@@ -47,7 +47,13 @@ class MovedEntries:
 
     @classmethod
     def along(cls, moves: Sequence[AxisMove], shape: torch.Size) -> "MovedEntries | None":
-        """Of one parameter that is moved along its axes, from those of its entries that move."""
+        """Of one parameter that is moved along its axes, from those of its entries that move.
+
+        Axes that count as one are in all moves the same.
+        """
+        first, end = moves[0].axis, moves[0].axis + moves[0].across
+        if moves[0].across > 1:
+            shape = torch.Size((*shape[:first], math.prod(shape[first:end]), *shape[end:]))
         sources = [torch.arange(n) for n in shape]
         signs = [torch.ones(n, dtype=torch.float64) for n in shape]
         for m in moves:

@@ -186,6 +186,8 @@ def idle(
 def _unheard(symmetry: UnitSymmetry, activity: Activity, zero: dict[str, Tensor]) -> Tensor | None:
     """Units of which every reader is given nothing, (units,); None where no reader was seen."""
     readers, makers = [], []
+    if any(slot.across > 1 for slot in symmetry.slots):  # what reads these is not looked at
+        return None
     for slot in symmetry.slots:
         axis = slot.name, slot.axis
         if axis in activity.made:

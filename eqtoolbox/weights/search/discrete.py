@@ -37,7 +37,7 @@ class DiscreteProposals:
         signed, _ = members(trace, "sign")
         if missed := across_axes(signed):
             state.pinned.note(
-                "units that lie across several axes of a parameter: their signs are missed", missed
+                "units across the axes of a parameter in two ways: their signs are missed", missed
             )
         self.pinned = state.pinned  # what permutations may be lost at
         large = [*propose_heads(first), *propose_experts(trace)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from eqtoolbox.weights.families.discrete import twice
 from eqtoolbox.weights.search.entries import UnitTable, entries
 from eqtoolbox.weights.search.member import Member
 from eqtoolbox.weights.search.spans import Span, SpanLeg
@@ -24,18 +25,18 @@ def labelled(state: Propagation, trace: Trace) -> Iterator[Member]:
     carried = {n: state.carried[v.number] for n, v in moving.items()}
     held = _held(carried)
     for found in permuted(state, trace):
-        together = Permuted(found.atom, ())
+        together = Permuted(found.atoms, ())
         for tried in dict.fromkeys([found, together]):
-            kind = (*tried.beside, tried.atom)
+            kind = (*tried.beside, *tried.atoms)
             count = math.prod(atom.size for atom in kind)
             span = Span(-1, kind, tuple(_legs(tried, held)), 0, True, frozenset(), {})
             every = np.arange(count)
             own = tuple(entries(span, UnitTable(count), carried, shapes))
-            if all(e.across == 1 for e in own):
+            if not twice(own):
                 yield Member(
                     tuple(e for e in own if e.name in trace.parameters),
                     count,
-                    every.reshape(-1, tried.atom.size),
+                    every.reshape(-1, math.prod(a.size for a in tried.atoms)),
                     gated=False,
                     gain=False,
                     normalised=False,
@@ -44,7 +45,7 @@ def labelled(state: Propagation, trace: Trace) -> Iterator[Member]:
                 )
                 break
         else:
-            what = "units in a part of two axes at once: their permutations are missed"
+            what = "units across the axes of a parameter in two ways: their permutations are missed"
             state.pinned.note(what, {e.name: None for e in own})
 
 
@@ -67,9 +68,13 @@ def _held(carried: dict[str, Carried]) -> dict[Dim, list[Held]]:
 
 
 def _legs(found: Permuted, held: dict[Dim, list[Held]]) -> Iterator[SpanLeg]:
-    """Every slot that the atom has in a parameter, with those beside it."""
-    for name, choice, where in held[found.atom]:
-        beside = tuple(where[atom][0] for atom in found.beside if atom in where)
+    """Every slot that the first atom has in a parameter, with those of the others."""
+    atom, *never_apart = found.atoms
+    for name, choice, where in held[atom]:
+        beside, after = (
+            tuple(where[a][0] for a in some if a in where) for some in (found.beside, never_apart)
+        )
         if len(beside) == len(found.beside):
-            for slot in where[found.atom]:
-                yield SpanLeg((name, choice, (*beside, slot)), (*beside, slot), 1.0)
+            for slot in where[atom]:
+                slots = (*beside, slot, *after)
+                yield SpanLeg((name, choice, slots), slots, 1.0)

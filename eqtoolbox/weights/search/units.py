@@ -13,8 +13,8 @@ from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.gram import MatrixLeg
 
 if TYPE_CHECKING:  # brings scipy
-    from eqtoolbox.weights.search.member import Member
-from eqtoolbox.weights.families.discrete import Permutation, SignFlip, Slots, slots
+    from eqtoolbox.weights.search.member import Entry, Member
+from eqtoolbox.weights.families.discrete import Permutation, SignFlip, Slots, slots, twice
 
 
 def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
@@ -29,7 +29,7 @@ def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
             if not np.array_equal(block, np.arange(member.units)):
                 chosen = torch.as_tensor(block)
                 own, statistics = (
-                    tuple(Slots(s.name, s.axis, s.positions[chosen]) for s in some)
+                    tuple(replace(s, positions=s.positions[chosen]) for s in some)
                     for some in (owned, along)
                 )
             yield Permutation(name=name, dimension=len(block) - 1, slots=own, statistics=statistics)
@@ -82,17 +82,17 @@ def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iter
 
 
 def across_axes(members: "list[Member]") -> dict[str, None]:
-    """Parameters in which units that change sign lie across several axes: they are not proposed."""
-    every = (e for m in members for e in m.entries)
-    return {e.name: None for e in every if e.across > 1 and e.rates[0] % 2 == 1}
+    """Parameters in which units that change sign lie across axes twice: they are not proposed."""
+    return {name: None for m in members for name in twice(_odd(m))}
+
+
+def _odd(member: "Member") -> "tuple[Entry, ...]":
+    return tuple(e for e in member.entries if e.rates[0] % 2 == 1)
 
 
 def propose_sign_flips(members: "list[Member]") -> Iterator[SignFlip]:
     """Units that an odd number of exponents flips."""
     for member in members:
-        odd = tuple(e for e in member.entries if e.rates[0] % 2 == 1)
-        if any(e.across > 1 for e in odd):
-            continue
-        owned = slots(replace(member, entries=odd))
+        owned = slots(replace(member, entries=_odd(member)))
         if owned:
             yield SignFlip(name=member.name, dimension=member.units, slots=owned)

@@ -1,7 +1,8 @@
 """Labels: which atoms may be permuted, from the structure of a trace alone.
 
 An atom whose indices meet no data, position or class is a set of units that may change places.
-An atom that has another beside it wherever it occurs is permuted for each index of that by itself.
+An atom that has another beside it wherever it occurs is permuted for each index of that by itself;
+two that are never apart are one.
 """
 
 import itertools
@@ -20,9 +21,9 @@ _MOST = 4096  # blocks of a tensor up to which it is looked at
 
 @dataclass(frozen=True)
 class Permuted:
-    """An atom whose indices are alike, and those beside it for whose indices it moves apart."""
+    """Atoms whose indices are alike, and those beside them for whose indices they move apart."""
 
-    atom: Dim
+    atoms: tuple[Dim, ...]
     beside: tuple[Dim, ...]
 
 
@@ -44,9 +45,13 @@ def permuted(state: Propagation, trace: Trace) -> Iterator[Permuted]:
             state.pinned.note(what, sources)
     free = [atom for atom in held if atom not in told and atom not in stopped]
     beside = _beside(state)
+    done: set[Dim] = set()
     for atom in free:
-        others = beside.get(atom, set()) & set(free)
-        yield Permuted(atom, tuple(a for a in held if a in others))
+        others = [a for a in free if a in beside.get(atom, ())]
+        inseparable = [a for a in others if atom in beside.get(a, ())]
+        if atom not in done:
+            yield Permuted((atom, *inseparable), tuple(a for a in others if a not in inseparable))
+        done.update(inseparable)
 
 
 def _told(dims: list[Dim]) -> set[Dim]:
