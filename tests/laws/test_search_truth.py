@@ -307,6 +307,31 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "diagonal": (
         lambda: Apply(lambda x, a, w, h: leaky(x @ a) * torch.diagonal(w) @ h,
                       a=(3, 4), w=(4, 4), h=(4, 3)), VECTORS),
+    "off the diagonal": (
+        lambda: Apply(lambda x, a, w, h: leaky(x @ a) * w.diagonal(1) * w.diagonal(-2)[[0, 1, 2, 0]]
+                      @ h, a=(3, 4), w=(5, 5), h=(4, 3)), VECTORS),
+    "triangle": (lambda: Apply(lambda x, a, h: leaky(x @ a) @ h.triu(), a=(3, 4), h=(4, 3)),
+                 VECTORS),
+    "symmetrised": (
+        lambda: Apply(lambda x, a, s, h: leaky(x @ a) @ (s.triu() + s.triu(1).T) @ h,
+                      a=(3, 3), s=(3, 3), h=(3, 3)), VECTORS),
+    "mask": (lambda: around(lambda z: leaky(z)[:, torch.arange(8) % 2 == 0]), VECTORS),
+    "bilinear": (
+        lambda: Apply(lambda x, a, b, h: F.bilinear(leaky(x @ a), leaky(x @ b), h),
+                      a=(3, 3), b=(3, 2), h=(3, 3, 2)), VECTORS),
+    "windows": (
+        lambda: Apply(lambda x, a, h: F.unfold(leaky(F.conv2d(x, a)), 2).flatten(1) @ h,
+                      a=(3, 2, 1, 1), h=(108, 3)), IMAGES),
+    "skew": (lambda: Apply(lambda x, a, s, h: leaky(x @ a) @ (s - s.T) @ h,
+                           a=(3, 3), s=(3, 3), h=(3, 3)), VECTORS),
+    "over own transpose, cut": (
+        lambda: Apply(lambda x, u: x @ (u.abs() / u.T.abs())[:, :2], u=(3, 3)), VECTORS),
+    "over own transposes": (
+        lambda: Apply(lambda x, u: torch.einsum("bi,gij->bj", x, u.abs() / u.mT.abs()),
+                      u=(2, 3, 3)), VECTORS),
+    "outer": (
+        lambda: Apply(lambda x, a, b, h: torch.einsum("bi,bj,ijk->bk", x @ a, leaky(x @ b), h),
+                      a=(3, 3), b=(3, 2), h=(3, 2, 3)), VECTORS),
     "modulated": (
         lambda: Apply(lambda x, a, c, h: (lambda g, b: leaky(g * (x @ a) + b) @ h)(
             *(x.flip(-1) @ c).chunk(2, -1)), a=(3, 4), c=(3, 8), h=(4, 3)), VECTORS),
@@ -350,6 +375,30 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "rows over others": (rows(lambda t, a: look(t, a)[:, 1:] / look(t, a)[:, :-1]), TOKENS),
     "rows on a stream": (rows(lambda t, a: look(t, a) + normal(look(t, a))), TOKENS),
     "rows and places": (rows(lambda t, a, b: normal(look(t, a) + b), b=(5, 4)), TOKENS),
+    "rows times a number each": (rows(lambda t, a, b: look(t, a) * look(t, b), b=(7, 1)), TOKENS),
+    "rows of one table or the other": (
+        rows(lambda t, a, b: normal(
+            torch.where((t > 2).unsqueeze(-1), look(t, a), look(t, b))), b=(7, 4)), TOKENS),
+    "rows over others of the same": (rows(lambda t, a: look(t, a) / look(t.flip(1), a)), TOKENS),
+    "rows twice, reordered": (
+        rows(lambda t, a: root_mean_square(look(t.flip(1), a).flip(1) / look(t, a))), TOKENS),
+    "rows of a padded table": (rows(lambda t, a: normal(F.embedding(t, a, 0))), TOKENS),
+    "rows behind a mask": (
+        rows(lambda t, a: root_mean_square(look(t, a)) * (t > 2).unsqueeze(-1)), TOKENS),
+    "rows of a tied table": (
+        lambda: Apply(lambda t, a, w: root_mean_square(leaky(look(t, a) @ w)).mean(1) @ a.T,
+                      a=(7, 4), w=(4, 4)), TOKENS),
+    "rows times places": (
+        rows(lambda t, a, b: normal(look(t, a) * look(torch.arange(5), b)), b=(5, 4)), TOKENS),
+    "rows that attend": (
+        rows(lambda t, a: (lambda z: (z @ z.mT).softmax(-1) @ z)(normal(look(t, a)))), TOKENS),
+    "rows that attend with their size": (
+        rows(lambda t, a: (lambda z, y: (y @ y.mT).softmax(-1) @ z)(
+            look(t, a), normal(look(t, a)))), TOKENS),
+    "rows at pairs": (
+        lambda: Apply(lambda t, a, h: F.normalize(a[t[:, 0], t[:, 1]], dim=-1) @ h,
+                      a=(7, 7, 3), h=(3, 3)), TOKENS),
+    "rows first": (rows(lambda t, a: normal(look(t, a)[:, 0])), TOKENS),
     "rows turned": (
         rows(lambda t, a: (lambda z: z / z.transpose(0, 1))(look(t[:5], a))), TOKENS),
     "llama": (Llama, TOKENS), "interleaved llama": (lambda: Llama(interleaved=True), TOKENS),

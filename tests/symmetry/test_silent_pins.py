@@ -38,6 +38,17 @@ class Around(nn.Module):
         return self.h(self.op(self.a(x)))
 
 
+class Apply(nn.Module):
+    """An operation as a layer."""
+
+    def __init__(self, op: Op) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
 class Images(nn.Module):
     """An operation on feature maps between two convolutions."""
 
@@ -295,6 +306,19 @@ def test_scales_of_rows_at_places_that_are_one_axis_twice_are_named() -> None:
             model.norm.register_forward_pre_hook(lambda _, z: (z[0] * z[0].transpose(0, 1),))
         said = " ".join(discover(model, batch).notes)
         assert ("scales of rows are missed: a.weight" in said) == turned
+
+
+def test_scales_that_are_missed_for_the_size_of_an_axis_are_named() -> None:
+    """(8, 12) as (12, 8): no two rows line up, and 96 entries are too many to be told apart."""
+    uneven = lambda z: F.relu(z).view(-1, 8, 12).reshape(-1, 12, 8).mean(-1)
+    pooled = lambda z: F.max_pool1d(z[:, None], 2).flatten(1)
+    x, y = torch.randn(9, 3), torch.randint(0, 3, (9,))
+    for op, wide, said in ((uneven, 12, "do not line up"), (pooled, 48, "pooling along an axis")):
+        model = nn.Sequential(nn.Linear(3, 96), Apply(op), nn.Linear(wide, 3))
+        notes = " ".join(discover(model, (x, y)).notes)
+        assert said in notes and "0.weight" in notes
+        small = nn.Sequential(nn.Linear(3, 96), nn.ReLU(), nn.Linear(96, 3))
+        assert said not in " ".join(discover(small, (x, y)).notes)
 
 
 class Recurrent(nn.Module):

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.weights.search.entries import entries, table
+from eqtoolbox.weights.search.entries import LARGEST_PAIR, entries, table
 from eqtoolbox.weights.search.labelled import labelled
 from eqtoolbox.weights.search.member import Member
 from eqtoolbox.weights.search.spans import Span, Spans
@@ -57,6 +57,11 @@ def _members(state: Propagation, trace: Trace) -> Iterator[Member]:
     told = _separated(state)
     for span in spans:
         units = table(span)
+        if units is None:
+            what = (
+                f"differences of pairs of more than {LARGEST_PAIR} entries: such scales are missed"
+            )
+            state.pinned.note(what, {leg.label[0]: None for leg in span.legs})
         if units is None or not units.count:
             continue
         own = tuple(entries(span, units, carried, shapes))

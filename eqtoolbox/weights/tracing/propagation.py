@@ -8,7 +8,7 @@ reads, which can only make the group found smaller, and is named.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ class Propagation:
     separations: list[tuple[Carried, tuple[int, ...] | None]] = field(default_factory=list)
     # tensors whose indices along these axes (None: all) an operation tells apart
     gated: list[Carried] = field(default_factory=list)  # passed a product with another activation
+    read: dict[Hashable, list[Dim]] = field(default_factory=dict)  # tables' rows, by numbers
     gains: set[int] = field(default_factory=set)  # values that act as a normalisation's gain
     normalised: list[Exponent] = field(default_factory=list)  # absorbed by a normalisation
     mixed: list[tuple[list[Dim], list[Dim]]] = field(default_factory=list)

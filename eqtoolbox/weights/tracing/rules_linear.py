@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from eqtoolbox.weights.tracing.blocks import Choice
+from eqtoolbox.weights.tracing.blocks import Choice, size_of
 from eqtoolbox.weights.tracing.dims import Dim, factor, product, unify
 from eqtoolbox.weights.tracing.exponents import (
     WILD,
@@ -70,6 +70,60 @@ def _contracted(
                 total = own
             equate(state.system, own, total)
         result.exponent = total
+
+    state.later(close)
+
+
+@rule("_trilinear")
+def _trilinear(state: Propagation, node: Node) -> None:
+    """Three tensors multiplied on common axes, and summed over some of these."""
+    values, missing, summed = node.args[:3], node.args[3:6], set(node.args[6])
+    parts: list[Part] = []
+    loops: dict[int, Dim] = {}
+    for value, fresh in zip(values, missing, strict=True):
+        own = state.of(value)
+        places = [a for a in range(len(value.shape) + len(fresh)) if a not in fresh]
+        for axis, place in zip(own.axes, places, strict=True):
+            unify(axis, loops.setdefault(place, axis))
+        parts.append((own, dict(enumerate(places))))
+    for own, where in parts:
+        state.separate(own, *(i for i, w in where.items() if w not in summed))
+    order = [*sorted(loops.keys() - summed), *sorted(summed)]
+    names = {w: k for k, w in enumerate(order)}
+    kept = len(order) - len(summed)
+    axes = [loops[w] for w in order]
+    placed = [(own, {i: names[w] for i, w in where.items()}) for own, where in parts]
+    _contracted(state, made_by(node), axes[:kept], axes[kept:], placed, None)
+
+
+@rule("im2col", "unfold")
+def _windows(state: Propagation, node: Node) -> None:
+    """Windows along spatial axes, or one axis: what varies along these is lost."""
+    x, made = state.of(node.args[0]), made_by(node)
+    dims = len(x.axes)
+    if node.name == "unfold":
+        gone = [node.args[1] % dims]
+        axes = [state.told(made.shape[a]) if a in gone else d for a, d in enumerate(x.axes)]
+        axes.append(state.told(made.shape[-1]))
+    else:
+        gone = [dims - 2, dims - 1]
+        inside = state.told(made.shape[-2] // size_of(x.axes[-3]))
+        axes = [*x.axes[: dims - 3], product([x.axes[-3], inside]), state.told(made.shape[-1])]
+        split = [*x.axes[: dims - 2], inside, axes[-1]]
+    state.note("windows of what may vary: scales within them are missed", node.args[0],
+               dims=[x.axes[a] for a in gone])  # fmt: skip
+    state.name(*(x.axes[a] for a in gone))
+    result = state.make(made, axes)
+    kept = [a for a in range(dims) if a not in gone]
+
+    def close() -> None:
+        total = contract(state.system, x.exponent, x.axes, gone)
+        rest = Carried([x.axes[a] for a in kept], total)
+        if node.name == "unfold":
+            result.exponent = lift(state.system, rest, dict(enumerate(kept)), axes)
+            return
+        wide = Carried(split, lift(state.system, rest, dict(enumerate(kept)), split))
+        result.exponent = viewed(state.system, wide, axes)
 
     state.later(close)
 

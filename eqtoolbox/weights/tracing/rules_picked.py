@@ -187,10 +187,12 @@ def listed(node: Node) -> tuple[int, list[int]]:
         if node.name == "flip":
             return axis, [*range(shape[axis])][::-1] if alone else []
         index = node.args[2]
-    known = alone and len(index.shape) == 1 and index.integers is not None
-    if not known or index.integers.dtype == torch.bool:
+    if not alone or len(index.shape) != 1 or index.integers is None:
         return axis, []
-    return axis, [n % shape[axis] for n in index.integers.tolist()]
+    numbers = index.integers
+    if numbers.dtype == torch.bool:
+        numbers = numbers.nonzero().flatten()
+    return axis, [n % shape[axis] for n in numbers.tolist()]
 
 
 @rule("flip", "index_select")
@@ -219,62 +221,40 @@ def _sorted(state: Propagation, node: Node) -> None:
     gathered(state, x, [axis], made, [state.told(made.shape[axis])])
 
 
-@rule("gather")
-def _gather(state: Propagation, node: Node) -> None:
-    """Entries along one axis by numbers of their own: alike along it."""
-    value, axis, index = node.args[:3]
-    x, made = state.of(value), made_by(node)
-    axis %= len(x.axes)
-    whole = all(n == m for a, (n, m) in enumerate(zip(value.shape, made.shape, strict=True))
-                if a != axis)  # fmt: skip
-    if not state.moves(value) or state.moves(index) or not whole:
-        unknown(state, node)
-        return
-    if state.mode == "sign":
-        state.pin(value)
-    state.note(f"entries picked by gather {ALIKE}", value, dims=[x.axes[axis]])
-    gathered(state, x, [axis], made, [state.told(made.shape[axis])])
-
-
-@rule("scatter", "scatter_add", "index_add")
-def _scattered(state: Propagation, node: Node) -> None:
-    """Entries put among zeros along one axis: alike along it."""
-    target, axis, index, source = node.args[:4]
-    moving = state.moves(source) and not state.moves(index)
-    other = [a for a in range(len(target.shape)) if a != axis % len(target.shape)]
-    whole = moving and all(source.shape[a] == target.shape[a] for a in other)
-    if not whole or target.number not in state.zeros:
-        unknown(state, node)
-        return
-    made, place = made_by(node), axis % len(target.shape)
-    if state.mode == "sign":
-        state.pin(source)
-    own = state.of(source)
-    state.note(f"entries put by {node.name} {ALIKE}", source, dims=[own.axes[place]])
-    gathered(state, own, [place], made, [state.told(made.shape[place])])
+@rule("triu", "tril")
+def _triangle(state: Propagation, node: Node) -> None:
+    """Entries stay, or are zero; on small axes every one by itself."""
+    x, made = state.of(node.args[0]), made_by(node)
+    state.name(*x.axes[-2:])
+    state.separate(x, len(x.axes) - 2, len(x.axes) - 1)
+    if not all(map(apart, x.axes[-2:], (16, 16))):
+        what = f"entries that {node.name} sets to zero count like the others: scales may be missed"
+        state.note(what, node.args[0], dims=list(x.axes[-2:]))
+    state.carried[made.number] = x
 
 
 @rule("diagonal")
 def _diagonal(state: Propagation, node: Node) -> None:
-    """The entries (i, i) of two small axes, every index for itself."""
+    """The entries (i, i + offset) of two small axes, every index for itself."""
     x, made = state.of(node.args[0]), made_by(node)
     dims = len(x.axes)
     first, second = (node.arg(k, f"dim{k - 1}", k - 2) % dims for k in (2, 3))
     if "dim1" not in node.kwargs and len(node.args) < 3:
         first, second = 0, 1
-    square = size_of(x.axes[first]) == size_of(x.axes[second]) and not node.arg(1, "offset", 0)
-    if not square or not all(apart(x.axes[a], 16) for a in (first, second)):
+    if not all(apart(x.axes[a], 16) for a in (first, second)):
         unknown(state, node)
         return
     kept = [a for a in range(dims) if a not in (first, second)]
     state.name(x.axes[first], x.axes[second])
-    chosen = row([state.told(1) for _ in range(size_of(x.axes[first]))])
+    chosen = row([state.told(1) for _ in range(made.shape[-1])])
+    offset = node.arg(1, "offset", 0)
     result = state.make(made, [*(x.axes[a] for a in kept), chosen])
     names = {a: i for i, a in enumerate(kept)}
 
     def close() -> None:
         places = [{b.offset: k for k, b in enumerate(blocks(x.axes[a]))} for a in (first, second)]
-        met = {(places[0][n], places[1][n]): n for n in places[0]}
+        high, right = max(-offset, 0), max(offset, 0)
+        met = {(places[0][high + n], places[1][right + n]): n for n in range(made.shape[-1])}
         result.exponent = {
             (*(choice[a] for a in kept), met[choice[first], choice[second]]): {
                 tuple((names[a], k) for a, k in slots): form for slots, form in terms.items()

@@ -223,6 +223,12 @@ def _spatial(state: Propagation, node: Node) -> None:
             state.pin(value)
 
     def close() -> None:
+        varying = (
+            f for t in x.exponent.values() for s, f in t.items() if {a for a, _ in s} & {*moved}
+        )
+        if "pool" in node.name and any(map(state.system.reduce, varying)):
+            what = "pooling along an axis with units of its own: scales of these are missed"
+            state.pinned.note(what, state.pinned.behind([value]))
         total = contract(state.system, x.exponent, x.axes, moved)
         rest = Carried([x.axes[a] for a in kept], total)
         result.exponent = lift(state.system, rest, dict(enumerate(kept)), axes)

@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eqtoolbox.weights.tracing.blocks import Choice, blocks
+from eqtoolbox.weights.tracing.blocks import Choice, blocks, size_of
+from eqtoolbox.weights.tracing.dims import unify
 from eqtoolbox.weights.tracing.exponents import Carried, Slots, Terms, plus
 from eqtoolbox.weights.tracing.propagation import Propagation, made_by, rule, unknown
 from eqtoolbox.weights.tracing.rules_picked import ALIKE, apart, gathered, listed, selected
@@ -90,8 +91,15 @@ def _rows(
     shape: Sequence[int],
     numbers: tuple[int, ...],
 ) -> None:
-    """Entries at numbers of this shape; what varies along the axes gone goes along with them."""
+    """Entries at numbers of this shape; what varies along the axes gone goes along with them.
+
+    Of two tables that are read at the same numbers the rows are one axis.
+    """
     state.separate(x, *gone)
+    own = [x.axes[a] for a in gone]
+    of = numbers, tuple(map(size_of, own))
+    for mine, first in zip(own, state.read.setdefault(of, own), strict=True):
+        unify(mine, first)
     steady, varying = Carried(x.axes), list[tuple[Choice, Slots, Linear]]()
 
     def divide() -> None:
@@ -115,3 +123,38 @@ def _rows(
                 state.pinned.note(what, state.pinned.behind([made]))
 
     state.later(carry)
+
+
+@rule("gather")
+def _gather(state: Propagation, node: Node) -> None:
+    """Entries along one axis by numbers of their own: alike along it."""
+    value, axis, index = node.args[:3]
+    x, made = state.of(value), made_by(node)
+    axis %= len(x.axes)
+    whole = all(n == m for a, (n, m) in enumerate(zip(value.shape, made.shape, strict=True))
+                if a != axis)  # fmt: skip
+    if not state.moves(value) or state.moves(index) or not whole:
+        unknown(state, node)
+        return
+    if state.mode == "sign":
+        state.pin(value)
+    state.note(f"entries picked by gather {ALIKE}", value, dims=[x.axes[axis]])
+    gathered(state, x, [axis], made, [state.told(made.shape[axis])])
+
+
+@rule("scatter", "scatter_add", "index_add")
+def _scattered(state: Propagation, node: Node) -> None:
+    """Entries put among zeros along one axis: alike along it."""
+    target, axis, index, source = node.args[:4]
+    moving = state.moves(source) and not state.moves(index)
+    other = [a for a in range(len(target.shape)) if a != axis % len(target.shape)]
+    whole = moving and all(source.shape[a] == target.shape[a] for a in other)
+    if not whole or target.number not in state.zeros:
+        unknown(state, node)
+        return
+    made, place = made_by(node), axis % len(target.shape)
+    if state.mode == "sign":
+        state.pin(source)
+    own = state.of(source)
+    state.note(f"entries put by {node.name} {ALIKE}", source, dims=[own.axes[place]])
+    gathered(state, own, [place], made, [state.told(made.shape[place])])

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from eqtoolbox.weights.tracing.blocks import Choice, Slot, blocks
+from eqtoolbox.weights.tracing.dims import SMALL, atoms
 from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Slots, Terms
 from eqtoolbox.weights.tracing.needed import Needed
 from eqtoolbox.weights.tracing.propagation import Propagation
@@ -48,6 +49,9 @@ def _place(carried: Carried, choice: Choice) -> str:
 
 def _field(state: Propagation, name: str, carried: Carried) -> Exponent:
     exponent: dict[Choice, Terms] = {}
+    if any(atom.kind == "flat" for axis in carried.axes for atom in atoms(axis)):
+        what = f"an axis of more than {SMALL} entries in pieces that do not line up: scales that"
+        state.pinned.note(f"{what} vary along it are missed", {name: None})
     for choice in itertools.product(*(range(len(blocks(a))) for a in carried.axes)):
         slots = [
             (axis, k)
