@@ -5,6 +5,7 @@ asked for nothing. An operation that is not listed needs all that it reads.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -41,17 +42,18 @@ class Needed:
             asked: dict[int, tuple[Carried, Wanted]] = {}
             for value in {v.number: v for v in node.inputs if state.moves(v)}.values():
                 own, wanted = state.of(value), found._behind(state, node, value, read)
-                found.values[value.number] = _joined(found.values.get(value.number, set()), wanted)
-                before = asked.get(id(own), (own, set[Choice]()))[1]
-                asked[id(own)] = own, _joined(before, wanted)
-            masks = [(own, w) for own, w in asked.values() if w is not None and len(w) < _all(own)]
-            if masks:
+                so_far = found.values.get(value.number, set())
+                found.values[value.number] = _joined(own, so_far, wanted)
+                _, so_far = asked.get(id(own), (own, set()))
+                asked[id(own)] = own, _joined(own, so_far, wanted)
+            if masks := [(own, w) for own, w in asked.values() if w is not None]:
                 found.masks[id(node)] = masks
         return found
 
     def _behind(self, state: Propagation, node: Node, value: Value, read: set[int]) -> Wanted:
         """Blocks of an input that the needed results of an operation depend on."""
         total: Wanted = set()
+        own = state.of(value)
         made = [o for o in node.outputs if o is not None and o.number not in state.zeros]
         if any(o.number in read and not state.moves(o) for o in made):
             return None
@@ -59,18 +61,17 @@ class Needed:
             wanted = self.values.get(result.number, set())
             if wanted is None or wanted:
                 try:
-                    total = _joined(total, _before(state, node, value, result, wanted))
+                    total = _joined(own, total, _before(state, node, value, result, wanted))
                 except FAILURES:
                     return None
         return total
 
 
-def _joined(first: Wanted, second: Wanted) -> Wanted:
-    return None if first is None or second is None else first | second
-
-
-def _all(carried: Carried) -> int:
-    return sum(1 for _ in choices(carried.axes))
+def _joined(own: Carried, first: Wanted, second: Wanted) -> Wanted:
+    if first is None or second is None:
+        return None
+    both = first | second
+    return None if len(both) == math.prod(len(blocks(a)) for a in own.axes) else both
 
 
 def _before(state: Propagation, node: Node, value: Value, made: Value, wanted: Wanted) -> Wanted:
