@@ -40,8 +40,7 @@ class Objective:
     """`loss_fn(model, batch)` at any parameters, with the buffers and random state of one step.
 
     Evaluations are repeatable (dropout masks frozen at the step's own) and leave no trace: the
-    parameters given are swapped in for the call (buffers too, if any are among them), buffers are
-    fresh clones each time.
+    parameters and buffers given are swapped in for the call, buffers as fresh clones.
     """
 
     model: nn.Module
@@ -280,7 +279,6 @@ class Objective:
     def _cast(self, tree: Any) -> Any:
         if self.dtype is None:
             return tree
-
         return map_tensors(lambda x: x.to(self.dtype) if x.is_floating_point() else x, tree)
 
     def isolated(self, thorough: bool = False, draws: bool = False) -> Any:

@@ -20,8 +20,8 @@ def smooth(*widths: int) -> nn.Module:
     return mlp(*widths, activation=nn.Tanh)
 
 
-def points() -> Tensor:
-    return torch.rand(12, 2, generator=torch.Generator().manual_seed(3))
+def points(count: int = 12) -> Tensor:
+    return torch.rand(count, 2, generator=torch.Generator().manual_seed(3))
 
 
 def slopes(model: Any, x: Tensor) -> Tensor:
