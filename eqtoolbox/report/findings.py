@@ -19,7 +19,7 @@ from eqtoolbox.report.words import printable
 __all__ = ["Evidence", "Finding", "Level", "find"]
 
 
-OF_THE_RUN = ("monitor/", "cost/", "training/")  # what has no measurements of its own
+OF_THE_RUN = ("monitor/", "cost/", "training/", "vital/")  # what has no measurements of its own
 EARLY = 0.5  # share of a run
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHORT = 100  # records that are made at once; those of longer traces when they are asked for
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
-NO_PROBES = ("training", "monitor", "cost")  # first words of names that no probe has
+NO_PROBES = ("training", "monitor", "cost", "vital")  # first words of names that no probe has
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
     "equivariance/relative_error/",
     "noether/zeroth_order/",

@@ -19,6 +19,7 @@ from eqtoolbox.watch.runner import Runner
 from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
 from eqtoolbox.watch.step import Step
+from eqtoolbox.watch.vitals.vitals import Vitals
 
 ANSWERED = ("ok", "not_converged")
 
@@ -53,6 +54,7 @@ class Catch:
     ) -> None:
         self.faithful = Faithfulness(capture, journal)
         self.shared = Shared(journal)
+        self.vitals = Vitals(watched.model, capture.hearing, journal)
         self.probe_batch = probe_batch
         self.shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
         self._loaded, self._unloaded = False, resumed  # whether its state was given back
@@ -81,6 +83,8 @@ class Catch:
         own = self._capture.own_share(self._taken.scale)
         if evaluated and self.faithful.check(snapshot, own, self._taken.scale):
             snapshot = self.snapshot(step, before, after, named)
+        if evaluated:
+            self.vitals.take(snapshot, self._taken.scale)
         # those that evaluate tell what others read; the light first, so that heavy ones wait
         probes = sorted(self._agenda.run, key=lambda p: (not p.evaluates, p.graphs))
         for probe in probes:

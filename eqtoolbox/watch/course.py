@@ -246,6 +246,7 @@ class Course:
             named = self._watched.named()
             self._account.lose(*self._capture.pending.skipped)
             self._account.step(self._capture.value(self._taken.scale), named)
+            self._catch.vitals.losses(self.step)
             if self._agenda.run and self._taken.before is not None:
                 self._catch.measure(self.step, self._taken.before, named)
             self._account.skip(self._agenda.left_out)

@@ -507,8 +507,9 @@ def test_a_lost_loss_is_an_alarm(make_run: MakeRun, bad: float, word: str, statu
     lost = [Record(step=s, name="training/loss", value=bad, status=status) for s in (200, 210)]
     run = make_run(series("training/loss", np.linspace(6, 2, 20)), lost)
     finding = the(run, f"training loss is {word} since step 200")
-    assert finding.level == "alarm"
     assert "the last finite one was 2" in finding.text
+    (alarm,) = [f for f in run.findings() if f.level == "alarm"]
+    assert alarm.id == "not-finite" and alarm.step == 200
     assert about(run, "fell") == []
 
 
@@ -536,7 +537,10 @@ def test_scatter_alone_is_no_trend(make_run: MakeRun) -> None:
 
 def test_a_rising_loss_is_a_warning(make_run: MakeRun) -> None:
     values = np.concatenate([np.linspace(2, 0.5, 80), np.linspace(0.5, 3, 20)])
-    assert the(make_run(series("training/loss", values)), "loss is rising").level == "warning"
+    run = make_run(series("training/loss", values))
+    assert "from 0.68 to 1.75" in the(run, "loss is rising").text
+    (alarm,) = [f for f in run.findings() if f.level in ("alarm", "warning")]
+    assert alarm.id == "learning-rate-too-high"
 
 
 def test_a_steep_fall_of_the_loss_is_no_scatter(make_run: MakeRun) -> None:

@@ -1,1 +1,1 @@
-"""Diagnosis: which diseases a run shows, from its records joined, behind the question if it learned."""
+"""Diagnosis: which diseases a run shows, behind the question whether it learned."""

@@ -1,9 +1,21 @@
-"""Diagnose: every disease of the table asked of a run, the gravest and most certain first."""
+"""Diagnose: every disease of the table asked of a run; what another one explains is left out."""
 
+from eqtoolbox.report.diagnosis.diseases import DISEASES
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.finding import Finding
 
 
 def diagnose(signs: Signs) -> tuple[list[Finding], set[str]]:
-    """Findings of the diseases that a run has, and the ids of findings that these explain."""
-    return [], set()
+    """Findings of the diseases that a run has, and the ids of findings that these explain.
+
+    A disease explains what else is found of the same id.
+    """
+    found, explained = [], set[str]()
+    for disease in DISEASES:
+        if disease.id in explained:
+            continue
+        finding = disease.of(signs)
+        if finding is not None:
+            found.append(finding)
+            explained.update((disease.id, *disease.explains) if finding.level != "note" else ())
+    return found, explained

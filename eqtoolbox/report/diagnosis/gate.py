@@ -1,4 +1,4 @@
-"""The gate: nothing is praised in a run that did not learn, and what one cause explains is told once."""
+"""The gate: a run that did not learn is not praised, and what a cause explains is told once."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,14 +1,13 @@
 """Signs: what is known of a run as a whole, above all whether it learned."""
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.record.facts import Facts
+from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.report.finding import Evidence
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.table import LARGEST
@@ -54,7 +53,13 @@ class Signs:
 
     def facts(self, name: str) -> Facts:
         """What the newest row of a name says; nothing where there is none."""
-        return self.run.rows(name)[-1].facts if name in self.run else Facts({})
+        return self.run.rows(name)[-1].facts if name in self.run else NO_FACTS
+
+    def told(self, name: str, fact: str) -> NDArray[np.float64]:
+        """A number that every row of a name says beside its value; NaN where one does not."""
+        rows = self.run.rows(name) if name in self.run else ()
+        found = [row.facts.number(fact) for row in rows]
+        return np.array([math.nan if x is None else x for x in found], np.float64)
 
     def evidence(self, *names: str) -> tuple[Evidence, ...]:
         """The present level of these, as far as they are known."""
@@ -125,7 +130,9 @@ class Signs:
         noise = scatter(last) * math.sqrt(1 + len(last) / few)  # of the start, too
         if end - idle > max((GREW - 1) * size, noise):
             return "grew"
-        if idle - end <= max((1 - STUCK) * size, noise):
+        if self.constant_loss is not None and end < LEARNED * self.constant_loss:
+            return "learned"  # before this run, if not in it
+        if self.level[0] - end <= noise or idle - end <= (1 - STUCK) * size:
             return "stuck"
         return "learned" if idle - end > (1 - LEARNED) * size else "little"
 
@@ -167,15 +174,12 @@ def scatter(values: NDArray[np.float64]) -> float:
 
 def _spread(step: int, facts: Facts) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The losses that a row stands for, and their steps."""
-    kept = facts.get("losses", ())
-    values = [v if type(v) in (int, float) else math.nan for v in kept] if _several(kept) else []
+    kept = facts.get("losses")
+    found = kept if isinstance(kept, tuple) else ()
+    values = [float(v) if isinstance(v, int | float) else math.nan for v in found]
     first = facts.count("first")
     steps = np.linspace(step if first is None else first, step, len(values)).round()
     return steps.astype(np.int64), np.array(values, np.float64)
-
-
-def _several(kept: object) -> bool:
-    return isinstance(kept, Sequence) and not isinstance(kept, str)
 
 
 def _bounded(values: NDArray[np.float64]) -> NDArray[np.float64]:

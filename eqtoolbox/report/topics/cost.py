@@ -12,7 +12,7 @@ from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import NO_PROBES, Curve, arrays, skipped, trace, traces
 from eqtoolbox.report.words import listing, number, percent, plural
 
-ELSEWHERE = ("training/loss", "discrete/dead")  # what other rules tell of
+ELSEWHERE = ("training/loss", "discrete/dead", "vital/")  # what other rules tell of
 LIGHT = 0.1  # overhead that needs no remark when no budget was set
 OVERDRAWN = 1.2  # times the budget: the token bucket may overshoot by one probe
 

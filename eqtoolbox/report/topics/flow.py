@@ -140,8 +140,6 @@ TOPIC = Topic(
     slug="flow",
     explanation="What decay, momentum and finite steps do to conserved charges, in closed form; "
     "its chart stands beside the charges.",
-    remedy=(
-        "look for code that writes into parameters beside optimizer.step(): clamps, averages of weights, resets",
-    ),
+    remedy=("look for code that writes into parameters beside optimizer.step(): clamps, resets",),
     rules=(budget_closure, equilibrium, turning, forecasts),
 )

@@ -25,6 +25,7 @@ from eqtoolbox.watch.capture.pending import Pending
 from eqtoolbox.watch.capture.start import Start, buffers_of, fresh
 from eqtoolbox.watch.capture.stopwatch import Stopwatch
 from eqtoolbox.watch.capture.watched import Watched
+from eqtoolbox.watch.vitals.hearing import Hearing
 
 
 class Catching:
@@ -58,6 +59,7 @@ class Catching:
         self.replays = True  # whether the coming step is evaluated again
         self.pending = Pending(watched)
         self._share: OwnShare | None = None  # of a gradient that several processes average
+        self.hearing = Hearing()  # of every loss of the decorated function
         self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False

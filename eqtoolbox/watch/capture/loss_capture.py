@@ -66,15 +66,18 @@ class LossCapture(Catching):
     def wrap(self, function: F) -> F:
         """`function(model, batch, ...)`, whose calls with gradients enabled are caught."""
 
-        waiting = self.pending.waiting
+        waiting, hear = self.pending.waiting, self.hearing.heard
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or current() is not None:
                 return function(*args, **kwargs)
             if self._armed and torch.is_grad_enabled() and not traced():
-                return self._call(function, args, kwargs)
+                result = self._call(function, args, kwargs)
+                hear(loss_of(result))
+                return result
             result = function(*args, **kwargs)
+            hear(loss_of(result))
             if torch.is_grad_enabled():
                 waiting.losses += 1
                 if waiting.losses == waiting.far:

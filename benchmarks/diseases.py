@@ -1,0 +1,538 @@
+"""Trains runs with a known disease, and healthy ones, and asks what the findings say of each.
+
+python benchmarks/diseases.py [NAME ...]     a table and benchmarks/results/diseases.json
+"""
+
+import json
+import math
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sklearn import datasets
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+
+SEEDS = (0, 1)
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
+CASES: dict[str, tuple[Callable[["Loop"], None], str]] = {}  # of a healthy run the id is empty
+
+
+def case(id: str = "") -> Callable[[Callable[["Loop"], None]], Callable[["Loop"], None]]:
+    """Add a run: of the disease of this id."""
+
+    def add(run: Callable[["Loop"], None]) -> Callable[["Loop"], None]:
+        CASES[run.__name__] = run, id
+        return run
+
+    return add
+
+
+class Loop:
+    """One training loop, with what can go wrong in it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __call__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        batches: Iterator[Any],
+        steps: int,
+        *,
+        clip: float | None = None,
+        zero: bool = True,
+        held_out: Any = None,
+        scaler: Any = None,
+        **attach: Any,
+    ) -> None:
+        attach = {"schedule": max(1, steps // 16), "budget": None} | attach
+        with eq.attach(model, optimizer, run_dir=self.home, **attach) as monitor:
+            watched = monitor.loss(loss)
+            for step in range(steps):
+                value = watched(model, next(batches))
+                (scaler.scale(value) if scaler else value).backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                if scaler:
+                    scaler.step(optimizer), scaler.update()
+                else:
+                    optimizer.step()
+                if zero:
+                    optimizer.zero_grad()
+                if held_out is not None and step % 10 == 9:
+                    mode = model.training
+                    model.eval()
+                    with torch.no_grad():
+                        watched(model, held_out)
+                    model.train(mode)
+
+
+def table(name: str, scaled: bool = True) -> Batch:
+    data = getattr(datasets, f"load_{name}")()
+    x, y = torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
+    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6) if scaled else x
+    return x, ((y - y.mean()) / y.std()).float()[:, None] if name == "diabetes" else y.long()
+
+
+def images() -> Batch:
+    data = datasets.load_digits()
+    return torch.tensor(data.images, dtype=torch.float32)[:, None] / 16, torch.tensor(data.target)
+
+
+def letters(size: int = 8, length: int = 16) -> tuple[Iterator[Batch], int]:
+    import pydoc_data.topics
+
+    raw = "".join(pydoc_data.topics.topics.values())[50_000:90_000]
+    known = {c: i for i, c in enumerate(sorted(set(raw)))}
+    tokens = torch.tensor([known[c] for c in raw])
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            at = torch.randint(len(tokens) - length - 1, (size, 1)) + torch.arange(length + 1)
+            yield tokens[at][:, :-1], tokens[at][:, 1:]
+
+    return batches(), len(known)
+
+
+def batches(x: Tensor, y: Tensor, size: int = 32) -> Iterator[Batch]:
+    while True:
+        rows = torch.randperm(len(x))[:size]
+        yield x[rows], y[rows]
+
+
+def net(*sizes: int, act: type[nn.Module] = nn.ReLU, norm: Any = None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for k, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        layers.append(nn.Linear(a, b))
+        if k < len(sizes) - 2:
+            layers += [*([norm(b)] if norm else []), act()]
+    return nn.Sequential(*layers)
+
+
+def conv(norm: bool = True, classes: int = 10) -> nn.Sequential:
+    def block(a: int, b: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if norm else []), nn.ReLU()]
+
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, classes)]
+    return nn.Sequential(*block(1, 16), *block(16, 16), *head)
+
+
+class Sequence(nn.Module):
+    def __init__(self, kind: str, inputs: int, outputs: int, width: int = 32) -> None:
+        super().__init__()
+        self.core = getattr(nn, kind)(inputs, width, batch_first=True)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core(x)[0][:, -1])
+
+
+class Transformer(nn.Module):
+    def __init__(self, count: int, width: int = 32) -> None:
+        super().__init__()
+        self.token, self.place = (
+            nn.Embedding(count, width),
+            nn.Parameter(torch.randn(16, width) / 50),
+        )
+        kind = {"batch_first": True, "norm_first": True, "dropout": 0.0, "activation": "gelu"}
+        self.body = nn.TransformerEncoderLayer(width, 4, 4 * width, **kind)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, count)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(self.token(x) + self.place, src_mask=self.mask, is_causal=True)
+        return self.head(self.norm(h))
+
+
+def ce(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]).flatten(0, -2), batch[1].flatten())
+
+
+def mse(model: nn.Module, batch: Batch) -> Tensor:
+    return F.mse_loss(model(batch[0]), batch[1])
+
+
+SGD, Adam = torch.optim.SGD, torch.optim.Adam
+
+
+@case("learning-rate-too-high")
+def rate_high_images(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+    loop(m, SGD(m.parameters(), lr=1.5, momentum=0.9), ce, batches(x, y, 64), 200)
+
+
+@case("learning-rate-too-high")
+def rate_high_adam(loop: Loop) -> None:
+    m, (x, y) = net(13, 32, 32, 3, act=nn.Tanh), table("wine")
+    loop(m, Adam(m.parameters(), lr=2.0), ce, batches(x, y), 200)
+
+
+@case("diverged")
+def diverged_table(loop: Loop) -> None:
+    m, (x, y) = net(10, 32, 1), table("diabetes")
+    loop(m, SGD(m.parameters(), lr=2.0), mse, batches(x, y), 150)
+
+
+@case("momentum-too-high")
+def momentum(loop: Loop) -> None:
+    m, (x, y) = net(13, 32, 3), table("wine")
+    loop(m, SGD(m.parameters(), lr=0.5, momentum=0.995), ce, batches(x, y), 200)
+
+
+@case("learning-rate-too-low")
+def rate_low_images(loop: Loop) -> None:
+    m, (x, y) = conv(norm=False), images()
+    loop(m, SGD(m.parameters(), lr=1e-5), ce, batches(x, y), 150)
+
+
+@case("learning-rate-too-low")
+def rate_low_text(loop: Loop) -> None:
+    data, count = letters()
+    m = Transformer(count)
+    loop(m, torch.optim.AdamW(m.parameters(), lr=1e-7), ce, data, 96, schedule=6)
+
+
+@case("vanishing-gradient")
+def vanishing_tanh(loop: Loop) -> None:
+    m, (x, y) = net(64, *[32] * 12, 10, act=nn.Sigmoid), images()
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x.flatten(1), y, 64), 200)
+
+
+@case("exploding-gradient")
+def exploding(loop: Loop) -> None:
+    x = torch.randn(256, 30, 3)
+    m = Sequence("RNN", 3, 2)
+    nn.init.normal_(m.core.weight_hh_l0, std=0.5)
+    loop(m, SGD(m.parameters(), lr=1e-3), ce, batches(x, (x[:, 0, 0] > 0).long()), 100)
+
+
+@case("dead-units")
+def dead_half(loop: Loop) -> None:
+    m, (x, y) = net(13, 48, 48, 3), table("wine")
+    m[2].bias.data[:24] = -20
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x, y), 200)
+
+
+@case("dead-units")
+def dead_layer(loop: Loop) -> None:
+    m, (x, y) = conv(norm=False), images()
+    m[2].bias.data.fill_(-30.0)
+    loop(m, SGD(m.parameters(), lr=0.05), ce, batches(x, y), 150)
+
+
+@case("collapsed-representation")
+def collapsed(loop: Loop) -> None:
+    m, (x, _) = net(64, 64, 16), images()
+
+    def alike(model: nn.Module, batch: Batch) -> Tensor:
+        z = model(torch.cat([batch[0] + 0.1 * batch[1], batch[0] - 0.1 * batch[1]]))
+        one, two = F.normalize(z, dim=-1).chunk(2)
+        return (one - two).square().sum(-1).mean() + 0.1 * (z - 1).square().mean()
+
+    noise = torch.randn(len(x), 64)
+    loop(m, Adam(m.parameters(), lr=3e-3), alike, batches(x.flatten(1), noise, 64), 300)
+
+
+@case("decay-too-strong")
+def decay_table(loop: Loop) -> None:
+    m, (x, y) = net(30, 32, 32, 2), table("breast_cancer")
+    loop(m, SGD(m.parameters(), lr=0.1, weight_decay=0.5), ce, batches(x, y), 200)
+
+
+@case("decay-too-strong")
+def decay_adamw(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+    optimizer = torch.optim.AdamW(m.parameters(), lr=3e-3, weight_decay=30.0)
+    loop(m, optimizer, ce, batches(x, y), 200)
+
+
+@case("norms-grow")
+def norms_grow(loop: Loop) -> None:
+    m, (x, y) = conv(), images()
+    loop(m, SGD(m.parameters(), lr=1.0), ce, batches(x, y), 150)
+
+
+@case("inputs-not-scaled")
+def unscaled_wine(loop: Loop) -> None:
+    m, (x, y) = net(13, 32, 3), table("wine", scaled=False)
+    loop(m, SGD(m.parameters(), lr=1e-3), ce, batches(x, y), 200)
+
+
+@case("inputs-not-scaled")
+def unscaled_pixels(loop: Loop) -> None:
+    m, (x, y) = net(64, 32, 10), images()
+    loop(m, SGD(m.parameters(), lr=0.1), ce, batches(255 * x.flatten(1), y), 200)
+
+
+@case("batch-norm-on-tiny-batches")
+def tiny_batches(loop: Loop) -> None:
+    m, (x, y) = conv(), images()
+    loop(m, SGD(m.parameters(), lr=0.05), ce, batches(x, y, 2), 200)
+
+
+@case("no-signal")
+def shuffled_table(loop: Loop) -> None:
+    m, (x, y) = net(30, 32, 2), table("breast_cancer")
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x, y[torch.randperm(len(y))]), 200)
+
+
+@case("no-signal")
+def shuffled_images(loop: Loop) -> None:
+    m, (x, y) = conv(norm=False), images()
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x, y[torch.randperm(len(y))]), 200)
+
+
+@case("overfit")
+def overfit_images(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 256, 10)), images()
+    held = x[600:1200], y[600:1200]
+    y = torch.where(torch.rand(len(y)) < 0.4, torch.randint(0, 10, y.shape), y)
+    optimizer = Adam(m.parameters(), lr=3e-3)
+    loop(m, optimizer, ce, batches(x[:100], y[:100]), 300, held_out=held)
+
+
+@case("loss-spike")
+def spike(loop: Loop) -> None:
+    m, (x, y) = net(10, 32, 1), table("diabetes")
+    corrupt = int(torch.randint(90, 130, ()))
+
+    def some() -> Iterator[Batch]:
+        for step, (a, b) in enumerate(batches(x, y)):
+            yield a, (b * 30 if step == corrupt else b)
+
+    loop(m, SGD(m.parameters(), lr=0.01), mse, some(), 240)
+
+
+@case("not-finite")
+def root_of_zero(loop: Loop) -> None:
+    m, (x, y) = net(10, 32, 1), table("diabetes")
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return (model(batch[0]) - batch[1]).abs().pow(2).sum(1).sqrt().mean()
+
+    def some() -> Iterator[Batch]:
+        for step, (a, b) in enumerate(batches(x, y)):
+            with torch.no_grad():
+                yield a, (m(a) if step == 60 else b)
+
+    loop(m, SGD(m.parameters(), lr=0.01), loss, some(), 160)
+
+
+@case("not-finite")
+def bad_batch(loop: Loop) -> None:
+    m, (x, y) = conv(), images()
+
+    def some() -> Iterator[Batch]:
+        for step, (a, b) in enumerate(batches(x, y)):
+            yield (a * math.nan if step == 75 else a), b
+
+    loop(m, SGD(m.parameters(), lr=0.05), ce, some(), 150)
+
+
+@case("always-clipped")
+def clipped(loop: Loop) -> None:
+    m, (x, y) = net(13, 32, 3), table("wine")
+    loop(m, SGD(m.parameters(), lr=0.05), ce, batches(x, y), 200, clip=1e-3)
+
+
+@case("softmax-twice")
+def softmax_twice(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(*net(64, 32, 10), nn.Softmax(-1)), images()
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x.flatten(1), y), 200)
+
+
+@case("zero-grad-forgotten")
+def not_cleared(loop: Loop) -> None:
+    m, (x, y) = net(64, 32, 10, act=nn.GELU), images()
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x.flatten(1), y), 160, zero=False)
+
+
+@case("parameter-in-no-optimizer")
+def left_out(loop: Loop) -> None:
+    m, (x, y) = net(13, 32, 32, 3), table("wine")
+    loop(m, Adam(m[4].parameters(), lr=3e-3), ce, batches(x, y), 200)
+
+
+@case("training-in-eval-mode")
+def evaluating(loop: Loop) -> None:
+    m, (x, y) = conv().eval(), images()
+    loop(m, SGD(m.parameters(), lr=0.05), ce, batches(x, y), 150)
+
+
+@case("scaler-skips-steps")
+def scaler_skips(loop: Loop) -> None:
+    m, (x, y) = net(13, 32, 3), table("wine")
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return ce(model, batch) + 0 * (model[0].weight * 0).sum().sqrt()
+
+    scaler = torch.amp.GradScaler("cpu")
+    loop(m, SGD(m.parameters(), lr=0.1), loss, batches(x, y), 60, scaler=scaler)
+
+
+@case("duplicate-units")
+def equal_units(loop: Loop) -> None:
+    m, (x, y) = net(10, 8, 1, act=nn.Tanh), table("diabetes")
+    for p in m.parameters():
+        nn.init.constant_(p, 0.1)
+    loop(m, SGD(m.parameters(), lr=0.05), mse, batches(x, y), 200)
+
+
+@case("saturated-attention")
+def sharp_attention(loop: Loop) -> None:
+    data, count = letters()
+    m = Transformer(count)
+    m.body.self_attn.in_proj_weight.data[:64] *= 12
+    loop(m, torch.optim.AdamW(m.parameters(), lr=3e-3), ce, data, 128, schedule=8)
+
+
+@case("constant-input")
+def constant_input(loop: Loop) -> None:
+    m, (x, y) = net(13, 32, 3), table("wine")
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(torch.ones_like(x), y), 160)
+
+
+@case()
+def healthy_tanh(loop: Loop) -> None:
+    m, (x, y) = net(30, 32, 2, act=nn.Tanh), table("breast_cancer")
+    loop(m, SGD(m.parameters(), lr=0.1), ce, batches(x, y), 200)
+
+
+@case()
+def healthy_images(loop: Loop) -> None:
+    m, (x, y) = conv(), images()
+    optimizer = SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    loop(m, optimizer, ce, batches(x, y, 64), 200)
+
+
+@case()
+def healthy_plain_conv(loop: Loop) -> None:
+    m, (x, y) = conv(norm=False), images()
+    held = x[1500:], y[1500:]
+    loop(m, Adam(m.parameters(), lr=5e-3), ce, batches(x[:1500], y[:1500], 64), 250, held_out=held)
+
+
+@case()
+def healthy_text(loop: Loop) -> None:
+    data, count = letters(16)
+    m = Transformer(count)
+    loop(m, torch.optim.AdamW(m.parameters(), lr=5e-3), ce, data, 160, schedule=10, clip=1.0)
+
+
+@case()
+def healthy_lstm(loop: Loop) -> None:
+    m, (x, y) = Sequence("LSTM", 8, 10), images()
+    loop(m, Adam(m.parameters(), lr=1e-2), ce, batches(x[:, 0], y, 64), 200)
+
+
+@case()
+def healthy_regression(loop: Loop) -> None:
+    x = torch.rand(512, 2) * 4 - 2
+    m = net(2, 64, 64, 1, act=nn.GELU)
+    target = (x[:, :1] * 2).sin() * x[:, 1:]
+    loop(m, Adam(m.parameters(), lr=3e-3), mse, batches(x, target, 64), 300)
+
+
+@case()
+def healthy_autoencoder(loop: Loop) -> None:
+    m, x = net(64, 32, 16, 32, 64), images()[0].flatten(1)
+    loop(m, Adam(m.parameters(), lr=3e-3), mse, batches(x, x, 64), 300)
+
+
+@case()
+def healthy_full_batch(loop: Loop) -> None:
+    m, (x, y) = net(13, 16, 3, act=nn.Tanh), table("wine")
+    loop(m, SGD(m.parameters(), lr=0.5), ce, batches(x, y, len(x)), 200)
+
+
+@case()
+def healthy_deep(loop: Loop) -> None:
+    m, (x, y) = net(64, *[64] * 6, 10), images()
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x.flatten(1), y, 64), 250)
+
+
+@case()
+def healthy_frozen(loop: Loop) -> None:
+    m, (x, y) = conv(), images()
+    m[0].requires_grad_(False)
+    m[1].eval()
+    optimizer = SGD([p for p in m.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    loop(m, optimizer, ce, batches(x, y, 64), 200)
+
+
+@case()
+def healthy_large_steps(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+    loop(m, SGD(m.parameters(), lr=0.5), ce, batches(x, y, 64), 250)
+
+
+@case()
+def healthy_dropout(loop: Loop) -> None:
+    body = net(64, 128, 10)
+    m, (x, y) = nn.Sequential(nn.Flatten(), body[0], nn.ReLU(), nn.Dropout(0.3), body[2]), images()
+    optimizer = torch.optim.AdamW(m.parameters(), lr=3e-3, weight_decay=0.1)
+    loop(m, optimizer, ce, batches(x, y, 32), 250)
+
+
+def judged(name: str, seed: int) -> dict[str, Any]:
+    """One run: what it has, and what is said of it."""
+    run, id = CASES[name]
+    torch.manual_seed(seed)
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as home:
+        run(Loop(Path(home) / "run"))
+        findings = eq.Run(Path(home) / "run").findings()
+    grave = [f for f in findings if f.level in ("alarm", "warning")]
+    loud = [f for f in findings if f.level != "good"] if id == "norms-grow" else grave
+    rank = next((k + 1 for k, f in enumerate(loud) if f.id == id), 0) if id else 0
+    remedies = all(f.remedy for f in grave)
+    said = [f.id or f.text[:60] for f in grave]
+    hollow = [f.text for f in findings if f.level == "good" and "edge" in f.text] if id else []
+    return {"case": name, "seed": seed, "id": id, "rank": rank, "said": said, "remedies": remedies,
+            "praised": len(hollow), "seconds": round(time.process_time() - began, 1)}  # fmt: skip
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rows = []
+    for name in names or CASES:
+        for seed in SEEDS:
+            row = judged(name, seed)
+            rows.append(row)
+            right = row["rank"] == 1 if row["id"] else not row["said"]
+            mark = "ok " if right else ".. " if row["rank"] else "BAD"
+            print(
+                f"{mark} {name:22} {seed} {row['seconds']:5.1f} s  {row['id']:26} {row['said']}",
+                flush=True,
+            )
+    sick, well = [r for r in rows if r["id"]], [r for r in rows if not r["id"]]
+    total = {
+        "sick": len(sick),
+        "named_first": sum(r["rank"] == 1 for r in sick),
+        "named": sum(r["rank"] > 0 for r in sick),
+        "beside": sum(len([s for s in r["said"] if s != r["id"]]) for r in sick),
+        "healthy": len(well),
+        "healthy_without_warning": sum(not r["said"] for r in well),
+        "every_warning_has_a_remedy": all(r["remedies"] for r in rows),
+    }
+    print(json.dumps(total))
+    if not names:
+        told = {"total": total, "runs": rows}
+        place = Path(__file__).parent / "results" / "diseases.json"
+        place.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,110 @@
+"""Symptoms of the data: their scale, their signal, what is memorised, and odd batches."""
+
+import numpy as np
+
+from eqtoolbox.report.diagnosis.disease import Symptom
+from eqtoolbox.report.diagnosis.signs import STUCK, Signs
+from eqtoolbox.report.diagnosis.steps import clipped_share
+from eqtoolbox.report.words import number
+
+APART = 1e3  # largest over smallest spread of the columns
+LARGE = 20.0  # root mean square of what the first layer is given; standardised inputs have 1
+AGREE = 0.15  # cosine of the gradients of two halves of a batch: less is noise
+GAP = 1.5  # held-out over training loss
+ROSE = 1.15  # held-out loss over its smallest
+MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
+OUTLIER = 10.0  # robust standard deviations
+BACK = 0.5  # of what the run began with: so high a spike throws it back
+
+
+def unscaled(signs: Signs) -> Symptom | None:
+    """Columns of the input that differ by orders of magnitude, or large numbers."""
+    ratio = signs.now("vital/input_scale")
+    rms = signs.told("vital/input_scale", "rms")
+    if ratio is None or not np.isfinite(rms).any():
+        return None
+    size = float(np.nanmedian(rms))
+    if ratio > APART:
+        text = (
+            f"The inputs are not scaled: the spread of their columns differs by a factor of "
+            f"{number(ratio, 2)}, so that no step fits all of them."
+        )
+        return Symptom(text=text, names=("vital/input_scale",), where="the data")
+    if size > LARGE:
+        text = f"The inputs are not scaled: their size is {number(size, 2)} where 1 is usual."
+        mild = signs.state == "learned"
+        names = ("vital/input_scale",)
+        return Symptom(text=text, names=names, where="the data", level="note" if mild else None)
+    return None
+
+
+def no_signal(signs: Signs) -> Symptom | None:
+    """Steps of healthy length, no fall, and halves of a batch that do not agree."""
+    halves, ratio = signs.curve("vital/halves"), signs.now("vital/update_ratio")
+    if signs.state not in ("stuck", "little") or halves is None or len(halves.records) < 4:
+        return None
+    if signs.constant_loss is not None and signs.level[1] < STUCK * signs.constant_loss:
+        return None
+    if ratio is None or ratio * signs.length < MATTERS or clipped_share(signs) > BACK:
+        return None
+    agree = float(np.median(halves.values[len(halves.values) // 4 :]))
+    if abs(agree) > AGREE or signs.constant:
+        return None
+    text = (
+        f"No signal: the loss does not fall below that of a guess ({number(signs.level[1])}), and "
+        f"the gradients of two halves of a batch do not agree (cosine {number(agree, 2)}), as with "
+        "shuffled labels."
+    )
+    return Symptom(text=text, names=("vital/halves", "vital/update_ratio"), where="the data")
+
+
+def not_learning(signs: Signs) -> Symptom | None:
+    """No fall of the loss, for a reason that nothing here tells."""
+    if signs.state != "stuck":
+        return None
+    start, end = signs.level
+    guess = signs.constant_loss
+    same = "" if guess is None else f"; a constant output reaches {number(guess)}"
+    text = f"The run does not learn: the loss was {number(start)} and is {number(end)}{same}."
+    return Symptom(text=text, names=("vital/losses",))
+
+
+def overfit(signs: Signs) -> Symptom | None:
+    """A held-out loss that rises, or stays, while that of training falls."""
+    held = signs.curve("vital/held_out")
+    if held is None or len(held.records) < 4 or signs.state not in ("learned", "little"):
+        return None
+    last, least, train = held.now, float(held.values.min()), signs.level[1]
+    idle = signs.best_idle
+    if last <= GAP * train or last < MATTERS * idle:
+        return None
+    rose = last > ROSE * least
+    if not rose and (train > last / 5 or last < 2 * MATTERS * idle):
+        return None
+    best = held.records[int(held.values.argmin())].step
+    text = (
+        f"The run overfits: the training loss is {number(train)}, that of held-out data "
+        f"{number(last)}" + (f", up from {number(least)} at step {best}." if rose else ".")
+    )
+    return Symptom(text=text, names=("vital/held_out", "vital/losses"), step=best)
+
+
+def spike(signs: Signs) -> Symptom | None:
+    """A loss far above those around it, from which the run recovers."""
+    steps, values = signs.losses
+    if signs.state not in ("learned", "little") or len(values) < 30:
+        return None
+    top = max(signs.level[0], signs.constant_loss or 0.0)
+    late = range(len(values) // 10, len(values) - 3)
+    for at in sorted(late, key=lambda i: -values[i])[:1]:
+        near = np.delete(values[max(0, at - 10) : at + 11], min(at, 10))
+        middle = float(np.median(near))
+        sigma = 1.4826 * float(np.median(np.abs(near - middle)))
+        high = values[at] - middle > max(OUTLIER * sigma, BACK * abs(top))
+        if sigma > 0 and high and values[at] > 3 * abs(middle):
+            text = (
+                f"The loss spikes: {number(values[at])} at about step {steps[at]}, "
+                f"{number(middle)} before and after it."
+            )
+            return Symptom(text=text, names=("vital/losses",), step=int(steps[at]))
+    return None

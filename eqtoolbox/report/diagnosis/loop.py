@@ -1,0 +1,96 @@
+"""Symptoms of the training loop: what it forgets, and what it gives to the loss."""
+
+import numpy as np
+
+from eqtoolbox.report.diagnosis.disease import Symptom
+from eqtoolbox.report.diagnosis.signs import Signs
+from eqtoolbox.report.words import listing, number
+
+GREW = 3.0  # times its start: a loss that was so large before it was lost had diverged
+USUAL = 4  # samples from which the statistics of a batch are worth something
+
+
+def zero_grad(signs: Signs) -> Symptom | None:
+    """Gradients that are sums over steps."""
+    name = "monitor/closure_grad_ratio"
+    rows = signs.run.rows(name) if name in signs.run else ()
+    stale = [row.step for row in rows if "zero_grad" in row.facts.text("cause")]
+    if len(stale) < 2:
+        return None
+    cosine = signs.now("monitor/closure_grad_cos")
+    how = "" if cosine is None else f" (cosine {number(cosine, 2)} with that of the batch)"
+    text = "Gradients are never cleared: what the optimizer is given adds up over all steps so far"
+    names = ("monitor/closure_grad_cos", name)
+    return Symptom(text=f"{text}{how}.", names=names, where="the training loop", step=stale[0])
+
+
+def not_finite(signs: Signs) -> Symptom | None:
+    """A loss that was calm until it was NaN: arithmetic or data, not the length of the steps."""
+    if signs.lost_at is None or _grew(signs):
+        return None
+    risk, bad = signs.facts("vital/risk").texts("what"), signs.facts("vital/not_finite")
+    last = "" if np.isnan(signs.level[1]) else f", {number(_before(signs)[-1])} just before"
+    text = f"The loss is NaN or infinite since step {signs.lost_at} and was calm until then{last}: "
+    if bad.flag("batch"):
+        text += "the batch itself holds numbers that are not finite."
+        remedy = ("drop or fill the samples whose inputs are NaN: check x.isfinite().all()",)
+        return Symptom(text=text, where="the data", remedy=remedy, step=signs.lost_at)
+    if risk:
+        text += f"it takes the {listing(list(risk[:2]))}, where small rounding gives NaN."
+    else:
+        text += "an operation on a bad value, not the length of the steps."
+    return Symptom(text=text, names=("vital/risk",), where="the loss", step=signs.lost_at)
+
+
+def diverged(signs: Signs) -> Symptom | None:
+    """A loss that grew until it was not finite."""
+    if signs.lost_at is None or not _grew(signs):
+        return None
+    top = float(np.max(np.abs(_before(signs))))
+    text = (
+        f"The training diverged: the loss grew from {number(signs.level[0])} to {number(top)} and "
+        f"is no number since step {signs.lost_at}; the learning rate is too high."
+    )
+    return Symptom(
+        text=text, names=("vital/update_ratio", "curvature/stability"), step=signs.lost_at
+    )
+
+
+def _before(signs: Signs) -> np.ndarray:
+    values = signs.losses[1]
+    return values[np.isfinite(values)]
+
+
+def _grew(signs: Signs) -> bool:
+    """Whether the loss had grown before it was lost."""
+    values = np.abs(_before(signs))
+    return values.size > 1 and float(values[-5:].max()) > GREW * float(np.median(values[:3]))
+
+
+def evaluation_mode(signs: Signs) -> Symptom | None:
+    """Steps that are taken while the model is in evaluation mode."""
+    facts = signs.facts("vital/eval_mode")
+    if not facts.flag("root") or (signs.now("vital/eval_mode") or 0) < 1:
+        return None
+    what = listing(list(facts.texts("named"))) or "BatchNorm and dropout"
+    text = f"The model trains in evaluation mode: {what} does not work as in training."
+    return Symptom(text=text, names=("vital/eval_mode",), where=what)
+
+
+def softmax_twice(signs: Signs) -> Symptom | None:
+    """Probabilities where the loss expects logits."""
+    if (signs.now("vital/probabilities") or 0) < 1:
+        return None
+    text = "Cross-entropy is given probabilities, rows that sum to 1, where it expects logits: "
+    text += "softmax is applied twice, and the loss cannot fall to 0."
+    return Symptom(text=text, names=("vital/probabilities",), where="the output of the model")
+
+
+def tiny_batches(signs: Signs) -> Symptom | None:
+    """BatchNorm with the statistics of a handful of samples."""
+    count = signs.now("vital/batch_norm")
+    if count is None or count > USUAL:
+        return None
+    text = f"BatchNorm takes its statistics from batches of {number(count)}: they are noise, and "
+    text += "the model in evaluation differs from the one that trains."
+    return Symptom(text=text, names=("vital/batch_norm",), where="BatchNorm")

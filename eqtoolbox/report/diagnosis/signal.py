@@ -1,0 +1,133 @@
+"""Symptoms of the signal: where it is lost between inputs, units, gradients and outputs."""
+
+import numpy as np
+
+from eqtoolbox.report.diagnosis.disease import Symptom
+from eqtoolbox.report.diagnosis.signs import CONSTANT, Signs
+from eqtoolbox.report.words import number, percent
+
+LOST = 1e-3  # of the last layer's gradient that reaches the first
+SATURATED = 0.8  # share of a layer's numbers at an end of their range
+DEAD = 1 / 4  # share of a layer's units: fewer are usual
+SEEN = 3  # batches on which a unit must be silent
+ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
+COLLAPSED = 0.02  # spread of the outputs, where the loss is content with them
+SHARP = 0.25  # entropy of attention over that of uniform one
+
+
+def vanishing(signs: Signs) -> Symptom | None:
+    """Gradients that do not reach the first layers."""
+    depth, facts = signs.now("vital/gradient_depth"), signs.facts("vital/gradient_depth")
+    saturated, layer = signs.now("vital/saturated"), signs.facts("vital/saturated").text("layer")
+    if signs.state not in ("stuck", "little", "grew") or _whole_layer(signs):
+        return None
+    first, last = facts.text("first"), facts.text("last")
+    if depth is not None and 0 < depth < LOST and (facts.count("layers") or 0) > 2:
+        text = (
+            f"Gradients vanish: {first} is given {number(depth, 2)} of what {last} is given, so "
+            "that the first layers do not learn."
+        )
+        return Symptom(
+            text=text, names=("vital/gradient_depth", "vital/output_spread"), where=first
+        )
+    if saturated is not None and saturated > SATURATED:
+        text = (
+            f"Gradients vanish in {layer}: {percent(saturated)} of what its activation gives is at "
+            "an end of its range, where the slope is 0."
+        )
+        return Symptom(text=text, names=("vital/saturated",), where=layer)
+    return None
+
+
+def exploding(signs: Signs) -> Symptom | None:
+    """Gradients that are enormous where the loss is not."""
+    norm, loss = signs.curve("vital/gradient_norm"), signs.best_idle
+    weight = signs.told("vital/weight_decay", "weight")
+    if norm is None or not np.isfinite(loss) or loss == 0 or not np.isfinite(weight[:1]).any():
+        return None
+    at = int(norm.values.argmax())
+    grown = float(norm.values[at]) * float(weight[0]) / abs(loss)
+    if grown < ENORMOUS or _unscaled(signs):
+        return None
+    median = float(np.median(norm.values))
+    text = (
+        f"Gradients explode: their norm was {number(norm.values[at])} at step "
+        f"{norm.records[at].step}, {number(norm.values[at] / max(median, 1e-300), 2)}x its median, "
+        "though the loss was no larger than usual."
+    )
+    names = ("vital/gradient_norm", "vital/gradient_depth")
+    return Symptom(text=text, names=names, step=norm.records[at].step)
+
+
+def dead(signs: Signs) -> Symptom | None:
+    """Units that give nothing on batch after batch."""
+    share, facts = signs.now("vital/silent"), signs.facts("vital/silent")
+    layers, units, batches = facts.texts("layers"), facts.counts("units"), facts.count("batches")
+    if share is None or share < DEAD or not layers or (batches or 0) < SEEN or not units:
+        return None
+    count = round(share * units[0])
+    text = f"{count} of {units[0]} units of layer {layers[0]} are dead: they gave 0 for every "
+    text += f"sample of {batches} batches in a row."
+    if share < 1:
+        return Symptom(text=text, names=("vital/silent",), where=layers[0])
+    text += " No input passes this layer, and nothing before it learns."
+    return Symptom(text=text, names=("vital/silent",), where=layers[0], level="alarm")
+
+
+def _whole_layer(signs: Signs) -> bool:
+    return (signs.now("vital/silent") or 0.0) == 1
+
+
+def collapsed(signs: Signs) -> Symptom | None:
+    """Outputs that are the same for all inputs while the loss is content."""
+    spread = signs.curve("vital/output_spread")
+    if signs.state != "learned" or signs.constant_loss is not None or spread is None:
+        return None
+    if spread.now > COLLAPSED or spread.now > spread.records[0].value / 10:
+        return None
+    text = (
+        f"The representation collapsed: outputs differ by {number(spread.now, 2)} of their size "
+        "from input to input, though the loss is near its minimum."
+    )
+    return Symptom(text=text, names=("vital/output_spread",), where="the output of the model")
+
+
+def constant_input(signs: Signs) -> Symptom | None:
+    """Inputs that do not vary from sample to sample."""
+    facts = signs.facts("vital/input_scale")
+    columns = facts.count("columns")
+    if not columns or facts.count("constant") != columns:
+        return None
+    text = "The input is constant: the first layer is given the same numbers for every sample, so "
+    text += "that the outputs cannot depend on it."
+    return Symptom(text=text, names=("vital/input_scale",), where="the data")
+
+
+def ignored_input(signs: Signs) -> Symptom | None:
+    """Outputs that do not depend on the inputs."""
+    spread = signs.now("vital/output_spread")
+    if spread is None or spread > CONSTANT or signs.state not in ("stuck", "grew", "little"):
+        return None
+    text = (
+        f"The outputs are constant: they differ by {number(spread, 2)} of their size from input "
+        "to input, so that the input is ignored."
+    )
+    return Symptom(text=text, names=("vital/output_spread",), where="the output of the model")
+
+
+def saturated_attention(signs: Signs) -> Symptom | None:
+    """Attention that looks at one key only."""
+    entropy = signs.now("vital/attention_entropy")
+    if entropy is None or entropy > SHARP:
+        return None
+    logit = signs.facts("vital/attention_entropy").number("logit")
+    large = "" if logit is None else f", its logits reach {number(logit, 2)}"
+    text = (
+        f"Attention is saturated: its entropy is {number(entropy, 2)} of that of uniform attention"
+        f"{large}, so that nearly one-hot weights pass little gradient to queries and keys."
+    )
+    return Symptom(text=text, names=("vital/attention_entropy",), where="attention")
+
+
+def _unscaled(signs: Signs) -> bool:
+    return (signs.now("vital/input_scale") or 0.0) > 1e3

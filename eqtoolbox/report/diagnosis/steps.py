@@ -1,0 +1,139 @@
+"""Symptoms of the steps: too long, too short, clipped, pulled by momentum or by decay."""
+
+import numpy as np
+
+from eqtoolbox.report.diagnosis.disease import Symptom
+from eqtoolbox.report.diagnosis.signs import Signs
+from eqtoolbox.report.words import number, percent
+
+OFTEN = 0.4  # share of steps that raise the loss of their own batch: noise alone raises few
+RISES = 1e-3  # of the loss, from which a rise counts
+NOTHING = 0.05  # of the weights: so much at most they move in the whole run
+HARDLY = 0.02  # of the loss: so much at most all steps together lower it
+CLIPPED = 0.5  # of the gradient that is left
+ALWAYS = 0.8  # share of steps
+HEAVY = 0.95  # momentum beyond which its memory may be longer than the run allows
+MEMORY = 0.05  # of the run: how long momentum may remember
+SHRUNK = 0.7  # of the weights' norm at the start
+EDGE = 2.0  # times the edge of stability
+
+
+def rises(signs: Signs) -> float:
+    """Share of the measured steps that raised the loss of their own batch."""
+    change = signs.curve("vital/own_batch")
+    if change is None or len(change.records) < 3:
+        return 0.0
+    size = np.array([abs(row.facts.number("loss") or 0.0) for row in change.records])
+    return float(np.mean(change.values > RISES * size))
+
+
+def rate_too_high(signs: Signs) -> Symptom | None:
+    """Steps that overshoot: they raise the loss of their own batch, or the loss grows."""
+    if signs.state not in ("stuck", "grew", "little"):
+        return None
+    share, stability = rises(signs), signs.now("curvature/stability")
+    beyond = stability is not None and stability > EDGE
+    far = signs.state == "grew" and signs.level[1] > 2 * signs.best_idle
+    if share < OFTEN and not (beyond and share > OFTEN / 2) and not far:
+        return None
+    grew = signs.state == "grew"
+    moved = "grew" if grew else "does not fall"
+    text = (
+        f"The learning rate is too high: {percent(share)} of the measured steps raise the loss of "
+        f"their own batch, and the loss {moved} ({number(signs.level[0])} at the start, "
+        f"{number(signs.level[1])} at the end)."
+    )
+    names = ("vital/own_batch", "vital/update_ratio", "curvature/stability")
+    return Symptom(text=text, names=names, level="alarm" if grew else None)
+
+
+def momentum_too_high(signs: Signs) -> Symptom | None:
+    """Momentum that remembers a large part of the run, and a loss that swings."""
+    beta = signs.option("momentum")
+    if beta < HEAVY or 1 / (1 - min(beta, 1 - 1e-9)) < MEMORY * signs.length:
+        return None
+    if signs.state == "learned" and rises(signs) < OFTEN / 2:
+        return None
+    text = (
+        f"Momentum {number(beta)} is too high: it remembers {number(1 / (1 - beta))} steps of "
+        f"{signs.length}, and the loss swings or grows instead of falling."
+    )
+    return Symptom(text=text, names=("vital/own_batch", "vital/update_ratio"))
+
+
+def rate_too_low(signs: Signs) -> Symptom | None:
+    """Weights that hardly move, although gradients arrive."""
+    ratio = signs.curve("vital/update_ratio")
+    if signs.state not in ("stuck", "little") or ratio is None or clipped_share(signs) > ALWAYS:
+        return None
+    most = signs.told("vital/update_ratio", "most")
+    reach = float(np.nanmedian(most)) * signs.length
+    falls = signs.curve("vital/own_batch")
+    fall = 1.0
+    if falls is not None and signs.level[0]:
+        fall = -float(np.median(falls.values)) * signs.length / abs(signs.level[0])
+    if reach > NOTHING and not (0 <= fall < HARDLY and reach < 10 * NOTHING):
+        return None
+    text = (
+        f"The learning rate is too low: the weights hardly move, by {number(ratio.now, 2)} of "
+        f"their size a step, at most {percent(reach)} in the whole run, and the loss stays flat."
+    )
+    return Symptom(
+        text=text, names=("vital/update_ratio", "vital/own_batch", "vital/gradient_norm")
+    )
+
+
+def clipped_share(signs: Signs) -> float:
+    """Share of the measured steps whose gradient was cut to less than `CLIPPED`."""
+    ratio, cosine = (signs.curve(f"monitor/closure_grad_{n}") for n in ("ratio", "cos"))
+    if ratio is None or cosine is None or len(ratio.records) < 3 or cosine.now < 0.9:
+        return 0.0
+    return float(np.mean(ratio.values < CLIPPED))
+
+
+def always_clipped(signs: Signs) -> Symptom | None:
+    """Clipping that acts at nearly every step is a smaller learning rate."""
+    share = clipped_share(signs)
+    left = signs.now("monitor/closure_grad_ratio")
+    if share < ALWAYS or left is None:
+        return None
+    mild = signs.state == "learned" and left > CLIPPED / 10
+    text = (
+        f"The gradient is clipped at {percent(share)} of the measured steps, to {percent(left)} of "
+        "its length: the threshold, not the learning rate, sets the length of the steps."
+    )
+    names = ("monitor/closure_grad_ratio", "vital/gradient_norm")
+    return Symptom(text=text, names=names, level="note" if mild else None)
+
+
+def decay_too_strong(signs: Signs) -> Symptom | None:
+    """Weights that decay faster than the gradient can hold them."""
+    decay, share = signs.option("weight_decay"), signs.now("vital/weight_decay")
+    size = signs.told("vital/weight_decay", "weight")
+    size = size[np.isfinite(size)]
+    if decay <= 0 or share is None or size.size < 2 or signs.state == "not finite":
+        return None
+    rate = signs.option("lr") / (1 - min(signs.option("momentum"), 0.999))
+    kept = float(np.median(size[-5:]) / size[0])
+    if kept > SHRUNK or decay * rate * signs.length < 1 - SHRUNK or signs.state == "learned":
+        return None
+    text = (
+        f"Weight decay is too strong: it shrank the weights to {percent(kept)} of their first "
+        f"norm, and the loss does not fall ({number(signs.level[1])} at the end)."
+    )
+    return Symptom(text=text, names=("vital/weight_decay", "vital/update_ratio"))
+
+
+def norms_grow(signs: Signs) -> Symptom | None:
+    """Scale-symmetric weights that grow without decay: their effective rate falls."""
+    if signs.option("weight_decay") > 0:
+        return None
+    for family, rate in signs.curves("conservation/effective_lr").items():
+        if len(rate.records) > 2 and rate.now > 0 and rate.records[0].value > 3 * rate.now:
+            fall = rate.records[0].value / rate.now
+            text = (
+                f"Without weight decay the {family}-symmetric weights grow: their effective "
+                f"learning rate lr/|w|² fell {number(fall, 2)}x since the start."
+            )
+            return Symptom(text=text, names=(rate.name,), level="warning" if fall > 10 else None)
+    return None

@@ -1,0 +1,141 @@
+"""The ear: one evaluation of the loss, and what its operations say of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eqtoolbox.replay.thread.scope import unobserved
+from eqtoolbox.watch.vitals.attention import Attention
+from eqtoolbox.watch.vitals.inputs import Inputs
+from eqtoolbox.watch.vitals.targets import Targets, are_probabilities
+
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "convolution", "mkldnn_rnn_layer")
+_RECTIFIERS = ("relu", "relu_", "hardtanh", "hardtanh_", "threshold", "threshold_", "clamp_min")
+_SQUASHERS = {"sigmoid": (0.0, 1.0), "sigmoid_": (0.0, 1.0), "tanh": (-1, 1), "tanh_": (-1, 1)}
+_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm")
+_NEAR = 0.01  # to an end of its range a unit counts as saturated
+
+
+@dataclass
+class Heard:
+    """What one evaluation of the loss said."""
+
+    order: list[str] = field(default_factory=list)  # parameters of products, as they were used
+    silent: dict[str, Tensor] = field(default_factory=dict)  # by layer: units that gave nothing
+    saturated: dict[str, float] = field(default_factory=dict)  # by layer: share of its numbers
+    inputs: Inputs | None = None  # of the first product
+    attention: Attention = field(default_factory=Attention)
+    targets: Targets = field(default_factory=Targets)
+    probabilities: bool = False  # what the loss takes for logits are probabilities already
+    batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # samples, trains
+    risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
+
+
+def listen(run: Callable[[], Any], params: Mapping[str, Tensor]) -> Heard:
+    """Run a function of these very tensors and note what its operations are given and give.
+
+    Example:
+        >>> w = -torch.ones(2, 3)
+        >>> listen(lambda: torch.relu(torch.ones(4, 3) @ w.T), {"w": w}).silent["w"].tolist()
+        [True, True]
+    """
+    heard = Heard()
+    with torch.no_grad(), _Ear(params, heard):
+        run()
+    return heard
+
+
+class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees the operations of a forward."""
+
+    def __init__(self, params: Mapping[str, Tensor], heard: Heard) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = {p.untyped_storage().data_ptr(): n for n, p in params.items()}
+        self.heard = heard
+        self.axis = -1  # of the units of what comes next
+        self.normed = False  # whether a table or a norm came before the first product
+        self.soft: dict[int, Tensor] = {}  # results of softmax and sigmoid
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
+        given |= kwargs or {}
+        if name in ("log", "sqrt", "div", "exp"):
+            self._risk(name, given)
+        result = func(*args, **(kwargs or {}))
+        with unobserved():
+            self._note(name, given, result)
+        return result
+
+    def _note(self, name: str, given: dict[str, Any], result: Any) -> None:
+        heard = self.heard
+        if name in _PRODUCTS:
+            self._product(name, given, result)
+        elif name in _RECTIFIERS and isinstance(result, Tensor) and result.dim() > 1:
+            units = result.movedim(self.axis, 0).flatten(1)
+            self._layered(heard.silent, (units <= 0).all(1).cpu())
+        elif name in _SQUASHERS and isinstance(result, Tensor):
+            low, high = _SQUASHERS[name]
+            near = ((result - low).abs() < _NEAR) | ((result - high).abs() < _NEAR)
+            layer = self._layer
+            heard.saturated[layer] = max(
+                heard.saturated.get(layer, 0.0), float(near.double().mean())
+            )
+            self.soft[_place(result)] = result
+        elif name in ("_softmax", "_safe_softmax"):
+            self.soft[_place(result)] = result
+        elif name == "_log_softmax":
+            heard.probabilities = are_probabilities(given["self"], int(given["dim"]))
+        elif name.startswith("_scaled_dot_product"):
+            heard.attention.scaled(given)
+        elif name.endswith("native_layer_norm") or name == "embedding":
+            self.normed = True
+        elif name in _NORMS:
+            trains = bool(given.get("training", given.get("train", False)))
+            heard.batch_norms.append((given["input"].shape[0], trains))
+            self.normed = True
+        else:
+            heard.targets.note(name, given, result)
+
+    def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
+        tensors = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
+        named = [self.names.get(_place(t)) for t in tensors]
+        if any(named):
+            self.axis = 1 if name == "convolution" else -1
+            if not self.heard.order and not self.normed:
+                other = next((t for t, n in zip(tensors, named, strict=True) if n is None), None)
+                if other is not None and other.is_floating_point():
+                    self.heard.inputs = Inputs.of(other, self.axis)
+            self.heard.order += [n for n in named if n and n not in self.heard.order]
+        elif name in ("bmm", "baddbmm") and tensors and _place(tensors[0]) in self.soft:
+            self.heard.attention.weights(self.soft[_place(tensors[0])])
+
+    def _risk(self, name: str, given: dict[str, Any]) -> None:
+        """How near an operation is to where it, or its slope, is not finite."""
+        with unobserved():
+            x = given.get("other" if name == "div" else "self")
+            if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+                return
+            least = float(-x.max()) if name == "exp" else float(x.abs().min())
+            if name == "log" and _place(x) in self.soft:
+                name = "log of a softmax or sigmoid"
+            self.heard.risks[name] = min(self.heard.risks.get(name, least), least)
+
+    @property
+    def _layer(self) -> str:
+        """Of the last product, by its parameter."""
+        return self.heard.order[-1].removesuffix(".weight") if self.heard.order else "the input"
+
+    def _layered(self, table: dict[str, Tensor], found: Tensor) -> None:
+        known = table.get(self._layer)
+        table[self._layer] = found if known is None or known.shape != found.shape else known & found
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

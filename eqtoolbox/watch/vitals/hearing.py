@@ -1,0 +1,74 @@
+"""Hearing: the loss of every step, kept on its device and read at due steps only."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 256  # losses that are stacked at a time
+MOST = 12  # numbers that stand for the losses between two due steps
+
+
+class Hearing:
+    """Losses that the loop evaluated: of training, and those of held-out data, without gradients.
+
+    Nothing waits for the device before `told`.
+
+    Example:
+        >>> hearing = Hearing()
+        >>> for loss in (3.0, 2.0, 1.0):
+        ...     hearing.heard(torch.tensor(loss))
+        >>> hearing.told(held_out=False)
+        [3.0, 2.0, 1.0]
+    """
+
+    def __init__(self) -> None:
+        self._new: dict[bool, list[Tensor]] = {False: [], True: []}
+        self._old: dict[bool, list[Tensor]] = {False: [], True: []}
+
+    def heard(self, loss: Any) -> None:
+        """Keep a loss: of held-out data where no gradient is recorded."""
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            return
+        held_out = not torch.is_grad_enabled()
+        new = self._new[held_out]
+        new.append(loss.detach().reshape(()))
+        if len(new) >= BLOCK:
+            self._old[held_out].append(torch.stack(new).double())
+            new.clear()
+
+    def told(self, held_out: bool) -> list[float]:
+        """Losses since the last time, in order; of many, few that stand for them.
+
+        Of each stretch the farthest from the median of all is told, so that nothing that stands
+        out is lost.
+        """
+        new, old = self._new[held_out], self._old[held_out]
+        blocks = [*old, *([torch.stack(new).double()] if new else [])]
+        new.clear()
+        old.clear()
+        if not blocks:
+            return []
+        values = torch.cat(blocks).cpu()
+        return thinned(values).tolist()
+
+
+def thinned(values: Tensor, most: int = MOST) -> Tensor:
+    """At most so many of the values, in order: of each stretch its median, of one its farthest.
+
+    Example:
+        >>> thinned(torch.tensor([1.0, 1.0, 1.0, 9.0, 1.0, 1.0]), most=3).tolist()
+        [1.0, 9.0, 1.0]
+    """
+    if len(values) <= most:
+        return values
+    known = values.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=float("inf"))
+    far = int((known - known.median()).abs().nan_to_num(nan=0.0).argmax())
+    parts = torch.tensor_split(values, most)
+    kept = [part.median() for part in parts]  # NaN where there is one
+    begin = 0
+    for k, part in enumerate(parts):
+        if begin <= far < begin + len(part):
+            kept[k] = values[far]
+        begin += len(part)
+    return torch.stack(kept)

@@ -1,0 +1,189 @@
+"""The vital signs of a due step, as records `vital/...`."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.linalg.vectors import not_finite
+from eqtoolbox.replay.gradient import replayed_gradient
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.thread.scope import LeavesTrace
+from eqtoolbox.replay.tree import tensors
+from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.vitals.hearing import Hearing
+from eqtoolbox.watch.vitals.strides import Strides
+from eqtoolbox.watch.vitals.ear import Heard, listen
+
+NAME = "vital"
+BATCHES = 5  # in a row on which a unit that is silent counts as such
+NAMED = 6  # layers that facts name
+_ONE_FEATURE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+class Vitals:
+    """Takes the vital signs of steps that are measured anyway.
+
+    Args:
+        model: that trains.
+        hearing: of the losses of every step.
+        journal: to which they go.
+    """
+
+    def __init__(self, model: nn.Module, hearing: Hearing, journal: Journal) -> None:
+        self._model, self._hearing, self._journal = model, hearing, journal
+        self._silent: dict[str, deque[Tensor]] = {}  # by layer, of the last batches
+        self._begun = -1  # step of the first loss that was not told yet
+
+    def losses(self, step: int) -> None:
+        """Tell the losses of every step since the last time."""
+        for held_out, name in ((False, "losses"), (True, "held_out")):
+            values = self._hearing.told(held_out)
+            if values:
+                told = [v if math.isfinite(v) else "nan" for v in values]
+                facts = {"losses": told, "first": min(self._begun + 1, step)}
+                self._emit(name, values[-1], facts, always=True)
+        self._begun = step
+
+    def take(self, snapshot: Snapshot, scale: float = 1.0) -> None:
+        """Evaluate the loss of the step before and after it, and tell what shows."""
+        objective = snapshot.training
+        if objective is None or NAME in self._journal.disabled or snapshot.after is None:
+            return
+        if snapshot.broken:
+            return
+        try:
+            with objective.isolated():
+                self._take(snapshot, objective, scale)
+            self._journal.succeeded(NAME)
+        except LeavesTrace:
+            self._journal.disabled.add(NAME)
+        except BaseException as error:
+            self._journal.failed(NAME, error)
+
+    def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
+        made: list[Any] = []
+        single = objective.calls[-1]
+        heard = listen(
+            lambda: made.extend(single.output_and_loss(snapshot.before)), snapshot.before
+        )
+        output, loss = made[0], float(made[1])
+        self._inputs(heard, single)
+        self._outputs(heard, output, loss)
+        self._units(heard)
+        self._modes(heard)
+        if not math.isfinite(loss):
+            bad = not_finite({"output": output}) if isinstance(output, Tensor) else "?"
+            given = [x for x in tensors(single.batch) if x.is_floating_point()]
+            batch = any(not bool(x.isfinite().all()) for x in given)
+            facts = {"output": not bad, "batch": batch}
+            self._emit("not_finite", 1.0, facts)
+            return
+        with torch.no_grad():
+            after = float(single.loss({n: p.detach() for n, p in (snapshot.after or {}).items()}))
+        self._emit("own_batch", after - loss, {"loss": loss})
+        gradient = snapshot.slope(objective, scale)
+        self._steps(snapshot, gradient, heard)
+        self._noise(snapshot, single, gradient)
+
+    def _inputs(self, heard: Heard, single: Objective) -> None:
+        if heard.inputs is not None:
+            told = vars(heard.inputs)
+            self._emit("input_scale", heard.inputs.ratio, told)
+
+    def _outputs(self, heard: Heard, output: Any, loss: float) -> None:
+        constant = heard.targets.of(loss)
+        if constant is not None:
+            self._emit("constant_loss", constant, {"kind": heard.targets.kind})
+        if isinstance(output, Tensor) and output.is_floating_point() and len(output) > 1:
+            rows = (
+                output.detach().double().flatten(1)
+                if output.dim() > 1
+                else output[:, None].double()
+            )
+            size = float(rows.abs().mean())
+            self._emit("output_spread", float(rows.std(0).mean()) / max(size, 1e-300))
+            self._emit("largest_output", float(rows.abs().max()))
+        self._emit("probabilities", float(heard.probabilities))
+        if heard.attention.calls:
+            facts = {"logit": heard.attention.logit}
+            facts = facts if math.isfinite(heard.attention.logit) else {}
+            self._emit("attention_entropy", heard.attention.entropy, facts)
+        if heard.risks:
+            worst = sorted(heard.risks.items(), key=lambda item: item[1])
+            names = [name for name, _ in worst]
+            self._emit("risk", float(len(names)), {"what": names, "least": [x for _, x in worst]})
+
+    def _units(self, heard: Heard) -> None:
+        """Units that gave nothing on the last batches, by layer; saturated ones."""
+        shares, facts = {}, {}
+        for layer, silent in heard.silent.items():
+            kept = self._silent.setdefault(layer, deque(maxlen=BATCHES))
+            if kept and kept[-1].shape != silent.shape:
+                kept.clear()
+            kept.append(silent)
+            shares[layer] = float(torch.stack([*kept]).all(0).double().mean())
+            facts[layer] = len(kept)
+        if shares:
+            worst = sorted(shares, key=lambda layer: -shares[layer])[:NAMED]
+            told = {"layers": worst, "shares": [shares[n] for n in worst]}
+            told["units"] = [len(heard.silent[n]) for n in worst]
+            self._emit("silent", shares[worst[0]], {**told, "batches": facts[worst[0]]})
+        if heard.saturated:
+            layer = max(heard.saturated, key=lambda name: heard.saturated[name])
+            self._emit("saturated", heard.saturated[layer], {"layer": layer})
+
+    def _modes(self, heard: Heard) -> None:
+        named = [(n, m) for n, m in self._model.named_modules() if isinstance(m, _ONE_FEATURE)]
+        off = [n for n, m in named if not m.training]
+        self._emit(
+            "eval_mode", float(len(off)), {"root": not self._model.training, "named": off[:3]}
+        )
+        training = [count for count, trains in heard.batch_norms if trains]
+        if training:
+            self._emit("batch_norm", float(min(training)))
+
+    def _steps(self, snapshot: Snapshot, gradient: Parameters, heard: Heard) -> None:
+        layers = Strides.of(snapshot, gradient, heard.order)
+        used = snapshot.gradient
+        whole = _length(gradient)
+        self._emit("gradient_norm", whole, {"used": _length(used)} if used else {})
+        ratios, slopes = layers.ratios, layers.slopes
+        if ratios:
+            weight = math.hypot(*layers.weight)
+            facts = {"least": min(ratios), "most": max(ratios), "weight": weight}
+            self._emit("update_ratio", sorted(ratios)[len(ratios) // 2], facts)
+            self._emit("weight_decay", layers.decay, {"weight": weight})
+        if len(slopes) > 1 and slopes[-1] > 0:
+            ends: dict[str, Any] = {"first": layers.names[0], "last": layers.names[-1]}
+            self._emit("gradient_depth", slopes[0] / slopes[-1], ends | {"layers": len(slopes)})
+
+    def _noise(self, snapshot: Snapshot, single: Objective, gradient: Parameters) -> None:
+        """Cosine of the gradients of the two halves of a batch."""
+        if snapshot.training is not single:
+            return
+        try:
+            (half, one), (_, two) = single.split(2)
+        except ValueError:
+            return
+        first = replayed_gradient(half, snapshot.before)
+        total = one + two
+        rest = {n: (total * g - one * first[n]) / two for n, g in gradient.items()}
+        lengths = _length(first) * _length(rest)
+        if lengths > 0:
+            dot = sum(float((first[n].double() * rest[n].double()).sum()) for n in rest)
+            self._emit("halves", dot / lengths, {"samples": int(total)})
+
+    def _emit(
+        self, name: str, value: float, facts: Mapping[str, Any] | None = None, always: bool = False
+    ) -> None:
+        if always or math.isfinite(value):
+            self._journal.emit(f"{NAME}/{name}", value, facts=facts or {})
+
+
+def _length(of: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in of.values()))
