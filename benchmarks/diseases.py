@@ -3,6 +3,7 @@
 python benchmarks/diseases.py [NAME ...]     a table and benchmarks/results/diseases.json
 """
 
+import itertools
 import json
 import math
 import sys
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 
 SEEDS = (0, 1)
+PROBES = {"discrete": {"pairs": 0, "laws": False}, "conservation": {}, "curvature": {"k": 1}}
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[nn.Module, Any], Tensor]
 CASES: dict[str, tuple[Callable[["Loop"], None], str]] = {}  # of a healthy run the id is empty
@@ -56,7 +58,7 @@ class Loop:
         scaler: Any = None,
         **attach: Any,
     ) -> None:
-        attach = {"schedule": max(1, steps // 16), "budget": None} | attach
+        attach = {"schedule": max(1, steps // 16), "budget": None, "probes": PROBES} | attach
         with eq.attach(model, optimizer, run_dir=self.home, **attach) as monitor:
             watched = monitor.loss(loss)
             for step in range(steps):
@@ -113,7 +115,7 @@ def batches(x: Tensor, y: Tensor, size: int = 32) -> Iterator[Batch]:
 
 def net(*sizes: int, act: type[nn.Module] = nn.ReLU, norm: Any = None) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for k, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers.append(nn.Linear(a, b))
         if k < len(sizes) - 2:
             layers += [*([norm(b)] if norm else []), act()]
@@ -136,6 +138,11 @@ class Sequence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.core(x)[0][:, -1])
+
+
+class Unit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1)
 
 
 class Transformer(nn.Module):
@@ -233,12 +240,11 @@ def dead_layer(loop: Loop) -> None:
 
 @case("collapsed-representation")
 def collapsed(loop: Loop) -> None:
-    m, (x, _) = net(64, 64, 16), images()
+    m, (x, _) = nn.Sequential(net(64, 64, 16, act=nn.GELU), Unit()), images()
 
     def alike(model: nn.Module, batch: Batch) -> Tensor:
-        z = model(torch.cat([batch[0] + 0.1 * batch[1], batch[0] - 0.1 * batch[1]]))
-        one, two = F.normalize(z, dim=-1).chunk(2)
-        return (one - two).square().sum(-1).mean() + 0.1 * (z - 1).square().mean()
+        one, two = model(torch.cat([batch[0] + batch[1], batch[0] - batch[1]])).chunk(2)
+        return (one - two).square().sum(-1).mean()
 
     noise = torch.randn(len(x), 64)
     loop(m, Adam(m.parameters(), lr=3e-3), alike, batches(x.flatten(1), noise, 64), 300)
@@ -323,8 +329,7 @@ def root_of_zero(loop: Loop) -> None:
 
     def some() -> Iterator[Batch]:
         for step, (a, b) in enumerate(batches(x, y)):
-            with torch.no_grad():
-                yield a, (m(a) if step == 60 else b)
+            yield a, (m(a).detach() if step == 60 else b)
 
     loop(m, SGD(m.parameters(), lr=0.01), loss, some(), 160)
 

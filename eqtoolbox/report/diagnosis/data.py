@@ -3,13 +3,14 @@
 import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
-from eqtoolbox.report.diagnosis.signs import STUCK, Signs
+from eqtoolbox.report.diagnosis.signs import LEARNED, STUCK, Signs
 from eqtoolbox.report.diagnosis.steps import clipped_share
+from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number
 
 APART = 1e3  # largest over smallest spread of the columns
 LARGE = 20.0  # root mean square of what the first layer is given; standardised inputs have 1
-AGREE = 0.15  # cosine of the gradients of two halves of a batch: less is noise
+AGREE = 0.3  # cosine of the gradients of two halves of a batch: less is noise
 GAP = 1.5  # held-out over training loss
 ROSE = 1.15  # held-out loss over its smallest
 MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
@@ -23,18 +24,18 @@ def unscaled(signs: Signs) -> Symptom | None:
     rms = signs.told("vital/input_scale", "rms")
     if ratio is None or not np.isfinite(rms).any():
         return None
-    size = float(np.nanmedian(rms))
+    size, names = float(np.nanmedian(rms)), ("vital/input_scale",)
+    level: Level | None = "alarm" if signs.idle else None
     if ratio > APART:
         text = (
             f"The inputs are not scaled: the spread of their columns differs by a factor of "
             f"{number(ratio, 2)}, so that no step fits all of them."
         )
-        return Symptom(text=text, names=("vital/input_scale",), where="the data")
+        return Symptom(text=text, names=names, where="the data", level=level)
     if size > LARGE:
         text = f"The inputs are not scaled: their size is {number(size, 2)} where 1 is usual."
-        mild = signs.state == "learned"
-        names = ("vital/input_scale",)
-        return Symptom(text=text, names=names, where="the data", level="note" if mild else None)
+        level = "note" if signs.state == "learned" else level
+        return Symptom(text=text, names=names, where="the data", level=level)
     return None
 
 
@@ -48,7 +49,7 @@ def no_signal(signs: Signs) -> Symptom | None:
     if ratio is None or ratio * signs.length < MATTERS or clipped_share(signs) > BACK:
         return None
     agree = float(np.median(halves.values[len(halves.values) // 4 :]))
-    if abs(agree) > AGREE or signs.constant:
+    if agree > AGREE or signs.constant:
         return None
     text = (
         f"No signal: the loss does not fall below that of a guess ({number(signs.level[1])}), and "
@@ -63,6 +64,9 @@ def not_learning(signs: Signs) -> Symptom | None:
     if signs.state != "stuck":
         return None
     start, end = signs.level
+    lowest = min(float(np.median(part)) for part in np.array_split(signs.losses[1], 5))
+    if lowest < LEARNED * start:  # it fell and rose again, which another rule tells
+        return None
     guess = signs.constant_loss
     same = "" if guess is None else f"; a constant output reaches {number(guess)}"
     text = f"The run does not learn: the loss was {number(start)} and is {number(end)}{same}."

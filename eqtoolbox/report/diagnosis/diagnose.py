@@ -4,6 +4,8 @@ from eqtoolbox.report.diagnosis.diseases import DISEASES
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.finding import Finding
 
+MONITOR = ("measurements-failed", "measurements-non-finite", "errors")  # what a sick run brings
+
 
 def diagnose(signs: Signs) -> tuple[list[Finding], set[str]]:
     """Findings of the diseases that a run has, and the ids of findings that these explain.
@@ -18,4 +20,6 @@ def diagnose(signs: Signs) -> tuple[list[Finding], set[str]]:
         if finding is not None:
             found.append(finding)
             explained.update((disease.id, *disease.explains) if finding.level != "note" else ())
+    if any(finding.level != "note" for finding in found):
+        explained.update(MONITOR)
     return found, explained

@@ -85,7 +85,7 @@ DISEASES: tuple[Disease, ...] = (
         told_from="a dead layer is given inputs that vary",
         remedy=("print one batch: the pipeline gives the same sample, or zeros, again and again",),
         source="Karpathy 2019, A Recipe for Training Neural Networks",
-        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "inputs-not-scaled",
+        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "inputs-not-scaled", "dead-units",
                   "learning-rate-too-low"),
     ),
     Disease(
@@ -99,33 +99,7 @@ DISEASES: tuple[Disease, ...] = (
             "divide pixels by 255",
         ),
         source="LeCun et al. 1998, Efficient BackProp",
-        explains=(*OUTCOME, "exploding-gradient", "beyond-edge"),
-    ),
-    Disease(
-        id="dead-units",
-        level="warning",
-        symptom=signal.dead,
-        told_from="a unit that is silent on one batch is not dead",
-        remedy=(
-            "re-initialise these units and lower the learning rate, or warm it up",
-            "use LeakyReLU or GELU",
-            "check the biases: large negative ones keep units silent",
-        ),
-        source="Sokar et al. 2023 (2302.12902)",
-        explains=("vanishing-gradient", "constant-output", "not-learning", "no-signal"),
-    ),
-    Disease(
-        id="exploding-gradient",
-        level="warning",
-        symptom=signal.exploding,
-        told_from="a single corrupt batch is one spike of the loss, too",
-        remedy=(
-            "clip the gradient's norm (torch.nn.utils.clip_grad_norm_) at its 90th percentile",
-            "of recurrent networks: use LSTM or GRU, an orthogonal initialisation, or shorter "
-            "sequences",
-        ),
-        source="Pascanu et al. 2013 (1211.5063)",
-        explains=(*OUTCOME, "vanishing-gradient", "beyond-edge"),
+        explains=(*OUTCOME, "exploding-gradient", "beyond-edge", "learning-rate-too-high"),
     ),
     Disease(
         id="decay-too-strong",
@@ -135,20 +109,7 @@ DISEASES: tuple[Disease, ...] = (
         remedy=("divide weight_decay by 10 to 100", "exempt norms and biases from it"),
         source="Kosson et al. 2023 (2305.17212)",
         explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low",
-                  "learning-rate-too-high", "beyond-edge"),
-    ),
-    Disease(
-        id="vanishing-gradient",
-        level="warning",
-        symptom=signal.vanishing,
-        told_from="before a dead layer gradients are exactly 0",
-        remedy=(
-            "use ReLU or GELU instead of sigmoid or tanh",
-            "add residual connections or normalisation (BatchNorm, LayerNorm)",
-            "use Xavier or He initialisation",
-        ),
-        source="Glorot & Bengio 2010",
-        explains=(*OUTCOME, "constant-output", "learning-rate-too-low"),
+                  "learning-rate-too-high", "beyond-edge", "dead-units"),
     ),
     Disease(
         id="always-clipped",
@@ -172,7 +133,47 @@ DISEASES: tuple[Disease, ...] = (
             "warm it up over the first few per cent of the run",
         ),
         source="Cohen et al. 2021 (2103.00065)",
-        explains=(*OUTCOME, "beyond-edge", "constant-output", "loss-spike"),
+        explains=(*OUTCOME, "beyond-edge", "constant-output", "loss-spike", "vanishing-gradient",
+                  "learning-rate-too-low", "exploding-gradient"),
+    ),
+    Disease(
+        id="dead-units",
+        level="warning",
+        symptom=signal.dead,
+        told_from="a unit that is silent on one batch is not dead",
+        remedy=(
+            "re-initialise these units and lower the learning rate, or warm it up",
+            "use LeakyReLU or GELU",
+            "check the biases: large negative ones keep units silent",
+        ),
+        source="Sokar et al. 2023 (2302.12902)",
+        explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low"),
+    ),
+    Disease(
+        id="exploding-gradient",
+        level="warning",
+        symptom=signal.exploding,
+        told_from="a single corrupt batch is one spike of the loss, too",
+        remedy=(
+            "clip the gradient's norm (torch.nn.utils.clip_grad_norm_) at its 90th percentile",
+            "of recurrent networks: use LSTM or GRU, an orthogonal initialisation, or shorter "
+            "sequences",
+        ),
+        source="Pascanu et al. 2013 (1211.5063)",
+        explains=(*OUTCOME, "vanishing-gradient", "beyond-edge"),
+    ),
+    Disease(
+        id="vanishing-gradient",
+        level="warning",
+        symptom=signal.vanishing,
+        told_from="before a dead layer gradients are exactly 0",
+        remedy=(
+            "use ReLU or GELU instead of sigmoid or tanh",
+            "add residual connections or normalisation (BatchNorm, LayerNorm)",
+            "use Xavier or He initialisation",
+        ),
+        source="Glorot & Bengio 2010",
+        explains=(*OUTCOME, "constant-output", "learning-rate-too-low"),
     ),
     Disease(
         id="learning-rate-too-low",
@@ -228,6 +229,7 @@ DISEASES: tuple[Disease, ...] = (
         told_from="small batches without BatchNorm are only noisy",
         remedy=("use GroupNorm or LayerNorm", "or larger batches"),
         source="Wu & He 2018 (1803.08494)",
+        explains=OUTCOME,
     ),
     Disease(
         id="overfit",

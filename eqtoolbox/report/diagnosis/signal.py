@@ -8,10 +8,10 @@ from eqtoolbox.report.words import number, percent
 
 LOST = 1e-3  # of the last layer's gradient that reaches the first
 SATURATED = 0.8  # share of a layer's numbers at an end of their range
-DEAD = 1 / 4  # share of a layer's units: fewer are usual
+DEAD, BORNE = 0.25, 0.4  # share of a layer's units: fewer are usual, and more while it learns
 SEEN = 3  # batches on which a unit must be silent
 ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
-COLLAPSED = 0.02  # spread of the outputs, where the loss is content with them
+COLLAPSED = 0.1  # spread of the outputs, where the loss is content with them
 SHARP = 0.25  # entropy of attention over that of uniform one
 
 
@@ -63,7 +63,8 @@ def dead(signs: Signs) -> Symptom | None:
     """Units that give nothing on batch after batch."""
     share, facts = signs.now("vital/silent"), signs.facts("vital/silent")
     layers, units, batches = facts.texts("layers"), facts.counts("units"), facts.count("batches")
-    if share is None or share < DEAD or not layers or (batches or 0) < SEEN or not units:
+    few = BORNE if signs.state == "learned" else DEAD
+    if share is None or share < few or not layers or (batches or 0) < SEEN or not units:
         return None
     count = round(share * units[0])
     text = f"{count} of {units[0]} units of layer {layers[0]} are dead: they gave 0 for every "

@@ -106,8 +106,12 @@ class Signs:
 
     @cached_property
     def constant_loss(self) -> float | None:
-        """The loss of the best constant output, where the kind of the loss is known."""
-        return self.now("vital/constant_loss")
+        """The loss of the best constant output, where the kind of the loss is known.
+
+        Targets that the model makes itself may shrink with it, and are no measure.
+        """
+        known = self.curve("vital/constant_loss")
+        return None if known is None or known.now < known.start / 10 else known.now
 
     @cached_property
     def best_idle(self) -> float:
@@ -128,7 +132,8 @@ class Signs:
         last = values[-max(1, len(values) // 5) :]
         few = max(1, min(5, len(values) // LEAST))
         noise = scatter(last) * math.sqrt(1 + len(last) / few)  # of the start, too
-        if end - idle > max((GREW - 1) * size, noise):
+        wild = float(np.quantile(values[len(values) // 2 :], 0.9))  # many are far above the start
+        if end - self.level[0] > max((GREW - 1) * size, noise) or wild - idle > GREW * size:
             return "grew"
         if self.constant_loss is not None and end < LEARNED * self.constant_loss:
             return "learned"  # before this run, if not in it

@@ -4,6 +4,7 @@ import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import Signs
+from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
 
 OFTEN = 0.4  # share of steps that raise the loss of their own batch: noise alone raises few
@@ -15,6 +16,8 @@ ALWAYS = 0.8  # share of steps
 HEAVY = 0.95  # momentum beyond which its memory may be longer than the run allows
 MEMORY = 0.05  # of the run: how long momentum may remember
 SHRUNK = 0.7  # of the weights' norm at the start
+FAR = 3.0  # times its start: a loss that was so high was thrown there
+GROWN, MUCH = 2.0, 30.0  # times |w|² at the start
 EDGE = 2.0  # times the edge of stability
 
 
@@ -27,24 +30,30 @@ def rises(signs: Signs) -> float:
     return float(np.mean(change.values > RISES * size))
 
 
+def peak(signs: Signs) -> float:
+    """The largest loss of the run."""
+    values = np.abs(signs.losses[1][np.isfinite(signs.losses[1])])
+    return float(values.max()) if values.size else 0.0
+
+
 def rate_too_high(signs: Signs) -> Symptom | None:
     """Steps that overshoot: they raise the loss of their own batch, or the loss grows."""
     if signs.state not in ("stuck", "grew", "little"):
         return None
     share, stability = rises(signs), signs.now("curvature/stability")
     beyond = stability is not None and stability > EDGE
-    far = signs.state == "grew" and signs.level[1] > 2 * signs.best_idle
+    far = peak(signs) > FAR * abs(signs.level[0])
     if share < OFTEN and not (beyond and share > OFTEN / 2) and not far:
         return None
-    grew = signs.state == "grew"
-    moved = "grew" if grew else "does not fall"
+    raised = f"{percent(share)} of the measured steps raise the loss of their own batch"
+    if far:
+        raised = f"it threw the loss up to {number(peak(signs))}"
     text = (
-        f"The learning rate is too high: {percent(share)} of the measured steps raise the loss of "
-        f"their own batch, and the loss {moved} ({number(signs.level[0])} at the start, "
-        f"{number(signs.level[1])} at the end)."
+        f"The learning rate is too high: {raised}, and the loss does not fall "
+        f"({number(signs.level[0])} at the start, {number(signs.level[1])} at the end)."
     )
     names = ("vital/own_batch", "vital/update_ratio", "curvature/stability")
-    return Symptom(text=text, names=names, level="alarm" if grew else None)
+    return Symptom(text=text, names=names, level="alarm" if far else None)
 
 
 def momentum_too_high(signs: Signs) -> Symptom | None:
@@ -128,12 +137,15 @@ def norms_grow(signs: Signs) -> Symptom | None:
     """Scale-symmetric weights that grow without decay: their effective rate falls."""
     if signs.option("weight_decay") > 0:
         return None
-    for family, rate in signs.curves("conservation/effective_lr").items():
-        if len(rate.records) > 2 and rate.now > 0 and rate.records[0].value > 3 * rate.now:
-            fall = rate.records[0].value / rate.now
-            text = (
-                f"Without weight decay the {family}-symmetric weights grow: their effective "
-                f"learning rate lr/|w|² fell {number(fall, 2)}x since the start."
-            )
-            return Symptom(text=text, names=(rate.name,), level="warning" if fall > 10 else None)
-    return None
+    size = signs.curve("conservation/charge/scale")  # mean of |w|²
+    if size is None or size.records[0].value <= 0 or len(size.records) < 3:
+        return None
+    growth = size.last.value / size.records[0].value
+    if growth < GROWN:
+        return None
+    text = (
+        f"Without weight decay the weights before normalisations grow: their effective learning "
+        f"rate lr/|w|² fell {number(growth, 2)}x since the start."
+    )
+    level: Level | None = "warning" if growth > MUCH else None
+    return Symptom(text=text, names=(size.name,), level=level)

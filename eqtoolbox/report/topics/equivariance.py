@@ -62,7 +62,8 @@ def equivariance(run: Log) -> Iterator[Finding]:
         elif error.verdict == "trivial":
             text = f"{law} is trivial: the output does not depend on the input"
             text += f" since step {since}." if (since := _constant(error)) else "."
-            yield Finding(level="warning", text=text, evidence=tuple(evidence))
+            level: Level = "warning" if claimed(run) else "note"
+            yield Finding(level=level, text=text, evidence=tuple(evidence))
         elif error.verdict == "violated":
             price = trace(run, f"equivariance/percent_of_loss/{name}")
             part = None if price is None else fraction(price, price.now)

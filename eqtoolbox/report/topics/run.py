@@ -17,6 +17,11 @@ from eqtoolbox.report.words import number, plural
 FAITHFUL = 0.99  # gradient cosine below which the monitor itself warns about the replayed loss
 LARGER = 1.05  # ratio of gradients from which the training one is no clipped one
 MOST, MANY = 0.5, 0.05  # shares of skipped steps that are an alarm, and that are worth a warning
+SKIPS = (
+    "add an eps where the loss takes a root, a logarithm or a quotient: its slope is infinite at 0",
+    "train in bfloat16, or keep the loss in float32, if half precision overflows",
+    "call scaler.unscale_(optimizer) before clipping gradients",
+)
 FEW = 10  # skipped steps: by so many a gradient scaler divides its scale by a thousand
 
 
@@ -76,7 +81,16 @@ def untrained(run: Log) -> Iterator[Finding]:
         text = f"{plural(int(row.value), 'trainable parameter')} {'is' if one else 'are'} in no "
         text += f"attached optimizer, which does not move {'it' if one else 'them'}: {_named(row)}."
         evidence = (Evidence(name=row.name, step=row.step, value=row.value),)
-        yield Finding(level="warning", text=text, evidence=evidence)
+        yield Finding(
+            level="warning",
+            text=text,
+            evidence=evidence,
+            id="parameter-in-no-optimizer",
+            remedy=(
+                "give them to the optimizer: optimizer.add_param_group({'params': [...]})",
+                "or freeze them, if that is meant: requires_grad_(False)",
+            ),
+        )
 
 
 def _newest(run: Log, name: str) -> list[Record]:
@@ -149,7 +163,8 @@ def skipped_steps(run: Log) -> Iterator[Finding]:
         level = "note"
     usual = "" if level != "note" else "; a few are how a gradient scaler finds its scale"
     text = f"{what} skipped ({_culprit(last)}){usual}."
-    yield Finding(level=level, text=text, evidence=evidence)
+    remedy = SKIPS if level != "note" else ()
+    yield Finding(level=level, text=text, evidence=evidence, id="scaler-skips-steps", remedy=remedy)
 
 
 def _culprit(row: Record) -> str:

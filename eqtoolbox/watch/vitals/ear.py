@@ -77,7 +77,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         heard = self.heard
         if name in _PRODUCTS:
             self._product(name, given, result)
-        elif name in _RECTIFIERS and isinstance(result, Tensor) and result.dim() > 1:
+        elif name in _RECTIFIERS and result.dim() > 1 and _from_zero(given):
             units = result.movedim(self.axis, 0).flatten(1)
             self._layered(heard.silent, (units <= 0).all(1).cpu())
         elif name in _SQUASHERS and isinstance(result, Tensor):
@@ -135,6 +135,11 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _layered(self, table: dict[str, Tensor], found: Tensor) -> None:
         known = table.get(self._layer)
         table[self._layer] = found if known is None or known.shape != found.shape else known & found
+
+
+def _from_zero(given: dict[str, Any]) -> bool:
+    """Whether a rectifier's least value is 0: other clamps leave nothing silent."""
+    return not any(given.get(bound, 0) for bound in ("min", "min_val", "threshold"))
 
 
 def _place(tensor: Tensor) -> int:

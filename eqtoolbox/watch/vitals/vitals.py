@@ -15,9 +15,9 @@ from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
 from eqtoolbox.watch.vitals.strides import Strides
-from eqtoolbox.watch.vitals.ear import Heard, listen
 
 NAME = "vital"
 BATCHES = 5  # in a row on which a unit that is silent counts as such
