@@ -85,8 +85,8 @@ DISEASES: tuple[Disease, ...] = (
         told_from="a dead layer is given inputs that vary",
         remedy=("print one batch: the pipeline gives the same sample, or zeros, again and again",),
         source="Karpathy 2019, A Recipe for Training Neural Networks",
-        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "inputs-not-scaled", "dead-units",
-                  "learning-rate-too-low"),
+        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "inputs-not-scaled",
+                  "dead-units", "learning-rate-too-low"),
     ),
     Disease(
         id="inputs-not-scaled",

@@ -8,7 +8,7 @@ from eqtoolbox.report.words import number, percent
 
 LOST = 1e-3  # of the last layer's gradient that reaches the first
 SATURATED = 0.8  # share of a layer's numbers at an end of their range
-DEAD, BORNE = 0.25, 0.4  # share of a layer's units: fewer are usual, and more while it learns
+DEAD, BORNE = 0.25, 0.5  # share of a layer's units: fewer are usual, and more while it learns
 SEEN = 3  # batches on which a unit must be silent
 ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
 COLLAPSED = 0.1  # spread of the outputs, where the loss is content with them

@@ -76,7 +76,8 @@ def rate_too_low(signs: Signs) -> Symptom | None:
     if signs.state not in ("stuck", "little") or ratio is None or clipped_share(signs) > ALWAYS:
         return None
     most = signs.told("vital/update_ratio", "most")
-    reach = float(np.nanmedian(most)) * signs.length
+    most = most[np.isfinite(most)]
+    reach = (float(np.median(most)) if most.size else ratio.now) * signs.length
     falls = signs.curve("vital/own_batch")
     fall = 1.0
     if falls is not None and signs.level[0]:

@@ -13,7 +13,7 @@ from eqtoolbox.report.trace import Curve, trace, traces
 from eqtoolbox.report.words import listing, number, plural
 
 ALIKE = 1e-6  # relative distance of units that count as equal
-MANY = 0.4  # of a layer's units: fewer dead ones are usual, and the layer has others
+MANY = 0.5  # of a layer's units: fewer dead ones are usual, and the layer has others
 REVIVE = (
     "re-initialise the dead units and lower the learning rate (or warm it up)",
     "use a leaky activation: LeakyReLU or GELU",

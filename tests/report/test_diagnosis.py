@@ -1,0 +1,226 @@
+"""Diseases: each is named first, its look-alike is not, and healthy runs warn of nothing."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eqtoolbox.record.facts import Facts
+from eqtoolbox.record.record import Record
+from eqtoolbox.report import Run
+from eqtoolbox.report.diagnosis.diseases import DISEASES
+from eqtoolbox.report.diagnosis.signs import Signs
+from eqtoolbox.report.finding import Finding
+from tests.report.runs import write_run
+
+MakeRun = Callable[..., Run]
+
+STEPS = 16  # measured ones, every tenth
+FALLING = [2.3 * 0.8**k for k in range(STEPS)]
+FLAT = [2.3 + 0.01 * (-1) ** k for k in range(STEPS)]
+GUESS = {"constant_loss": 2.3}
+WELL: dict[str, Any] = {  # what a healthy network shows beside its loss
+    "update_ratio": (0.01, {"most": 0.02, "least": 0.005, "weight": 5.0}),
+    "gradient_norm": (0.5, {"used": 0.5}),
+    "gradient_depth": (0.4, {"first": "0.weight", "last": "8.weight", "layers": 5}),
+    "own_batch": (-0.02, {"loss": 2.3}),
+    "output_spread": (0.9, {}),
+    "halves": (0.6, {"samples": 32}),
+    "input_scale": (2.0, {"rms": 1.0, "columns": 10, "constant": 0}),
+    "silent": (0.1, {"layers": ("2",), "units": (64,), "batches": 5}),
+    "weight_decay": (0.01, {"weight": 5.0}),
+    "eval_mode": (0.0, {"root": False, "named": ()}),
+    "probabilities": (0.0, {}),
+}
+
+
+def signs_of(losses: list[float], **changed: Any) -> list[Record]:
+    """The vital signs of a run: healthy but for what is changed; of None nothing is recorded."""
+    shown = {**WELL, **GUESS, **changed}
+    rows = []
+    for k, loss in enumerate(losses):
+        step = 10 * k
+        told = loss if np.isfinite(loss) else "nan"
+        facts = Facts({"losses": [told], "first": step})
+        rows.append(Record(step=step, name="vital/losses", value=loss, facts=facts))
+        if not np.isfinite(loss):
+            continue
+        for name, given in shown.items():
+            value, beside = given if isinstance(given, tuple) else (given, {})
+            value = value[k] if isinstance(value, list) else value
+            if value is not None:
+                full = name if "/" in name else f"vital/{name}"
+                rows.append(Record(step=step, name=full, value=value, facts=Facts(beside)))
+    return rows
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Write records into a fresh run directory and read it back."""
+    count = iter(range(100))
+
+    def make(*records: Iterable[Record], **info: Any) -> Run:
+        rows = [r for group in records for r in group]
+        return Run(write_run(tmp_path / f"run{next(count)}", rows, format=2, **info))
+
+    return make
+
+
+def grave(run: Run) -> list[Finding]:
+    return [f for f in run.findings() if f.level in ("alarm", "warning")]
+
+
+STALE = "optimizer.zero_grad() is missing, and .grad is a sum over steps"
+RATIO = "monitor/closure_grad_ratio"
+COSINE = {"monitor/closure_grad_cos": 1.0}
+HEAVY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.995}]}}
+DECAY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "weight_decay": 0.5}]}}
+NO_DECAY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "weight_decay": 0.0}]}}
+SHRINKING = [0.01 + k / 100 for k in range(STEPS)]
+SPIKED = [2.0 * 0.9**k for k in range(40)]
+SPIKED[25] = 3.0
+NOISY = [2.0 * 0.9**k * (1.3 if k % 2 else 1.0) for k in range(40)]
+GROWING = [2.3 * 3.0**k for k in range(6)] + [float("nan")] * 10
+CALM = [*FALLING[:6], *[float("nan")] * 10]
+
+# id, the run that has it, the look-alike that has not (losses, signs, info)
+TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
+    ("zero-grad-forgotten",
+     (FLAT, {RATIO: (3.0, {"cause": STALE}), "monitor/closure_grad_cos": 0.2}, {}),
+     (FALLING, {RATIO: 1.0, **COSINE}, {})),
+    ("momentum-too-high", (FLAT, {"own_batch": (0.3, {"loss": 2.3})}, HEAVY),
+     (FALLING, {}, HEAVY)),
+    ("diverged", (GROWING, {}, {}), (CALM, {}, {})),
+    ("not-finite", (CALM, {}, {}), (GROWING, {}, {})),
+    ("softmax-twice", (FLAT, {"probabilities": 1.0}, {}), (FALLING, {}, {})),
+    ("training-in-eval-mode", (FALLING, {"eval_mode": (2.0, {"root": True, "named": ("1",)})}, {}),
+     (FALLING, {"eval_mode": (2.0, {"root": False, "named": ("1",)})}, {})),
+    ("constant-input",
+     (FLAT, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 9})}, {}),
+     (FALLING, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 2})}, {})),
+    ("inputs-not-scaled",
+     (FLAT, {"input_scale": (4e4, {"rms": 200.0, "columns": 9, "constant": 0})}, {}),
+     (FALLING, {"input_scale": (30.0, {"rms": 3.0, "columns": 9, "constant": 0})}, {})),
+    ("decay-too-strong",
+     (FLAT, {"weight_decay": 0.9, "update_ratio": (0.01, {"most": 0.02, "weight": 5.0})}, DECAY),
+     (FALLING, {}, DECAY)),
+    ("always-clipped", (FLAT, {RATIO: 1e-3, **COSINE}, {}),
+     (FALLING, {RATIO: [0.3] * 3 + [1.0] * 13, **COSINE}, {})),
+    ("learning-rate-too-high", (FLAT, {"own_batch": (0.3, {"loss": 2.3})}, {}),
+     (FALLING, {"own_batch": ([0.3, *[-0.02] * 15], {"loss": 2.3})}, {})),
+    ("dead-units", (FLAT, {"silent": (0.6, {"layers": ("2",), "units": (64,), "batches": 5})}, {}),
+     (FALLING, {"silent": (0.6, {"layers": ("2",), "units": (64,), "batches": 1})}, {})),
+    ("exploding-gradient", (FLAT, {"gradient_norm": [5e4, *[0.5] * 15]}, {}),
+     (FALLING, {"gradient_norm": [20.0, *[0.5] * 15]}, {})),
+    ("vanishing-gradient",
+     (FLAT, {"gradient_depth": (1e-6, {"first": "0.weight", "last": "8.weight", "layers": 5})}, {}),
+     (FALLING, {"gradient_depth": (1e-2, {"first": "0.weight", "last": "8.weight", "layers": 5})},
+      {})),
+    ("learning-rate-too-low",
+     (FLAT, {"update_ratio": (1e-6, {"most": 2e-6}), "own_batch": (-1e-6, {"loss": 2.3})}, {}),
+     (FALLING, {"update_ratio": (1e-4, {"most": 2e-4})}, {})),
+    ("collapsed-representation",
+     (FALLING, {"constant_loss": None, "output_spread": [0.9, *[0.001] * 15]}, {}),
+     (FALLING, {"constant_loss": None, "output_spread": [0.9, *[0.5] * 15]}, {})),
+    ("constant-output", (FLAT, {"output_spread": 1e-7}, {}), (FALLING, {"output_spread": 0.1}, {})),
+    ("saturated-attention", (FALLING, {"attention_entropy": (0.05, {"logit": 90.0})}, {}),
+     (FALLING, {"attention_entropy": (0.6, {"logit": 5.0})}, {})),
+    ("batch-norm-on-tiny-batches", (FALLING, {"batch_norm": 2.0}, {}),
+     (FALLING, {"batch_norm": 32.0}, {})),
+    ("overfit", (FALLING, {"held_out": [2.0, 1.5, *[2.2] * 14]}, {}),
+     (FALLING, {"held_out": [1.1 * x for x in FALLING]}, {})),
+    ("loss-spike", (SPIKED, {}, {}), (NOISY, {}, {})),
+    ("no-signal", (FLAT, {"halves": (-0.02, {"samples": 32}), "update_ratio": 0.02}, {}),
+     (FALLING, {"halves": (-0.02, {"samples": 32})}, {})),
+    ("not-learning", (FLAT, {}, {}), (FALLING, {}, {})),
+    ("norms-grow", (FALLING, {"conservation/charge/scale": [1.0 + 3 * k for k in range(STEPS)]},
+                    NO_DECAY),
+     (FALLING, {"conservation/charge/scale": [1.0 + k / 50 for k in range(STEPS)]}, NO_DECAY)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("id", "sick", "alike"), TWINS, ids=[row[0] for row in TWINS])
+def test_a_disease_is_named_first_and_its_look_alike_is_not(
+    id: str, sick: Any, alike: Any, make_run: MakeRun
+) -> None:
+    losses, changed, info = sick
+    rows = signs_of(losses, **changed)
+    if id == "decay-too-strong":  # the norm falls, which one value for all steps does not show
+        rows = [
+            dataclasses.replace(r, facts=Facts({"weight": 5.0 * 0.8 ** (r.step / 10)}))
+            if r.name == "vital/weight_decay"
+            else r
+            for r in rows
+        ]
+    found = make_run(rows, **info).findings()
+    ill = [f for f in found if f.level != "good" and f.id]
+    assert ill[0].id == id, [(f.id, f.text) for f in ill]
+    assert 1 <= len(ill[0].remedy) <= 3 and ill[0].cause
+    losses, changed, info = alike
+    assert id not in {f.id for f in make_run(signs_of(losses, **changed), **info).findings()}
+
+
+def test_every_disease_of_the_table_has_its_twins() -> None:
+    assert sorted(row[0] for row in TWINS) == sorted(disease.id for disease in DISEASES)
+    known = {disease.id for disease in DISEASES}
+    for disease in DISEASES:
+        assert 1 <= len(disease.remedy) <= 3 and disease.told_from and disease.source
+        assert disease.id not in disease.explains and disease.id in known
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_healthy_run_warns_of_nothing_and_says_so(seed: int, make_run: MakeRun) -> None:
+    noise = np.random.default_rng(seed).normal(1, 0.1, STEPS)
+    run = make_run(signs_of([float(x) for x in FALLING * noise]))
+    assert grave(run) == []
+    assert "nothing-unusual" in {f.id for f in run.findings()}
+
+
+@pytest.mark.parametrize("losses", [FLAT, CALM, GROWING])
+def test_a_run_that_did_not_learn_is_not_praised(losses: list[float], make_run: MakeRun) -> None:
+    calm = [Record(step=s, name="curvature/stability", value=0.1) for s in range(0, 160, 10)]
+    assert "good" in {f.level for f in make_run(signs_of(FALLING), calm).findings()}
+    found = make_run(signs_of(losses), calm).findings()
+    assert "good" not in {f.level for f in found}
+    assert [f for f in found if "below the edge" in f.text]
+
+
+def test_constant_outputs_are_not_praised(make_run: MakeRun) -> None:
+    run = make_run(signs_of(FALLING, output_spread=1e-9))
+    assert "good" not in {f.level for f in run.findings()}
+
+
+@pytest.mark.parametrize(
+    ("losses", "guess", "state"),
+    [
+        (FALLING, 2.3, "learned"),
+        (FALLING, None, "learned"),
+        (FLAT, 2.3, "stuck"),
+        ([80 * 0.5**k + 2.3 for k in range(STEPS)], 2.3, "stuck"),  # as good as a guess
+        ([0.1] * STEPS, 2.3, "learned"),  # before this run
+        ([2.3 + k for k in range(STEPS)], 2.3, "grew"),
+        (GROWING, 2.3, "not finite"),
+        (FALLING[:3], 2.3, "unknown"),
+        ([-float(k) / STEPS for k in range(1, STEPS + 1)], None, "learned"),  # a cosine
+    ],
+)
+def test_whether_a_run_learned(
+    losses: list[float], guess: float | None, state: str, make_run: MakeRun
+) -> None:
+    assert Signs(make_run(signs_of(losses, constant_loss=guess))).state == state
+
+
+def test_what_a_disease_explains_is_told_once(make_run: MakeRun) -> None:
+    run = make_run(signs_of(FLAT, gradient_depth=(1e-6, {"layers": 5}), output_spread=1e-8))
+    assert [f.id for f in grave(run)] == ["vanishing-gradient"]
+
+
+def test_symmetries_of_a_preset_are_looked_at_and_claimed_ones_warn(make_run: MakeRun) -> None:
+    name = "equivariance/relative_error/cyclic4"
+    rows = [Record(step=s, name=name, value=0.5, floor=1e-6) for s in range(0, 50, 10)]
+    assert grave(make_run(rows, preset="standard")) == []
+    (finding,) = grave(make_run(rows, preset=None))
+    assert finding.id == "broken-symmetry" and finding.remedy
