@@ -15,14 +15,14 @@ from tests.report.runs import series, write_run
 def test_summary_of_a_part_and_its_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = series("noether/first_order/rescale", [0.5] * 5, floor=1e-7, verdict="violated")
+    rows = series("conservation/closure/rescale", [0.5] * 5, floor=1e-7, verdict="violated")
     home = str(write_run(tmp_path, rows + series("curvature/sharpness", [1.0, 2.0])))
     assert main(["summary", home, "--fail-on", "alarm"]) == 0
     capsys.readouterr()
     assert main(["summary", home, "--fail-on", "warning", "--top", "1", "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert [f["level"] for f in shown["findings"]] == ["warning"]
-    assert list(shown["values"]) == ["noether/first_order/rescale"] and shown["left_out"]
+    assert list(shown["values"]) == ["conservation/closure/rescale"] and shown["left_out"]
     assert main(["summary", home, "--only", "curvature", "--fail-on", "warning"]) == 0
     text = capsys.readouterr().out
     assert "curvature/sharpness" in text and "rescale" not in text

@@ -205,7 +205,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json([vars(m) | {"letters": m.letters} for m in found])
         return
-    if name and not any(name in m.pattern for m in found):
+    if name and not any(name in m.pattern.split("/") for m in found):
         say(f"There is no record {name!r}; this is near:\n")
     if len(found) <= 3:
         say("\n\n".join(map(str, found)))
