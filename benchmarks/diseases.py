@@ -408,6 +408,79 @@ def constant_input(loop: Loop) -> None:
     loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(torch.ones_like(x), y), 160)
 
 
+@case("constant-input")
+def ignored_input(loop: Loop) -> None:
+    m, (x, y) = net(64, 32, 32, 10), images()
+
+    def blind(model: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch[0] * 1e-9), batch[1])
+
+    loop(m, SGD(m.parameters(), lr=0.05), blind, batches(x.flatten(1), y, 64), 160)
+
+
+@case("collapsed-representation")
+def collapsed_pairs(loop: Loop) -> None:
+    m, x = net(64, 64, 16), images()[0].flatten(1)
+
+    def alike(model: nn.Module, batch: Batch) -> Tensor:
+        return F.mse_loss(model(batch[0] + batch[1]), model(batch[0] - batch[1]).detach())
+
+    loop(m, Adam(m.parameters(), lr=3e-3), alike, batches(x, 0.1 * torch.randn(len(x), 64)), 250)
+
+
+@case("lost-symmetry")
+def lost_symmetry(loop: Loop) -> None:
+    m, (x, y) = conv(norm=False), images()
+    optimizer = Adam(m.parameters(), lr=3e-3)
+    for _ in range(400):
+        rows = torch.randint(0, len(x), (128,))
+        turned = torch.cat([c.rot90(k, (2, 3)) for k, c in enumerate(x[rows].chunk(4))])
+        F.cross_entropy(m(turned), y[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    claims = {"equivariance": {"symmetries": ["cyclic4"]}, "curvature": {"k": 1}}
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x, y, 64), 250, probes=claims)
+
+
+@case()
+def healthy_second_phase(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+    optimizer = Adam(m.parameters(), lr=3e-3)
+    for _ in range(400):
+        rows = torch.randint(0, len(x), (64,))
+        F.cross_entropy(m(x[rows]), y[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loop(m, Adam(m.parameters(), lr=1e-4), ce, batches(x, y, 64), 160)
+
+
+@case()
+def healthy_binary(loop: Loop) -> None:
+    m, (x, y) = net(30, 16, 1), table("breast_cancer")
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
+
+    optimizer = SGD(m.parameters(), lr=0.02, momentum=0.99)
+    loop(m, optimizer, loss, batches(x, y.float()[:, None]), 400)
+
+
+@case()
+def healthy_scaler(loop: Loop) -> None:
+    m, (x, y) = net(64, 32, 10, norm=nn.BatchNorm1d), images()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x.flatten(1), y), 200, scaler=scaler)
+
+
+@case()
+def healthy_warm_up(loop: Loop) -> None:
+    m, (x, y) = conv(), images()
+    optimizer = torch.optim.AdamW(m.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=1000)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    loop(m, optimizer, ce, batches(x, y, 64), 250)
+
+
 @case()
 def healthy_tanh(loop: Loop) -> None:
     m, (x, y) = net(30, 32, 2, act=nn.Tanh), table("breast_cancer")

@@ -3,6 +3,7 @@
 from eqtoolbox.report.diagnosis import data, loop, signal, steps
 from eqtoolbox.report.diagnosis.disease import Disease
 
+DEAD = ("dead-layer", "dead-units")
 OUTCOME = ("not-learning", "no-signal", "loss-rising")
 LOST = (*OUTCOME, "loss-not-finite", "measurements-non-finite", "measurements-failed", "errors",
         "beyond-edge")  # fmt: skip
@@ -17,7 +18,7 @@ DISEASES: tuple[Disease, ...] = (
         remedy=("call optimizer.zero_grad() once in every step, before backward",),
         source="Schoop et al. 2021 (UMLAUT)",
         explains=(*LOST, "another-loss", "another-scale", "learning-rate-too-high",
-                  "momentum-too-high", "diverged", "not-finite", "dead-units", "exploding-gradient",
+                  "momentum-too-high", "diverged", "not-finite", *DEAD, "exploding-gradient",
                   "always-clipped", "vanishing-gradient", "constant-output", "loss-spike",
                   "near-units", "duplicate-units"),
     ),
@@ -86,7 +87,7 @@ DISEASES: tuple[Disease, ...] = (
         remedy=("print one batch: the pipeline gives the same sample, or zeros, again and again",),
         source="Karpathy 2019, A Recipe for Training Neural Networks",
         explains=(*OUTCOME, "constant-output", "vanishing-gradient", "inputs-not-scaled",
-                  "dead-units", "learning-rate-too-low"),
+                  *DEAD, "learning-rate-too-low"),
     ),
     Disease(
         id="inputs-not-scaled",
@@ -109,7 +110,7 @@ DISEASES: tuple[Disease, ...] = (
         remedy=("divide weight_decay by 10 to 100", "exempt norms and biases from it"),
         source="Kosson et al. 2023 (2305.17212)",
         explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low",
-                  "learning-rate-too-high", "beyond-edge", "dead-units"),
+                  "learning-rate-too-high", "beyond-edge", *DEAD),
     ),
     Disease(
         id="always-clipped",
@@ -137,6 +138,20 @@ DISEASES: tuple[Disease, ...] = (
                   "learning-rate-too-low", "exploding-gradient"),
     ),
     Disease(
+        id="dead-layer",
+        level="alarm",
+        symptom=signal.dead_layer,
+        told_from="a layer whose gradients vanish still gives something",
+        remedy=(
+            "re-initialise these units and lower the learning rate, or warm it up",
+            "use LeakyReLU or GELU",
+            "check the biases: large negative ones keep units silent",
+        ),
+        source="Sokar et al. 2023 (2302.12902)",
+        explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low",
+                  "dead-units"),
+    ),
+    Disease(
         id="dead-units",
         level="warning",
         symptom=signal.dead,
@@ -147,7 +162,6 @@ DISEASES: tuple[Disease, ...] = (
             "check the biases: large negative ones keep units silent",
         ),
         source="Sokar et al. 2023 (2302.12902)",
-        explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low"),
     ),
     Disease(
         id="exploding-gradient",

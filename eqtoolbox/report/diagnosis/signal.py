@@ -1,5 +1,7 @@
 """Symptoms of the signal: where it is lost between inputs, units, gradients and outputs."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
@@ -12,6 +14,7 @@ DEAD, BORNE = 0.25, 0.5  # share of a layer's units: fewer are usual, and more w
 SEEN = 3  # batches on which a unit must be silent
 ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
 COLLAPSED = 0.1  # spread of the outputs, where the loss is content with them
+NAUGHT = 1e-4  # size of what the first layer is given; standardised inputs have 1
 SHARP = 0.25  # entropy of attention over that of uniform one
 
 
@@ -59,6 +62,15 @@ def exploding(signs: Signs) -> Symptom | None:
     return Symptom(text=text, names=names, step=norm.records[at].step)
 
 
+def dead_layer(signs: Signs) -> Symptom | None:
+    """A layer none of whose units gives anything."""
+    found = dead(signs)
+    if found is None or not _whole_layer(signs):
+        return None
+    text = found.text + " No input passes this layer, and nothing before it learns."
+    return replace(found, text=text)
+
+
 def dead(signs: Signs) -> Symptom | None:
     """Units that give nothing on batch after batch."""
     share, facts = signs.now("vital/silent"), signs.facts("vital/silent")
@@ -69,10 +81,7 @@ def dead(signs: Signs) -> Symptom | None:
     count = round(share * units[0])
     text = f"{count} of {units[0]} units of layer {layers[0]} are dead: they gave 0 for every "
     text += f"sample of {batches} batches in a row."
-    if share < 1:
-        return Symptom(text=text, names=("vital/silent",), where=layers[0])
-    text += " No input passes this layer, and nothing before it learns."
-    return Symptom(text=text, names=("vital/silent",), where=layers[0], level="alarm")
+    return Symptom(text=text, names=("vital/silent",), where=layers[0])
 
 
 def _whole_layer(signs: Signs) -> bool:
@@ -97,10 +106,13 @@ def constant_input(signs: Signs) -> Symptom | None:
     """Inputs that do not vary from sample to sample."""
     facts = signs.facts("vital/input_scale")
     columns = facts.count("columns")
-    if not columns or facts.count("constant") != columns:
+    size = facts.number("rms")
+    tiny = size is not None and size < NAUGHT
+    if not columns or (facts.count("constant") != columns and not tiny):
         return None
-    text = "The input is constant: the first layer is given the same numbers for every sample, so "
-    text += "that the outputs cannot depend on it."
+    what = "nearly 0" if tiny else "constant"
+    text = f"The input is {what}: the first layer is given the same numbers for every sample, so "
+    text += "that the outputs cannot depend on it and the input is ignored."
     return Symptom(text=text, names=("vital/input_scale",), where="the data")
 
 

@@ -18,6 +18,7 @@ MEMORY = 0.05  # of the run: how long momentum may remember
 SHRUNK = 0.7  # of the weights' norm at the start
 FAR = 3.0  # times its start: a loss that was so high was thrown there
 GROWN, MUCH = 2.0, 30.0  # times |w|² at the start
+THROWN = 5.0  # times the weights' norm at the start, in a run that learns nothing
 EDGE = 2.0  # times the edge of stability
 
 
@@ -27,6 +28,7 @@ def rises(signs: Signs) -> float:
     if change is None or len(change.records) < 3:
         return 0.0
     size = np.array([abs(row.facts.number("loss") or 0.0) for row in change.records])
+    size = np.maximum(size, abs(signs.level[0]))  # where it is small, rises are small
     return float(np.mean(change.values > RISES * size))
 
 
@@ -42,12 +44,16 @@ def rate_too_high(signs: Signs) -> Symptom | None:
         return None
     share, stability = rises(signs), signs.now("curvature/stability")
     beyond = stability is not None and stability > EDGE
-    far = peak(signs) > FAR * abs(signs.level[0])
+    size = signs.told("vital/weight_decay", "weight")
+    thrown = size.size > 1 and size[-1] > THROWN * size[0]
+    far = peak(signs) > FAR * abs(signs.level[0]) or thrown
     if share < OFTEN and not (beyond and share > OFTEN / 2) and not far:
         return None
     raised = f"{percent(share)} of the measured steps raise the loss of their own batch"
     if far:
         raised = f"it threw the loss up to {number(peak(signs))}"
+    if thrown:
+        raised = f"it threw the weights to {number(size[-1] / size[0], 2)}x their first norm"
     text = (
         f"The learning rate is too high: {raised}, and the loss does not fall "
         f"({number(signs.level[0])} at the start, {number(signs.level[1])} at the end)."
@@ -61,7 +67,7 @@ def momentum_too_high(signs: Signs) -> Symptom | None:
     beta = signs.option("momentum")
     if beta < HEAVY or 1 / (1 - min(beta, 1 - 1e-9)) < MEMORY * signs.length:
         return None
-    if signs.state == "learned" and rises(signs) < OFTEN / 2:
+    if signs.state == "learned":
         return None
     text = (
         f"Momentum {number(beta)} is too high: it remembers {number(1 / (1 - beta))} steps of "
@@ -148,5 +154,6 @@ def norms_grow(signs: Signs) -> Symptom | None:
         f"Without weight decay the weights before normalisations grow: their effective learning "
         f"rate lr/|w|² fell {number(growth, 2)}x since the start."
     )
-    level: Level | None = "warning" if growth > MUCH else None
+    much = growth > MUCH and signs.state != "learned"
+    level: Level | None = "warning" if much else None
     return Symptom(text=text, names=(size.name,), level=level)

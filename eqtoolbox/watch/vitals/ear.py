@@ -27,6 +27,7 @@ class Heard:
     order: list[str] = field(default_factory=list)  # parameters of products, as they were used
     silent: dict[str, Tensor] = field(default_factory=dict)  # by layer: units that gave nothing
     saturated: dict[str, float] = field(default_factory=dict)  # by layer: share of its numbers
+    last: Any = None  # what the last product gave
     inputs: Inputs | None = None  # of the first product
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
@@ -112,6 +113,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 other = next((t for t, n in zip(tensors, named, strict=True) if n is None), None)
                 if other is not None and other.is_floating_point():
                     self.heard.inputs = Inputs.of(other, self.axis)
+            self.heard.last = result
             self.heard.order += [n for n in named if n and n not in self.heard.order]
         elif name in ("bmm", "baddbmm") and tensors and _place(tensors[0]) in self.soft:
             self.heard.attention.weights(self.soft[_place(tensors[0])])
