@@ -231,7 +231,7 @@ def dead_half(loop: Loop) -> None:
     loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x, y), 200)
 
 
-@case("dead-units")
+@case("dead-layer")
 def dead_layer(loop: Loop) -> None:
     m, (x, y) = conv(norm=False), images()
     m[2].bias.data.fill_(-30.0)
@@ -425,7 +425,7 @@ def collapsed_pairs(loop: Loop) -> None:
     def alike(model: nn.Module, batch: Batch) -> Tensor:
         return F.mse_loss(model(batch[0] + batch[1]), model(batch[0] - batch[1]).detach())
 
-    loop(m, Adam(m.parameters(), lr=3e-3), alike, batches(x, 0.1 * torch.randn(len(x), 64)), 250)
+    loop(m, Adam(m.parameters(), lr=1e-2), alike, batches(x, 0.5 * torch.randn(len(x), 64)), 400)
 
 
 @case("lost-symmetry")
@@ -461,7 +461,7 @@ def healthy_binary(loop: Loop) -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return F.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
 
-    optimizer = SGD(m.parameters(), lr=0.02, momentum=0.99)
+    optimizer = SGD(m.parameters(), lr=0.003, momentum=0.98)
     loop(m, optimizer, loss, batches(x, y.float()[:, None]), 400)
 
 

@@ -113,6 +113,8 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
      (FALLING, {"own_batch": ([0.3, *[-0.02] * 15], {"loss": 2.3})}, {})),
     ("dead-units", (FLAT, {"silent": (0.6, {"layers": ("2",), "units": (64,), "batches": 5})}, {}),
      (FALLING, {"silent": (0.6, {"layers": ("2",), "units": (64,), "batches": 1})}, {})),
+    ("dead-layer", (FLAT, {"silent": (1.0, {"layers": ("2",), "units": (64,), "batches": 5})}, {}),
+     (FLAT, {"silent": (0.9, {"layers": ("2",), "units": (64,), "batches": 5})}, {})),
     ("exploding-gradient", (FLAT, {"gradient_norm": [5e4, *[0.5] * 15]}, {}),
      (FALLING, {"gradient_norm": [20.0, *[0.5] * 15]}, {})),
     ("vanishing-gradient",

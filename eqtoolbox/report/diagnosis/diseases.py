@@ -7,7 +7,12 @@ DEAD = ("dead-layer", "dead-units")
 OUTCOME = ("not-learning", "no-signal", "loss-rising")
 LOST = (*OUTCOME, "loss-not-finite", "measurements-non-finite", "measurements-failed", "errors",
         "beyond-edge")  # fmt: skip
-PLAYBOOK = "Godbole et al. 2023, Deep Learning Tuning Playbook"
+REVIVE = (
+    "re-initialise these units and lower the learning rate, or warm it up",
+    "use LeakyReLU or GELU",
+    "check the biases: large negative ones keep units silent",
+)
+PLAYBOOK = "Godbole et al. 2023, Tuning Playbook"
 
 DISEASES: tuple[Disease, ...] = (
     Disease(
@@ -107,7 +112,7 @@ DISEASES: tuple[Disease, ...] = (
         level="warning",
         symptom=steps.decay_too_strong,
         told_from="a learning rate that is too high does not shrink weights",
-        remedy=("divide weight_decay by 10 to 100", "exempt norms and biases from it"),
+        remedy=("divide weight_decay by 10 to 100, and exempt norms and biases",),
         source="Kosson et al. 2023 (2305.17212)",
         explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low",
                   "learning-rate-too-high", "beyond-edge", *DEAD),
@@ -142,11 +147,7 @@ DISEASES: tuple[Disease, ...] = (
         level="alarm",
         symptom=signal.dead_layer,
         told_from="a layer whose gradients vanish still gives something",
-        remedy=(
-            "re-initialise these units and lower the learning rate, or warm it up",
-            "use LeakyReLU or GELU",
-            "check the biases: large negative ones keep units silent",
-        ),
+        remedy=REVIVE,
         source="Sokar et al. 2023 (2302.12902)",
         explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low",
                   "dead-units"),
@@ -156,11 +157,7 @@ DISEASES: tuple[Disease, ...] = (
         level="warning",
         symptom=signal.dead,
         told_from="a unit that is silent on one batch is not dead",
-        remedy=(
-            "re-initialise these units and lower the learning rate, or warm it up",
-            "use LeakyReLU or GELU",
-            "check the biases: large negative ones keep units silent",
-        ),
+        remedy=REVIVE,
         source="Sokar et al. 2023 (2302.12902)",
     ),
     Disease(
