@@ -1,0 +1,138 @@
+"""Vital signs: what a due step holds, in numbers that a hand could work out."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import eqtoolbox as eq
+from eqtoolbox.watch.vitals.attention import Attention
+from eqtoolbox.watch.vitals.ear import listen
+from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
+from eqtoolbox.watch.vitals.inputs import Inputs
+
+PROBES = {"curvature": {"k": 1}}
+
+
+def trained(home: Path, steps: int = 12, **model: nn.Module) -> eq.Run:
+    """Regression of random numbers with a held-out loss after every second step."""
+    torch.manual_seed(0)
+    net = model.get("net") or nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    x, y = torch.randn(32, 4), torch.randn(32, 1)
+    with eq.attach(net, optimizer, run_dir=home, budget=None, schedule=4, probes=PROBES) as monitor:
+
+        @monitor.loss
+        def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            return F.mse_loss(model(batch[0]), batch[1])
+
+        for step in range(steps):
+            loss(net, (x, y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 2:
+                with torch.no_grad():
+                    loss(net, (x[:16], y[:16]))
+    return eq.Run(home)
+
+
+def test_every_loss_is_heard_and_held_out_ones_apart(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    told = [row.facts["losses"] for row in run.records("vital/losses")]
+    assert [len(losses) for losses in told] == [1, 4, 4]  # at steps 0, 4 and 8
+    assert told[1][-1] == pytest.approx(run.records("training/loss")[1].value)
+    assert [len(r.facts["losses"]) for r in run.records("vital/held_out")] == [2, 2]
+
+
+def test_the_numbers_of_a_step_are_those_of_its_parameters(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    weights = [net[0].weight.detach().clone(), net[2].weight.detach().clone()]
+    x, y = torch.randn(32, 4), torch.randn(32, 1)
+    loss = F.mse_loss(net(x), y)
+    slopes = torch.autograd.grad(loss, [*net.parameters()])
+    run = trained(tmp_path / "run")
+    first = {n: run.records(f"vital/{n}")[0] for n in ("gradient_norm", "update_ratio")}
+    length = math.sqrt(sum(float(g.square().sum()) for g in slopes))
+    assert first["gradient_norm"].value == pytest.approx(length, rel=1e-5)
+    ratios = [0.1 * float(slopes[2 * k].norm() / w.norm()) for k, w in enumerate(weights)]
+    assert first["update_ratio"].facts["least"] == pytest.approx(min(ratios), rel=1e-4)
+    assert first["update_ratio"].facts["most"] == pytest.approx(max(ratios), rel=1e-4)
+    assert run.records("vital/own_batch")[0].value < 0
+    assert run.records("vital/constant_loss")[0].value == pytest.approx(float(y.var()), rel=1e-5)
+
+
+def test_of_many_losses_few_are_told_and_the_one_that_stands_out_is_kept() -> None:
+    hearing = Hearing()
+    for step in range(1000):
+        hearing.heard(torch.tensor(50.0 if step == 700 else 1.0))
+    told = hearing.told(held_out=False)
+    assert len(told) == MOST and max(told) == 50.0 and sorted(told)[-2] == 1.0
+    assert hearing.told(held_out=False) == []
+
+
+def test_a_loss_that_is_nan_is_told() -> None:
+    assert thinned(torch.tensor([1.0] * 50 + [math.nan] * 50)).isnan().sum() >= MOST // 2 - 1
+
+
+def test_what_is_no_scalar_is_not_heard() -> None:
+    hearing = Hearing()
+    for thing in (None, 3.0, torch.ones(2)):
+        hearing.heard(thing)
+    assert hearing.told(held_out=False) == []
+
+
+@pytest.mark.parametrize(("scale", "entropy"), [(0.0, 1.0), (1e4, 0.0)])
+def test_attention_of_equal_keys_is_uniform_and_of_huge_ones_one_hot(
+    scale: float, entropy: float
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 8, 4) for _ in range(3))
+    fused = listen(lambda: F.scaled_dot_product_attention(scale * q, k, v, is_causal=True), {})
+    assert fused.attention.entropy == pytest.approx(entropy, abs=1e-3)
+    plain = listen(lambda: (scale * q @ k.mT).softmax(-1) @ v, {})
+    assert plain.attention.entropy == pytest.approx(entropy, abs=1e-3)
+
+
+def test_hidden_keys_do_not_count() -> None:
+    attention = Attention()
+    weights = torch.tensor([[[0.5, 0.5, 0.0, 0.0]]])
+    attention.weights(weights, weights > 0)
+    assert attention.entropy == pytest.approx(1.0)
+
+
+def test_units_that_give_nothing_are_seen_behind_products_and_convolutions() -> None:
+    w, kernel = torch.ones(3, 2), torch.ones(2, 1, 3, 3)
+    w[1], kernel[0] = -1, -1
+    x, image = torch.ones(4, 2), torch.ones(4, 1, 5, 5)
+    assert listen(lambda: F.relu(F.linear(x, w)), {"w": w}).silent["w"].tolist() == [
+        False, True, False
+    ]  # fmt: skip
+    heard = listen(lambda: F.relu(F.conv2d(image, kernel)), {"k.weight": kernel})
+    assert heard.silent["k"].tolist() == [True, False]
+    clamped = listen(lambda: F.linear(x, w).clamp_min(1e-12), {"w": w})
+    assert clamped.silent == {}
+
+
+def test_probabilities_are_told_from_logits() -> None:
+    x, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    assert listen(lambda: F.cross_entropy(x.softmax(-1), y), {}).probabilities
+    assert not listen(lambda: F.cross_entropy(x, y), {}).probabilities
+    assert not listen(lambda: F.cross_entropy(x.log_softmax(-1), y), {}).probabilities
+
+
+def test_columns_that_never_vary_have_no_scale() -> None:
+    x = torch.randn(50, 3) * torch.tensor([1.0, 0.0, 100.0])
+    found = Inputs.of(x)
+    assert found is not None and found.constant == 1
+    assert 30 < found.ratio < 300
+    assert Inputs.of(x[:3]) is None
+
+
+def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    facts = trained(tmp_path / "run", net=net.eval()).records("vital/eval_mode")[-1].facts
+    assert facts.flag("root") and facts.texts("named") == ("1",)
