@@ -69,8 +69,8 @@ class Noether(Probe):
     first-order law that fails by these is compared with the gradient in float64 before it is said
     to be broken: few parameters that are rounded alike show less than the sums inside the loss.
 
-    A light measurement has the laws alone, beside floors of the last whole one (`floor_of_step`)
-    and what epsilon predicts now. Where a law fails by these it becomes a whole one.
+    A light measurement has the laws alone, beside floors of the last whole one (`floor_of_step`).
+    Where a law fails by these, what epsilon predicts is asked anew; if that is not it, all is.
 
     Args:
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
@@ -95,12 +95,11 @@ class Noether(Probe):
     ) -> Iterator[Measurement]:
         yield from self.engine.report(snapshot)
         found = FoundSymmetries.of(snapshot)
-        families: dict[str, list[ContinuousSymmetry]] = found.equivariances()
         try:
             symmetries, why = found.by_family(), None
         except NotApplicable as reason:
             symmetries, why = {}, reason
-        families = {**families, **symmetries}
+        families = {**found.equivariances(), **symmetries}
         here = Laws(snapshot.before, self.engine.operator(snapshot))
         elements = here.drawn(families, rng)
         floors, rows = self._floors(snapshot), list[Measurement]()
@@ -126,27 +125,32 @@ class Noether(Probe):
     ) -> Iterator[Measurement]:
         """What every law lacks, beside the floors of the last whole measurement."""
         objective, floors = self.engine.objective(snapshot), self._floors(snapshot)
-        sides = RightSides(objective, here, families, elements)
+        sides = RightSides(objective, here, families, elements, asks=False)
         scale = here.curvature_scale()
         here.release()
         zeroth = ZerothOrder(objective, here.params, self._rounding(snapshot), rng)
         yield from sides.refused()
-        for family, law in sides.laws.items():
-            members = sides.families[family]
-            yield from _dimension(family, members)
-            if law.length == 0:
-                yield from _resting(family)
-                continue
+
+        def residuals(family: str) -> list[Measurement]:
+            law, rates = sides.laws[family], sides.rates.get(family)
             size, total = here.size * law.length, law.total(_eps(here.params), scale)
             zero, first, second = (floors.of(f"{order}_order", family) for order in ORDERS)
             first, second = max(first, abs(law.p) / size), max(second, law.p_slope / total)
-            rates = sides.rates.get(family)
             rows = [
-                zeroth.of(family, members, elements[family], rates, zero),
+                zeroth.of(family, sides.families[family], elements[family], rates, zero),
                 _residual("first_order", family, abs(law.slope) / size, first, matvecs=0),
                 _residual("second_order", family, law.defect / total, second, matvecs=1),
             ]
-            yield from (replace(row, facts={"floor_of_step": floors.step}) for row in rows)
+            return [replace(row, facts={"floor_of_step": floors.step}) for row in rows]
+
+        for family in sides.laws:
+            yield from _dimension(family, sides.families[family])
+            if sides.laws[family].length == 0:
+                yield from _resting(family)
+                continue
+            rows = residuals(family)
+            fails = any(row.verdict != "holds" for row in rows)
+            yield from residuals(family) if fails and sides.asked(here.params, family) else rows
 
     def _whole(
         self,
@@ -248,11 +252,7 @@ def _laws(
 
 
 def _bracket(
-    here: Laws,
-    families: Members,
-    elements: Elements,
-    rng: torch.Generator,
-    noise: float,
+    here: Laws, families: Members, elements: Elements, rng: torch.Generator, noise: float
 ) -> Measurement:
     """g . [K, K'] = <(DK')^T g, K> - <(DK)^T g, K'>, over the sizes of its two terms.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class RightSides:
         here: where the laws are measured.
         families: symmetries and equivariances by family.
         elements: of each family, scaled to |K| = 1.
+        asks: whether epsilon is asked of all approximate laws at once; else see `asked`.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class RightSides:
         here: Laws,
         families: Members,
         elements: Elements,
+        asks: bool = True,
     ) -> None:
         self.elements = elements
         self.why: dict[str, str] = {}  # laws that cannot be measured
@@ -42,7 +45,7 @@ class RightSides:
         except NotApplicable as reason:
             self.why, moving = dict.fromkeys(moving, str(reason)), {}
         self.families = {f: m for f, m in families.items() if f not in self.why}
-        near = approximate(self.families)
+        near = approximate(self.families) if asks else {}
         self.rates: dict[str, Rates] = {}
         self.epsilon: frozenset[str] = frozenset()  # families of which it predicts something
         self.unexplained: dict[str, str] = {}  # approximate laws of which epsilon cannot be asked
@@ -69,6 +72,19 @@ class RightSides:
                 yield Measurement(quantity, math.nan, family, status="not_applicable", note=why)
         for family, why in self.unexplained.items():
             yield Measurement("epsilon", math.nan, family, status="not_applicable", note=why)
+
+    def asked(self, params: Parameters, family: str) -> bool:
+        """Whether epsilon predicts p of this law when it is asked now; sets no more than p."""
+        near = approximate({family: self.families[family]})
+        try:
+            found = rates(self._objective, params, near, self.elements) if near else {}
+            told = predictions(self._objective, params, found) if near else {}
+        except NotApplicable:
+            return False
+        self.rates |= found
+        for f, p in told.items():
+            self.laws[f] = replace(self.laws[f], p=p.value, p_slope=norm(p.gradient))
+        return bool(told)
 
     def _measured(
         self, here: Laws, families: Members, bias: Mapping[str, Bias], told: Mapping[str, Bias]
