@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.vectors import Space, Vector, dot, norm, pieces, wide
+from eqtoolbox.linalg.vectors import Space, Vector, norm, pieces, wide
 
 Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype and device
 BLOCK = 1 << 20  # entries that rows are allocated for at once: one row of a larger model
@@ -83,6 +83,16 @@ class Basis:
             rows.row(self._size).copy_(x)
         self._size += 1
 
+    def take(self, i: int) -> Flat:
+        """Remove row i, the later ones move up; returns a copy of it."""
+        taken = [rows.row(i).clone() for rows in self._rows]
+        self._size -= 1
+        for rows in self._rows:
+            for j in range(i, self._size):
+                rows.row(j).copy_(rows.row(j + 1))
+            rows.resize(self._size)
+        return taken
+
     def include(self, v: Vector) -> None:
         """Span `v` as well: what is new in it becomes a row, if it is more than rounding."""
         w = self.pack(v)
@@ -104,13 +114,10 @@ class Basis:
 
     def subtract(self, w: Flat, coefficients: Tensor) -> None:
         """w ← w − Σ c_i q_i, in place."""
-        given = coefficients.tolist()
         for rows, x in zip(self._rows, w, strict=True):
             start = 0
-            for block in rows.blocks(0, len(given)):
-                for row, c in zip(block.unbind(), given[start:], strict=False):
-                    if c:
-                        x.sub_(row, alpha=c)
+            for block in rows.blocks(0, len(coefficients)):
+                _subtract(x, block, coefficients[start : start + len(block)])
                 start += len(block)
 
     def orthogonalise(self, w: Flat) -> Tensor:
@@ -201,15 +208,15 @@ def _products(rows: Tensor, x: Tensor) -> Tensor:
     return torch.stack([wide(a) @ wide(b) for a, b in wider]).sum(0)
 
 
-def flat_dot(a: Flat, b: Flat) -> float:
-    """Inner product of flat vectors, in float64."""
-    return dot(_named(a), _named(b))
+def _subtract(x: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+    """x ← x − Σ c_i rows_i, in place: one pass where no mode of products may round it."""
+    if x.device.type == "cpu":
+        x.addmv_(rows.T, coefficients.to(x.dtype), alpha=-1)
+        return
+    for row, c in zip(rows.unbind(), coefficients.tolist(), strict=True):
+        x.sub_(row, alpha=c)
 
 
 def flat_norm(w: Flat) -> float:
     """Euclidean norm of a flat vector, in float64."""
-    return norm(_named(w))
-
-
-def _named(w: Flat) -> Vector:
-    return {str(i): x for i, x in enumerate(w)}
+    return norm({str(i): x for i, x in enumerate(w)})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.basis import Basis, Flat, flat_dot, flat_norm
+from eqtoolbox.linalg.basis import Basis, Flat, flat_norm
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, random_like
 
@@ -51,12 +51,13 @@ class Krylov:
         self.asymmetry = 0.0  # largest departure of QHQᵀ from its transpose seen
         self._generator = generator
         self._projected = torch.zeros(0, 0, dtype=torch.float64)  # T (m, m)
-        self._beyond: list[Flat] = []  # R, b rows
+        starts = [] if start is None else [start] if isinstance(start, Mapping) else start
+        self._beyond = Basis(operator.space, max(len(starts), 1))  # R, b rows
         self._couplings = torch.zeros(0, 0, dtype=torch.float64)  # S (m, b)
         self._lost = torch.zeros(0, dtype=torch.float64)  # (m,) remainders dropped as rounding
         if start is None:
             self.refresh()
-        for v in () if start is None else [start] if isinstance(start, Mapping) else start:
+        for v in starts:
             self._begin(v)
 
     def _begin(self, start: Vector) -> None:
@@ -65,8 +66,7 @@ class Krylov:
         length = flat_norm(w)
         if not 0 < length < math.inf:
             raise ValueError(f"start must be finite and not zero, got norm {length}")
-        for _ in range(2):
-            self._subtract_beyond(w)
+        self._beyond.orthogonalise(w)
         new = flat_norm(w)
         if new > 100 * self.operator.space.eps * length:
             self._push(w, new)
@@ -87,7 +87,7 @@ class Krylov:
         Returns:
             Whether the chain goes on; False when its space is invariant to rounding.
         """
-        if not self._beyond:
+        if not len(self._beyond):
             self.refresh()
         w, predicted = self._product_of_next(row)
         # first pass: what symmetry predicts; second pass: what is left, rounding if H is symmetric
@@ -97,25 +97,23 @@ class Krylov:
         self.basis.subtract(w, rest)
         aside = self._subtract_beyond(w)
         beta = flat_norm(w)
+        removed = math.hypot(*rest.tolist(), *aside.tolist())
         self._check(rest[:-1], math.hypot(*(known + rest).tolist(), *aside.tolist(), beta))
         self._projected = _bordered(self._projected, known + rest)
         self._couplings = torch.cat([self._couplings, aside[None]])
         goes_on = beta > 100 * self.operator.space.eps * self.scale
         self._lost = torch.cat([self._lost, torch.tensor([0.0 if goes_on else beta]).double()])
         if goes_on:
-            self._push(self._cleaned(w, beta), 1.0)
+            # where most of it was subtracted, what is left is orthogonal to rounding of that only
+            self._push(w, beta if beta > removed else self._cleaned(w))
             self._couplings[-1, -1] = beta
         return goes_on
 
-    def _cleaned(self, w: Flat, length: float) -> Flat:
-        """`w` of norm 1: where little is left of a product, other rows of R may be more than it."""
-        unit = [x.div_(length) for x in w]
-        if not self._beyond:
-            return unit
-        self.basis.orthogonalise(unit)
-        self._subtract_beyond(unit)
-        length = flat_norm(unit)
-        return [x.div_(length) for x in unit]
+    def _cleaned(self, w: Flat) -> float:
+        """The norm of `w` once it is orthogonal to all rows again."""
+        self.basis.subtract(w, self.basis.coefficients(w))
+        self._subtract_beyond(w)
+        return flat_norm(w)
 
     def ritz(self) -> Ritz:
         """Eigenpairs of T with their residuals."""
@@ -141,9 +139,7 @@ class Krylov:
         """
         inside = self.basis.combine((self._projected @ weights)[:, None])[0]
         image = self.basis.pack(inside)
-        for c, row in zip((self._couplings.T @ weights).tolist(), self._beyond, strict=True):
-            for x, r in zip(image, row, strict=True):
-                x.add_(r, alpha=c)
+        self._beyond.subtract(image, -(self._couplings.T @ weights))
         return self.basis.unpack(image)
 
     def leaving(self) -> float:
@@ -176,10 +172,7 @@ class Krylov:
         mirror = direction * (1.0 if direction[-1] <= 0 else -1.0)
         mirror[-1] -= 1.0
         mirror = mirror / mirror.norm()
-        for rows in zip(*self._beyond, strict=True):  # of one dtype and device each
-            along = sum(h * x for h, x in zip(mirror.tolist(), rows, strict=True))
-            for h, x in zip(mirror.tolist(), rows, strict=True):
-                x.sub_(along, alpha=2 * h)
+        self._beyond.rotate(torch.eye(len(mirror)).double() - 2 * torch.outer(mirror, mirror))
         self._couplings = self._couplings - 2 * (self._couplings @ mirror)[:, None] * mirror
 
     def refresh(self) -> None:
@@ -199,13 +192,10 @@ class Krylov:
             self._reflect(mixed / mixed.norm())
 
     def _product_of_next(self, row: int) -> tuple[Flat, Tensor]:
-        q = self._beyond.pop(row)
+        row %= len(self._beyond)
         predicted = self._couplings[:, row]
-        rows = [j for j in range(len(self._beyond) + 1) if j != row % (len(self._beyond) + 1)]
-        self._couplings = self._couplings[:, rows]
-        if rows:  # the basis may have grown since q was orthogonalised
-            self.basis.orthogonalise(q)
-        self.basis.append(q)
+        self._couplings = torch.cat([self._couplings[:, :row], self._couplings[:, row + 1 :]], 1)
+        self.basis.append(self._beyond.take(row))
         w = self.basis.pack(self.operator(self.basis.vector(self.size - 1)))
         self.matvecs += 1
         return w, predicted
@@ -216,11 +206,8 @@ class Krylov:
 
     def _subtract_beyond(self, w: Flat) -> Tensor:
         """Make `w` orthogonal to R; returns its coefficients (b,)."""
-        coefficients = torch.zeros(len(self._beyond), dtype=torch.float64)
-        for j, r in enumerate(self._beyond):
-            coefficients[j] = flat_dot(r, w)
-            for x, y in zip(w, r, strict=True):
-                x.sub_(y, alpha=float(coefficients[j]))
+        coefficients = self._beyond.coefficients(w)
+        self._beyond.subtract(w, coefficients)
         return coefficients
 
     def _check(self, rest: Tensor, length: float) -> None:
