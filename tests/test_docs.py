@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch._dynamo  # whose first import makes a directory, which must not fall into a replay
 
+from eqtoolbox.report.diagnosis.listed import markdown
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     str(path.relative_to(DOCS)): blocks
@@ -37,6 +39,13 @@ def test_every_page_is_in_the_plan_of_the_site() -> None:
     plan = (DOCS.parent / "mkdocs.yml").read_text()
     missing = [p for p in DOCS.rglob("*.md") if str(p.relative_to(DOCS)) not in plan]
     assert not missing
+
+
+def test_the_page_of_diseases_is_the_table() -> None:
+    assert (DOCS / "diseases.md").read_text() == markdown(), (
+        "write it anew: python -c 'from eqtoolbox.report.diagnosis.listed import markdown; "
+        'print(markdown(), end="")\' > docs/diseases.md'
+    )
 
 
 def test_pages_fetch_nothing_when_they_are_read() -> None:
