@@ -73,12 +73,10 @@ def _write(target: Path, text: str) -> None:
 
 def content(run: Run) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
-    model = run.info.get("model") or {}
     findings = run.findings()
     wrong = [f for f in findings if f.level in ("alarm", "warning")]
     return {
-        "title": model.get("class") or run.path.resolve().name,
-        "path": run.path.resolve().name,
+        "title": run.path.resolve().name,
         "facts": list(_facts(run)),
         "findings": wrong[:ON_TOP],
         "more": [*wrong[ON_TOP:], *(f for f in findings if f.level == "note")],
@@ -100,6 +98,8 @@ def content(run: Run) -> dict[str, Any]:
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     """The header: what was trained, how, how long, when."""
     info, model = run.info, run.info.get("model") or {}
+    if model.get("class"):
+        yield "model", str(model["class"])
     if "parameters" in model:
         frozen = model["parameters"] - model.get("trainable", model["parameters"])
         yield "parameters", f"{model['parameters']:,}" + (f" ({frozen:,} frozen)" if frozen else "")
