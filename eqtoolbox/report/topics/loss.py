@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.drawing import PALETTE, WIDE, faded, plain, thinned
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
@@ -66,10 +67,21 @@ def training_panel(run: Log) -> Panel | None:
     if loss is None:
         return None
     steps, values = arrays(loss)
+    known, losses = Signs(run).losses
+    every = bool(np.isfinite(losses).sum() > len(values))  # losses between the measured steps, too
+    if every:
+        steps, values = known[np.isfinite(losses)], losses[np.isfinite(losses)]
     log = bool(values.min() > 0 and values.max() > WIDE * values.min())
     plot = Plot(last_step=run.last_step, log=log)
     plot.line(loss, "loss", PALETTE[0])
-    reading = f"Loss of each recorded batch, {'logarithmic' if log else 'linear'} axis."
+    if every:
+        kept = thinned(values)
+        plot.data[-1] |= {
+            "x": plain(steps[kept]), "y": plain(values[kept]), "text": None, "mode": "lines",
+            "hovertemplate": "%{y:.3~g}",
+        }  # fmt: skip
+    what = "every step (of many, few that stand for them)" if every else "each recorded batch"
+    reading = f"Loss of {what}, {'logarithmic' if log else 'linear'} axis."
     if len(values) > NOISY:
         plot.data[-1]["line"] = {"color": faded(PALETTE[0], 0.35), "width": 1}
         kept, window = thinned(values), max(5, len(values) // 100)
