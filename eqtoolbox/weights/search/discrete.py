@@ -1,10 +1,12 @@
 """Discrete search: permutations and sign flips, those within larger groups left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.families.discrete import Permuting
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
@@ -119,6 +121,11 @@ def elements_of(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[
 
     A subgroup with both has that generating element: no parity hides.
     """
+    if isinstance(symmetry, Permuting):  # two orders at once are one
+        order = torch.randperm(symmetry.dimension + 1, generator=generator)
+        first = symmetry.exchanged(torch.tensor([0]), torch.tensor([1]))
+        orders = (order, first[order])
+        return [move(symmetry, partial(symmetry.permuted, order=o)) for o in orders]
     drawn = symmetry.draw(generator)
 
     def after_first(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
