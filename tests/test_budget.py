@@ -273,10 +273,19 @@ def test_heavy_ones_take_turns() -> None:
     seen: list[Any] = []
     heavy = {"light": (0.01, 25), "a": (0.4, 25), "b": (0.4, 25)}
     simulated(200, heavy, setup=1.2, seen=seen)
-    assert [now for _, now, _ in seen[:2]] == [["light", "a"], ["b"]], "a took 0.8 s at once"
-    assert [step for step, *_ in seen[:2]] == [0, 1]
+    assert [now for _, now, _ in seen[:3]] == [["light"], ["a"], ["b"]], "first runs of 0.4 s more"
+    assert [step for step, *_ in seen[:3]] == [0, 1, 2]
     assert max(cost for _, _, cost in seen) <= 0.5
     assert {"a", "b"} <= {n for step, now, _ in seen if step in (50, 51) for n in now}
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(0.02, False), (0.1, True)])
+def test_a_first_run_may_take_ten_times_what_others_did(seconds: float, waits: bool) -> None:
+    budget = Budget(0.05, ["light", "heavy"])
+    assert budget.waits("heavy", seconds) is waits
+    budget.spend({"heavy": 0.3}, {}, 0.0)
+    assert not budget.waits("heavy", seconds), "what it takes is known now"
+    assert budget.waits("heavy", 0.3)
 
 
 def with_light(steps: int, whole: float, light: float) -> tuple[list[int], list[int], Budget]:

@@ -12,6 +12,7 @@ UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmark
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
 AT_ONCE = 0.5  # seconds that several probes may take together at one step
+FIRST = 10.0  # times what lighter ones took: what a first run may take, which nobody knows
 SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
 
 
@@ -32,9 +33,10 @@ class Budget:
     gap would be more than 40 steps, and later than a fifth of those so far. What it waits longer,
     as it is not due, comes off the next gap. Whoever waited longest for its gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
-    hold a step up for more than half a second, the others wait for the next one. A probe that can
-    measure less for less (`lightens`) does so first, and where it is due and the whole is not paid;
-    one that goes on from what a whole measurement found (`whole_first`) only the latter.
+    hold a step up for more than half a second, the others wait for the next one; a first run counts
+    as ten times what those before it took. A probe that can measure less for less (`lightens`) does
+    so first, and where it is due and the whole is not paid; one that goes on from what a whole
+    measurement found (`whole_first`) only the latter.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
@@ -190,7 +192,7 @@ class Budget:
 
     def waits(self, name: str, seconds: float) -> bool:
         """Whether a chosen probe is left for the next step, as others took `seconds` of this."""
-        cost = self._wishes[name].cost or 0.0
+        cost = FIRST * seconds if self.unknown(name) else self._wishes[name].cost or 0.0
         return self.share is not None and seconds > 0 and seconds + cost > AT_ONCE
 
     def _afforded(self, asked: Mapping[str, Wish], step: int, first: Sequence[str]) -> list[str]:
