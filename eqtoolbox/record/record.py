@@ -32,6 +32,7 @@ HOLDS, VIOLATED = 3.0, 10.0  # verdict thresholds, in floors
 
 _NAME = re.compile(r"[A-Za-z0-9_./-]+")
 _FOREIGN = re.compile(r"[^A-Za-z0-9_./-]")
+_PLAIN, _MAY_BE_EMPTY = (str, int), (str, Facts)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -75,7 +76,11 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Fields as strict JSON values: NaN and infinities become strings, empty fields go."""
-        return {k: _encode(v) for k, v in vars(self).items() if not _empty(v)}
+        return {
+            k: v if type(v) in _PLAIN else _encode(v)
+            for k, v in vars(self).items()
+            if v is not None and (v or type(v) not in _MAY_BE_EMPTY)
+        }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Record":
@@ -195,10 +200,6 @@ def _choice(value: Any, field: str, choices: tuple[str, ...]) -> str:
     if type(value) is not str or value not in choices:
         raise ValueError(f"{field} must be one of {choices}, got {reprlib.repr(value)}")
     return value
-
-
-def _empty(value: Any) -> bool:
-    return value is None or (type(value) in (str, Facts) and not value)
 
 
 def _encode(value: Any) -> Any:

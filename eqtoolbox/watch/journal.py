@@ -184,4 +184,6 @@ def _completed(facts: Facts, why: str) -> Facts:
     if not facts and not why:
         return facts
     said = {k: shortened(v) if isinstance(v, str) else v for k, v in facts.items()}
+    if not why and all(said[k] is v for k, v in facts.items()):
+        return facts
     return Facts({"why": why} | said if why else said)
