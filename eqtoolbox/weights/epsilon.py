@@ -166,14 +166,21 @@ def prediction(slopes: Sequence[Tensor], rates: Sequence[Tensor]) -> Tensor:
     return torch.stack(parts).sum() if parts else torch.zeros(())
 
 
-def log_slopes(loss: Loss, params: Mapping[str, Tensor], base: Sequence[Tensor]) -> list[Tensor]:
-    """dL/dlog(eps) of every epsilon, of the shapes of `base`."""
-    ones = [torch.ones_like(amount).requires_grad_() for amount in base]
+def log_slopes(loss: Loss, params: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What each epsilon is added to, as `observed`, and dL/dlog(eps) of the same shapes."""
+    ones: list[Tensor] = []
+
+    def one(_: int, amount: Tensor, __: float) -> Tensor:
+        ones.append(torch.ones_like(amount).requires_grad_())
+        return ones[-1]
+
     with torch.enable_grad():
-        value = at_factors(loss, {n: p.detach() for n, p in params.items()}, ones)
+        with Epsilons(one) as seen:
+            value = loss({n: p.detach() for n, p in params.items()})
         if not ones or not value.requires_grad:
-            return [torch.zeros_like(one) for one in ones]
-        return list(torch.autograd.grad(value, ones, allow_unused=True, materialize_grads=True))
+            return seen.amounts, [torch.zeros_like(o) for o in ones]
+        slopes = torch.autograd.grad(value, ones, allow_unused=True, materialize_grads=True)
+    return seen.amounts, list(slopes)
 
 
 def _whole(power: Any) -> bool:

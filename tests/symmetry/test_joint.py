@@ -15,6 +15,7 @@ from eqtoolbox.weights.families.translation import Translation
 from eqtoolbox.weights.forms.diagonal import leg
 from eqtoolbox.weights.forms.linear import shift
 from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.weights.search.equivariances import equivariances
 from eqtoolbox.weights.search.joint import Candidate, candidate, judged_together
 from eqtoolbox.weights.search.problem import Problem, posed
 from eqtoolbox.weights.search.slopes import Slopes
@@ -126,6 +127,25 @@ def test_order_1_says_which_unit_is_broken(dtype: torch.dtype) -> None:
     sizes[4] = 0
     assert int(slopes.of(3).abs().argmax()) == 4
     assert broken > 1e3 * float(sizes.max())
+
+
+def test_an_equivariance_that_an_epsilon_breaks_costs_the_others_no_evaluations() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3))
+    x, y, asked = torch.randn(8, 4).double(), torch.arange(8) % 3, []
+
+    def run(params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        asked.append(params)
+        output = functional_call(model, params, (x,))
+        return output, F.cross_entropy(output, y)
+
+    own = dict(model.named_parameters())
+    there = posed(lambda p: run(p)[1], own, None, run, torch.float64)
+    asked.clear()
+    found = {s.family: s.status for s in equivariances(there)}
+    exact = dict.fromkeys(("head_scale", "head_shift", "head_rotation"), "verified")
+    assert found == {"homogeneity": "approximate", **exact}
+    assert len(asked) == 6  # moved: it and the others; slopes, and those by epsilon; two orders
 
 
 class Normalised(nn.Module):

@@ -36,7 +36,7 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     if outputs is None or y is None or not proposed:
         return
     drawn = [draw(s, y, problem.random) for s in proposed]
-    worst = _defects(outputs, point, y, list(zip(proposed, drawn, strict=True)), problem.small)
+    worst = _each(outputs, point, y, list(zip(proposed, drawn, strict=True)), problem.small)
     found = [judged(s, w, y.dtype) for s, w in zip(proposed, worst, strict=True)]
     exact = y.dtype == torch.float64  # where order 0 of all outputs is decisive
     asked = [k for k, s in enumerate(found) if s.status == "approximate" or not exact]
@@ -54,6 +54,24 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
         if found[k].status == "approximate":
             (found[k],) = explained(outputs, point, y, [Trial(found[k], c, slope, scale)], u)
     yield from (s for s in found if s.status != "broken")
+
+
+def _each(
+    outputs: Loss,
+    point: Point,
+    y: Tensor,
+    elements: Sequence[tuple[ContinuousSymmetry, Tensor]],
+    small: float,
+) -> list[float]:
+    """Defect of each; what an epsilon may break is apart, so that it hides nothing."""
+    found = [0.0] * len(elements)
+    for near in (False, True):
+        which = [k for k, (s, _) in enumerate(elements) if bool(s.tolerance) == near]
+        tried = [elements[k] for k in which]
+        if tried:
+            for k, defect in zip(which, _defects(outputs, point, y, tried, small), strict=True):
+                found[k] = defect
+    return found
 
 
 def _defects(
@@ -93,7 +111,7 @@ def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
     if not every or problem.outputs is None or y is None:
         return not every
     elements = [(s, draw(s, y, problem.random)) for s in every]
-    defects = _defects(problem.outputs, problem.point, y, elements, problem.small)
+    defects = _each(problem.outputs, problem.point, y, elements, problem.small)
     return all(d <= max(s.tolerance, problem.small) for s, d in zip(every, defects, strict=True))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.epsilon import at_factors, log_slopes, moved_along, observed, prediction
+from eqtoolbox.weights.epsilon import at_factors, log_slopes, moved_along, prediction
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.verification import Loss, limit, move, moved
@@ -49,9 +49,8 @@ def explained(
         return []
     try:
         with point.scope():
-            base = observed(function, moved(point, ()))  # parameters made anew each time, not kept
             scalar = lambda params: (along * function(params)).sum()
-            slopes = log_slopes(scalar, moved(point, ()), base)
+            base, slopes = log_slopes(scalar, moved(point, ()))  # parameters made anew each time
             if base:
                 return [_explained(function, point, value, base, slopes, t) for t in trials]
     except RuntimeError as error:  # formulas in place of kernels may not run where these do
