@@ -54,3 +54,29 @@ def test_memory_follows_the_rows(monkeypatch) -> None:
     assert memory(rows) == 2
     whole, _ = filled(monkeypatch, 1 << 20)  # of a small model all at once
     assert memory(whole) == ROWS + 3
+
+
+@pytest.mark.parametrize("block", [1, 4 * N, 1 << 20])
+@pytest.mark.parametrize("i", [0, 3, ROWS - 1])
+def test_a_row_that_is_taken_leaves_the_others_in_order(monkeypatch, block: int, i: int) -> None:
+    rows, Q = filled(monkeypatch, block)
+    (taken,) = rows.take(i)
+    assert torch.equal(taken, Q[i])
+    left = torch.cat([Q[:i], Q[i + 1 :]])
+    assert torch.equal(torch.stack([rows._rows[0].row(j) for j in range(len(rows))]), left)
+
+
+@pytest.mark.parametrize("block", [1, 4 * N, 1 << 20])
+def test_subtracting_in_single_precision_is_one_sum(monkeypatch, block: int) -> None:
+    """Whatever coefficients are zero, and in whatever mode of products."""
+    monkeypatch.setattr(basis, "BLOCK", block)
+    rng = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(N, 6, generator=rng))[0].T
+    rows = Basis(Space.of({"x": torch.zeros(N)}), 6)
+    for q in Q:
+        rows.append([q])
+    c = torch.tensor([0.0, 0.0, 1.5, 0.0, -2.0, 1e-3], dtype=torch.float64)
+    w, expected = torch.ones(N), 1 - Q.T.double() @ c
+    with torch.autocast("cpu"):
+        rows.subtract([w], c)
+    torch.testing.assert_close(w.double(), expected, rtol=0, atol=2e-6)
