@@ -215,12 +215,12 @@ def _products(rows: Tensor, x: Tensor) -> Tensor:
 def _cut(x: Tensor) -> Sequence[Tensor]:
     """`x` cut along its last axis: 2^15 entries on a CPU, so that a block of rows is in cache."""
     short = x.shape[-1] <= SHORT
-    return (x,) if short else x.split(SHORT, -1) if x.device.type == "cpu" else pieces(x)
+    return (x,) if short else torch.split(x, SHORT, -1) if x.device.type == "cpu" else pieces(x)
 
 
 def _subtract(x: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     """x ← x − Σ c_i rows_i, in place: one pass where no mode of products may round it."""
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and len(rows) > 1:
         x.addmv_(rows.T, coefficients.to(x.dtype), alpha=-1)
         return
     for row, c in zip(rows.unbind(), coefficients.tolist(), strict=True):
