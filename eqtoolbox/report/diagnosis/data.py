@@ -44,15 +44,16 @@ def no_signal(signs: Signs) -> Symptom | None:
     halves, ratio = signs.curve("vital/halves"), signs.now("vital/update_ratio")
     if signs.state not in ("stuck", "little") or halves is None or len(halves.records) < 4:
         return None
-    if signs.constant_loss is not None and signs.level[1] < STUCK * signs.constant_loss:
-        return None
+    guess = signs.constant_loss
+    if guess is not None and signs.level[1] < STUCK * guess < signs.level[0] * STUCK**2:
+        return None  # it came down from far above a guess, and below it
     if ratio is None or ratio * signs.length < MATTERS or clipped_share(signs) > BACK:
         return None
     agree = float(np.median(halves.values[len(halves.values) // 4 :]))
     if agree > AGREE or signs.constant:
         return None
     text = (
-        f"No signal: the loss does not fall below that of a guess ({number(signs.level[1])}), and "
+        f"No signal: the loss ({number(signs.level[1])}) hardly falls below that of a guess, and "
         f"the gradients of two halves of a batch do not agree (cosine {number(agree, 2)}), as with "
         "shuffled labels."
     )

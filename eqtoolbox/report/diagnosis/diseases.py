@@ -50,7 +50,7 @@ DISEASES: tuple[Disease, ...] = (
             "clip the gradient's norm at its usual size",
         ),
         source=PLAYBOOK,
-        explains=(*LOST, "learning-rate-too-high", "not-finite", "exploding-gradient"),
+        explains=(*LOST, "learning-rate-too-high", "not-finite"),
     ),
     Disease(
         id="not-finite",
@@ -130,6 +130,19 @@ DISEASES: tuple[Disease, ...] = (
         explains=("learning-rate-too-low", "not-learning", "no-signal"),
     ),
     Disease(
+        id="exploding-gradient",
+        level="warning",
+        symptom=signal.exploding,
+        told_from="a single corrupt batch is one spike of the loss, too",
+        remedy=(
+            "clip the gradient's norm (torch.nn.utils.clip_grad_norm_) at its 90th percentile",
+            "of recurrent networks: use LSTM or GRU, an orthogonal initialisation, or shorter "
+            "sequences",
+        ),
+        source="Pascanu et al. 2013 (1211.5063)",
+        explains=(*OUTCOME, "vanishing-gradient", "beyond-edge", "learning-rate-too-high"),
+    ),
+    Disease(
         id="learning-rate-too-high",
         level="warning",
         symptom=steps.rate_too_high,
@@ -159,19 +172,6 @@ DISEASES: tuple[Disease, ...] = (
         told_from="a unit that is silent on one batch is not dead",
         remedy=REVIVE,
         source="Sokar et al. 2023 (2302.12902)",
-    ),
-    Disease(
-        id="exploding-gradient",
-        level="warning",
-        symptom=signal.exploding,
-        told_from="a single corrupt batch is one spike of the loss, too",
-        remedy=(
-            "clip the gradient's norm (torch.nn.utils.clip_grad_norm_) at its 90th percentile",
-            "of recurrent networks: use LSTM or GRU, an orthogonal initialisation, or shorter "
-            "sequences",
-        ),
-        source="Pascanu et al. 2013 (1211.5063)",
-        explains=(*OUTCOME, "vanishing-gradient", "beyond-edge"),
     ),
     Disease(
         id="vanishing-gradient",

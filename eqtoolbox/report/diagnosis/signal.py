@@ -6,6 +6,7 @@ import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import CONSTANT, Signs
+from eqtoolbox.report.diagnosis.steps import rate_too_high
 from eqtoolbox.report.words import number, percent
 
 LOST = 1e-3  # of the last layer's gradient that reaches the first
@@ -52,6 +53,8 @@ def exploding(signs: Signs) -> Symptom | None:
     grown = float(norm.values[at]) * float(weight[0]) / abs(loss)
     if grown < ENORMOUS or _unscaled(signs):
         return None
+    if at and (signs.state in ("grew", "not finite") or rate_too_high(signs)):
+        return None  # long steps brought it there
     median = float(np.median(norm.values))
     text = (
         f"Gradients explode: their norm was {number(norm.values[at])} at step "

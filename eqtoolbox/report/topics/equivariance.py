@@ -72,12 +72,13 @@ def equivariance(run: Log) -> Iterator[Finding]:
             paid = (
                 "" if part is None else f"; it makes {percent(part)} of the loss on moved samples"
             )
+            had = judged(error.records[0]) == "holds" or error.now > GREW * error.start
             little = (part is not None and part < CHEAP) or shrinks
             yield Finding(
                 level="warning" if claimed(run) and not little else "note",
                 text=f"{law} is violated: {size}{_history(error)}{paid}.{_culprit(error)}",
                 evidence=tuple(evidence),
-                id="lost-symmetry" if judged(error.records[0]) == "holds" else "broken-symmetry",
+                id="lost-symmetry" if had else "broken-symmetry",
             )
         else:
             why = "no noise floor was measured"
