@@ -185,7 +185,7 @@ MISTAKES = [
     ('[probes."mine.py:Modeless"]', r"expected mode: .* one of \('train', 'eval'.*got 'sideways'"),
     ('[probes."mine.py:Bare"]\npower = 2', r'key probes."mine.py:Bare"\.power; expected schedule$'),
     (OWN + "pwer = 2", r'unknown key probes."mine.py:UpdateNorm".pwer; expected sch.*mean .*power'),
-    (OWN + "engine = 2", r"unknown key .*\.engine; expected schedule, light, power"),
+    (OWN + "engine = 2", r"unknown key .*\.engine; expected schedule, power"),
     (OWN + "power = 'a'", r"UpdateNorm\"\.power: expected float, got 'a'"),
     (OWN + "power = true", "power: expected float, got True"),
     (OWN + "power = -1", r'probes."mine.py:UpdateNorm": power must be > 0, got -1'),

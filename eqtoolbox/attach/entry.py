@@ -65,7 +65,7 @@ def _options(
     """What the constructor of a probe is called with."""
     kinds = kinds_of(kind)
     options = {key: of for key, of in kinds.items() if written(of)}
-    known(given, (*WHEN, *options), f"{where}.")
+    known(given, (*WHEN[: 1 + kind.lightens], *options), f"{where}.")
     chosen: dict[str, Any] = {key: engine for key, of in kinds.items() if of is Engine}
     for key, value in given.items():
         said = f"{where}.{key}"
