@@ -141,8 +141,9 @@ def test_a_head_that_starts_at_zero_kills_nothing() -> None:
 
 def test_the_report_names_layer_share_and_batches(tmp_path: object) -> None:
     trained(mlp(nn.ReLU, 60.0), vectors(4), run_dir=f"{tmp_path}/dead")
-    (finding,) = [f for f in Run(f"{tmp_path}/dead").findings() if "dead" in f.text]
-    assert finding.level == "alarm"
+    alarm, *_ = found = Run(f"{tmp_path}/dead").findings()
+    assert (alarm.level, alarm.id) == ("alarm", "dead-layer")
+    (finding,) = [f for f in found if f.id == "dead-units"]
     assert "12 of 12 units on 4 batches in a row, 128 samples" in finding.text
     assert "Nothing passes 2-4" in finding.text
     trained(mlp(nn.ReLU, 60.0), vectors(2), run_dir=f"{tmp_path}/early")

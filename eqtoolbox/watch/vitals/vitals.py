@@ -66,13 +66,8 @@ class Vitals:
             self._journal.failed(NAME, error)
 
     def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
-        made: list[Any] = []
         single = objective.calls[-1]
-        heard = listen(
-            lambda: made.extend(single.output_and_loss(snapshot.before)), snapshot.before
-        )
-        loss = float(made[1])
-        output = heard.last if made[0] is None else made[0]  # of several calls
+        heard, output, loss = _heard(single, snapshot.before)
         self._inputs(heard, single)
         self._outputs(heard, output, loss)
         self._units(heard)
@@ -169,9 +164,11 @@ class Vitals:
             return
         try:
             (half, one), (_, two) = single.split(2)
-        except ValueError:
+            first = replayed_gradient(half, snapshot.before)
+        except LeavesTrace:
+            raise
+        except Exception:  # whatever a loss says to half of its batch
             return
-        first = replayed_gradient(half, snapshot.before)
         total = one + two
         rest = {n: (total * g - one * first[n]) / two for n, g in gradient.items()}
         lengths = _length(first) * _length(rest)
@@ -184,6 +181,17 @@ class Vitals:
     ) -> None:
         if always or math.isfinite(value):
             self._journal.emit(f"{NAME}/{name}", value, facts=facts or {})
+
+
+def _heard(single: Objective, params: Parameters) -> tuple[Heard, Any, float]:
+    """What an evaluation says, its output and its loss."""
+    made: list[Any] = []
+    try:
+        heard = listen(lambda: made.extend(single.output_and_loss(params)), params)
+    except RuntimeError:  # an output within `torch.func.vmap` is none outside of it
+        heard = listen(lambda: made.extend((None, single.loss(params))), params)
+        return heard, None, float(made[1])
+    return heard, heard.last if made[0] is None else made[0], float(made[1])  # of several calls
 
 
 def _length(of: Mapping[str, Tensor]) -> float:
