@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ class Vitals:
 
     def __init__(self, model: nn.Module, hearing: Hearing, journal: Journal) -> None:
         self._model, self._hearing, self._journal = model, hearing, journal
-        self._silent: dict[str, deque[Tensor]] = {}  # by layer, of the last batches
+        self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._begun = -1  # step of the first loss that was not told yet
 
     def losses(self, step: int) -> None:
@@ -121,8 +122,8 @@ class Vitals:
             kept = self._silent.setdefault(layer, deque(maxlen=BATCHES))
             if kept and kept[-1].shape != silent.shape:
                 kept.clear()
-            kept.append(silent)
-            shares[layer] = float(torch.stack([*kept]).all(0).double().mean())
+            kept.append(silent.numpy().copy())
+            shares[layer] = float(np.all(kept, axis=0).mean())
             facts[layer] = len(kept)
         if shares:
             worst = sorted(shares, key=lambda layer: -shares[layer])[:NAMED]
@@ -180,7 +181,14 @@ class Vitals:
         self, name: str, value: float, facts: Mapping[str, Any] | None = None, always: bool = False
     ) -> None:
         if always or math.isfinite(value):
-            self._journal.emit(f"{NAME}/{name}", value, facts=facts or {})
+            known = {k: v for k, v in (facts or {}).items() if _finite(v)}
+            self._journal.emit(f"{NAME}/{name}", value, facts=known)
+
+
+def _finite(fact: Any) -> bool:
+    """Whether a fact holds no NaN or infinity."""
+    several = fact if isinstance(fact, list | tuple) else [fact]
+    return all(not isinstance(x, float) or math.isfinite(x) for x in several)
 
 
 def _heard(single: Objective, params: Parameters) -> tuple[Heard, Any, float]:
