@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
-from eqtoolbox.replay.thread.scope import current
+from eqtoolbox.replay.thread.scope import current, unobserved
 from eqtoolbox.replay.unwrap import processes, unwrapped
 from eqtoolbox.replay.window import Window
 from eqtoolbox.watch.capture.catching import Catching, loss_of
@@ -66,7 +66,11 @@ class LossCapture(Catching):
     def wrap(self, function: F) -> F:
         """`function(model, batch, ...)`, whose calls with gradients enabled are caught."""
 
-        waiting, hear = self.pending.waiting, self.hearing.heard
+        waiting = self.pending.waiting
+
+        def hear(result: Any) -> None:
+            with unobserved():  # by modes of the user's
+                self.hearing.heard(loss_of(result))
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:
@@ -74,10 +78,10 @@ class LossCapture(Catching):
                 return function(*args, **kwargs)
             if self._armed and torch.is_grad_enabled() and not traced():
                 result = self._call(function, args, kwargs)
-                hear(loss_of(result))
+                hear(result)
                 return result
             result = function(*args, **kwargs)
-            hear(loss_of(result))
+            hear(result)
             if torch.is_grad_enabled():
                 waiting.losses += 1
                 if waiting.losses == waiting.far:
