@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import eqtoolbox as eq
+from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.ear import listen
 from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
@@ -61,8 +62,25 @@ def test_the_numbers_of_a_step_are_those_of_its_parameters(tmp_path: Path) -> No
     ratios = [0.1 * float(slopes[2 * k].norm() / w.norm()) for k, w in enumerate(weights)]
     assert first["update_ratio"].facts["least"] == pytest.approx(min(ratios), rel=1e-4)
     assert first["update_ratio"].facts["most"] == pytest.approx(max(ratios), rel=1e-4)
+    one, two = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(part, [*net.parameters()])])
+        for part in (F.mse_loss(net(x[:16]), y[:16]), F.mse_loss(net(x[16:]), y[16:]))
+    )
+    cosine = float(F.cosine_similarity(one, two, dim=0))
+    assert run.records("vital/halves")[0].value == pytest.approx(cosine, abs=1e-5)
     assert run.records("vital/own_batch")[0].value < 0
     assert run.records("vital/constant_loss")[0].value == pytest.approx(float(y.var()), rel=1e-5)
+
+
+def test_no_copy_of_the_update_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Snapshot) -> None:
+        raise AssertionError("the update as a whole")
+
+    monkeypatch.setattr(Snapshot, "update", property(refused))
+    monkeypatch.setitem(globals(), "PROBES", {"tracking": {}})
+    run = trained(tmp_path / "run")
+    assert len(run.records("vital/update_ratio")) == 3
+    assert not [e for e in run.events if e["kind"] == "error"]
 
 
 def test_of_many_losses_few_are_told_and_the_one_that_stands_out_is_kept() -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from eqtoolbox.report.words import number
 
+BROKEN_LAW = "broken-law"  # of a symmetry that nobody claimed: a note, and yet unusual
 FEW = 2  # findings of a kind that are told one by one
 Level = Literal["good", "note", "warning", "alarm"]
 

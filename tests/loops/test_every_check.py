@@ -86,6 +86,8 @@ def test_a_multiple_of_the_gradient_is_found_too(tmp_path: Path) -> None:
     assert run.series("monitor/closure_grad_cos")[1] == pytest.approx([1.0] * 6, abs=1e-6)
     assert run.series("monitor/closure_grad_ratio")[1] == pytest.approx([1, 6, 11, 16, 21, 26])
     warning = about(run, "times that of the replayed loss")
+    alarm = run.findings()[0]  # which explains the other
+    assert (alarm.level, alarm.id) == ("alarm", "zero-grad-forgotten")
     assert "since step 5" in warning.text and "zero_grad() is missing" in warning.text
     assert any("another scale (at step 5)" in w for w in seen)
 

@@ -14,7 +14,7 @@ from eqtoolbox.report import Run
 from eqtoolbox.report.diagnosis.diseases import DISEASES
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.finding import Finding
-from tests.report.runs import write_run
+from tests.report.runs import series, write_run
 
 MakeRun = Callable[..., Run]
 
@@ -226,3 +226,14 @@ def test_symmetries_of_a_preset_are_looked_at_and_claimed_ones_warn(make_run: Ma
     assert grave(make_run(rows, preset="standard")) == []
     (finding,) = grave(make_run(rows, preset=None))
     assert finding.id == "broken-symmetry" and finding.remedy
+
+
+def test_a_law_that_breaks_is_no_run_in_which_nothing_is_unusual(tmp_path: Path) -> None:
+    losses = series("training/loss", [3.0 - 0.1 * i for i in range(20)])
+    broken = series("noether/first_order/rescale", [0.5] * 5, floor=1e-7, verdict="violated")
+    calm, odd = (
+        {f.id for f in Run(write_run(tmp_path / name, rows)).findings()}
+        for name, rows in {"calm": losses, "odd": losses + broken}.items()
+    )
+    assert "nothing-unusual" in calm
+    assert "nothing-unusual" not in odd and "broken-law" in odd

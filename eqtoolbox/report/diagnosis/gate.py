@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from eqtoolbox.report.diagnosis.signs import Signs
-from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.finding import BROKEN_LAW, Finding
 from eqtoolbox.report.words import number
 
 HARMLESS = ("beyond-edge", "near-units")  # while the loss falls
@@ -34,7 +34,7 @@ def nothing(signs: Signs, found: Iterable[Finding]) -> list[Finding]:
     """That nothing is wrong, where the run learned and no finding warns."""
     if not signs.praised or signs.state != "learned":
         return []
-    if any(finding.level in ("warning", "alarm") for finding in found):
+    if any(f.level in ("warning", "alarm") or f.id == BROKEN_LAW for f in found):
         return []
     text = NOTHING.format(*map(number, signs.level))
     evidence = signs.evidence("vital/losses") or signs.evidence("training/loss")

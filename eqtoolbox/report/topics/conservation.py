@@ -8,7 +8,7 @@ import numpy as np
 from eqtoolbox.record.record import Record
 from eqtoolbox.report.drawing import GREY, PALETTE, faded
 from eqtoolbox.report.figures import Panel, Plot
-from eqtoolbox.report.finding import Evidence, Finding
+from eqtoolbox.report.finding import BROKEN_LAW, Evidence, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.topics.charges import (
@@ -74,7 +74,8 @@ def conservation(run: Log) -> Iterator[Finding]:
         moved = beside is not None and beside.verdict == "violated"
         causes = _causes(shares, cause_words(held, undecided), moved)
         text = f"{charges} drifted {percent(size)}{about} {span}{causes}{far}."
-        yield Finding(level="note", text=text, evidence=tuple(evidence))
+        told = BROKEN_LAW if broken else ""
+        yield Finding(level="note", text=text, evidence=tuple(evidence), id=told)
 
 
 def _exact(drift: Curve) -> Record:

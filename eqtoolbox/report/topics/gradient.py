@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from eqtoolbox.report.figures import Panel, Plot, by_target
-from eqtoolbox.report.finding import FEW, Finding
+from eqtoolbox.report.finding import BROKEN_LAW, FEW, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.topics.charges import law_undecided
@@ -25,7 +25,7 @@ def gradient_laws(run: Log) -> Iterator[Finding]:
                 "the loss shapes it, such as a penalty added to it, or the loss lost the symmetry."
             )
             evidence = (law.evidence(),)
-            yield Finding(level="note", text=text, evidence=evidence, dated=law.once)
+            yield Finding(level="note", text=text, evidence=evidence, dated=law.once, id=BROKEN_LAW)
         elif law.verdict == "holds" and not law_undecided(run, family):
             broken = sum(judged(r) == "violated" for r in law.records)
             if not broken:

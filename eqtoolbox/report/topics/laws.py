@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from eqtoolbox.report.figures import Panel, Plot, by_target
-from eqtoolbox.report.finding import FEW, Finding
+from eqtoolbox.report.finding import BROKEN_LAW, FEW, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import Curve, floor_words, judged, trace, traces
@@ -72,7 +72,9 @@ def laws(run: Log) -> Iterator[Finding]:
             when = worst.since([judged(r) == "violated" for r in worst.records])
             what = listing([said[order] for order in broken])
             text = f"{law} is broken {when}: {what}; the loss as trained lacks this symmetry."
-            yield Finding(level="note", text=text, evidence=evidence, dated=worst.once)
+            yield Finding(
+                level="note", text=text, evidence=evidence, dated=worst.once, id=BROKEN_LAW
+            )
         elif set(verdicts.values()) == {"holds"}:
             held[family] = present
         else:
@@ -138,7 +140,7 @@ def epsilon(run: Log) -> Iterator[Finding]:
             )
             text += f"{number(broken[0].now, 2)} is left{floor_words(broken[0])}."
             dated = broken[0].once
-            yield Finding(level="note", text=text, evidence=evidence, dated=dated)
+            yield Finding(level="note", text=text, evidence=evidence, dated=dated, id=BROKEN_LAW)
         elif all(t.verdict == "holds" for t in both):
             text = f"{law} holds but for the epsilon of the normalisations, which explains all of "
             text += f"it: {said}, {number(left.last.value, 2)} left{floor_words(left)}."

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.vectors import norms
@@ -28,11 +29,11 @@ class Strides:
         cls, snapshot: Snapshot, gradient: Mapping[str, Tensor], order: Sequence[str]
     ) -> "Strides":
         """Of a step whose replayed gradient is known."""
-        before, update = snapshot.before, snapshot.update
+        before, after = snapshot.before, snapshot.after or {}
         matrices = [n for n in order if n in before and before[n].dim() > 1 and n in gradient]
-        weight, slope, step = (
-            norms(of[n] for n in matrices).tolist() for of in (before, gradient, update)
-        )
+        weight, slope = (norms(of[n] for n in matrices).tolist() for of in (before, gradient))
+        moved = (after[n] - before[n] for n in matrices)  # one at a time
+        step = norms(torch.linalg.vector_norm(u) for u in moved).tolist()
         decayed = total = 0.0
         for n, w, g, u in zip(matrices, weight, slope, step, strict=True):
             group = snapshot.group_of(n)

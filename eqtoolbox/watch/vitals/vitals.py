@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.linalg.vectors import not_finite
+from eqtoolbox.linalg.vectors import dot, norm, not_finite
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.thread.scope import LeavesTrace
@@ -147,8 +147,7 @@ class Vitals:
     def _steps(self, snapshot: Snapshot, gradient: Parameters, heard: Heard) -> None:
         layers = Strides.of(snapshot, gradient, heard.order)
         used = snapshot.gradient
-        whole = _length(gradient)
-        self._emit("gradient_norm", whole, {"used": _length(used)} if used else {})
+        self._emit("gradient_norm", norm(gradient), {"used": norm(used)} if used else {})
         ratios, slopes = layers.ratios, layers.slopes
         if ratios:
             weight = math.hypot(*layers.weight)
@@ -170,12 +169,13 @@ class Vitals:
             raise
         except Exception:  # whatever a loss says to half of its batch
             return
-        total = one + two
-        rest = {n: (total * g - one * first[n]) / two for n, g in gradient.items()}
-        lengths = _length(first) * _length(rest)
-        if lengths > 0:
-            dot = sum(float((first[n].double() * rest[n].double()).sum()) for n in rest)
-            self._emit("halves", dot / lengths, {"samples": int(total)})
+        # the gradient of the rest is (total g - one first) / two, of which no copy is made
+        total, first = one + two, {n: first[n] for n in gradient}
+        whole, own, both = dot(gradient, gradient), dot(first, first), dot(first, gradient)
+        rest = total**2 * whole - 2 * total * one * both + one**2 * own
+        if own > 0 and rest > 0:
+            cosine = (total * both - one * own) / math.sqrt(own * rest)
+            self._emit("halves", cosine, {"samples": int(total)})
 
     def _emit(
         self, name: str, value: float, facts: Mapping[str, Any] | None = None, always: bool = False
@@ -200,7 +200,3 @@ def _heard(single: Objective, params: Parameters) -> tuple[Heard, Any, float]:
         heard = listen(lambda: made.extend((None, single.loss(params))), params)
         return heard, None, float(made[1])
     return heard, heard.last if made[0] is None else made[0], float(made[1])  # of several calls
-
-
-def _length(of: Mapping[str, Tensor]) -> float:
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in of.values()))
