@@ -1,6 +1,7 @@
 """Joint verification: what is false among many that hold is located, and alone rejected."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch.func import functional_call
 
 import eqtoolbox as eq
 from eqtoolbox.weights.families.diagonal import Rescale, Scale
+from eqtoolbox.weights.families.translation import Translation
 from eqtoolbox.weights.forms.diagonal import leg
+from eqtoolbox.weights.forms.linear import shift
 from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.equivariances import equivariances
-from eqtoolbox.weights.search.joint import candidate, judged_together
+from eqtoolbox.weights.search.joint import Candidate, candidate, judged_together
 from eqtoolbox.weights.search.problem import Problem, posed
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.verification import gradients
@@ -88,6 +91,28 @@ def test_a_false_member_among_many_is_alone_rejected(dtype: torch.dtype, false: 
         maps[false] = F.gelu
     expected = ["broken" if k == false else "verified" for k in range(DEPTH - 1)]
     assert judged(problem(maps, dtype), PAIRS) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_shift_from_flat_to_flat_is_located_by_the_slope_half_way(dtype: torch.dtype) -> None:
+    def bent(x: Tensor) -> Tensor:
+        return torch.cat([F.hardtanh(x[:, :1] + 100), torch.relu(x[:, 1:])], 1)
+
+    calls = []
+    plain = problem([bent, *RELU[1:]], dtype)
+
+    def counted(params: dict[str, Tensor]) -> Tensor:
+        calls.append(params)
+        return plain.loss(params)
+
+    asked, slopes = replace(plain, loss=counted), slopes_of(plain, PAIRS[1:])
+    found = [candidate(asked, slopes, k) for k in range(DEPTH - 2)]
+    moves = shift("layers.0.bias", (WIDTH,), 0, torch.tensor([0, *[-1] * (WIDTH - 1)]), 1)
+    flat = Translation(name="0", dimension=1, shifts=(moves,))
+    found.insert(4, Candidate(flat, torch.tensor([-200.0], dtype=dtype), residual=0.0))
+    judged = [s.status for s in judged_together(asked, found)[0]]
+    assert judged == ["broken" if k == 4 else "verified" for k in range(DEPTH - 1)]
+    assert len(calls) <= 5  # all, half way, the others forth and back, and their slopes
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

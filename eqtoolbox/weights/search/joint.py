@@ -1,9 +1,10 @@
 """Joint verification: one random element of all symmetries, and order 1 of every unit.
 
 Order 1 at theta locates what is broken; order 0 of the joint element finds what order 1 cannot
-see, and is halved only then. Symmetries that an epsilon may break are apart from the others, so
-that what an epsilon leaves hides nothing: of them the law of the steady loss is checked, which
-they keep to rounding.
+see there. What fails is then located by order 1 half way to the element, and by halves where that
+does not see it either. Symmetries that an epsilon may break are apart from the others, so that what
+an epsilon leaves hides nothing: of them the law of the steady loss is checked, which they keep to
+rounding.
 """
 
 import logging
@@ -47,8 +48,11 @@ class Candidate:
     @property
     def moves(self) -> list[Move]:
         """By c, and by -c: a dead unit is flat on one side only."""
-        s, c = self.symmetry, self.element
-        return [move(s, s.flow(c)), move(s, s.flow(-c))]
+        return [self.along(1.0), self.along(-1.0)]
+
+    def along(self, share: float) -> Move:
+        """By a share of c."""
+        return move(self.symmetry, self.symmetry.flow(share * self.element))
 
 
 def candidate(problem: Problem, slopes: Slopes, which: int) -> Candidate:
@@ -84,18 +88,61 @@ def judged_together(
     worst = [c.residual for c in candidates]
     exact = [k for k, c in enumerate(candidates) if not c.symmetry.tolerance]
     holding = [k for k in exact if worst[k] <= problem.small]
-    changes = problem.changes([*(candidates[k].moves for k in holding), *beside])
-    for k, order_0 in zip(holding, changes, strict=False):
-        worst[k] = max(worst[k], order_0)
+    found, changes = _moved(problem, [candidates[k] for k in holding], beside)
+    for k, residual in zip(holding, found, strict=True):
+        worst[k] = max(worst[k], residual)
     again = [k for k in holding if worst[k] <= problem.small]
     for k, order_1 in zip(again, _again(problem, [candidates[k] for k in again]), strict=True):
         worst[k] = max(worst[k], order_1)
     dtype = problem.value.dtype
-    found = [judged(c.symmetry, worst[k], dtype) for k, c in enumerate(candidates)]
+    each = [judged(c.symmetry, worst[k], dtype) for k, c in enumerate(candidates)]
     near = [k for k, c in enumerate(candidates) if c.symmetry.tolerance]
     for k, symmetry in zip(near, _normalised(problem, [candidates[k] for k in near]), strict=True):
-        found[k] = symmetry
-    return found, changes[len(holding) :]
+        each[k] = symmetry
+    return each, changes
+
+
+def _moved(
+    problem: Problem, holding: Sequence[Candidate], beside: Sequence[list[Move]]
+) -> tuple[list[float], list[float]]:
+    """Residuals where all are moved, of order 1 where it is not small, else of order 0; beside."""
+    moves = [*(c.moves for c in holding), *beside]
+    worst = 0.0
+    for sign in range(2 if moves else 0):
+        worst = max(worst, problem.change([m[sign] for m in moves]))
+        if worst > problem.small:
+            break
+    if worst <= problem.small:
+        return [worst] * len(holding), [worst] * len(beside)
+    # half way: what is linear here and dead there is neither between
+    found = _slopes(problem, holding, 0.5 - sign, alone=False)
+    left = [k for k, order_1 in enumerate(found) if not order_1 > problem.small]
+    rest = [*(holding[k].moves for k in left), *beside]
+    changes = problem.changes(rest, failing=len(left) == len(holding))
+    for k, order_0 in zip(left, changes, strict=False):
+        found[k] = order_0
+    return found, changes[len(left) :]
+
+
+def _slopes(
+    problem: Problem, holding: Sequence[Candidate], share: float = 1.0, alone: bool = True
+) -> list[float]:
+    """Residuals of order 1 where all are moved by a share of c; 0 of what cannot be asked.
+
+    Each over its own scale if `alone`, else over the largest of all: what has no gradient but
+    rounding, such as a bias before a normalisation, has no scale of its own.
+    """
+    whole = problem.point.whole
+    members = [c for c in holding if whole or c.symmetry.separable]
+    if not members:
+        return [0.0] * len(holding)
+    there = Slopes([c.symmetry for c in members])
+    gradients(problem.loss, problem.point, there.add, [c.along(share) for c in members])
+    found = {id(c): there.residual(k) for k, c in enumerate(members)}
+    if not alone:
+        largest = max(there.scale(k) for k in range(len(members)))
+        found = {id(c): there.largest(k) / (largest or 1.0) for k, c in enumerate(members)}
+    return [found.get(id(c), 0.0) for c in holding]
 
 
 def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
@@ -104,14 +151,10 @@ def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
     A change of the loss below float32's rounding is none that order 0 sees there, and a small
     model is looked at twice for next to nothing.
     """
-    whole = problem.point.whole
-    members = [c for c in holding if c.slopes is not None and (whole or c.symmetry.separable)]
-    if not members or (problem.value.dtype == torch.float64 and not whole):
+    members = [c for c in holding if c.slopes is not None]
+    if problem.value.dtype == torch.float64 and not problem.point.whole:
         return [0.0] * len(holding)
-    there = Slopes([c.symmetry for c in members])
-    moves = [c.moves[0] for c in members]
-    gradients(problem.loss, problem.point, there.add, moves)
-    found = {id(c): there.residual(k) for k, c in enumerate(members)}
+    found = dict(zip(map(id, members), _slopes(problem, members), strict=True))
     return [found.get(id(c), 0.0) for c in holding]
 
 

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.search.point import Point, beside
-from eqtoolbox.weights.search.verification import Loss, Move, evaluated, joint_changes, limit, moved
+from eqtoolbox.weights.search.verification import (
+    Loss,
+    Move,
+    change,
+    evaluated,
+    joint_changes,
+    limit,
+    moved,
+)
 from eqtoolbox.weights.tracing.trace import Trace, trace, untraced
 
 Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
@@ -36,9 +44,13 @@ class Problem:
     def small(self) -> float:
         return limit(self.value.dtype)
 
-    def changes(self, moves: Sequence[Sequence[Move]]) -> list[float]:
-        """Relative change of the loss under each proposal's moves."""
-        return joint_changes(self.loss, self.point, moves, self.value, self.small)
+    def change(self, moves: Sequence[Move]) -> float:
+        """Relative change of the loss where all are moved."""
+        return change(self.loss, self.point, moves, self.value)
+
+    def changes(self, moves: Sequence[Sequence[Move]], failing: bool = False) -> list[float]:
+        """Relative change of the loss under each proposal's moves; see `joint_changes`."""
+        return joint_changes(self.loss, self.point, moves, self.value, self.small, failing)
 
 
 def posed(

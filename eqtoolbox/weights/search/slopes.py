@@ -60,7 +60,11 @@ class Slopes:
     def residual(self, k: int) -> float:
         """Largest |<g, K_i>| of a symmetry's generators over its scale."""
         scale = self.scale(k)
-        return float(self.of(k).abs().max()) / scale if scale > 0 else 0.0
+        return self.largest(k) / scale if scale > 0 else 0.0
+
+    def largest(self, k: int) -> float:
+        """Largest |<g, K_i>| of a symmetry's generators."""
+        return float(self.of(k).abs().max())
 
     def overall(self, k: int) -> float:
         """|slopes| over the scale of all units together: how far a group holds on the whole."""
