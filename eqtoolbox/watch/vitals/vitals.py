@@ -69,17 +69,17 @@ class Vitals:
     def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
         single = objective.calls[-1]
         heard, output, loss = _heard(single, snapshot.before)
-        self._inputs(heard, single)
-        self._outputs(heard, output, loss)
-        self._units(heard)
-        self._modes(heard)
-        if not math.isfinite(loss):
+        if not math.isfinite(loss):  # what else was heard are numbers of something broken
             bad = not_finite({"output": output}) if isinstance(output, Tensor) else "?"
             given = [x for x in tensors(single.batch) if x.is_floating_point()]
             batch = any(not bool(x.isfinite().all()) for x in given)
             facts = {"output": not bad, "batch": batch}
             self._emit("not_finite", 1.0, facts)
             return
+        self._inputs(heard, single)
+        self._outputs(heard, output, loss)
+        self._units(heard)
+        self._modes(heard)
         with torch.no_grad():
             after = float(single.loss({n: p.detach() for n, p in (snapshot.after or {}).items()}))
         self._emit("own_batch", after - loss, {"loss": loss})
