@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import eqtoolbox as eq
+from eqtoolbox.report.topics.health import vital_panels
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.ear import listen
@@ -43,9 +44,47 @@ def trained(home: Path, steps: int = 12, **model: nn.Module) -> eq.Run:
 def test_every_loss_is_heard_and_held_out_ones_apart(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     told = [row.facts["losses"] for row in run.records("vital/losses")]
-    assert [len(losses) for losses in told] == [1, 4, 4]  # at steps 0, 4 and 8
+    assert [len(losses) for losses in told] == [1, 4, 4, 3]  # at steps 0, 4 and 8, and the rest
     assert told[1][-1] == pytest.approx(run.records("training/loss")[1].value)
-    assert [len(r.facts["losses"]) for r in run.records("vital/held_out")] == [2, 2]
+    assert [len(r.facts["losses"]) for r in run.records("vital/held_out")] == [2, 2, 2]
+
+
+class OwnLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": F.mse_loss(self.net(x), y)}
+
+
+@pytest.mark.parametrize("way", ["criterion", "own", "begin"])
+def test_losses_of_every_way_are_heard_at_all_steps(tmp_path: Path, way: str) -> None:
+    torch.manual_seed(0)
+    net: nn.Module = OwnLoss() if way == "own" else nn.Linear(4, 1)
+    criterion = nn.MSELoss()
+    x, y, losses = torch.randn(32, 4), torch.randn(32, 1), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    options = {"criterion": criterion} if way == "criterion" else {}
+    monitor = eq.attach(
+        net, optimizer, run_dir=tmp_path / "run", budget=None, schedule=4, probes=PROBES, **options
+    )
+    for _ in range(10):
+        if way == "begin":
+            monitor.begin(lambda model, pair: criterion(model(pair[0]), pair[1]), (x, y))
+        loss = net(x, y)["loss"] if way == "own" else criterion(net(x), y)
+        if way == "begin":
+            monitor.end(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    monitor.close()
+    criterion(net(x), y) if way != "own" else net(x, y)
+    told = [row.facts["losses"] for row in eq.Run(tmp_path / "run").records("vital/losses")]
+    assert [len(part) for part in told] == [1, 4, 4, 1]
+    assert [x for part in told for x in part] == pytest.approx(losses)
+    assert not any(m._forward_hooks for m in (*net.modules(), criterion))
 
 
 def test_the_numbers_of_a_step_are_those_of_its_parameters(tmp_path: Path) -> None:
@@ -154,3 +193,54 @@ def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
     facts = trained(tmp_path / "run", net=net.eval()).records("vital/eval_mode")[-1].facts
     assert facts.flag("root") and facts.texts("named") == ("1",)
+
+
+def test_the_noise_scale_of_gradients_that_are_the_data_is_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(6, 1, bias=False)
+    x = torch.randn(4000, 6, dtype=torch.float64).float() * 3 + 1  # tr S = 54, |g|^2 = 6
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    with eq.attach(net, optimizer, run_dir=tmp_path / "run", budget=None, schedule=1) as monitor:
+        linear = monitor.loss(lambda model, batch: model(batch).mean())
+        for batch in x.split(200):
+            linear(net, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = eq.Run(tmp_path / "run")
+    rows = run.records("vital/noise_scale")
+    assert rows[-1].facts["batch"] == 200 and rows[-1].facts["measurements"] == 20
+    assert rows[-1].value == pytest.approx(9.0, rel=0.2)  # 4000 samples: tr S to 1 %, |g|^2 to 4 %
+    assert run.series("cost/step_time")[1].min() > 0
+
+
+def test_layers_of_a_deep_network_are_told_evenly_and_drawn(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [m for _ in range(20) for m in (nn.Linear(8, 8, bias=False), nn.ReLU())]
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), *layers, nn.Linear(8, 1))
+    run = trained(tmp_path / "run", net=net)
+    for name, fact in (("update_ratio", "ratios"), ("activation_scale", "scales")):
+        facts = run.records(f"vital/{name}")[-1].facts
+        assert len(facts["layers"]) == len(facts[fact]) == 16
+        assert facts["layers"][0].startswith("0") and facts["layers"][-1].startswith("42")
+    x = torch.randn(32, 4)
+    heard = listen(lambda: net(x), dict(net.named_parameters()))
+    assert heard.scales["0"].item() == pytest.approx(net[0](x).square().mean().sqrt().item())
+    panels = {p.slug: p for p in vital_panels(run)}
+    drawn = [key.label for key in panels["vital-activation_scale"].keys]
+    assert len(drawn) == 5 and drawn[0] == "0" and drawn[-1] == "42"
+    assert "5 of 16 layers" in panels["vital-update_ratio"].reading
+
+
+def test_the_scale_of_a_gradient_scaler_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, scaler = nn.Linear(4, 1), torch.amp.GradScaler("cpu", init_scale=256.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    x, y = torch.randn(32, 4), torch.randn(32, 1)
+    with eq.attach(net, optimizer, run_dir=tmp_path / "run", budget=None, schedule=2) as monitor:
+        loss = monitor.loss(lambda model, pair: F.mse_loss(model(pair[0]), pair[1]))
+        for _ in range(5):
+            scaler.scale(loss(net, (x, y))).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    assert eq.Run(tmp_path / "run").series("vital/loss_scale")[1].tolist() == [256.0] * 3

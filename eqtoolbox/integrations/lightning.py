@@ -89,9 +89,7 @@ class EqCallback(Following, Callback):
                 self.monitor.begin(loss, arguments)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        if self.monitor is None or not self.monitor.due:
-            return
-        if pl_module.automatic_optimization:
+        if self.monitor is not None and pl_module.automatic_optimization:
             self.monitor.end(_unscaled(loss, trainer.precision_plugin))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

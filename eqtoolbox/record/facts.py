@@ -77,6 +77,13 @@ class Facts(Mapping[str, Fact]):
             return value  # type: ignore[return-value]
         return ()
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """The numbers of this name; none where there is anything else."""
+        value = self._values.get(name)
+        if isinstance(value, tuple) and all(type(v) in (int, float) for v in value):
+            return value  # type: ignore[return-value]
+        return ()
+
     def to_json(self) -> dict[str, Any]:
         """The same as strict JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in self._values.items()}

@@ -37,6 +37,7 @@ class Account:
         self.lost = 0  # training steps that were skipped
         self._lost_in_row = 0  # of these, due ones, inside a fused optimizer
         self._setup = -1.0  # seconds on record
+        self._timed = 0.0, -1  # seconds of training, and the step, that are on record
         self._optimizers = optimizers
         self._budget = budget
         self._journal = journal
@@ -154,8 +155,13 @@ class Account:
         """What the monitor took so far."""
         for name in self.skipped:
             self._tell(name)
-        if self._budget.training:
+        seconds, step = self._budget.training, self._journal.step
+        if seconds:
             self._journal.emit("cost/overhead", self._budget.overhead)
+        known, last = self._timed
+        if last >= 0 and step > last and seconds > known:
+            self._journal.emit("cost/step_time", (seconds - known) / (step - last), unit="s")
+        self._timed = seconds, step
         if self._budget.setup != self._setup:
             self._setup = self._budget.setup
             self._journal.emit("cost/setup", self._setup, unit="s")

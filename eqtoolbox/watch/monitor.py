@@ -172,6 +172,7 @@ class Monitor(Course):
             self._clock.earn()
             if self._budget.measured:
                 self._journal.step = max(self.step - 1, 0)
+                self._catch.vitals.losses(self._journal.step)
                 self._account.settled()
                 summary = self._account.summary(self.step - self._first)
                 print(f"eqtoolbox: {summary}", file=sys.stderr)

@@ -9,6 +9,7 @@ from eqtoolbox.report.topics import (
     equivariance,
     flow,
     gradient,
+    health,
     laws,
     learned,
     loss,
@@ -31,6 +32,7 @@ TOPICS: tuple[Topic, ...] = (
     units.TOPIC,
     stability.TOPIC,
     curvature.TOPIC,
+    health.TOPIC,
     loss.TOPIC,
     cost.TOPIC,
 )

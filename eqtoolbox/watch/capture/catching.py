@@ -13,7 +13,7 @@ from eqtoolbox.replay.belongings import Belongings, used_by
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
 from eqtoolbox.replay.scalar import loss_tensor
-from eqtoolbox.replay.thread.scope import LeavesTrace
+from eqtoolbox.replay.thread.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.capture.backward import node_of
 from eqtoolbox.watch.capture.between import Answered, Between, NotFollowed
@@ -59,7 +59,7 @@ class Catching:
         self.replays = True  # whether the coming step is evaluated again
         self.pending = Pending(watched)
         self._share: OwnShare | None = None  # of a gradient that several processes average
-        self.hearing = Hearing()  # of every loss of the decorated function
+        self.hearing = Hearing()  # of every loss, due or not
         self.stopwatch = Stopwatch()  # time that catching took, between the loop's own
         self.unused: Any = None  # batch of a step that is not due, for probe_now()
         self._armed = False
@@ -74,6 +74,9 @@ class Catching:
         self._made: tuple[Between | None, bool] = (None, False)  # how its arguments were last made
         self._calls: Any = ((), {})
         self._handles: list[Concealed] = []
+        self._ears: list[Concealed] = []
+        if criterion is not None and loss_fn is None:
+            self._hear(criterion)
 
     def _catch(self, objective: Objective, result: Any) -> None:
         """Keep a loss for the step it belongs to, with a note of what its backward starts with."""
@@ -120,6 +123,20 @@ class Catching:
             handle.remove()
         self._handles.clear()
 
+    def _hear(self, module: nn.Module) -> None:
+        """Hear every loss that the module gives from now on, at steps that are not due, too."""
+        self._ears.append(Concealed(module.register_forward_hook(Hook(self, "_heard", module))))
+
+    def _heard(self, module: nn.Module, args: Any, loss: Any) -> None:
+        with unobserved():  # by modes of the user's
+            self.hearing.heard(loss_of(loss))
+
+    def deaf(self) -> None:
+        """Hear no module any more."""
+        for ear in self._ears:
+            ear.remove()
+        self._ears.clear()
+
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self._begun is not None or not torch.is_grad_enabled() or not self.pending.belongs():
             return
@@ -149,7 +166,10 @@ class Catching:
                 f"give criterion= (a module), or {self.observed}"
             )
             return
-        self._own_loss = True
+        if not self._own_loss:
+            self._own_loss = True
+            self._hear(self.called)
+            self._heard(self.called, args, loss)
         self._catch(self._objective(OwnLoss(), self._calls), output)
 
     def _criterion_called(self, criterion: nn.Module, args: Any, kwargs: Any) -> None:

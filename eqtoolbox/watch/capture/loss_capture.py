@@ -90,6 +90,7 @@ class LossCapture(Catching):
 
         self._wrapped = function
         self._remove()
+        self.deaf()
         return caught  # type: ignore[return-value]
 
     def observe(self, batch: Any, weight: float | None = None) -> None:
@@ -124,6 +125,8 @@ class LossCapture(Catching):
 
     def end(self, loss: Tensor | None) -> None:
         """What it evaluated to."""
+        if self._wrapped is None and not self._ears:
+            self._heard(self.model, (), loss)
         begun, self._begun = self._begun, None
         if begun is not None:
             objective, batch, versions = begun
@@ -141,6 +144,7 @@ class LossCapture(Catching):
 
     def forget(self) -> None:
         """Forget the coming step, too."""
+        self.deaf()
         self.pending.forget()
         self.drop()
 

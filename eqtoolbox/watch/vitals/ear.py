@@ -25,6 +25,7 @@ class Heard:
     """What one evaluation of the loss said."""
 
     order: list[str] = field(default_factory=list)  # parameters of products, as they were used
+    scales: dict[str, Tensor] = field(default_factory=dict)  # by layer: rms of what it gave
     silent: dict[str, Tensor] = field(default_factory=dict)  # by layer: units that gave nothing
     saturated: dict[str, float] = field(default_factory=dict)  # by layer: share of its numbers
     last: Any = None  # what the last product gave
@@ -115,6 +116,9 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.heard.inputs = Inputs.of(other, self.axis)
             self.heard.last = result
             self.heard.order += [n for n in named if n and n not in self.heard.order]
+            if result.is_floating_point():
+                size = torch.linalg.vector_norm(result, dtype=torch.float32)
+                self.heard.scales[self._layer] = size / max(result.numel(), 1) ** 0.5
         elif name in ("bmm", "baddbmm") and tensors and _place(tensors[0]) in self.soft:
             self.heard.attention.weights(self.soft[_place(tensors[0])])
 

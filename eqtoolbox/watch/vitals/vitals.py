@@ -23,6 +23,8 @@ from eqtoolbox.watch.vitals.strides import Strides
 NAME = "vital"
 BATCHES = 5  # in a row on which a unit that is silent counts as such
 NAMED = 6  # layers that facts name
+DRAWN = 16  # layers whose numbers facts hold, evenly over the depth
+KEPT = 20  # measurements that the noise scale is a mean over
 _ONE_FEATURE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -38,6 +40,7 @@ class Vitals:
     def __init__(self, model: nn.Module, hearing: Hearing, journal: Journal) -> None:
         self._model, self._hearing, self._journal = model, hearing, journal
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
+        self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
         self._begun = -1  # step of the first loss that was not told yet
 
     def losses(self, step: int) -> None:
@@ -78,6 +81,9 @@ class Vitals:
             return
         self._inputs(heard, single)
         self._outputs(heard, output, loss)
+        if scale != 1:
+            self._emit("loss_scale", scale)
+        self._scales(heard)
         self._units(heard)
         self._modes(heard)
         with torch.no_grad():
@@ -115,6 +121,12 @@ class Vitals:
             names = [name for name, _ in worst]
             self._emit("risk", float(len(names)), {"what": names, "least": [x for _, x in worst]})
 
+    def _scales(self, heard: Heard) -> None:
+        if heard.scales:
+            sizes = torch.stack([s.cpu() for s in heard.scales.values()]).tolist()
+            facts = _evenly({"layers": [*heard.scales], "scales": sizes})
+            self._emit("activation_scale", max(sizes), facts)
+
     def _units(self, heard: Heard) -> None:
         """Units that gave nothing on the last batches, by layer; saturated ones."""
         shares, facts = {}, {}
@@ -151,7 +163,9 @@ class Vitals:
         ratios, slopes = layers.ratios, layers.slopes
         if ratios:
             weight = math.hypot(*layers.weight)
+            moving = [n for n, w in zip(layers.names, layers.weight, strict=True) if w > 0]
             facts = {"least": min(ratios), "most": max(ratios), "weight": weight}
+            facts |= _evenly({"layers": moving, "ratios": ratios})
             self._emit("update_ratio", sorted(ratios)[len(ratios) // 2], facts)
             self._emit("weight_decay", layers.decay, {"weight": weight})
         if len(slopes) > 1 and slopes[-1] > 0:
@@ -159,7 +173,7 @@ class Vitals:
             self._emit("gradient_depth", slopes[0] / slopes[-1], ends | {"layers": len(slopes)})
 
     def _noise(self, snapshot: Snapshot, single: Objective, gradient: Parameters) -> None:
-        """Cosine of the gradients of the two halves of a batch."""
+        """Cosine of the gradients of the two halves of a batch, and what batch would do."""
         if snapshot.training is not single:
             return
         try:
@@ -176,6 +190,13 @@ class Vitals:
         if own > 0 and rest > 0:
             cosine = (total * both - one * own) / math.sqrt(own * rest)
             self._emit("halves", cosine, {"samples": int(total)})
+            inner = (total * both - one * own) / two  # <g1, g2>, unbiased for |g|^2
+            spread = own + rest / two**2 - 2 * inner  # |g1 - g2|^2 = tr S (1 / n1 + 1 / n2)
+            self._halves.append((spread / (1 / one + 1 / two), inner))
+            noise, signal = np.mean(self._halves, axis=0)
+            if signal > 0:
+                facts = {"batch": int(total), "measurements": len(self._halves)}
+                self._emit("noise_scale", float(noise / signal), facts)
 
     def _emit(
         self, name: str, value: float, facts: Mapping[str, Any] | None = None, always: bool = False
@@ -183,6 +204,13 @@ class Vitals:
         if always or math.isfinite(value):
             known = {k: v for k, v in (facts or {}).items() if _finite(v)}
             self._journal.emit(f"{NAME}/{name}", value, facts=known)
+
+
+def _evenly(of_layers: dict[str, list[Any]]) -> dict[str, Any]:
+    """The same lists of as many layers as facts hold, the first and the last among them."""
+    count = len(of_layers["layers"])
+    kept = np.unique(np.linspace(0, count - 1, min(count, DRAWN)).round().astype(int))
+    return {name: [values[i] for i in kept] for name, values in of_layers.items()}
 
 
 def _finite(fact: Any) -> bool:
