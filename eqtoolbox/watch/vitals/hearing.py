@@ -32,9 +32,9 @@ class Hearing:
             return
         held_out = not torch.is_grad_enabled()
         new = self._new[held_out]
-        new.append(loss.detach().reshape(()))
+        new.append(loss.detach())
         if len(new) >= BLOCK:
-            self._old[held_out].append(torch.stack(new).double())
+            self._old[held_out].append(_stacked(new))
             new.clear()
 
     def told(self, held_out: bool) -> list[float]:
@@ -44,13 +44,17 @@ class Hearing:
         out is lost.
         """
         new, old = self._new[held_out], self._old[held_out]
-        blocks = [*old, *([torch.stack(new).double()] if new else [])]
+        blocks = [*old, *([_stacked(new)] if new else [])]
         new.clear()
         old.clear()
         if not blocks:
             return []
         values = torch.cat(blocks).cpu()
         return thinned(values).tolist()
+
+
+def _stacked(losses: list[Tensor]) -> Tensor:
+    return torch.stack([loss.reshape(()) for loss in losses]).double()
 
 
 def thinned(values: Tensor, most: int = MOST) -> Tensor:
