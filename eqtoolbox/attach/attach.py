@@ -15,6 +15,7 @@ from torch import nn
 
 from eqtoolbox.attach.config import PRESETS, resolve
 from eqtoolbox.attach.entry import describe
+from eqtoolbox.attach.place import let_go, opened, placed
 from eqtoolbox.attach.spelled import spelled
 from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
@@ -81,6 +82,7 @@ def attach(given: Arguments) -> Monitor:
         >>> monitor.close()
     """
     optimizers, model = optimizers_in(given.optimizer), _checked_model(given.model)
+    let_go(optimizers, given.run_dir, _caller())
     _check(model, optimizers)
     _check_probe_batch(given, model)
     further = [] if other_process() else [as_sink(sink) for sink in given.sinks]
@@ -88,10 +90,10 @@ def attach(given: Arguments) -> Monitor:
     if other_process():
         scheduled, run_dir = [], None
     _say_what_is_complex(model)
-    store = None if run_dir is None else _open(run_dir, given.resume, given.sync)
+    store = None if run_dir is None else _open(run_dir, given)
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, given))
-    return Monitor(
+    monitor = Monitor(
         model,
         optimizers,
         given,
@@ -102,6 +104,8 @@ def attach(given: Arguments) -> Monitor:
         attached_at=_caller(),
         called=given.model,
     )
+    opened(monitor, store.path if store else None)
+    return monitor
 
 
 def _checked_model(model: Any) -> nn.Module:
@@ -165,9 +169,10 @@ def _say_what_is_complex(model: nn.Module) -> None:
         )
 
 
-def _open(run_dir: Location, resume: bool, sync: bool) -> RunDirectory:
+def _open(run_dir: Location, given: Options) -> RunDirectory:
     try:
-        return RunDirectory(run_dir, resume=resume, sync=sync)
+        path = run_dir if given.resume else placed(run_dir, given.exist)
+        return RunDirectory(path, resume=given.resume, sync=given.sync)
     except OSError as error:
         if error.errno is None:  # in our own words
             raise

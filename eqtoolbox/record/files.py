@@ -93,8 +93,7 @@ class Folder:
         if found is not None and _kind(found.st_mode) == "a device":
             self._require_plain(name, found)
         draft = f"{name}.new"
-        with suppress(FileNotFoundError):
-            os.unlink(self._at(draft), dir_fd=self._fd)
+        self.remove(draft)
         try:
             with self.open(draft, "xb") as file:
                 file.write(content)
@@ -108,6 +107,11 @@ class Folder:
             raise
         if sync and self._fd is not None:
             os.fsync(self._fd)
+
+    def remove(self, name: str) -> None:
+        """Take a file away, or a link itself; nothing where there is none."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._at(name), dir_fd=self._fd)
 
     def close(self) -> None:
         if self._fd is not None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from eqtoolbox.record.record import Record
 
 class Sink(ABC):
     """Takes records one by one; a sink that raises is disabled after one warning."""
+
+    home: Path | None = None  # directory of a run that it keeps
 
     @abstractmethod
     def write(self, record: Record) -> None:

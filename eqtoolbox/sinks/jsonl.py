@@ -20,6 +20,14 @@ from eqtoolbox.record.sink import Sink
 
 FORMAT = 2  # of the oldest rows of a run: 2 has facts beside notes
 MANY = 16  # open at once: some may be of runs that nobody closed, nor can reach any more
+FILES = (
+    "records.jsonl",
+    "events.jsonl",
+    "arrays.bin",
+    "symmetries.json",
+    "report.html",
+    "run.json",
+)
 _ENCODER = json.JSONEncoder(allow_nan=False)
 
 
@@ -53,7 +61,8 @@ class RunDirectory(Sink):
     ) -> None:
         if not os.fspath(path):
             raise ValueError("run_dir must name a directory, got ''; give None to keep no records")
-        self.path, self._sync, self._pid = Path(path), sync, os.getpid()
+        self.path = self.home = Path(path)
+        self._sync, self._pid = sync, os.getpid()
         self._records: Any = None
         self._events: Any = None
         self._arrays: Any = None
@@ -177,7 +186,7 @@ class RunDirectory(Sink):
         state = "a finished run" if info.get("finished") else "an unfinished run"
         raise FileExistsError(
             f"run_dir {str(self.path)!r} holds {state}; give a new directory, or pass "
-            "resume=True to append to it"
+            'resume=True to append to it, exist="number" to count up, exist="replace" to remove it'
         )
 
     def _require_ours(self, file: Any, name: str) -> None:
@@ -214,6 +223,23 @@ def _release_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_release_in_child)
+
+
+def cleared(path: Path) -> None:
+    """Remove the files of the run in a directory, and nothing else.
+
+    Raises:
+        FileExistsError: the run is being written.
+        OSError: there is no removing them.
+    """
+    folder = Folder(path)
+    try:
+        with folder.open("records.jsonl", "ab", buffering=0) as records:
+            _locked(records, path)
+            for name in FILES:
+                folder.remove(name)
+    finally:
+        folder.close()
 
 
 def _locked(file: Any, path: Path) -> bool:

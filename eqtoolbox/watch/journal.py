@@ -39,6 +39,7 @@ class Journal:
         self.disabled: set[str] = set()
         self._process = os.getpid()
         self._sinks = list(sinks)
+        self.home = next((sink.home for sink in sinks if sink.home), None)
         self._on_error = on_error
         self._failures: dict[str, int] = {}
         self._warned: set[str] = set()

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ class Monitor(Course):
 
     def __repr__(self) -> str:
         names = ", ".join(s.probe.name for s in self.probes)
-        state = "attached" if self._handles else "detached"
+        state = "attached" if self.attached else "detached"
         return f"Monitor({type(self.model).__name__}, {names}; step {self.step}, {state})"
 
     _repr_html_ = notebook.text
@@ -146,6 +147,16 @@ class Monitor(Course):
         self._clock.apart(started)
         return written
 
+    @property
+    def run_dir(self) -> Path | None:
+        """The directory of the records, as it was taken; None where none is kept."""
+        return self._journal.home
+
+    @property
+    def attached(self) -> bool:
+        """Whether it watches: not any more once it is detached or closed."""
+        return bool(self._handles)
+
     def detach(self) -> None:
         """Take every hook off; the model and the optimizer are as they were."""
         self._watch_starts(False)
@@ -161,7 +172,7 @@ class Monitor(Course):
         self._close(told=False)
 
     def _close(self, told: bool) -> None:
-        attached = bool(self._handles)
+        attached = self.attached
         if attached and self._open and self._stepped:
             self._close_step()
         self.detach()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from eqtoolbox.watch.probe import Probe, Scheduled
 from eqtoolbox.watch.time_limit import Timeout, check_timeout
 
 Probes = Annotated[str | Path | Sequence[Probe | Scheduled] | Mapping[str, Any], OWN]
+Exist = Literal["error", "number", "replace"]
 When = Annotated[int | Schedule | Mapping[str, int | Schedule] | None, OWN]
 # a tensor has a method log, too
 Tracker = Annotated[Any, Bound("a sink", lambda x: not isinstance(x, torch.Tensor), whole=True)]
@@ -60,6 +61,8 @@ class Options:
         on_error: "warn" records a failing probe and goes on, "raise" is for tests.
         resume: append to the run in `run_dir`; give the monitor its state back by
             `load_state_dict`, else steps go on after the last one recorded.
+        exist: what to do where `run_dir` holds a run: "error", "number" (runs/nb-2, runs/nb-3, ...
+            is taken) or "replace" (its files are removed). With `resume` it is appended to.
         sync: wait at each measured step until its rows in `run_dir` are on the disk itself. They
             survive the end of the process in any case; so they survive that of the machine.
 
@@ -86,6 +89,7 @@ class Options:
     seed: Seed = 0
     on_error: OnError = "warn"
     resume: bool = False
+    exist: Exist = "error"
     sync: bool = False
 
     def __post_init__(self) -> None:

@@ -1,0 +1,127 @@
+"""Where a run is kept when its cell is run again."""
+
+import builtins
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import eqtoolbox as eq
+
+LOSS = nn.MSELoss()
+PROBES = {"curvature": {"k": 1}}
+
+
+def attached(home: Path | None, model: nn.Module | None = None, **options: Any) -> eq.Monitor:
+    """What a cell of a notebook holds."""
+    model = model or nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return eq.attach(model, optimizer, criterion=LOSS, run_dir=home, probes=PROBES, **options)
+
+
+def trained(monitor: eq.Monitor, steps: int = 2) -> None:
+    for _ in range(steps):
+        LOSS(monitor.model(torch.ones(4, 2)), torch.zeros(4, 1)).backward()
+        monitor.optimizer.step()
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+
+
+def test_runs_are_counted_up(tmp_path: Path) -> None:
+    home = tmp_path / "nb"
+    for name in ("nb", "nb-2", "nb-3"):
+        monitor = attached(home, exist="number")
+        monitor.close()
+        assert (tmp_path / name / "run.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["nb", "nb-2", "nb-3"]
+
+
+def test_a_run_is_replaced_and_nothing_else_of_its_directory(tmp_path: Path) -> None:
+    first = attached(tmp_path / "nb")
+    trained(first)
+    first.close()
+    (tmp_path / "nb" / "notes.txt").write_text("mine")
+    (tmp_path / "nb" / "report.html").write_text("of the run that was")
+    monitor = attached(tmp_path / "nb", exist="replace")
+    monitor.close()
+    run = eq.Run(tmp_path / "nb")
+    assert run.names() == [] and run.info["segments"] == 1
+    assert (tmp_path / "nb" / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "nb" / "report.html").exists()
+
+
+def test_a_run_that_is_being_written_is_not_replaced(tmp_path: Path) -> None:
+    first = attached(tmp_path / "nb")
+    with pytest.raises(FileExistsError, match="being written by another monitor"):
+        attached(tmp_path / "nb", exist="replace")
+    assert (tmp_path / "nb" / "run.json").exists()
+    first.close()
+
+
+def test_links_of_a_run_are_removed_and_not_followed(tmp_path: Path) -> None:
+    attached(tmp_path / "nb").close()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "nb" / "report.html").symlink_to(tmp_path / "mine")
+    attached(tmp_path / "nb", exist="replace").close()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_with_resume_a_run_goes_on_whatever_else_is_asked(tmp_path: Path) -> None:
+    attached(tmp_path / "nb").close()
+    attached(tmp_path / "nb", exist="replace", resume=True).close()
+    assert eq.Run(tmp_path / "nb").info["segments"] == 2
+
+
+def test_what_to_do_with_a_run_is_one_of_three() -> None:
+    with pytest.raises(
+        ValueError, match=r"exist must be one of .*'number', 'replace'.*got 'overwrite'"
+    ):
+        attached(None, exist="overwrite")
+
+
+@pytest.mark.parametrize("exist", ["replace", "number"])
+def test_a_cell_that_is_run_again_closes_the_monitor_of_the_last_time(
+    tmp_path: Path, notebook: None, caplog: pytest.LogCaptureFixture, exist: Any
+) -> None:
+    for again in range(3):
+        monitor = attached(tmp_path / "nb", exist=exist)
+        forgotten = [r.getMessage() for r in caplog.records if "forgotten" in r.getMessage()]
+        assert len(forgotten) == again
+        kept = monitor  # a name that another cell has
+        trained(kept)
+    monitor.close()
+    assert ("test_place.py" in forgotten[0]) and not monitor.attached
+    assert monitor.run_dir is not None
+    assert monitor.run_dir.name == ("nb" if exist == "replace" else "nb-3")
+    assert eq.Run(monitor.run_dir).names()
+
+
+def test_a_cell_that_attaches_to_the_same_optimizer_takes_over(
+    tmp_path: Path, notebook: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = eq.attach(model, optimizer, criterion=nn.MSELoss())
+    second = eq.attach(model, optimizer, criterion=nn.MSELoss())
+    assert not first.attached and second.attached
+    second.close()
+    third = eq.attach(model, optimizer, criterion=nn.MSELoss())
+    assert len(caplog.records) == 1, "one that was closed is not forgotten"
+    third.close()
+
+
+def test_a_program_that_attaches_twice_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "eqtoolbox")
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        eq.attach(model, optimizer, criterion=nn.MSELoss()),
+        pytest.raises(ValueError, match="has a monitor already"),
+    ):
+        eq.attach(model, optimizer, criterion=nn.MSELoss())
