@@ -1,6 +1,7 @@
 """Commands that read runs, without torch: summary, report, compare, tail, export, explain."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,20 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _of_report(parser: argparse.ArgumentParser) -> None:
-    _run(parser)
-    parser.add_argument("-o", "--output", type=path, help="file (default: RUN/report.html)")
+    parser.add_argument(
+        "paths",
+        metavar="RUN",
+        type=path,
+        nargs="+",
+        help="the directory of a run; those of several runs give one page of all",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=path,
+        help="file (default: RUN/report.html; of several runs compared.html in the nearest "
+        "directory that holds them all)",
+    )
     as_json(parser)
     _probes(parser)
 
@@ -89,8 +102,10 @@ def _report(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report.page import write_page
     from eqtoolbox.report.run import Run
 
-    run = Run(arguments.path, topics=_topics(arguments.probes))
-    page = str(write_page(run, arguments.output or arguments.path).resolve())
+    topics = _topics(arguments.probes)
+    runs = [Run(p, topics=topics) for p in arguments.paths]
+    target = arguments.output or os.path.commonpath([run.path.resolve() for run in runs])
+    page = str(write_page(runs, target).resolve())
     if arguments.json:
         print_json({"page": page})
     else:
@@ -225,7 +240,7 @@ COMMANDS = (
     ),
     Command(
         name="report",
-        help="the run as one self-contained HTML page",
+        help="a run, or several beside each other, as one self-contained HTML page",
         arguments=_of_report,
         run=_report,
     ),
