@@ -14,7 +14,9 @@ from eqtoolbox.report.topics.loss import Losses
 from eqtoolbox.report.trace import Curve, trace
 from eqtoolbox.report.words import symmetry, words
 
-DASHES = ("solid", "dash", "dashdot", "longdash", "longdashdot")  # 5 by 12 colours: all differ
+DASHES = (  # 5 by 12 colours: all differ; none as short as the dots of noise floors
+    "solid", "8px,4px", "10px,3px,3px,3px", "16px,5px", "16px,3px,3px,3px,3px,3px",
+)  # fmt: skip
 FULL = 4  # runs up to which a line has all its points and the band of its errors
 MOST = 12  # figures of one quantity
 DRAWN = {  # quantities by topic, with what their figures are called

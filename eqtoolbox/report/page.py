@@ -16,8 +16,15 @@ from eqtoolbox.report.topics.loss import training_panel
 from eqtoolbox.report.trace import NO_PROBES, arrays, judged, skipped, trace
 from eqtoolbox.report.words import number, printable, typeset
 
+LAYOUT = Path(__file__).parent / "layout"
 EVENTS = 200  # newest events shown
+COSTS = (
+    "steps by probe", "measured", "skipped", "not converged", "not applicable", "failed",
+    "mean time", "Hessian products",
+)  # fmt: skip
 ON_TOP = 3  # findings that are not folded: of more nobody knows where to begin
+
+Table = dict[str, Any]
 
 
 def write_page(runs: Run | Sequence[Run], path: str | os.PathLike[str]) -> Path:
@@ -38,7 +45,7 @@ def write_page(runs: Run | Sequence[Run], path: str | os.PathLike[str]) -> Path:
     Raises:
         TypeError: something is no `Run`.
         ValueError: there is no run.
-        ImportError: plotly or jinja2 is missing.
+        ImportError: jinja2 is missing.
         OSError: the file cannot be written; says which and why.
 
     Example:
@@ -57,19 +64,20 @@ def write_page(runs: Run | Sequence[Run], path: str | os.PathLike[str]) -> Path:
             raise TypeError(f"expected runs, got {run!r}; read one with eq.Run(run_dir)")
     if not among:
         raise ValueError("expected a run or several, got none")
+    if len(among) > 1:
+        return publish(several.content(among), path, "compared.html")
+    return publish(content(among[0]), path)
+
+
+def publish(shown: dict[str, Any], path: str | os.PathLike[str], name: str = "report.html") -> Path:
+    """Write what `content` gives, or something of its shape, as a page; see `write_page`."""
     try:
         import jinja2
-        from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ImportError(
-            f'write_page needs {error.name}: pip install "eqtoolbox[report]"'
-        ) from error
-    one = len(among) == 1
-    target = Path(path)
-    if target.is_dir():
-        target /= "report.html" if one else "compared.html"
+        raise ImportError('write_page needs jinja2: pip install "eqtoolbox[report]"') from error
+    target = Path(path) / name if Path(path).is_dir() else Path(path)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(LAYOUT),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,
@@ -78,9 +86,9 @@ def write_page(runs: Run | Sequence[Run], path: str | os.PathLike[str]) -> Path:
     )
     environment.filters["typeset"] = typeset
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    template = environment.get_template("template.html.j2")
-    shown = content(among[0]) if one else several.content(among)
-    text = template.render(**shown, library=get_plotlyjs().replace("</script", "<\\/script"))
+    template = environment.get_template("page.html.j2")
+    library = (LAYOUT / "plotly-basic.min.js").read_text(encoding="utf-8")
+    text = template.render(**shown, library=library.replace("</script", "<\\/script"))
     try:
         _write(target, text)
     except OSError as error:
@@ -113,13 +121,14 @@ def content(run: Run) -> dict[str, Any]:
         "sections": sections(run, run.topics),
         "costs": _costs(run),
         "events": run.events[-EVENTS:],
+        "happened": _happened(run.events[-EVENTS:]),
         "left_out": max(0, len(run.events) - EVENTS),
         "values": [_latest(run, name) for name in run.names()],
         "versions": versions(run),
     }
 
 
-def _costs(run: Run) -> list[dict[str, Any]]:
+def _costs(run: Run) -> Table | None:
     """One row a probe: what was measured, what was missed, what it took."""
     status: dict[str, Counter[str]] = {}
     for (probe, word), steps in run.attempts().items():
@@ -129,13 +138,27 @@ def _costs(run: Run) -> list[dict[str, Any]]:
     for probe, count in sorted(status.items()):
         seconds = trace(run, f"cost/seconds/{probe}")
         products = trace(run, f"cost/matvecs/{probe}")
-        row = {"probe": probe, "measured": count["ok"], "skipped": left_out.get(probe, 0)}
-        row |= {"unconverged": count["not_converged"], "inapplicable": count["not_applicable"]}
-        row["failed"] = count["failed"] + count["non_finite"]
-        row["seconds"] = f"{number(float(arrays(seconds)[1].mean()))} s" if seconds else ""
-        row["products"] = f"{arrays(products)[1].sum():,.0f}" if products else ""
-        rows.append(row)
-    return rows
+        counts = (
+            count["ok"], left_out.get(probe, 0), count["not_converged"], count["not_applicable"],
+            count["failed"] + count["non_finite"],
+        )  # fmt: skip
+        took = f"{number(float(arrays(seconds)[1].mean()))} s" if seconds else ""
+        made = f"{arrays(products)[1].sum():,.0f}" if products else ""
+        rows.append([probe, *(str(cell or "–") for cell in (*counts, took, made))])
+    return _table("", COSTS, rows, [False, *[True] * (len(COSTS) - 1)]) if rows else None
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: list[list[str]], numeric: Sequence[bool]
+) -> Table:
+    """A table as the page shows it: cells are text, numeric columns stand right."""
+    return {"title": title, "columns": [*columns], "rows": rows, "numeric": [*numeric]}
+
+
+def _happened(events: list[dict[str, Any]]) -> Table:
+    kinds = ("step", "kind", "probe", "message")
+    rows = [[str(event.get(kind, "")) for kind in kinds] for event in events]
+    return _table("", kinds, rows, [True, False, False, False])
 
 
 def _latest(run: Run, name: str) -> dict[str, str]:

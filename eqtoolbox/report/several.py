@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from eqtoolbox.report.comparison import first, labels, shared
-from eqtoolbox.report.contrasts import conserving, differences, keeping, options
+from eqtoolbox.report.contrasts import Table, conserving, differences, keeping, options, table
 from eqtoolbox.report.figures import Panel
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.header import facts, versions
@@ -33,6 +33,8 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
     events = [e | {"run": n} for run, n in zip(runs, names, strict=True) for e in run.events]
     events.sort(key=lambda e: e.get("time", 0.0))
     return {
+        "heading": "What the runs show",
+        "further": "shared" if len(apart) <= OPEN else "further",
         "title": listing(names) if len(names) <= IN_TITLE else plural(len(names), "run"),
         "facts": list(_facts(runs, names)),
         "findings": apart[:OPEN],
@@ -40,8 +42,9 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
         "good": [f for f in alike if f.level == "good"],
         "loss": loss_overlay(among),
         "sections": [_beyond(runs, names), *_sections(runs, among)],
-        "costs": [],
-        "events": [e | {"probe": f"{e['run']}: {e['probe']}"} for e in events[-EVENTS:]],
+        "costs": None,
+        "events": events[-EVENTS:],
+        "happened": _happened(events[-EVENTS:]),
         "left_out": max(0, len(events) - EVENTS),
         "values": [],
         "versions": " | ".join(
@@ -49,6 +52,12 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
             for said, who in _grouped([versions(run) for run in runs], names).items()
         ),
     }
+
+
+def _happened(events: Sequence[dict[str, Any]]) -> Table:
+    columns = ("run", "step", "kind", "probe", "message")
+    rows = [[str(e.get(column, "")) for column in columns] for e in events]
+    return table("", columns, rows)
 
 
 def _grouped(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
