@@ -104,10 +104,11 @@ _SAME = "The findings are the same, but for their numbers."
 def labels(runs: Sequence[Run]) -> list[str]:
     """What each run is called: the name of its directory, with parents where names are the same."""
     paths = [run.path.resolve().parts for run in runs]
-    names, count = ["" for _ in paths], 0
+    names, count = [parts[-1] for parts in paths], 1
     while len(set(names)) < len(set(paths)):
         count += 1
         names = ["/".join(parts[-count:]) for parts in paths]
+    names = [printable(n) for n in names]
     names = [n if len(n) <= NAME else f"...{n[-NAME + 3 :]}" for n in names]
     return [f"{n} ({names[:i].count(n) + 1})" if n in names[:i] else n for i, n in enumerate(names)]
 

@@ -75,9 +75,11 @@ def differences(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Table]:
     rows = {name: _cells(name, row) for name, row in compared.items()}
     differ = [name for name, row in compared.items() if row["differs"]]
     differ.sort(key=lambda name: _size(compared[name]), reverse=True)
-    top = [name for name in differ if name.split("/")[0] not in NO_PROBES[1:]][:TOP]
+    clearest = {"/".join(name.split("/")[:2]): name for name in reversed(differ)}
+    measured = [name for name in differ if name.split("/")[0] not in NO_PROBES[1:]]
+    top = [name for name in measured if name in clearest.values()][:TOP]
     if top:
-        title = "The clearest differences: the largest in multiples of their errors"
+        title = "The clearest differences of each kind, the largest in multiples of its error first"
         yield table(title, columns, [rows[name] for name in top], numbers=True)
     rest = [name for name in differ if name not in top]
     alike = [name for name in rows if name not in differ]

@@ -90,9 +90,13 @@ def overlays(among: Sequence[Line], quantity: str, title: str) -> tuple[list[Pan
     names = list(dict.fromkeys(name for _, found in curves for name in found))
     panels = [
         _overlay(
-            among, [(line, found[name]) for line, found in curves if name in found], name, title
+            among,
+            [(line, found[name]) for line, found in curves if name in found],
+            name,
+            title,
+            told=not i,
         )
-        for name in names[:MOST]
+        for i, name in enumerate(names[:MOST])
     ]
     return panels, len(names) - len(panels)
 
@@ -106,8 +110,13 @@ def _curves(run: Log, quantity: str) -> dict[str, Curve]:
 
 
 def _overlay(
-    among: Sequence[Line], found: Sequence[tuple[Line, Curve]], name: str, title: str
+    among: Sequence[Line],
+    found: Sequence[tuple[Line, Curve]],
+    name: str,
+    title: str,
+    told: bool,
 ) -> Panel:
+    """One figure; `told`: with the sentences that say how to read it."""
     values = np.concatenate([t.values for _, t in found])
     floors = np.concatenate([t.numbers("floor") for _, t in found])
     positive = np.concatenate([values[values > 0], floors[floors > 0]])
@@ -123,9 +132,9 @@ def _overlay(
     _missing(plot, among, name)
     if name == "curvature/stability":
         plot.level(1.0, "edge of stability")
-    told, target = explained(name), name.split("/", 2)[2:]
+    meaning, target = explained(name) if told else None, name.split("/", 2)[2:]
     what = [symmetry(t) if name.startswith("equivariance/") else words(t) for t in target]
-    reading = f"{told.meaning} {told.reading}" if told else ""
+    reading = f"{meaning.meaning} {meaning.reading}" if meaning else ""
     return plot.panel(name.replace("/", "-"), ": ".join([title, *what]), reading)
 
 

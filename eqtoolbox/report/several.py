@@ -29,6 +29,7 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
     among = lines(runs, names)
     found = shared(runs)
     apart = [_told(of, names) for of in found if len(of) < len(runs)]
+    apart.sort(key=lambda f: f.level == "note")  # what one has well, another may have wrong
     alike = [_told(of, names) for of in found if len(of) == len(runs)]
     events = [e | {"run": n} for run, n in zip(runs, names, strict=True) for e in run.events]
     events.sort(key=lambda e: e.get("time", 0.0))
