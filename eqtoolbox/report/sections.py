@@ -52,12 +52,12 @@ def sections(run: Log, topics: Iterable[Topic] = ()) -> list[Section]:
 def remarks(run: Log, probes: tuple[str, ...]) -> Iterator[str]:
     """Why names without a single number have none."""
     names = [n for n in run.names() if n.split("/")[0] in probes]
-    measured = {name for name in names if trace(run, name) is not None}
+    measured = [name for name in names if trace(run, name) is not None]
+    answered = {m[:end] for m in measured for end, c in enumerate(f"{m}/") if c == "/"}
     reasons: dict[str, list[Record]] = {}
     for name in names:
-        last = run.rows(name)[-1]
-        answered = name in measured or any(m.startswith(f"{name}/") for m in measured)
-        if not answered and "/self_test/" not in name:
+        if name not in answered and "/self_test/" not in name:
+            last = run.rows(name)[-1]
             said = last.facts.text("why") or last.note  # as it is, for people
             why = ": ".join(part for part in (last.status.replace("_", " "), said) if part)
             reasons.setdefault(why, []).append(last)
