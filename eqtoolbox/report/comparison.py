@@ -51,7 +51,7 @@ def comparison_data(runs: Sequence[Run], *, only: Sequence[str] = ()) -> dict[st
         "values": values(runs, only),
         "findings": [
             {"level": first(of).level, "text": first(of).text, "runs": list(of)}
-            for of in shared(runs, only)
+            for of in shared([about(run.findings(), only) for run in runs])
         ],
     }
 
@@ -143,14 +143,14 @@ def _difference(
     return b - a, abs(b - a) <= HOLDS * math.hypot(e or 0.0, f or 0.0)
 
 
-def shared(runs: Sequence[Run], only: Sequence[str] = ()) -> list[dict[int, Finding]]:
-    """Findings by the numbers of the runs that have them, the gravest first.
+def shared(findings: Sequence[Sequence[Finding]]) -> list[dict[int, Finding]]:
+    """The findings of several runs by the numbers of those that have them, the gravest first.
 
     Findings of one level are the same when their texts are, numbers in them not compared.
     """
     found: dict[tuple[str, str], dict[int, Finding]] = {}
-    for place, run in enumerate(runs):
-        for f in about(run.findings(), only):
+    for place, told in enumerate(findings):
+        for f in told:
             key = f.level, re.sub(r"-?\d[\d.]*(e-?\d+)?", "#", f.text)
             found.setdefault(key, {}).setdefault(place, f)
     return sorted(found.values(), key=lambda of: -LEVELS.index(first(of).level))

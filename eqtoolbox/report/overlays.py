@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eqtoolbox.report.drawing import PALETTE, POINTS, wide
+from eqtoolbox.report.drawing import DASHES, PALETTE, POINTS, wide
 from eqtoolbox.report.explained import explained
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.log import Log
@@ -14,9 +14,6 @@ from eqtoolbox.report.topics.loss import Losses
 from eqtoolbox.report.trace import Curve, trace
 from eqtoolbox.report.words import symmetry, words
 
-DASHES = (  # 5 by 12 colours: all differ; none as short as the dots of noise floors
-    "solid", "8px,4px", "10px,3px,3px,3px", "16px,5px", "16px,3px,3px,3px,3px,3px",
-)  # fmt: skip
 FULL = 4  # runs up to which a line has all its points and the band of its errors
 MOST = 12  # figures of one quantity
 DRAWN = {  # quantities by topic, with what their figures are called
@@ -59,7 +56,7 @@ def lines(runs: Sequence[Log], names: Sequence[str]) -> list[Line]:
             run=run,
             label=name,
             colour=PALETTE[i % len(PALETTE)],
-            dash=DASHES[i % len(DASHES)],
+            dash=DASHES[(i + i // len(PALETTE)) % len(DASHES)],
         )
         for i, (run, name) in enumerate(zip(runs, names, strict=True))
     ]
@@ -141,7 +138,7 @@ def _overlay(
 def _plot(among: Sequence[Line], log: bool) -> Plot:
     last = max(line.run.last_step for line in among)
     points = max(POINTS // 5, POINTS * FULL // max(FULL, len(among)))
-    return Plot(last_step=last, log=log, points=points)
+    return Plot(last_step=last, log=log, points=points, many=len(among))
 
 
 def _missing(plot: Plot, among: Sequence[Line], name: str) -> None:

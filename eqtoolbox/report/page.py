@@ -2,14 +2,19 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from eqtoolbox.record.files import Folder
 from eqtoolbox.report import several
+from eqtoolbox.report.drawing import DARK, PALETTE
 from eqtoolbox.report.explained import explained
 from eqtoolbox.report.header import facts, versions
+from eqtoolbox.report.headline import answers, verdict
+from eqtoolbox.report.marks import marks
+from eqtoolbox.report.placed import Places, cards, groups
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.sections import sections
 from eqtoolbox.report.topics.loss import training_panel
@@ -84,11 +89,15 @@ def publish(shown: dict[str, Any], path: str | os.PathLike[str], name: str = "re
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["typeset"] = typeset
+    environment.filters |= {"typeset": typeset, "rows": _rows}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = environment.get_template("page.html.j2")
     library = (LAYOUT / "plotly-basic.min.js").read_text(encoding="utf-8")
-    text = template.render(**shown, library=library.replace("</script", "<\\/script"))
+    text = template.render(
+        **shown,
+        colours=list(zip(PALETTE, DARK, strict=True)),
+        library=library.replace("</script", "<\\/script"),
+    )
     try:
         _write(target, text)
     except OSError as error:
@@ -111,14 +120,21 @@ def content(run: Run) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
     findings = run.findings()
     wrong = [f for f in findings if f.level in ("alarm", "warning")]
+    parts, loss = sections(run, run.topics), training_panel(run)
+    places = Places(parts, loss)
     return {
         "title": run.path.resolve().name,
+        "verdict": verdict(run, findings),
+        "answers": answers(run, findings, places),
+        "cards": cards(findings, places),
+        "groups": groups(findings, places),
+        "marks": marks(run),
         "facts": list(facts(run)),
         "findings": wrong[:ON_TOP],
         "more": [*wrong[ON_TOP:], *(f for f in findings if f.level == "note")],
         "good": [f for f in findings if f.level == "good"],
-        "loss": training_panel(run),
-        "sections": sections(run, run.topics),
+        "loss": loss,
+        "sections": parts,
         "costs": _costs(run),
         "events": run.events[-EVENTS:],
         "happened": _happened(run.events[-EVENTS:]),
@@ -126,6 +142,14 @@ def content(run: Run) -> dict[str, Any]:
         "values": [_latest(run, name) for name in run.names()],
         "versions": versions(run),
     }
+
+
+def _rows(panels: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Panels with whether each is wide: small multiples are, and the first of an odd run."""
+    layouts = [(p, (p["figure"] if isinstance(p, dict) else p.figure)["layout"]) for p in panels]
+    for many, group in groupby(layouts, lambda pair: "multiples" in pair[1].get("meta", {})):
+        row = [panel for panel, _ in group]
+        yield from ((p, many or (i == 0 and len(row) % 2 == 1)) for i, p in enumerate(row))
 
 
 def _costs(run: Run) -> Table | None:

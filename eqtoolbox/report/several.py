@@ -1,5 +1,6 @@
 """Several runs on one page: what differs, overlays over steps, and findings that not all have."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,9 @@ from eqtoolbox.report.contrasts import Table, conserving, differences, keeping, 
 from eqtoolbox.report.figures import Panel
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.header import facts, versions
+from eqtoolbox.report.headline import verdict
 from eqtoolbox.report.overlays import DRAWN, Line, lines, loss_overlay, overlays
+from eqtoolbox.report.placed import Places
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.sections import Section, remarks
 from eqtoolbox.report.topic import Topic
@@ -17,7 +20,7 @@ from eqtoolbox.report.topics import TOPICS
 from eqtoolbox.report.words import listing, plural
 
 EVENTS = 200  # newest events shown
-OPEN = 8  # findings that are not folded
+NOTHING = "There is no finding."
 EACH = 2  # numbers behind a finding that are shown, a run
 IN_TITLE = 3  # runs whose names make up the title
 ONCE = ("started", "took")  # of two runs never the same
@@ -25,34 +28,50 @@ ONCE = ("started", "took")  # of two runs never the same
 
 def content(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything that the template shows of several runs, as plain values."""
-    names = labels(runs)
+    names, findings = labels(runs), [run.findings() for run in runs]
     among = lines(runs, names)
-    found = shared(runs)
-    apart = [_told(of, names) for of in found if len(of) < len(runs)]
-    apart.sort(key=lambda f: f.level == "note")  # what one has well, another may have wrong
-    alike = [_told(of, names) for of in found if len(of) == len(runs)]
+    loss, parts = loss_overlay(among), [_beyond(runs, names), *_sections(runs, among)]
     events = [e | {"run": n} for run, n in zip(runs, names, strict=True) for e in run.events]
     events.sort(key=lambda e: e.get("time", 0.0))
     return {
-        "heading": "What the runs show",
-        "further": "shared" if len(apart) <= OPEN else "further",
         "title": listing(names) if len(names) <= IN_TITLE else plural(len(names), "run"),
+        "heading": "What the runs show",
+        "answers": [
+            {"question": name, "answer": verdict(run, found) or NOTHING, "link": ""}
+            for run, name, found in zip(runs, names, findings, strict=True)
+        ],
         "facts": list(_facts(runs, names)),
-        "findings": apart[:OPEN],
-        "more": [*apart[OPEN:], *(f for f in alike if f.level != "good")],
-        "good": [f for f in alike if f.level == "good"],
-        "loss": loss_overlay(among),
-        "sections": [_beyond(runs, names), *_sections(runs, among)],
+        "groups": list(_groups(findings, names, Places(parts, loss))),
+        "findings": [],
+        "more": [],
+        "good": [],
+        "loss": loss,
+        "sections": parts,
         "costs": None,
         "events": events[-EVENTS:],
         "happened": _happened(events[-EVENTS:]),
         "left_out": max(0, len(events) - EVENTS),
         "values": [],
         "versions": " | ".join(
-            f"{who}: {said}" if len(names) > 1 else said
+            f"{who}: {said}"
             for said, who in _grouped([versions(run) for run in runs], names).items()
         ),
     }
+
+
+def _groups(
+    findings: Sequence[Sequence[Finding]], names: Sequence[str], places: Places
+) -> Iterator[dict[str, Any]]:
+    """Findings that not all have, what is well or ill before notes; then those that all have."""
+    found = shared(findings)
+    apart = [of for of in found if len(of) < len(names)]
+    apart.sort(key=lambda of: first(of).level == "note")
+    alike = [of for of in found if len(of) == len(names)]
+    for question, some in (("What not all runs show", apart), ("What all runs show", alike)):
+        told = [_told(of, names, places) for of in some]
+        if told:
+            group = {"slug": "", "question": question, "findings": told, "open": some is apart}
+            yield group | {"levels": dict(Counter(f.level for f, _ in told))}
 
 
 def _happened(events: Sequence[dict[str, Any]]) -> Table:
@@ -90,17 +109,23 @@ def _facts(runs: Sequence[Run], names: Sequence[str]) -> Iterator[tuple[str, str
         yield "all", " · ".join(f"{key} {told[0][key]}" for key in same)
 
 
-def _told(of: dict[int, Finding], names: Sequence[str]) -> Finding:
-    """A finding with the names of the runs that have it, and the numbers of each."""
+def _told(
+    of: dict[int, Finding], names: Sequence[str], places: Places
+) -> tuple[Finding, dict[str, str]]:
+    """A finding with the runs that have it, the numbers of each, and their figures."""
     text, place = first(of).text, next(iter(of))
     if len({f.text for f in of.values()}) > 1:
         text = f"{text.removesuffix('.')} (numbers of {names[place]})."
     if len(of) < len(names):
         text = f"{_who([names[i] for i in of], names)}: {text}"
     evidence: list[Evidence] = []
+    links: dict[str, str] = {}
     for i, f in of.items():
-        evidence += [replace(e, name=f"{names[i]}: {e.name}") for e in f.evidence[:EACH]]
-    return replace(first(of), text=text, evidence=tuple(evidence))
+        for e in f.evidence[:EACH]:
+            evidence.append(replace(e, name=f"{names[i]}: {e.name}"))
+            if link := places.link(e.name):
+                links[evidence[-1].name] = link
+    return replace(first(of), text=text, evidence=tuple(evidence)), links
 
 
 def _beyond(runs: Sequence[Run], names: Sequence[str]) -> Section:

@@ -68,7 +68,7 @@ def law_undecided(run: Log, family: str) -> bool:
 def drift_panel(run: Log) -> Iterator[Panel]:
     """Drift of the charges of every family since the start."""
     found = {family: moved(t) for family, t in drifts(run).items()}
-    plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %")
+    plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %", measure="drift")
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
     for (family, drift), colour in zip(found.items(), colours, strict=True):
         plot.line(drift, words(family), colour, judge=judged(drift.last) == "holds")
@@ -120,6 +120,7 @@ def _heat(
             "zeroline": False,
             "automargin": True,
             "autorange": "reversed",
+            "title": {"text": "unit"},
         },
     }
     if labels:

@@ -139,7 +139,7 @@ def stability_panel(run: Log) -> Iterator[Panel]:
 
 def decrease_panel(run: Log) -> Iterator[Panel]:
     """What one step does to the loss of its own batch, and what a parabola says."""
-    plot = Plot(last_step=run.last_step)
+    plot = Plot(last_step=run.last_step, measure="decrease")
     for i, kind in enumerate(("actual", "predicted")):
         change = trace(run, f"curvature/{kind}_decrease")
         if change is not None:
