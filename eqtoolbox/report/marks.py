@@ -9,6 +9,7 @@ from eqtoolbox.report.log import Log
 from eqtoolbox.report.words import number
 
 MOST = 40  # marks of a kind; of more the gravest, or the highest
+BLOCK = 1 << 15  # windows whose losses are held at a time
 WINDOW = 10  # steps on either side that a spike is compared with
 HIGH = 6.0  # robust standard deviations of the logarithm
 TIMES = 2.0  # the median around it
@@ -39,11 +40,15 @@ def spikes(run: Log) -> list[dict[str, Any]]:
     if len(logs) < 2 * WINDOW + 1:
         return []
     around = np.lib.stride_tricks.sliding_window_view(logs, 2 * WINDOW + 1)
-    middle = np.median(around, axis=1)
-    sigma = 1.4826 * np.median(np.abs(around - middle[:, None]), axis=1)
     here = logs[WINDOW:-WINDOW]
-    above = here - middle
-    high = (above > HIGH * sigma) & (above > np.log(TIMES)) & (here == around.max(axis=1))
+    above, high = np.zeros(len(here)), np.zeros(len(here), bool)
+    for i in range(0, len(here), BLOCK):
+        near, block = around[i : i + BLOCK], slice(i, i + BLOCK)
+        middle = np.median(near, axis=1)
+        sigma = 1.4826 * np.median(np.abs(near - middle[:, None]), axis=1)
+        above[block] = here[block] - middle
+        high[block] = (above[block] > HIGH * sigma) & (here[block] == near.max(axis=1))
+    high &= above > np.log(TIMES)
     high[: max(0, int(BORN * len(logs)) - WINDOW)] = False
     at = np.flatnonzero(high)
     at = np.sort(at[np.argsort(-above[at])][:MOST])
