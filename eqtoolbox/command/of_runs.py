@@ -1,6 +1,9 @@
 """Commands that read runs, without torch: summary, report, compare, tail, export, explain."""
 
 import argparse
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,11 @@ from eqtoolbox.command.command import Command, as_json, count, path, print_json,
 
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", type=path, help="the directory of a run")
+
+
+def _homes(paths: Sequence[Path]) -> Sequence[Path]:
+    """Paths without the pages that lie among runs, as in runs/*."""
+    return [p for p in paths if p.suffix != ".html" or not p.is_file()] or paths
 
 
 def _only(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +87,20 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _of_report(parser: argparse.ArgumentParser) -> None:
-    _run(parser)
-    parser.add_argument("-o", "--output", type=path, help="file (default: RUN/report.html)")
+    parser.add_argument(
+        "paths",
+        metavar="RUN",
+        type=path,
+        nargs="+",
+        help="the directory of a run; those of several runs give one page of all",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=path,
+        help="file (default: RUN/report.html; of several runs compared.html in the nearest "
+        "directory that holds them all)",
+    )
     as_json(parser)
     _probes(parser)
 
@@ -89,8 +109,10 @@ def _report(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report.page import write_page
     from eqtoolbox.report.run import Run
 
-    run = Run(arguments.path, topics=_topics(arguments.probes))
-    page = str(write_page(run, arguments.output or arguments.path).resolve())
+    topics = _topics(arguments.probes)
+    runs = [Run(p, topics=topics) for p in _homes(arguments.paths)]
+    target = arguments.output or os.path.commonpath([run.path.resolve() for run in runs])
+    page = str(write_page(runs, target).resolve())
     if arguments.json:
         print_json({"page": page})
     else:
@@ -111,9 +133,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report.comparison import comparison_data, comparison_text
     from eqtoolbox.report.run import Run
 
-    if len(arguments.paths) < 2:
+    homes = _homes(arguments.paths)
+    if len(homes) < 2:
         raise ValueError("compare needs two runs or more, got one; `summary` shows a single run")
-    data = comparison_data([Run(p) for p in arguments.paths], only=arguments.only)
+    data = comparison_data([Run(p) for p in homes], only=arguments.only)
     if arguments.json:
         print_json(data)
     else:
@@ -141,6 +164,8 @@ def _tail(arguments: argparse.Namespace) -> None:
     records, end = newest(arguments.path, arguments.lines, arguments.only)
     for record in records:
         tell(record)
+    if not records and not arguments.follow:
+        print(f"eqtoolbox: no record in {str(arguments.path)!r}", file=sys.stderr)
     for record in following(arguments.path, end, arguments.only) if arguments.follow else ():
         tell(record)
 
@@ -225,7 +250,7 @@ COMMANDS = (
     ),
     Command(
         name="report",
-        help="the run as one self-contained HTML page",
+        help="a run, or several beside each other, as one self-contained HTML page",
         arguments=_of_report,
         run=_report,
     ),

@@ -28,6 +28,7 @@ _PRODUCTS = get_args(Product)
 LONGEST = 200  # characters of a name
 LAST = 2**53  # steps and counts below are exact in every reader of JSON
 SEGMENTS = 2**31  # more than any run is resumed
+FORMAT = 2  # of the oldest rows of a run: 2 has facts beside notes
 HOLDS, VIOLATED = 3.0, 10.0  # verdict thresholds, in floors
 
 _NAME = re.compile(r"[A-Za-z0-9_./-]+")

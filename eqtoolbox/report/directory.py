@@ -11,6 +11,7 @@ from eqtoolbox.record.record import LAST, checked
 from eqtoolbox.report.described import sound
 from eqtoolbox.report.old_notes import understood
 
+WHOLE = "no whole JSON object"  # of what a kill tore
 TOLD = 20  # oddities of a run that are told one by one
 _KINDS = ("info", "warning", "error")
 
@@ -80,7 +81,7 @@ def records(folder: Folder, odd: Oddities, version: int) -> Iterator[tuple[Any, 
         for number, row in rows(file):
             try:
                 if row is None:
-                    raise ValueError("no whole JSON object")
+                    raise ValueError(WHOLE)
                 yield checked(row) if version > 1 else understood(checked(row))
             except ValueError as error:
                 odd.note(f"records.jsonl line {number}: {error}")
@@ -97,7 +98,7 @@ def events(folder: Folder, odd: Oddities) -> Iterator[dict[str, Any]]:
         return
     with file:
         for number, row in rows(file):
-            wrong = "no whole JSON object" if row is None else _wrong(row)
+            wrong = WHOLE if row is None else _wrong(row)
             if row is None or wrong:
                 odd.note(f"events.jsonl line {number}: {wrong}")
             else:
@@ -112,7 +113,7 @@ def facts(folder: Folder, odd: Oddities) -> dict[str, Any]:
         odd.note(str(error.strerror))
         return {}
     if found is None:
-        odd.note("run.json: no whole JSON object")
+        odd.note(f"run.json: {WHOLE}")
         return {}
     kept, wrong = sound(found)
     for what in wrong:

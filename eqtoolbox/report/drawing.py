@@ -1,6 +1,7 @@
-"""Drawing: colours, and numbers as the figures take them."""
+"""Drawing: colours and dashes, and numbers as the figures take them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,14 @@ from numpy.typing import NDArray
 
 from eqtoolbox.report.words import raised
 
-# Mid-tones: contrast of at least 3.3 on the light and on the dark page.
-PALETTE = (
-    "#3f7fc1", "#d2603a", "#34936a", "#8d6fc0", "#b0831c", "#2594a0", "#c65d92", "#7a8a2e",
-    "#8a7160", "#5b7bd6", "#a2708a", "#4e8f4a",
-)  # fmt: skip
+# On each page a contrast of 3 and more; told apart with any of the three kinds of colour blindness,
+# by lightness where not by hue, and by the dash that each colour has.
+PALETTE = ("#2191eb", "#992509", "#3a7f6e", "#52164c", "#9d9023", "#093799")
+DARK = ("#4579ee", "#df6b0e", "#7fe3c8", "#985582", "#f0d34a", "#a9bff5")  # the same in the dark
+DASHES = ("solid", "9px,3px", "10px,3px,2px,3px", "5px,3px", "16px,4px", "14px,3px,2px,3px,2px,3px")
 GREY = "#7d8590"
 WIDE = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+EXTREME = 1.5  # ratio of the whole span to the usual one from which the extremes are left out
 POINTS = 1500  # a trace; a panel is at most about a thousand pixels wide
 
 
@@ -35,9 +37,42 @@ def thinned(values: NDArray[np.float64], limit: int = POINTS) -> NDArray[np.int6
     return np.array(sorted(kept), dtype=np.int64)
 
 
+def wide(values: NDArray[np.float64]) -> bool:
+    """Whether values ask for a logarithmic axis: positive, the largest `WIDE` times the smallest.
+
+    Example:
+        >>> wide(np.array([0.1, 3.0])), wide(np.array([0.0, 3.0]))
+        (True, False)
+    """
+    return bool(len(values) and values.min() > 0 and values.max() > WIDE * values.min())
+
+
 def plain(values: NDArray[Any]) -> list[float | None]:
     """Values as JSON numbers of six digits; what is not finite becomes null."""
     return [float(f"{v:.6g}") if math.isfinite(v) else None for v in values.tolist()]
+
+
+def usual(lines: Sequence[Sequence[float | None]], share: float = 0.95) -> dict[str, Any]:
+    """A range for an axis that leaves out the extremes, where these would squeeze all others.
+
+    Args:
+        lines: heights of all lines.
+        share: of the heights that the range holds at least.
+
+    Example:
+        >>> usual([[0.9, 1.0] * 50 + [40.0]])["range"]
+        [-0.08, 1.08]
+        >>> usual([[0.9, 1.0]])
+        {}
+    """
+    heights = np.array([y for line in lines for y in line if y is not None])
+    low, high = np.quantile(heights, [(1 - share) / 2, (1 + share) / 2]) if heights.size else (0, 0)
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    span = max(float(heights.max(initial=0.0)), 0.0) - min(float(heights.min(initial=0.0)), 0.0)
+    if span <= EXTREME * (high - low):
+        return {}
+    room = 0.08 * (high - low)
+    return {"range": [low - room, high + room]}
 
 
 def faded(colour: str, opacity: float) -> str:
@@ -49,6 +84,16 @@ def faded(colour: str, opacity: float) -> str:
     """
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity:.2g})"
+
+
+def dash(colour: str) -> str:
+    """The dash of a colour of the palette, as plotly writes it; others are solid.
+
+    Example:
+        >>> dash(PALETTE[0]), dash(PALETTE[1]), dash(GREY)
+        ('solid', '9px,3px', 'solid')
+    """
+    return DASHES[PALETTE.index(colour)] if colour in PALETTE else "solid"
 
 
 def ticks(low: float, high: float) -> list[tuple[float, str]]:

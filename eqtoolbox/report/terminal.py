@@ -33,8 +33,7 @@ def as_text(data: dict[str, Any]) -> str:
     parts = [f"{data['model'] or 'run'} to step {data['last_step']}{state}, {data['path']}"]
     findings = [paragraph for f in data["findings"] for paragraph in _finding(f)]
     parts.append("\n".join(findings) if findings else "no finding")
-    if data["values"]:
-        parts.append(_table(data["values"]))
+    parts.append(_table(data["values"]) if data["values"] else "no record")
     if data["left_out"]:
         parts.append(f"{data['left_out']} more findings and names are left out")
     return printable("\n\n".join(parts)) + "\n"

@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 
 from eqtoolbox.record.arrays import Array, frame
 from eqtoolbox.record.files import Folder, read_object, rows
-from eqtoolbox.record.record import LAST, SEGMENTS, Record, checked, is_name, name_wanted
+from eqtoolbox.record.record import (
+    FORMAT,
+    LAST,
+    SEGMENTS,
+    Record,
+    checked,
+    is_name,
+    name_wanted,
+)
 from eqtoolbox.record.sink import Sink
 
-FORMAT = 2  # of the oldest rows of a run: 2 has facts beside notes
 MANY = 16  # open at once: some may be of runs that nobody closed, nor can reach any more
 FILES = (
     "records.jsonl",

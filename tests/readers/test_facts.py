@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from eqtoolbox.record.facts import NO_FACTS, Facts
-from eqtoolbox.record.record import Record
+from eqtoolbox.record.record import FORMAT, Record
 from eqtoolbox.report import Run
 from eqtoolbox.report.old_notes import facts_in
-from eqtoolbox.sinks.jsonl import FORMAT, RunDirectory
+from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.probe import Measurement
 from tests.report.runs import write_run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from eqtoolbox.record.record import Record
-from eqtoolbox.report import Run
+from eqtoolbox.report import Run, write_page
 from tests.report.runs import EVENTS, SYMMETRIES, TAIL, rich_records, with_facts, write_run
 
 
@@ -35,3 +35,10 @@ def rich_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(
         home, rich_records(), events=EVENTS, tail=TAIL, segments=2, symmetries=SYMMETRIES
     )
+
+
+@pytest.fixture(scope="session")
+def rich_page(rich_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the rich run, alone in its folder."""
+    pytest.importorskip("jinja2")
+    return write_page(Run(rich_run), tmp_path_factory.mktemp("page") / "deep" / "report.html")

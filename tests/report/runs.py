@@ -47,6 +47,12 @@ SYMMETRIES = [
 ]  # fmt: skip
 
 
+PANELS = {  # of the rich run's page
+    "loss", "equivariance-relative_error", "equivariance-orbit_variance",
+    "equivariance-percent_of_loss", "conservation-drift", "causes-rescale", "causes-scale",
+    "noether-first_order", "noether-second_order", "eigenvalues", "stability", "overlaps",
+    "rayleigh", "seconds", "overhead",
+}  # fmt: skip
 UNCERTAIN = 987.5  # what records that did not converge carry; it must never be shown
 STALE = 765.25  # what the killed segment wrote for steps that the resumed one repeats
 TAIL = '{"step": 1000, "na'  # what the kill left of the last line

@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -14,19 +12,13 @@ import pytest
 
 from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run, write_page
-from tests.report.runs import STALE, UNCERTAIN, missing, series
+from eqtoolbox.report.page import content, publish
+from tests.report.runs import PANELS, STALE, UNCERTAIN, missing, series
 
 pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 MakeRun = Callable[..., Run]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-PANELS = {
-    "loss", "equivariance-relative_error", "equivariance-orbit_variance",
-    "equivariance-percent_of_loss", "conservation-drift", "causes-rescale", "causes-scale",
-    "noether-first_order", "noether-second_order", "eigenvalues", "stability", "overlaps",
-    "rayleigh", "seconds", "overhead",
-}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -58,24 +50,23 @@ class Page(HTMLParser):
         self._script = None
 
     def handle_data(self, data: str) -> None:
-        if self._script:
+        if self._script and self._script.endswith("-figure"):
             self.figures[self._script.removesuffix("-figure")] = json.loads(data)
         elif self._script is None:
             self.words.append(data)
 
 
-@pytest.fixture(scope="module")
-def rich_page(rich_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(Run(rich_run), tmp_path_factory.mktemp("page") / "deep" / "report.html")
+def page_file(run: Run) -> Path:
+    return write_page(run, run.path / "page.html")
 
 
 def page_of(run: Run) -> Page:
-    return Page(write_page(run, run.path / "page.html").read_text())
+    return Page(page_file(run).read_text())
 
 
 def test_the_page_is_one_file_that_loads_nothing(rich_page: Path) -> None:
     page = Page(rich_page.read_text())
-    assert [r for r in page.resources if r != "data:,"] == []
+    assert [r for r in page.resources if r != "data:," and not r.startswith("#")] == []
     assert "default-src 'none'" in rich_page.read_text()
     assert list(rich_page.parent.iterdir()) == [rich_page]
     assert not re.search(r"url\(|@import", rich_page.read_text().split("</style>")[0])
@@ -126,7 +117,7 @@ def test_error_bands_lie_around_their_lines(rich_page: Path) -> None:
 def test_findings_stand_on_top_with_their_evidence(rich_page: Path) -> None:
     page = Page(rich_page.read_text())
     text = page.text
-    assert text.index("What the run shows") < text.index("Is it equivariant?")
+    assert text.index("What the run shows") < text.rindex("Is it equivariant?")
     assert "Symmetry under quarter turns is violated" in text
     assert "equivariance/relative_error/cyclic4 0.4" in text
     assert {"warning", "note", "good"} <= set(page.classes)
@@ -143,6 +134,21 @@ def test_a_script_in_a_name_or_note_stays_text(make_run: MakeRun) -> None:
     rows += series("equivariance/relative_error/" + evil, [0.1, 0.2], note=evil)
     html = write_page(run := make_run(rows, model={"class": evil}), run.path / "x.html").read_text()
     assert "<script>alert" not in html
+
+
+def test_a_page_without_data_is_small(make_run: MakeRun) -> None:
+    assert len(page_file(make_run()).read_bytes()) <= 1_500_000
+
+
+def test_a_section_may_hold_tables(make_run: MakeRun, tmp_path: Path) -> None:
+    table = {"title": "Accuracy", "columns": ["run", "share"], "numeric": [False, True]}
+    section = {"question": "Which is best?", "slug": "best", "explanation": "", "panels": []}
+    section |= {"tables": [table | {"rows": [["<b>first</b>", "-0.5"]]}]}
+    shown = content(make_run()) | {"sections": [section]}
+    html = publish(shown, tmp_path / "several.html").read_text()
+    assert "<caption>Accuracy</caption>" in html
+    assert '<td class="n">−0.5</td>' in html
+    assert "&lt;b&gt;first&lt;/b&gt;" in html
 
 
 def test_panels_without_data_are_left_out(make_run: MakeRun) -> None:
@@ -231,62 +237,15 @@ def test_a_directory_gets_a_report_html(make_run: MakeRun, tmp_path: Path) -> No
     assert write_page(make_run(), tmp_path) == tmp_path / "report.html"
 
 
-@pytest.mark.parametrize("module", ["plotly.offline", "jinja2"])
-def test_a_missing_extra_is_named(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, module: str
+def test_a_page_needs_no_python_plotly(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
+    for module in ("plotly", "plotly.offline", "plotly.graph_objects"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert write_page(make_run(), tmp_path).exists()
+
+
+def test_a_missing_extra_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r'pip install "eqtoolbox\[report\]"'):
         write_page(make_run(), "never.html")
-
-
-# in a browser
-
-
-def browse(address: str, profile: Path, *options: str) -> tuple[str, list[str]]:
-    """The page's document after its scripts ran, and what the console said."""
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", f"--user-data-dir={profile}", "--enable-logging=stderr",
-        "--virtual-time-budget=10000", *options, "--dump-dom", address,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
-
-
-@needs_browser
-def test_a_browser_draws_every_panel_without_an_error(rich_page: Path, tmp_path: Path) -> None:
-    document, console = browse(rich_page.as_uri(), tmp_path)
-    assert console == []
-    assert f'data-drawn="{len(PANELS)}"' in document
-    # plotly lays three drawings over each other in every figure
-    assert len(re.findall(r'<svg[^>]*class="main-svg"', document)) >= 2 * len(PANELS)
-    assert len(re.findall(r'class="[^"]*scatterlayer', document)) >= len(PANELS) - 1
-
-
-@needs_browser
-def test_the_browser_check_hears_an_error(rich_page: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.html"
-    broken.write_text("<script>undefinedFunction()</script>")
-    _, console = browse(broken.as_uri(), tmp_path / "profile")
-    assert any("undefinedFunction is not defined" in line for line in console)
-
-
-@needs_browser
-def test_a_phone_needs_no_sideways_scrolling(rich_page: Path, tmp_path: Path) -> None:
-    frame = rich_page.parent / "phone.html"
-    frame.write_text(f"""<iframe src="{rich_page.name}" style="width:390px;height:900px"></iframe>
-        <script>onload = () => setTimeout(() => {{
-            const page = document.querySelector("iframe").contentDocument;
-            const wide = [...page.querySelectorAll(".plot svg.main-svg")].map(s => s.clientWidth);
-            document.title = `${{page.documentElement.scrollWidth}} ${{Math.max(...wide)}}`;
-        }}, 3000)</script>""")
-    document, _ = browse(frame.as_uri(), tmp_path, "--allow-file-access-from-files")
-    frame.unlink()
-    page, plot = map(int, re.findall(r"<title>(\d+) (\d+)</title>", document)[0])
-    assert page <= 390
-    assert 250 < plot <= 350

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from eqtoolbox.record.record import Record
-from eqtoolbox.report.drawing import GREY, PALETTE, faded
+from eqtoolbox.report.drawing import GREY, PALETTE, faded, usual
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import BROKEN_LAW, Evidence, Finding
 from eqtoolbox.report.log import Log
@@ -80,8 +81,9 @@ def conservation(run: Log) -> Iterator[Finding]:
 
 def _exact(drift: Curve) -> Record:
     """The newest drift; of one that is estimated at most steps, a recent one that is not."""
-    recent = [r for r in drift.records if r.step >= RECENT * drift.last.step and not r.stderr]
-    return recent[-1] if recent else drift.last
+    last, known = drift.last, ~(drift.numbers("stderr") > 0)
+    recent = np.flatnonzero(known & (drift.steps >= RECENT * last.step))
+    return drift.records[int(recent[-1])] if recent.size else last
 
 
 def cause_words(held: bool, undecided: bool = False) -> dict[str, str]:
@@ -161,7 +163,7 @@ def _cause_panel(run: Log, family: str) -> Iterator[Panel]:
     said = cause_words(law_held(run, family), law_undecided(run, family))
     if any(shares.values()):
         shown = {c: t for c, t in shares.items() if t and _size(t) > VISIBLE}
-        plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
+        plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %", measure="share of the drift")
         stacked = all(arrays(t)[1].min() > -VISIBLE for t in shown.values())
         reading = (
             "Causes of the drift since the start, each measured step standing for those just "
@@ -171,16 +173,22 @@ def _cause_panel(run: Log, family: str) -> Iterator[Panel]:
             reading = f"{reading[:-1]}, negative against the drift."
     else:
         shown = {c: t for c, t in terms.items() if t and _size(t) > 0}
-        plot, stacked = Plot(last_step=run.last_step), False
+        plot = Plot(last_step=run.last_step, measure="relative change in one step")
+        stacked = False
         reading = "Relative change of the charges in one step, by cause, along the step's drift."
     for cause, t in shown.items():
         colour = CAUSE_COLOURS[cause]
-        plot.line(t, said[cause], colour, width=0 if stacked else 1.8)
+        drawn: dict[str, Any] = {"width": 0, "dash": "solid"} if stacked else {}
+        plot.line(t, said[cause], colour, **drawn)
         if stacked:
-            area = {"stackgroup": "causes", "fillcolor": faded(colour, 0.8), "mode": "lines"}
+            area = {"stackgroup": "causes", "fillcolor": faded(colour, 0.6), "mode": "lines"}
             plot.data[-1] |= area
-    if plot.data:
-        yield plot.panel(f"causes-{family}", title, reading)
+    if plot.data and stacked:
+        yield plot.panel(f"causes-{family}", title, reading, range=[0, 101])
+    elif plot.data:
+        shown_range = usual([t["y"] for t in plot.data])
+        reading += " A double click shows what lies beyond the axis." if shown_range else ""
+        yield plot.panel(f"causes-{family}", title, reading, **shown_range)
 
 
 def _size(t: Curve) -> float:

@@ -4,7 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from eqtoolbox.report.drawing import PALETTE, WIDE
+from eqtoolbox.record.record import FORMAT
+from eqtoolbox.report.directory import WHOLE
+from eqtoolbox.report.drawing import PALETTE, wide
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
@@ -94,12 +96,28 @@ def incidents(run: Log) -> Iterator[Finding]:
         text = f"{plural(len(errors), 'error')} in the event log; first ({where}): "
         text += str(first.get("message", "")).split("\n")[0]
         yield Finding(level="warning", text=text, id="errors")
+    version = run.info.get("format") or 0
+    if version > FORMAT:
+        text = f"The run is of format {version}, of eqtoolbox {run.info.get('eqtoolbox', '?')}; "
+        text += f"this one knows formats up to {FORMAT} and leaves out what it does not know."
+        yield Finding(level="note", text=text)
     if run.torn:
-        text = f"{plural(run.torn, 'line')} of the log could not be read and"
-        was = "was" if run.torn == 1 else "were"
-        yield Finding(
-            level="note", text=f"{text} {was} left out (torn by a kill, or being written)."
-        )
+        yield _torn(run)
+
+
+def _torn(run: Log) -> Finding:
+    """What could not be read, and the first of it."""
+    told = (e["message"] for e in run.events if e.get("probe") == "reading")
+    lines, which = plural(run.torn, "line"), next(told, "")
+    if not run.names():
+        text = f"There is no record: {lines} could not be read (first: {which})."
+        asked = "name the directory that attach was given as run_dir="
+        return Finding(level="warning", text=text, remedy=(asked,))
+    verb, first = ("was", which) if run.torn == 1 else ("were", f"first: {which}")
+    if which.endswith(WHOLE):
+        first += ", torn by a kill or being written"
+    text = f"{lines} of the log could not be read and {verb} left out ({first})."
+    return Finding(level="note", text=text)
 
 
 def _share(overhead: float) -> str:
@@ -114,8 +132,7 @@ def cost_panels(run: Log) -> Iterator[Panel]:
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
     if overhead is not None:
         shares = arrays(overhead)[1]
-        log = bool(shares.min() > 0 and shares.max() > WIDE * shares.min())
-        plot = Plot(last_step=run.last_step, log=log, scale=100.0, suffix=" %")
+        plot = Plot(last_step=run.last_step, log=wide(shares), scale=100.0, suffix=" %")
         plot.line(overhead, "overhead", PALETTE[0])
         if budget is not None:
             plot.level(100 * budget, "budget")

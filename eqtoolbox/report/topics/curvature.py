@@ -94,7 +94,7 @@ def _chance(run: Log, count: int) -> str:
 
 def eigenvalue_panel(run: Log) -> Iterator[Panel]:
     """The leading eigenvalues of the Hessian, and the smallest."""
-    plot = Plot(last_step=run.last_step)
+    plot = Plot(last_step=run.last_step, measure="eigenvalue")
     top, bottom = trace(run, TOP), trace(run, "curvature/smallest")
     eigenvalues = traces(run, "curvature/eigenvalue")
     for i, (rank, t) in enumerate(eigenvalues.items()):
@@ -141,7 +141,7 @@ def orbit_free_panel(run: Log) -> Iterator[Panel]:
     if free is None:
         return
     log = all(r.value > 0 for t in (free, plain) if t is not None for r in t.records)
-    plot = Plot(last_step=run.last_step, log=log)
+    plot = Plot(last_step=run.last_step, log=log, measure="sharpness")
     plot.line(free, "across the orbits", PALETTE[0])
     if plain is not None:
         plot.line(plain, "plain", PALETTE[1])
@@ -170,7 +170,7 @@ def tracking_panel(run: Log) -> Iterator[Panel]:
 
 def overlap_panel(run: Log) -> Iterator[Panel]:
     """How much of gradient, update and momentum lies in the sharpest directions."""
-    plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %")
+    plot = Plot(last_step=run.last_step, scale=100.0, suffix=" %", measure="share of the energy")
     symmetries = [f"symmetry_overlap/{f}" for f in traces(run, "curvature/symmetry_overlap")]
     for i, name in enumerate(
         ("gradient_overlap", "update_overlap", "momentum_overlap", *symmetries)
@@ -180,9 +180,6 @@ def overlap_panel(run: Log) -> Iterator[Panel]:
         colour = PALETTE[i % len(PALETTE)]
         if share is not None:
             plot.line(share, words(subject), colour)
-            if subject == "update":  # under plain SGD it lies on the gradient's line
-                plot.data[-1]["line"]["dash"] = "dot"
-                plot.keys[-1] = replace(plot.keys[-1], dash="dot")
     if plot.data:
         reading = (
             "Share of the energy that lies in the sharpest directions; a random vector has "

@@ -6,6 +6,7 @@ from eqtoolbox.report.figures import Panel, Plot, by_target
 from eqtoolbox.report.finding import Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
+from eqtoolbox.report.topics.depth import layer_panels
 from eqtoolbox.report.trace import Curve, floor_words, judged, trace, traces
 from eqtoolbox.report.words import number, percent, symmetry
 
@@ -167,6 +168,6 @@ TOPIC = Topic(
         "average the output over them, or use layers that are equivariant by construction",
     ),
     rules=(growth, unmeasured, equivariance),
-    panels=(equivariance_panels,),
+    panels=(equivariance_panels, layer_panels),
     probes=("equivariance",),
 )

@@ -117,15 +117,15 @@ def _mover(run: Log, family: str) -> str:
 def forecast_panel(run: Log) -> Iterator[Panel]:
     """Measured drifts as broad pale lines, those of the closed form as thin ones."""
     found = drifts(run)
-    plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %")
+    plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %", measure="drift")
     for i, (family, expected) in enumerate(traces(run, "conservation/forecast").items()):
         if family not in found:
             continue
         colour = PALETTE[i % len(PALETTE)]
-        plot.line(moved(found[family]), f"{words(family)}, measured", colour, width=6)
+        plot.line(moved(found[family]), f"{words(family)}, measured", colour, width=6, dash="solid")
         plot.data[-1] |= {"opacity": 0.35, "mode": "lines"}
         key = replace(plot.keys.pop(), label=words(family))
-        plot.line(moved(expected), f"{words(family)}, predicted", colour, width=1.4)
+        plot.line(moved(expected), f"{words(family)}, predicted", colour, width=1.4, dash="solid")
         plot.keys.append(replace(key, traces=key.traces + plot.keys.pop().traces))
     if plot.data:
         reading = (

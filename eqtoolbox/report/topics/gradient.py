@@ -79,7 +79,7 @@ def gradient_panels(run: Log) -> Iterator[Panel]:
     yield from by_target(
         run,
         traces(run, "conservation/first_order"),
-        Plot(last_step=run.last_step, log=True),
+        Plot(last_step=run.last_step, log=True, measure="slope"),
         "conservation/first_order",
         "First-order law of the training gradient",
         "Slope of the loss along the symmetry over the gradient's length, from the gradient that "
@@ -88,7 +88,7 @@ def gradient_panels(run: Log) -> Iterator[Panel]:
     yield from by_target(
         run,
         traces(run, "conservation/epsilon"),
-        Plot(last_step=run.last_step, log=True),
+        Plot(last_step=run.last_step, log=True, measure="unexplained slope"),
         "conservation/epsilon",
         "What epsilon leaves of the training gradient's law",
         "The same of approximate symmetries, less what the epsilon of the normalisations predicts: "

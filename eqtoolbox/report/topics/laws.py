@@ -156,7 +156,7 @@ def law_panels(run: Log) -> Iterator[Panel]:
         yield from by_target(
             run,
             traces(run, f"noether/{order}_order"),
-            Plot(last_step=run.last_step, log=True),
+            Plot(last_step=run.last_step, log=True, measure="residual"),
             f"noether/{order}_order",
             f"{order.capitalize()}-order law",
             f"Residual of the identity that the symmetry imposes on the {vector}, on a "
@@ -165,7 +165,7 @@ def law_panels(run: Log) -> Iterator[Panel]:
     yield from by_target(
         run,
         traces(run, "noether/epsilon"),
-        Plot(last_step=run.last_step, log=True),
+        Plot(last_step=run.last_step, log=True, measure="residual"),
         "noether/epsilon",
         "What epsilon leaves unexplained",
         "First-order law of approximate symmetries less what the epsilon of the normalisations "

@@ -73,15 +73,17 @@ def _right(right: dict[str, tuple[Curve, Curve]], by: str) -> Iterator[Finding]:
 
 def rayleigh_panel(run: Log) -> Iterator[Panel]:
     """Measured and predicted Rayleigh quotients along symmetry directions."""
-    plot = Plot(last_step=run.last_step)
+    plot = Plot(last_step=run.last_step, measure="Rayleigh quotient")
     for i, (family, measured) in enumerate(traces(run, "noether/rayleigh").items()):
         colour = PALETTE[i % len(PALETTE)]
-        plot.line(measured, f"{words(family)}, measured", colour, mode="lines", width=6)
+        plot.line(
+            measured, f"{words(family)}, measured", colour, mode="lines", width=6, dash="solid"
+        )
         plot.data[-1]["opacity"] = 0.35
         key = replace(plot.keys.pop(), label=words(family))
         predicted = trace(run, f"noether/predicted_rayleigh/{family}")
         if predicted is not None:
-            plot.line(predicted, f"{words(family)}, predicted", colour, width=1.4)
+            plot.line(predicted, f"{words(family)}, predicted", colour, width=1.4, dash="solid")
             key = replace(key, traces=key.traces + plot.keys.pop().traces)
         plot.keys.append(key)
     if plot.data:

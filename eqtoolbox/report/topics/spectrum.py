@@ -86,6 +86,7 @@ def _map(steps: NDArray[np.int64], quadratures: list[NDArray[np.float64]]) -> Pa
         "xaxis": {"title": {"text": "step"}, "showgrid": False},
         "yaxis": {
             "showgrid": False, "zeroline": False, "automargin": True,
+            "title": {"text": "eigenvalue (loss per parameter²)"},
             "tickvals": [at for at, _ in ticks], "ticktext": [text for _, text in ticks],
         },
     }  # fmt: skip

@@ -1,0 +1,145 @@
+"""Headline: a run in one sentence, and the five questions that everybody asks first."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from eqtoolbox.report.diagnosis.signs import Signs
+from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.log import Log
+from eqtoolbox.report.placed import Places
+from eqtoolbox.report.topics.charges import drifts
+from eqtoolbox.report.trace import Curve, judged, trace, traces
+from eqtoolbox.report.words import CAUSES, listing, number, percent, plural, symmetry, words
+
+STATES = {
+    "learned": "It learned",
+    "little": "It learned a little",
+    "stuck": "It did not learn",
+    "grew": "It did not learn: the loss grew",
+    "not finite": "It broke",
+    "unknown": "Too few losses are known to say whether it learned",
+}
+
+
+def verdict(run: Log, findings: Sequence[Finding]) -> str:
+    """Whether the run learned, and how much is wrong, in a sentence or two."""
+    signs = Signs(run)
+    said = STATES[signs.state]
+    if signs.state == "not finite":
+        said += f": loss or parameters are not finite from step {signs.lost_at} on"
+    elif signs.state != "unknown":
+        joined = " from" if signs.state == "grew" else ": the loss went from"
+        said += f"{joined} {number(signs.level[0])} to {number(signs.level[1])}"
+    alarms, warnings = (sum(f.level == x for f in findings) for x in ("alarm", "warning"))
+    counted = [plural(n, word) for n, word in ((alarms, "alarm"), (warnings, "warning")) if n]
+    if not counted:
+        return f"{said}. No alarm and no warning." if findings else ""
+    gravest = next(f for f in findings if f.level == ("alarm" if alarms else "warning"))
+    return f"{said}. {listing(counted)}; the first: {_clause(gravest)}."
+
+
+def _clause(finding: Finding) -> str:
+    """What a finding says before its numbers, within a sentence."""
+    clause = re.split(r"[:;.,] ", finding.text.removesuffix("."))[0]
+    return clause if clause[1:2].isupper() else clause[:1].lower() + clause[1:]
+
+
+def answers(run: Log, findings: Sequence[Finding], places: Places) -> list[dict[str, Any]]:
+    """What a stranger asks first, as far as the run tells: {"question", "answer", "link"}."""
+    return [
+        {"question": question, "answer": answer, "link": link}
+        for question, find in QUESTIONS.items()
+        for answer, link in [find(run, findings, places)]
+        if answer
+    ]
+
+
+Answer = tuple[str, str]
+
+
+def _learned(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
+    signs = Signs(run)
+    start, end = (number(level) for level in signs.level)
+    known = signs.state not in ("unknown", "not finite")
+    idle = signs.constant_loss
+    beside = f"; the best constant output has {number(idle)}" if idle is not None and known else ""
+    yes = {
+        "learned": "Yes",
+        "little": "A little",
+        "not finite": f"No: not finite at {signs.lost_at}",
+    }
+    said = yes.get(signs.state, "" if signs.state == "unknown" else "No")
+    return (f"{said}. Loss {start} at the start, {end} at the end{beside}." if said else ""), "loss"
+
+
+def _symmetries(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
+    errors, but = traces(run, "equivariance/relative_error"), traces(run, "noether/epsilon")
+    laws = {
+        f"{words(family)} (but for epsilon)" if family in but else words(family): but.get(family, t)
+        for family, t in traces(run, "noether/first_order").items()
+    }
+    named = {symmetry(name): t for name, t in errors.items()}
+    said = [*_judged(named, "Of the data"), *_judged(laws, "Of the weights")]
+    first = next(iter([*errors.values(), *laws.values()]), None)
+    return ". ".join(said) + "." if said else "", places.link(first.name) if first else ""
+
+
+def _judged(found: dict[str, Curve], where: str) -> Iterator[str]:
+    by: dict[str, list[str]] = {}
+    for name, t in found.items():
+        said = {"holds": "holding", "violated": "violated", "trivial": "trivial"}
+        by.setdefault(said.get(str(t.verdict), "undecided"), []).append(name)
+    order = [said for said in ("holding", "violated", "trivial", "undecided") if said in by]
+    if order:
+        yield f"{where}, {'; '.join(f'{said}: {listing(by[said])}' for said in order)}"
+
+
+def _charges(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
+    found = drifts(run)
+    if not found:
+        return "", ""
+    held = [words(f) for f, t in found.items() if judged(t.last) == "holds"]
+    moved = {f: t for f, t in found.items() if words(f) not in held}
+    moved = dict(sorted(moved.items(), key=lambda item: -abs(item[1].last.value)))
+    said = [f"Conserved to rounding: {listing(held)}" if held else "No charge to rounding"]
+    if moved:
+        parts = [
+            f"{words(f)} by {percent(abs(t.last.value))}{_cause(run, f)}" for f, t in moved.items()
+        ]
+        some = [*parts[:2], f"least {parts[-1]}"] if len(parts) > 3 else parts
+        said.append(f"Moved: {listing(some)}")
+    return ". ".join(said) + ".", places.link(next(iter(found.values())).name)
+
+
+def _cause(run: Log, family: str) -> str:
+    """The largest cause of a drift, in parentheses."""
+    shares = {c: trace(run, f"conservation/share_{c}/{family}") for c in CAUSES}
+    known = {c: t.last.value for c, t in shares.items() if t is not None and t.last.value > 0}
+    if not known:
+        return ""
+    cause = max(known, key=lambda c: known[c])
+    return f" ({CAUSES[cause]})"
+
+
+def _edge(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
+    name = "curvature/stability"
+    told = [f for f in findings if any(e.name == name for e in f.evidence)]
+    return (told[0].text, places.link(name)) if told else ("", "")
+
+
+def _next(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
+    first = next((f for f in findings if f.remedy), None)
+    if first is None:
+        return ("No finding asks for a change." if findings else ""), ""
+    why = _clause(first)
+    return f"{why[:1].upper()}{why[1:]}: {first.remedy[0]}.", places.beside(first)
+
+
+QUESTIONS: dict[str, Callable[[Log, Sequence[Finding], Places], Answer]] = {
+    "Did it learn?": _learned,
+    "Which symmetries hold?": _symmetries,
+    "What is conserved, and what broke it?": _charges,
+    "Was the learning rate at the edge?": _edge,
+    "What to do next?": _next,
+}
