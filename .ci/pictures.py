@@ -13,7 +13,8 @@ PICTURES = {
     "charges": (("causes-rescale", "units-rescale"), (900, 435)),
 }
 CSS = """<style>
-header, h2, footer, nav, .bar, .cards, .tools, section > :not(.panels) {{ display: none !important }}
+header, h2, footer, nav, .bar, .cards, .tools {{ display: none !important }}
+section > :not(.panels) {{ display: none !important }}
 body, main, section, .panels, .panel {{ border: 0 !important; margin: 0 !important }}
 main, section {{ padding: 6px 12px !important; max-width: none !important }}
 .panel {{ grid-column: {column} !important }}

@@ -14,6 +14,7 @@ import pytest
 from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run, write_page
 from eqtoolbox.report.figures import MANY
+from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.page import LAYOUT, content, publish
 from tests.report.runs import PANELS, STALE, UNCERTAIN, missing, series
 
@@ -209,6 +210,16 @@ def test_layers_are_drawn_in_order_with_their_floor(make_run: MakeRun) -> None:
     figure = page_of(make_run(*far)).figures["equivariance-layer_error"]
     assert len(figure["data"]) == 1
     assert "noise floor" in figure["layout"]["annotations"][0]["text"]
+
+
+def test_a_page_needs_no_headline(make_run: MakeRun, tmp_path: Path) -> None:
+    shown = content(make_run(series("training/loss", [2.0, 1.0])))
+    for key in ("verdict", "answers", "cards", "groups", "marks", "happened"):
+        del shown[key]
+    shown["good"] = [Finding(level="good", text="All is well.")]
+    page = Page(publish(shown, tmp_path / "bare.html").read_text())
+    assert page.plots == {"loss"}
+    assert "good All is well." in page.text
 
 
 def test_panels_without_data_are_left_out(make_run: MakeRun) -> None:

@@ -43,7 +43,7 @@ function built(place) {
     if (place.steps) base.shapes.push(...marks.map(mark => line(mark, n > 1 ? n : "")));
   }
   if (title) base.annotations.push({
-    text: [title, ...figure.told ?? []].join(width < 500 ? "<br>" : "  "), xref: "paper", yref: "paper", x: 0, y: 1, xanchor: "left", yanchor: "bottom",
+    text: [title, ...figure.told ?? []].join(width < 500 ? "<br>" : "  "), xref: "paper", yref: "paper", x: 0, y: 1, xanchor: "left", yanchor: "bottom", align: "left",
     yshift: figure.cells > 1 ? 24 : 6, showarrow: false, font: { size: 11.5, color: ink("--soft") },
   });
   if (root.classList.contains("printing")) Object.assign(base, { width, height: place.clientHeight });

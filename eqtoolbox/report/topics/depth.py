@@ -40,8 +40,10 @@ def layer_panels(run: Log) -> Iterator[Panel]:
             "outputs: the first layer above its floor is where the symmetry breaks."
         )
         panel = _panel("layer_error", data, keys, "Equivariance error, layer by layer", reading)
-        panel.figure["layout"]["xaxis"] |= {"type": "log", "dtick": 1 if note is None else "D2"}
-        panel.figure["layout"]["annotations"] = [note] if note else []
+        panel.figure["layout"]["xaxis"] |= {"type": "log"} | ({} if note else {"dtick": 1})
+        if note:
+            note |= {"text": note["text"].replace("↓", "←"), "y": 1}
+            panel.figure["layout"]["annotations"] = [note]
         yield panel
     if found := _by_symmetry(traces(run, "equivariance/layer_share")):
         yield _panel(
