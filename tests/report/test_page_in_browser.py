@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
-from tests.report.runs import PANELS
+from eqtoolbox.report import Run, write_page
+from eqtoolbox.sinks.jsonl import RunDirectory
+from tests.report.runs import PANELS, series
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 AXE = Path(os.environ.get("EQTOOLBOX_AXE", "node_modules/axe-core/axe.min.js"))  # axe-core of npm
@@ -42,7 +45,7 @@ def ask(rich_page: Path, tmp_path: Path) -> Ask:
     The function finds `$`, which gives an element by its id, and `pause`, which waits.
     """
 
-    def asked(body: str, *options: str, before: str = "") -> Any:
+    def asked(body: str, *options: str, before: str = "", of: Path = rich_page) -> Any:
         page = tmp_path / "asked.html"
         script = f"""<script>{before}</script><script>addEventListener("load", async () => {{
             const refused = [], $ = id => document.getElementById(id);
@@ -57,7 +60,7 @@ def ask(rich_page: Path, tmp_path: Path) -> Ask:
             answer.textContent = encodeURIComponent(JSON.stringify({{ told, fetched, refused }}));
             document.body.append(answer);
         }});</script></body>"""
-        page.write_text(rich_page.read_text().replace("</body>", script))
+        page.write_text(of.read_text().replace("</body>", script))
         document, console = browse(page.as_uri(), tmp_path / "profile", *(options or (SMALL,)))
         found = re.search(r'<pre id="answer">([^<]*)</pre>', document)
         assert found is not None, "the function did not end"
@@ -233,6 +236,57 @@ def test_paper_shows_everything_within_its_width_and_light(ask: Ask) -> None:
         dispatchEvent(new Event("afterprint"));
         return [...told, $("theme").textContent];""")
     assert told == [True, [], False, 0, "Theme: dark"]
+
+
+def test_many_lines_are_drawn_apart_on_the_same_axes(
+    ask: Ask, tmp_path: Path, make_run: Callable[..., Run]
+) -> None:
+    rows = [
+        series(f"noether/first_order/f{i}", [10.0**-i] * 3, floor=2.0 * 10.0**-i) for i in range(7)
+    ]
+    told = ask(
+        """drawAll();
+        const place = $("noether-first_order"), { _fullLayout: all, data } = place;
+        const axes = Object.keys(all).filter(name => /^yaxis[0-9]*$/.test(name));
+        const third = data.filter(trace => trace.yaxis === "y3");
+        const alone = third.map(trace => Math.round(Math.log10(trace.y[0])));
+        const labels = all.annotations.map(note => note.text);
+        const ranges = new Set(axes.map(name => all[name].range.join()));
+        return [axes.length, ranges.size, alone, labels];""",
+        of=write_page(make_run(*rows), tmp_path / "many.html"),
+    )
+    count, ranges, alone, labels = told
+    assert (count, ranges) == (7, 1)
+    assert alone == [-2, -2]  # the third line, and its floor
+    assert sum(label.startswith(f"f{i} ") for i in range(7) for label in labels) == 7
+
+
+def test_a_heat_map_has_its_colours_in_their_places(ask: Ask, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    for step in range(3):
+        run.array(step, "conservation/unit_drift/rescale", np.array([0.0, 0.5, -0.5]) * (step == 2))
+    run.close()
+    told = ask(
+        """drawAll();
+        const place = $("units-rescale"), [picture] = place.layout.images, shown = new Image();
+        shown.src = picture.source;
+        await shown.decode();
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [3, 3];
+        const pen = canvas.getContext("2d", { willReadFrequently: true });
+        pen.imageSmoothingEnabled = false;
+        pen.drawImage(shown, 0, 0, 3, 3);
+        const colours = [0, 1, 2].map(row => [...pen.getImageData(2, row, 1, 1).data]);
+        place.note.textContent = cell(place.map, 2.2, 0.9);
+        return [colours, place.note.textContent, place.layout.yaxis.range];""",
+        of=write_page(Run(tmp_path / "run"), tmp_path / "map.html"),
+    )
+    (none, red, blue), note, (low, high) = told
+    assert none[3] < 40  # nearly transparent
+    assert red[0] > 2 * red[2]
+    assert blue[2] > 2 * blue[0]
+    assert note == "step 2, unit 1: 50 %"
+    assert (low, high) == (2.5, -0.5)  # the first unit on top
 
 
 def test_a_phone_needs_no_sideways_scrolling(rich_page: Path, tmp_path: Path) -> None:
