@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time above zero, as the type of an argument."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1e6:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return found
 
 
 def as_json(parser: argparse.ArgumentParser) -> None:

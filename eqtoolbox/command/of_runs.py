@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox.command.command import Command, as_json, count, path, print_json, say
+from eqtoolbox.command.command import Command, as_json, count, path, print_json, say, seconds
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +145,21 @@ def _tail(arguments: argparse.Namespace) -> None:
         tell(record)
 
 
+def _of_watch(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--once", action="store_true", help="one view, then end")
+    parser.add_argument(
+        "--every", metavar="SECONDS", type=seconds, default=1.0, help="between two looks (1)"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for a run that is not there yet")
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.command.watching import watch
+
+    watch(arguments.path, every=arguments.every, once=arguments.once, wait=arguments.wait)
+
+
 def _of_export(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument(
@@ -243,6 +258,14 @@ COMMANDS = (
         help="the newest records of a run, also while it is written",
         arguments=_of_tail,
         run=_tail,
+    ),
+    Command(
+        name="watch",
+        help="a run in the terminal while it trains: loss, findings, main quantities",
+        arguments=_of_watch,
+        run=_watch,
+        more='Needs rich: pip install "eqtoolbox[live]". Ends with the run or with Ctrl-C, and '
+        "leaves the last view on the screen. Where the output is no terminal, it is one view.",
     ),
     Command(
         name="export",
