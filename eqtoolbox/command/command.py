@@ -46,6 +46,13 @@ def seconds(text: str) -> float:
     return found
 
 
+def port(text: str) -> int:
+    """A port, as the type of an argument."""
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def as_json(parser: argparse.ArgumentParser) -> None:
     """Let the answer be asked for as JSON."""
     parser.add_argument("--json", action="store_true", help="print as JSON")

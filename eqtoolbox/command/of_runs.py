@@ -1,10 +1,10 @@
-"""Commands that read runs, without torch: summary, report, compare, tail, export, explain."""
+"""Commands that read runs, without torch: summary, report, compare, tail, watch, serve, ..."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox.command.command import Command, as_json, count, path, print_json, say, seconds
+from eqtoolbox.command.command import Command, as_json, count, path, port, print_json, say, seconds
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +160,20 @@ def _watch(arguments: argparse.Namespace) -> None:
     watch(arguments.path, every=arguments.every, once=arguments.once, wait=arguments.wait)
 
 
+def _of_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUNS", type=path, help="a folder with runs below it")
+    parser.add_argument(
+        "--port", metavar="P", type=port, default=8765, help="of 127.0.0.1 (8765); 0 for a free one"
+    )
+    parser.add_argument("--open", action="store_true", help="open a browser")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.command.serving import serve
+
+    serve(arguments.path, port=arguments.port, browse=arguments.open)
+
+
 def _of_export(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument(
@@ -266,6 +280,15 @@ COMMANDS = (
         run=_watch,
         more='Needs rich: pip install "eqtoolbox[live]". Ends with the run or with Ctrl-C, and '
         "leaves the last view on the screen. Where the output is no terminal, it is one view.",
+    ),
+    Command(
+        name="serve",
+        help="all runs below a folder in the browser, for this machine only",
+        arguments=_of_serve,
+        run=_serve,
+        more='Needs flask and waitress: pip install "eqtoolbox[serve]". It listens on 127.0.0.1 '
+        "and ::1 only, reads only, and shows nothing outside the folder; Ctrl-C ends it. From "
+        "another machine: ssh -L 8765:127.0.0.1:8765 HOST.",
     ),
     Command(
         name="export",

@@ -52,8 +52,10 @@ def newest(path: Path, count: int, only: Sequence[str] = ()) -> tuple[list[Recor
                 lines.insert(0, rest)
             rest = rest if len(rest) <= LIMIT else b"!"  # too long, and no record
             for text in reversed(lines):
+                if len(found) == count:
+                    break
                 record = _record(text, only)
-                if record is not None and len(found) < count:
+                if record is not None:
                     found.appendleft(record)
         return list(found), 0 if open_ended and not found else end
 

@@ -33,14 +33,37 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
         ImportError: plotly or jinja2 is missing.
         OSError: the file cannot be written; says which and why.
     """
+    text = page(run)
+    target = Path(path) / "report.html" if Path(path).is_dir() else Path(path)
+    try:
+        _write(target, text)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"cannot write the page to {target} ({error.strerror}); name another file"
+        ) from error
+    return target
+
+
+def page(run: Run) -> str:
+    """The same as a text."""
+    shown = environment()
+    from plotly.offline import get_plotlyjs
+
+    library = get_plotlyjs().replace("</script", "<\\/script")
+    return str(shown.get_template("template.html.j2").render(**content(run), library=library))
+
+
+def environment() -> Any:
+    """What the templates beside this file are rendered by: every text is escaped and printable.
+
+    Raises:
+        ImportError: plotly or jinja2 is missing.
+    """
     try:
         import jinja2
-        from plotly.offline import get_plotlyjs
+        import plotly  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f'write_page needs {error.name}: pip install "eqtoolbox[report]"'
-        ) from error
-    target = Path(path) / "report.html" if Path(path).is_dir() else Path(path)
+        raise ImportError(f'a page needs {error.name}: pip install "eqtoolbox[report]"') from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,15 +74,7 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
     )
     environment.filters["typeset"] = typeset
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    template = environment.get_template("template.html.j2")
-    text = template.render(**content(run), library=get_plotlyjs().replace("</script", "<\\/script"))
-    try:
-        _write(target, text)
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"cannot write the page to {target} ({error.strerror}); name another file"
-        ) from error
-    return target
+    return environment
 
 
 def _write(target: Path, text: str) -> None:

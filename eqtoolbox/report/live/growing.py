@@ -45,14 +45,12 @@ class Growing(Run):
             self._state = _state(folder)
             if self._state == before:
                 return False
-            info, old = facts(folder, Oddities()) or self.info, self.info
-            told, size = folder.look("records.jsonl"), self._records.start
-            if told is not None and (told.st_ino != self._inode or told.st_size < size):
+            info, told = facts(folder, Oddities()) or self.info, folder.look("records.jsonl")
+            inode = self._inode if told is None else told.st_ino
+            shorter = told is not None and told.st_size < self._records.start
+            if shorter or inode != self._inode or info.get("started") != self.info.get("started"):
                 self._begin()
-            elif old.get("started") != info.get("started"):
-                self._begin()
-            self._inode = told.st_ino if told is not None else self._inode
-            self.info = info
+            self._inode, self.info = inode, info
             self._take(folder)
             self.written = max((s[2] for s in self._state), default=0) / 1e9
         finally:
