@@ -23,8 +23,8 @@ pytest.importorskip("plotly")
 
 from eqtoolbox.command.serving import loopback  # noqa: E402
 from eqtoolbox.report.live import card as cards_module  # noqa: E402
-from eqtoolbox.report.live.served import TOGETHER, Pages, served, style  # noqa: E402
-from eqtoolbox.report.live.shelf import DEEP, Shelf, certain  # noqa: E402
+from eqtoolbox.report.live.served import TOGETHER, Pages, served  # noqa: E402
+from eqtoolbox.report.live.shelf import DEEP, RunShelf, certain  # noqa: E402
 
 LOSS = series("training/loss", [3.0, 2.0])
 
@@ -76,7 +76,7 @@ def test_before_the_findings_are_made_the_index_is_there(
 def test_a_run_has_its_page_in_a_frame_and_alone(runs: Path) -> None:
     browser = client(runs)
     frame = text(browser, "/run?of=group/second")
-    assert '<iframe src="/page?of=group/second"' in frame
+    assert '<iframe src="/page?of=group%2Fsecond"' in frame
     page = text(browser, "/page?of=group/second")
     assert "<h1>second</h1>" in page and "Plotly" in page
     assert "<h1>first</h1>" in text(browser, "/page?of=first")
@@ -87,11 +87,13 @@ def test_the_folder_may_be_a_run_itself(tmp_path: Path) -> None:
     assert "<h1>alone</h1>" in text(client(home), "/page?of=alone")
 
 
-def test_runs_are_compared(runs: Path) -> None:
+def test_runs_are_shown_beside_each_other(runs: Path) -> None:
     browser = client(runs)
-    shown = text(browser, "/compare?of=first&of=group/second")
-    assert "training/\u200bloss" in shown and "+260" in shown
-    for many in (0, 1, TOGETHER + 1):
+    frame = text(browser, "/compare?of=first&of=group/second&of=first")
+    assert '<iframe src="/page?of=first&amp;of=group%2Fsecond"' in frame
+    page = text(browser, "/page?of=first&of=group/second")
+    assert "first and second" in page and "What the runs show" in page
+    for many in (0, TOGETHER + 1):
         query = "&".join(f"of={i}" for i in range(many))
         assert f"got {many}" in text(browser, f"/compare?{query}", 400)
     assert "No run" in text(browser, "/compare?of=first&of=nothing", 404)
@@ -123,13 +125,13 @@ def test_a_page_is_made_once_as_long_as_its_run_stays_the_same(
     from eqtoolbox.report.live import served as module
 
     made: list[str] = []
-    monkeypatch.setattr(module, "page", lambda run: made.append(run.path.name) or "page")
-    pages, places = Pages(), Shelf(runs).places()
+    monkeypatch.setattr(module, "rendered", lambda shown: made.append(shown["title"]) or "page")
+    pages, places = Pages(), RunShelf(runs).places()
     for _ in range(3):
-        assert pages.of(places["first"]) == b"page"
+        assert pages.of([places["first"]]) == b"page"
     assert made == ["first"]
     (runs / "first" / "events.jsonl").write_text(json.dumps(EVENTS[0]) + "\n")
-    pages.of(Shelf(runs).places()["first"])
+    pages.of([RunShelf(runs).places()["first"]])
     assert made == ["first", "first"]
 
 
@@ -208,7 +210,7 @@ def test_files_that_are_links_are_not_read(runs: Path) -> None:
 
 
 def test_a_run_that_became_a_link_after_it_was_found_is_not_followed(runs: Path) -> None:
-    place = Shelf(runs).places()["group/second"]
+    place = RunShelf(runs).places()["group/second"]
     assert certain(place) == place.path
     (runs / "group").rename(runs / "moved")
     (runs.parent / "second").symlink_to(runs.parent / "outside")
@@ -216,7 +218,7 @@ def test_a_run_that_became_a_link_after_it_was_found_is_not_followed(runs: Path)
     with pytest.raises(OSError, match="is a link by now"):
         certain(place)
     with pytest.raises(OSError, match="is a link by now"):
-        Pages().of(place)
+        Pages().of([place])
     assert "is a link by now" in cards_module.judged(place).text
 
 
@@ -225,7 +227,7 @@ def test_folders_far_below_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
     write_run(deep, LOSS)
     write_run(deep / "below", LOSS)
     write_run(tmp_path / ".hidden", LOSS)
-    assert list(Shelf(tmp_path).places()) == ["a/b/c/d/e/f"]
+    assert list(RunShelf(tmp_path).places()) == ["a/b/c/d/e/f"]
 
 
 HOSTILE = (
@@ -320,8 +322,9 @@ def test_a_growing_run_is_judged_at_leisure(runs: Path, monkeypatch: pytest.Monk
     assert sorted(judged) == ["first", "group/second"]
 
 
-def test_the_style_is_that_of_the_page() -> None:
-    assert "--paper" in style() and "prefers-color-scheme" in style() and "{{" not in style()
+def test_the_style_is_that_of_the_page(runs: Path) -> None:
+    shown = text(client(runs), "/live.css")
+    assert "--paper" in shown and "prefers-color-scheme" in shown and "#index" in shown
 
 
 def test_pages_fetch_nothing_from_elsewhere(runs: Path) -> None:
@@ -410,4 +413,4 @@ def test_a_rich_run_is_served(tmp_path: Path) -> None:
     write_run(tmp_path / "rich", rich_records(), events=EVENTS, symmetries=SYMMETRIES)
     browser = client(tmp_path)
     assert "warning and 1 more" in text(browser, "/")
-    assert "What is conserved" in text(browser, "/page?of=rich")
+    assert "Drift of conserved charges" in text(browser, "/page?of=rich")

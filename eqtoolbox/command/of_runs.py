@@ -1,10 +1,11 @@
-"""Commands that read runs, without torch: summary, report, compare, tail, watch, serve, ..."""
+"""Commands that read runs, without torch: summary, report, compare, tail, export, explain."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
-from eqtoolbox.command.command import Command, as_json, count, path, port, print_json, say, seconds
+from eqtoolbox.command.command import Command, as_json, count, path, print_json, say
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +80,20 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _of_report(parser: argparse.ArgumentParser) -> None:
-    _run(parser)
-    parser.add_argument("-o", "--output", type=path, help="file (default: RUN/report.html)")
+    parser.add_argument(
+        "paths",
+        metavar="RUN",
+        type=path,
+        nargs="+",
+        help="the directory of a run; those of several runs give one page of all",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=path,
+        help="file (default: RUN/report.html; of several runs compared.html in the nearest "
+        "directory that holds them all)",
+    )
     as_json(parser)
     _probes(parser)
 
@@ -89,8 +102,10 @@ def _report(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report.page import write_page
     from eqtoolbox.report.run import Run
 
-    run = Run(arguments.path, topics=_topics(arguments.probes))
-    page = str(write_page(run, arguments.output or arguments.path).resolve())
+    topics = _topics(arguments.probes)
+    runs = [Run(p, topics=topics) for p in arguments.paths]
+    target = arguments.output or os.path.commonpath([run.path.resolve() for run in runs])
+    page = str(write_page(runs, target).resolve())
     if arguments.json:
         print_json({"page": page})
     else:
@@ -143,35 +158,6 @@ def _tail(arguments: argparse.Namespace) -> None:
         tell(record)
     for record in following(arguments.path, end, arguments.only) if arguments.follow else ():
         tell(record)
-
-
-def _of_watch(parser: argparse.ArgumentParser) -> None:
-    _run(parser)
-    parser.add_argument("--once", action="store_true", help="one view, then end")
-    parser.add_argument(
-        "--every", metavar="SECONDS", type=seconds, default=1.0, help="between two looks (1)"
-    )
-    parser.add_argument("--wait", action="store_true", help="wait for a run that is not there yet")
-
-
-def _watch(arguments: argparse.Namespace) -> None:
-    from eqtoolbox.command.watching import watch
-
-    watch(arguments.path, every=arguments.every, once=arguments.once, wait=arguments.wait)
-
-
-def _of_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUNS", type=path, help="a folder with runs below it")
-    parser.add_argument(
-        "--port", metavar="P", type=port, default=8765, help="of 127.0.0.1 (8765); 0 for a free one"
-    )
-    parser.add_argument("--open", action="store_true", help="open a browser")
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    from eqtoolbox.command.serving import serve
-
-    serve(arguments.path, port=arguments.port, browse=arguments.open)
 
 
 def _of_export(parser: argparse.ArgumentParser) -> None:
@@ -254,7 +240,7 @@ COMMANDS = (
     ),
     Command(
         name="report",
-        help="the run as one self-contained HTML page",
+        help="a run, or several beside each other, as one self-contained HTML page",
         arguments=_of_report,
         run=_report,
     ),
@@ -272,23 +258,6 @@ COMMANDS = (
         help="the newest records of a run, also while it is written",
         arguments=_of_tail,
         run=_tail,
-    ),
-    Command(
-        name="watch",
-        help="a run in the terminal while it trains: loss, findings, main quantities",
-        arguments=_of_watch,
-        run=_watch,
-        more='Needs rich: pip install "eqtoolbox[live]". Ends with the run or with Ctrl-C, and '
-        "leaves the last view on the screen. Where the output is no terminal, it is one view.",
-    ),
-    Command(
-        name="serve",
-        help="all runs below a folder in the browser, for this machine only",
-        arguments=_of_serve,
-        run=_serve,
-        more='Needs flask and waitress: pip install "eqtoolbox[serve]". It listens on 127.0.0.1 '
-        "and ::1 only, reads only, and shows nothing outside the folder; Ctrl-C ends it. From "
-        "another machine: ssh -L 8765:127.0.0.1:8765 HOST.",
     ),
     Command(
         name="export",

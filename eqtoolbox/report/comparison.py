@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eqtoolbox.record.record import HOLDS
+from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.selection import LEVELS, about, selected
 from eqtoolbox.report.terminal import paragraph
@@ -37,20 +38,28 @@ def comparison_data(runs: Sequence[Run], *, only: Sequence[str] = ()) -> dict[st
         differs; one entry a run, None where it has no number) and findings (level, text, runs:
         the numbers of those that have it, numbers in the text not compared).
     """
-    names = selected(list(dict.fromkeys(n for run in runs for n in run.names())), only)
     return {
         "runs": [
             {
                 "path": str(run.path),
-                "name": label,
+                "name": name,
                 "model": (run.info.get("model") or {}).get("class"),
                 "last_step": run.last_step,
             }
-            for run, label in zip(runs, _labels(runs), strict=True)
+            for run, name in zip(runs, labels(runs), strict=True)
         ],
-        "values": {name: _row(runs, name) for name in names},
-        "findings": _findings(runs, only),
+        "values": values(runs, only),
+        "findings": [
+            {"level": first(of).level, "text": first(of).text, "runs": list(of)}
+            for of in shared(runs, only)
+        ],
     }
+
+
+def values(runs: Sequence[Run], only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The values of `comparison_data`: what each name is in every run, and whether it differs."""
+    names = selected(list(dict.fromkeys(n for run in runs for n in run.names())), only)
+    return {name: _row(runs, name) for name in names}
 
 
 def comparison_text(data: dict[str, Any], *, every: bool = False, top: int | None = None) -> str:
@@ -61,26 +70,26 @@ def comparison_text(data: dict[str, Any], *, every: bool = False, top: int | Non
         every: also the names that do not differ.
         top: at most so many names.
     """
-    runs, values = data["runs"], data["values"]
-    labels = [run["name"] for run in runs]
+    runs, rows = data["runs"], data["values"]
+    names = [run["name"] for run in runs]
     parts = [
         "\n".join(f"{r['name']}: {r['model'] or 'run'} to step {r['last_step']}" for r in runs)
     ]
     if len({r["last_step"] for r in runs}) > 1:
         parts.append("The runs end at different steps; each value is of the end of its own run.")
     found = [
-        paragraph(f["level"], f"{listing([labels[i] for i in f['runs']])}: {f['text']}")
+        paragraph(f["level"], f"{listing([names[i] for i in f['runs']])}: {f['text']}")
         for f in data["findings"]
         if len(f["runs"]) < len(runs)
     ]
     parts.append("\n".join(["Findings that not all have:", *found] if found else [_SAME]))
-    shown = {n: row for n, row in values.items() if every or row["differs"]}
+    shown = {n: row for n, row in rows.items() if every or row["differs"]}
     left = len(shown) - len(dict(list(shown.items())[:top]))
     shown = dict(list(shown.items())[:top])
     if shown:
-        parts.append(_table(labels, shown))
+        parts.append(_table(names, shown))
     told = [f"{plural(left, 'name')} more" if left else ""]
-    alike = sum(not row["differs"] for row in values.values())
+    alike = sum(not row["differs"] for row in rows.values())
     if alike and not every:
         verb = "does not differ" if alike == 1 else "do not differ"
         told.append(f"{plural(alike, 'name')} {verb} beyond the errors (--all shows all)")
@@ -92,16 +101,20 @@ def comparison_text(data: dict[str, Any], *, every: bool = False, top: int | Non
 _SAME = "The findings are the same, but for their numbers."
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """What each run is called: the name of its directory, or the path where names are the same."""
-    names = [run.path.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in runs]
-    return [n if len(n) <= NAME else f"...{n[-NAME + 3 :]}" for n in names]
+def labels(runs: Sequence[Run]) -> list[str]:
+    """What each run is called: the name of its directory, with parents where names are the same."""
+    paths = [run.path.resolve().parts for run in runs]
+    names, count = [parts[-1] for parts in paths], 1
+    while len(set(names)) < len(set(paths)):
+        count += 1
+        names = ["/".join(parts[-count:]) for parts in paths]
+    names = [printable(n) for n in names]
+    names = [n if len(n) <= NAME else f"...{n[-NAME + 3 :]}" for n in names]
+    return [f"{n} ({names[:i].count(n) + 1})" if n in names[:i] else n for i, n in enumerate(names)]
 
 
 def _row(runs: Sequence[Run], name: str) -> dict[str, Any]:
-    values: list[float | None] = []
+    now: list[float | None] = []
     errors: list[float | None] = []
     for run in runs:
         t = trace(run, name)
@@ -109,15 +122,15 @@ def _row(runs: Sequence[Run], name: str) -> dict[str, Any]:
         scatter = float(recent.std(ddof=1)) / math.sqrt(len(recent)) if len(recent) > 1 else 0.0
         known = max(t.error, scatter) if t is not None else 0.0
         told = t is not None and (len(recent) > 1 or known > 0)
-        values.append(None if t is None else t.now)
+        now.append(None if t is None else t.now)
         errors.append(known if told and math.isfinite(known) else None)
-    pairs = [_difference(values[0], v, errors[0], e) for v, e in zip(values, errors, strict=True)]
+    pairs = [_difference(now[0], v, errors[0], e) for v, e in zip(now, errors, strict=True)]
     return {
-        "values": values,
+        "values": now,
         "errors": errors,
         "differences": [d for d, _ in pairs],
         "within": [w for _, w in pairs],
-        "differs": any(w is False for _, w in pairs) or len({v is None for v in values}) > 1,
+        "differs": any(w is False for _, w in pairs) or len({v is None for v in now}) > 1,
     }
 
 
@@ -130,14 +143,22 @@ def _difference(
     return b - a, abs(b - a) <= HOLDS * math.hypot(e or 0.0, f or 0.0)
 
 
-def _findings(runs: Sequence[Run], only: Sequence[str]) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+def shared(runs: Sequence[Run], only: Sequence[str] = ()) -> list[dict[int, Finding]]:
+    """Findings by the numbers of the runs that have them, the gravest first.
+
+    Findings of one level are the same when their texts are, numbers in them not compared.
+    """
+    found: dict[tuple[str, str], dict[int, Finding]] = {}
     for place, run in enumerate(runs):
         for f in about(run.findings(), only):
             key = f.level, re.sub(r"-?\d[\d.]*(e-?\d+)?", "#", f.text)
-            row = found.setdefault(key, {"level": f.level, "text": f.text, "runs": []})
-            row["runs"] += [place] if place not in row["runs"] else []
-    return sorted(found.values(), key=lambda row: -LEVELS.index(row["level"]))
+            found.setdefault(key, {}).setdefault(place, f)
+    return sorted(found.values(), key=lambda of: -LEVELS.index(first(of).level))
+
+
+def first(of: dict[int, Finding]) -> Finding:
+    """The finding as the first of the runs that have it says it."""
+    return next(iter(of.values()))
 
 
 def _table(labels: Sequence[str], values: dict[str, dict[str, Any]]) -> str:
@@ -161,9 +182,12 @@ def _told(row: dict[str, Any], place: int) -> str:
     first, other = row["values"][0], row["values"][place]
     if first is None or other is None:
         return "none" if first is other else "no number"
-    if row["within"][place]:
-        return "none"
-    change = row["differences"][place]
+    return "none" if row["within"][place] else changed(row, place)
+
+
+def changed(row: dict[str, Any], place: int) -> str:
+    """By how much the value of a run differs from that of the first, relative where that tells."""
+    first, change = row["values"][0], row["differences"][place]
     if first == 0 or abs(change) > 10 * abs(first):
         return f"{'+' if change > 0 else ''}{number(change)}"
     return f"{'+' if change > 0 else ''}{percent(change / abs(first))}"

@@ -35,6 +35,16 @@ def thinned(values: NDArray[np.float64], limit: int = POINTS) -> NDArray[np.int6
     return np.array(sorted(kept), dtype=np.int64)
 
 
+def wide(values: NDArray[np.float64]) -> bool:
+    """Whether values ask for a logarithmic axis: positive, the largest `WIDE` times the smallest.
+
+    Example:
+        >>> wide(np.array([0.1, 3.0])), wide(np.array([0.0, 3.0]))
+        (True, False)
+    """
+    return bool(len(values) and values.min() > 0 and values.max() > WIDE * values.min())
+
+
 def plain(values: NDArray[Any]) -> list[float | None]:
     """Values as JSON numbers of six digits; what is not finite becomes null."""
     return [float(f"{v:.6g}") if math.isfinite(v) else None for v in values.tolist()]

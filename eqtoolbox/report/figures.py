@@ -3,14 +3,14 @@
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eqtoolbox.record.record import Record, Verdict
-from eqtoolbox.report.drawing import GREY, PALETTE, faded, plain, thinned, ticks
+from eqtoolbox.report.drawing import GREY, PALETTE, POINTS, faded, plain, thinned, ticks
 from eqtoolbox.report.words import number, printable, symmetry, words
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Plot:
     log: bool = False
     scale: float = 1.0  # values are multiplied by it: 100 for per cent
     suffix: str = ""
+    points: int = POINTS  # of a trace
     data: list[Figure] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     shapes: list[Figure] = field(default_factory=list)
@@ -70,21 +71,23 @@ class Plot:
             label: its name in the legend.
             colour: hexadecimal.
             judge: show the verdict in the legend.
-            style: mode and width.
+            style: mode, width, dash, and band=False for none.
         """
         first = len(self.data)
         steps, values = trace.steps, trace.values
         errors = np.nan_to_num(trace.numbers("stderr"), nan=0.0)
-        kept = thinned(values)
+        kept = thinned(values, self.points)
         steps, values, errors = steps[kept], values[kept] * self.scale, errors[kept] * self.scale
-        if errors.any():
+        if errors.any() and style.get("band", True):
             self._band(steps, values - errors, values + errors, colour)
+        dash = style.get("dash", "solid")
         mode = "lines+markers" if len(steps) <= FEW else "lines"
         self.data.append({
-            "type": "scatter", "name": label, "x": plain(steps), "y": self._heights(values),
+            "type": "scatter", "name": html.escape(printable(label)), "x": plain(steps),
+            "y": self._heights(values),
             "mode": style.get("mode", mode), "hovertemplate": self._hover(values),
             "text": [number(v) for v in values] if self._has_zeros(values) else None,
-            "line": {"color": colour, "width": style.get("width", 1.8)},
+            "line": {"color": colour, "width": style.get("width", 1.8), "dash": dash},
             "marker": {"color": colour, "size": 4},
         })  # fmt: skip
         self.keys.append(
@@ -92,6 +95,7 @@ class Plot:
                 label=label,
                 colour=colour,
                 traces=tuple(range(first, len(self.data))),
+                dash=dash,
                 value=_short(trace.now * self.scale) + self.suffix,
                 verdict=trace.verdict if judge else None,
             )
@@ -107,7 +111,7 @@ class Plot:
         for trace, colour in drawn:
             floor, steps = trace.numbers("floor"), trace.steps
             floor, steps = floor[floor > 0], steps[floor > 0]
-            kept = thinned(floor)
+            kept = thinned(floor, self.points)
             self.data.append({
                 "type": "scatter", "mode": "lines", "hoverinfo": "skip", "opacity": 0.8,
                 "x": plain(steps[kept]),
@@ -118,7 +122,9 @@ class Plot:
             indices = tuple(range(first, len(self.data)))
             self.keys.append(Key(label="noise floor", colour=GREY, traces=indices, dash="dot"))
 
-    def missing(self, run: "Log", names: Sequence[str]) -> None:
+    def missing(
+        self, run: "Log", names: Sequence[str], colour: str = GREY, height: float = 0.02
+    ) -> None:
         """Mark on the lower edge where a probe ran and could not say."""
         rows: dict[int, Record] = {}
         for name in names:
@@ -126,13 +132,18 @@ class Plot:
                 rows.setdefault(r.step, r)
         if not rows:
             return
-        self.keys.append(Key(label="no number", colour=GREY, traces=(len(self.data),), dash="tick"))
+        known = next((key for key in self.keys if key.dash == "tick"), None)
+        if known is None:
+            known = Key(label="no number", colour=GREY, traces=(), dash="tick")
+            self.keys.append(known)
+        more = replace(known, traces=(*known.traces, len(self.data)))
+        self.keys[self.keys.index(known)] = more
         notes = [f"{r.status.replace('_', ' ')}: {r.note}".rstrip(": ")[:90] for r in rows.values()]
         notes = [html.escape(printable(note)) for note in notes]  # plotly reads tags
         self.data.append({
-            "type": "scatter", "mode": "markers", "x": list(rows), "y": [0.02] * len(rows),
+            "type": "scatter", "mode": "markers", "x": list(rows), "y": [height] * len(rows),
             "yaxis": "y2", "text": notes, "hovertemplate": "%{text}<extra></extra>",
-            "marker": {"symbol": "line-ns", "size": 5, "line": {"width": 1.2, "color": GREY}},
+            "marker": {"symbol": "line-ns", "size": 5, "line": {"width": 1.2, "color": colour}},
         })  # fmt: skip
 
     def level(self, height: float, text: str) -> None:

@@ -1,40 +1,78 @@
-"""The page: a run as one HTML file that needs no network, for wide and narrow screens."""
+"""The page: one run or several as a file that needs no network, for wide and narrow screens."""
 
-import datetime
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eqtoolbox.record.files import Folder
+from eqtoolbox.report import several
 from eqtoolbox.report.explained import explained
+from eqtoolbox.report.header import facts, versions
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.sections import sections
 from eqtoolbox.report.topics.loss import training_panel
 from eqtoolbox.report.trace import NO_PROBES, arrays, judged, skipped, trace
-from eqtoolbox.report.words import number, percent, plural, printable, typeset
+from eqtoolbox.report.words import number, printable, typeset
 
+LAYOUT = Path(__file__).parent / "layout"
 EVENTS = 200  # newest events shown
+COSTS = (
+    "steps by probe", "measured", "skipped", "not converged", "not applicable", "failed",
+    "mean time", "Hessian products",
+)  # fmt: skip
 ON_TOP = 3  # findings that are not folded: of more nobody knows where to begin
 
+Table = dict[str, Any]
 
-def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
-    """Write the report of a run: findings, panels by question, events, all latest values.
+
+def write_page(runs: Run | Sequence[Run], path: str | os.PathLike[str]) -> Path:
+    """Write the report of a run, or one page of several: findings, panels by question, values.
+
+    The page of several runs says what they do not have in common: findings that not all have,
+    values that differ beyond their errors, who keeps which symmetry and charge; and draws their
+    curves over each other.
 
     Args:
-        run: the run to report.
-        path: file to write; an existing directory gets a `report.html`.
+        runs: the run to report, or several.
+        path: file to write; an existing directory gets a `report.html`, of several runs a
+            `compared.html`.
 
     Returns:
         The path of the file, replaced in one piece.
 
     Raises:
-        ImportError: plotly or jinja2 is missing.
+        TypeError: something is no `Run`.
+        ValueError: there is no run.
+        ImportError: jinja2 is missing.
         OSError: the file cannot be written; says which and why.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> home = pathlib.Path(tempfile.mkdtemp())
+        >>> for name, loss in ("a", 2.5), ("b", 0.5):
+        ...     (home / name).mkdir()
+        ...     row = f'{{"step": 4, "name": "training/loss", "value": {loss}}}'
+        ...     _ = (home / name / "records.jsonl").write_text(row)
+        >>> write_page([Run(home / "a"), Run(home / "b")], home).name
+        'compared.html'
     """
-    text = page(run)
-    target = Path(path) / "report.html" if Path(path).is_dir() else Path(path)
+    among: list[Any] = list(runs) if isinstance(runs, list | tuple) else [runs]
+    for run in among:
+        if not isinstance(run, Run):
+            raise TypeError(f"expected runs, got {run!r}; read one with eq.Run(run_dir)")
+    if not among:
+        raise ValueError("expected a run or several, got none")
+    if len(among) > 1:
+        return publish(several.content(among), path, "compared.html")
+    return publish(content(among[0]), path)
+
+
+def publish(shown: dict[str, Any], path: str | os.PathLike[str], name: str = "report.html") -> Path:
+    """Write what `content` gives, or something of its shape, as a page; see `write_page`."""
+    text = rendered(shown)
+    target = Path(path) / name if Path(path).is_dir() else Path(path)
     try:
         _write(target, text)
     except OSError as error:
@@ -44,28 +82,25 @@ def write_page(run: Run, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def page(run: Run) -> str:
-    """The same as a text."""
-    shown = environment()
-    from plotly.offline import get_plotlyjs
-
-    library = get_plotlyjs().replace("</script", "<\\/script")
-    return str(shown.get_template("template.html.j2").render(**content(run), library=library))
+def rendered(shown: dict[str, Any]) -> str:
+    """What `content` gives, or something of its shape, as the text of a page."""
+    template = templates().get_template("page.html.j2")
+    library = (LAYOUT / "plotly-basic.min.js").read_text(encoding="utf-8")
+    return str(template.render(**shown, library=library.replace("</script", "<\\/script")))
 
 
-def environment() -> Any:
-    """What the templates beside this file are rendered by: every text is escaped and printable.
+def templates() -> Any:
+    """The templates of `LAYOUT`: every text that they are given is escaped and printable.
 
     Raises:
-        ImportError: plotly or jinja2 is missing.
+        ImportError: jinja2 is missing.
     """
     try:
         import jinja2
-        import plotly  # noqa: F401
     except ImportError as error:
-        raise ImportError(f'a page needs {error.name}: pip install "eqtoolbox[report]"') from error
+        raise ImportError('write_page needs jinja2: pip install "eqtoolbox[report]"') from error
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(LAYOUT),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,
@@ -92,7 +127,7 @@ def content(run: Run) -> dict[str, Any]:
     wrong = [f for f in findings if f.level in ("alarm", "warning")]
     return {
         "title": run.path.resolve().name,
-        "facts": list(_facts(run)),
+        "facts": list(facts(run)),
         "findings": wrong[:ON_TOP],
         "more": [*wrong[ON_TOP:], *(f for f in findings if f.level == "note")],
         "good": [f for f in findings if f.level == "good"],
@@ -100,70 +135,14 @@ def content(run: Run) -> dict[str, Any]:
         "sections": sections(run, run.topics),
         "costs": _costs(run),
         "events": run.events[-EVENTS:],
+        "happened": _happened(run.events[-EVENTS:]),
         "left_out": max(0, len(run.events) - EVENTS),
         "values": [_latest(run, name) for name in run.names()],
-        "versions": " · ".join(
-            f"{name} {run.info[name]}"
-            for name in ("eqtoolbox", "torch", "python")
-            if name in run.info
-        ),
+        "versions": versions(run),
     }
 
 
-def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """The header: what was trained, how, how long, when."""
-    info, model = run.info, run.info.get("model") or {}
-    if model.get("class"):
-        yield "model", str(model["class"])
-    if "parameters" in model:
-        frozen = model["parameters"] - model.get("trainable", model["parameters"])
-        yield "parameters", f"{model['parameters']:,}" + (f" ({frozen:,} frozen)" if frozen else "")
-    optimizer = info.get("optimizer") or {}
-    if optimizer:
-        yield "optimizer", f"{optimizer.get('class')}{_options(optimizer.get('groups') or [])}"
-    segments = info.get("segments") or 1
-    resumed = ""
-    if segments > 1:
-        resumed = ", resumed once" if segments == 2 else f", resumed {segments - 1} times"
-    yield "last record", f"step {run.last_step:,}{resumed}"
-    if info.get("started"):
-        began = datetime.datetime.fromtimestamp(info["started"], tz=datetime.UTC)
-        yield "started", f"{began:%d %B %Y, %H:%M} UTC".lstrip("0")
-        done = info.get("finished")
-        took = max(0.0, done - info["started"]) if done else 0.0  # clocks may be set back
-        yield "took", _duration(took) if done else "not finished when read"
-    place = " · ".join(str(info[k]) for k in ("device", "dtype") if info.get(k))
-    if place:
-        yield "on", place
-    if "budget" in info:
-        budget = info["budget"]
-        yield (
-            "budget",
-            "none, exact schedules" if budget is None else f"{percent(budget)} of the time",
-        )
-    if info.get("seed") is not None:
-        yield "seed", str(info["seed"])
-
-
-def _options(groups: list[dict[str, Any]]) -> str:
-    """Options of the first parameter group, and how many more there are."""
-    if not groups:
-        return ""
-    names = {"lr": "lr", "momentum": "momentum", "weight_decay": "decay"}
-    shown = [f"{names[k]} {number(v)}" for k, v in groups[0].items() if k in names and v]
-    more = f", {plural(len(groups), 'group')}" if len(groups) > 1 else ""
-    return (", " + ", ".join(shown) if shown else "") + more
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{number(seconds)} s"
-
-
-def _costs(run: Run) -> list[dict[str, Any]]:
+def _costs(run: Run) -> Table | None:
     """One row a probe: what was measured, what was missed, what it took."""
     status: dict[str, Counter[str]] = {}
     for (probe, word), steps in run.attempts().items():
@@ -173,13 +152,27 @@ def _costs(run: Run) -> list[dict[str, Any]]:
     for probe, count in sorted(status.items()):
         seconds = trace(run, f"cost/seconds/{probe}")
         products = trace(run, f"cost/matvecs/{probe}")
-        row = {"probe": probe, "measured": count["ok"], "skipped": left_out.get(probe, 0)}
-        row |= {"unconverged": count["not_converged"], "inapplicable": count["not_applicable"]}
-        row["failed"] = count["failed"] + count["non_finite"]
-        row["seconds"] = f"{number(float(arrays(seconds)[1].mean()))} s" if seconds else ""
-        row["products"] = f"{arrays(products)[1].sum():,.0f}" if products else ""
-        rows.append(row)
-    return rows
+        counts = (
+            count["ok"], left_out.get(probe, 0), count["not_converged"], count["not_applicable"],
+            count["failed"] + count["non_finite"],
+        )  # fmt: skip
+        took = f"{number(float(arrays(seconds)[1].mean()))} s" if seconds else ""
+        made = f"{arrays(products)[1].sum():,.0f}" if products else ""
+        rows.append([probe, *(str(cell or "–") for cell in (*counts, took, made))])
+    return _table("", COSTS, rows, [False, *[True] * (len(COSTS) - 1)]) if rows else None
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: list[list[str]], numeric: Sequence[bool]
+) -> Table:
+    """A table as the page shows it: cells are text, numeric columns stand right."""
+    return {"title": title, "columns": [*columns], "rows": rows, "numeric": [*numeric]}
+
+
+def _happened(events: list[dict[str, Any]]) -> Table:
+    kinds = ("step", "kind", "probe", "message")
+    rows = [[str(event.get(kind, "")) for kind in kinds] for event in events]
+    return _table("", kinds, rows, [True, False, False, False])
 
 
 def _latest(run: Run, name: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from eqtoolbox.report.directory import nearest
-from eqtoolbox.report.drawing import PALETTE, WIDE
+from eqtoolbox.report.drawing import PALETTE, wide
 from eqtoolbox.report.explained import explained
 from eqtoolbox.report.figures import Plot
 from eqtoolbox.report.log import Log
@@ -26,8 +26,7 @@ def figure(run: Log, name: str) -> Any:
         raise KeyError(f"no record is named {name!r}; {nearest(name, run.names())}")
     found = {n: t for n in names if (t := trace(run, n)) is not None}
     values = np.concatenate([np.zeros(0), *(t.values for t in found.values())])
-    log = bool(len(values) and values.min() > 0 and values.max() > WIDE * values.min())
-    plot = Plot(last_step=run.last_step, log=log)
+    plot = Plot(last_step=run.last_step, log=wide(values))
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
     for (n, t), colour in zip(found.items(), colours, strict=True):
         plot.line(t, n.removeprefix(prefix), colour)

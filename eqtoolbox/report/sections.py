@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from eqtoolbox.record.record import Record
 from eqtoolbox.report.figures import Panel
@@ -21,6 +22,7 @@ class Section:
     explanation: str
     panels: tuple[Panel, ...]
     remarks: tuple[str, ...] = ()
+    tables: tuple[dict[str, Any], ...] = ()  # title, columns, rows of texts, numeric: by column
 
 
 def sections(run: Log, topics: Iterable[Topic] = ()) -> list[Section]:
@@ -33,15 +35,21 @@ def sections(run: Log, topics: Iterable[Topic] = ()) -> list[Section]:
     found = []
     for topic in (*TOPICS, *topics):
         panels = tuple(panel for chart in topic.panels for panel in chart(run))
-        remarks = tuple(_remarks(run, topic.probes))
-        if panels or remarks:
-            told = {"question": topic.question, "slug": topic.slug}
-            told["explanation"] = topic.explanation
-            found.append(Section(**told, panels=panels, remarks=remarks))
+        said = tuple(remarks(run, topic.probes))
+        if panels or said:
+            found.append(
+                Section(
+                    question=topic.question,
+                    slug=topic.slug,
+                    explanation=topic.explanation,
+                    panels=panels,
+                    remarks=said,
+                )
+            )
     return found
 
 
-def _remarks(run: Log, probes: tuple[str, ...]) -> Iterator[str]:
+def remarks(run: Log, probes: tuple[str, ...]) -> Iterator[str]:
     """Why names without a single number have none."""
     names = [n for n in run.names() if n.split("/")[0] in probes]
     measured = {name for name in names if trace(run, name) is not None}

@@ -1,7 +1,9 @@
 """A table: the rows of a run in columns, so that a million of them take little memory."""
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, overload
 
@@ -211,8 +213,15 @@ class Table:
 class Rows(Sequence[Record]):
     """Some rows of a table, as records that are made when they are asked for."""
 
-    def __init__(self, table: Table, rows: NDArray[np.int64], *, sound: bool = False) -> None:
-        self._table, self._rows, self._sound = table, rows, sound
+    def __init__(
+        self,
+        table: Table,
+        rows: NDArray[np.int64],
+        *,
+        sound: bool = False,
+        floors: NDArray[np.float64] | None = None,
+    ) -> None:
+        self._table, self._rows, self._sound, self._floors = table, rows, sound, floors
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -224,21 +233,32 @@ class Rows(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> "Record | Rows":
         if isinstance(index, slice):
             return self.where(np.arange(len(self))[index])
-        return next(self._table.records(self._rows[index : index + 1 or None], self._sound))
+        return next(iter(self.where(np.arange(len(self))[index : index + 1 or None])))
 
     def __iter__(self) -> Iterator[Record]:
-        return self._table.records(self._rows, self._sound)
+        made = self._table.records(self._rows, self._sound)
+        if self._floors is None:
+            return made
+        floors = (None if math.isnan(f) else f for f in self._floors.tolist())
+        return (replace(r, floor=f) for r, f in zip(made, floors, strict=True))
 
     def where(self, kept: NDArray[Any]) -> "Rows":
         """The rows that are marked, or those at these places."""
-        return Rows(self._table, self._rows[kept], sound=self._sound)
+        floors = None if self._floors is None else self._floors[kept]
+        return Rows(self._table, self._rows[kept], sound=self._sound, floors=floors)
 
     def sound(self) -> "Rows":
         """The same with None for errors and floors that are negative or beyond all numbers."""
-        return Rows(self._table, self._rows, sound=True)
+        return Rows(self._table, self._rows, sound=True, floors=self._floors)
+
+    def with_floors(self, floors: NDArray[np.float64]) -> "Rows":
+        """The same with other floors, (n,), NaN for none."""
+        return Rows(self._table, self._rows, sound=self._sound, floors=floors)
 
     def numbers(self, field: str) -> NDArray[np.float64]:
         """value, stderr, floor, seconds or matvecs of each, NaN where there is none."""
+        if field == "floor" and self._floors is not None:
+            return self._floors
         return self._table.numbers(field, self._rows, self._sound)
 
     @property

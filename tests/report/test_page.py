@@ -14,6 +14,7 @@ import pytest
 
 from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run, write_page
+from eqtoolbox.report.page import content, publish
 from tests.report.runs import STALE, UNCERTAIN, missing, series
 
 pytest.importorskip("plotly")
@@ -69,8 +70,12 @@ def rich_page(rich_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(Run(rich_run), tmp_path_factory.mktemp("page") / "deep" / "report.html")
 
 
+def page_file(run: Run) -> Path:
+    return write_page(run, run.path / "page.html")
+
+
 def page_of(run: Run) -> Page:
-    return Page(write_page(run, run.path / "page.html").read_text())
+    return Page(page_file(run).read_text())
 
 
 def test_the_page_is_one_file_that_loads_nothing(rich_page: Path) -> None:
@@ -143,6 +148,21 @@ def test_a_script_in_a_name_or_note_stays_text(make_run: MakeRun) -> None:
     rows += series("equivariance/relative_error/" + evil, [0.1, 0.2], note=evil)
     html = write_page(run := make_run(rows, model={"class": evil}), run.path / "x.html").read_text()
     assert "<script>alert" not in html
+
+
+def test_a_page_without_data_is_small(make_run: MakeRun) -> None:
+    assert len(page_file(make_run()).read_bytes()) <= 1_500_000
+
+
+def test_a_section_may_hold_tables(make_run: MakeRun, tmp_path: Path) -> None:
+    table = {"title": "Accuracy", "columns": ["run", "share"], "numeric": [False, True]}
+    section = {"question": "Which is best?", "slug": "best", "explanation": "", "panels": []}
+    section |= {"tables": [table | {"rows": [["<b>first</b>", "-0.5"]]}]}
+    shown = content(make_run()) | {"sections": [section]}
+    html = publish(shown, tmp_path / "several.html").read_text()
+    assert "<caption>Accuracy</caption>" in html
+    assert '<td class="n">−0.5</td>' in html
+    assert "&lt;b&gt;first&lt;/b&gt;" in html
 
 
 def test_panels_without_data_are_left_out(make_run: MakeRun) -> None:
@@ -231,11 +251,16 @@ def test_a_directory_gets_a_report_html(make_run: MakeRun, tmp_path: Path) -> No
     assert write_page(make_run(), tmp_path) == tmp_path / "report.html"
 
 
-@pytest.mark.parametrize("module", ["plotly.offline", "jinja2"])
-def test_a_missing_extra_is_named(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, module: str
+def test_a_page_needs_no_python_plotly(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
+    for module in ("plotly", "plotly.offline", "plotly.graph_objects"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert write_page(make_run(), tmp_path).exists()
+
+
+def test_a_missing_extra_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r'pip install "eqtoolbox\[report\]"'):
         write_page(make_run(), "never.html")
 

@@ -26,7 +26,8 @@ def show(demo: Demo, run_dir: Path, *, steps: int | None = None, quiet: bool = F
         quiet: print nothing.
 
     Returns:
-        {"demo", "comparison": sentences, "runs": by network score, paths, findings, numbers}.
+        {"demo", "comparison": sentences, "report": the page of all where there are several,
+        "runs": by network score, paths, findings, numbers}.
     """
     torch.set_num_threads(1)  # a small network gains nothing from more, and loses on a busy machine
     count = demo.steps if steps is None else steps
@@ -61,7 +62,12 @@ def show(demo: Demo, run_dir: Path, *, steps: int | None = None, quiet: bool = F
     found = closing(demo, demo.laws(data), outcomes)
     if found:
         say(f"\n--- compared\n\n{table(demo, outcomes)}\n\n{marked(found)}")
-    return {"demo": demo.name, "comparison": [f.text for f in found], "runs": runs}
+    told = {"demo": demo.name, "comparison": [f.text for f in found], "runs": runs}
+    if len(runs) > 1:
+        page = write_page([Run(run["run"]) for run in runs.values()], run_dir)
+        say(f"\nAll on one page:  {page.resolve()}")
+        told["report"] = str(page)
+    return told
 
 
 def marked(findings: list[Finding]) -> str:

@@ -6,14 +6,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
-from eqtoolbox.report.comparison import comparison_data
+from eqtoolbox.report import several
 from eqtoolbox.report.directory import nearest
 from eqtoolbox.report.live.card import Cards
-from eqtoolbox.report.live.shelf import Place, Shelf, certain
-from eqtoolbox.report.page import environment, page
+from eqtoolbox.report.live.shelf import Place, RunShelf, certain
+from eqtoolbox.report.page import LAYOUT, content, rendered, templates
 from eqtoolbox.report.run import Run
-from eqtoolbox.report.words import listing, number, percent
+from eqtoolbox.report.words import listing
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -22,7 +23,6 @@ HOSTS = ("127.0.0.1", "localhost", "[::1]")  # any other name may be one that a 
 KEPT = 8  # pages, of a few megabytes each
 TOGETHER = 12  # runs that are compared at once
 _ASSETS = {"live.css": "text/css", "live.js": "text/javascript"}
-_HERE = Path(__file__).parents[1]  # of the templates
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -40,7 +40,7 @@ _OF_A_PAGE = (  # which holds its style and script, and may be framed by the vie
 
 
 def served(root: Path) -> "Flask":
-    """The application: an index of all runs, a page for each, a comparison, and their versions.
+    """The application: an index of all runs, pages of one or several, and versions.
 
     It answers GET and HEAD to the names of this machine only, writes nothing and runs no code of
     a run. A run is looked up among those that were found below the folder.
@@ -57,22 +57,24 @@ def served(root: Path) -> "Flask":
         from werkzeug.exceptions import HTTPException
     except ImportError as error:
         raise ImportError(f'serve needs {error.name}: pip install "eqtoolbox[serve]"') from error
-    shelf, cards, pages, templates = Shelf(root), Cards(), Pages(), environment()
+    shelf, cards, pages, layout = RunShelf(root), Cards(), Pages(), templates()
     app = flask.Flask("eqtoolbox", static_folder=None, template_folder=None)
     app.url_map.merge_slashes = False
     app.extensions["cards"] = cards
 
     def shown(template: str, **values: Any) -> str:
-        return str(templates.get_template(template).render(**values, root=str(shelf.root)))
+        return str(layout.get_template(template).render(**values, root=str(shelf.root)))
 
-    def found(keys: Sequence[str]) -> list[Place]:
-        places = shelf.places()
+    def found(asked: Sequence[str]) -> tuple[Place, ...]:
+        keys, places = list(dict.fromkeys(asked)), shelf.places()
+        if not 1 <= len(keys) <= TOGETHER:
+            flask.abort(400, f"Choose 1 to {TOGETHER} runs, got {len(keys)}.")
         for key in keys:
             if key not in places:
                 key = key[:200]
                 hint = nearest(key, list(places)) if places else "there are no runs"
                 flask.abort(404, f"No run is called {key!r}; {hint}.")
-        return [places[key] for key in keys]
+        return tuple(places[key] for key in keys)
 
     @app.before_request
     def only_reads_of_this_machine() -> None:
@@ -112,31 +114,25 @@ def served(root: Path) -> "Flask":
         return tagged({card.key: card.version for card in cards.of(shelf.places().values())})
 
     @app.get("/run")
-    def run() -> flask.Response:
-        (place,) = found([flask.request.args.get("of", "")])
-        (card,) = cards.of([place])
-        return tagged(shown("run.html.j2", card=card))
+    @app.get("/compare")
+    def frame() -> flask.Response:
+        places = found(flask.request.args.getlist("of"))
+        query = urlencode([("of", place.key) for place in places])
+        return tagged(shown("frame.html.j2", cards=cards.of(places), page=f"/page?{query}"))
 
     @app.get("/page")
-    def page_of_a_run() -> flask.Response:
-        (place,) = found([flask.request.args.get("of", "")])
-        answer = flask.Response(pages.of(place), mimetype="text/html")
+    def page() -> flask.Response:
+        places = found(flask.request.args.getlist("of"))
+        answer = flask.Response(pages.of(places), mimetype="text/html")
         answer.headers["Content-Security-Policy"] = _OF_A_PAGE
-        answer.set_etag(place.version)
+        answer.set_etag(_version(places))
         return answer
-
-    @app.get("/compare")
-    def compare() -> flask.Response:
-        keys = list(dict.fromkeys(flask.request.args.getlist("of")))
-        if not 2 <= len(keys) <= TOGETHER:
-            flask.abort(400, f"Choose 2 to {TOGETHER} runs to compare, got {len(keys)}.")
-        runs = [Run(certain(place)) for place in found(keys)]
-        return tagged(shown("compare.html.j2", keys=keys, **compared(runs)))
 
     @app.get("/<any('live.css', 'live.js'):name>")
     def asset(name: str) -> flask.Response:
-        text = (_HERE / name).read_text("utf-8")
-        return tagged(style() + text if name == "live.css" else text, _ASSETS[name])
+        before = ["style.css"] if name == "live.css" else []  # that of the page, which all share
+        texts = [(LAYOUT / part).read_text("utf-8") for part in (*before, name)]
+        return tagged("\n".join(texts), _ASSETS[name])
 
     def tagged(content: str | dict[str, str], kind: str = "text/html") -> flask.Response:
         plain = isinstance(content, str)
@@ -148,56 +144,30 @@ def served(root: Path) -> "Flask":
 
 
 class Pages:
-    """The pages of runs, made when they are asked for and kept until a file of the run changes."""
+    """Pages of a run or of several, made when asked for and kept until a file of theirs changes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # one page is made at a time
-        self._kept: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], tuple[str, bytes]] = OrderedDict()
 
-    def of(self, place: Place) -> bytes:
-        """The page of a run.
+    def of(self, places: Sequence[Place]) -> bytes:
+        """The page of one run, or that of several beside each other.
 
         Raises:
-            OSError, ValueError: the run cannot be read.
+            OSError, ValueError: a run cannot be read.
         """
+        keys, now = tuple(place.key for place in places), _version(places)
         with self._lock:
-            version, made = self._kept.pop(place.key, ("", b""))
-            if version != place.version:
-                made = page(Run(certain(place))).encode()
-            self._kept[place.key] = place.version, made
+            version, made = self._kept.pop(keys, ("", b""))
+            if version != now:
+                runs = [Run(certain(place)) for place in places]
+                one = len(runs) == 1
+                made = rendered(content(runs[0]) if one else several.content(runs)).encode()
+            self._kept[keys] = now, made
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return made
 
 
-def style() -> str:
-    """The style of the page of a run, which all pages share."""
-    text = (_HERE / "template.html.j2").read_text("utf-8")
-    return text.partition("<style>")[2].partition("</style>")[0]
-
-
-def compared(runs: Sequence[Run]) -> dict[str, Any]:
-    """Runs side by side as plain values: what differs beyond the errors, then the others."""
-    data = comparison_data(runs)
-    rows = [
-        {
-            "name": name,
-            "values": ["" if v is None else number(v) for v in row["values"]],
-            "changes": ["", *(_change(row, i) for i in range(1, len(runs)))],
-            "differs": row["differs"],
-        }
-        for name, row in data["values"].items()
-    ]
-    findings = [f for f in data["findings"] if len(f["runs"]) < len(runs)]
-    return {"runs": data["runs"], "rows": rows, "findings": findings}
-
-
-def _change(row: dict[str, Any], place: int) -> str:
-    """How far a run is from the first one; nothing within the errors."""
-    first, change = row["values"][0], row["differences"][place]
-    if change is None or row["within"][place]:
-        return ""
-    size = (
-        percent(change / abs(first)) if first and abs(change) < 10 * abs(first) else number(change)
-    )
-    return f"{'+' if change > 0 else ''}{size}"
+def _version(places: Sequence[Place]) -> str:
+    return "-".join(place.version for place in places)

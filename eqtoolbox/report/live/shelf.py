@@ -25,7 +25,7 @@ class Place:
     written: float  # unix seconds of the last write
 
 
-class Shelf:
+class RunShelf:
     """The runs below a folder, by key; links are not followed, hidden folders not looked into.
 
     Whatever is asked for is looked up among the runs that were found, so that no name, however
@@ -43,7 +43,7 @@ class Shelf:
         >>> (home / "a" / "seed 0").mkdir(parents=True)
         >>> (home / "a" / "seed 0" / "run.json").write_text("{}")
         2
-        >>> list(Shelf(home).places())
+        >>> list(RunShelf(home).places())
         ['a/seed 0']
     """
 

@@ -13,6 +13,7 @@ from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.report.drawing import PALETTE, plain
 from eqtoolbox.report.figures import Figure, Panel, Plot
 from eqtoolbox.report.log import Log
+from eqtoolbox.report.table import Rows
 from eqtoolbox.report.trace import Curve, judged, trace, traces, vectors
 from eqtoolbox.report.words import plural, printable, words
 
@@ -30,22 +31,21 @@ def drifts(run: Log) -> dict[str, Curve]:
     """
     unit = ROUNDING.get(str(run.info.get("dtype")))
     found = traces(run, "conservation/drift")
-    if unit is None:
-        return found
-    return {
-        family: replace(
-            t,
-            records=tuple(
-                r if r.floor else replace(r, floor=unit * math.sqrt(r.step + 1)) for r in t.records
-            ),
-        )
-        for family, t in found.items()
-    }
+    return found if unit is None else {family: _rounded(t, unit) for family, t in found.items()}
+
+
+def _rounded(drift: Curve, unit: float) -> Curve:
+    known = drift.numbers("floor")
+    floors = np.where(known > 0, known, unit * np.sqrt(drift.steps + 1.0))
+    if isinstance(drift.records, Rows):
+        return replace(drift, records=drift.records.with_floors(floors))
+    pairs = zip(drift.records, floors.tolist(), strict=True)
+    return replace(drift, records=tuple(replace(r, floor=floor) for r, floor in pairs))
 
 
 def moved(drift: Curve) -> Curve:
     """A drift without its first records that are zero because the start is the reference."""
-    begin = next((i for i, r in enumerate(drift.records) if r.value), 0)
+    begin = int(np.argmax(drift.values != 0))  # 0 if all are zero
     return Curve(records=drift.records[begin:])
 
 

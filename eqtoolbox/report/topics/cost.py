@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from eqtoolbox.report.drawing import PALETTE, WIDE
+from eqtoolbox.report.drawing import PALETTE, wide
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
@@ -114,8 +114,7 @@ def cost_panels(run: Log) -> Iterator[Panel]:
     overhead, budget = trace(run, "cost/overhead"), run.info.get("budget")
     if overhead is not None:
         shares = arrays(overhead)[1]
-        log = bool(shares.min() > 0 and shares.max() > WIDE * shares.min())
-        plot = Plot(last_step=run.last_step, log=log, scale=100.0, suffix=" %")
+        plot = Plot(last_step=run.last_step, log=wide(shares), scale=100.0, suffix=" %")
         plot.line(overhead, "overhead", PALETTE[0])
         if budget is not None:
             plot.level(100 * budget, "budget")

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eqtoolbox.report.diagnosis.signs import Signs
-from eqtoolbox.report.drawing import PALETTE, WIDE, faded, plain, thinned
+from eqtoolbox.report.drawing import PALETTE, faded, plain, thinned, wide
 from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
-from eqtoolbox.report.trace import arrays, trace
+from eqtoolbox.report.trace import Curve, arrays, trace
 from eqtoolbox.report.words import number
 
 FIFTH = 5  # the loss is compared between fifths of the run
@@ -61,35 +63,66 @@ def _uncertainty(*parts: np.ndarray) -> float:
     return STANDARD_ERRORS * math.sqrt(squares)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The training losses of a run: of every step where they are known, else as recorded."""
+
+    curve: Curve
+    every: bool  # losses between the measured steps, too
+    steps: NDArray[np.int64]  # (n,)
+    values: NDArray[np.float64]  # (n,), finite
+
+    @classmethod
+    def of(cls, run: Log) -> "Losses | None":
+        curve = trace(run, "training/loss")
+        if curve is None:
+            return None
+        steps, values = arrays(curve)
+        known, losses = Signs(run).losses
+        every = bool(np.isfinite(losses).sum() > len(values))
+        if every:
+            steps, values = known[np.isfinite(losses)], losses[np.isfinite(losses)]
+        return cls(curve=curve, every=every, steps=steps, values=values)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there are enough for a running median."""
+        return len(self.values) > NOISY
+
+    def draw(self, plot: Plot, label: str, colour: str, dash: str = "solid") -> None:
+        """Add them to a plot, faint behind their running median where they are noisy."""
+        plot.line(self.curve, label, colour, dash=dash)
+        kept = thinned(self.values, plot.points)
+        if self.every:
+            plot.data[-1] |= {
+                "x": plain(self.steps[kept]), "y": plain(self.values[kept]), "text": None,
+                "mode": "lines", "hovertemplate": "%{y:.3~g}",
+            }  # fmt: skip
+        if not self.noisy:
+            return
+        window = max(5, len(self.values) // 100)
+        near = [self.values[max(0, i - window) : i + window + 1] for i in kept]
+        median = plain(np.array([np.median(part) for part in near]))
+        plot.data[-1]["line"] = {"color": faded(colour, 0.35), "width": 1}
+        name = "median" if label == "loss" else f"{plot.data[-1]['name']}, median"
+        bold = {"line": {"color": colour, "width": 2, "dash": dash}, "name": name, "text": None}
+        heights = {"x": plain(self.steps[kept]), "y": median, "hovertemplate": "%{y:.3~g}"}
+        plot.data.append(plot.data[-1] | bold | heights)
+        both = (*plot.keys[-1].traces, len(plot.data) - 1)
+        plot.keys[-1] = replace(plot.keys[-1], traces=both)
+
+
 def training_panel(run: Log) -> Panel | None:
     """The training loss with its running median."""
-    loss = trace(run, "training/loss")
-    if loss is None:
+    losses = Losses.of(run)
+    if losses is None:
         return None
-    steps, values = arrays(loss)
-    known, losses = Signs(run).losses
-    every = bool(np.isfinite(losses).sum() > len(values))  # losses between the measured steps, too
-    if every:
-        steps, values = known[np.isfinite(losses)], losses[np.isfinite(losses)]
-    log = bool(values.min() > 0 and values.max() > WIDE * values.min())
-    plot = Plot(last_step=run.last_step, log=log)
-    plot.line(loss, "loss", PALETTE[0])
-    if every:
-        kept = thinned(values)
-        plot.data[-1] |= {
-            "x": plain(steps[kept]), "y": plain(values[kept]), "text": None, "mode": "lines",
-            "hovertemplate": "%{y:.3~g}",
-        }  # fmt: skip
-    what = "every step (of many, few that stand for them)" if every else "each recorded batch"
-    reading = f"Loss of {what}, {'logarithmic' if log else 'linear'} axis."
-    if len(values) > NOISY:
-        plot.data[-1]["line"] = {"color": faded(PALETTE[0], 0.35), "width": 1}
-        kept, window = thinned(values), max(5, len(values) // 100)
-        near = [values[max(0, i - window) : i + window + 1] for i in kept]
-        median = np.array([np.median(part) for part in near])
-        bold = {"line": {"color": PALETTE[0], "width": 2}, "name": "median", "text": None}
-        heights = {"x": plain(steps[kept]), "y": plain(median), "hovertemplate": "%{y:.3~g}"}
-        plot.data.append(plot.data[-1] | bold | heights)
+    plot = Plot(last_step=run.last_step, log=wide(losses.values))
+    losses.draw(plot, "loss", PALETTE[0])
+    every = "every step (of many, few that stand for them)" if losses.every else ""
+    what = every or "each recorded batch"
+    reading = f"Loss of {what}, {'logarithmic' if plot.log else 'linear'} axis."
+    if losses.noisy:
         reading = f"{reading[:-1]}; the bold line is its running median."
     plot.missing(run, ["training/loss"])
     plot.keys.clear()

@@ -1,7 +1,7 @@
 "use strict";
 // Looks every two seconds whether a run was written, and exchanges what changed and nothing else.
 const PAUSE = 2000, LEAST = 5000;
-const index = document.getElementById("index"), run = document.getElementById("run");
+const index = document.getElementById("index"), frame = document.getElementById("frame");
 
 function ago(seconds) {
   seconds = Math.max(0, seconds);
@@ -82,31 +82,36 @@ async function reindex(known) {
   sort(); filter(); choice(); clock();
 }
 
-// A run: its page in a frame, exchanged by a new one at the same place when that is drawn.
-let due = 0, loading = false;
+// A frame: the page of one run or of several, exchanged for a new one at the same place when that
+// is drawn, and no more often than the browser can do with ease.
+let drawn = frame && files(), due = 0, loading = false;
 
-function reframe(known) {
-  const version = known[run.dataset.key];
-  if (!version || loading || Date.now() < due) return;
-  if (version.split("-")[0] === run.dataset.version.split("-")[0]) return;
-  const old = run.querySelector("iframe"), next = old.cloneNode(), began = Date.now();
+function parts() { return [...frame.querySelectorAll("[data-key]")]; }
+
+function files() { return parts().map(part => part.dataset.version.split("-")[0]).join(); }
+
+async function reframe(known) {
+  if (parts().some(part => known[part.dataset.key] !== part.dataset.version)) {
+    const next = await fresh(location.href);
+    if (!next) return;  // a run is gone: what was read of it stays
+    frame.querySelector(".bar").replaceWith(document.adoptNode(next.querySelector(".bar")));
+    clock();
+  }
+  const now = files(), old = frame.querySelector("iframe"), began = Date.now();
+  if (now === drawn || loading || began < due) return;
+  const next = old.cloneNode();
   loading = true;
   next.className = "next";
   next.style.height = `${old.clientHeight}px`;
-  next.addEventListener("load", () => {
+  next.addEventListener("load", () => setTimeout(() => {
     const from = old.contentWindow, to = next.contentWindow;
     const folds = from.document.querySelectorAll("details"), anew = to.document.querySelectorAll("details");
     if (folds.length === anew.length) folds.forEach((fold, i) => { anew[i].open = fold.open; });
-    setTimeout(() => {
-      to.scrollTo({ left: from.scrollX, top: from.scrollY, behavior: "instant" });
-      next.className = next.style.height = "";
-      old.remove();
-      run.dataset.version = version;
-      run.dataset.written = Date.now() / 1000;
-      loading = false;
-      due = Date.now() + Math.max(LEAST, 10 * (Date.now() - began));
-    }, 300);
-  });
+    to.scrollTo({ left: from.scrollX, top: from.scrollY, behavior: "instant" });
+    next.className = next.style.height = "";
+    old.remove();
+    [drawn, loading, due] = [now, false, Date.now() + Math.max(LEAST, 10 * (Date.now() - began))];
+  }, 300));
   old.after(next);
 }
 
@@ -114,7 +119,7 @@ async function poll() {
   try {
     const known = document.hidden ? null : await versions();
     if (known && index) await reindex(known);
-    if (known && run) reframe(known);
+    if (known && frame) await reframe(known);
     document.body.classList.remove("lost");
   } catch { document.body.classList.add("lost"); }  // the server has ended
   setTimeout(poll, PAUSE);
@@ -132,4 +137,4 @@ if (body) {
   }));
   filter(); choice();
 }
-if (index || run) { clock(); setInterval(clock, 1000); setTimeout(poll, PAUSE); }
+if (index || frame) { clock(); setInterval(clock, 1000); setTimeout(poll, PAUSE); }
