@@ -166,6 +166,15 @@ def test_a_site_whose_name_was_rebound_to_this_machine_gets_nothing(
     assert code == 200 or not re.search("first|ConvNet|runs/", answer.text)
 
 
+def test_a_page_of_another_site_gets_nothing_but_a_link(runs: Path) -> None:
+    browser = client(runs, judged=False)
+    for mode, code in {"no-cors": 403, "cors": 403, "navigate": 200}.items():
+        headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode}
+        assert browser.get("/versions", headers=headers).status_code == code
+    headers = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
+    assert browser.get("/versions", headers=headers).status_code == 200
+
+
 OUTWARD = (
     "../outside", "first/../../outside", "/etc", "..", ".", "", "first/", "first/.", "./first",
     "%2e%2e/outside", "..%2foutside", "group\\..\\..\\outside", "link", "group", "first\x00",

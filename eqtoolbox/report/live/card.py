@@ -79,7 +79,7 @@ class Cards:
         self._thread: threading.Thread | None = None
 
     def of(self, places: Iterable[Place]) -> list[Card]:
-        """The cards of these runs, the one that started last first."""
+        """The cards of these runs, in their order."""
         cards = []
         for place in places:
             bare = self._bare.get(place.key)
@@ -92,7 +92,7 @@ class Cards:
             shown = f"{place.version}-{version}"
             cards.append(replace(bare, version=shown, judgement=judgement))
         self._begin()
-        return sorted(cards, key=lambda card: (-card.started, card.key))
+        return cards
 
     def wait(self) -> None:
         """Wait until all that was asked for is judged."""

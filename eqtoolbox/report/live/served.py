@@ -81,6 +81,9 @@ def served(root: Path) -> "Flask":
         host = re.sub(r":\d+$", "", flask.request.environ.get("HTTP_HOST", "").lower())
         if host not in HOSTS:
             flask.abort(403, f"This answers to {listing(list(HOSTS))} only; see ssh -L.")
+        come = [flask.request.headers.get(f"Sec-Fetch-{word}", "") for word in ("Site", "Mode")]
+        if come[0] == "cross-site" and come[1] != "navigate":
+            flask.abort(403, "Another site's page asked for this.")
         if flask.request.method not in ("GET", "HEAD"):
             flask.abort(405, ["GET", "HEAD"], description="This only reads: GET and HEAD.")
 
@@ -107,7 +110,9 @@ def served(root: Path) -> "Flask":
 
     @app.get("/")
     def index() -> flask.Response:
-        return tagged(shown("index.html.j2", cards=cards.of(shelf.places().values())))
+        among = cards.of(shelf.places().values())
+        among.sort(key=lambda card: -card.started)
+        return tagged(shown("index.html.j2", cards=among))
 
     @app.get("/versions")
     def versions() -> flask.Response:
