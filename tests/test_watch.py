@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.runs import INFO, series, write_run
+from tests.report.runs import EVENTS, INFO, missing, rich_records, series, write_run
 
 pytest.importorskip("rich")
 COMMAND = (sys.executable, "-m", "eqtoolbox", "watch")
@@ -27,13 +27,14 @@ class Viewed:
 
     def __init__(self, arguments: tuple[str, ...], terminal: bool, env: dict[str, str]) -> None:
         self.text = ""
+        lines = int(env.pop("lines", 60))
         self._read, write = os.openpty() if terminal else os.pipe()
         if terminal:
             import fcntl
             import struct
             import termios
 
-            fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+            fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", lines, 100, 0, 0))
         base = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.process = subprocess.Popen(
             [*COMMAND, *arguments],
@@ -112,6 +113,18 @@ def test_ctrl_c_ends_with_zero_and_the_view_stays(tmp_path: Path) -> None:
     assert view.ended() == (0, "")
     assert "step 0" in view.text.rsplit("\x1b[2K", 1)[-1]
     assert "\x1b[?25h" in view.text  # the cursor is back
+
+
+def test_a_low_terminal_has_the_numbers_and_the_last_view_is_whole(tmp_path: Path) -> None:
+    rows = [*rich_records(), *missing("noether/first_order/x", [0], "failed", "why not")]
+    home = write_run(tmp_path, rows, events=EVENTS, finished=None)
+    view = begun(str(home), terminal=True, lines="16")
+    view.until("laws")
+    assert "Try:" not in view.text and "resumed as segment" not in view.text
+    view.process.send_signal(signal.SIGINT)
+    assert view.ended() == (0, "")
+    last = view.text.rsplit("\x1b[2K", 1)[-1]
+    assert "Try:" in last and "resumed as segment" in last and "laws" in last
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from eqtoolbox.report.directory import require_run
 from eqtoolbox.report.live.glance import Watching
 from eqtoolbox.report.live.growing import Growing
-from eqtoolbox.report.live.screen import BARS, console, drawn
+from eqtoolbox.report.live.screen import BARS, console, drawn, fitted
 
 SPARED = 4  # a look is paused after for as many times what it took: a long run takes no core
 
@@ -43,16 +43,17 @@ def _follow(terminal: Any, watching: Watching, every: float, plain: bool) -> Non
     from rich.live import Live
 
     with Live(console=terminal, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            began = time.monotonic()
-            glance = watching.look()
-            done = glance.pulse == "finished"
-            glance = watching.look(last=True) if done else glance
-            live.update(drawn(glance, width=terminal.width, plain=plain), refresh=True)
-            if done:
-                return
-            took = time.monotonic() - began
-            time.sleep(max(every - took, SPARED * took))
+        glance = watching.look()
+        try:
+            while glance.pulse != "finished":
+                live.update(fitted(glance, terminal, plain=plain), refresh=True)
+                time.sleep(every)
+                began = time.monotonic()
+                glance = watching.look()
+                time.sleep(SPARED * (time.monotonic() - began))
+            glance = watching.look(last=True)
+        finally:  # what stays is the whole view
+            live.update(drawn(glance, width=terminal.width, plain=plain))
 
 
 def _require(path: Path, wait: bool, every: float) -> None:

@@ -115,6 +115,16 @@ def test_a_sparkline_shows_extremes_and_what_is_not_finite() -> None:
     assert len(spark(np.random.default_rng(0).random(1000), 40)) == 40
 
 
+def test_what_to_try_is_said_once_and_not_of_notes(tmp_path: Path) -> None:
+    names = [f"equivariance/relative_error/{n}" for n in ("cyclic4", "flip", "translation")]
+    rows = [r for n in names for r in series(n, [0.5] * 5, floor=1e-7, verdict="violated")]
+    rows += series("training/loss", np.linspace(2.0, 0.1, 30).tolist())
+    watching = Watching(Growing(write_run(tmp_path, rows)))
+    levels = [f.level for f in watching.look(last=True).findings]
+    assert levels == ["warning"] * 3
+    assert shown(watching, 200).count("Try: augment") == 1
+
+
 HOSTILE = "[red]x[/red] \x1b[31mred\x1b]8;;https://a.b\x07link \u202egnp :smile: [/nothing]\n\tend"
 
 

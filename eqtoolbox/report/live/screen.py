@@ -16,6 +16,7 @@ from eqtoolbox.report.words import number, plural, printable
 BARS, PLAIN = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _ONE_LINE = str.maketrans("\n\t", "  ")
 LOST = "!"  # in the place of a loss that is not finite
+LEAST = 3  # what can be left out of a view
 OLD = 0.9  # share of the steps before which a measurement says its step
 _COLOURS = {
     "alarm": "bold red", "warning": "yellow", "note": "blue", "good": "green",
@@ -42,7 +43,16 @@ def console() -> Any:
     return Console(markup=False, highlight=False, emoji=False)
 
 
-def drawn(glance: Glance, *, width: int, plain: bool = False) -> Any:
+def fitted(glance: Glance, terminal: Any, *, plain: bool = False) -> Any:
+    """A glance as far as the terminal is high enough: see `spare` of `drawn`."""
+    for spare in range(LEAST + 1):
+        view = drawn(glance, width=terminal.width, plain=plain, spare=spare)
+        if len(terminal.render_lines(view, pad=False)) < terminal.height:
+            break
+    return view
+
+
+def drawn(glance: Glance, *, width: int, plain: bool = False, spare: int = 0) -> Any:
     """A glance as something that a console of rich prints.
 
     No text is read as markup, and no character that would steer the terminal is passed on.
@@ -51,6 +61,7 @@ def drawn(glance: Glance, *, width: int, plain: bool = False) -> Any:
         glance: what to show.
         width: columns of the terminal.
         plain: the terminal has only ASCII.
+        spare: what to leave out: 1 the events, 2 also what to try, 3 all findings but the gravest.
     """
     from rich.console import Group
 
@@ -59,10 +70,10 @@ def drawn(glance: Glance, *, width: int, plain: bool = False) -> Any:
         last = number(float(glance.losses[-1]))
         line = spark(glance.losses, min(60, width - len(last) - 9), PLAIN if plain else BARS)
         parts.append(_text(("loss  ", "dim"), (last, "bold"), ("  ", ""), (line, "cyan")))
-    parts += ["", _grid(_findings(glance), folded=1)]
+    parts += ["", _grid(_findings(glance, spare), folded=1)]
     if glance.quantities:
         parts += ["", _grid(_quantities(glance), folded=1)]
-    if glance.events:
+    if glance.events and not spare:
         parts += ["", *(_text((event, "dim"), no_wrap=True) for event in glance.events)]
     return Group(*parts)
 
@@ -125,16 +136,24 @@ def _header(glance: Glance) -> Iterator[tuple[str, str]]:
         yield f", last write {ago(glance.age)} ago", "dim"
 
 
-def _findings(glance: Glance) -> Iterator[tuple[tuple[str, str], ...]]:
+def _findings(glance: Glance, spare: int) -> Iterator[tuple[tuple[str, str], ...]]:
     if not glance.findings:
         yield ("", ""), ("nothing found yet", "dim")
-    for finding in glance.findings:
+    told: set[tuple[str, ...]] = set()  # what to try, said once
+    shown = glance.findings[: 1 if spare == LEAST else None]
+    for finding in shown:
         colour = _COLOURS[finding.level]
         yield (finding.level, colour), (finding.text, "bold" if finding.level == "alarm" else "")
-        if finding.level in ("alarm", "warning") and finding.remedy:
+        if (
+            spare < 2
+            and finding.level in ("alarm", "warning")
+            and finding.remedy not in {(), *told}
+        ):
+            told.add(finding.remedy)
             yield ("", ""), (f"Try: {'; '.join(finding.remedy)}.", "dim")
-    if glance.left_out:
-        yield ("", ""), (f"{plural(glance.left_out, 'further remark')}", "dim")
+    left = glance.left_out + len(glance.findings) - len(shown)
+    if left:
+        yield ("", ""), (plural(left, "further remark"), "dim")
 
 
 def _quantities(glance: Glance) -> Iterator[tuple[tuple[str, str], ...]]:
