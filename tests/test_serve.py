@@ -394,6 +394,13 @@ def test_only_loopback_addresses_are_listened_on() -> None:
             one.close()
 
 
+def test_a_machine_without_ipv6_is_served_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "AF_INET6", 12_345)
+    (one,) = loopback(0)
+    assert one.getsockname()[0] == "127.0.0.1"
+    one.close()
+
+
 def test_a_taken_port_is_told_with_what_to_do(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

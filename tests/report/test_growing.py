@@ -58,8 +58,9 @@ def test_a_run_in_the_place_of_another_is_read_anew(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text(text)  # shorter, and the end of its line to come
     assert run.more() and run.names() == ["a/b"]
     with (tmp_path / "records.jsonl").open("a") as file:
-        file.write("\n")
-    assert run.more() and len(run.records()) == 1 and run.torn == 0
+        file.write("\n[1]\n")
+    assert run.more() and len(run.records()) == 1
+    assert [e["message"] for e in run.events] == ["records.jsonl line 2: no whole JSON object"]
 
 
 def test_only_what_was_appended_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
