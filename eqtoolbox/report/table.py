@@ -232,8 +232,8 @@ class Rows(Sequence[Record]):
     def __getitem__(self, index: slice) -> "Rows": ...
     def __getitem__(self, index: int | slice) -> "Record | Rows":
         if isinstance(index, slice):
-            return self.where(np.arange(len(self))[index])
-        return next(iter(self.where(np.arange(len(self))[index : index + 1 or None])))
+            return self.where(index)
+        return next(iter(self.where(slice(index, index + 1 or None))))
 
     def __iter__(self) -> Iterator[Record]:
         made = self._table.records(self._rows, self._sound)
@@ -242,7 +242,7 @@ class Rows(Sequence[Record]):
         floors = (None if math.isnan(f) else f for f in self._floors.tolist())
         return (replace(r, floor=f) for r, f in zip(made, floors, strict=True))
 
-    def where(self, kept: NDArray[Any]) -> "Rows":
+    def where(self, kept: NDArray[Any] | slice) -> "Rows":
         """The rows that are marked, or those at these places."""
         floors = None if self._floors is None else self._floors[kept]
         return Rows(self._table, self._rows[kept], sound=self._sound, floors=floors)

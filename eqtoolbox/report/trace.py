@@ -3,7 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +76,14 @@ class Curve:
     def values(self) -> NDArray[np.float64]:
         """Values of all records, (n,)."""
         return self.numbers("value")
+
+    def where(self, kept: NDArray[np.bool_]) -> "Curve | None":
+        """Those of the records that are marked, (n,); None where none is."""
+        if not kept.any():
+            return None
+        if isinstance(self.records, Rows):
+            return replace(self, records=self.records.where(kept))
+        return replace(self, records=tuple(compress(self.records, kept)))
 
     @property
     def now(self) -> float:
@@ -208,13 +217,17 @@ def onset(flags: Sequence[bool], window: int = RECENT) -> int | None:
         >>> onset([True, False, False, False]) is None
         True
     """
-    held = [np.mean(flags[max(0, i - window + 1) : i + 1]) >= 0.5 for i in range(len(flags))]
-    if not held or not held[-1]:
+    marked = np.asarray(flags, bool)
+    if not marked.size:
         return None
-    begin = len(held) - 1
-    while begin > 0 and held[begin - 1]:
-        begin -= 1
-    while begin > 0 and flags[begin - 1]:
+    ends = np.arange(1, len(marked) + 1)
+    starts = np.maximum(0, ends - window)
+    sums = np.concatenate([[0], np.cumsum(marked)])
+    lost = np.flatnonzero(2 * (sums[ends] - sums[starts]) < ends - starts)
+    begin = int(lost[-1]) + 1 if lost.size else 0
+    if begin == len(marked):
+        return None
+    while begin > 0 and marked[begin - 1]:
         begin -= 1
     return begin
 

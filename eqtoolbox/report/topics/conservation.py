@@ -80,8 +80,9 @@ def conservation(run: Log) -> Iterator[Finding]:
 
 def _exact(drift: Curve) -> Record:
     """The newest drift; of one that is estimated at most steps, a recent one that is not."""
-    recent = [r for r in drift.records if r.step >= RECENT * drift.last.step and not r.stderr]
-    return recent[-1] if recent else drift.last
+    last, known = drift.last, ~(drift.numbers("stderr") > 0)
+    recent = np.flatnonzero(known & (drift.steps >= RECENT * last.step))
+    return drift.records[int(recent[-1])] if recent.size else last
 
 
 def cause_words(held: bool, undecided: bool = False) -> dict[str, str]:

@@ -1,6 +1,9 @@
 """Are the steps stable: sharpness against what the optimizer tolerates."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from eqtoolbox.record.facts import Facts
 from eqtoolbox.report.drawing import PALETTE
@@ -60,7 +63,7 @@ def stability(run: Log) -> Iterator[Finding]:
         place += f", up from {number(certain.start)} at the start" if rose else ""
         crossed = sum(v > 1 for v in values)
         if crossed:
-            level, peak = "note", max(certain.records, key=lambda r: r.value)
+            level, peak = "note", certain.records[int(np.argmax(certain.values))]
             dated = peak.step == certain.last.step
             place += f"; it was above 1 at {crossed} of {len(values)} measurements, at most "
             place += f"{number(peak.value)} at step {peak.step}"
@@ -90,14 +93,14 @@ def _with_certified_sharpness(run: Log, stability: Curve) -> Curve | None:
     """The stability records whose sharpness was certified, where it was recorded at all."""
     if "curvature/sharpness" not in run:
         return stability
-    rows = run.records("curvature/sharpness")
-    uncertain = {r.step for r in rows if r.status != "ok"}
-    skipped = {r.step for r in rows if r.status == "skipped_budget"}  # no attempts
-    kept = tuple(r for r in stability.records if r.step not in uncertain)
-    if not kept:
+    rows = run.rows("curvature/sharpness")
+    uncertain = rows.steps[~rows.having("ok")]
+    kept = stability.where(~np.isin(stability.steps, uncertain))
+    if kept is None:
         return None
-    steps = ({r.step for r in run.records(stability.name)} | uncertain) - skipped
-    return Curve(records=kept, unanswered=sum(step > kept[-1].step for step in steps))
+    attempts = np.union1d(run.rows(stability.name).steps, uncertain)
+    attempts = np.setdiff1d(attempts, rows.steps[rows.having("skipped_budget")])
+    return replace(kept, unanswered=int((attempts > kept.last.step).sum()))
 
 
 def _threshold_words(run: Log, facts: Facts) -> str:
