@@ -13,11 +13,11 @@ function ago(seconds) {
 
 function clock() {
   for (const place of document.querySelectorAll("[data-written]")) {
-    const age = Date.now() / 1000 - place.dataset.written, word = place.querySelector(".pulse");
-    place.querySelector(".age").textContent = `${ago(age)} ago`;
+    const age = Date.now() / 1000 - place.dataset.written, word = place.querySelector(".live-pulse");
+    place.querySelector(".live-age").textContent = `${ago(age)} ago`;
     const pulse = place.dataset.finished === "1" ? "finished" : age > place.dataset.patience ? "silent" : "running";
     word.textContent = pulse;
-    word.className = `pulse ${pulse}`;
+    word.className = `live-pulse ${pulse}`;
   }
 }
 
@@ -94,14 +94,14 @@ async function reframe(known) {
   if (parts().some(part => known[part.dataset.key] !== part.dataset.version)) {
     const next = await fresh(location.href);
     if (!next) return;  // a run is gone: what was read of it stays
-    frame.querySelector(".bar").replaceWith(document.adoptNode(next.querySelector(".bar")));
+    frame.querySelector(".live-bar").replaceWith(document.adoptNode(next.querySelector(".live-bar")));
     clock();
   }
   const now = files(), old = frame.querySelector("iframe"), began = Date.now();
   if (now === drawn || loading || began < due) return;
   const next = old.cloneNode();
   loading = true;
-  next.className = "next";
+  next.className = "live-next";
   next.style.height = `${old.clientHeight}px`;
   next.addEventListener("load", () => setTimeout(() => {
     const from = old.contentWindow, to = next.contentWindow;
@@ -128,7 +128,7 @@ async function poll() {
 if (body) {
   document.getElementById("filter").addEventListener("input", filter);
   body.addEventListener("change", choice);
-  index.querySelectorAll(".sort").forEach(button => button.addEventListener("click", () => {
+  index.querySelectorAll(".live-sort").forEach(button => button.addEventListener("click", () => {
     const head = button.parentElement, up = head.getAttribute("aria-sort") === "ascending";
     index.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "descending" : "ascending");
