@@ -19,7 +19,6 @@ from tests.report.runs import EVENTS, SYMMETRIES, rich_records, series, write_ru
 
 flask = pytest.importorskip("flask")
 pytest.importorskip("waitress")
-pytest.importorskip("plotly")
 
 from eqtoolbox.command.serving import loopback  # noqa: E402
 from eqtoolbox.report.live import card as cards_module  # noqa: E402
@@ -423,6 +422,29 @@ def test_a_folder_that_is_none_is_told(runs: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="2"):
         main(["serve", str(runs), "--port", "70000"])
     assert "0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("serve", "flask", "serve"),
+        ("serve", "waitress", "serve"),
+        ("watch", "rich.console", "live"),
+    ],
+)
+def test_what_has_to_be_installed_is_named(
+    runs: Path,
+    command: str,
+    module: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from eqtoolbox.command.cli import main
+
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main([command, str(runs / "first")]) == 2
+    assert f'pip install "eqtoolbox[{extra}]"' in capsys.readouterr().err
 
 
 def test_a_rich_run_is_served(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def serve(root: Path, *, port: int = 8765, browse: bool = False) -> None:
         browse: open a browser.
 
     Raises:
-        ImportError: flask, waitress, jinja2 or plotly is missing.
+        ImportError: flask or waitress is missing.
         NotADirectoryError: there is no such folder.
         OSError: the port cannot be had; says what to do.
     """

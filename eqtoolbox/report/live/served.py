@@ -49,7 +49,7 @@ def served(root: Path) -> "Flask":
         root: the folder.
 
     Raises:
-        ImportError: flask, jinja2 or plotly is missing.
+        ImportError: flask is missing.
         NotADirectoryError: there is no such folder.
     """
     try:
