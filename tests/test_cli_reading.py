@@ -98,6 +98,8 @@ def test_the_shell_completes_commands_demos_and_records(tmp_path: Path) -> None:
     out = tmp_path / "words"
     for typed, expected in {
         "eqtoolbox ex": {"export", "explain"},
+        "eqtoolbox wa": {"watch"},
+        "eqtoolbox se": {"serve"},
         "eqtoolbox explain curvature/sh": {"curvature/sharpness"},
         "eqtoolbox demo ro": {"robot"},
         "eqtoolbox export run --to s": {"sqlite"},

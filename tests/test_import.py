@@ -57,6 +57,8 @@ def test_import_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
         "from eqtoolbox.command.cli import main; assert main(['compare', path, path]) == 0",
         "from eqtoolbox.command.cli import main; assert main(['tail', '-f', path]) == 0",
         "from eqtoolbox.command.cli import main; assert main(['export', path, '--to', 'csv']) == 0",
+        "from eqtoolbox.command.cli import main; assert main(['watch', path]) == 0",
+        "from eqtoolbox.report.live.served import served; served(path).test_client().get('/')",
         "from eqtoolbox.command.cli import main; assert main(['explain', 'drift']) == 0",
         "from eqtoolbox.command.cli import main; assert main([]) == 0",
     ],

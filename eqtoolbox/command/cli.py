@@ -1,4 +1,4 @@
-"""The command line: `eqtoolbox COMMAND`, one of those that `of_runs` and `of_models` list."""
+"""The command line: `eqtoolbox COMMAND`, one of those that the `of_` files list."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from eqtoolbox.command import of_models, of_runs
+from eqtoolbox.command import of_live, of_models, of_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"eqtoolbox {version('eqtoolbox')}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for command in (*of_runs.COMMANDS, *of_models.COMMANDS):
+    for command in (*of_runs.COMMANDS, *of_live.COMMANDS, *of_models.COMMANDS):
         one = commands.add_parser(
             command.name, help=command.help, description=command.help, epilog=command.more or None
         )

@@ -2,7 +2,7 @@
 
 import difflib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +78,20 @@ def records(folder: Folder, odd: Oddities, version: int) -> Iterator[tuple[Any, 
     except FileNotFoundError:
         return
     with file:
-        for number, row in rows(file):
-            try:
-                if row is None:
-                    raise ValueError(WHOLE)
-                yield checked(row) if version > 1 else understood(checked(row))
-            except ValueError as error:
-                odd.note(f"records.jsonl line {number}: {error}")
+        yield from records_of(rows(file), odd, version)
+
+
+def records_of(
+    lines: Iterable[tuple[int, dict[str, Any] | None]], odd: Oddities, version: int
+) -> Iterator[tuple[Any, ...]]:
+    """The rows among numbered lines of records.jsonl that are `checked`."""
+    for number, row in lines:
+        try:
+            if row is None:
+                raise ValueError(WHOLE)
+            yield checked(row) if version > 1 else understood(checked(row))
+        except ValueError as error:
+            odd.note(f"records.jsonl line {number}: {error}")
 
 
 def events(folder: Folder, odd: Oddities) -> Iterator[dict[str, Any]]:
@@ -97,12 +104,19 @@ def events(folder: Folder, odd: Oddities) -> Iterator[dict[str, Any]]:
         odd.note(str(error.strerror))
         return
     with file:
-        for number, row in rows(file):
-            wrong = WHOLE if row is None else _wrong(row)
-            if row is None or wrong:
-                odd.note(f"events.jsonl line {number}: {wrong}")
-            else:
-                yield row
+        yield from events_of(rows(file), odd)
+
+
+def events_of(
+    lines: Iterable[tuple[int, dict[str, Any] | None]], odd: Oddities
+) -> Iterator[dict[str, Any]]:
+    """The rows among numbered lines of events.jsonl that are events."""
+    for number, row in lines:
+        wrong = WHOLE if row is None else _wrong(row)
+        if row is None or wrong:
+            odd.note(f"events.jsonl line {number}: {wrong}")
+        else:
+            yield row
 
 
 def facts(folder: Folder, odd: Oddities) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from eqtoolbox.record.files import LIMIT, Folder, parsed, read_object
 from eqtoolbox.record.record import Record
@@ -52,8 +52,10 @@ def newest(path: Path, count: int, only: Sequence[str] = ()) -> tuple[list[Recor
                 lines.insert(0, rest)
             rest = rest if len(rest) <= LIMIT else b"!"  # too long, and no record
             for text in reversed(lines):
+                if len(found) == count:
+                    break
                 record = _record(text, only)
-                if record is not None and len(found) < count:
+                if record is not None:
                     found.appendleft(record)
         return list(found), 0 if open_ended and not found else end
 
@@ -66,25 +68,59 @@ def following(path: Path, start: int, only: Sequence[str] = ()) -> Iterator[Reco
         start: as `newest` returns it.
         only: names, beginnings or patterns, as in `summary_data`.
     """
-    folder, rest = Folder(path), b""
+    folder, file = Folder(path), Appended("records.jsonl", start)
     while True:
-        finished = bool((read_object(folder, "run.json") or {}).get("finished"))
+        finished, before = bool((read_object(folder, "run.json") or {}).get("finished")), file.start
+        yield from (r for line in file.lines(folder) if (r := _record(line, only)))
+        if file.start == before:
+            if finished:
+                return
+            time.sleep(PAUSE)
+
+
+class Appended:
+    """What was added to a file of a directory since it was looked at last.
+
+    Args:
+        name: the file.
+        start: where in it to begin.
+    """
+
+    def __init__(self, name: str, start: int = 0) -> None:
+        self.name = name
+        self.start = start  # bytes that were read
+        self.number = 0  # of the last line with something in it, from 1
+        self._rest = b""  # of a line whose end is not written yet
+
+    def lines(self, folder: Folder) -> Iterator[bytes]:
+        """Lines that are whole by now, in the order written; none where the file is missing.
+
+        Raises:
+            OSError: the file is no plain file, or not ours to read.
+        """
         try:
-            with folder.open("records.jsonl", "rb") as file:
-                more = _read(file, start)
+            file = folder.open(self.name, "rb")
         except FileNotFoundError:
-            more = b""
-        start += len(more)
-        *lines, rest = (rest + more).split(b"\n")
-        rest = b"" if len(rest) > LIMIT else rest
-        yield from (r for line in lines if (r := _record(line, only)))
-        if more:
-            continue
-        if finished:
-            last = _record(rest, only)  # whole though its line has no end
-            yield from [last] if last else []
             return
-        time.sleep(PAUSE)
+        with file:
+            file.seek(self.start)
+            while more := file.read(_BLOCK):
+                self.start += len(more)
+                *lines, rest = (self._rest + more).split(b"\n")
+                self._rest = b"" if len(rest) > LIMIT else rest
+                for text in lines:
+                    self.number += bool(text)  # the end of a line that came before it is none
+                    yield text
+        if parsed(self._rest) is not None:  # whole though its line has no end yet
+            text, self._rest = self._rest, b""
+            self.number += 1
+            yield text
+
+    def rows(self, folder: Folder) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """The same as `files.rows` gives them: numbers and JSON objects."""
+        for text in self.lines(folder):
+            if text and not text.isspace():
+                yield self.number, parsed(text)
 
 
 def line(record: Record) -> str:
@@ -104,11 +140,6 @@ def line(record: Record) -> str:
     else:
         said += [record.status.replace("_", " "), *([record.note] if record.note else [])]
     return "  ".join(said)
-
-
-def _read(file: BinaryIO, start: int) -> bytes:
-    file.seek(start)
-    return file.read(_BLOCK)
 
 
 def _record(text: bytes, only: Sequence[str]) -> Record | None:

@@ -58,10 +58,15 @@ class Log:
         self.path = Path(path)
         require_run(self.path)
         self._odd = Oddities()
-        folder = Folder(self.path)
-        self.info: dict[str, Any] = facts(folder, self._odd)
-        self.events: list[dict[str, Any]] = list(events(folder, self._odd))
+        self.info: dict[str, Any] = {}
+        self.events: list[dict[str, Any]] = []
         self._table = Table()
+        self._read()
+
+    def _read(self) -> None:
+        folder = Folder(self.path)
+        self.info = facts(folder, self._odd)
+        self.events += events(folder, self._odd)
         for row in records(folder, self._odd, self.info.get("format") or 1):
             self._table.add(row)
         self._table.close()

@@ -76,11 +76,39 @@ def write_page(runs: Run | Sequence[Run], path: str | os.PathLike[str]) -> Path:
 
 def publish(shown: dict[str, Any], path: str | os.PathLike[str], name: str = "report.html") -> Path:
     """Write what `content` gives, or something of its shape, as a page; see `write_page`."""
+    text = rendered(shown)
+    target = Path(path) / name if Path(path).is_dir() else Path(path)
+    try:
+        _write(target, text)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"cannot write the page to {target} ({error.strerror}); name another file"
+        ) from error
+    return target
+
+
+def rendered(shown: dict[str, Any]) -> str:
+    """What `content` gives, or something of its shape, as the text of a page."""
+    template = templates().get_template("page.html.j2")
+    library = (LAYOUT / "plotly-basic.min.js").read_text(encoding="utf-8")
+    text = template.render(
+        **shown,
+        colours=list(zip(PALETTE, DARK, strict=True)),
+        library=library.replace("</script", "<\\/script"),
+    )
+    return str(text)
+
+
+def templates() -> Any:
+    """The templates of `LAYOUT`: every text that they are given is escaped and printable.
+
+    Raises:
+        ImportError: jinja2 is missing.
+    """
     try:
         import jinja2
     except ImportError as error:
         raise ImportError('write_page needs jinja2: pip install "eqtoolbox[report]"') from error
-    target = Path(path) / name if Path(path).is_dir() else Path(path)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(LAYOUT),
         autoescape=True,
@@ -91,20 +119,7 @@ def publish(shown: dict[str, Any], path: str | os.PathLike[str], name: str = "re
     )
     environment.filters |= {"typeset": typeset, "rows": _rows}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    template = environment.get_template("page.html.j2")
-    library = (LAYOUT / "plotly-basic.min.js").read_text(encoding="utf-8")
-    text = template.render(
-        **shown,
-        colours=list(zip(PALETTE, DARK, strict=True)),
-        library=library.replace("</script", "<\\/script"),
-    )
-    try:
-        _write(target, text)
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"cannot write the page to {target} ({error.strerror}); name another file"
-        ) from error
-    return target
+    return environment
 
 
 def _write(target: Path, text: str) -> None:

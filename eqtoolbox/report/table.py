@@ -66,7 +66,7 @@ class Said:
 class Table:
     """Rows sorted by name and step, the last of each (step, name); names as they first came.
 
-    `add` all rows first, then `close`.
+    `add` rows, then `close`; more may follow, and the table is read after the next `close`.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Table:
         self._words["facts"] = Said(self._texts)
         self._waiting: list[tuple[Any, ...]] = []
         self._raw: dict[str, Any] = {field: array(code) for field, code in _CODES.items()}
-        self._columns: dict[str, NDArray[Any]] = {}
+        self._columns: dict[str, NDArray[Any]] = {f: np.zeros(0, c) for f, c in _CODES.items()}
         self._starts: NDArray[np.int64] = np.zeros(1, np.int64)
 
     def add(self, values: tuple[Any, ...]) -> None:
@@ -113,14 +113,17 @@ class Table:
     def close(self) -> None:
         """Sort the rows, and leave out those that a later one replaces."""
         self._take()
-        step, name = (np.array(self._raw[field]) for field in ("step", "name"))
+        step, name = (
+            np.concatenate([self._columns[field], self._raw[field]]) for field in ("step", "name")
+        )
         order = np.lexsort((step, name))
         step, name = step[order], name[order]
         last = np.ones(len(order), bool)
         last[:-1] = (step[1:] != step[:-1]) | (name[1:] != name[:-1])
         order = order[last]
-        for field in _CODES:  # one after the other, so that no two copies of all are held
-            self._columns[field] = np.array(self._raw.pop(field))[order]
+        for field, code in _CODES.items():  # one by one, so that no two copies of all are held
+            both = [self._columns.pop(field), self._raw.pop(field)]
+            self._columns[field], self._raw[field] = np.concatenate(both)[order], array(code)
         self._starts = np.searchsorted(self._columns["name"], np.arange(len(self.names) + 1))
         said: list[Any] = list(self._choices)
         self._words |= dict.fromkeys(_CHOICES, said) | {"name": list(self.names)}
