@@ -1,6 +1,7 @@
 """eqtoolbox: see how a network learns through its symmetries, while it trains.
 
 What is named here is imported when it is asked for: who only reads runs does not wait for torch.
+(PYTEST_DONT_REWRITE: pytest may be started after this import without a warning.)
 """
 
 import gc

@@ -202,8 +202,8 @@ def _of_explain(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        help='a record ("conservation/drift/rescale"), a word of one ("sharpness"), a probe or a '
-        'column of a summary ("floor"); without, all are listed',
+        help='a record ("conservation/drift/rescale"), a word ("charge", "head rotation"), a probe '
+        'or a column of a summary ("floor"); without, all records are listed',
     )
     name.completer = _explainable  # type: ignore[attr-defined]
     as_json(parser)
@@ -212,31 +212,42 @@ def _of_explain(parser: argparse.ArgumentParser) -> None:
 def _explainable(**_: object) -> list[str]:
     """What can be explained, for completion."""
     from eqtoolbox.report.explained import meanings
+    from eqtoolbox.report.glossary import terms
 
-    return [m.pattern.split("<")[0].rstrip("/.") for m in meanings() if m.pattern[0] != "<"]
+    names = [m.pattern.split("<")[0].rstrip("/.") for m in meanings() if m.pattern[0] != "<"]
+    return names + [t.pattern for t in terms()]
 
 
 def _explain(arguments: argparse.Namespace) -> None:
     from eqtoolbox.report.explained import explained, meanings, near
+    from eqtoolbox.report.glossary import nearest, term
 
     name = arguments.name
     exact = explained(name) if name else None
     found = [exact] if exact else near(name) if name else list(meanings())
-    if not found:
+    known = term(name) if name and not exact else None
+    literal = not name or exact or known or any(name in m.pattern for m in found)
+    word = known if literal else nearest(name)
+    found = found if literal or word is None else []
+    if not found and word is None:
         raise KeyError(
             f"no record is named {name!r}; `eqtoolbox explain` lists those of the toolbox, and the "
             "docstring of a probe of your own tells of its records"
         )
+    told = [*([word] if word else []), *found]
     if arguments.json:
-        print_json([vars(m) | {"letters": m.letters} for m in found])
+        print_json([vars(m) | {"letters": m.letters} for m in told])
         return
-    if name and not any(name in m.pattern.split("/") for m in found):
+    if name and known is None and not any(name in m.pattern.split("/") for m in found):
         say(f"There is no record {name!r}; this is near:\n")
-    if len(found) <= 3:
+    if word is not None:
+        say(f"{word}\n" if found else str(word))
+    elif len(found) <= 3:
         say("\n\n".join(map(str, found)))
         return
-    wide = max(len(m.pattern) for m in found)
-    say("\n".join(f"{m.pattern:<{wide}}  {m.meaning}" for m in found))
+    wide = max((len(m.pattern) for m in found), default=0)
+    for m in found:
+        say(f"{m.pattern:<{wide}}  {m.meaning}")
 
 
 COMMANDS = (
@@ -277,7 +288,7 @@ COMMANDS = (
     ),
     Command(
         name="explain",
-        help="what a record means: formula, how to read it, source",
+        help="what a record or a word means: formula, how to read it, source",
         arguments=_of_explain,
         run=_explain,
     ),

@@ -23,6 +23,7 @@ class Meaning:
     reading: str
     unit: str = "none"
     reference: str = ""
+    see: tuple[str, ...] = ()  # patterns of records to read next
 
     def fits(self, name: str) -> bool:
         """Whether a record name is of this pattern; trailing places may be missing.
@@ -42,8 +43,9 @@ class Meaning:
 
     def __str__(self) -> str:
         said = {"formula": self.formula, "read it": self.reading, "unit": self.unit}
-        said |= {"source": self.reference} if self.reference else {}
-        width = max(map(len, (*said, *self.letters)))
+        said |= {"source": self.reference, "records": ", ".join(self.see)}
+        said = {k: v for k, v in said.items() if v}
+        width = max(map(len, (*said, *self.letters)), default=0)
         lines = [
             _wrapped(f"{k:<{width}}  {v}", width + 4) for k, v in (said | self.letters).items()
         ]

@@ -15,7 +15,7 @@ from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.groups.finite import Octahedral, Sign, Symmetric
 from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation, Dihedral, Flip, Group
-from eqtoolbox.symmetry.groups.matrices import Euclidean, Orthogonal
+from eqtoolbox.symmetry.groups.matrices import Euclidean, MatrixGroup, Orthogonal
 from eqtoolbox.symmetry.groups.unbounded import Scalings
 from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.result import EquivarianceResult
@@ -57,6 +57,35 @@ def candidates(
     names = [c.name for c in found]
     assert len(set(names)) == len(names), names
     return found
+
+
+def suggested(group: Group, inputs: Tree, outputs: Tree) -> Equivariance:
+    """The claim that a group alone makes on tensors of these shapes, by the usual actions.
+
+    Outputs move with the inputs where they are of their kind, as images and vectors are; else they
+    stay.
+
+    Raises:
+        ValueError: no action of the group is known for these shapes.
+
+    Example:
+        >>> suggested(Cyclic(4), torch.ones(2, 1, 8, 8), torch.ones(2, 10)).output_action is trivial
+        True
+    """
+
+    def same(other: Group) -> bool:  # or the proper part of it: SO(3) acts as O(3) does
+        if isinstance(group, MatrixGroup) and isinstance(other, MatrixGroup):
+            return type(other) is type(group) and other.size == group.size
+        return other == group
+
+    fitting = [c for c in candidates(inputs, outputs) if same(c.group)]
+    if not fitting:
+        raise ValueError(
+            f"no action of {group.name} is known for tensors of these shapes; write "
+            "Equivariance(group, input_action, output_action)"
+        )
+    moving = [c for c in fitting if c.name.endswith(".equivariant")]
+    return replace((moving or fitting)[0], group=group, name=group.name)
 
 
 def rank(

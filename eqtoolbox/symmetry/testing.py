@@ -12,19 +12,29 @@ from eqtoolbox.replay.isolation import evaluation
 from eqtoolbox.replay.reading import is_open, on_opened, opened
 from eqtoolbox.replay.thread.unmixed import unmixed
 from eqtoolbox.replay.widened import Widened
+from eqtoolbox.symmetry.candidates import suggested
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.culprit import culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.orbit import Function
+from eqtoolbox.symmetry.groups.group import Group
+from eqtoolbox.symmetry.orbit import Function, respond
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import on_tensors
+
+_TO_DO = {
+    "holds": "it is off by rounding alone: give a larger tolerance=, or none",
+    "violated": "mend what is named, or average the model over the group; if the claim is wrong, "
+    "change its actions; what may stay, tolerance= lets pass",
+    "unresolved": "mend the reason if one is named; else give inputs and model in float64",
+    "trivial": "the output is the same for all inputs: give inputs or a model that tell them apart",
+}
 
 
 @checked
 def assert_equivariant(
     function: nn.Module | Function,
     inputs: Any,
-    symmetry: Claimed,
+    symmetry: Claimed | Group,
     *,
     samples: int = 8,
     tolerance: NotNegative | None = None,
@@ -40,7 +50,8 @@ def assert_equivariant(
         inputs: x, a tensor or a tree of tensors; of a dataclass, a graph of PyTorch Geometric or a
             structure of ase the claim sees a dict. Rows may be nodes of several graphs, see
             `Equivariance.rows`.
-        symmetry: the claim.
+        symmetry: the claim; or a group, which acts as is usual for such shapes, on outputs too
+            where they are of the inputs' kind.
         samples: group elements at most.
         tolerance: relative error that passes whatever the floor; None for the verdict alone.
         seed: of the elements.
@@ -49,7 +60,9 @@ def assert_equivariant(
         The result, for further assertions.
 
     Raises:
-        AssertionError: violated or unresolved, with error, floor, worst element and culprit.
+        AssertionError: violated or unresolved, with error, floor, worst element, culprit, and what
+            to do.
+        ValueError: no action of the group is known for these shapes.
 
     Example:
         >>> from eqtoolbox.symmetry.actions.action import flip, trivial
@@ -58,27 +71,27 @@ def assert_equivariant(
         >>> mirrored = Equivariance(Flip(), flip, trivial)
         >>> assert_equivariant(lambda x: x.mean((2, 3)), x, mirrored).verdict
         'holds'
+        >>> assert_equivariant(torch.exp, x, Flip()).verdict  # an image: flipped as well
+        'holds'
     """
     module = function if isinstance(function, nn.Module) else None
+    call, batch = function if module is None else _called(module), inputs
     if not is_open(inputs):  # a dataclass, a graph of PyG, a structure of ase
-        call = on_opened(function, inputs)
-        with evaluation(module) if module is not None else nullcontext():
-            result = _measure(call, opened(inputs), symmetry, samples, seed)
-    elif module is None:
-        result = _measure(function, inputs, symmetry, samples, seed)
-    else:
-        with evaluation(module):
-            result = _measure(_called(module), inputs, symmetry, samples, seed)
-            if result.verdict == "unresolved":
-                result = shadow(module, inputs, symmetry, samples=samples, seed=seed)
-    passed = result.verdict == "holds"
-    if tolerance is not None:
-        passed = result.relative_error <= tolerance
-    if passed:
-        return result
-    why = result.note
-    if module is not None and is_open(inputs):
-        with evaluation(module):
+        call, batch = on_opened(function, inputs), opened(inputs)
+    with evaluation(module) if module is not None else nullcontext():
+        if isinstance(symmetry, Group):
+            with torch.no_grad():
+                symmetry = suggested(symmetry, batch, respond(call, batch))
+        result = _measure(call, batch, symmetry, samples, seed)
+        if result.verdict == "unresolved" and module is not None and is_open(inputs):
+            result = shadow(module, inputs, symmetry, samples=samples, seed=seed)
+        passed = result.verdict == "holds"
+        if tolerance is not None:
+            passed = result.relative_error <= tolerance
+        if passed:
+            return result
+        why = result.note
+        if module is not None and is_open(inputs):
             why = summary(culprit(module, inputs, symmetry)) or why
     parts = ", ".join(f"{name} {error:.2g}" for name, error in result.parts.items())
     raise AssertionError(
@@ -86,6 +99,7 @@ def assert_equivariant(
         f"{result.floor:.2g}, worst {result.worst:.2g} at {result.worst_element!r}"
         + (f"; {parts}" if parts else "")
         + (f"; {why}" if why else "")
+        + f"\nTo do: {_TO_DO[result.verdict]}"
     )
 
 

@@ -19,7 +19,7 @@ from eqtoolbox.symmetry.culprit import better_output_action, culprit
 from eqtoolbox.symmetry.each import Each
 from eqtoolbox.symmetry.groups.finite import Symmetric
 from eqtoolbox.symmetry.groups.group import Cyclic, CyclicTranslation
-from eqtoolbox.symmetry.groups.matrices import O3, SO2
+from eqtoolbox.symmetry.groups.matrices import O3, SE3, SO2, SO3
 from eqtoolbox.symmetry.groups.unbounded import Translations
 from eqtoolbox.symmetry.testing import assert_equivariant
 
@@ -292,3 +292,27 @@ def test_an_output_boost_of_the_wrong_motion_is_named(cells: int, word: str) -> 
     assert culprit(model, u, claims[own]).cause == ""
     found = culprit(model, u, claims[judged])
     assert f"wrong output action: it holds for a boost that {word}" in found.cause
+
+
+def test_a_group_alone_acts_as_is_usual_on_its_inputs_and_outputs() -> None:
+    points = normal(4, 5, 3)
+    for group in (SO3(), O3(), Symmetric(5)):
+        assert assert_equivariant(
+            lambda x: x * x.square().sum((1, 2))[:, None, None], points, group
+        )
+        assert assert_equivariant(lambda x: x.square().sum((1, 2)), points, group)
+    assert assert_equivariant(lambda x: x[:, 0] - x[:, 1], points, SE3()).verdict == "holds"
+    with pytest.raises(AssertionError, match=r"(?s)se3 violated.*To do: mend"):
+        assert_equivariant(lambda x: x[:, 0] + x[:, 1], points, SE3())
+    with pytest.raises(AssertionError, match=r"(?s)so3 violated.*it holds for trivial"):
+        assert_equivariant(Lengths(), points, SO3())
+    with pytest.raises(ValueError, match="no action of so2 is known for tensors of these shapes"):
+        assert_equivariant(lambda x: x, points, SO2())
+
+
+class Lengths(nn.Module):
+    """Three invariants of a set of vectors, which look like a vector."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = x.norm(dim=-1)
+        return torch.stack([r.sum(1), r.square().sum(1), r.amax(1)], 1)
