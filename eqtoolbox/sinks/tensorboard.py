@@ -30,15 +30,19 @@ class TensorBoardSink(Scalars):
         self._to_lay_out = layout and has_main(self._select)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        if self._to_lay_out and hasattr(self._writer, "add_custom_scalars"):
+        self.lay_out()
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, global_step=step)
+
+    def lay_out(self) -> None:
+        """Write the layout of the dozen, once."""
+        wanted, self._to_lay_out = self._to_lay_out, False
+        if wanted and hasattr(self._writer, "add_custom_scalars"):
             charts = {
                 title: ["Multiline", [f"^{re.escape(PREFIX + name)}$" for name in names]]
                 for title, names in LAYOUT.items()
             }
             self._writer.add_custom_scalars({PREFIX.rstrip("/"): charts})
-        self._to_lay_out = False
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, global_step=step)
 
     def draw(self, name: str, counts: NDArray[Any], edges: NDArray[Any], step: int) -> None:
         middle = (edges[1:] + edges[:-1]) / 2
