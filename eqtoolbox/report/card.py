@@ -19,7 +19,7 @@ VERDICTS = {
     "warning": "something looks wrong",
     "note": "nothing wrong was found",
     "good": "nothing wrong was found",
-    "nothing": "nothing was measured that says anything",
+    "nothing": "too little was measured to judge",
 }
 
 
