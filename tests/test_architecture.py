@@ -192,7 +192,7 @@ def test_public_names_stay_few(room: str, most: int) -> None:
     assert all(hasattr(package, name) for name in package.__all__)
 
 
-SAME = {"EqCallback"}  # one in each framework
+SAME = {"EqCallback", "EquivarianceError"}  # one in each framework; the probe and the metric
 SUBJECTS = {  # files of one name on several floors, all about the same thing
     "algebra", "asymmetry", "charges", "conservation", "curvature", "diagonal", "discrete",
     "epsilon", "equivariance", "experts", "fields", "flow", "gradient", "graph", "head", "kinds",

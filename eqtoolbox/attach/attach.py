@@ -13,14 +13,17 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from eqtoolbox.attach.config import PRESETS, resolve
+from eqtoolbox.attach.config import PRESETS, overridden, resolve
 from eqtoolbox.attach.entry import describe
 from eqtoolbox.attach.place import let_go, opened, placed
 from eqtoolbox.attach.spelled import spelled
+from eqtoolbox.attach.telling import Telling
 from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Location
 from eqtoolbox.expect.words import shown
+from eqtoolbox.probes.histograms import Histograms
+from eqtoolbox.record.schedule import every
 from eqtoolbox.replay.tree import check_batch, tensors
 from eqtoolbox.replay.unwrap import (
     optimizers_in,
@@ -35,8 +38,11 @@ from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.watch.journal import logger
 from eqtoolbox.watch.monitor import Monitor, monitors_of
 from eqtoolbox.watch.options import Options
-from eqtoolbox.watch.probe import Scheduled
+from eqtoolbox.watch.probe import Scheduled, topics
 from eqtoolbox.watch.snapshot import parameter_groups, trainable
+
+SWITCH = "EQTOOLBOX"  # environment variable
+HISTOGRAMS = 100  # steps between those that were asked for by a word
 
 Optimizers = (
     torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | Mapping[Any, torch.optim.Optimizer]
@@ -60,6 +66,8 @@ def attach(given: Arguments) -> Monitor:
     `monitor.loss`; give `loss_fn` and call `monitor.observe(batch)` each step (or give
     `probe_batch`); give the `criterion` module that the loop calls on the model's output; or have
     a model that returns its own loss.
+
+    With the environment variable EQTOOLBOX=off nothing is watched, written or told to trackers.
 
     Args:
         model: any module with trainable parameters; DistributedDataParallel and torch.compile are
@@ -85,12 +93,15 @@ def attach(given: Arguments) -> Monitor:
     let_go(optimizers, given.run_dir, _caller())
     _check(model, optimizers)
     _check_probe_batch(given, model)
-    further = [] if other_process() else [as_sink(sink) for sink in given.sinks]
-    scheduled, run_dir = resolve(given.probes, given.schedule), given.run_dir
-    if other_process():
+    idle, off = other_process(), switched_off()
+    how: dict[str, Any] = {"select": given.select, "histograms": given.histograms}
+    further = [] if idle or off else [as_sink(sink, **how) for sink in given.sinks]
+    scheduled, run_dir = _scheduled(given), given.run_dir
+    if idle or off:
         scheduled, run_dir = [], None
     _say_what_is_complex(model)
     store = None if run_dir is None else _open(run_dir, given)
+    tells = [] if store is None else [Telling(store.path, topics(scheduled))]
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, given))
     monitor = Monitor(
@@ -98,14 +109,42 @@ def attach(given: Arguments) -> Monitor:
         optimizers,
         given,
         probes=scheduled,
-        sinks=[*([store] if store else []), *further],
+        sinks=[*([store] if store else []), *tells, *further],
         segment=store.segment if store else 0,
         step=store.next_step if store else 0,
         attached_at=_caller(),
         called=given.model,
     )
     opened(monitor, store.path if store else None)
+    for tell in tells:
+        tell.pass_on = monitor.pass_on
+    if off:
+        monitor.detach()
     return monitor
+
+
+def _scheduled(given: Options) -> list[Scheduled]:
+    """The probes of a run, with histograms where they are asked for."""
+    scheduled = resolve(given.probes, given.schedule)
+    if given.histograms and not any(isinstance(s.probe, Histograms) for s in scheduled):
+        drawn = Scheduled(probe=Histograms(), schedule=every(HISTOGRAMS))
+        names = [s.probe.name for s in scheduled] + [drawn.probe.name]
+        scheduled.append(overridden(drawn, given.schedule, names))
+    return scheduled
+
+
+def switched_off() -> bool:
+    """Whether the environment variable EQTOOLBOX says that nothing is to be watched.
+
+    Raises:
+        ValueError: it says neither on nor off.
+    """
+    said = os.environ.get(SWITCH, "").lower()
+    if said not in ("", "on", "off"):
+        raise ValueError(f"{SWITCH} must be on or off, got {said!r}; unset it to watch trainings")
+    if said == "off":
+        logger.info("%s=off: nothing is watched", SWITCH)
+    return said == "off"
 
 
 def _checked_model(model: Any) -> nn.Module:

@@ -76,7 +76,7 @@ def resolve(probes: Probes, schedule: Any = None, *, imports: bool = True) -> li
     names = [s.probe.name for s in scheduled]
     if len(set(names)) < len(names):
         raise ConfigError(f"each probe can be given once, got {names}")
-    return [_overridden(s, schedule, names) for s in scheduled]
+    return [overridden(s, schedule, names) for s in scheduled]
 
 
 def load(path: Path, *, imports: bool = True) -> list[Scheduled]:
@@ -144,7 +144,8 @@ def _with_schedule(probe: Any) -> Scheduled:
     raise TypeError(f"expected a Probe or Scheduled in probes, got {shown(probe)}{hint}")
 
 
-def _overridden(scheduled: Scheduled, schedule: Any, names: list[str]) -> Scheduled:
+def overridden(scheduled: Scheduled, schedule: Any, names: list[str]) -> Scheduled:
+    """A probe with the schedule that `schedule` says of it, among probes of these names."""
     if isinstance(schedule, Mapping):
         known(schedule, names, "schedule=: ")
         schedule = schedule.get(scheduled.probe.name)

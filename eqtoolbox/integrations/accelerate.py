@@ -3,7 +3,8 @@
 from typing import Any
 
 from eqtoolbox.integrations.extra import extra
-from eqtoolbox.sinks.adapter import as_sink
+from eqtoolbox.integrations.trackers import Trackers, known
+from eqtoolbox.record.chosen import Select
 from eqtoolbox.sinks.callable import CallableSink
 from eqtoolbox.sinks.scalars import Scalars
 from eqtoolbox.watch.monitor import Monitor
@@ -13,7 +14,13 @@ with extra("accelerate", "eqtoolbox.integrations.accelerate"):
     from accelerate.utils import get_mixed_precision_context_manager
 
 
-def attach(accelerator: Accelerator, monitor: Monitor) -> Monitor:
+def attach(
+    accelerator: Accelerator,
+    monitor: Monitor,
+    *,
+    select: Select = "main",
+    histograms: bool = False,
+) -> Monitor:
     """Make a monitor at home in an Accelerator, after `prepare`.
 
     Its numbers go to the trackers that `init_trackers` started, `save_state` and `load_state` keep
@@ -23,6 +30,7 @@ def attach(accelerator: Accelerator, monitor: Monitor) -> Monitor:
         accelerator: the one that prepared the model and the optimizer.
         monitor: of these: `eqtoolbox.attach(model, optimizer, ...)`. To go on after `load_state`,
             attach it with `resume=True`.
+        select, histograms: what the trackers get, as in `eqtoolbox.sinks.as_sink`.
 
     Returns:
         The monitor.
@@ -36,7 +44,7 @@ def attach(accelerator: Accelerator, monitor: Monitor) -> Monitor:
         >>> monitor = attach(accelerator, eq.attach(model, optimizer, criterion=torch.nn.MSELoss()))
         >>> monitor.close()
     """
-    monitor.add_sink(CallableSink(_Trackers(accelerator).log))
+    monitor.add_sink(_Trackers(accelerator, select=select, histograms=histograms))
     accelerator.register_for_checkpointing(monitor)
     if accelerator.native_amp:
         inside = get_mixed_precision_context_manager(True, accelerator.autocast_handler)
@@ -44,21 +52,21 @@ def attach(accelerator: Accelerator, monitor: Monitor) -> Monitor:
     return monitor
 
 
-class _Trackers:
+class _Trackers(Trackers):
     """Whatever trackers the Accelerator has when there is something to log."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, **how: Any) -> None:
+        super().__init__(**how)
         self._accelerator = accelerator
         self._sinks: dict[int, Scalars] = {}
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        for tracker in self._accelerator.trackers:
-            sink = self._sinks.setdefault(id(tracker), _sink_of(tracker))
+        for sink in self.each():
             sink.log(numbers, step)
 
-
-def _sink_of(tracker: Any) -> Scalars:
-    """The sink of what is inside the tracker, where that has one of its own."""
-    inner = tracker.tracker
-    known = hasattr(inner, "add_scalar") or hasattr(inner, "define_metric")
-    return as_sink(inner) if known else CallableSink(tracker.log)  # type: ignore[return-value]
+    def each(self) -> list[Scalars]:
+        for tracker in self._accelerator.trackers:
+            if id(tracker) not in self._sinks:
+                sink = known(tracker.tracker, self._select) or CallableSink(tracker.log)
+                self._sinks[id(tracker)] = sink
+        return [self._sinks[id(tracker)] for tracker in self._accelerator.trackers]

@@ -84,7 +84,7 @@ class Attachment(Options):
         if self._fit.function is not None:
             self._fit.caught = monitor.loss(self._fit.function)
         for tracker in trackers:
-            monitor.add_sink(as_sink(tracker))
+            monitor.add_sink(as_sink(tracker, select=self.select, histograms=self.histograms))
         if step > 0 and self._fit.state is not None:
             monitor.load_state_dict(self._fit.state)
         elif step > 0:

@@ -8,12 +8,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.integrations.extra import extra
+from eqtoolbox.integrations.trackers import Trackers, known
 from eqtoolbox.replay.scalar import scalar_loss
+from eqtoolbox.sinks.scalars import Scalars
+from eqtoolbox.sinks.tensorboard import TensorBoardSink
 
 with extra("lightning", "eqtoolbox.integrations.lightning"):
     try:
@@ -33,6 +37,7 @@ class Following(Attachment):
 
     optimizer: int | None = None
     module: str = ""
+    validation: bool = False
 
 
 class EqCallback(Following, Callback):
@@ -45,6 +50,9 @@ class EqCallback(Following, Callback):
     Args:
         optimizer: which of the Trainer's optimizers to follow; all of them without.
         module: submodule to watch, such as "generator"; "" for all.
+        validation: measure what needs no optimizer step, such as the equivariance error, on the
+            first batch of each validation too, as `Monitor.validate` does: the loss is then
+            `training_step`, or `loss_fn` or `criterion`, on a batch of the first loader.
 
     The others are those of `eqtoolbox.attach`.
 
@@ -72,7 +80,8 @@ class EqCallback(Following, Callback):
                 )
             optimizers = [optimizers[self.optimizer]]
         model = pl_module.get_submodule(self.module)
-        trackers = [_Loggers(trainer)] if trainer.loggers else []
+        how: dict[str, Any] = {"select": self.select, "histograms": self.histograms}
+        trackers = [_Loggers(trainer, **how)] if trainer.loggers else []
         self.start(model, optimizers, trainer.global_step, *trackers, steps=_length(trainer))
 
     def on_train_batch_start(
@@ -96,6 +105,23 @@ class EqCallback(Following, Callback):
         manual = not pl_module.automatic_optimization
         if self.monitor is not None and manual and optimizer in self.monitor.optimizers:
             self.monitor.end(None)  # which of its losses led here, only the module knows
+
+    def on_validation_batch_start(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self.validation or self.monitor is None or batch_idx or dataloader_idx:
+            return
+        with trainer.precision_plugin.val_step_context():
+            if self.loss_fn is not None or self.criterion is not None:
+                self.monitor.validate(batch)
+            elif pl_module.automatic_optimization and not self.module:
+                arguments = _arguments(pl_module.training_step, batch, batch_idx)
+                self.monitor.validate(arguments, TrainingStep(pieces=1))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.finish()
@@ -145,15 +171,31 @@ class _Onlooker:
         return getattr(self._trainer, name)
 
 
-class _Loggers:
-    """All loggers of a Trainer as one, on its own axis."""
+class _Loggers(Trackers):
+    """All loggers of a Trainer as one, numbers on its own axis; texts where they take them."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, **how: Any) -> None:
+        super().__init__(**how)
         self._trainer = trainer
+        found = (
+            known(getattr(logger, "experiment", None), self._select) for logger in trainer.loggers
+        )
+        self._sinks = [sink for sink in found if sink is not None]
 
     def log(self, numbers: dict[str, float], step: int) -> None:
+        for sink in self.each():
+            if isinstance(sink, TensorBoardSink):
+                sink.lay_out()
         for logger in self._trainer.loggers:
             logger.log_metrics(numbers, step=self._trainer.global_step)
+
+    def each(self) -> list[Scalars]:
+        return self._sinks
+
+    def draw(self, name: str, counts: NDArray[Any], edges: NDArray[Any], step: int) -> None:
+        for sink in self.each():
+            if isinstance(sink, TensorBoardSink):  # W&B takes them in a row with its own axis
+                sink.draw(name, counts, edges, step)
 
 
 def _unscaled(loss: Tensor, precision: Any) -> Tensor:

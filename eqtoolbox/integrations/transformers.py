@@ -5,14 +5,21 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from eqtoolbox.expect.checked import checked
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.integrations.extra import extra
+from eqtoolbox.replay.streams import random_streams
 from eqtoolbox.replay.thread.scope import current
+from eqtoolbox.replay.tree import map_tensors
+from eqtoolbox.report.card import model_card_section, with_section
+from eqtoolbox.report.run import Run
+from eqtoolbox.watch.probe import topics
 
 with extra("transformers", "eqtoolbox.integrations.transformers"):
     from transformers import TrainerCallback
@@ -22,7 +29,15 @@ SHORT = 100_000  # entries of a list that is copied where a probe evaluates the 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class EqCallback(Attachment, TrainerCallback):
+@checked
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validating(Attachment):
+    """An attachment that measures at each evaluation, too, if it is asked to."""
+
+    validation: bool = False
+
+
+class EqCallback(Validating, TrainerCallback):
     """Watches the model of a `Trainer`; its numbers also go to `trainer.state.log_history`.
 
     The loss that the model returns is caught by itself. Where the Trainer computes it (label
@@ -31,13 +46,21 @@ class EqCallback(Attachment, TrainerCallback):
         trainer.compute_loss = callback.loss(trainer.compute_loss)
 
     Each checkpoint holds what `train(resume_from_checkpoint=...)` needs for the same records.
-    Arguments are those of `eqtoolbox.attach`.
+
+    Args:
+        validation: measure what needs no optimizer step, such as the equivariance error, at each
+            evaluation too, as `Monitor.validate` does, on the first samples of the evaluation's
+            data set: those of its first batch, without shuffling, which stay the same.
+
+    The others are those of `eqtoolbox.attach`.
 
     Example:
         >>> EqCallback(run_dir="runs/a", budget=None).run_dir
         'runs/a'
     """
 
+    _held: Any = None  # batch of the evaluations; empty where none can be had
+    _topics: Any = ()
     _decorate: ClassVar = (
         "before train(), trainer.compute_loss = callback.loss(trainer.compute_loss)"
     )
@@ -62,6 +85,7 @@ class EqCallback(Attachment, TrainerCallback):
             )
         known = {"steps": state.max_steps}
         monitor = self.start(model, optimizer, state.global_step, _History(state), **known)
+        self._topics, self._held = topics(monitor.probes), None
         if args.bf16 or args.fp16:
             kind = torch.bfloat16 if args.bf16 else torch.float16
             monitor.autocast_inside(args.device.type, kind)
@@ -77,6 +101,37 @@ class EqCallback(Attachment, TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.finish()
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, *, eval_dataloader: Any = None, **others: Any
+    ) -> None:
+        if not self.validation or self.monitor is None or eval_dataloader is None:
+            return
+        if self._held is None:
+            self._held = _first_batch(eval_dataloader, args.eval_batch_size)
+        if self._held:
+            self.monitor.validate(map_tensors(lambda x: x.to(args.device), self._held))
+
+    def add_to_card(self, card: Any) -> None:
+        """Put the section on this run into a model card, in the place of an earlier one.
+
+        Args:
+            card: path of a README.md, made where it is missing; or a `huggingface_hub.ModelCard`,
+                which is changed and not saved. `create_model_card` and `push_to_hub` of the Trainer
+                write the file anew: call this after them.
+
+        Raises:
+            ValueError: the callback keeps no records.
+        """
+        if self.run_dir is None:
+            raise ValueError("a model card needs records: give EqCallback(run_dir=...)")
+        section = model_card_section(Run(self.run_dir, topics=self._topics))
+        if hasattr(card, "text"):
+            card.text = with_section(card.text, section)
+            return
+        path = Path(card)
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.write_text(with_section(before, section), encoding="utf-8")
 
     def _read(self, args: Any, step: int) -> None:
         """Take the state of the checkpoint that training goes on from, if it is there."""
@@ -138,6 +193,21 @@ def _own(value: Any, depth: int = 3) -> Any:
             fresh[key] = _own(inner, depth - 1)
         return fresh
     return copy.copy(value) if isinstance(value, (list, set)) and len(value) <= SHORT else value
+
+
+def _first_batch(loader: Any, size: int) -> Any:
+    """The first samples of a loader's data set, collated, no iterator and no stream disturbed."""
+    dataset = loader.dataset
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
+        warnings.warn(
+            "eqtoolbox: validation=True needs an evaluation data set with len() and [i], got "
+            f"{type(dataset).__name__}: nothing is measured at evaluations",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return {}
+    with random_streams():
+        return loader.collate_fn([dataset[i] for i in range(min(size, len(dataset)))])
 
 
 class _History:

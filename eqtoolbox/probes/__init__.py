@@ -5,6 +5,7 @@ from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.discrete import Discrete
 from eqtoolbox.probes.equivariance import EquivarianceError
+from eqtoolbox.probes.histograms import Histograms
 from eqtoolbox.probes.learned import LearnedAlgebra
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.spectrum import Spectrum
@@ -16,6 +17,7 @@ __all__ = [
     "Curvature",
     "Discrete",
     "EquivarianceError",
+    "Histograms",
     "LearnedAlgebra",
     "Noether",
     "Spectrum",

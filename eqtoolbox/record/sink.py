@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -14,6 +14,8 @@ class Sink(ABC):
     """Takes records one by one; a sink that raises is disabled after one warning."""
 
     home: Path | None = None  # directory of a run that it keeps
+    hears: ClassVar[bool] = False  # True: wants to be told what is found, by `found` and `conclude`
+    shows: ClassVar[bool] = False  # True: and the page of the run
 
     @abstractmethod
     def write(self, record: Record) -> None:
@@ -46,6 +48,14 @@ class Sink(ABC):
     def kept(self, name: str) -> Mapping[str, Any]:
         """Values that were kept under a name, whoever wrote them; empty for none."""
         return {}
+
+    def found(self, step: int, level: str, title: str, text: str) -> None:  # noqa: B027
+        """Take note of what is wrong, once each: level is warning or alarm."""
+
+    def conclude(  # noqa: B027 - optional
+        self, level: str, text: str, page: Path | None
+    ) -> None:
+        """The run is over: the level of its gravest finding, a Markdown text, the page's file."""
 
     def close(self) -> None:  # noqa: B027
         """Finish; nothing is written afterwards."""

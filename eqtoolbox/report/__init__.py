@@ -4,18 +4,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from eqtoolbox.report.card import model_card_section
     from eqtoolbox.report.finding import Finding
     from eqtoolbox.report.page import write_page
     from eqtoolbox.report.run import Run
     from eqtoolbox.report.terminal import summary_data, summary_text
     from eqtoolbox.report.topic import Topic
 
-__all__ = ["Finding", "Run", "Topic", "summary_data", "summary_text", "write_page"]
+__all__ = [
+    "Finding",
+    "Run",
+    "Topic",
+    "model_card_section",
+    "summary_data",
+    "summary_text",
+    "write_page",
+]
 
 _HOME = {
     "Finding": "finding",
     "Run": "run",
     "Topic": "topic",
+    "model_card_section": "card",
     "summary_data": "terminal",
     "summary_text": "terminal",
     "write_page": "page",

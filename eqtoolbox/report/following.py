@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from eqtoolbox.record.chosen import asked
 from eqtoolbox.record.files import LIMIT, Folder, parsed, read_object
 from eqtoolbox.record.record import Record
 from eqtoolbox.report.directory import require_run
-from eqtoolbox.report.selection import asked
 from eqtoolbox.report.words import number
 
 _BLOCK = 1 << 18  # bytes read at a time, from the end

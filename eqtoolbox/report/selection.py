@@ -1,27 +1,13 @@
 """A selection: the names and findings of a run that somebody asks for."""
 
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import get_args
 
+from eqtoolbox.record.chosen import asked
 from eqtoolbox.report.directory import nearest
 from eqtoolbox.report.finding import Finding, Level
 
 LEVELS: tuple[Level, ...] = get_args(Level)
-
-
-def asked(name: str, only: Sequence[str]) -> bool:
-    """Whether a name, or what it begins with, or a pattern with *, is among those asked for.
-
-    Example:
-        >>> [asked("noether/epsilon/scale", [o]) for o in ("noether", "*/scale", "noether/eps")]
-        [True, True, False]
-        >>> asked("noether/epsilon/scale", [])
-        True
-    """
-    return not only or any(
-        name == o or name.startswith(f"{o.rstrip('/')}/") or fnmatchcase(name, o) for o in only
-    )
 
 
 def selected(names: Sequence[str], only: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Any function `log(numbers, step=...)`: of trackio, Accelerate, Lightning loggers, or your own."""
+"""Any function `log(numbers, step=...)`: of Accelerate, Lightning loggers, or your own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +17,8 @@ class CallableSink(Scalars):
         3 {'eqtoolbox/training/loss': 0.5}
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
+    def __init__(self, function: Callable[..., Any], **how: Any) -> None:
+        super().__init__(**how)
         self._function = function
 
     def log(self, numbers: dict[str, float], step: int) -> None:

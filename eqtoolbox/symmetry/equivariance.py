@@ -191,6 +191,8 @@ def equivariance_error(
         mean_square=float(torch.stack(squares).mean()) / _compared(symmetry, outputs),
         consistency=float(torch.stack(agreement).mean()) if agreement else None,
         parts=parts.errors(),
+        squares=() if layout else tuple(torch.stack(squares).tolist()),
+        energies=() if layout else tuple(torch.stack(energies).tolist()),
         note=note,
     )
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from eqtoolbox.replay.identity import identity
 from eqtoolbox.replay.isolation import RandomState
-from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
 from eqtoolbox.watch.account import Account
 from eqtoolbox.watch.agenda import Agenda
 from eqtoolbox.watch.capture.loss_capture import LossCapture
@@ -127,6 +127,29 @@ class Catch:
             optimizer="+".join(known),
             state=optimizer_state(optimizers, named),
             training=training,
+            measured=measured,
+            why_no_loss="" if measured else self._capture.why_none(),
+            shared=self.shared,
+            identity=identity(measured, before) if measured else (),
+            seconds=self._agenda.seconds,
+        )
+
+    def held_out(
+        self, step: int, before: Parameters, batch: Any, loss_fn: LossFunction | None
+    ) -> Snapshot:
+        """The model between two steps on a batch that it does not train on: no step, no slope."""
+        measured = self._capture.on(batch, self._random, loss_fn)
+        if not self.faithful.harmless(measured, before):
+            measured = None
+        return Snapshot(
+            step=step,
+            before=before,
+            after=None,
+            gradient=None,
+            groups=(),
+            optimizer="",
+            state={},
+            training=None,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
             shared=self.shared,

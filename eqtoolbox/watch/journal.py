@@ -37,6 +37,7 @@ class Journal:
         self.step = 0
         self.segment = segment
         self.disabled: set[str] = set()
+        self.latest: dict[str, Record] = {}  # of each name the newest with a certified number
         self._process = os.getpid()
         self._sinks = list(sinks)
         self.home = next((sink.home for sink in sinks if sink.home), None)
@@ -52,14 +53,21 @@ class Journal:
     def write(self, record: Record) -> Record:
         """Complete a record by step, segment and spelling, mark what is no number, pass it on."""
         row = self._completed(record)
-        self._each(lambda sink: sink.write(row))
+        self._note(row)
+        self.each(lambda sink: sink.write(row))
         return row
 
     def write_all(self, records: Sequence[Record]) -> list[Record]:
         """The same for all records of a probe at one step."""
         rows = [self._completed(record) for record in records]
-        self._each(lambda sink: sink.write_all(rows))
+        for row in rows:
+            self._note(row)
+        self.each(lambda sink: sink.write_all(rows))
         return rows
+
+    def _note(self, row: Record) -> None:
+        if row.status == "ok":
+            self.latest[row.name] = row
 
     def _completed(self, record: Record) -> Record:
         status: Status = record.status
@@ -90,12 +98,12 @@ class Journal:
 
     def array(self, name: str, values: NDArray[Any]) -> None:
         """Pass on the vector behind a record."""
-        self._each(lambda sink: sink.array(self.step, name, values))
+        self.each(lambda sink: sink.array(self.step, name, values))
 
     def event(self, kind: str, probe: str, message: str) -> None:
         """Pass on something that happened: kind is info, warning or error."""
         said = shortened(message, MAX_EVENT)
-        self._each(lambda sink: sink.event(self.step, kind, probe, said))
+        self.each(lambda sink: sink.event(self.step, kind, probe, said))
 
     def warn(self, probe: str, message: str) -> None:
         """Tell sinks and user, each thing once."""
@@ -142,16 +150,16 @@ class Journal:
 
     def flush(self) -> None:
         """Tell all sinks that a step is complete."""
-        self._each(lambda sink: sink.flush())
+        self.each(lambda sink: sink.flush())
 
     def keep(self, name: str, found: Mapping[str, Any]) -> None:
         """Have plain values kept under a name."""
-        self._each(lambda sink: sink.keep(name, found))
+        self.each(lambda sink: sink.keep(name, found))
 
     def kept(self, name: str) -> Mapping[str, Any]:
         """What a sink kept under a name, the first that has any."""
         found: list[Mapping[str, Any]] = []
-        self._each(lambda sink: found.append(sink.kept(name)))
+        self.each(lambda sink: found.append(sink.kept(name)))
         return next(filter(None, found), {})
 
     def add(self, sink: Sink) -> None:
@@ -159,11 +167,16 @@ class Journal:
         self._sinks.append(sink)
 
     def close(self) -> None:
-        """Finish all sinks."""
-        self._each(lambda sink: sink.close())
-        self._sinks.clear()
+        """Finish all sinks, each of which hears nothing any more from then on."""
+        self.each(self._finish)
 
-    def _each(self, action: Callable[[Sink], Any]) -> None:
+    def _finish(self, sink: Sink) -> None:
+        if sink in self._sinks:
+            self._sinks.remove(sink)
+            sink.close()
+
+    def each(self, action: Callable[[Sink], Any]) -> None:
+        """Have every sink do something; one that fails is disabled, after one warning."""
         if self.elsewhere:
             return
         for sink in tuple(self._sinks):

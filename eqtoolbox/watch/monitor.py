@@ -16,10 +16,13 @@ from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.replay.eager import eager
-from eqtoolbox.replay.objective import LossFunction
+from eqtoolbox.replay.objective import LossFunction, Parameters
+from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.checkpoint import check_state
 from eqtoolbox.watch.course import Course
+from eqtoolbox.watch.held_out import held_out
 from eqtoolbox.watch.interrupts import told as message_of
+from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.told import Decorated, Device, Evaluated, Place
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -125,6 +128,19 @@ class Monitor(Course):
         """Send records to one more place."""
         self._journal.add(fitted("sink", sink, Place))
 
+    def pass_on(self, act: Callable[[Sink], Any]) -> None:
+        """Have every sink do something; one that fails is disabled, after one warning."""
+        self._journal.each(act)
+
+    def latest(self, name: str) -> float | None:
+        """The newest certified number of a record, for pruners and schedulers; None before any.
+
+        Args:
+            name: of the record, such as "curvature/stability".
+        """
+        newest = self._journal.latest.get(fitted("name", name, str))
+        return None if newest is None else newest.value
+
     @eager
     def probe_now(self) -> list[Record]:
         """Measure all probes at the present parameters, whatever is due, and return the records.
@@ -138,7 +154,7 @@ class Monitor(Course):
                 "monitor.observe(batch) with loss_fn= first"
             )
         started = time.perf_counter()
-        before = {n: p.detach().clone() for n, p in self._watched.trainable().items()}
+        before = self._present()
         with self._gate:
             snapshot = self._catch.snapshot(self.step, before, None, self._watched.named())
             written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
@@ -146,6 +162,48 @@ class Monitor(Course):
         self._journal.flush()
         self._clock.apart(started)
         return written
+
+    def validate(self, batch: Any, loss_fn: LossFunction | None = None) -> list[Record]:
+        """Measure on a batch that the model does not train on what needs no optimizer step.
+
+        These are the probes in evaluation mode, such as the equivariance error. Their records are
+        called `validation.<probe>/...`; they are measured whenever this is called, and the time
+        counts as the monitor's. The model, its mode, gradients and random streams stay as they are.
+
+        Args:
+            batch: best the same each time, so that the numbers can be compared.
+            loss_fn: `loss_fn(model, batch)`; that of the training where it takes such a batch.
+
+        Returns:
+            The records; none where no probe is of this kind, or the monitor is closed.
+        """
+        if loss_fn is not None:
+            fitted("loss_fn", loss_fn, LossFunction)
+        probes = held_out(s.probe for s in self.probes)
+        written: list[Record] = []
+        if self._handles and probes:
+            self._safely(self._validate, batch, loss_fn, probes, written)
+        return written
+
+    @eager
+    def _validate(
+        self, batch: Any, loss_fn: LossFunction | None, probes: list[Probe], written: list[Record]
+    ) -> None:
+        started = self._clock.earn()
+        with torch.inference_mode(False), self._gate:  # what is made in it has no derivatives
+            batch = map_tensors(lambda x: x.clone() if x.is_inference() else x, batch)
+            snapshot = self._catch.held_out(self.step, self._present(), batch, loss_fn)
+            disabled = self._journal.disabled
+            for probe in probes:
+                if probe.name not in disabled:
+                    written += self._runner.run(probe, snapshot)
+        self._runner.take()
+        self._journal.flush()
+        self._clock.resume(started)
+
+    def _present(self) -> Parameters:
+        """Copies of the parameters as they are now."""
+        return {n: p.detach().clone() for n, p in self._watched.trainable().items()}
 
     @property
     def run_dir(self) -> Path | None:

@@ -12,6 +12,7 @@ from eqtoolbox.expect.bounds import OWN, Bound
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Count, Location, Seed
 from eqtoolbox.expect.words import shown
+from eqtoolbox.record.chosen import Select
 from eqtoolbox.record.schedule import Schedule
 from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.watch.allowed import check_allowance, check_share
@@ -56,7 +57,11 @@ class Options:
             for the first run; None is no limit.
         run_dir: directory for the records, held until the monitor is closed; None to keep none.
         sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
-            `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`.
+            `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`; see
+            `eqtoolbox.sinks.as_sink` for one that is to get other numbers than the others.
+        select: which numbers trackers get: "main" for the dozen that matter, "all", or names, their
+            beginnings and patterns, such as ["main", "curvature/*"].
+        histograms: measure those of weights and gradients, and let trackers draw them.
         seed: of the probes' own random streams.
         on_error: "warn" records a failing probe and goes on, "raise" is for tests.
         resume: append to the run in `run_dir`; give the monitor its state back by
@@ -86,6 +91,8 @@ class Options:
     probe_timeout: Timeout = "auto"
     run_dir: Location | None = None
     sinks: Sequence[Tracker] = ()
+    select: Select = "main"
+    histograms: bool = False
     seed: Seed = 0
     on_error: OnError = "warn"
     resume: bool = False

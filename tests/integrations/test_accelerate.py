@@ -151,6 +151,8 @@ def test_trackers_get_the_numbers(tmp_path: Path) -> None:
     )
     assert [e.step for e in curve] == list(steps)
     assert [e.value for e in curve] == pytest.approx(list(values), rel=1e-6)
+    board = EventAccumulator(str(tmp_path / "test")).Reload()
+    assert "eqtoolbox/findings/text_summary" in board.Tags()["tensors"]
 
 
 def test_a_resumed_run_gives_the_records_of_an_uninterrupted_one(tmp_path: Path) -> None:

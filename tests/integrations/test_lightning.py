@@ -321,6 +321,20 @@ def test_the_trainers_loggers_get_the_numbers(tmp_path: Path) -> None:
     curve = events.Scalars("eqtoolbox/curvature/sharpness")
     assert [e.step for e in curve] == list(steps)
     assert [e.value for e in curve] == pytest.approx(list(values), rel=1e-6)
+    texts = events.Tags()["tensors"]
+    assert {"custom_scalars__config__", "eqtoolbox/findings/text_summary"} <= set(texts)
+
+
+def test_the_loggers_get_what_is_selected_and_histograms_where_asked(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="tb")
+    watching = callback(tmp_path / "run", select=["curvature/*"], histograms=True)
+    fit(tmp_path, watching, logger=logger, log_every_n_steps=1)
+    events = EventAccumulator(logger.log_dir, {"histograms": 0}).Reload()
+    ours = {t for t in events.Tags()["scalars"] if t.startswith("eqtoolbox/")}
+    assert ours and all(t.startswith("eqtoolbox/curvature/") for t in ours)
+    drawn = events.Histograms("eqtoolbox/histogram/gradient/net.3.weight")
+    assert [e.step for e in drawn] == list(range(4))
+    assert "custom_scalars__config__" not in events.Tags()["tensors"], "a layout of the dozen"
 
 
 def test_a_resumed_fit_gives_the_records_of_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -91,8 +91,15 @@ def digest(*things: Any) -> str:
     return sha.hexdigest()
 
 
-def train(attach: Callable[..., Any] | None, optimizer_class: Any = torch.optim.Adam) -> list[str]:
-    """Digest of everything after each step; `attach(model, optimizer)` may watch."""
+def train(
+    attach: Callable[..., Any] | None,
+    optimizer_class: Any = torch.optim.Adam,
+    between: Callable[..., Any] | None = None,
+) -> list[str]:
+    """Digest of everything after each step; `attach(model, optimizer)` may watch.
+
+    Without a monitor, `between(None, model)` is called all the same.
+    """
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
     data = TensorDataset(torch.randn(64, 1, 8, 8), torch.randint(0, 3, (64,)))
     model = Net()
@@ -114,6 +121,8 @@ def train(attach: Callable[..., Any] | None, optimizer_class: Any = torch.optim.
             loss = loss_fn(model, batch)
             loss.backward()
             optimizer.step()
+            if between is not None:
+                between(monitor, model)
             grads = [p.grad for p in model.parameters()]
             trail.append(
                 digest(

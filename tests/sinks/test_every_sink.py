@@ -15,12 +15,14 @@ import eqtoolbox as eq
 from eqtoolbox import sinks
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.sink import Sink
+from eqtoolbox.sinks.aim import AimSink
 from eqtoolbox.sinks.callable import CallableSink
 from eqtoolbox.sinks.jsonl import RunDirectory
 from eqtoolbox.sinks.live import LiveLine
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.sinks.mlflow import MlflowSink
 from eqtoolbox.sinks.tensorboard import TensorBoardSink
+from eqtoolbox.sinks.trackio import TrackioSink
 from eqtoolbox.sinks.wandb import WandbSink
 
 Arrived = list[tuple[int, str, float]]
@@ -44,6 +46,9 @@ class Tracker:
 
     def log_metrics(self, numbers: dict[str, float], step: int, **how: Any) -> None:
         self.log(numbers, step)
+
+    def track(self, value: float, name: str, step: int) -> None:
+        self.log({name: value}, step)
 
     def active_run(self) -> Any:
         return SimpleNamespace(info=SimpleNamespace(run_id="run"))
@@ -80,6 +85,8 @@ SINKS: dict[type[Sink], Callable[[Path], Made]] = {
     TensorBoardSink: lambda folder: of_a_tracker(TensorBoardSink),
     WandbSink: lambda folder: of_a_tracker(WandbSink),
     MlflowSink: lambda folder: of_a_tracker(MlflowSink),
+    TrackioSink: lambda folder: of_a_tracker(TrackioSink),
+    AimSink: lambda folder: of_a_tracker(AimSink),
 }
 
 

@@ -18,7 +18,7 @@ from tests.conftest import blobs, mlp
 NAME = "eqtoolbox/curvature/sharpness"
 
 
-def train(*sinks: Any, run_dir: Path | None = None, each_step: Any = None) -> None:
+def train(*sinks: Any, run_dir: Path | None = None, each_step: Any = None, **options: Any) -> None:
     """Six steps, of which every second is measured."""
     torch.manual_seed(0)
     model, criterion = mlp(6, 8, 3), nn.CrossEntropyLoss()
@@ -26,7 +26,7 @@ def train(*sinks: Any, run_dir: Path | None = None, each_step: Any = None) -> No
     x, y = blobs()
     with eq.attach(
         model, optimizer, criterion=criterion, probes=[Curvature(k=1)], schedule=2, budget=None,
-        sinks=sinks, run_dir=run_dir,
+        sinks=sinks, run_dir=run_dir, **options,
     ):  # fmt: skip
         for _ in range(6):
             criterion(model(x), y).backward()

@@ -21,7 +21,8 @@ LARGE = 2**26  # bytes of a NumPy array that is copied; of larger ones a sample 
 MANY = 100_000  # objects that are looked at
 ATOMS = frozenset({
     int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range,
-    slice, object, types.CodeType, types.WrapperDescriptorType, types.MethodDescriptorType,
+    slice, object, types.CodeType, types.GenericAlias, types.UnionType,
+    types.WrapperDescriptorType, types.MethodDescriptorType,
     types.GetSetDescriptorType, types.MemberDescriptorType, torch.dtype, torch.device, torch.Size,
     torch.layout, torch.memory_format, np.dtype, np.ufunc,
 })  # fmt: skip

@@ -219,9 +219,11 @@ class LossCapture(Catching):
         values = numbers([v for _, v in terms])
         return sum(w * v for (w, _), v in zip(terms, values, strict=True))
 
-    def on(self, batch: Any, random: RandomState) -> Objective | None:
+    def on(
+        self, batch: Any, random: RandomState, loss_fn: LossFunction | None = None
+    ) -> Objective | None:
         """Objective on a batch of the user's choice; None while no loss function is known."""
-        loss_fn = self._wrapped or self.loss_fn
+        loss_fn = loss_fn or self._wrapped or self.loss_fn
         if loss_fn is None and self.criterion is not None:
             loss_fn = CriterionOfPair(self.criterion, *self._made)
         if loss_fn is None and self._own_loss:
