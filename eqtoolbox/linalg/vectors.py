@@ -5,15 +5,30 @@ to float64 in pieces that stay in cache.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, wraps
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Vector = Mapping[str, Tensor]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SMALL = 1 << 12  # entries up to which tensors are reduced as one: calls would cost more
+
+
+def plain(function: Callable[P, T]) -> Callable[P, T]:
+    """Arithmetic of our own, of which no mode around an evaluation need hear."""
+
+    @wraps(function)
+    def arithmetic(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch._C.DisableTorchFunction():
+            return function(*args, **kwargs)
+
+    return arithmetic
 
 
 def pieces(x: Tensor) -> Sequence[Tensor]:
@@ -27,6 +42,7 @@ def wide(x: Tensor) -> Tensor:
     return x.double() if x.device.type != "mps" else x.float()
 
 
+@plain
 def dot(a: Vector, b: Vector) -> float:
     """Inner product Σ a_i b_i over all tensors, accumulated in float64.
 
@@ -34,7 +50,15 @@ def dot(a: Vector, b: Vector) -> float:
         >>> dot({"w": torch.ones(3)}, {"w": torch.full((3,), 2.0)})
         6.0
     """
-    return _total([s for name, x in a.items() for s in _inner(x, b[name])])
+    small: dict[torch.device, list[str]] = {}
+    for name, x in a.items():
+        if x.numel() <= SMALL:
+            small.setdefault(x.device, []).append(name)
+    pairs = [(x, b[name]) for name, x in a.items() if x.numel() > SMALL]
+    for names in small.values():
+        x = torch.cat([a[n].reshape(-1) for n in names])
+        pairs.append((x, x if a is b else torch.cat([b[n].reshape(-1) for n in names])))
+    return _total([s for x, y in pairs for s in _inner(x, y)])
 
 
 def norm(a: Vector) -> float:
@@ -42,16 +66,19 @@ def norm(a: Vector) -> float:
     return math.sqrt(dot(a, a))
 
 
+@plain
 def scale(factor: float, a: Vector) -> dict[str, Tensor]:
     """factor · a."""
     return {name: factor * x for name, x in a.items()}
 
 
+@plain
 def add(a: Vector, b: Vector, factor: float = 1.0) -> dict[str, Tensor]:
     """a + factor · b."""
     return {name: torch.add(x, b[name], alpha=factor) for name, x in a.items()}
 
 
+@plain
 def combine(vectors: Sequence[Vector], coefficients: Sequence[float]) -> dict[str, Tensor]:
     """Σ c_i v_i.
 
@@ -70,6 +97,7 @@ def combine(vectors: Sequence[Vector], coefficients: Sequence[float]) -> dict[st
     return total
 
 
+@plain
 def zeros_like(a: Vector) -> dict[str, Tensor]:
     """The zero vector with the names, shapes, dtypes and devices of `a`."""
     return {name: x.new_zeros(x.shape) for name, x in a.items()}

@@ -49,10 +49,11 @@ class Discrete(Probe):
     have it in their own metric, not_applicable where that follows the units (`probes.pull.Pull`).
     shrinking: -d log |z| of the actual step, whatever the optimizer.
 
-    With `laws`, on a random element of each group and a random direction: first_order,
-    |T^T g(T theta) - g(theta)| / |g|; second_order, |T^T H(T theta) T v - H(theta) v| / |H v|; and
-    at the symmetric points block, |(H T - T H) v| / |H v|. The floor repeats the measurement at
-    parameters moved by one unit in the last place.
+    With `laws`, on one random element of all groups, of each where that fails, and a random
+    direction: first_order, |T^T g(T theta) - g(theta)| / |g|; second_order,
+    |T^T H(T theta) T v - H(theta) v| / |H v|; and at the symmetric points block,
+    |(H T - T H) v| / |H v|. The floor repeats the measurement at parameters moved by one unit in
+    the last place.
 
     Args:
         pairs: how many of the nearest get the Hessian part.

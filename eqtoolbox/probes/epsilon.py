@@ -64,9 +64,12 @@ def rates(
 
 
 def predictions(
-    objective: Objective, params: Parameters, rates: dict[str, Rates]
+    objective: Objective,
+    params: Parameters,
+    rates: dict[str, Rates],
+    kept: list[list[Tensor]] | None = None,
 ) -> dict[str, Bias]:
-    """p and grad p of every family.
+    """p and grad p of every family; dL/dlog(eps) of every loss goes into `kept`.
 
     Raises:
         NotApplicable: the loss cannot be differentiated with a tensor for its epsilons.
@@ -78,6 +81,8 @@ def predictions(
         for k, (part, weight) in enumerate(weighted(objective)):
             with differentiating(part, leaves):
                 slopes = _log_slopes(part, leaves)
+                if kept is not None:
+                    kept.append([s.detach() for s in slopes])
                 for family, own in rates.items():
                     p = weight * prediction(slopes, own[k])
                     value[family] += float(p.detach())
@@ -91,9 +96,7 @@ def predictions(
     return {family: Bias(value[family], total[family]) for family in rates}
 
 
-def _log_slopes(
-    objective: Objective, leaves: dict[str, Tensor], create_graph: bool = True
-) -> list[Tensor]:
+def _log_slopes(objective: Objective, leaves: dict[str, Tensor]) -> list[Tensor]:
     """dL/dlog(eps), in the graph of the parameters."""
     ones: list[Tensor] = []
 
@@ -105,7 +108,7 @@ def _log_slopes(
         loss = objective.loss(leaves)
     return list(
         torch.autograd.grad(
-            loss, ones, create_graph=create_graph, allow_unused=True, materialize_grads=True
+            loss, ones, create_graph=True, allow_unused=True, materialize_grads=True
         )
     )
 
@@ -126,12 +129,18 @@ def _ratios(objective: Objective, leaves: dict[str, Tensor]) -> list[Tensor]:
     return found
 
 
-def pull(objective: Objective, params: Parameters) -> Parameters:
+def pull(
+    objective: Objective, params: Parameters, slopes: Sequence[Sequence[Tensor]]
+) -> Parameters:
     """What epsilons make of the gradient: q with <K, q> = p for every generator K at once.
 
     A generator scales what the k-th epsilon is added to, a_k, at the rate r_k = <K, grad log a_k>,
     every epsilon scaled as its a_k. So q = - sum_k dL/dlog(eps_k) grad log a_k, and g - q obeys the
     laws that epsilon breaks.
+
+    Args:
+        objective, params: the loss and where it is differentiated.
+        slopes: dL/dlog(eps) there of every loss of the objective, from `predictions`.
 
     Raises:
         NotApplicable: the loss cannot be differentiated with a tensor for its epsilons.
@@ -139,11 +148,9 @@ def pull(objective: Objective, params: Parameters) -> Parameters:
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     total = zeros_like(params)
     try:
-        for part, weight in weighted(objective):
+        for (part, weight), own in zip(weighted(objective), slopes, strict=True):
             with differentiating(part, leaves):
-                slopes = _log_slopes(part, leaves, create_graph=False)
-                along = _ratios(part, leaves)
-                terms = zip(slopes, along, strict=True)
+                terms = zip(own, _ratios(part, leaves), strict=True)
                 moving = [(s * a.log()).sum() for s, a in terms if a.requires_grad]
                 if moving:
                     rows = torch.autograd.grad(

@@ -39,6 +39,7 @@ class Law:
     predicted: float  # -<K, (DK)^T g - grad c - grad p>, the curvature by the gradient alone
     p: float = 0.0  # what epsilon makes of g . K
     p_slope: float = 0.0  # |grad p|
+    matvecs: int = 1  # products that were made for it; 0 where it shares another's
 
     def total(self, eps: float, scale: float) -> float:
         """What the second-order law is measured in: its terms, and rounding of them.

@@ -1,6 +1,5 @@
 """The laws of parameter symmetries: orders 0, 1 and 2, and the curvature they predict."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -15,6 +14,7 @@ from eqtoolbox.probes.epsilon import pull as epsilon_pull
 from eqtoolbox.probes.floors import Floors
 from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members, afar, moved_by
 from eqtoolbox.probes.law import rounding as rounding_of
+from eqtoolbox.probes.law_rows import dimension, residual, resting
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.probes.self_test import ROUGH
 from eqtoolbox.probes.symmetries import FoundSymmetries
@@ -26,8 +26,6 @@ from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
-ORDERS = ("zeroth", "first", "second")
-
 
 @checked
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +33,15 @@ class Noether(Probe):
     """Residuals of L(T theta) = L, g.K = 0 and H K + (DK)^T g = 0 along a random element a family.
 
     The laws of order 1 and 2 are linear in the generator, so that one Hessian product with a random
-    element checks a whole family: in exact arithmetic a broken member escapes with probability
-    zero. Against a floor f, members whose laws fail by d together (the norm of their residuals, on
-    the residual's scale) escape with probability P(|c d| < f) = erf(f / (d sqrt 2)) <= 0.8 f / d
-    for Gaussian c, and by chance at the next measurement with the square of that. Normalised by
-    |g||K| and by |HK| + |(DK)^T g| + sqrt(eps) |H| |K|, where the last term keeps rounding over
-    rounding from reading as a violation (translations: every term of their law vanishes).
+    element checks all families whose laws are exact: in exact arithmetic a broken member escapes
+    with probability zero. What they lack together is what each is said to lack at order 2, and
+    rounding of all is its floor; where that breaks, and where a law is approximate, a family is
+    measured by itself. Against a floor f, members whose laws fail by d together (the norm of their
+    residuals, on the residual's scale) escape with probability
+    P(|c d| < f) = erf(f / (d sqrt 2)) <= 0.8 f / d for Gaussian c, and by chance at the next
+    measurement with the square of that. Normalised by |g||K| and by
+    |HK| + |(DK)^T g| + sqrt(eps) |H| |K|, where the last term keeps rounding over rounding from
+    reading as a violation (translations: every term of their law vanishes).
 
     `zeroth_order`: |L(T_c theta) - L(theta)| / |L|, or |f(T_c theta) - R_c f| / |f|, by one finite
     transformation along the same element. To leading order in c it is |c d| where the first-order
@@ -131,22 +132,33 @@ class Noether(Probe):
         zeroth = ZerothOrder(objective, here.params, self._rounding(snapshot), rng)
         yield from sides.refused()
 
+        moving = {f: m for f, m in sides.families.items() if sides.laws[f].length > 0}
+        known = {f: floors.of("zeroth_order", f) for f in moving}
+        zeroths = zeroth.of_all(moving, elements, {}, known)
+        totals = {f: sides.laws[f].total(_eps(here.params), scale) for f in moving}
+        left = {f: floors.of("second_order", f) * total for f, total in totals.items()}
+
         def residuals(family: str) -> list[Measurement]:
             law, rates = sides.laws[family], sides.rates.get(family)
-            size, total = here.size * law.length, law.total(_eps(here.params), scale)
-            zero, first, second = (floors.of(f"{order}_order", family) for order in ORDERS)
+            size, total = here.size * law.length, totals[family]
+            first = floors.of("first_order", family)
+            second = max(left[f] for f in sides.sharing(family) if f in left) / total
+            zero = zeroths[family]
+            if rates is not None:  # asked of epsilon since
+                of = sides.families[family], elements[family]
+                zero = zeroth.of(family, *of, rates, known[family])
             first, second = max(first, abs(law.p) / size), max(second, law.p_slope / total)
             rows = [
-                zeroth.of(family, sides.families[family], elements[family], rates, zero),
-                _residual("first_order", family, abs(law.slope) / size, first, matvecs=0),
-                _residual("second_order", family, law.defect / total, second, matvecs=1),
+                zero,
+                residual("first_order", family, abs(law.slope) / size, first, matvecs=0),
+                residual("second_order", family, law.defect / total, second, law.matvecs),
             ]
             return [replace(row, facts={"floor_of_step": floors.step}) for row in rows]
 
         for family in sides.laws:
-            yield from _dimension(family, sides.families[family])
+            yield from dimension(family, sides.families[family])
             if sides.laws[family].length == 0:
-                yield from _resting(family)
+                yield from resting(family)
                 continue
             rows = residuals(family)
             fails = any(row.verdict != "holds" for row in rows)
@@ -170,13 +182,13 @@ class Noether(Probe):
         noise = max(norm(add(near, here.gradient, -1.0)) / here.size, _eps(here.params))
         del near
         far = replace(snapshot, before=moved_by(snapshot.before, afar(rounding), rng))
-        sides.compare(Laws(far.before, self.engine.operator(far)))
+        sides.compare(Laws(far.before, self.engine.operator(far)), here)
         yield from sides.refused()
         if any(left > HOLDS * noise for left in _left(here, sides)):
             apart = rounding_of(objective, here.params, here.gradient)
             noise = max(noise, norm(apart) / here.size if apart else 0.0)
         if snapshot.training is snapshot.measured:
-            pull = epsilon_pull(objective, here.params) if sides.epsilon else None
+            pull = epsilon_pull(objective, here.params, sides.slopes) if sides.epsilon else None
             snapshot.told[FirstOrder.__name__] = FirstOrder(max(noise, sides.first_noise), pull)
         zeroth = ZerothOrder(objective, here.params, rounding, rng)
         yield from _laws(here, scale, sides, zeroth, noise)
@@ -217,28 +229,30 @@ def _laws(
     """The numbers of every family that moves something; `scale` is that of the curvature."""
     first_noise = max(gradient_noise, sides.first_noise)
     predictions = []
+    moving = {f: m for f, m in sides.families.items() if sides.laws[f].length > 0}
+    zeroths = zeroth.of_all(moving, sides.elements, sides.rates)
     for family, law in sides.laws.items():
         members, length = sides.families[family], law.length
-        yield from _dimension(family, members)
+        yield from dimension(family, members)
         if length == 0:
-            yield from _resting(family)
+            yield from resting(family)
             continue
-        yield zeroth.of(family, members, sides.elements[family], sides.rates.get(family))
+        yield zeroths[family]
         size, total = here.size * length, law.total(_eps(here.params), scale)
         second_noise = max(sides.noise[family] / total, _eps(here.params))
         first_left, second_left = 0.0, 0.0  # what epsilon leaves of the laws
         if family in sides.epsilon:
             yield from explained(family, law.slope, law.p, size, first_noise)
             left = law.left / total
-            yield _residual("epsilon_second_order", family, left, second_noise, matvecs=0)
+            yield residual("epsilon_second_order", family, left, second_noise, matvecs=0)
             first_left, second_left = abs(law.p) / size, law.p_slope / total
         elif family in sides.unexplained:
             first_left = _known(members, abs(law.slope) / size)
             second_left = first_left * (1 + scale * length / total)
         value = abs(law.slope) / size
-        yield _residual("first_order", family, value, max(first_noise, first_left), matvecs=0)
+        yield residual("first_order", family, value, max(first_noise, first_left), matvecs=0)
         value = law.defect / total
-        yield _residual("second_order", family, value, max(second_noise, second_left), matvecs=1)
+        yield residual("second_order", family, value, max(second_noise, second_left), law.matvecs)
         error = sides.noise[family] / length
         if family in sides.unexplained:
             error = max(error, first_left * scale)
@@ -271,13 +285,6 @@ def _bracket(
     return Measurement("bracket", value, floor=floor, verdict=verdict(value, floor))
 
 
-def _resting(family: str) -> Iterator[Measurement]:
-    """What is said of a family that moves nothing here, such as a zero head's scale."""
-    note = "the parameters that the family moves are zero: its generators vanish"
-    for quantity in ("first_order", "second_order"):
-        yield Measurement(quantity, math.nan, family, status="not_applicable", note=note)
-
-
 def _known(members: Sequence[ContinuousSymmetry], first: float) -> float:
     """How far approximate symmetries fail where nothing predicts it.
 
@@ -285,16 +292,3 @@ def _known(members: Sequence[ContinuousSymmetry], first: float) -> float:
     times as much as the first (w.g = 2k gives w^T H w = -6k), and more as the weights shrink.
     """
     return max(*(m.residual for m in members if m.status == "approximate"), 3 * first)
-
-
-def _residual(quantity: str, family: str, value: float, floor: float, matvecs: int) -> Measurement:
-    return Measurement(
-        quantity, value, family, floor=floor, verdict=verdict(value, floor), matvecs=matvecs
-    )
-
-
-def _dimension(family: str, members: Sequence[ContinuousSymmetry]) -> Iterator[Measurement]:
-    note = "; ".join(f"{m.name}: {m.dimension} {m.status} {m.residual:.1e}" for m in members)
-    total = sum(m.dimension for m in members)
-    facts = {"equivariant": True} if any(m.equivariant for m in members) else {}
-    yield Measurement("dimension", float(total), family, note=note, facts=facts)

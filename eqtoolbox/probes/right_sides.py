@@ -1,8 +1,13 @@
-"""Right sides: what the laws of each family equal (0, c or p), and their rounding."""
+"""Right sides: what the laws of each family equal (0, c or p), and their rounding.
+
+One Hessian product along the sum of all elements tells r, what all their laws lack together. Where
+r is rounding and no more, so is what each of them lacks, and H K of each is what its law leaves for
+it; where r is more, each family gets a product of its own.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,10 +15,21 @@ from eqtoolbox.linalg.vectors import add, dot, norm, zeros_like
 from eqtoolbox.probes.epsilon import Rates, approximate, predictions, rates, total_rates
 from eqtoolbox.probes.implicit_bias import Bias, biases
 from eqtoolbox.probes.law import Elements, Law, Laws, Members
+from eqtoolbox.record.record import HOLDS
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable
-from eqtoolbox.weights.parameter import ContinuousSymmetry
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Families that are compared together, what those that share a product lack, and what all."""
+
+    families: Members
+    shared: list[str]
+    lacked: float
+    left: Parameters
 
 
 class RightSides:
@@ -47,12 +63,13 @@ class RightSides:
         self.families = {f: m for f, m in families.items() if f not in self.why}
         near = approximate(self.families) if asks else {}
         self.rates: dict[str, Rates] = {}
+        self.slopes: list[list[Tensor]] = []  # dL/dlog(eps), where epsilon was asked
         self.epsilon: frozenset[str] = frozenset()  # families of which it predicts something
         self.unexplained: dict[str, str] = {}  # approximate laws of which epsilon cannot be asked
         told: dict[str, Bias] = {}
         try:
             self.rates = rates(objective, here.params, near, elements) if near else {}
-            told = predictions(objective, here.params, self.rates) if near else {}
+            told = predictions(objective, here.params, self.rates, self.slopes) if near else {}
             self.epsilon = frozenset(told)
         except NotApplicable as reason:
             self.rates, self.unexplained = {}, dict.fromkeys(near, str(reason))
@@ -60,9 +77,8 @@ class RightSides:
         self.first_noise = 0.0
         still = {f: m for f, m in self.families.items() if f not in moving}
         self.laws: dict[str, Law] = {}
-        self._groups = [
-            (some, self._measured(here, some, bias, told)) for some in (moving, still) if some
-        ]
+        self._moving, groups = moving, (moving, still)
+        self._groups = [self._measured(here, some, bias, told) for some in groups if some]
         self.laws = {f: self.laws[f] for f in self.families}
 
     def refused(self) -> Iterator[Measurement]:
@@ -72,6 +88,10 @@ class RightSides:
                 yield Measurement(quantity, math.nan, family, status="not_applicable", note=why)
         for family, why in self.unexplained.items():
             yield Measurement("epsilon", math.nan, family, status="not_applicable", note=why)
+
+    def sharing(self, family: str) -> Sequence[str]:
+        """The families that share its product, and with it what all of them lack."""
+        return next((g.shared for g in self._groups if family in g.shared), [family])
 
     def asked(self, params: Parameters, family: str) -> bool:
         """Whether epsilon predicts p of this law when it is asked now; sets no more than p."""
@@ -88,21 +108,62 @@ class RightSides:
 
     def _measured(
         self, here: Laws, families: Members, bias: Mapping[str, Bias], told: Mapping[str, Bias]
-    ) -> Parameters:
-        """Measure the law of every family; what all of them lack together."""
-        total = zeros_like(here.params)
-        for family, members in families.items():
-            law, left = _law(
-                here, members, self.elements[family], bias.get(family), told.get(family)
-            )
-            self.laws[family], total = law, add(total, left)
-        return total
+    ) -> _Group:
+        """Measure every law; approximate ones, which lack more than rounding, by themselves."""
+        alone = approximate(families)
+        shared = [f for f in families if f not in alone]
+        left = self._together(here, shared, bias, told)
+        lacked = norm(left)
+        for family in alone:
+            left = add(left, self._together(here, [family], bias, told))
+        return _Group(families, shared, lacked, left)
 
-    def compare(self, there: Laws) -> None:
-        """Measure the laws again elsewhere: what changes is their rounding."""
-        for families, left in self._groups:
-            self._compare(there, families, left)
+    def _together(
+        self,
+        here: Laws,
+        families: Sequence[str],
+        bias: Mapping[str, Bias],
+        told: Mapping[str, Bias],
+    ) -> Parameters:
+        """Measure the laws of these families by one product; what they lack together."""
+        tangents, left = zeros_like(here.params), zeros_like(here.params)
+        if not families:
+            return left
+        for family in families:
+            tangent, pulled = here.terms(self.families[family], self.elements[family])
+            rest = _less(pulled, bias.get(family), told.get(family))
+            tangents, left = add(tangents, tangent), add(left, rest)
+        product = here.operator(tangents)
+        left = add(left, product)
+        for k, family in enumerate(families):
+            c, p = bias.get(family), told.get(family)
+            if len(families) > 1:
+                tangent, pulled = here.terms(self.families[family], self.elements[family])
+                product = add(left, _less(pulled, c, p), -1.0)
+            law = _law(here, tangent, pulled, product, c, p)
+            self.laws[family] = replace(law, matvecs=int(k == 0))
+        return left
+
+    def compare(self, there: Laws, here: Laws) -> None:
+        """Measure the laws again elsewhere: what changes is their rounding.
+
+        Where those that share a product lack more than that, each is measured by itself.
+        """
+        for group in self._groups:
+            self._compare(there, group.families, group.left)
+        there.release()
+        for group in self._groups:
+            if group.lacked > HOLDS * self.noise[group.shared[0]]:
+                self._apart(here, group.shared)
         self._groups.clear()
+
+    def _apart(self, here: Laws, families: Sequence[str]) -> None:
+        """Measure the laws of these families again, each by a product of its own."""
+        moving = {f: m for f, m in self._moving.items() if f in families}
+        bias = biases(self._objective, here.params, moving, self.elements) if moving else {}
+        for family in families:
+            self._together(here, [family], bias, {})
+        here.release()
 
     def _compare(self, there: Laws, families: Members, left: Parameters) -> None:
         """Change of the laws of these families together from here to there: their rounding.
@@ -128,36 +189,36 @@ class RightSides:
         self.noise |= dict.fromkeys(families, norm(defect))
 
 
+def _less(pulled: Parameters, c: Bias | None, p: Bias | None) -> Parameters:
+    """(DK)^T g - grad c - grad p."""
+    for told in (c, p):
+        pulled = pulled if told is None else add(pulled, told.gradient, -1.0)
+    return pulled
+
+
+@unobserved()
 def _law(
     here: Laws,
-    members: Sequence[ContinuousSymmetry],
-    elements: Sequence[Tensor],
+    tangent: Parameters,
+    pulled: Parameters,
+    product: Parameters,
     c: Bias | None,
     p: Bias | None,
-) -> tuple[Law, Parameters]:
-    """The law along an element, and H K + (DK)^T g - grad c - grad p, which it lacks."""
-    tangent, pulled = here.terms(members, elements)
-    product = here.operator(tangent)
-    slope, curvature = dot(here.gradient, tangent), dot(tangent, product)
-    size = norm(product) + norm(pulled)
+) -> Law:
+    """The law along an element K = `tangent`, with `pulled` = (DK)^T g and `product` = H K."""
+    slope, size = dot(here.gradient, tangent), norm(product) + norm(pulled)
     if c is not None:
-        pulled, size, slope = (
-            add(pulled, c.gradient, -1.0),
-            size + norm(c.gradient),
-            slope - c.value,
-        )
-    defect = add(product, pulled)
-    left = defect if p is None else add(defect, p.gradient, -1.0)
-    predicted = -dot(tangent, pulled)
-    law = Law(
+        slope, size = slope - c.value, size + norm(c.gradient)
+    rest = _less(pulled, c, p)
+    left = norm(add(product, rest))
+    return Law(
         length=norm(tangent),
         slope=slope,
-        curvature=curvature,
+        curvature=dot(tangent, product),
         size=size,
-        defect=norm(defect),
-        left=norm(left),
-        predicted=predicted if p is None else predicted + dot(tangent, p.gradient),
+        defect=left if p is None else norm(add(product, _less(pulled, c, None))),
+        left=left,
+        predicted=-dot(tangent, rest),
         p=0.0 if p is None else p.value,
         p_slope=0.0 if p is None else norm(p.gradient),
     )
-    return law, left

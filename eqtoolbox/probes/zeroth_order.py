@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.vectors import wide
-from eqtoolbox.probes.epsilon import Rates, instead
-from eqtoolbox.probes.law import moved_by
+from eqtoolbox.probes.epsilon import Rates, approximate, instead
+from eqtoolbox.probes.law import Elements, Members, moved_by
 from eqtoolbox.record.record import verdict
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.thread.scope import unobserved
@@ -30,7 +30,8 @@ class ZerothOrder:
 
     One transformation by a random element c of all members of a family together, its coefficients
     of root mean square `strength`; two forward passes a family, one of them at T_c theta moved by a
-    rounding: the floor. Relative to |L| and |f|.
+    rounding: the floor. Relative to |L| and |f|. Exact families are transformed one after the other
+    for the two passes of one, and each by itself where that leaves more than rounding.
     """
 
     objective: Objective
@@ -55,6 +56,25 @@ class ZerothOrder:
         apart = [self._loss(p) - self.value for p in near]
         return math.hypot(*apart) / math.sqrt(REPEATS)
 
+    def of_all(
+        self,
+        families: Members,
+        elements: Elements,
+        rates: Mapping[str, Rates],
+        floors: Mapping[str, float] | None = None,
+    ) -> dict[str, Measurement]:
+        """The residual of each family; see `of`."""
+        known, found = floors or {}, dict[str, Measurement]()
+        exact = {f: m for f, m in families.items() if f not in approximate(families)}
+        moving = {f for f, members in exact.items() if any(m.equivariant for m in members)}
+        for shared in ([f for f in exact if f in moving], [f for f in exact if f not in moving]):
+            if len(shared) > 1:
+                found |= self._together({f: exact[f] for f in shared}, elements, known)
+        for f, members in families.items():
+            if f not in found or found[f].verdict != "holds":
+                found[f] = self.of(f, members, elements[f], rates.get(f), known.get(f))
+        return found
+
     def of(
         self,
         family: str,
@@ -70,54 +90,76 @@ class ZerothOrder:
             rates: with these epsilon's part of the residual counts as floor.
             floor: what rounding leaves, where it is known; evaluates the loss once less then.
         """
-        there, drawn, s = self._moved(members, elements)
+        s = self._strength(members, elements)
+        found = self._left(members, [s * c for c in elements], floor, rates, s)
+        return self._measurement(family, *found)
+
+    def _together(
+        self, families: Members, elements: Elements, floors: Mapping[str, float]
+    ) -> dict[str, Measurement]:
+        """What the transformations of all these families, one after the other, leave: of each."""
+        drawn = []
+        for f, members in families.items():
+            s = self._strength(members, elements[f])
+            drawn += [(m, s * c) for m, c in zip(members, elements[f], strict=True)]
+        drawn.sort(key=lambda pair: not pair[0].separable)  # the order in which they move
+        known = None if floors.keys().isdisjoint(families) else 0.0
+        gap, floor, _ = self._left([m for m, _ in drawn], [c for _, c in drawn], known)
+        return {f: self._measurement(f, gap, floors.get(f, floor)) for f in families}
+
+    def _strength(self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]) -> float:
+        """What elements are multiplied by for finite transformations."""
+        every = torch.cat([c.reshape(-1) for c in elements])
+        typical = float(every.norm()) / math.sqrt(max(len(every), 1))
+        return min(STRONGEST, *(m.strength for m in members)) / max(typical, 1e-300)
+
+    def _left(
+        self,
+        members: Sequence[ContinuousSymmetry],
+        drawn: Sequence[Tensor],
+        floor: float | None,
+        rates: Rates | None = None,
+        s: float = 1.0,
+    ) -> tuple[float, float, str]:
+        """What T_c with c = `drawn`, s times the elements, leaves: residual, floor and note."""
+        there = self._moved(members, drawn)
         if any(m.equivariant for m in members):
-            return self._of_outputs(family, members, drawn, there, rates, s, floor)
+            return self._of_outputs(members, drawn, there, rates, s, floor)
         size = max(abs(self.value), 1e-300)
         moved_value = self._loss(there)
         gap = abs(moved_value - self.value) / size
         if floor is None:
             near = moved_by(there, self.rounding, self.rng)
             floor = math.hypot(self.noise, self._loss(near) - moved_value) / size
-        note = ""
-        if rates is not None:
-            found = instead(self.objective, self.params, rates, s)
-            predicted = abs(sum(w * float(v) for w, v in found) - self.value) / size
-            floor = max(floor, predicted)
-            note = f"epsilon predicts {predicted:.3e}"
-        return self._measurement(family, gap, floor, note)
+        if rates is None:
+            return gap, floor, ""
+        found = instead(self.objective, self.params, rates, s)
+        predicted = abs(sum(w * float(v) for w, v in found) - self.value) / size
+        return gap, max(floor, predicted), f"epsilon predicts {predicted:.3e}"
 
     @unobserved()
-    def _moved(
-        self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
-    ) -> tuple[Parameters, list[Tensor], float]:
-        """T_c theta, c of each member, and c over the elements."""
-        every = torch.cat([c.reshape(-1) for c in elements])
-        typical = float(every.norm()) / math.sqrt(max(len(every), 1))
-        s = min(STRONGEST, *(m.strength for m in members)) / max(typical, 1e-300)
+    def _moved(self, members: Sequence[ContinuousSymmetry], drawn: Sequence[Tensor]) -> Parameters:
+        """T_c theta, c of each member."""
         names = {n for m in members for n in m.names}
         exact = {n: wide(p) if n in names else p for n, p in self.params.items()}
-        drawn = [(s * c).to(exact[members[0].names[0]]) for c in elements]
         pairs = zip(members, drawn, strict=True)
-        turned = moved(exact, [move(m, m.flow(c)) for m, c in pairs])
-        there = {n: t.to(self.params[n].dtype) for n, t in turned.items()}  # rounded once
-        return there, drawn, s
+        turned = moved(exact, [move(m, m.flow(c.to(exact[m.names[0]]))) for m, c in pairs])
+        return {n: t.to(self.params[n].dtype) for n, t in turned.items()}  # rounded once
 
     def _of_outputs(
         self,
-        family: str,
         members: Sequence[ContinuousSymmetry],
         drawn: Sequence[Tensor],
         point: Parameters,
         rates: Rates | None,
         s: float,
         known: float | None,
-    ) -> Measurement:
-        """As `of`, at the point T_c theta with c = `drawn`, s times the elements."""
+    ) -> tuple[float, float, str]:
+        """As `_left`, of the outputs at T_c theta = `point`."""
 
         def turned(outputs: Tensor) -> Tensor:
             for member, c in zip(members, drawn, strict=True):
-                outputs = member.transform_outputs(outputs, c)
+                outputs = member.transform_outputs(outputs, c.to(outputs))
             return outputs
 
         there, expected = self._output(point).double(), turned(self.outputs.double())
@@ -132,7 +174,7 @@ class ZerothOrder:
                 other = at_factors(self._output, self.params, [(-s * r).exp() for r in rates[-1]])
             predicted = float((turned(other.double()) - expected).norm())
             floor, note = max(floor, predicted), f"epsilon predicts {predicted / size:.3e}"
-        return self._measurement(family, gap / size, floor / size, note)
+        return gap / size, floor / size, note
 
     def _measurement(self, family: str, gap: float, floor: float, note: str = "") -> Measurement:
         eps = max(torch.finfo(p.dtype).eps for p in self.params.values())

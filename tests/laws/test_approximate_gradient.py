@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
@@ -130,8 +130,10 @@ def test_the_pull_of_epsilons_gives_every_generator_its_prediction() -> None:
     rng = torch.Generator().manual_seed(1)
     drawn = [torch.randn(s.dimension, generator=rng, dtype=torch.float64) for s in scales]
     families, elements = {"scale": scales}, {"scale": drawn}
-    p = predictions(objective, params, rates(objective, params, families, elements))["scale"].value
-    q = pull(objective, params)
+    slopes: list[list[Tensor]] = []
+    along_rates = rates(objective, params, families, elements)
+    p = predictions(objective, params, along_rates, slopes)["scale"].value
+    q = pull(objective, params, slopes)
     along = sum(
         float((part * q[name]).sum())
         for s, c in zip(scales, drawn, strict=True)

@@ -78,7 +78,11 @@ def test_laws_hold_on_a_random_element_and_fail_for_another_network() -> None:
             law = of(records, f"{order}_order/{family}")
             assert law.verdict == "holds"
             assert law.value < 1e-12
+    second = [of(records, f"second_order/{f}") for f in ("permutation", "sign_flip")]
+    assert [law.matvecs for law in second] == [1, 0]  # both families move at once
     records = run(network(nn.GELU), data(), probe)  # its symmetries were found for tanh
+    second = [of(records, f"second_order/{f}") for f in ("permutation", "sign_flip")]
+    assert [law.matvecs for law in second] == [1, 1]
     assert of(records, "first_order/permutation").verdict == "holds"
     assert of(records, "first_order/sign_flip").verdict == "violated"
     assert of(records, "second_order/sign_flip").verdict == "violated"

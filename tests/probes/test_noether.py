@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
@@ -110,6 +111,40 @@ def test_a_planted_penalty_is_violated_at_every_order(size: float) -> None:
     for order in ("zeroth", "first", "second"):
         assert records[f"noether/{order}_order/rescale"].verdict == "violated", order
         assert records[f"noether/{order}_order/translation"].verdict == "holds", order
+
+
+def test_families_whose_laws_are_exact_share_products_and_one_that_breaks_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    product, seen = Hessian._product, list[int]()
+    monkeypatch.setattr(Hessian, "_product", lambda *given: (seen.append(1), product(*given))[1])
+
+    def measured(size: float) -> tuple[dict[str, Record], int]:
+        torch.manual_seed(0)
+        penalty = torch.zeros(())
+        loss = lambda m, b: F.cross_entropy(m(b[0]), b[1]) + penalty * m[0].weight.square().sum()
+        sink, model = MemorySink(), mlp(6, 16, 8, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with eq.attach(model, optimizer, probes=[Noether()], budget=None, schedule=1,
+                       sinks=[sink], on_error="raise") as monitor:  # fmt: skip
+            training = monitor.loss(loss)
+            for step in range(2):
+                penalty.fill_(size * step)
+                seen.clear()
+                optimizer.zero_grad()
+                training(model, blobs()).backward()
+                optimizer.step()
+        return {r.name: r for r in sink.records if r.step == 1}, len(seen)
+
+    rows, count = measured(0.0)
+    second = {n: r for n, r in rows.items() if "/second_order/" in n}
+    assert len(second) >= 5 and sum(r.matvecs or 0 for r in second.values()) == 2
+    assert count == 5  # of those that move outputs, of those that do not; again elsewhere; scale
+    broken, count = measured(1e-3)
+    verdicts = {n.split("/")[-1]: r.verdict for n, r in broken.items() if n in second}
+    assert count == 9 and {f for f, v in verdicts.items() if v == "violated"} == {"homogeneity"}
+    for name in ("noether/rayleigh/rescale", "noether/rayleigh/head_scale"):
+        assert abs(rows[name].value - rows[name.replace("/ray", "/predicted_ray")].value) < 1e-4
 
 
 @pytest.mark.usefixtures("claimed")
