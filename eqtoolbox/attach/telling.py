@@ -46,7 +46,7 @@ class Telling(Sink):
     def close(self) -> None:
         if not self._steps or not self._wanted("hears"):
             return
-        from eqtoolbox.report.card import level, model_card_section
+        from eqtoolbox.report.model_card import level, model_card_section
 
         run = self._read()
         self._tell(run)

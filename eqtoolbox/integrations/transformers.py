@@ -17,7 +17,7 @@ from eqtoolbox.integrations.extra import extra
 from eqtoolbox.replay.streams import random_streams
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.replay.tree import map_tensors
-from eqtoolbox.report.card import model_card_section, with_section
+from eqtoolbox.report.model_card import model_card_section, with_section
 from eqtoolbox.report.run import Run
 from eqtoolbox.watch.probe import topics
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eqtoolbox.report.card import model_card_section
+    from eqtoolbox.report.model_card import model_card_section
     from eqtoolbox.report.finding import Finding
     from eqtoolbox.report.page import write_page
     from eqtoolbox.report.run import Run

@@ -34,10 +34,7 @@ from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensor
 from eqtoolbox.symmetry.together import Together
 from eqtoolbox.symmetry.variance import OrbitMoments
 
-_HIDDEN = (
-    "the floor hides any violation: low-pass the images (band_limited), use float64 or an exact "
-    "action"
-)
+_HIDDEN = "the floor hides any violation: give images that are band_limited, float64, exact actions"
 FEWEST = 2  # group elements: the identity and one more
 _UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
 

@@ -9,7 +9,7 @@ import pytest
 
 from eqtoolbox.record.record import Record, Verdict
 from eqtoolbox.report import Run, model_card_section
-from eqtoolbox.report.card import BEGIN, END, PROJECT, escaped, with_section
+from eqtoolbox.report.model_card import BEGIN, END, PROJECT, escaped, with_section
 from tests.report.runs import write_run
 
 
