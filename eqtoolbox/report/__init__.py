@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eqtoolbox.report.model_card import model_card_section
     from eqtoolbox.report.finding import Finding
+    from eqtoolbox.report.model_card import model_card_section
     from eqtoolbox.report.page import write_page
     from eqtoolbox.report.run import Run
     from eqtoolbox.report.terminal import summary_data, summary_text
