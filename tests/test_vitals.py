@@ -1,5 +1,6 @@
 """Vital signs: what a due step holds, in numbers that a hand could work out."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -224,6 +225,10 @@ def test_layers_of_a_deep_network_are_told_evenly_and_drawn(tmp_path: Path) -> N
         assert facts["layers"][0].startswith("0") and facts["layers"][-1].startswith("42")
     x = torch.randn(32, 4)
     heard = listen(lambda: net(x), dict(net.named_parameters()))
+    for dtype in (torch.float64, torch.bfloat16):
+        other, data = copy.deepcopy(net).to(dtype), x.to(dtype)
+        wide = listen(lambda o=other, d=data: o(d), dict(other.named_parameters())).scales["0"]
+        assert wide.item() == pytest.approx(heard.scales["0"].item(), rel=0.02)
     assert heard.scales["0"].item() == pytest.approx(net[0](x).square().mean().sqrt().item())
     panels = {p.slug: p for p in vital_panels(run)}
     drawn = [key.label for key in panels["vital-activation_scale"].keys]

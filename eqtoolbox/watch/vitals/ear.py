@@ -117,7 +117,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.heard.last = result
             self.heard.order += [n for n in named if n and n not in self.heard.order]
             if result.is_floating_point():
-                size = torch.linalg.vector_norm(result, dtype=torch.float32)
+                half = result.dtype in (torch.float16, torch.bfloat16)
+                size = torch.linalg.vector_norm(result, dtype=torch.float32 if half else None)
                 self.heard.scales[self._layer] = size / max(result.numel(), 1) ** 0.5
         elif name in ("bmm", "baddbmm") and tensors and _place(tensors[0]) in self.soft:
             self.heard.attention.weights(self.soft[_place(tensors[0])])
