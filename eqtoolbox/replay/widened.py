@@ -26,6 +26,7 @@ _ALIKE = frozenset({torch.rand_like, torch.randn_like})
 _FILLED = frozenset({
     Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.cauchy_, Tensor.log_normal_,
 })  # fmt: skip
+_AS_IT_IS = frozenset({int, float, bool, str, type(None)})
 _ASSIGNS = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
 
 
@@ -75,12 +76,14 @@ class Widened(TorchFunctionMode):
 
     def _each(self, given: Any) -> Any:
         """Types and tensors in plain containers, widened; what is wide already is itself."""
+        if type(given) in _AS_IT_IS:
+            return given
         if isinstance(given, Tensor):
             return self._wide(given)
         if isinstance(given, torch.dtype):
             return _WIDE.get(given, given)
         if type(given) in (list, tuple):
-            return type(given)(self._each(x) for x in given)
+            return type(given)([self._each(x) for x in given])
         if type(given) is dict:
             return {key: self._each(x) for key, x in given.items()}
         return given

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.forms.regular import shared
 from eqtoolbox.weights.forms.stack import CACHED, Owned
 from eqtoolbox.weights.parameter import DiscreteSymmetry, Parameters
 
@@ -248,7 +249,7 @@ def slots(member: "Member") -> tuple[Slots, ...]:
             return ()
         order = torch.from_numpy(entry.positions)[_sorted(by_unit, entry.positions)]
         own = order.reshape(member.units, -1)
-        found.append(Slots(entry.name, entry.axis, own, entry.across))
+        found.append(Slots(entry.name, entry.axis, shared(own), entry.across))
     return tuple(found)
 
 

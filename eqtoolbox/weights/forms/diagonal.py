@@ -92,7 +92,7 @@ class Diagonal(Form):
             balance="norm one" if bool((rates > 0).all()) else "equal sides",
         )
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(leg.name for leg in self.legs))
 

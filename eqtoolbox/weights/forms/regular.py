@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -89,6 +90,22 @@ def blocks(
             if len(found) > MOST:
                 return (ScatteredEntries(positions, units, rates.double()),)
     return tuple(found)
+
+
+def shared(indices: Tensor) -> Tensor:
+    """The same indices; where they are 0, 1, 2, ... in memory that all such have in common.
+
+    Example:
+        >>> shared(torch.tensor([[0, 1], [2, 3]])).data_ptr() == shared(torch.arange(4)).data_ptr()
+        True
+    """
+    counted = _counted(indices.numel())
+    return counted.view(indices.shape) if torch.equal(indices.flatten(), counted) else indices
+
+
+@lru_cache(maxsize=64)
+def _counted(length: int) -> Tensor:
+    return torch.arange(length)
 
 
 def _regular(p: Indices, u: Indices, rate: float) -> Iterator[RegularEntries]:

@@ -129,7 +129,9 @@ class Stack:
         """Entry by entry, of every pair of points: (pairs, tensors, rows, ...)."""
         key, each = tuple(pairs), self.each
         if key not in self._made:
-            if self.room is None:
+            if self.room is None and len(pairs) == 1:  # stacked it would be made twice
+                self._made[key] = (each[pairs[0][0]] * each[pairs[0][1]])[None]
+            elif self.room is None:
                 self._made[key] = torch.stack([each[a] * each[b] for a, b in pairs])
             else:
                 for into, (a, b) in zip(self.room, pairs, strict=True):

@@ -21,7 +21,7 @@ from eqtoolbox.weights.search.found import Found, KnownRow, KnownSymmetries, str
 from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
 from eqtoolbox.weights.search.joint import proposed
 from eqtoolbox.weights.search.member import proposals
-from eqtoolbox.weights.search.members import members
+from eqtoolbox.weights.search.members import each_member
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
@@ -45,7 +45,7 @@ def again(problem: Problem, known: KnownSymmetries) -> Found:
     structure = structure_of(problem.trace)
     if structure != known.structure:
         raise Otherwise("the computation is another one")
-    found, state = members(problem.trace, largest=known.largest)
+    found, state = each_member(problem.trace, largest=known.largest)
     chains = [trials for _, trials in proposals(found)]
     discrete = DiscreteProposals(problem.trace, chains)
     slopes = Slopes([trial for trials in chains for trial in trials])

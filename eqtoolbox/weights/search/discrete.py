@@ -11,7 +11,7 @@ from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.experts import propose_experts
-from eqtoolbox.weights.search.members import members
+from eqtoolbox.weights.search.members import each_member
 from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.units import (
@@ -35,21 +35,25 @@ class DiscreteProposals:
     ) -> None:
         first = [c[0] for c in chains if c and isinstance(c[0], MatrixSymmetry)]
         mixed = [set(m.names) for m in first if "permutation" in m.form.contains]
-        labelled, state = members(trace, "label")
-        signed, _ = members(trace, "sign")
-        if missed := across_axes(signed):
+        labelled, state = each_member(trace, "label")
+        units = list(propose_permutations(labelled))
+        missed: dict[str, None] = {}
+        flips: list[DiscreteSymmetry] = []
+        for member in each_member(trace, "sign")[0]:
+            missed |= across_axes([member])
+            flips += propose_sign_flips([member])
+        if missed:
             state.pinned.note(
                 "units across the axes of a parameter in two ways: their signs are missed", missed
             )
         self.pinned = state.pinned  # what permutations may be lost at
         large = [*propose_heads(first), *propose_experts(trace)]
         known = {(frozenset(s.names), s.dimension) for s in large}
-        units = propose_permutations(labelled)
         every: list[DiscreteSymmetry] = [
             *listed,
             *large,
             *(s for s in units if (frozenset(s.names), s.dimension) not in known),
-            *propose_sign_flips(signed),
+            *flips,
         ]
         inside = [set(s.names) in mixed and not getattr(s, "whole_heads", False) for s in every]
         self.proposed = [s for s, within in zip(every, inside, strict=True) if not within]

@@ -16,6 +16,7 @@ from eqtoolbox.weights.search.problem import MovedInputs, Problem
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.verification import (
     Loss,
+    change,
     draw,
     evaluated,
     gradients,
@@ -28,6 +29,8 @@ from eqtoolbox.weights.search.verification import (
 def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     """Transformations that move the outputs in a known way; orders 0 and 1 of f, not of the loss.
 
+    Of a large model in float64 order 0 of all outputs is decisive, also of what an epsilon leaves.
+
     order 0: |f(T_c theta) - R_c f| / |f|, of all outputs; order 1, where that is not decisive:
     |u . (J K_c - rho_c)| for a random u, over the scale of both terms (`search.slopes`).
     """
@@ -39,7 +42,8 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     worst = _each(outputs, point, y, list(zip(proposed, drawn, strict=True)), problem.small)
     found = [judged(s, w, y.dtype) for s, w in zip(proposed, worst, strict=True)]
     exact = y.dtype == torch.float64  # where order 0 of all outputs is decisive
-    asked = [k for k, s in enumerate(found) if s.status == "approximate" or not exact]
+    near = [k for k, s in enumerate(found) if s.status == "approximate"]
+    asked = [k for k in range(len(found)) if not exact or (k in near and point.whole)]
     u = torch.randn(y.shape, generator=problem.random, dtype=y.dtype, device=problem.random.device)
     u = u.to(y)
     slopes = Slopes([proposed[k] for k in asked])
@@ -53,6 +57,8 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
         found[k] = judged(proposed[k], max(abs(slope) / max(scale, 1e-300), worst[k]), y.dtype)
         if found[k].status == "approximate":
             (found[k],) = explained(outputs, point, y, [Trial(found[k], c, slope, scale)], u)
+    for k in (k for k in near if k not in asked):
+        (found[k],) = explained(outputs, point, y, [Trial(found[k], drawn[k])], u)
     yield from (s for s in found if s.status != "broken")
 
 
@@ -119,34 +125,47 @@ def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[Cont
     """Parameters and inputs moved together, the loss unchanged.
 
     order 0: |L(T_c theta, S_c x) - L| / |L|; order 1: |g . K + <dL/dx, X>| over the larger term,
-    X the inputs' tangent; the second term is the derivative along x + s X.
+    X the inputs' tangent; the second term is the derivative along x + s X. Of a large model in
+    float64 order 0 at -c stands for it.
     """
     for symmetry in propose_input_rotation(problem.trace):
         c = draw(symmetry, problem.value, problem.random)
-        turned = partial(symmetry.transform_inputs, coefficients=c)
+        large = problem.value.dtype == torch.float64 and not problem.point.whole
         try:
-            there = evaluated(
-                partial(_loss_of, moved_inputs, turned),
-                problem.point,
-                [move(symmetry, symmetry.flow(c))],
-            )
+            worst = max(_turned(problem, moved_inputs, symmetry, x) for x in (c, -c)[: 1 + large])
         except RuntimeError:  # not the model's first argument
             continue
-        order_0 = float((there - problem.value).abs() / problem.value.abs().clamp_min(1e-300))
-        s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
-        leaves = moved(problem.point, ())
-        leaves |= {n: leaves[n].detach().requires_grad_() for n in symmetry.names}
-        with problem.point.scope():
-            loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
-            wanted = [s, *(leaves[n] for n in symmetry.names)]
-            slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
-        tangent = symmetry.tangent(problem.point, c)
-        pairs = zip(symmetry.names, own, strict=True)
-        along = sum(float((g * tangent[n]).sum()) for n, g in pairs)
-        order_1 = abs(along + float(slope)) / max(abs(along), abs(float(slope)), 1e-300)
-        checked = judged(symmetry, max(order_0, order_1), problem.value.dtype)
+        if not large:
+            worst = max(worst, _slope(problem, moved_inputs, symmetry, c))
+        checked = judged(symmetry, worst, problem.value.dtype)
         if checked.status != "broken":
             yield checked
+
+
+def _turned(
+    problem: Problem, moved_inputs: MovedInputs, symmetry: ContinuousSymmetry, c: Tensor
+) -> float:
+    """Relative change of the loss where parameters and inputs are moved by c."""
+    turned = partial(symmetry.transform_inputs, coefficients=c)
+    loss = partial(_loss_of, moved_inputs, turned)
+    return change(loss, problem.point, [move(symmetry, symmetry.flow(c))], problem.value)
+
+
+def _slope(
+    problem: Problem, moved_inputs: MovedInputs, symmetry: ContinuousSymmetry, c: Tensor
+) -> float:
+    """The sum of both derivatives along c, over the larger."""
+    s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
+    leaves = moved(problem.point, ())
+    leaves |= {n: leaves[n].detach().requires_grad_() for n in symmetry.names}
+    with problem.point.scope():
+        loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
+        wanted = [s, *(leaves[n] for n in symmetry.names)]
+        slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
+    tangent = symmetry.tangent(problem.point, c)
+    pairs = zip(symmetry.names, own, strict=True)
+    along = sum(float((g * tangent[n]).sum()) for n, g in pairs)
+    return abs(along + float(slope)) / max(abs(along), abs(float(slope)), 1e-300)
 
 
 def _loss_of(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.epsilon import at_factors, log_slopes, moved_along, prediction
+from eqtoolbox.weights.epsilon import at_factors, log_slopes, moved_along, observed, prediction
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.verification import Loss, limit, move, moved
@@ -21,8 +21,8 @@ class Trial:
 
     symmetry: ContinuousSymmetry
     coefficients: Tensor  # c
-    slope: float  # g . K_c, less <u, rho> for an equivariance
-    scale: float  # that it counts relative to
+    slope: float = 0.0  # g . K_c, less <u, rho> for an equivariance
+    scale: float = 0.0  # that it counts relative to; 0: of a large model order 0 alone is asked
 
 
 def explained(
@@ -50,7 +50,9 @@ def explained(
     try:
         with point.scope():
             scalar = lambda params: (along * function(params)).sum()
-            base, slopes = log_slopes(scalar, moved(point, ()))  # parameters made anew each time
+            there = moved(point, ())  # parameters made anew each time
+            ask = any(t.scale > 0 for t in trials)
+            base, slopes = log_slopes(scalar, there) if ask else (observed(scalar, there), ())
             if base:
                 return [_explained(function, point, value, base, slopes, t) for t in trials]
     except RuntimeError as error:  # formulas in place of kernels may not run where these do
@@ -78,9 +80,12 @@ def _explained(
         return symmetry
     with torch.no_grad():
         instead = at_factors(function, moved(point, ()), [1 / f for f in factors])
-    size, scale = float(value.norm().clamp_min(1e-300)), max(trial.scale, 1e-300)
-    p = float(prediction(slopes, [f.log() for f in factors]))
-    predicted = max(float((turned(instead) - turned(value)).norm()) / size, abs(p) / scale)
-    left = max(float((along - turned(value)).norm()) / size, abs(trial.slope - p) / scale)
+    size = float(value.norm().clamp_min(1e-300))
+    predicted = float((turned(instead) - turned(value)).norm()) / size
+    left = float((along - turned(value)).norm()) / size
+    if trial.scale > 0:
+        p = float(prediction(slopes, [f.log() for f in factors]))
+        predicted = max(predicted, abs(p) / trial.scale)
+        left = max(left, abs(trial.slope - p) / trial.scale)
     status = symmetry.status if left <= limit(value.dtype) else "broken"
     return replace(symmetry, epsilon=predicted, status=status)

@@ -22,7 +22,7 @@ from eqtoolbox.weights.search.homogeneous import propose_homogeneity
 from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
 from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
 from eqtoolbox.weights.search.member import proposals
-from eqtoolbox.weights.search.members import members
+from eqtoolbox.weights.search.members import each_member
 from eqtoolbox.weights.search.modules import propose_from_modules
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.shifts import propose_shifts
@@ -115,8 +115,10 @@ def propose_symmetries(
         ValueError: the computation needs numbers, and parameters are on meta.
     """
     traced = _without_numbers(run, params, statistics or {})
-    found, state = members(traced)
+    found, state = each_member(traced)
     chains = [trials for _, trials in proposals(found)]
+    pinned, unseen = state.pinned, [*_unseen(state)]
+    del found, state  # before the next analysis makes as much
     discrete = DiscreteProposals(traced, chains)
     every = [
         *(trials[0] for trials in chains),
@@ -125,8 +127,8 @@ def propose_symmetries(
         *propose_input_rotation(traced),
         *discrete.proposed,
     ]
-    pinned = state.pinned.joined(discrete.pinned)
-    return Found(every, [*traced.notes, *pinned.notes(), *_unseen(state), _UNVERIFIED])
+    pinned = pinned.joined(discrete.pinned)
+    return Found(every, [*traced.notes, *pinned.notes(), *unseen, _UNVERIFIED])
 
 
 _UNVERIFIED = (
@@ -155,7 +157,7 @@ def _found(
     problem: Problem, model: nn.Module | None, largest: float
 ) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation, list[str]]:
     """Continuous and discrete symmetries with constants up to `largest` as epsilons; notes."""
-    found, state = members(problem.trace, largest=largest)
+    found, state = each_member(problem.trace, largest=largest)
     chains = [trials for _, trials in proposals(found)]
     listed: list[DiscreteSymmetry] = []
     if not problem.trace.nodes and model is not None:

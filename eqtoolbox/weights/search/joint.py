@@ -20,7 +20,9 @@ from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.verification import (
     Move,
+    change,
     draw,
+    evaluated,
     gradients,
     joint_changes,
     judged,
@@ -180,8 +182,8 @@ def _normalised(problem: Problem, candidates: Sequence[Candidate]) -> list[Conti
     tried = [candidates[k] for k in changes]
     left = _unexplained(problem, tried)
     if left is None:
-        for k, change in zip(changes, _changes(problem, tried), strict=True):
-            found[k] = judged(candidates[k].symmetry, max(worst[k], change), dtype)
+        for k, found_change in zip(changes, _changes(problem, tried), strict=True):
+            found[k] = judged(candidates[k].symmetry, max(worst[k], found_change), dtype)
         return found
     slopes, rest = left
     for n, (k, unexplained) in enumerate(zip(changes, rest, strict=True)):
@@ -205,16 +207,25 @@ def _residual(candidate: Candidate, slopes: Tensor | None, size: float) -> float
 def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, list[float]] | None:
     """Slopes and residuals in the steady loss; None where no epsilon is seen, or none can be asked.
 
+    Of a large model in float64 order 0 of all is decisive, and only what fails has slopes made.
     Formulas in place of kernels may not run where these do.
     """
     steady, slopes = Steady(problem.loss), Slopes([c.symmetry for c in tried])
+    large = problem.value.dtype == torch.float64 and not problem.point.whole
+    moves = [c.moves[:1] for c in tried]
     try:
+        if large:
+            evaluated(steady, problem.point)  # where it is steady
+            if not steady.base:
+                return None
+            kept = change(steady, problem.point, [m for (m,) in moves], problem.value)
+            if kept <= problem.small:
+                return slopes, [kept] * len(tried)
         names = {n for c in tried for n in c.symmetry.names}
         gradients(steady, problem.point, slopes.add, wanted=names)
         if not steady.base:
             return None
-        moves = [c.moves[:1] for c in tried]
-        changes = joint_changes(steady, problem.point, moves, problem.value, problem.small)
+        changes = joint_changes(steady, problem.point, moves, problem.value, problem.small, large)
     except (LookupError, RuntimeError) as error:
         log.info("symmetries: epsilon could not be asked: %s", error)
         return None

@@ -1,7 +1,7 @@
 """A member: units of a diagonal group with the same legs, and the symmetries to try for them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from eqtoolbox.weights.families.diagonal import (
 from eqtoolbox.weights.families.general_linear import GeneralLinear, MatrixSymmetry, Rope
 from eqtoolbox.weights.forms.diagonal import Leg, leg
 from eqtoolbox.weights.forms.gram import MatrixLeg
+from eqtoolbox.weights.forms.regular import shared
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.tracing.trace import layer_name
 
@@ -121,11 +122,12 @@ class Member:
             per_unit = e.positions[order].reshape(self.units, counts[0] // pair, pair)
             blocks = per_unit[self.blocks]  # (blocks, size, copies, pair)
             found = blocks.transpose(0, 2, 1, 3).reshape(len(blocks), counts[0] // pair, -1)
-            legs.append(MatrixLeg(e.name, e.axis, torch.from_numpy(found), int(e.rates[0])))
+            positions = shared(torch.from_numpy(found))
+            legs.append(MatrixLeg(e.name, e.axis, positions, int(e.rates[0])))
         return tuple(legs)
 
 
-def proposals(found: list[Member]) -> Iterator[tuple[Member, list[ContinuousSymmetry]]]:
+def proposals(found: Iterable[Member]) -> Iterator[tuple[Member, list[ContinuousSymmetry]]]:
     """For every member what to try, the larger groups first; the first that holds is it."""
     for member in found:
         yield member, [*member.matrices(), member.diagonal()]

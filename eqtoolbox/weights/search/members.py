@@ -30,7 +30,15 @@ Kind = Literal["scale", "sign", "label"]
 def members(
     trace: Trace, mode: Kind = "scale", largest: float = LARGEST
 ) -> tuple[list[Member], Propagation]:
-    """Members of the diagonal group that leaves a trace's loss unchanged; how they were found.
+    """Members of the diagonal group that leaves a trace's loss unchanged; how they were found."""
+    found, state = each_member(trace, mode, largest)
+    return list(found), state
+
+
+def each_member(
+    trace: Trace, mode: Kind = "scale", largest: float = LARGEST
+) -> tuple[Iterator[Member], Propagation]:
+    """The same, one after the other: the indices of all of them take more than all the rest.
 
     Args:
         trace: of the loss.
@@ -39,12 +47,12 @@ def members(
     """
     if mode == "label":
         state = propagate(trace, trace.loss, None)
-        return list(labelled(state, trace)), state
+        return labelled(state, trace), state
     state = propagate(trace, trace.loss, lambda s: fill(s, trace), mode, largest)
     pin(state.system, state.of(trace.loss).exponent)
     state.system.settle()
     fix_unread(state)
-    return list(_members(state, trace)), state
+    return _members(state, trace), state
 
 
 def _members(state: Propagation, trace: Trace) -> Iterator[Member]:

@@ -30,10 +30,14 @@ class Slopes:
         self.sizes = [0.0] * len(symmetries)  # what they count relative to
         self.elsewhere: list[Slopes] = []  # at other points, where inert units may live
         self._still: list[Tensor | None] = [None] * len(symmetries)
+        self._moving: dict[str, list[int]] = {}  # which symmetries move a tensor
+        for k, symmetry in enumerate(symmetries):
+            for name in symmetry.names:
+                self._moving.setdefault(name, []).append(k)
 
     def add(self, params: Parameters, gradient: Parameters) -> None:
         """Take one piece of the gradient into account, with the parameters it belongs to."""
-        moving = [k for k, s in enumerate(self.symmetries) if gradient.keys() & set(s.names)]
+        moving = sorted({k for name in gradient for k in self._moving.get(name, ())})
         if not moving:
             return
         own = {name: params[name] for name in params}  # each is made once

@@ -1,7 +1,7 @@
 """Units and heads that may change places or signs, proposed from continuous symmetries."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # brings scipy
 from eqtoolbox.weights.families.discrete import Permutation, SignFlip, Slots, slots, twice
 
 
-def propose_permutations(members: "list[Member]") -> Iterator[Permutation]:
+def propose_permutations(members: "Iterable[Member]") -> Iterator[Permutation]:
     """Neighbours exchanged, within every block of a member's units by itself."""
     for member in members:
         owned, along = slots(member), slots(replace(member, entries=member.along))
@@ -81,7 +81,7 @@ def _grouped_queries(name: str, heads: int, legs: tuple[MatrixLeg, ...]) -> Iter
         )
 
 
-def across_axes(members: "list[Member]") -> dict[str, None]:
+def across_axes(members: "Iterable[Member]") -> dict[str, None]:
     """Parameters in which units that change sign lie across axes twice: they are not proposed."""
     return {name: None for m in members for name in twice(_odd(m))}
 
@@ -90,7 +90,7 @@ def _odd(member: "Member") -> "tuple[Entry, ...]":
     return tuple(e for e in member.entries if e.rates[0] % 2 == 1)
 
 
-def propose_sign_flips(members: "list[Member]") -> Iterator[SignFlip]:
+def propose_sign_flips(members: "Iterable[Member]") -> Iterator[SignFlip]:
     """Units that an odd number of exponents flips."""
     for member in members:
         owned = slots(replace(member, entries=_odd(member)))

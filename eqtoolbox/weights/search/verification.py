@@ -53,22 +53,31 @@ def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
     Large tensors of a point lie in its own memory, until it is moved the next time.
     """
     with unobserved():
-        made = {name: _moved(params, name, moves) for name in params}
+        each = _by_name(moves)
+        made = {name: _moved(params, name, each.get(name, ())) for name in params}
         for one in moves:
             if not one.separable:
                 made.update(one.apply(made))
     return made
 
 
+def _by_name(moves: Sequence[Move]) -> dict[str, list[Move]]:
+    """For every tensor the separable moves of it."""
+    found: dict[str, list[Move]] = {}
+    for one in moves:
+        for name in one.names if one.separable else ():
+            found.setdefault(name, []).append(one)
+    return found
+
+
 @unobserved()
 def _moved(params: Parameters, name: str, moves: Sequence[Move]) -> Tensor:
-    """One tensor after every move that is separable."""
+    """One tensor after its own moves."""
     memory = params.written(name) if isinstance(params, Point) else None
     tensor = params[name] if memory is None else memory
     for one in moves:
-        if one.separable and name in one.names:
-            given = {name: tensor} if memory is None else Owned({name: tensor})
-            tensor = one.apply(given)[name]
+        given = {name: tensor} if memory is None else Owned({name: tensor})
+        tensor = one.apply(given)[name]
     return tensor if memory is None or tensor is memory else memory.copy_(tensor)
 
 
@@ -174,7 +183,8 @@ def gradients(
     if statistics:
         alone, function = function, lambda p: alone({**p, **statistics})
     if not params.whole:
-        made = lambda n: _moved(params, n, moves)
+        each = _by_name(moves)
+        made = lambda n: _moved(params, n, each.get(n, ()))
         with params.scope():
             seen = None if moves else params.seen
             streamed(function, list(params), made, receive, wanted, params.release, seen)

@@ -208,10 +208,10 @@ def propagate(
         state.carried[value.number] = Carried([Dim(n) for n in value.shape])
     for node in trace.live(target):
         _follow(state, node)
-    if fill is None:
-        return state
-    fill(state)
-    for ran, closure in state.todo:
+    if fill is not None:
+        fill(state)
+    todo, state.todo = state.todo, []  # closures, which would keep the state alive
+    for ran, closure in todo if fill is not None else ():
         _close(state, ran, closure)
     return state
 
