@@ -1,8 +1,8 @@
 """The gallery of the demos: docs/gallery.md with what their runs found, and a picture of each.
 
 `python .ci/gallery.py` runs all demos (some minutes) and writes pictures, what the runs said
-(docs/pictures/gallery.json) and the page; `--runs FOLDER` takes FOLDER/NAME/ and FOLDER/NAME.json, as
-`eqtoolbox demo NAME --json --run-dir FOLDER/NAME > FOLDER/NAME.json` writes them.
+(docs/pictures/gallery.json) and the page; `--runs FOLDER` takes FOLDER/NAME/ and FOLDER/NAME.json,
+as `eqtoolbox demo NAME --json --run-dir FOLDER/NAME > FOLDER/NAME.json` writes them.
 """
 
 import argparse
