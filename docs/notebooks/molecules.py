@@ -75,7 +75,7 @@ print(f"error {result.relative_error:.1e}, rounding {result.floor:.1e}: {result.
 try:
     assert_equivariant(model, few, motions)
 except AssertionError as failed:
-    print(str(failed).split("relative")[0], "...")
+    print(str(failed).split("first broken")[0], "...")
 
 # %% [markdown]
 # Thousands of times more than rounding: not an accident of float32 but a mistake. Which layer? Most

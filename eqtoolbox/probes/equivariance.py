@@ -158,7 +158,7 @@ class EquivarianceError(Probe):
             yield from _layer_errors(blamed, name)
         if result.consistency is not None and classifies:
             yield Measurement("consistency", result.consistency, name)
-        if view.images and symmetry.output_action is not trivial:
+        if view.images and symmetry.output_action is not trivial and result.mean_square != 0:
             yield Measurement("decibels", result.decibels(self.peak), name, unit="dB")
         if symmetry.group.generators():
             yield from _derivatives(view, symmetry, name, rng, self.layers)

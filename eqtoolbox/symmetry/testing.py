@@ -1,5 +1,6 @@
 """Assertions for test suites, with the numbers and verdicts of the probes."""
 
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,6 +22,7 @@ from eqtoolbox.symmetry.orbit import Function, respond
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import on_tensors
 
+_LONG = re.compile(r"-?\d+\.\d{3,}(e-?\d+)?")  # entries of a matrix
 _TO_DO = {
     "holds": "it is off by rounding alone: give a larger tolerance=, or none",
     "violated": "mend what is named, or average the model over the group; if the claim is wrong, "
@@ -96,7 +98,8 @@ def assert_equivariant(
     parts = ", ".join(f"{name} {error:.2g}" for name, error in result.parts.items())
     raise AssertionError(
         f"{symmetry.name} {result.verdict}: relative error {result.relative_error:.2g}, floor "
-        f"{result.floor:.2g}, worst {result.worst:.2g} at {result.worst_element!r}"
+        f"{result.floor:.2g}, worst {result.worst:.2g} at "
+        + _LONG.sub(lambda number: f"{float(number[0]):.3g}", repr(result.worst_element))
         + (f"; {parts}" if parts else "")
         + (f"; {why}" if why else "")
         + f"\nTo do: {_TO_DO[result.verdict]}"

@@ -162,6 +162,9 @@ def test_image_to_image_models_have_decibels_and_float64_settles_what_is_unresol
     records = measured(Wave(0.05), LOSS, images(8, 1, 8, 8), probe, steps=1)
     assert records["equivariance/decibels/flip"].value == pytest.approx(26.02, abs=0.01)
     assert records["equivariance/decibels/flip"].unit == "dB"
+    exact = measured(Wave(0.0), LOSS, images(8, 1, 8, 8), probe, steps=1)
+    assert exact["equivariance/relative_error/flip"].value == 0
+    assert "equivariance/decibels/flip" not in exact, "infinite, which is no failure to measure"
     tiny = measured(Wave(4e-7), LOSS, images(8, 1, 8, 8), probe, steps=1)
     found = tiny["equivariance/relative_error/flip"]
     assert (found.verdict, found.note) == ("violated", "in float64; ") or (

@@ -316,3 +316,10 @@ class Lengths(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         r = x.norm(dim=-1)
         return torch.stack([r.sum(1), r.square().sum(1), r.amax(1)], 1)
+
+
+def test_the_worst_element_is_told_in_a_few_digits() -> None:
+    with pytest.raises(AssertionError) as failed:
+        assert_equivariant(lambda x: x[:, 0] + x[:, 1], normal(4, 5, 3), SE3())
+    told = str(failed.value).split(" at ")[1].split("\n")[0]
+    assert re.fullmatch(r"[(), \d.e-]+", told) and not re.search(r"\d{5}", told)
