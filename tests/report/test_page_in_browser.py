@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from eqtoolbox.report import Run, write_page
+from eqtoolbox.report.drawing import PALETTE
 from eqtoolbox.sinks.jsonl import RunDirectory
 from tests.report.runs import PANELS, series
 
@@ -267,26 +268,23 @@ def test_a_heat_map_has_its_colours_in_their_places(ask: Ask, tmp_path: Path) ->
         run.array(step, "conservation/unit_drift/rescale", np.array([0.0, 0.5, -0.5]) * (step == 2))
     run.close()
     told = ask(
-        """drawAll();
-        const place = $("units-rescale"), [picture] = place.layout.images, shown = new Image();
-        shown.src = picture.source;
-        await shown.decode();
-        const canvas = document.createElement("canvas");
-        [canvas.width, canvas.height] = [3, 3];
-        const pen = canvas.getContext("2d", { willReadFrequently: true });
-        pen.imageSmoothingEnabled = false;
-        pen.drawImage(shown, 0, 0, 3, 3);
-        const colours = [0, 1, 2].map(row => [...pen.getImageData(2, row, 1, 1).data]);
+        """const painted = [], pen = CanvasRenderingContext2D.prototype;
+        pen.fillRect = function (x, y) { painted.push([this.fillStyle, x, y]); };
+        const place = $("units-rescale");
         place.note.textContent = cell(place.map, 2.2, 0.9);
-        return [colours, place.note.textContent, place.layout.yaxis.range];""",
+        draw(place);
+        return [painted, place.note.textContent, place.layout.yaxis.range];""",
         of=write_page(Run(tmp_path / "run"), tmp_path / "map.html"),
     )
-    (none, red, blue), note, (low, high) = told
-    assert none[3] < 40  # nearly transparent
-    assert red[0] > 2 * red[2]
-    assert blue[2] > 2 * blue[0]
+    painted, note, (low, high) = told
     assert note == "step 2, unit 1: 50 %"
     assert (low, high) == (2.5, -0.5)  # the first unit on top
+    assert len(painted) == 9
+    last = [cell for cell in painted if cell[1] == max(x for _, x, _ in painted)]
+    assert [y for *_, y in last] == [0, 200, 400]
+    none, red, blue = (colour for colour, *_ in last)
+    assert float(none.removesuffix(")").split(",")[3]) < 0.15  # nearly transparent
+    assert (red, blue) == (PALETTE[1], PALETTE[0])
 
 
 def test_a_phone_needs_no_sideways_scrolling(rich_page: Path, tmp_path: Path) -> None:
