@@ -206,9 +206,9 @@ def test_layers_are_drawn_in_order_with_their_floor(make_run: MakeRun) -> None:
     assert line["x"] == [pytest.approx(1e-7), 0.4, 0.3]  # an exact zero: a decade below the floor
     assert floor["x"] == [1e-6] * 3
     far = [series(f"{name}/{layer}", [0.5], floor=1e-6) for layer in sizes]
-    figure = page_of(make_run(*far)).figures["equivariance-layer_error"]
-    assert len(figure["data"]) == 1
-    assert "noise floor" in figure["layout"]["annotations"][0]["text"]
+    page = page_of(make_run(*far))
+    assert len(page.figures["equivariance-layer_error"]["data"]) == 1
+    assert "Noise floor 10⁻⁶, 5 decades below." in page.text
 
 
 def test_a_page_needs_no_headline(make_run: MakeRun, tmp_path: Path) -> None:
