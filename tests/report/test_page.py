@@ -75,6 +75,13 @@ def test_the_page_is_one_file_that_loads_nothing(rich_page: Path) -> None:
     assert not re.search(r"url\(|@import", rich_page.read_text().split("</style>")[0])
 
 
+def test_every_link_leads_somewhere(rich_page: Path) -> None:
+    html = rich_page.read_text()
+    anchors = [r[1:] for r in Page(html).resources if r.startswith("#")]
+    assert {"stability", "conservation-drift", "equivariance", "findings"} <= set(anchors)
+    assert [a for a in anchors if f'id="{a}"' not in html] == []
+
+
 def test_the_reader_of_pages_sees_a_foreign_resource() -> None:
     page = Page('<img src="https://example.org/a.png"><link href="//cdn/x.css">')
     assert page.resources == ["https://example.org/a.png", "//cdn/x.css"]
@@ -206,9 +213,9 @@ def test_layers_are_drawn_in_order_with_their_floor(make_run: MakeRun) -> None:
     assert line["x"] == [pytest.approx(1e-7), 0.4, 0.3]  # an exact zero: a decade below the floor
     assert floor["x"] == [1e-6] * 3
     far = [series(f"{name}/{layer}", [0.5], floor=1e-6) for layer in sizes]
-    figure = page_of(make_run(*far)).figures["equivariance-layer_error"]
-    assert len(figure["data"]) == 1
-    assert "noise floor" in figure["layout"]["annotations"][0]["text"]
+    page = page_of(make_run(*far))
+    assert len(page.figures["equivariance-layer_error"]["data"]) == 1
+    assert "Noise floor 10⁻⁶, 5 decades below." in page.text
 
 
 def test_a_page_needs_no_headline(make_run: MakeRun, tmp_path: Path) -> None:
