@@ -13,9 +13,11 @@ PICTURES = {
     "charges": (("causes-rescale", "units-rescale"), (900, 435)),
 }
 CSS = """<style>
-header, h2, footer, nav, section > :not(.panels) {{ display: none !important }}
+header, h2, footer, nav, .bar, .cards, .tools {{ display: none !important }}
+section > :not(.panels) {{ display: none !important }}
 body, main, section, .panels, .panel {{ border: 0 !important; margin: 0 !important }}
 main, section {{ padding: 6px 12px !important; max-width: none !important }}
+.panel {{ grid-column: {column} !important }}
 .panel:not(:has({panels})) {{ display: none !important }}
 section:not(:has({panels})) {{ display: none !important }}
 </style>"""
@@ -24,7 +26,8 @@ section:not(:has({panels})) {{ display: none !important }}
 def draw(page: Path, browser: str) -> None:
     """Each picture from a page that shows its panels alone."""
     for name, (panels, (width, height)) in PICTURES.items():
-        css = CSS.format(panels=", ".join(f"#{panel}" for panel in panels))
+        column = "auto" if len(panels) > 1 else "1 / -1"
+        css = CSS.format(panels=", ".join(f"#{panel}" for panel in panels), column=column)
         shown = page.with_name(f"{name}.html")
         shown.write_text(page.read_text().replace("</head>", f"{css}</head>", 1))
         command = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqtoolbox.report.words import raised
+from eqtoolbox.report.words import number, plural, raised, typeset
 
 # On each page a contrast of 3 and more; told apart with any of the three kinds of colour blindness,
 # by lightness where not by hue, and by the dash that each colour has.
@@ -17,6 +17,7 @@ DASHES = ("solid", "9px,3px", "10px,3px,2px,3px", "5px,3px", "16px,4px", "14px,3
 GREY = "#7d8590"
 WIDE = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 EXTREME = 1.5  # ratio of the whole span to the usual one from which the extremes are left out
+FAR = 30.0  # times a floor from which lines leave it undrawn: empty decades would say no more
 POINTS = 1500  # a trace; a panel is at most about a thousand pixels wide
 
 
@@ -73,6 +74,23 @@ def usual(lines: Sequence[Sequence[float | None]], share: float = 0.95) -> dict[
         return {}
     room = 0.08 * (high - low)
     return {"range": [low - room, high + room]}
+
+
+def far_below(lowest: float, floor: float, suffix: str = "") -> dict[str, Any] | None:
+    """A note of a floor that is so far below all lines that it is not drawn; None where it is near.
+
+    Example:
+        >>> far_below(0.1, 2e-7)["text"], far_below(1e-6, 2e-7)
+        ('↓ noise floor 2·10⁻⁷, 5 decades below', None)
+    """
+    if not 0 < FAR * floor < lowest:
+        return None
+    below = plural(math.floor(math.log10(lowest / floor)), "decade")
+    return {
+        "text": typeset(f"↓ noise floor {number(floor, 2)}{suffix}, {below} below"),
+        "xref": "paper", "yref": "paper", "x": 1, "y": 0, "xanchor": "right",
+        "yanchor": "bottom", "showarrow": False, "font": {"size": 11, "color": GREY},
+    }  # fmt: skip
 
 
 def faded(colour: str, opacity: float) -> str:

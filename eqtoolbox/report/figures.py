@@ -10,9 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqtoolbox.record.record import Record, Verdict
-from eqtoolbox.report.drawing import GREY, PALETTE, POINTS, dash, faded, plain, thinned, ticks
+from eqtoolbox.report.drawing import (
+    GREY,
+    PALETTE,
+    POINTS,
+    dash,
+    faded,
+    far_below,
+    plain,
+    thinned,
+    ticks,
+)
 from eqtoolbox.report.explained import explained
-from eqtoolbox.report.words import number, plural, printable, symmetry, typeset, words
+from eqtoolbox.report.words import number, printable, symmetry, typeset, words
 
 if TYPE_CHECKING:
     from eqtoolbox.report.log import Log
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
 ALIKE = 1.5  # ratio up to which floors are drawn as one
 FEW = 40  # points up to which each is marked
 MANY = 5  # lines from which on each has a small figure of its own
-FAR, FIRST = 30.0, 0.05  # times the floor, from which nearly all of the lines leave it undrawn
+FIRST = 0.05  # share of the heights that may be nearer to a floor that is not drawn
 
 Figure = dict[str, Any]
 
@@ -110,8 +120,7 @@ class Plot:
     def floors(self, traces: Sequence["Curve"], colours: Sequence[str]) -> None:
         """Add noise floors as dotted lines that share one legend entry; equal ones as one.
 
-        On a logarithmic axis floors far below all lines are told in words: decades of empty paper
-        would say no more.
+        On a logarithmic axis floors far below all lines are told in words.
         """
         first, heights = len(self.data), self._positive()
         lowest = float(np.quantile(heights, FIRST)) if heights else 0.0
@@ -120,13 +129,8 @@ class Plot:
         if len(drawn) > 1 and max(sizes) < ALIKE * min(sizes):
             drawn = [(drawn[0][0], GREY)]
         top = max(sizes, default=0.0) * self.scale
-        if self.log and not self.zeros and top and lowest > FAR * top:
-            below = plural(math.floor(math.log10(lowest / top)), "decade")
-            said = typeset(f"↓ noise floor {number(top, 2)}{self.suffix}, {below} below")
-            self.notes.append({
-                "text": said, "xref": "paper", "yref": "paper", "x": 1, "y": 0, "xanchor": "right",
-                "yanchor": "bottom", "showarrow": False, "font": {"size": 11, "color": GREY},
-            })  # fmt: skip
+        if self.log and not self.zeros and (note := far_below(lowest, top, self.suffix)):
+            self.notes.append(note)
             return
         for trace, colour in drawn:
             floor, steps = trace.numbers("floor"), trace.steps

@@ -25,6 +25,8 @@ STATES = {
 def verdict(run: Log, findings: Sequence[Finding]) -> str:
     """Whether the run learned, and how much is wrong, in a sentence or two."""
     signs = Signs(run)
+    if not findings and not signs.losses[1].size:
+        return ""
     said = STATES[signs.state]
     if signs.state == "not finite":
         said += f": loss or parameters are not finite from step {signs.lost_at} on"
@@ -34,7 +36,7 @@ def verdict(run: Log, findings: Sequence[Finding]) -> str:
     alarms, warnings = (sum(f.level == x for f in findings) for x in ("alarm", "warning"))
     counted = [plural(n, word) for n, word in ((alarms, "alarm"), (warnings, "warning")) if n]
     if not counted:
-        return f"{said}. No alarm and no warning." if findings else ""
+        return f"{said}. No alarm and no warning."
     gravest = next(f for f in findings if f.level == ("alarm" if alarms else "warning"))
     return f"{said}. {listing(counted)}; the first: {_clause(gravest)}."
 

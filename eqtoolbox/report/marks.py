@@ -17,9 +17,12 @@ BORN = 0.05  # share of the run, at its start, in which the loss moves by itself
 
 
 def marks(run: Log) -> list[dict[str, Any]]:
-    """Steps to mark, by step: {"step", "kind": "event" or "spike", "text"}."""
+    """Steps to mark, by step: {"step", "kind": "event" or "spike", "text"}.
+
+    What is told of the first or the last step, such as what could not be read, marks none.
+    """
     gravity = {"error": 0, "warning": 1}
-    told = [e for e in run.events if type(e.get("step")) is int and 0 < e["step"] <= run.last_step]
+    told = [e for e in run.events if type(e.get("step")) is int and 0 < e["step"] < run.last_step]
     told = sorted(told, key=lambda e: gravity.get(str(e.get("kind")), 2))[:MOST]
     found = [
         {"step": e["step"], "kind": "event", "text": str(e.get("message", "")).split("\n")[0]}

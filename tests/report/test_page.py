@@ -1,5 +1,6 @@
 """The page: one file without network, every panel that has data, drawn in a real browser."""
 
+import hashlib
 import json
 import re
 import sys
@@ -12,13 +13,16 @@ import pytest
 
 from eqtoolbox.record.record import Record
 from eqtoolbox.report import Run, write_page
-from eqtoolbox.report.page import content, publish
+from eqtoolbox.report.figures import MANY
+from eqtoolbox.report.finding import Finding
+from eqtoolbox.report.page import LAYOUT, content, publish
 from tests.report.runs import PANELS, STALE, UNCERTAIN, missing, series
 
 pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 MakeRun = Callable[..., Run]
+SHA256 = "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"
 
 
 class Page(HTMLParser):
@@ -149,6 +153,73 @@ def test_a_section_may_hold_tables(make_run: MakeRun, tmp_path: Path) -> None:
     assert "<caption>Accuracy</caption>" in html
     assert '<td class="n">−0.5</td>' in html
     assert "&lt;b&gt;first&lt;/b&gt;" in html
+
+
+def test_the_library_is_the_published_one_with_its_licence() -> None:
+    code = (LAYOUT / "plotly-basic.min.js").read_bytes()
+    assert b"Licensed under the MIT license" in code[:300]
+    assert "Permission is hereby granted" in (LAYOUT / "plotly-LICENSE").read_text()
+    # of plotly.js-basic-dist-min 4.1.1 on npm
+    assert hashlib.sha256(code).hexdigest() == SHA256
+
+
+def test_many_lines_get_figures_of_their_own(make_run: MakeRun) -> None:
+    def multiples(count: int) -> list[Any]:
+        rows = [series(f"noether/first_order/f{i}", [1e-9, 2e-9], floor=1e-8) for i in range(count)]
+        layout = page_of(make_run(*rows)).figures["noether-first_order"]["layout"]
+        return list(layout.get("meta", {}).get("multiples", []))
+
+    assert multiples(MANY) == []
+    assert [traces for _, traces in multiples(MANY + 1)] == [[i] for i in range(MANY + 1)]
+    assert multiples(MANY + 1)[0][0] == "f0 1.5·10⁻⁹ holds"
+
+
+def test_a_floor_far_below_is_told_and_not_drawn(make_run: MakeRun) -> None:
+    def drawn(error: float) -> tuple[int, list[str]]:
+        rows = series("equivariance/relative_error/flip", [error] * 2, floor=1e-7)
+        figure = page_of(make_run(rows)).figures["equivariance-relative_error"]
+        return len(figure["data"]), [note["text"] for note in figure["layout"]["annotations"]]
+
+    assert drawn(0.2) == (1, ["↓ noise floor 10⁻⁷, 6 decades below"])
+    assert drawn(1e-6) == (2, [])
+
+
+def test_axes_say_what_they_show_and_in_which_unit(rich_page: Path) -> None:
+    titles = {
+        slug: figure["layout"]["yaxis"]["title"]["text"]
+        for slug, figure in Page(rich_page.read_text()).figures.items()
+        if slug != "seconds"
+    }
+    assert titles["eigenvalues"] == "eigenvalue (loss per parameter²)"
+    assert titles["conservation-drift"] == "drift (%)"
+    assert titles["stability"] == "stability (dimensionless)"
+    assert all(re.fullmatch(r".+ \(.+\)", title) for title in titles.values())
+
+
+def test_layers_are_drawn_in_order_with_their_floor(make_run: MakeRun) -> None:
+    name = "equivariance/layer_error/flip"
+    sizes = {"00.stem": 0.0, "01.conv": 0.4, "02.10": 0.3}
+    rows = [series(f"{name}/{layer}", [size], floor=1e-6) for layer, size in sizes.items()]
+    figure = page_of(make_run(*rows)).figures["equivariance-layer_error"]
+    line, floor = figure["data"]
+    assert line["y"] == floor["y"] == ["stem", "conv", "10"]
+    assert line["text"] == ["0", "0.4", "0.3"]
+    assert line["x"] == [pytest.approx(1e-7), 0.4, 0.3]  # an exact zero: a decade below the floor
+    assert floor["x"] == [1e-6] * 3
+    far = [series(f"{name}/{layer}", [0.5], floor=1e-6) for layer in sizes]
+    figure = page_of(make_run(*far)).figures["equivariance-layer_error"]
+    assert len(figure["data"]) == 1
+    assert "noise floor" in figure["layout"]["annotations"][0]["text"]
+
+
+def test_a_page_needs_no_headline(make_run: MakeRun, tmp_path: Path) -> None:
+    shown = content(make_run(series("training/loss", [2.0, 1.0])))
+    for key in ("verdict", "answers", "cards", "groups", "marks", "happened"):
+        del shown[key]
+    shown["good"] = [Finding(level="good", text="All is well.")]
+    page = Page(publish(shown, tmp_path / "bare.html").read_text())
+    assert page.plots == {"loss"}
+    assert "good All is well." in page.text
 
 
 def test_panels_without_data_are_left_out(make_run: MakeRun) -> None:

@@ -43,7 +43,7 @@ function built(place) {
     if (place.steps) base.shapes.push(...marks.map(mark => line(mark, n > 1 ? n : "")));
   }
   if (title) base.annotations.push({
-    text: [title, ...figure.told ?? []].join(width < 500 ? "<br>" : "  "), xref: "paper", yref: "paper", x: 0, y: 1, xanchor: "left", yanchor: "bottom",
+    text: [title, ...figure.told ?? []].join(width < 500 ? "<br>" : "  "), xref: "paper", yref: "paper", x: 0, y: 1, xanchor: "left", yanchor: "bottom", align: "left",
     yshift: figure.cells > 1 ? 24 : 6, showarrow: false, font: { size: 11.5, color: ink("--soft") },
   });
   if (root.classList.contains("printing")) Object.assign(base, { width, height: place.clientHeight });
@@ -78,10 +78,15 @@ const line = (mark, n) => ({
   line: { width: 1, color: ink(mark.kind === "spike" ? "--alarm" : "--soft"), dash: mark.kind === "spike" ? "solid" : "dot" },
 });
 
+function shape(count, width) {
+  const columns = Math.max(1, Math.min(count, Math.floor(width / 190)));
+  return { columns, rows: Math.ceil(count / columns) };
+}
+
 // Many lines: each in a small figure of its own, all on the same axes, named where it is drawn.
 function spread(figure, width) {
   const { layout, data } = figure, cells = layout.meta.multiples, [strong, soft] = [ink("--ink"), ink("--soft")];
-  const columns = Math.max(1, Math.min(cells.length, Math.floor(width / 190))), rows = Math.ceil(cells.length / columns);
+  const { columns, rows } = shape(cells.length, width);
   const { xaxis, yaxis } = layout, every = Math.ceil((yaxis.tickvals?.length ?? 0) / 4);
   if (every > 1) for (const list of ["tickvals", "ticktext"]) yaxis[list] = yaxis[list].filter((_, i) => i % every === 0);
   const named = new Set(cells.flatMap(([, own]) => own)), drawn = [], origin = [];

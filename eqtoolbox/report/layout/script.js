@@ -39,6 +39,7 @@ function zoom(steps) {
 document.getElementById("all-steps").addEventListener("click", () => zoom(null));
 
 // One cursor for all figures: a line at the step that the mouse points to.
+const pointed = document.getElementById("pointed");
 const axes = place => Array.from({ length: place.figure.cells }, (_, i) => ["xaxis", "yaxis"].map(name => place._fullLayout[name + (i ? i + 1 : "")]));
 function point(place, event) {
   const box = place.getBoundingClientRect(), [left, top] = [event.clientX - box.left, event.clientY - box.top];
@@ -46,6 +47,8 @@ function point(place, event) {
   const pair = axes(place).find(([x, y]) => inside(x, left) && inside(y, top));
   const step = pair ? pair[0].p2d(left - pair[0]._offset) : null;
   visible.forEach(other => { if (other.steps) cursor(other, step); });
+  const near = pair && marks.find(mark => Math.abs(pair[0].d2p(mark.step) - pair[0].d2p(step)) < 4);
+  pointed.textContent = near ? `step ${near.step}: ${near.text}` : pair ? `step ${Math.round(step)}` : "";
   if (place.map) place.note.textContent = pair ? cell(place.map, step, pair[1].p2d(top - pair[1]._offset)) : "";
 }
 function cursor(place, step) {
@@ -103,7 +106,10 @@ places.forEach(place => {
   const figure = JSON.parse(place.source), { data, layout } = figure, lines = data.filter(trace => trace.yaxis !== "y2");
   Object.assign(place, { rods: [], hidden_: new Set(), steps: layout.xaxis.title?.text === "step", map: data.find(trace => trace.type === "heatmap") });
   if (layout.height) place.style.height = `${layout.height}px`;
-  if (layout.meta?.multiples) place.classList.add("multiples");
+  if (layout.meta?.multiples) {
+    place.classList.add("multiples");
+    place.style.minHeight = `${90 + 128 * shape(layout.meta.multiples.length, place.clientWidth).rows}px`;
+  }
   if (place.map) place.parentElement.append(place.note = Object.assign(document.createElement("p"), { className: "small note" }));
   const logarithmic = layout.yaxis.type === "log";
   const positive = lines.every(trace => trace.type === "scatter" && !trace.stackgroup && trace.y.every(y => y === null || y > 0));
@@ -117,7 +123,10 @@ places.forEach(place => {
   tool(place, "PNG", "Download a picture", () => picture(place));
   if (place.steps) {
     place.addEventListener("mousemove", event => place.figure && requestAnimationFrame(() => point(place, event)));
-    place.addEventListener("mouseleave", () => visible.forEach(other => other.steps && cursor(other, null)));
+    place.addEventListener("mouseleave", () => {
+      pointed.textContent = "";
+      visible.forEach(other => other.steps && cursor(other, null));
+    });
   }
   watcher.observe(place);
 });

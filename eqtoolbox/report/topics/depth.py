@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eqtoolbox.report.drawing import GREY, PALETTE, dash, plain, ticks
+from eqtoolbox.report.drawing import GREY, PALETTE, dash, far_below, plain
 from eqtoolbox.report.figures import Figure, Key, Panel
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.trace import Curve, traces
@@ -23,27 +23,31 @@ def layer_panels(run: Log) -> Iterator[Panel]:
         data, keys = _lines(found)
         floors = {layer: t.last.floor for group in found.values() for layer, t in group.items()}
         known = {layer: floor for layer, floor in floors.items() if floor}
-        sizes = [x for line in data for x in line["x"] if x] + list(known.values())
+        errors = [x for line in data for x in line["x"]]
+        note = far_below(min(errors), max(known.values(), default=0.0))
+        sizes = [x for x in errors if x] + ([] if note else list(known.values()))
         least = ZERO * min(sizes, default=1.0)
         for line in data:
             line["x"] = [x or least for x in line["x"]]
-        if known:
+        if known and not note:
             keys.append(Key(label="noise floor", colour=GREY, traces=(len(data),), dash="dot"))
             data.append({
                 "type": "scatter", "mode": "lines", "hoverinfo": "skip", "y": list(known),
                 "x": list(known.values()), "line": {"color": GREY, "width": 1.3, "dash": "dot"},
             })  # fmt: skip
-        marks = ticks(min(sizes, default=1.0), max(sizes, default=1.0))
-        tickvals, ticktext = zip(*marks, strict=True)
-        axis: Figure = {"type": "log", "tickvals": list(tickvals), "ticktext": list(ticktext)}
-        yield _panel(
-            "layer_error", data, keys, axis, "Equivariance error, layer by layer",
+        reading = (
             "Relative error of the network up to each layer, from the inputs at the top to the "
-            "outputs: the first layer beyond the dotted floor is where the symmetry breaks.",
-        )  # fmt: skip
+            "outputs: the first layer above its floor is where the symmetry breaks."
+        )
+        panel = _panel("layer_error", data, keys, "Equivariance error, layer by layer", reading)
+        panel.figure["layout"]["xaxis"] |= {"type": "log"} | ({} if note else {"dtick": 1})
+        if note:
+            note |= {"text": note["text"].replace("↓", "←"), "y": 1}
+            panel.figure["layout"]["annotations"] = [note]
+        yield panel
     if found := _by_symmetry(traces(run, "equivariance/layer_share")):
         yield _panel(
-            "layer_share", *_lines(found), {}, "Where the violation arises",
+            "layer_share", *_lines(found), "Where the violation arises",
             "What each layer adds to the Lie derivative of the network; the shares of a symmetry "
             "add up to 1, negative ones cancel others.",
         )  # fmt: skip
@@ -77,13 +81,13 @@ def _lines(found: Mapping[str, Layers]) -> tuple[list[Figure], list[Key]]:
 
 
 def _panel(
-    quantity: str, data: list[Figure], keys: Sequence[Key], axis: Figure, title: str, reading: str
+    quantity: str, data: list[Figure], keys: Sequence[Key], title: str, reading: str
 ) -> Panel:
     rows = list(dict.fromkeys(layer for line in data for layer in line["y"]))
     what = "share of the violation" if quantity == "layer_share" else "relative error so far"
     layout: dict[str, Any] = {
         "height": ROOM + ROW * len(rows),
-        "xaxis": {"title": {"text": f"{what} (dimensionless)"}, "showgrid": True} | axis,
+        "xaxis": {"title": {"text": f"{what} (dimensionless)"}, "showgrid": True},
         "yaxis": {
             "type": "category", "categoryarray": rows, "autorange": "reversed",
             "automargin": True, "title": {"text": "layer"}, "ticksuffix": "  ",
