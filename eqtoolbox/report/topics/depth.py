@@ -39,11 +39,9 @@ def layer_panels(run: Log) -> Iterator[Panel]:
             "Relative error of the network up to each layer, from the inputs at the top to the "
             "outputs: the first layer above its floor is where the symmetry breaks."
         )
+        reading += f" {note['text'].removeprefix('↓ ').capitalize()}." if note else ""
         panel = _panel("layer_error", data, keys, "Equivariance error, layer by layer", reading)
         panel.figure["layout"]["xaxis"] |= {"type": "log"} | ({} if note else {"dtick": 1})
-        if note:
-            note |= {"text": note["text"].replace("↓", "←"), "y": 1}
-            panel.figure["layout"]["annotations"] = [note]
         yield panel
     if found := _by_symmetry(traces(run, "equivariance/layer_share")):
         yield _panel(
@@ -87,7 +85,7 @@ def _panel(
     what = "share of the violation" if quantity == "layer_share" else "relative error so far"
     layout: dict[str, Any] = {
         "height": ROOM + ROW * len(rows),
-        "xaxis": {"title": {"text": f"{what} (dimensionless)"}, "showgrid": True},
+        "xaxis": {"title": {"text": f"{what} (dimensionless)"}, "showgrid": True, "nticks": 5},
         "yaxis": {
             "type": "category", "categoryarray": rows, "autorange": "reversed",
             "automargin": True, "title": {"text": "layer"}, "ticksuffix": "  ",
