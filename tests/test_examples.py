@@ -17,7 +17,9 @@ TEXTS = {
 EXAMPLES = {
     n: text.count(">>> ") - text.count(">>> #") for n, text in TEXTS.items() if ">>> " in text
 }
-FRAMEWORKS = {"integrations.keras": "keras", "integrations.lightning": "lightning"}
+FRAMEWORKS = {
+    f"integrations.{name}": name for name in ("keras", "lightning", "torchmetrics", "transformers")
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

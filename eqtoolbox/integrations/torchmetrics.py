@@ -94,14 +94,14 @@ class EquivarianceError(Metric):
                 generator=torch.Generator().manual_seed(self.seed),
                 check=shape == "None" or shape not in self._fits,
             )  # fmt: skip
-        if not found.squares:
+        if not found.sums:
             raise TypeError(
                 "EquivarianceError adds up batches of one output tensor, got several; give a "
                 "function that returns one of them"
             )
         self._fits.add(shape)
-        self.squares += torch.tensor(found.squares).to(self.squares)
-        self.energies += torch.tensor(found.energies).to(self.energies)
+        self.squares += self.squares.new_tensor(found.sums[0])
+        self.energies += self.energies.new_tensor(found.sums[1])
         self.floor = torch.maximum(self.floor, self.floor.new_tensor(found.floor))
 
     def compute(self) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from eqtoolbox.attach.attach import switched_off
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.integrations.extra import extra
@@ -115,6 +116,8 @@ class EqCallback(Validating, TrainerCallback):
     def add_to_card(self, card: Any) -> None:
         """Put the section on this run into a model card, in the place of an earlier one.
 
+        With EQTOOLBOX=off there is none, and the card stays as it is.
+
         Args:
             card: path of a README.md, made where it is missing; or a `huggingface_hub.ModelCard`,
                 which is changed and not saved. `create_model_card` and `push_to_hub` of the Trainer
@@ -125,6 +128,8 @@ class EqCallback(Validating, TrainerCallback):
         """
         if self.run_dir is None:
             raise ValueError("a model card needs records: give EqCallback(run_dir=...)")
+        if switched_off():
+            return
         section = model_card_section(Run(self.run_dir, topics=self._topics))
         if hasattr(card, "text"):
             card.text = with_section(card.text, section)

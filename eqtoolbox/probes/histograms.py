@@ -1,8 +1,9 @@
 """Histograms of weights and of their gradients."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ class Histograms(Probe):
     weight, gradient: largest magnitude of the parameters before the step, and of the gradient that
     the optimizer was given, with the histogram as the record's array: (2, 65), the edges of
     `eqtoolbox.record.bins` in the first row, counts and a 0 in the second. They are symmetric and
-    spaced by equal factors over six decades below that magnitude, with two bins around 0. Entries
-    that are not finite are in no bin; the fact `not_finite` counts them.
+    spaced by equal factors over six decades below that magnitude, with two bins around 0. Where
+    entries are not finite there is no largest; they are in no bin, and the fact `not_finite`
+    counts them.
 
     Nothing is evaluated: a due step costs two passes over what is drawn.
 
@@ -66,9 +68,13 @@ def _spread(quantity: str, given: Mapping[str, Tensor], names: list[str]) -> Ite
         at = edges(largest)
         counts = sum((_counts(part, torch.from_numpy(at)) for part in parts), torch.zeros(BINS))
         lost = sum(part.numel() for part in parts) - int(counts.sum())
-        facts = {"not_finite": lost} if lost else {}
         vector = packed(counts.numpy(), at)
-        yield Measurement(quantity, largest, name, vector=vector, facts=facts)
+        if lost:
+            note, facts = f"{lost} entries are not finite", {"not_finite": lost}
+            how: dict[str, Any] = {"status": "non_finite", "note": note, "facts": facts}
+            yield Measurement(quantity, math.nan, name, vector=vector, **how)
+        else:
+            yield Measurement(quantity, largest, name, vector=vector)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:

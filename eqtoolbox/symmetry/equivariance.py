@@ -135,8 +135,7 @@ def equivariance_error(
 
     base = compared(outputs)
     moments = OrbitMoments(base, symmetry.group.order, enumerated)
-    squares, energies, agreement = [], [], []
-    parts = Parts(layout)
+    squares, energies, agreement, parts = [], [], [], Parts(layout)
     ranks = symmetry.output_action is trivial and _ranked(outputs) and outputs.argmax(1)
     of_inputs = lambda x: compared(respond(function, x))
     seen = noise(of_inputs, inputs, base, generator)
@@ -188,8 +187,7 @@ def equivariance_error(
         mean_square=float(torch.stack(squares).mean()) / _compared(symmetry, outputs),
         consistency=float(torch.stack(agreement).mean()) if agreement else None,
         parts=parts.errors(),
-        squares=() if layout else tuple(torch.stack(squares).tolist()),
-        energies=() if layout else tuple(torch.stack(energies).tolist()),
+        sums=() if layout else (torch.stack(squares).tolist(), torch.stack(energies).tolist()),
         note=note,
     )
 

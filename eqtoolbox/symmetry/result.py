@@ -29,9 +29,9 @@ class EquivarianceResult:
     consistency: float | None = None  # [0, 1], same argmax as f(x); for (batch, K >= 2), R trivial
     parts: Mapping[str, float] = field(default_factory=dict)  # relative error of each output tensor
     loss_parts: Mapping[str, float] = field(default_factory=dict)  # %, of each; sums to the whole
-    # of one output tensor, for each element: sums over the batch, which those of batches add up to
-    squares: tuple[float, ...] = field(default=(), repr=False)  # |f(S_g x) - R_g f(x)|^2
-    energies: tuple[float, ...] = field(default=(), repr=False)  # |R_g f(x)|^2
+    # for each element, of one output tensor: |f(S_g x) - R_g f(x)|^2 and |R_g f(x)|^2, summed over
+    # the batch, so that those of several batches add up
+    sums: tuple[list[float], ...] = field(default=(), repr=False)
     note: str = ""  # what to mend before the numbers can be trusted
 
     _repr_html_ = notebook.by_fields

@@ -212,3 +212,17 @@ def test_a_model_card_gets_the_section_once(tmp_path: Path) -> None:
     assert str(card).count("## Training diagnostics") == 1 and card.data.license == "mit"
     with pytest.raises(ValueError, match="run_dir"):
         TrainerEqCallback().add_to_card(path)
+
+
+def test_a_trainer_that_is_switched_off_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQTOOLBOX", "off")
+    watching = probing(TrainerEqCallback, tmp_path / "run", validation=True)
+    trainer, trail = train(tmp_path, watching)
+    trainer.compute_loss = watching.loss(trainer.compute_loss)
+    trainer.train()
+    watching.add_to_card(tmp_path / "README.md")
+    assert len(trail.rows) == 4
+    assert not (tmp_path / "run").exists() and not (tmp_path / "README.md").exists()
+    assert not any(key.startswith("eqtoolbox/") for row in trainer.state.log_history for key in row)

@@ -80,7 +80,9 @@ def test_entries_that_are_not_finite_are_told_and_in_no_bin() -> None:
     (row,) = [r for r in sink.records if r.name == "histogram/gradient/0.weight"]
     (array,) = [a for _, n, a in sink.arrays if n == row.name]
     assert array[1].sum() == 46 and row.facts.number("not_finite") == 2
-    assert np.isfinite(row.value)
+    assert row.status == "non_finite"
+    (other,) = [r for r in sink.records if r.name == "histogram/weight/0.weight"]
+    assert other.status == "ok"
 
 
 def test_the_largest_weights_come_first_and_so_many_are_drawn() -> None:

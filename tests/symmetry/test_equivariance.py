@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -718,3 +719,17 @@ def test_names_follow_the_group_unless_given() -> None:
     assert TURN.name == "cyclic4"
     assert ROLL.name == "translation"
     assert replace(TURN, name="turns-of_32.px").name == "turns-of_32.px"
+
+
+def test_a_loss_may_ask_for_it_where_forward_derivatives_are_taken() -> None:
+    """As probes of curvature do: a mode of torch's would crash the process there."""
+    claim = Equivariance(Flip(), lambda g, x: x.flip(-1) if g else x, trivial)
+    model, x = torch.nn.Linear(3, 2), torch.randn(8, 3)
+    params = dict(model.named_parameters())
+    outside = equivariance_error(model, x, claim)
+    with forward_ad.dual_level():
+        duals = {n: forward_ad.make_dual(p.detach(), torch.ones_like(p)) for n, p in params.items()}
+        f = lambda x: torch.func.functional_call(model, duals, x)
+        found = equivariance_error(f, x, claim)
+    assert found.relative_error == pytest.approx(outside.relative_error)
+    assert found.verdict == outside.verdict == "violated"
