@@ -61,18 +61,16 @@ Answer = tuple[str, str]
 
 
 def _learned(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
-    signs = Signs(run)
+    signs, link = Signs(run), "loss" if "loss" in places.sections else ""
+    if signs.state == "not finite":
+        return f"No: loss or parameters are not finite from step {signs.lost_at} on.", link
+    if signs.state == "unknown":
+        return "", ""
+    said = {"learned": "Yes", "little": "A little"}.get(signs.state, "No")
     start, end = (number(level) for level in signs.level)
-    known = signs.state not in ("unknown", "not finite")
     idle = signs.constant_loss
-    beside = f"; the best constant output has {number(idle)}" if idle is not None and known else ""
-    yes = {
-        "learned": "Yes",
-        "little": "A little",
-        "not finite": f"No: not finite at {signs.lost_at}",
-    }
-    said = yes.get(signs.state, "" if signs.state == "unknown" else "No")
-    return (f"{said}. Loss {start} at the start, {end} at the end{beside}." if said else ""), "loss"
+    beside = "" if idle is None else f"; the best constant output has {number(idle)}"
+    return f"{said}. Loss {start} at the start, {end} at the end{beside}.", link
 
 
 def _symmetries(run: Log, findings: Sequence[Finding], places: Places) -> Answer:

@@ -54,8 +54,13 @@ class Places:
         return TRAINING
 
     def beside(self, finding: Finding) -> str:
-        """The panel, or the section, that shows the first drawn record behind a finding."""
-        return next((link for e in finding.evidence if (link := self.link(e.name))), "")
+        """The panel, or the section, that shows the first drawn record behind a finding.
+
+        What is found of the training as a whole stands beside its loss.
+        """
+        shown = next((link for e in finding.evidence if (link := self.link(e.name))), "")
+        whole = "loss" in self.sections and self.group(finding) == TRAINING
+        return shown or ("loss" if whole else "")
 
 
 def groups(findings: Iterable[Finding], places: Places) -> list[dict[str, Any]]:

@@ -51,7 +51,9 @@ def test_a_run_that_did_not_learn_is_not_said_to(
 ) -> None:
     run = make_run(series("training/loss", losses, every=1))
     assert verdict(run, run.findings()).startswith(said)
-    assert not any(a["answer"].startswith("Yes") for a in answers(run, [], places(run)))
+    told = {a["question"]: a["answer"] for a in answers(run, [], places(run))}
+    assert told.get("Did it learn?", "No")[:2] == "No"
+    assert ("at the end" in told.get("Did it learn?", "")) == (said == "It did not learn")
 
 
 def test_answers_tell_symmetries_charges_edge_and_what_to_do(rich_run: object) -> None:
@@ -93,6 +95,8 @@ def test_there_are_three_cards_at_most_and_each_leads_to_its_figure(make_run: Ma
     (first, other) = cards([*alike, warning("training/loss")], places(run))
     assert (first["text"], first["also"]) == (f"{names[0]}.", [f"{n}." for n in names[1:]])
     assert (other["link"], other["remedy"]) == ("loss", ("mend",))
+    (bare,) = cards([Finding(level="alarm", text="All is lost.")], places(run))
+    assert bare["link"] == "loss"
 
 
 def test_a_finding_stands_under_the_question_whose_figure_shows_it(make_run: MakeRun) -> None:

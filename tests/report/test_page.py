@@ -75,6 +75,13 @@ def test_the_page_is_one_file_that_loads_nothing(rich_page: Path) -> None:
     assert not re.search(r"url\(|@import", rich_page.read_text().split("</style>")[0])
 
 
+def test_every_link_leads_somewhere(rich_page: Path) -> None:
+    html = rich_page.read_text()
+    anchors = [r[1:] for r in Page(html).resources if r.startswith("#")]
+    assert {"stability", "conservation-drift", "equivariance", "findings"} <= set(anchors)
+    assert [a for a in anchors if f'id="{a}"' not in html] == []
+
+
 def test_the_reader_of_pages_sees_a_foreign_resource() -> None:
     page = Page('<img src="https://example.org/a.png"><link href="//cdn/x.css">')
     assert page.resources == ["https://example.org/a.png", "//cdn/x.css"]
