@@ -1,15 +1,20 @@
 """A trace without memory is the trace, and what it proposes is what is verified."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import eqtoolbox as eq
 from eqtoolbox.demos.gpt import GPT
+from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.tracing.ghost import NeedsNumbers, ghost_trace
 from eqtoolbox.weights.tracing.trace import trace
 from tests.symmetry.architectures import ConvNext, Gated, Skip
@@ -107,6 +112,21 @@ def test_what_is_proposed_without_numbers_holds_what_is_verified(kind: str) -> N
     assert {s.status for s in found} == {"proposed"}
     assert verified <= {(s.family, s.name, s.dimension) for s in found}
     assert "nothing was verified" in found.notes[-1]
+
+
+@pytest.mark.parametrize("mode", ["scale", "sign", "label"])
+def test_an_analysis_goes_with_its_last_use(mode: Literal["scale", "sign", "label"]) -> None:
+    model = GPT(8, 5).to("meta")
+    run = lambda p: (None, functional_call(model, p, torch.arange(5)[None]).square().sum())
+    traced = ghost_trace(run, dict(model.named_parameters()))
+    gc.disable()
+    try:
+        members_found, state = members(traced, mode)
+        gone = weakref.ref(state)
+        del members_found, state
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_parameters_on_meta_cannot_be_verified() -> None:

@@ -15,6 +15,7 @@ from eqtoolbox.weights.families.translation import Translation
 from eqtoolbox.weights.forms.diagonal import leg
 from eqtoolbox.weights.forms.linear import shift
 from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
+from eqtoolbox.weights.search import point
 from eqtoolbox.weights.search.equivariances import equivariances
 from eqtoolbox.weights.search.joint import Candidate, candidate, judged_together
 from eqtoolbox.weights.search.problem import Problem, posed
@@ -200,8 +201,11 @@ def normalised(bend: float, penalty: float) -> dict[str, str]:
 HOLD = {"a": "approximate", "b": "approximate", "c": "verified"}
 
 
-def test_what_an_epsilon_leaves_masks_nothing() -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_what_an_epsilon_leaves_masks_nothing(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bend and the penalty change the loss by less than the epsilon does."""
+    for kept in ("_KEPT_MODEL", "_KEPT_TENSOR") if large else ():
+        monkeypatch.setattr(point, kept, 0)
     assert normalised(bend=0.0, penalty=0.0) == HOLD
     assert normalised(bend=1e-7, penalty=0.0) == {**HOLD, "c": "broken"}
     assert normalised(bend=0.0, penalty=1e-7) == {**HOLD, "a": "broken"}

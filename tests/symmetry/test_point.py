@@ -30,10 +30,14 @@ def test_a_point_is_the_same_in_its_scope(
     assert not any(torch.equal(outside[n], other[n]) for n in given)
 
 
-def test_a_large_model_has_the_symmetries_of_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same model, with tensors that are made anew each time."""
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_large_model_has_the_symmetries_of_a_small_one(
+    normalised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same model, with tensors that are made anew each time; epsilons explain as much."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 3))
+    between = [nn.LayerNorm(100)] if normalised else []
+    model = nn.Sequential(nn.Linear(200, 100), *between, nn.ReLU(), nn.Linear(100, 3))
     batch = (torch.randn(60, 200), torch.arange(60) % 3)  # no unit is inert
     small = discover(model, batch)
     monkeypatch.setattr(point, "_KEPT_MODEL", 0)
@@ -42,3 +46,7 @@ def test_a_large_model_has_the_symmetries_of_a_small_one(monkeypatch: pytest.Mon
         (s.family, s.name, s.dimension, s.status) for s in small
     ]
     assert max(s.residual for s in large if s.status == "verified") < 1e-13
+    near = [(a, b) for a, b in zip(small, large, strict=True) if a.status == "approximate"]
+    assert {a.family for a, _ in near} == ({"scale", "homogeneity"} if normalised else set())
+    for a, b in near:
+        assert a.epsilon > 0 and b.epsilon == pytest.approx(b.residual, rel=1e-6)

@@ -48,13 +48,25 @@ class Term:
 
     def spread(self, coefficients: Tensor, like: Tensor) -> Tensor:
         """K_c as a tensor of this shape."""
+        return self._once(coefficients, like).expand_as(self._rows(like)).reshape(like.shape)
+
+    def added(self, coefficients: Tensor, tensor: Tensor) -> Tensor:
+        """The tensor, which is written over, plus K_c, which is not made."""
+        self._rows(tensor).add_(self._once(coefficients, tensor))
+        return tensor
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        before, stretches, after = self.grouped(tensor.shape)
+        return tensor.reshape(before, stretches, -1, after)
+
+    def _once(self, coefficients: Tensor, like: Tensor) -> Tensor:
+        """What is the same all along a stretch: (before, stretches, 1, after)."""
         before, stretches, after = self.grouped(like.shape)
-        rows = like.reshape(before, stretches, -1, after)
         device = coefficients.device
         parts = self.rates.to(coefficients) * coefficients[self.units.to(device)]
         zero = coefficients.new_zeros(before * stretches * after)
         made = zero.index_add(0, self.slots.to(device), parts).to(like)
-        return made.reshape(before, stretches, 1, after).expand_as(rows).reshape(like.shape)
+        return made.reshape(before, stretches, 1, after)
 
     def sums(self, tensor: Tensor) -> Tensor:
         """The sum of every slot, float64."""
@@ -85,9 +97,12 @@ class LinearForm(Form):
             for term in self.terms:
                 if term.name in tensors:
                     old = made.get(term.name, tensors[term.name])
-                    added = term.spread(coefficients, old)
-                    over = isinstance(tensors, Owned)
-                    made[term.name] = old.add_(added) if over else old + added
+                    over = isinstance(tensors, Owned) and old.is_contiguous()
+                    made[term.name] = (
+                        term.added(coefficients, old)
+                        if over
+                        else old + term.spread(coefficients, old)
+                    )
             return made
 
         return moved

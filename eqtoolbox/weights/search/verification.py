@@ -115,6 +115,8 @@ def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) ->
     if not isinstance(params, Point):
         with torch.no_grad():
             return valued(function, moved(params, moves))
+    if not params.whole:
+        give_back()
     there = moved(params, moves)
     if not params.whole:
         give_back()
