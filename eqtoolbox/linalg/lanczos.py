@@ -19,6 +19,11 @@ from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, norm
 from eqtoolbox.linalg.warm import WarmStart, begun
 
+MANY = 3  # pairs from which on two chains side by side cost less than one after the other
+DEEPER = (
+    2  # products of each of two, beyond those of a chain that has what was found out of its way
+)
+
 Start = Vector | Sequence[Vector] | WarmStart | None
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
@@ -68,7 +73,9 @@ def top_eigenpairs(
 
     A small residual proves an eigenpair, not the wanted one: one Krylov chain meets each eigenspace
     once, a `start` may lack the wanted vectors, and in a cluster a loose `tol` is met too early. So
-    fresh random chains orthogonal to what was found follow, until one of them finds nothing new.
+    fresh random chains orthogonal to what was found follow, until one of them finds nothing new. Of
+    three pairs and more the first two chains go side by side and serve each other, if there is time
+    for both; a third follows where two values may be one eigenvalue, met twice.
 
     Args:
         operator: H.
@@ -89,7 +96,8 @@ def top_eigenpairs(
             1e-2 in a search that goes on from an earlier one.
         max_vectors: Krylov vectors in memory, at least K + 2; default K + 8. One more is the vector
             to go on with, and one for each fresh chain; K + 2 more with a result to start from.
-        confirm: products of each fresh chain, 0 for none, after which `confirmed` stays False.
+        confirm: products of each fresh chain, two more where two go side by side; 0 for none, after
+            which `confirmed` stays False.
             Default 8, but 0 for a single pair (from each end) with a random start: its value cannot
             be affected.
         seconds: after which no further product is begun, once there are as many as pairs.
@@ -118,15 +126,25 @@ def top_eigenpairs(
     if confirm is None:
         confirm = 0 if start is None and k == 1 and lower <= 1 else 8
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    ends = time.perf_counter() + seconds
+    began = time.perf_counter()
+    ends = began + seconds
     krylov = _krylov(operator, capacity, generator, start)
+    side = 2 * (confirm + DEEPER) if confirm and start is None and count >= MANY else 0
+    if side:  # products that two chains take in turn
+        krylov.step()
+        side = side if side * (time.perf_counter() - began) < seconds else 0
+    if side:
+        krylov.refresh()
+
+    def step() -> bool:
+        return krylov.step(0 if krylov.matvecs < side else -1)
 
     settled: Tensor | None = None  # wanted values when the present fresh chain began
     confirmed, left, pending = False, 0, krylov.size > 0
     while not warm and krylov.size < count - 1:  # too few to look at
-        krylov.step()
+        step()
     while True:
-        goes_on = pending or krylov.step()
+        goes_on = pending or step()
         pending, ritz = False, krylov.ritz()
         order = _preference(ritz.values, which, k, lower)
         wanted = order[:count]
@@ -137,17 +155,20 @@ def top_eigenpairs(
         if settled is not None and (not there or left == 0 or not goes_on):
             moved = (ritz.values[wanted].sort().values - settled).abs().max() if there else 1
             confirmed, settled = there and float(moved) <= tol * size, None
+        both = krylov.matvecs >= side  # have gone as far as they shall
+        if there and side and both and settled is None:
+            confirmed = confirmed or _apart(ritz, wanted, 100 * operator.space.eps * size)
         everything = krylov.size == operator.size
         left_over = budget - count * operator.error_products
         most = left_over if time.perf_counter() < ends else count
         spent = krylov.matvecs >= max(count, most)
         if everything or confirmed or spent or (there and not confirm):
             break
-        if settled is None:
+        if both and settled is None:
             krylov.turn(ritz.weights[:, wanted[~converged]])
-        else:
+        elif both:
             krylov.follow()
-        if there and settled is None:
+        if there and both and settled is None:
             settled, left = ritz.values[wanted].sort().values, confirm
             krylov.restart(ritz, wanted)
             krylov.refresh()
@@ -155,6 +176,13 @@ def top_eigenpairs(
             krylov.restart(ritz, order[: count + (capacity - count) // 2])
     ordered = torch.cat([wanted[:k], wanted[k:].flip(0)])  # the smallest last
     return _result(operator, krylov, ritz, ordered, order[count:], accept, confirmed or everything)
+
+
+def _apart(ritz: Ritz, wanted: Tensor, rounding: float) -> bool:
+    """Whether no two of them may be one eigenvalue, met by two chains in its eigenspace."""
+    values, residuals = ritz.values[wanted], ritz.residuals[wanted]
+    gaps = (values[:, None] - values).abs() - residuals[:, None] - residuals
+    return bool((gaps.fill_diagonal_(math.inf) > rounding).all())
 
 
 def _result(

@@ -315,3 +315,16 @@ def test_a_search_whose_time_is_up_says_what_it_has_and_the_next_one_goes_on_fro
     whole = top_eigenpairs(H, 2, which="both", tol=1e-3, start=short)
     assert whole.values.tolist() == pytest.approx([*dense[:2], dense[-1]], abs=1e-3)
     assert whole.converged.all() and whole.confirmed
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_two_chains_side_by_side_cost_less_than_one_after_the_other(operator, copies):
+    """And what each meets once of an eigenspace is looked for once more."""
+    top = [5.0, 4.5, *[4.0] * copies, 3.5, 3.0]
+    H = operator([*top, *torch.linspace(0, 2.7, 300).tolist()])
+    alone, found = (top_eigenpairs(H, 5, confirm=c) for c in (0, 8))
+    assert found.confirmed and not alone.confirmed
+    assert found.values.tolist() == pytest.approx(top[:5], rel=1e-5)
+    assert (alone.values.tolist() == pytest.approx(top[:5], rel=1e-2)) == (copies == 1)
+    assert copies > 1 or 20 <= found.matvecs < alone.matvecs + 8
+    assert copies == 1 or found.matvecs >= 20 + 8
