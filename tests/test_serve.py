@@ -332,7 +332,7 @@ def test_a_growing_run_is_judged_at_leisure(runs: Path, monkeypatch: pytest.Monk
 
 def test_the_style_is_that_of_the_page(runs: Path) -> None:
     shown = text(client(runs), "/live.css")
-    assert "--paper" in shown and "prefers-color-scheme" in shown and "#index" in shown
+    assert "--paper" in shown and "light-dark(" in shown and "#index" in shown
 
 
 def test_pages_fetch_nothing_from_elsewhere(runs: Path) -> None:
