@@ -90,7 +90,8 @@ def attach(given: Arguments) -> Monitor:
         >>> monitor.close()
     """
     optimizers, model = optimizers_in(given.optimizer), _checked_model(given.model)
-    let_go(optimizers, given.run_dir, _caller())
+    counted = given.exist == "number" and not given.resume  # the run that is there is left alone
+    let_go(optimizers, None if counted else given.run_dir, _caller())
     _check(model, optimizers)
     _check_probe_batch(given, model)
     idle, off = other_process(), switched_off()

@@ -1,11 +1,14 @@
 """Place: which directory a run gets, and the forgotten monitors that stand in its way."""
 
 import builtins
+import re
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -15,7 +18,18 @@ from eqtoolbox.watch.journal import logger
 from eqtoolbox.watch.monitor import Monitor, monitors_of
 from eqtoolbox.watch.options import Exist
 
-_OPEN: "weakref.WeakKeyDictionary[Monitor, Path | None]" = weakref.WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is remembered of a monitor that was attached."""
+
+    place: Path | None
+    lines: tuple[str, ...]
+    execution: int | None
+
+
+_COUNT = re.compile(r"^<ipython-input-\d+-")  # a cell is called by its count and its text
+_OPEN: "weakref.WeakKeyDictionary[Monitor, _Opened]" = weakref.WeakKeyDictionary()
 
 
 def interactive() -> bool:
@@ -45,7 +59,8 @@ def placed(run_dir: Location, exist: Exist) -> Path:
 
 def opened(monitor: Monitor, run_dir: Path | None) -> None:
     """Remember a monitor until it is closed or forgotten by everybody."""
-    _OPEN[monitor] = None if run_dir is None else run_dir.resolve()
+    place = None if run_dir is None else run_dir.resolve()
+    _OPEN[monitor] = _Opened(place, _lines(monitor.attached_at), _execution())
 
 
 def let_go(
@@ -53,8 +68,10 @@ def let_go(
 ) -> None:
     """Close the monitors that an earlier run of the same cell left behind; says so in one line.
 
-    A person who runs a cell again means the new monitor: those of the same line, optimizer or
-    directory are closed. A program that attaches twice is told of its mistake instead.
+    A person who runs a cell again means the new monitor: those of the same lines in an earlier
+    execution, and those of the same optimizer or directory are closed. Several that one execution
+    attaches, in a loop or by a function of another cell, all live. A program that attaches twice
+    is told of its mistake instead.
     """
     if not interactive():
         return
@@ -68,8 +85,26 @@ def _in_the_way(
     optimizers: Sequence[torch.optim.Optimizer], wanted: Path | None, attached_at: str
 ) -> set[Monitor]:
     found = {m for optimizer in optimizers for m in monitors_of(optimizer)}
-    for monitor, place in [*_OPEN.items()]:
-        same = attached_at == monitor.attached_at or (wanted is not None and place == wanted)
-        if same and monitor.attached:
+    lines, execution = _lines(attached_at), _execution()
+    for monitor, known in [*_OPEN.items()]:
+        again = execution is not None and execution != known.execution and lines == known.lines
+        if monitor.attached and (again or (wanted is not None and known.place == wanted)):
             found.add(monitor)
     return found
+
+
+def _execution() -> int | None:
+    """Which execution of a cell this is; None where there are no cells."""
+    shell = getattr(builtins, "get_ipython", lambda: None)()
+    return getattr(shell, "execution_count", None)
+
+
+def _lines(attached_at: str) -> tuple[str, ...]:
+    """The lines of cells that lead to a call of `attach`, the outermost first, and the last one."""
+    typed, lines = vars(sys.modules["__main__"]), [attached_at]
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None:
+        if caller.f_globals is typed:
+            lines.insert(0, f"{caller.f_code.co_filename}:{caller.f_lineno}")
+        caller = caller.f_back
+    return tuple(_COUNT.sub("<ipython-input-", line) for line in lines)
