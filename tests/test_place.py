@@ -49,6 +49,40 @@ def test_runs_are_counted_up(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nb", "nb-2", "nb-3"]
 
 
+def test_runs_are_counted_up_from_here_past_files_and_what_is_left_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nb").mkdir()
+    (tmp_path / "nb" / "records.jsonl").write_text("")
+    (tmp_path / "nb-2").write_text("mine")
+    monkeypatch.chdir(tmp_path / "nb")
+    monitor = attached(Path("."), exist="number")
+    monitor.close()
+    assert (tmp_path / "nb-3" / "run.json").exists()
+    assert (tmp_path / "nb-2").read_text() == "mine"
+
+
+def test_of_two_that_count_up_at_the_same_time_each_gets_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["eqtoolbox.attach.place"], "_taken", lambda path: False
+    )  # seen by both
+    first, second = (attached(tmp_path / "nb", exist="number") for _ in range(2))
+    assert {first.run_dir, second.run_dir} == {tmp_path / "nb", tmp_path / "nb-2"}
+    first.close()
+    second.close()
+
+
+def test_what_is_left_of_a_run_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"step": 4, "name": "training/loss", "value": 1}\n')
+    (tmp_path / "run.json").symlink_to(tmp_path / "gone")
+    monitor = attached(tmp_path, exist="replace")
+    assert monitor.step == 0
+    monitor.close()
+    assert not (tmp_path / "run.json").is_symlink() and not (tmp_path / "gone").exists()
+
+
 def test_a_run_is_replaced_and_nothing_else_of_its_directory(tmp_path: Path) -> None:
     first = attached(tmp_path / "nb")
     trained(first)

@@ -1,10 +1,12 @@
 """Place: which directory a run gets, and the forgotten monitors that stand in its way."""
 
 import builtins
+import os
 import re
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -13,7 +15,7 @@ from types import FrameType
 import torch
 
 from eqtoolbox.expect.kinds import Location
-from eqtoolbox.sinks.jsonl import cleared
+from eqtoolbox.sinks.jsonl import RunDirectory, cleared
 from eqtoolbox.watch.journal import logger
 from eqtoolbox.watch.monitor import Monitor, monitors_of
 from eqtoolbox.watch.options import Exist
@@ -37,24 +39,37 @@ def interactive() -> bool:
     return hasattr(builtins, "__IPYTHON__") or hasattr(sys, "ps1")
 
 
-def placed(run_dir: Location, exist: Exist) -> Path:
-    """The directory that a new run gets where `run_dir` was asked for.
+def directory(run_dir: Location, exist: Exist, *, resume: bool, sync: bool) -> RunDirectory:
+    """The directory that a run gets where `run_dir` was asked for.
 
     Args:
         run_dir: the one that was asked for.
-        exist: "error" leaves it to whoever opens it; "number" takes the first of run, run-2,
-            run-3, ... without a run; "replace" removes the files of the run that is there.
+        exist: of a new run: "error" takes that or none; "number" the first of run, run-2, run-3,
+            ... that holds no run and that nobody takes meanwhile; "replace" removes the files of
+            the run that is there.
+        resume: whether the run that is there goes on.
+        sync: of `RunDirectory`.
 
     Raises:
-        FileExistsError: the run that is to be replaced is being written.
+        FileExistsError: the run that is to be replaced is being written, or is not to be.
+        OSError: the directory cannot be written.
     """
     path = Path(run_dir)
-    if exist == "number":
-        names = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in count(1))
-        return next(p for p in names if not (p / "run.json").exists())
-    if exist == "replace" and (path / "run.json").exists():
+    if exist == "number" and not resume:
+        path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+        for n in count(1):
+            free = path if n == 1 else path.with_name(f"{path.name}-{n}")
+            if not _taken(free):
+                with suppress(FileExistsError):  # a file, or another run by now
+                    return RunDirectory(free, sync=sync)
+    if exist == "replace" and not resume and _taken(path):
         cleared(path)
-    return path
+    return RunDirectory(path, resume=resume, sync=sync)
+
+
+def _taken(path: Path) -> bool:
+    """Whether there is a run, or what is left of one."""
+    return any(os.path.lexists(path / name) for name in ("run.json", "records.jsonl"))
 
 
 def opened(monitor: Monitor, run_dir: Path | None) -> None:
