@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import eqtoolbox as eq
+import eqtoolbox.report
 
 HEAVY = ["scipy", "pandas", "plotly", "jinja2", "sklearn", "tqdm", "lightning", "transformers"]
 
@@ -85,3 +86,8 @@ def test_names_come_when_they_are_asked_for() -> None:
         "from eqtoolbox import *; assert attach is eq.attach and Run is eq.Run;"
         "assert not hasattr(eq, 'nothing') and not hasattr(eq, '__wrapped__')"
     )
+
+
+def test_every_public_name_is_where_it_is_said_to_be() -> None:
+    packages = [eq, eqtoolbox.report]
+    assert [n for p in packages for n in p.__all__ if not hasattr(p, n)] == []

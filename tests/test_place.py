@@ -2,7 +2,10 @@
 
 import builtins
 import logging
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,8 +32,12 @@ def trained(monitor: eq.Monitor, steps: int = 2) -> None:
 
 
 @pytest.fixture
-def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A shell, of which a cell is run again where its `execution_count` is another one."""
+    shell = SimpleNamespace(execution_count=1)
     monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
+    return shell
 
 
 def test_runs_are_counted_up(tmp_path: Path) -> None:
@@ -40,6 +47,40 @@ def test_runs_are_counted_up(tmp_path: Path) -> None:
         monitor.close()
         assert (tmp_path / name / "run.json").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nb", "nb-2", "nb-3"]
+
+
+def test_runs_are_counted_up_from_here_past_files_and_what_is_left_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nb").mkdir()
+    (tmp_path / "nb" / "records.jsonl").write_text("")
+    (tmp_path / "nb-2").write_text("mine")
+    monkeypatch.chdir(tmp_path / "nb")
+    monitor = attached(Path("."), exist="number")
+    monitor.close()
+    assert (tmp_path / "nb-3" / "run.json").exists()
+    assert (tmp_path / "nb-2").read_text() == "mine"
+
+
+def test_of_two_that_count_up_at_the_same_time_each_gets_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["eqtoolbox.attach.place"], "_taken", lambda path: False
+    )  # seen by both
+    first, second = (attached(tmp_path / "nb", exist="number") for _ in range(2))
+    assert {first.run_dir, second.run_dir} == {tmp_path / "nb", tmp_path / "nb-2"}
+    first.close()
+    second.close()
+
+
+def test_what_is_left_of_a_run_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"step": 4, "name": "training/loss", "value": 1}\n')
+    (tmp_path / "run.json").symlink_to(tmp_path / "gone")
+    monitor = attached(tmp_path, exist="replace")
+    assert monitor.step == 0
+    monitor.close()
+    assert not (tmp_path / "run.json").is_symlink() and not (tmp_path / "gone").exists()
 
 
 def test_a_run_is_replaced_and_nothing_else_of_its_directory(tmp_path: Path) -> None:
@@ -87,9 +128,10 @@ def test_what_to_do_with_a_run_is_one_of_three() -> None:
 
 @pytest.mark.parametrize("exist", ["replace", "number"])
 def test_a_cell_that_is_run_again_closes_the_monitor_of_the_last_time(
-    tmp_path: Path, notebook: None, caplog: pytest.LogCaptureFixture, exist: Any
+    tmp_path: Path, notebook: Any, caplog: pytest.LogCaptureFixture, exist: Any
 ) -> None:
     for again in range(3):
+        notebook.execution_count = again
         monitor = attached(tmp_path / "nb", exist=exist)
         forgotten = [r.getMessage() for r in caplog.records if "forgotten" in r.getMessage()]
         assert len(forgotten) == again
@@ -100,6 +142,40 @@ def test_a_cell_that_is_run_again_closes_the_monitor_of_the_last_time(
     assert monitor.run_dir is not None
     assert monitor.run_dir.name == ("nb" if exist == "replace" else "nb-3")
     assert eq.Run(monitor.run_dir).names()
+
+
+@pytest.mark.parametrize("home", [None, "nb"])
+def test_all_monitors_of_one_execution_live(
+    tmp_path: Path, notebook: Any, caplog: pytest.LogCaptureFixture, home: str | None
+) -> None:
+    place = home and tmp_path / home
+    monitors = [attached(place, exist="number") for _ in range(3)]
+    assert all(m.attached for m in monitors) and not caplog.records
+    for monitor in monitors:
+        monitor.close()
+
+
+CELLS = r"""
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+def cell(text):
+    shell.run_cell(text, store_history=True).raise_error()
+cell("from tests.test_place import attached\nmake = lambda: attached(None)")
+cell("a, b = make(), make()")
+cell("c = make()")
+cell("assert a.attached and b.attached and c.attached")
+cell("for m in (a, b, c): m.close()")
+for _ in range(2):
+    cell("x = make()\nkept = globals().get('kept') or x")
+cell("assert x is not kept and x.attached and not kept.attached")
+"""
+
+
+def test_cells_of_ipython_that_are_run_again_are_told_from_others() -> None:
+    pytest.importorskip("IPython")
+    done = subprocess.run([sys.executable, "-c", CELLS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_cell_that_attaches_to_the_same_optimizer_takes_over(

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import eqtoolbox as eq
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.report.topics.health import vital_panels
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.attention import Attention
@@ -141,6 +143,80 @@ def test_what_is_no_scalar_is_not_heard() -> None:
     for thing in (None, 3.0, torch.ones(2)):
         hearing.heard(thing)
     assert hearing.told(held_out=False) == []
+
+
+def elsewhere(kind: str, loss: nn.Module) -> None:
+    """Evaluate a loss where it has no number of its own."""
+    one = torch.ones(3)
+    if kind == "vmap":
+        torch.func.vmap(loss)(one.expand(5, 3), torch.zeros(5, 3))
+    elif kind == "vmap of grad":
+        torch.func.vmap(torch.func.grad(loss))(one.expand(5, 3), torch.zeros(5, 3))
+    elif kind == "fake":
+        with FakeTensorMode():
+            loss(torch.ones(3), torch.ones(3))
+    elif kind == "meta":
+        loss(one.to("meta"), one.to("meta"))
+    else:
+        loss(one * 1j, one)
+
+
+class Squares(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x - y).square().mean()
+
+
+@pytest.mark.parametrize("way", ["criterion", "decorated"])
+@pytest.mark.parametrize("kind", ["vmap", "vmap of grad", "fake", "meta", "complex"])
+def test_a_loss_without_a_number_of_its_own_costs_no_other_number(
+    tmp_path: Path, kind: str, way: str
+) -> None:
+    net, criterion = nn.Linear(4, 1), Squares()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    monitor = eq.attach(
+        net, optimizer, criterion=criterion if way == "criterion" else None,
+        run_dir=tmp_path / "run", budget=None, schedule=4, probes=PROBES,
+    )  # fmt: skip
+    other, losses = criterion, []
+    if way == "decorated":
+        other = monitor.loss(lambda x, y: criterion(x, y))
+        training = monitor.loss(lambda model, x, y: criterion(model(x), y))
+    for _ in range(6):
+        optimizer.zero_grad()
+        x, y = torch.randn(8, 4), torch.randn(8, 1)
+        loss = criterion(net(x), y) if way == "criterion" else training(net, x, y)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        for _ in range(50):
+            elsewhere(kind, other)
+    monitor.close()
+    run = eq.Run(tmp_path / "run")
+    told = [x for row in run.records("vital/losses") for x in row.facts["losses"]]
+    assert told == losses and len(run.records("curvature/sharpness")) == 2
+    assert not [e for e in run.events if e["kind"] == "error"]
+
+
+def test_what_the_loop_writes_into_its_loss_is_not_heard() -> None:
+    hearing, large = Hearing(), torch.arange(4.0)
+    for loss in (torch.tensor(3.0), large[1]):
+        hearing.heard(loss)
+        loss /= 10
+    assert hearing.told(held_out=False) == [3.0, 1.0]
+
+
+def test_losses_of_other_types_are_heard_as_numbers() -> None:
+    hearing = Hearing()
+    for value in (1.5, 2):
+        hearing.heard(torch.tensor(value))
+
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        with unobserved():
+            hearing.heard(x)
+        return x
+
+    torch.func.grad(inside)(torch.tensor(8.0))
+    assert hearing.told(held_out=False) == [1.5, 2.0, 8.0]
 
 
 @pytest.mark.parametrize(("scale", "entropy"), [(0.0, 1.0), (1e4, 0.0)])

@@ -15,7 +15,7 @@ from torch import nn
 
 from eqtoolbox.attach.config import PRESETS, overridden, resolve
 from eqtoolbox.attach.entry import describe
-from eqtoolbox.attach.place import let_go, opened, placed
+from eqtoolbox.attach.place import directory, let_go, opened
 from eqtoolbox.attach.spelled import spelled
 from eqtoolbox.attach.telling import Telling
 from eqtoolbox.expect.bounds import OWN
@@ -90,7 +90,8 @@ def attach(given: Arguments) -> Monitor:
         >>> monitor.close()
     """
     optimizers, model = optimizers_in(given.optimizer), _checked_model(given.model)
-    let_go(optimizers, given.run_dir, _caller())
+    counted = given.exist == "number" and not given.resume  # the run that is there is left alone
+    let_go(optimizers, None if counted else given.run_dir, _caller())
     _check(model, optimizers)
     _check_probe_batch(given, model)
     idle, off = other_process(), switched_off()
@@ -210,8 +211,7 @@ def _say_what_is_complex(model: nn.Module) -> None:
 
 def _open(run_dir: Location, given: Options) -> RunDirectory:
     try:
-        path = run_dir if given.resume else placed(run_dir, given.exist)
-        return RunDirectory(path, resume=given.resume, sync=given.sync)
+        return directory(run_dir, given.exist, resume=given.resume, sync=given.sync)
     except OSError as error:
         if error.errno is None:  # in our own words
             raise

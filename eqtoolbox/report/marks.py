@@ -6,7 +6,7 @@ import numpy as np
 
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.log import Log
-from eqtoolbox.report.words import number
+from eqtoolbox.report.words import number, printable
 
 MOST = 40  # marks of a kind; of more the gravest, or the highest
 BLOCK = 1 << 15  # windows whose losses are held at a time
@@ -25,8 +25,8 @@ def marks(run: Log) -> list[dict[str, Any]]:
     told = [e for e in run.events if type(e.get("step")) is int and 0 < e["step"] < run.last_step]
     told = sorted(told, key=lambda e: gravity.get(str(e.get("kind")), 2))[:MOST]
     found = [
-        {"step": e["step"], "kind": "event", "text": str(e.get("message", "")).split("\n")[0]}
-        for e in told
+        {"step": e["step"], "kind": "event", "text": printable(text.split("\n")[0])}
+        for e, text in ((e, str(e.get("message", ""))) for e in told)
     ]
     return sorted([*found, *spikes(run)], key=lambda mark: mark["step"])
 

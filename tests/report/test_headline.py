@@ -130,9 +130,9 @@ def test_spikes_are_found_and_noise_is_none(make_run: MakeRun) -> None:
 def test_events_are_marked_but_those_of_the_start(make_run: MakeRun) -> None:
     events = [
         {"step": step, "kind": "info", "probe": "monitor", "message": message}
-        for step, message in ((0, "attached"), (40, "first line\nsecond"), (900, "too late"))
+        for step, message in ((0, "attached"), (40, "first\u202e line\nsecond"), (900, "too late"))
     ]
     run = make_run(
         [Record(step=i, name="training/loss", value=1.0) for i in range(50)], events=events
     )
-    assert marks(run) == [{"step": 40, "kind": "event", "text": "first line"}]
+    assert marks(run) == [{"step": 40, "kind": "event", "text": "first\\u202e line"}]

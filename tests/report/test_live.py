@@ -113,6 +113,8 @@ def test_a_sparkline_shows_extremes_and_what_is_not_finite() -> None:
     assert spark(np.array([1.0, np.nan, 1.0]), 5) == f"{BARS[0]}{LOST}{BARS[0]}"
     assert spark(np.full(9, np.inf), 3) == 3 * LOST
     assert len(spark(np.random.default_rng(0).random(1000), 40)) == 40
+    assert spark(np.array([-1e308, 1e308, 1e308]), 2) == BARS[0] + BARS[-1]
+    assert [spark(np.ones(3), width) for width in (-4, 0)] == ["", ""]
 
 
 def test_what_to_try_is_said_once_and_not_of_notes(tmp_path: Path) -> None:

@@ -103,13 +103,17 @@ def spark(values: NDArray[np.float64], width: int, bars: str = BARS) -> str:
 
     Args:
         values: (n,), by step; what is not finite is an exclamation mark.
-        width: columns at most.
+        width: columns at most; below 1 nothing is drawn.
         bars: from low to high.
 
     Example:
         >>> spark(np.array([8.0, 6.0, 4.0, 2.0, np.nan, 1.0]), 10)
         '█▆▄▂!▁'
     """
+    if width < 1:
+        return ""
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    values = np.ldexp(values, -np.frexp(largest)[1])  # exact, and no sum below overflows
     stretches = np.array_split(values, min(width, len(values)))
     middle = np.array([np.median(s) if np.isfinite(s).all() else np.nan for s in stretches])
     known = middle[np.isfinite(middle)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
-from eqtoolbox.replay.thread.scope import current, unobserved
+from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.replay.unwrap import processes, unwrapped
 from eqtoolbox.replay.window import Window
 from eqtoolbox.watch.capture.catching import Catching, loss_of
@@ -69,8 +69,11 @@ class LossCapture(Catching):
         waiting = self.pending.waiting
 
         def hear(result: Any) -> None:
-            with unobserved():  # by modes of the user's
-                self.hearing.heard(loss_of(result))
+            if not traced():
+                try:
+                    self._heard(self.model, (), result)
+                except BaseException as error:
+                    self.fail(error)
 
         @functools.wraps(function)
         def caught(*args: Any, **kwargs: Any) -> Any:

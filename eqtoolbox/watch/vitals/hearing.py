@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 BLOCK = 256  # losses that are stacked at a time
 MOST = 12  # numbers that stand for the losses between two due steps
@@ -27,12 +28,22 @@ class Hearing:
         self._old: dict[bool, list[Tensor]] = {False: [], True: []}
 
     def heard(self, loss: Any) -> None:
-        """Keep a loss: of held-out data where no gradient is recorded."""
+        """Keep a loss: of held-out data where no gradient is recorded.
+
+        What has no real number of its own is passed over: a loss inside `torch.func.vmap`, of a
+        fake or meta tensor, a complex one.
+        """
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             return
+        if loss.is_meta or loss.is_complex() or isinstance(loss, FakeTensor):
+            return
+        while torch._C._functorch.is_functorch_wrapped_tensor(loss):
+            if torch._C._functorch.is_batchedtensor(loss):
+                return
+            loss = torch._C._functorch.get_unwrapped(loss)
         held_out = not torch.is_grad_enabled()
         new = self._new[held_out]
-        new.append(loss.detach())
+        new.append(loss.detach().clone())  # the loop may write into its own
         if len(new) >= BLOCK:
             self._old[held_out].append(_stacked(new))
             new.clear()
@@ -44,17 +55,15 @@ class Hearing:
         out is lost.
         """
         new, old = self._new[held_out], self._old[held_out]
-        blocks = [*old, *([_stacked(new)] if new else [])]
+        blocks = [block.cpu().double() for block in (*old, *([_stacked(new)] if new else []))]
         new.clear()
         old.clear()
-        if not blocks:
-            return []
-        values = torch.cat(blocks).cpu()
-        return thinned(values).tolist()
+        return thinned(torch.cat(blocks)).tolist() if blocks else []
 
 
 def _stacked(losses: list[Tensor]) -> Tensor:
-    return torch.stack([loss.reshape(()) for loss in losses]).double()
+    """On the device of the last; others of another device are copied there."""
+    return torch.stack([loss.reshape(()).to(losses[-1].device) for loss in losses])
 
 
 def thinned(values: Tensor, most: int = MOST) -> Tensor:

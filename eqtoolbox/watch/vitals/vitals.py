@@ -44,13 +44,16 @@ class Vitals:
         self._begun = -1  # step of the first loss that was not told yet
 
     def losses(self, step: int) -> None:
-        """Tell the losses of every step since the last time."""
-        for held_out, name in ((False, "losses"), (True, "held_out")):
-            values = self._hearing.told(held_out)
-            if values:
-                told = [v if math.isfinite(v) else "nan" for v in values]
-                facts = {"losses": told, "first": min(self._begun + 1, step)}
-                self._emit(name, values[-1], facts, always=True)
+        """Tell the losses of every step since the last time; that fails by itself alone."""
+        try:
+            for held_out, name in ((False, "losses"), (True, "held_out")):
+                values = self._hearing.told(held_out)
+                if values:
+                    told = [v if math.isfinite(v) else "nan" for v in values]
+                    facts = {"losses": told, "first": min(self._begun + 1, step)}
+                    self._emit(name, values[-1], facts, always=True)
+        except BaseException as error:
+            self._journal.failed(NAME, error)
         self._begun = step
 
     def take(self, snapshot: Snapshot, scale: float = 1.0) -> None:
