@@ -264,3 +264,17 @@ def test_a_run_that_loses_a_symmetry_is_not_one_in_which_nothing_is_unusual(
     found = make_run(signs_of(FALLING), rows, preset="standard").findings()
     assert "lost-symmetry" in {f.id for f in found}
     assert "nothing-unusual" not in {f.id for f in found}
+
+
+@pytest.mark.parametrize(("preset", "usual"), [("standard", True), (None, False)])
+def test_a_claim_that_is_violated_a_little_is_unusual(
+    preset: str | None, usual: bool, make_run: MakeRun
+) -> None:
+    rows = [
+        Record(step=s, name=f"equivariance/{name}/E3", value=value, floor=1e-7, verdict="violated")
+        for s in range(0, 150, 10)
+        for name, value in (("relative_error", 0.007), ("percent_of_loss", 0.001))
+    ]
+    found = make_run(signs_of(FALLING), rows, preset=preset).findings()
+    assert grave(make_run(signs_of(FALLING), rows, preset=preset)) == []
+    assert ("nothing-unusual" in {f.id for f in found}) is usual
