@@ -165,6 +165,20 @@ def test_a_disease_is_named_first_and_its_look_alike_is_not(
     assert id not in {f.id for f in make_run(signs_of(losses, **changed), **info).findings()}
 
 
+@pytest.mark.parametrize(("fall", "said"), [(0.0, "does not fall"), (0.25, "hardly falls")])
+def test_a_loss_that_falls_a_little_is_not_said_to_stay(
+    fall: float, said: str, make_run: MakeRun
+) -> None:
+    losses = [x - fall * min(1.0, k / 8) for k, x in enumerate(FLAT)]
+    rows = [
+        dataclasses.replace(r, facts=Facts({"weight": 5.0 * 0.8 ** (r.step / 10)}))
+        if r.name == "vital/weight_decay"
+        else r
+        for r in signs_of(losses, weight_decay=0.9)
+    ]
+    assert said in make_run(rows, **DECAY).findings()[0].text
+
+
 def test_every_disease_of_the_table_has_its_twins() -> None:
     assert sorted(row[0] for row in TWINS) == sorted(disease.id for disease in DISEASES)
     known = {disease.id for disease in DISEASES}

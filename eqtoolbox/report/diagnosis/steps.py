@@ -138,9 +138,10 @@ def decay_too_strong(signs: Signs) -> Symptom | None:
     kept = float(np.median(size[-5:]) / size[0])
     if kept > SHRUNK or decay * rate * signs.length < 1 - SHRUNK:
         return None
+    falls = "does not fall" if signs.idle else "hardly falls"
     text = (
         f"Weight decay is too strong: it shrank the weights to {percent(kept)} of their first "
-        f"norm, and the loss does not fall ({number(signs.level[1])} at the end)."
+        f"norm, and the loss {falls} ({number(signs.level[1])} at the end)."
     )
     return Symptom(text=text, names=names)
 
