@@ -251,6 +251,16 @@ def test_units_that_give_nothing_are_seen_behind_products_and_convolutions() -> 
     assert clamped.silent == {}
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_are_heard(kind: str) -> None:
+    torch.manual_seed(0)
+    net = getattr(nn, kind)(4, 4)
+    x = torch.randn(5, 3, 4)
+    heard = listen(lambda: net(x)[0].mean(), dict(net.named_parameters()))
+    assert "weight_hh_l0" in heard.order and heard.scales
+    assert all(0 < float(size) < 2 for size in heard.scales.values())
+
+
 def test_probabilities_are_told_from_logits() -> None:
     x, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     assert listen(lambda: F.cross_entropy(x.softmax(-1), y), {}).probabilities

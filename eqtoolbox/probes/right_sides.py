@@ -153,7 +153,7 @@ class RightSides:
             self._compare(there, group.families, group.left)
         there.release()
         for group in self._groups:
-            if group.lacked > HOLDS * self.noise[group.shared[0]]:
+            if group.shared and group.lacked > HOLDS * self.noise[group.shared[0]]:
                 self._apart(here, group.shared)
         self._groups.clear()
 

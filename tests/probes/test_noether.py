@@ -91,6 +91,15 @@ def test_epsilon_tells_itself_from_a_broken_symmetry() -> None:
         assert clamped[f"noether/{quantity}/scale"].verdict == "violated"
 
 
+def test_a_network_of_approximate_laws_alone_is_measured() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 3, bias=False), nn.BatchNorm1d(3, eps=EPS, affine=False))
+    records = {r.name: r for r in trained(model, blobs(), Noether(), 4)}
+    families = {name.split("/")[2] for name in records if name.startswith("noether/first_order/")}
+    assert families == {"scale"}, families
+    assert records["noether/epsilon/scale"].verdict == "holds"
+
+
 def test_a_smaller_epsilon_predicts_a_smaller_slope() -> None:
     slopes = []
     for eps in (1e-2, 1e-3):

@@ -165,6 +165,20 @@ def test_a_disease_is_named_first_and_its_look_alike_is_not(
     assert id not in {f.id for f in make_run(signs_of(losses, **changed), **info).findings()}
 
 
+@pytest.mark.parametrize(("fall", "said"), [(0.0, "does not fall"), (0.25, "hardly falls")])
+def test_a_loss_that_falls_a_little_is_not_said_to_stay(
+    fall: float, said: str, make_run: MakeRun
+) -> None:
+    losses = [x - fall * min(1.0, k / 8) for k, x in enumerate(FLAT)]
+    rows = [
+        dataclasses.replace(r, facts=Facts({"weight": 5.0 * 0.8 ** (r.step / 10)}))
+        if r.name == "vital/weight_decay"
+        else r
+        for r in signs_of(losses, weight_decay=0.9)
+    ]
+    assert said in make_run(rows, **DECAY).findings()[0].text
+
+
 def test_every_disease_of_the_table_has_its_twins() -> None:
     assert sorted(row[0] for row in TWINS) == sorted(disease.id for disease in DISEASES)
     known = {disease.id for disease in DISEASES}
@@ -237,3 +251,44 @@ def test_a_law_that_breaks_is_no_run_in_which_nothing_is_unusual(tmp_path: Path)
     )
     assert "nothing-unusual" in calm
     assert "nothing-unusual" not in odd and "broken-law" in odd
+
+
+@pytest.mark.parametrize(("decay", "rests", "told"), [(0.1, 0.9, 1), (1e-3, 0.9, 0), (0.1, 0.2, 0)])
+def test_decay_that_lets_a_run_learn_but_not_far_is_a_note(
+    decay: float, rests: float, told: bool, make_run: MakeRun
+) -> None:
+    losses = [rests + float(x) for x in FALLING]
+    option = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "weight_decay": decay}]}}
+    found = make_run(signs_of(losses, constant_loss=losses[0]), **option).findings()
+    assert [f.level for f in found if f.id == "decay-too-strong" and f.remedy] == ["note"] * told
+    assert ("nothing-unusual" in {f.id for f in found}) is not bool(told)
+
+
+def test_a_run_that_loses_a_symmetry_is_not_one_in_which_nothing_is_unusual(
+    make_run: MakeRun,
+) -> None:
+    lost = Facts({"lost": True, "keep": 0.78, "kept": 0.97})
+    rows = [
+        Record(step=s, name=f"equivariance/{name}/cyclic4", value=value, floor=1e-6, facts=facts)
+        for s in range(0, 150, 10)
+        for name, value, facts in (("relative_error", 0.4, Facts({})), ("growth", 1.8, lost))
+    ]
+    kept = make_run(signs_of(FALLING), rows[::2], preset="standard").findings()
+    assert "nothing-unusual" in {f.id for f in kept}
+    found = make_run(signs_of(FALLING), rows, preset="standard").findings()
+    assert "lost-symmetry" in {f.id for f in found}
+    assert "nothing-unusual" not in {f.id for f in found}
+
+
+@pytest.mark.parametrize(("preset", "usual"), [("standard", True), (None, False)])
+def test_a_claim_that_is_violated_a_little_is_unusual(
+    preset: str | None, usual: bool, make_run: MakeRun
+) -> None:
+    rows = [
+        Record(step=s, name=f"equivariance/{name}/E3", value=value, floor=1e-7, verdict="violated")
+        for s in range(0, 150, 10)
+        for name, value in (("relative_error", 0.007), ("percent_of_loss", 0.001))
+    ]
+    found = make_run(signs_of(FALLING), rows, preset=preset).findings()
+    assert grave(make_run(signs_of(FALLING), rows, preset=preset)) == []
+    assert ("nothing-unusual" in {f.id for f in found}) is usual

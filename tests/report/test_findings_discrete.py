@@ -53,6 +53,17 @@ def test_the_sign_of_the_margin_decides_between_merging_and_parting(
     assert "against -0.1 of decay" in finding.text
 
 
+def test_without_weight_decay_the_curvature_stands_against_nothing(make_run: MakeRun) -> None:
+    label = "2-4 units 2 and 5"
+    run = make_run(
+        series("discrete/distance/permutation", [0.02], note=label),
+        series("discrete/nearest/1", [0.02], note=label),
+        series("discrete/margin/1", [-0.05], stderr=1e-4, note=label),
+        series("discrete/normal_curvature/1", [-0.05], stderr=1e-4, note=label),
+    )
+    assert "(smallest curvature -0.05)" in the(run, label).text
+
+
 def test_a_pair_that_is_no_longer_near_is_not_told(make_run: MakeRun) -> None:
     label = "2-4 units 2 and 5"
     run = make_run(

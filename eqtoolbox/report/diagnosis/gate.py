@@ -8,6 +8,9 @@ from eqtoolbox.report.finding import BROKEN_LAW, Finding
 from eqtoolbox.report.words import number
 
 HARMLESS = ("beyond-edge", "near-units")  # while the loss falls
+UNUSUAL = (BROKEN_LAW, "decay-too-strong")  # also as notes
+LOST = "equivariance/growth"  # of a symmetry that the model had in this run
+CLAIMS = ("broken-symmetry", "lost-symmetry")  # of which somebody said that they hold
 NOTHING = "Nothing unusual was found, and the run learned: {} at the start, {} at the end."
 
 
@@ -34,8 +37,13 @@ def nothing(signs: Signs, found: Iterable[Finding]) -> list[Finding]:
     """That nothing is wrong, where the run learned and no finding warns."""
     if not signs.praised or signs.state != "learned":
         return []
-    if any(f.level in ("warning", "alarm") or f.id == BROKEN_LAW for f in found):
+    odd = UNUSUAL if signs.run.info.get("preset") else UNUSUAL + CLAIMS
+    if any(f.level in ("warning", "alarm") or f.id in odd or _lost(f) for f in found):
         return []
     text = NOTHING.format(*map(number, signs.level))
     evidence = signs.evidence("vital/losses") or signs.evidence("training/loss")
     return [Finding(level="good", text=text, evidence=evidence, id="nothing-unusual")]
+
+
+def _lost(finding: Finding) -> bool:
+    return any(evidence.name.startswith(LOST) for evidence in finding.evidence)

@@ -16,6 +16,8 @@ ALWAYS = 0.8  # share of steps
 HEAVY = 0.95  # momentum beyond which its memory may be longer than the run allows
 MEMORY = 0.05  # of the run: how long momentum may remember
 SHRUNK = 0.7  # of the weights' norm at the start
+FORGETS = 5e-3  # of the weights that decay takes a step: usual recipes take 1e-5 to 1e-3
+RESTS = 0.2  # of the loss of a model that learned nothing: what is left above it is much
 FAR = 3.0  # times its start: a loss that was so high was thrown there
 GROWN, MUCH = 2.0, 30.0  # times |w|² at the start
 THROWN = 5.0  # times the weights' norm at the start, in a run that learns nothing
@@ -130,14 +132,30 @@ def decay_too_strong(signs: Signs) -> Symptom | None:
     if decay <= 0 or share is None or size.size < 2 or signs.state == "not finite":
         return None
     rate = signs.option("lr") / (1 - min(signs.option("momentum"), 0.999))
+    names = ("vital/weight_decay", "vital/update_ratio")
+    if signs.state == "learned":
+        return _forgetful(signs, decay * rate, names)
     kept = float(np.median(size[-5:]) / size[0])
-    if kept > SHRUNK or decay * rate * signs.length < 1 - SHRUNK or signs.state == "learned":
+    if kept > SHRUNK or decay * rate * signs.length < 1 - SHRUNK:
         return None
+    falls = "does not fall" if signs.idle else "hardly falls"
     text = (
         f"Weight decay is too strong: it shrank the weights to {percent(kept)} of their first "
-        f"norm, and the loss does not fall ({number(signs.level[1])} at the end)."
+        f"norm, and the loss {falls} ({number(signs.level[1])} at the end)."
     )
-    return Symptom(text=text, names=("vital/weight_decay", "vital/update_ratio"))
+    return Symptom(text=text, names=names)
+
+
+def _forgetful(signs: Signs, taken: float, names: tuple[str, ...]) -> Symptom | None:
+    """Decay that lets a run learn, but no further than its few last steps can."""
+    rest = signs.level[1]
+    if taken < FORGETS or taken * signs.length < 1 or rest < RESTS * signs.best_idle:
+        return None
+    text = (
+        f"Weight decay is strong: lr times weight_decay is {number(taken, 2)} a step, so that the "
+        f"weights remember {number(1 / taken, 2)} steps only, and the loss rests at {number(rest)}."
+    )
+    return Symptom(text=text, names=names, level="note")
 
 
 def norms_grow(signs: Signs) -> Symptom | None:

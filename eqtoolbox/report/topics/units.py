@@ -115,7 +115,8 @@ def collapse(run: Log) -> Iterator[Finding]:
         why = f"margin {number(size)}"
         if bend is not None and bend.last.step == near.last.step:
             decay = size - bend.last.value
-            why = f"smallest curvature {number(bend.last.value)} against -{number(decay)} of decay"
+            against = f" against -{number(decay)} of decay" if decay else ""
+            why = f"smallest curvature {number(bend.last.value)}{against}"
             metric = bend.last.facts.text("metric")
             why += f", in the metric of {metric}" if metric else ""
         place = "equal" if alike else f"near each other (distance {number(near.last.value)})"

@@ -78,7 +78,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, name: str, given: dict[str, Any], result: Any) -> None:
         heard = self.heard
         if name in _PRODUCTS:
-            self._product(name, given, result)
+            self._product(name, given, result[0] if isinstance(result, tuple) else result)
         elif name in _RECTIFIERS and result.dim() > 1 and _from_zero(given):
             units = result.movedim(self.axis, 0).flatten(1)
             self._layered(heard.silent, (units <= 0).all(1).cpu())
