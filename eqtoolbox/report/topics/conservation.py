@@ -179,6 +179,7 @@ def _cause_panel(run: Log, family: str) -> Iterator[Panel]:
     for cause, t in shown.items():
         colour = CAUSE_COLOURS[cause]
         drawn: dict[str, Any] = {"width": 0, "dash": "solid"} if stacked else {}
+        drawn |= {"value": t.last.value} if any(shares.values()) else {}  # since the start
         plot.line(t, said[cause], colour, **drawn)
         if stacked:
             area = {"stackgroup": "causes", "fillcolor": faded(colour, 0.6), "mode": "lines"}
