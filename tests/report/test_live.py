@@ -122,7 +122,7 @@ def test_what_to_try_is_said_once_and_not_of_notes(tmp_path: Path) -> None:
     watching = Watching(Growing(write_run(tmp_path, rows)))
     levels = [f.level for f in watching.look(last=True).findings]
     assert levels == ["warning"] * 3
-    assert shown(watching, 200).count("Try: if the task has this") == 1
+    assert shown(watching, 200).count("Try: augment") == 1
 
 
 HOSTILE = "[red]x[/red] \x1b[31mred\x1b]8;;https://a.b\x07link \u202egnp :smile: [/nothing]\n\tend"

@@ -164,8 +164,8 @@ TOPIC = Topic(
     explanation="f(g x) against g f(x) for elements g of a group, relative to the outputs, beside "
     "the floor that rounding alone makes.",
     remedy=(
-        "if the task has this symmetry, augment the training data by these transformations",
-        "average the output over them, or use layers that are equivariant by construction",
+        "augment the training data by it, if the task has it",
+        "average the output over it, or use layers that are equivariant by construction",
     ),
     rules=(growth, unmeasured, equivariance),
     panels=(equivariance_panels, layer_panels),
