@@ -77,6 +77,14 @@ def test_explain_finds_what_is_meant(
     assert said in capsys.readouterr().out
 
 
+def test_explain_of_a_record_that_there_is_begins_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("curvature/stability", "conservation/drift/rescale"):
+        assert main(["explain", name]) == 0
+        assert capsys.readouterr().out.startswith(name.rsplit("/", 1)[0])
+
+
 def test_explain_without_a_name_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     from eqtoolbox.report.explained import meanings
 

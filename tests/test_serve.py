@@ -64,6 +64,12 @@ def test_the_index_shows_every_run_and_what_was_found(runs: Path) -> None:
     assert shown.index("finished") > 0 and 'data-what="loss" data-sort="9"' in shown
 
 
+def test_the_loss_is_found_behind_the_many_records_of_a_step(runs: Path) -> None:
+    many = [row for i in range(400) for row in series(f"conservation/charge/{i}", [1.0])]
+    write_run(runs / "wide", [*series("training/loss", [6.5]), *many])
+    assert 'data-what="loss" data-sort="6.5"' in text(client(runs), "/")
+
+
 def test_before_the_findings_are_made_the_index_is_there(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

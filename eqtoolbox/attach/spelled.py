@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 P = ParamSpec("P")
@@ -45,7 +46,10 @@ def spelled(arguments: Callable[P, A], others: Any) -> Callable[[Callable[[A], R
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
-                raise TypeError(f"{function.__name__}() {error}") from None
+                known = list(signature.parameters)
+                near = [m for k in kwargs if k not in known for m in get_close_matches(k, known, 1)]
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{function.__name__}() {error}{hint}") from None
             return function(arguments(*args, **kwargs))
 
         returned = inspect.signature(function).return_annotation

@@ -174,9 +174,9 @@ def _of_export(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument(
         "--to",
-        required=True,
+        default="csv",
         choices=("csv", "parquet", "sqlite"),
-        help='parquet needs pyarrow: pip install "eqtoolbox[parquet]"',
+        help='default: csv; parquet needs pyarrow: pip install "eqtoolbox[parquet]"',
     )
     parser.add_argument("-o", "--output", type=path, help="file (default: RUN/records.csv, ...)")
     as_json(parser)
@@ -238,7 +238,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json([vars(m) | {"letters": m.letters} for m in told])
         return
-    if name and known is None and not any(name in m.pattern.split("/") for m in found):
+    if name and not exact and not known and not any(name in m.pattern.split("/") for m in found):
         say(f"There is no record {name!r}; this is near:\n")
     if word is not None:
         say(f"{word}\n" if found else str(word))

@@ -120,10 +120,12 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
     Example:
         >>> [label for _, label in ticks(3e-8, 2e-5)]
         ['10⁻⁸', '10⁻⁷', '10⁻⁶', '10⁻⁵', '10⁻⁴']
+        >>> [label for at, label in ticks(0.17, 5.5) if 0.17 < at < 5.5]
+        ['0.2', '0.5', '1', '2', '5']
     """
     bottom, top = math.log10(low), math.log10(high)
     stride = max(1, math.ceil((top - bottom) / 6))
-    digits = (1, 2, 5) if top - bottom < 1.5 else (1,)
+    digits = (1, 2, 5) if top - bottom < 2 else (1,)
     first = math.floor(bottom) - math.floor(bottom) % stride
     powers = range(first, math.ceil(top) + stride, stride)
     return [(float(f"{d}e{p}"), power_of_ten(d, p)) for p in powers for d in digits]
@@ -136,7 +138,7 @@ def power_of_ten(digit: int, power: int) -> str:
         >>> power_of_ten(1, -7), power_of_ten(2, -8), power_of_ten(5, -1)
         ('10⁻⁷', '2·10⁻⁸', '0.5')
     """
-    if -3 < power < 4:
+    if -4 < power < 4:
         return f"{float(f'{digit}e{power}'):g}"
     ten = f"10{raised(power)}"
     return ten if digit == 1 else f"{digit}·{ten}"

@@ -87,7 +87,8 @@ class Plot:
             label: its name in the legend.
             colour: hexadecimal.
             judge: show the verdict in the legend.
-            style: mode, width and dash, that of the colour unless given; band=False for none.
+            style: mode, width and dash, that of the colour unless given; band=False for none;
+                value of the legend, the level of the trace unless given.
         """
         first = len(self.data)
         steps, values = trace.steps, trace.values
@@ -112,7 +113,7 @@ class Plot:
                 colour=colour,
                 traces=tuple(range(first, len(self.data))),
                 dash=drawn,
-                value=_short(trace.now * self.scale) + self.suffix,
+                value=_short(style.get("value", trace.now) * self.scale) + self.suffix,
                 verdict=trace.verdict if judge else None,
             )
         )

@@ -1,7 +1,9 @@
 """Glossary: what the words mean, from the one table that the command line and the docs share."""
 
 import difflib
+import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,6 +56,19 @@ def nearest(word: str) -> Word | None:
     words = {_plain(w): t for t in terms() for w in (t.pattern, *t.also)}
     close = difflib.get_close_matches(_plain(word), list(words), n=1, cutoff=0.8)
     return words[close[0]] if close else None
+
+
+def used(texts: Sequence[str]) -> list[Word]:
+    """The entries of the words that texts have, in their order; of a long word not its parts.
+
+    Example:
+        >>> [w.pattern for w in used(["Head rotation holds; implicit bias moved a charge."])]
+        ['head rotation', 'holds', 'implicit bias', 'charge']
+    """
+    known = {_plain(w): t for t in terms() for w in (t.pattern, *t.also)}
+    longest = "|".join(re.escape(w) for w in sorted(known, key=len, reverse=True))
+    said = re.finditer(rf"\b({longest})s?\b", _plain(" ".join(texts)))
+    return list({known[m[1]].pattern: known[m[1]] for m in said}.values())
 
 
 def markdown() -> str:

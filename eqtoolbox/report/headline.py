@@ -102,7 +102,9 @@ def _charges(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
     held = [words(f) for f, t in found.items() if judged(t.last) == "holds"]
     moved = {f: t for f, t in found.items() if words(f) not in held}
     moved = dict(sorted(moved.items(), key=lambda item: -abs(item[1].last.value)))
-    said = [f"Conserved to rounding: {listing(held)}" if held else "No charge to rounding"]
+    said = [
+        f"Conserved to rounding: {listing(held)}" if held else "No charge is conserved to rounding"
+    ]
     if moved:
         parts = [
             f"{words(f)} by {percent(abs(t.last.value))}{_cause(run, f)}" for f, t in moved.items()
@@ -125,7 +127,11 @@ def _cause(run: Log, family: str) -> str:
 def _edge(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
     name = "curvature/stability"
     told = [f for f in findings if any(e.name == name for e in f.evidence)]
-    return (told[0].text, places.link(name)) if told else ("", "")
+    if not told:
+        return "", ""
+    text = told[0].text
+    said = next(answer for where, answer in EDGE.items() if where in text)
+    return f"{said} {text}", places.link(name)
 
 
 def _next(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
@@ -136,6 +142,12 @@ def _next(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
     return f"{why[:1].upper()}{why[1:]}: {first.remedy[0]}.", places.beside(first)
 
 
+EDGE = {  # what the finding says, and how that answers the question
+    "beyond the edge": "Beyond it.",
+    "at the edge": "Yes.",
+    "it was above 1": "Not at the end, but before.",
+    "": "No.",
+}
 QUESTIONS: dict[str, Callable[[Log, Sequence[Finding], Places], Answer]] = {
     "Did it learn?": _learned,
     "Which symmetries hold?": _symmetries,

@@ -11,6 +11,7 @@ from eqtoolbox.record.files import Folder
 from eqtoolbox.report import several
 from eqtoolbox.report.drawing import DARK, PALETTE
 from eqtoolbox.report.explained import explained
+from eqtoolbox.report.glossary import used
 from eqtoolbox.report.header import facts, versions
 from eqtoolbox.report.headline import answers, verdict
 from eqtoolbox.report.marks import marks
@@ -140,7 +141,8 @@ def content(run: Run) -> dict[str, Any]:
     return {
         "title": run.path.resolve().name,
         "verdict": verdict(run, findings),
-        "answers": answers(run, findings, places),
+        "answers": (told := answers(run, findings, places)),
+        "words": used([f"{a['question']} {a['answer']}" for a in told]),
         "cards": cards(findings, places),
         "groups": groups(findings, places),
         "marks": marks(run),

@@ -220,7 +220,7 @@ class Budget:
         """What was spent of what is allowed, in words."""
         spent = f"{self.spent:.3g} s spent"
         if self.share is None:
-            return f"{spent}, {self.overhead:.1%} of training and set-up, no budget"
+            return f"{spent}: the set-up and {self.overhead:.1%} of the training time; no budget"
         allowed = f"{self.share:.1%} of {self.training:.3g} s of training"
         return f"{spent} of {self.allowed:.3g} s ({self.allowance:g} s and {allowed})"
 

@@ -63,7 +63,9 @@ def test_every_option_is_described_once_and_attach_shows_its_lines() -> None:
 
 
 def test_an_unknown_option_is_refused_by_the_name_of_the_function() -> None:
-    with pytest.raises(TypeError, match=r"attach\(\) got an unexpected keyword argument 'bugdet'"):
+    with pytest.raises(
+        TypeError, match=r"attach\(\) got an unexpected keyword argument 'bugdet'; .*'budget'\?"
+    ):
         eq.attach(nn.Linear(1, 1), None, bugdet=0.1)  # type: ignore[call-arg, arg-type]
     with pytest.raises(TypeError, match=r"attach\(\) missing a required argument: 'optimizer'"):
         eq.attach(nn.Linear(1, 1))  # type: ignore[call-arg]

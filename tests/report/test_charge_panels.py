@@ -14,7 +14,7 @@ from eqtoolbox.report.topics import conservation
 from eqtoolbox.report.topics.charges import STEPS, UNITS, charge_panels, strongest
 from eqtoolbox.sinks.jsonl import RunDirectory
 from tests.conftest import blobs, mlp
-from tests.report.runs import shown
+from tests.report.runs import series, shown, write_run
 
 NAME = "conservation/unit_drift/rescale"
 
@@ -104,3 +104,14 @@ def test_measured_and_predicted_drifts_lie_on_one_another(tmp_path: Path) -> Non
     assert len(predicted["x"]) >= 5
     for step, height in zip(predicted["x"], predicted["y"], strict=True):
         assert abs(height / at[step] - 1) < 1e-3
+
+
+def test_legends_of_sums_since_the_start_are_those_of_the_finding(tmp_path: Path) -> None:
+    rows = series("conservation/drift/scale", [0.01, 0.02, 0.03, 0.04, 0.09])
+    rows += series("conservation/share_decay/scale", [0.1, 0.2, 0.2, 0.2, 0.7])
+    rows += series("conservation/share_finite_step/scale", [0.9, 0.8, 0.8, 0.8, 0.3])
+    run = Run(write_run(tmp_path, rows))
+    (drift,), (causes,) = conservation.drift_panel(run), conservation.cause_panels(run)
+    assert [key.value for key in (*drift.keys, *causes.keys)] == ["9 %", "70 %", "30 %"]
+    (told,) = conservation.conservation(run)
+    assert "drifted 9 % since the start: 70 % weight decay, 30 % finite step" in told.text

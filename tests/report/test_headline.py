@@ -10,6 +10,7 @@ from eqtoolbox.report import Run
 from eqtoolbox.report.finding import Evidence, Finding
 from eqtoolbox.report.headline import answers, verdict
 from eqtoolbox.report.marks import marks, spikes
+from eqtoolbox.report.page import content
 from eqtoolbox.report.placed import TRAINING, Places, cards, groups
 from eqtoolbox.report.sections import sections
 from eqtoolbox.report.topics.loss import training_panel
@@ -71,9 +72,28 @@ def test_answers_tell_symmetries_charges_edge_and_what_to_do(rich_run: object) -
         "Conserved to rounding: translation. Moved: scale by 21 % (fin"
     )
     assert moved["link"] == "conservation-drift"
-    assert "at the edge" in told["Was the learning rate at the edge?"]["answer"]
+    assert told["Was the learning rate at the edge?"]["answer"].startswith("Yes. Sharpness")
     assert told["Was the learning rate at the edge?"]["link"] == "stability"
     assert "augment" in told["What to do next?"]["answer"]
+
+
+def test_the_edge_is_answered_before_it_is_explained(make_run: MakeRun) -> None:
+    for levels, said in (
+        ([0.1] * 9, "No. "),
+        ([0.1, 1.8, 1.9, *[0.3] * 6], "Not at the end, but before. "),
+        ([1.0] * 9, "Yes. "),
+        ([3.0] * 9, "Beyond it. "),
+    ):
+        rows = series("curvature/stability", levels), series("curvature/sharpness", levels)
+        run = make_run(*rows, info={})
+        (told,) = [a for a in answers(run, run.findings(), places(run)) if "edge" in a["question"]]
+        assert told["answer"].startswith(said), told
+
+
+def test_the_words_of_the_answers_are_explained(rich_run: object) -> None:
+    words = {word.pattern: word.meaning for word in content(Run(str(rich_run)))["words"]}
+    assert words.keys() >= {"scale", "translation", "finite step", "edge of stability"}
+    assert all(words.values()) and "hessian" not in words
 
 
 def test_an_approximate_law_is_said_to_hold_but_for_epsilon(make_run: MakeRun) -> None:

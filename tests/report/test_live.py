@@ -38,7 +38,7 @@ def test_a_glance_at_a_rich_run(rich_run: Path) -> None:
     assert glance.findings[0].level == "warning" and glance.findings[0].remedy
     by_name = {q.what: q for q in glance.quantities}
     assert list(by_name) == ["sharpness", "error, quarter turns", "drift, scale", "laws"]
-    assert "of 2/lr 40" in by_name["sharpness"].against  # 2 / 0.05
+    assert "of 2/lr = 40" in by_name["sharpness"].against  # 2 / 0.05
     assert by_name["error, quarter turns"].verdict == "violated"
     assert "worst of 3" in by_name["drift, scale"].against
     assert by_name["laws"].value == "9 of 9 hold" and by_name["laws"].verdict == "holds"
@@ -49,7 +49,7 @@ def test_momentum_has_a_threshold_that_is_not_two_over_lr(tmp_path: Path) -> Non
     rows = series("training/learning_rate", [0.1] * 5) + series("curvature/sharpness", [19.0] * 5)
     rows += series("curvature/stability", [0.5] * 5)
     (sharp,) = Watching(Growing(write_run(tmp_path, rows))).look().quantities
-    assert sharp.against == "50 % of threshold 38" and sharp.verdict == "below the edge"
+    assert sharp.against == "50 % of threshold = 38" and sharp.verdict == "below the edge"
 
 
 def test_a_broken_law_is_named(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def figures(shown: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_page_of_several_is_drawn_by_the_template_of_one(pair: list[Run]) -> None:
-    ours = {"verdict", "cards", "marks"}  # which the template does without
+    ours = {"verdict", "words", "cards", "marks"}  # which the template does without
     assert content(pair[0]).keys() - ours <= several.content(pair).keys()
 
 

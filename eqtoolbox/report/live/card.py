@@ -18,7 +18,7 @@ from eqtoolbox.report.live.shelf import Place, certain
 from eqtoolbox.report.run import Run
 from eqtoolbox.report.words import number
 
-LAST = 100  # records at the end among which step and loss are looked for
+LAST = 1000  # records at the end among which step and loss are looked for
 _SPARED = 20  # a run that grows is judged anew after as many times what it took
 _LEAST = 5.0  # and after so many seconds
 

@@ -133,7 +133,7 @@ def _curvature(run: Growing) -> Iterator[Quantity]:
     if level is not None and level.last.value > 0 and level.last.step == sharp.last.step:
         edge, rate = sharp.last.value / level.last.value, trace(run, "training/learning_rate")
         plain = rate is not None and math.isclose(edge * rate.last.value, 2.0, rel_tol=1e-3)
-        against = f"{percent(level.now)} of {'2/lr' if plain else 'threshold'} {number(edge)}"
+        against = f"{percent(level.now)} of {'2/lr' if plain else 'threshold'} = {number(edge)}"
         verdict = (
             "beyond the edge" if level.now >= BEYOND else "at the edge" if level.now >= EDGE else ""
         )

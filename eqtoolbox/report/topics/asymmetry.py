@@ -43,7 +43,7 @@ def asymmetry_panels(run: Log) -> Iterator[Panel]:
         ("share", "Weight of the violation in the gradient",
          "|G| / (|G| + |g|), G the gradient of the violation's part of the loss, g of the rest."),
         ("data", "Asymmetry of the data",
-         "Energy coefficient between the batch and its transformed self: near the dotted floor "
+         "Energy coefficient between the batch and its transformed self: near the noise floor "
          "the data look the same after the transformation."),
     )  # fmt: skip
     for quantity, title, reading in kinds:

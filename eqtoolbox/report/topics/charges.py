@@ -71,12 +71,13 @@ def drift_panel(run: Log) -> Iterator[Panel]:
     plot = Plot(last_step=run.last_step, log=True, scale=100.0, suffix=" %", measure="drift")
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(found))]
     for (family, drift), colour in zip(found.items(), colours, strict=True):
-        plot.line(drift, words(family), colour, judge=judged(drift.last) == "holds")
+        held = judged(drift.last) == "holds"
+        plot.line(drift, words(family), colour, judge=held, value=drift.last.value)
     plot.floors(list(found.values()), colours)
     plot.missing(run, [f"conservation/drift/{family}" for family in found])
     reading = (
         "Change of each family's charges since the start, relative to their size, on a "
-        "logarithmic axis; gradient flow would keep it near the dotted floor."
+        "logarithmic axis; gradient flow would keep it near the noise floor."
     )
     if found:
         yield plot.panel("conservation-drift", "Drift of conserved charges", reading)

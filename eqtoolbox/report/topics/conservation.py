@@ -60,7 +60,7 @@ def conservation(run: Log) -> Iterator[Finding]:
         far = ""
         if worst is not None and abs(worst.last.value) > OUTLIER * size > 0 and not _born(worst):
             which = worst.last.facts.text("which")
-            unit = f" in {which}" if which else ""
+            unit = f" in {'layer ' * which[0].isdigit()}{which}" if which else ""
             far = f"; the worst one by {percent(abs(worst.last.value))}{unit}"
             evidence.append(worst.latest())
         term = trace(run, f"conservation/symmetry/{family}")
@@ -179,6 +179,7 @@ def _cause_panel(run: Log, family: str) -> Iterator[Panel]:
     for cause, t in shown.items():
         colour = CAUSE_COLOURS[cause]
         drawn: dict[str, Any] = {"width": 0, "dash": "solid"} if stacked else {}
+        drawn |= {"value": t.last.value} if any(shares.values()) else {}  # since the start
         plot.line(t, said[cause], colour, **drawn)
         if stacked:
             area = {"stackgroup": "causes", "fillcolor": faded(colour, 0.6), "mode": "lines"}

@@ -134,7 +134,7 @@ def equivariance_panels(run: Log) -> Iterator[Panel]:
         "equivariance/relative_error",
         "Relative error",
         "How far f(gx) is from g f(x), relative to the output, on a logarithmic axis: near its "
-        "dotted floor a symmetry holds as far as can be seen, near 1.4 the two are unrelated.",
+        "noise floor a symmetry holds as far as can be seen, near 1.4 the two are unrelated.",
     )
     yield from by_target(
         run,
@@ -164,8 +164,8 @@ TOPIC = Topic(
     explanation="f(g x) against g f(x) for elements g of a group, relative to the outputs, beside "
     "the floor that rounding alone makes.",
     remedy=(
-        "augment the training data by these transformations",
-        "average the output over them, or use layers that are equivariant by construction",
+        "augment the training data by it, if the task has it",
+        "average the output over it, or use layers that are equivariant by construction",
     ),
     rules=(growth, unmeasured, equivariance),
     panels=(equivariance_panels, layer_panels),

@@ -122,7 +122,15 @@ def forecast_panel(run: Log) -> Iterator[Panel]:
         if family not in found:
             continue
         colour = PALETTE[i % len(PALETTE)]
-        plot.line(moved(found[family]), f"{words(family)}, measured", colour, width=6, dash="solid")
+        drift = moved(found[family])
+        plot.line(
+            drift,
+            f"{words(family)}, measured",
+            colour,
+            width=6,
+            dash="solid",
+            value=drift.last.value,
+        )
         plot.data[-1] |= {"opacity": 0.35, "mode": "lines"}
         key = replace(plot.keys.pop(), label=words(family))
         plot.line(moved(expected), f"{words(family)}, predicted", colour, width=1.4, dash="solid")

@@ -83,7 +83,7 @@ def gradient_panels(run: Log) -> Iterator[Panel]:
         "conservation/first_order",
         "First-order law of the training gradient",
         "Slope of the loss along the symmetry over the gradient's length, from the gradient that "
-        "the optimizer was given; near its dotted floor nothing but a symmetric loss shapes it.",
+        "the optimizer was given; near its noise floor nothing but a symmetric loss shapes it.",
     )
     yield from by_target(
         run,
@@ -92,7 +92,7 @@ def gradient_panels(run: Log) -> Iterator[Panel]:
         "conservation/epsilon",
         "What epsilon leaves of the training gradient's law",
         "The same of approximate symmetries, less what the epsilon of the normalisations predicts: "
-        "near its dotted floor nothing else shapes the gradient along them.",
+        "near its noise floor nothing else shapes the gradient along them.",
     )
 
 

@@ -160,7 +160,7 @@ def law_panels(run: Log) -> Iterator[Panel]:
             f"noether/{order}_order",
             f"{order.capitalize()}-order law",
             f"Residual of the identity that the symmetry imposes on the {vector}, on a "
-            "logarithmic axis: near its dotted floor the symmetry is exact.",
+            "logarithmic axis: near its noise floor the symmetry is exact.",
         )
     yield from by_target(
         run,
@@ -169,7 +169,7 @@ def law_panels(run: Log) -> Iterator[Panel]:
         "noether/epsilon",
         "What epsilon leaves unexplained",
         "First-order law of approximate symmetries less what the epsilon of the normalisations "
-        "predicts: near its dotted floor nothing else breaks the symmetry.",
+        "predicts: near its noise floor nothing else breaks the symmetry.",
     )
 
 

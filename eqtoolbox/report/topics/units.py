@@ -152,7 +152,7 @@ def discrete_panels(run: Log) -> Iterator[Panel]:
     if found:
         reading = (
             "Relative distance of the nearest units to a symmetric point: near 1 units are "
-            "unrelated, at the dotted floor two are duplicates."
+            "unrelated, at the noise floor two are duplicates."
         )
         yield plot.panel("discrete-distance", "Distance to symmetric points", reading)
     yield from _margins(run)
