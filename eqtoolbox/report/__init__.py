@@ -25,7 +25,7 @@ _HOME = {
     "Finding": "finding",
     "Run": "run",
     "Topic": "topic",
-    "model_card_section": "card",
+    "model_card_section": "model_card",
     "summary_data": "terminal",
     "summary_text": "terminal",
     "write_page": "page",
