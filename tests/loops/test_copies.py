@@ -155,9 +155,9 @@ def print_nothing(*given: Any) -> None:
 def test_two_monitors_of_one_criterion_conceal_their_hooks_each() -> None:
     criterion = nn.CrossEntropyLoss()
     one, two = attached(mlp(6, 3), criterion), attached(mlp(6, 3), criterion)
-    assert len(criterion._forward_hooks) == 2
+    assert len(criterion._forward_hooks) == 4, "of each one that hears and one that catches"
     one.close()
-    assert len(criterion._forward_hooks) == 1
+    assert len(criterion._forward_hooks) == 2
     assert len(copy.deepcopy(criterion)._forward_hooks) == 0
     two.close()
     assert vars(criterion._forward_hooks) == {}

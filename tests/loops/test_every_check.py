@@ -97,7 +97,7 @@ def test_cleared_gradients_are_good_at_every_check(tmp_path: Path, parts: int) -
     """Must fail: a loop that clears, however many micro-batches it adds up."""
     run, seen = train(tmp_path / "run", lambda step: True, parts=parts)
     good = about(run, "is the training loss")
-    assert good.level == "good"
+    assert good.level == "note", "labels are random: nothing of a run without signal is praised"
     assert "at 6 checks from step 0 to 25" in good.text
     assert not seen
 
