@@ -201,3 +201,16 @@ def test_a_program_that_attaches_twice_is_told_so(caplog: pytest.LogCaptureFixtu
         pytest.raises(ValueError, match="has a monitor already"),
     ):
         eq.attach(model, optimizer, criterion=nn.MSELoss())
+
+
+def test_the_run_of_a_monitor_is_read_while_it_goes_on(tmp_path: Path) -> None:
+    monitor = attached(tmp_path / "nb", schedule=1, budget=None)
+    trained(monitor)
+    assert isinstance(monitor.run, eq.Run)
+    assert monitor.run.last_step == 1
+    trained(monitor, steps=1)
+    assert monitor.run.last_step == 2
+    monitor.close()
+    assert monitor.run.findings()
+    with pytest.raises(ValueError, match="no run to read"):
+        _ = attached(None).run

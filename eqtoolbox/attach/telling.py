@@ -41,14 +41,14 @@ class Telling(Sink):
             return
         self._next = 2 * self._steps
         if self._wanted("hears"):
-            self._tell(self._read())
+            self._tell(self.reads())
 
     def close(self) -> None:
         if not self._steps or not self._wanted("hears"):
             return
         from eqtoolbox.report.model_card import level, model_card_section
 
-        run = self._read()
+        run = self.reads()
         self._tell(run)
         gravest, text = level(run), model_card_section(run)
         page = self._page(run) if self._wanted("shows") else None
@@ -59,7 +59,7 @@ class Telling(Sink):
         self.pass_on(lambda sink: found.append(getattr(sink, what)))
         return any(found)
 
-    def _read(self) -> "Run":
+    def reads(self) -> "Run":
         from eqtoolbox.report.run import Run  # which few trainings need
 
         return Run(self._path, topics=self._topics)

@@ -1,7 +1,7 @@
 """A sink: where records go."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ class Sink(ABC):
     """Takes records one by one; a sink that raises is disabled after one warning."""
 
     home: Path | None = None  # directory of a run that it keeps
+    reads: Callable[[], Any] | None = None  # that run, as it is now
     hears: ClassVar[bool] = False  # True: wants to be told what is found, by `found` and `conclude`
     shows: ClassVar[bool] = False  # True: and the page of the run
 

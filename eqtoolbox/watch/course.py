@@ -112,6 +112,11 @@ class Course:
         self._capture.fail = self._failed
         self._arm()
 
+    @property
+    def attached(self) -> bool:
+        """Whether it watches: not any more once it is detached or closed."""
+        return bool(self._handles)
+
     def _arm(self) -> None:
         """Find out what is due at the coming step, and what of it is paid for."""
         self._journal.step = self.step

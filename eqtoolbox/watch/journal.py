@@ -41,6 +41,7 @@ class Journal:
         self._process = os.getpid()
         self._sinks = list(sinks)
         self.home = next((sink.home for sink in sinks if sink.home), None)
+        self.reads = next((sink.reads for sink in sinks if sink.reads), None)
         self._on_error = on_error
         self._failures: dict[str, int] = {}
         self._warned: set[str] = set()

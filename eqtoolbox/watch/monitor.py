@@ -16,7 +16,7 @@ from eqtoolbox.expect.kinds import Natural, Positive
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.replay.eager import eager
-from eqtoolbox.replay.objective import LossFunction, Parameters
+from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.checkpoint import check_state
 from eqtoolbox.watch.course import Course
@@ -154,7 +154,7 @@ class Monitor(Course):
                 "monitor.observe(batch) with loss_fn= first"
             )
         started = time.perf_counter()
-        before = self._present()
+        before = self._watched.copied()
         with self._gate:
             snapshot = self._catch.snapshot(self.step, before, None, self._watched.named())
             written = [row for s in self.probes for row in self._runner.run(s.probe, snapshot)]
@@ -192,7 +192,7 @@ class Monitor(Course):
         started = self._clock.earn()
         with torch.inference_mode(False), self._gate:  # what is made in it has no derivatives
             batch = map_tensors(lambda x: x.clone() if x.is_inference() else x, batch)
-            snapshot = self._catch.held_out(self.step, self._present(), batch, loss_fn)
+            snapshot = self._catch.held_out(self.step, self._watched.copied(), batch, loss_fn)
             disabled = self._journal.disabled
             for probe in probes:
                 if probe.name not in disabled:
@@ -201,19 +201,17 @@ class Monitor(Course):
         self._journal.flush()
         self._clock.resume(started)
 
-    def _present(self) -> Parameters:
-        """Copies of the parameters as they are now."""
-        return {n: p.detach().clone() for n, p in self._watched.trainable().items()}
-
     @property
     def run_dir(self) -> Path | None:
         """The directory of the records, as it was taken; None where none is kept."""
         return self._journal.home
 
     @property
-    def attached(self) -> bool:
-        """Whether it watches: not any more once it is detached or closed."""
-        return bool(self._handles)
+    def run(self) -> Any:
+        """The run as its directory holds it now, an `eqtoolbox.Run`; ValueError without one."""
+        if self._journal.reads is None:
+            raise ValueError("there is no run to read; give attach(run_dir=...) a directory")
+        return self._journal.reads()
 
     def detach(self) -> None:
         """Take every hook off; the model and the optimizer are as they were."""

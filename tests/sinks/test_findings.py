@@ -71,7 +71,7 @@ def test_without_a_run_directory_or_a_tracker_that_hears_nothing_is_read_back(
     assert not seen.told and not seen.ends
     from eqtoolbox.attach.telling import Telling
 
-    monkeypatch.setattr(Telling, "_read", lambda self: pytest.fail("a look without a listener"))
+    monkeypatch.setattr(Telling, "reads", lambda self: pytest.fail("a look without a listener"))
     diverge(lambda numbers, step: None, tmp_path / "run")
     assert not (tmp_path / "run" / "report.html").exists()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.loss_parameters import LossParameters, clones
+from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.replay.reach.reach import modules_in
 
 
@@ -45,6 +46,10 @@ class Watched:
     def named(self) -> dict[str, Any]:
         """All parameters of the model, and those of the loss that are trained with it, by name."""
         return {**dict(self.model.named_parameters()), **self._trained}
+
+    def copied(self) -> Parameters:
+        """Copies of the trainable parameters as they are now."""
+        return {n: p.detach().clone() for n, p in self.trainable().items()}
 
     def trainable(self) -> dict[str, Any]:
         """Those that require gradients."""
