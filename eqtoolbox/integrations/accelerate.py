@@ -30,7 +30,8 @@ def attach(
         accelerator: the one that prepared the model and the optimizer.
         monitor: of these: `eqtoolbox.attach(model, optimizer, ...)`. To go on after `load_state`,
             attach it with `resume=True`.
-        select, histograms: what the trackers get, as in `eqtoolbox.sinks.as_sink`.
+        select: numbers that the trackers get, as in `eqtoolbox.sinks.as_sink`.
+        histograms: whether they draw histograms.
 
     Returns:
         The monitor.
