@@ -1,5 +1,6 @@
 """Small networks and data that many tests share."""
 
+import logging
 import random
 from collections.abc import Iterator
 from itertools import pairwise
@@ -33,6 +34,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> None:
+    """Warnings are logged, whatever a page of the documentation or a tracker configured."""
+    logger = logging.getLogger("eqtoolbox")
+    logger.disabled, logger.propagate = False, True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

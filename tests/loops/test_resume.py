@@ -65,11 +65,11 @@ def train(
 
 
 def rows(run_dir: Path) -> list[tuple[Any, ...]]:
-    """All but costs; symmetries are found anew, at other parameters, which their note tells."""
+    """All but costs, and losses, which an end tells of; symmetries are found anew."""
     return sorted(
         (r.step, r.name, r.status, repr(r.value), "" if "/dimension/" in r.name else r.note)
         for r in eq.Run(run_dir).records()
-        if not r.name.startswith("cost/")
+        if not r.name.startswith(("cost/", "vital/losses"))
     )
 
 
