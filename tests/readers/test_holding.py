@@ -69,8 +69,11 @@ from eqtoolbox.sinks.jsonl import RunDirectory
 store = RunDirectory(sys.argv[1])
 if len(sys.argv) > 2:
     import os
+    ran, runs = os.pipe()
     if os.fork() == 0:
+        os.write(runs, b"!")
         time.sleep(60)
+    os.read(ran, 1)  # a child that has not run yet has let go of nothing
 print("held", flush=True)
 time.sleep(60)
 """
