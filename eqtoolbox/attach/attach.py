@@ -91,7 +91,8 @@ def attach(given: Arguments) -> Monitor:
     """
     optimizers, model = optimizers_in(given.optimizer), _checked_model(given.model)
     counted = given.exist == "number" and not given.resume  # the run that is there is left alone
-    let_go(optimizers, None if counted else given.run_dir, _caller())
+    attached_at = _caller()
+    let_go(optimizers, None if counted else given.run_dir, attached_at)
     _check(model, optimizers)
     _check_probe_batch(given, model)
     idle, off = other_process(), switched_off()
@@ -113,7 +114,7 @@ def attach(given: Arguments) -> Monitor:
         sinks=[*([store] if store else []), *tells, *further],
         segment=store.segment if store else 0,
         step=store.next_step if store else 0,
-        attached_at=_caller(),
+        attached_at=attached_at,
         called=given.model,
     )
     opened(monitor, store.path if store else None)

@@ -20,9 +20,7 @@ from eqtoolbox.linalg.vectors import Vector, norm
 from eqtoolbox.linalg.warm import WarmStart, begun
 
 MANY = 3  # pairs from which on two chains side by side cost less than one after the other
-DEEPER = (
-    2  # products of each of two, beyond those of a chain that has what was found out of its way
-)
+DEEPER = 2  # products of each of two, beyond those of a chain that starts beside what was found
 
 Start = Vector | Sequence[Vector] | WarmStart | None
 Which = Literal["largest", "smallest", "both", "magnitude"]

@@ -3,6 +3,7 @@
 import html
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from eqtoolbox.report.finding import Findings
@@ -49,6 +50,10 @@ class Run(Log):
 
     def findings(self) -> Findings:
         """What the run shows, in plain words: alarms first, then warnings, notes, good news."""
+        return Findings(self._found)
+
+    @cached_property
+    def _found(self) -> Findings:
         return find(self, self.topics)
 
     def plot(self, name: str) -> Any:

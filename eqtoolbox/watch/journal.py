@@ -90,10 +90,17 @@ class Journal:
         unit: str = "1",
         note: str = "",
         facts: Mapping[str, Any] = NO_FACTS,
+        stderr: float | None = None,
     ) -> Record:
         """Write a number of the monitor's own."""
         row = Record(
-            step=self.step, name=name, value=value, unit=unit, note=note, facts=Facts(facts)
+            step=self.step,
+            name=name,
+            value=value,
+            stderr=stderr,
+            unit=unit,
+            note=note,
+            facts=Facts(facts),
         )
         return self.write(row)
 

@@ -73,7 +73,7 @@ class Growing(Run):
         for row in rows:
             self._table.add(row)
         self._table.close()
-        for cached in ("_names", "_arrays"):
+        for cached in ("_names", "_arrays", "_found"):
             self.__dict__.pop(cached, None)
         self.events += self._odd.events(self.last_step)
 

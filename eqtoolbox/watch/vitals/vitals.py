@@ -196,17 +196,26 @@ class Vitals:
             inner = (total * both - one * own) / two  # <g1, g2>, unbiased for |g|^2
             spread = own + rest / two**2 - 2 * inner  # |g1 - g2|^2 = tr S (1 / n1 + 1 / n2)
             self._halves.append((spread / (1 / one + 1 / two), inner))
-            noise, signal = np.mean(self._halves, axis=0)
-            if signal > 0:
-                facts = {"batch": int(total), "measurements": len(self._halves)}
-                self._emit("noise_scale", float(noise / signal), facts)
+            told = np.array(self._halves)
+            noise, signal = told.mean(0)
+            if signal > 0:  # of a ratio of means: scatter of noise - ratio signal, to first order
+                count, left = len(told), told @ [1.0, -noise / signal]
+                error = math.sqrt(float(left @ left) / max(count * (count - 1), 1)) / signal
+                facts = {"batch": int(total), "measurements": count}
+                stderr = float(error) if count > 1 else None
+                self._emit("noise_scale", float(noise / signal), facts, stderr=stderr)
 
     def _emit(
-        self, name: str, value: float, facts: Mapping[str, Any] | None = None, always: bool = False
+        self,
+        name: str,
+        value: float,
+        facts: Mapping[str, Any] | None = None,
+        always: bool = False,
+        stderr: float | None = None,
     ) -> None:
         if always or math.isfinite(value):
             known = {k: v for k, v in (facts or {}).items() if _finite(v)}
-            self._journal.emit(f"{NAME}/{name}", value, facts=known)
+            self._journal.emit(f"{NAME}/{name}", value, facts=known, stderr=stderr)
 
 
 def _evenly(of_layers: dict[str, list[Any]]) -> dict[str, Any]:
