@@ -101,6 +101,7 @@ def test_the_numbers_of_a_step_are_those_of_its_parameters(tmp_path: Path) -> No
     first = {n: run.records(f"vital/{n}")[0] for n in ("gradient_norm", "update_ratio")}
     length = math.sqrt(sum(float(g.square().sum()) for g in slopes))
     assert first["gradient_norm"].value == pytest.approx(length, rel=1e-5)
+    assert run.records("vital/update_norm")[0].value == pytest.approx(0.1 * length, rel=1e-4)
     ratios = [0.1 * float(slopes[2 * k].norm() / w.norm()) for k, w in enumerate(weights)]
     assert first["update_ratio"].facts["least"] == pytest.approx(min(ratios), rel=1e-4)
     assert first["update_ratio"].facts["most"] == pytest.approx(max(ratios), rel=1e-4)
@@ -301,7 +302,9 @@ def test_the_noise_scale_of_gradients_that_are_the_data_is_their_own(tmp_path: P
     assert abs(last.value - 9.0) < 3 * last.stderr, "tr S / |g|^2 = 54 / 6"
     # by hand: 9 chi^2_6 / 20 gives tr S to 13 %, two means of 100 each |g|^2 to 4 %: 1.22 of 9
     assert last.stderr == pytest.approx(1.22, rel=0.5)  # of 20 measurements: 16 % a sigma
-    assert run.series("cost/step_time")[1].min() > 0
+    times, rates = run.series("cost/step_time"), run.series("cost/samples_per_second")
+    assert times[1].min() > 0 and list(rates[0]) == list(times[0])
+    assert rates[1] == pytest.approx(200 / times[1])
 
 
 def test_layers_of_a_deep_network_are_told_evenly_and_drawn(tmp_path: Path) -> None:

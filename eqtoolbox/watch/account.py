@@ -151,8 +151,8 @@ class Account:
             self._row.pop(probe.name, None)
             self._tell(probe.name)
 
-    def costs(self) -> None:
-        """What the monitor took so far."""
+    def costs(self, samples: int = 0) -> None:
+        """What the monitor took so far, and how long steps of so many samples take without it."""
         for name in self.skipped:
             self._tell(name)
         seconds, step = self._budget.training, self._journal.step
@@ -160,15 +160,18 @@ class Account:
             self._journal.emit("cost/overhead", self._budget.overhead)
         known, last = self._timed
         if last >= 0 and step > last and seconds > known:
-            self._journal.emit("cost/step_time", (seconds - known) / (step - last), unit="s")
+            each = (seconds - known) / (step - last)
+            self._journal.emit("cost/step_time", each, unit="s")
+            if samples:
+                self._journal.emit("cost/samples_per_second", samples / each, unit="1/s")
         self._timed = seconds, step
         if self._budget.setup != self._setup:
             self._setup = self._budget.setup
             self._journal.emit("cost/setup", self._setup, unit="s")
 
-    def settled(self) -> None:
+    def settled(self, samples: int = 0) -> None:
         """What the whole run took, and what it was allowed to take."""
-        self.costs()
+        self.costs(samples)
         if self._budget.share is not None:
             self._journal.emit("cost/spent", self._budget.spent, unit="s")
             self._journal.emit("cost/allowed", self._budget.allowed, unit="s")

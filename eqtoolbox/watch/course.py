@@ -271,7 +271,7 @@ class Course:
             spent[LOSS] = 0.0
         ended = self._clock.pay(started, self._agenda.paid(spent), self._agenda.paid(once))
         if self._agenda.run:
-            self._account.costs()
+            self._account.costs(self._catch.vitals.samples)
         self._journal.flush()
         self._clock.resume(ended)
 

@@ -240,7 +240,7 @@ class Monitor(Course):
             if self._budget.measured:
                 self._journal.step = max(self.step - 1, 0)
                 self._catch.vitals.losses(self._journal.step)
-                self._account.settled()
+                self._account.settled(self._catch.vitals.samples)
                 summary = self._account.summary(self.step - self._first)
                 print(f"eqtoolbox: {summary}", file=sys.stderr)
         self._journal.close()

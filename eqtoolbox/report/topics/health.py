@@ -50,6 +50,12 @@ def _gradient(run: Log) -> Iterator[Panel]:
         plot.line(used, "as the optimizer used it", PALETTE[1])
     reading = "On a logarithmic axis; what the optimizer used is less where gradients are clipped."
     yield plot.panel("vital-gradient", "Length of the gradient", reading)
+    update = trace(run, "vital/update_norm")
+    if update is not None:
+        plot = Plot(last_step=run.last_step, log=True)
+        plot.line(update, "of all parameters", PALETTE[0])
+        reading = "What the optimizer made of the gradient, on a logarithmic axis."
+        yield plot.panel("vital-update", "Length of the step", reading)
 
 
 def _layers(run: Log, name: str, fact: str, title: str, reading: str) -> Iterator[Panel]:

@@ -22,6 +22,7 @@ class Strides:
     gradient: list[float]  # of the loss
     update: list[float]
     size: list[int]  # entries
+    whole: float  # norm of the update of all parameters
     decay: float  # share of weight decay in the step, or in the gradient
 
     @classmethod
@@ -31,9 +32,12 @@ class Strides:
         """Of a step whose replayed gradient is known."""
         before, after = snapshot.before, snapshot.after or {}
         matrices = [n for n in order if n in before and before[n].dim() > 1 and n in gradient]
+        weights = set(matrices)
         weight, slope = (norms(of[n] for n in matrices).tolist() for of in (before, gradient))
-        moved = (after[n] - before[n] for n in matrices)  # one at a time
-        step = norms(torch.linalg.vector_norm(u) for u in moved).tolist()
+        names = [*matrices, *(n for n in after if n in before and n not in weights)]
+        moved = (after[n] - before[n] for n in names)  # one at a time
+        moves = norms(torch.linalg.vector_norm(u) for u in moved).tolist()
+        step = moves[: len(matrices)]
         decayed = total = 0.0
         for n, w, g, u in zip(matrices, weight, slope, step, strict=True):
             group = snapshot.group_of(n)
@@ -47,6 +51,7 @@ class Strides:
             gradient=slope,
             update=step,
             size=[before[n].numel() for n in matrices],
+            whole=math.hypot(*moves),
             decay=math.sqrt(decayed / total) if total > 0 else 0.0,
         )
 

@@ -15,6 +15,7 @@ from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.memory import samples
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
@@ -41,6 +42,7 @@ class Vitals:
         self._model, self._hearing, self._journal = model, hearing, journal
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
+        self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
     def losses(self, step: int) -> None:
@@ -64,6 +66,7 @@ class Vitals:
         if snapshot.broken:
             return
         try:
+            self.samples = samples(objective)
             with objective.isolated():
                 self._take(snapshot, objective, scale)
             self._journal.succeeded(NAME)
@@ -163,6 +166,7 @@ class Vitals:
         layers = Strides.of(snapshot, gradient, heard.order)
         used = snapshot.gradient
         self._emit("gradient_norm", norm(gradient), {"used": norm(used)} if used else {})
+        self._emit("update_norm", layers.whole)
         ratios, slopes = layers.ratios, layers.slopes
         if ratios:
             weight = math.hypot(*layers.weight)
