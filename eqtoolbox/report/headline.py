@@ -9,6 +9,7 @@ from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.placed import Places
 from eqtoolbox.report.topics.charges import drifts
+from eqtoolbox.report.topics.stability import BEYOND, EDGE
 from eqtoolbox.report.trace import Curve, judged, trace, traces
 from eqtoolbox.report.words import CAUSES, listing, number, percent, plural, symmetry, words
 
@@ -126,12 +127,13 @@ def _cause(run: Log, family: str) -> str:
 
 def _edge(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
     name = "curvature/stability"
-    told = [f for f in findings if any(e.name == name for e in f.evidence)]
-    if not told:
+    told = next((f for f in findings if any(e.name == name for e in f.evidence)), None)
+    if told is None:
         return "", ""
-    text = told[0].text
-    said = next(answer for where, answer in EDGE.items() if where in text)
-    return f"{said} {text}", places.link(name)
+    now, *peak = (e.value for e in told.evidence if e.name == name)
+    said = "Not at the end, but before." if peak else "No."
+    said = "Beyond it." if now >= BEYOND else "Yes." if now >= EDGE else said
+    return f"{said} {told.text}", places.link(name)
 
 
 def _next(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
@@ -142,12 +144,6 @@ def _next(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
     return f"{why[:1].upper()}{why[1:]}: {first.remedy[0]}.", places.beside(first)
 
 
-EDGE = {  # what the finding says, and how that answers the question
-    "beyond the edge": "Beyond it.",
-    "at the edge": "Yes.",
-    "it was above 1": "Not at the end, but before.",
-    "": "No.",
-}
 QUESTIONS: dict[str, Callable[[Log, Sequence[Finding], Places], Answer]] = {
     "Did it learn?": _learned,
     "Which symmetries hold?": _symmetries,

@@ -8,7 +8,7 @@ import numpy as np
 from eqtoolbox.record.facts import Facts
 from eqtoolbox.report.drawing import PALETTE
 from eqtoolbox.report.figures import Panel, Plot
-from eqtoolbox.report.finding import Finding, Level
+from eqtoolbox.report.finding import Evidence, Finding, Level
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import Curve, trace
@@ -48,7 +48,7 @@ def stability(run: Log) -> Iterator[Finding]:
     now, values = certain.now, certain.values.tolist()
     what = f"{_threshold_words(run, certain.last.facts)} = {number(now)}"
     level: Level = "good"
-    dated = False
+    dated, evidence = False, [certain.evidence()]
     if now >= BEYOND:
         level, when = "warning", certain.since([v >= BEYOND for v in values])
         dated = certain.once
@@ -65,6 +65,7 @@ def stability(run: Log) -> Iterator[Finding]:
         if crossed:
             level, peak = "note", certain.records[int(np.argmax(certain.values))]
             dated = peak.step == certain.last.step
+            evidence.append(Evidence(name=peak.name, step=peak.step, value=peak.value))
             place += f"; it was above 1 at {crossed} of {len(values)} measurements, at most "
             place += f"{number(peak.value)} at step {peak.step}"
     old = ""
@@ -72,8 +73,7 @@ def stability(run: Log) -> Iterator[Finding]:
         old = f" (last certified at step {certain.last.step}; {certain.unanswered} later "
         old += "attempts gave no number)"
     text, dated = f"{what}: {place}{old}.", dated or bool(old)
-    evidence = (certain.evidence(),)
-    yield Finding(level=level, text=text, evidence=evidence, dated=dated, id="beyond-edge")
+    yield Finding(level=level, text=text, evidence=tuple(evidence), dated=dated, id="beyond-edge")
 
 
 def overshoot(run: Log) -> Iterator[Finding]:
