@@ -177,7 +177,7 @@ def test_training_is_bit_identical_with_every_preset(
     measured = {r.name.split("/")[0] for r in sink.records if r.status in ("ok", "not_converged")}
     assert {"equivariance", "conservation"} <= measured
     assert name == "light" or {"noether", "discrete", "curvature"} <= measured
-    at_the_end = ("cost/overhead", "cost/step_time", "vital/losses")
+    at_the_end = ("cost/overhead", "cost/samples_per_second", "cost/step_time", "vital/losses")
     measured_at = {r.step for r in sink.records if r.name not in at_the_end}
     assert measured_at == set(range(0, STEPS, schedule))
 
