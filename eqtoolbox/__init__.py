@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import eqtoolbox.moved as _moved  # noqa: F401  (finds the paths of older versions)
 
 if TYPE_CHECKING:
-    from eqtoolbox import linalg, symmetry, weights
+    from eqtoolbox import act, enforce, linalg, symmetry, weights
     from eqtoolbox.attach.attach import attach
     from eqtoolbox.record.record import Record
     from eqtoolbox.record.schedule import at, every, log_spaced
@@ -35,8 +35,10 @@ __all__ = [
     "Scheduled",
     "Sink",
     "Snapshot",
+    "act",
     "at",
     "attach",
+    "enforce",
     "every",
     "linalg",
     "log_spaced",
