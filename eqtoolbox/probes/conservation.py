@@ -22,7 +22,7 @@ from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.shared import Shared
-from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import NoRoom, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates
 
@@ -261,15 +261,23 @@ def _noise(
     """
     objective = snapshot.training or snapshot.measured
     assert objective is not None, "symmetries were found in it"
-    draw = random_like(snapshot.before, rng)
-    moved = {n: p * (1 + torch.finfo(p.dtype).eps * draw[n]) for n, p in snapshot.before.items()}
-    zeros = {n: torch.zeros_like(p) for n, p in moved.items()}  # of parameters that take no part
-    with objective.isolated():  # where symmetries are found anew, `measure` runs without
-        here = zeros | snapshot.slope(objective)
-        there = zeros | replayed_gradient(objective, moved)
-        wide = rounding(objective.unmixed(), snapshot.before, here)
-    size, apart = _norm(here), {n: there[n] - g for n, g in here.items()}
-    change, law = charges.slopes(snapshot.before, apart), charges.slopes(snapshot.before, here)
+    before, part = snapshot.before, snapshot.within(objective, 3.5, 1.3)
+    eps = {n: torch.finfo(p.dtype).eps for n, p in before.items()}
+    moved = {n: p * (1 + eps[n] * random_like({n: p}, rng)[n]) for n, p in before.items()}
+    with part.isolated():  # where symmetries are found anew, `measure` runs without
+        there = replayed_gradient(part, moved)
+        del moved
+        slope = snapshot.slope(part) if part is objective else replayed_gradient(part, before)
+        here = {n: slope[n] if n in slope else torch.zeros_like(p) for n, p in before.items()}
+        apart = {n: there.pop(n) - g if n in there else -g for n, g in here.items()}
+        size, change = _norm(here), charges.slopes(before, apart)
+        law = charges.slopes(before, here)
+        del apart
+        try:
+            snapshot.within(part, 5.5, 2.6)
+            wide = rounding(part.unmixed(), before, here)
+        except NoRoom:  # then the floor is what moving by a rounding shows alone
+            wide = {}
     found, left = {}, {}
     for family, where in charges.generators.items():
         members = [m for m in charges.members if m.family == family]

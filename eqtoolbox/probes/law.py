@@ -130,7 +130,7 @@ def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> 
     eps = max(torch.finfo(p.dtype).eps for p in params.values())
     if not abs(one - two) <= SAME * eps * abs(two):  # another dropout mask, say
         return {}
-    return {n: g.double() - exact[n] for n, g in gradient.items() if n in exact}
+    return {n: g.double() - exact.pop(n) for n, g in gradient.items() if n in exact}
 
 
 @unobserved()

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from eqtoolbox.replay.statistics import running
-from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import NoRoom, NotApplicable, Snapshot
 from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
 logger = logging.getLogger("eqtoolbox")
+# copies of the parameters and graphs of one evaluation that a search takes
+WIDE, NARROW = (2.3, 2.6), (1.3, 1.3)  # in float64, in the parameters' own type
 Families = dict[str, list[ContinuousSymmetry]]
 
 
@@ -130,13 +132,17 @@ def _grouped(found: list[ContinuousSymmetry]) -> Families:
 def _find(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
     """In float64; in the model's own type where the model insists on it."""
     own = snapshot.objective.single  # of one call: micro-batches share their structure
-    wide = own.to(torch.float64)
+    try:
+        own = snapshot.within(own, *WIDE)
+        wide = own.to(torch.float64)
+    except NoRoom:
+        wide = own = snapshot.within(own, *NARROW)
     try:
         return find_symmetries(
             wide.loss,
             snapshot.before,
             run=wide.output_and_loss,
-            dtype=torch.float64,
+            dtype=wide.dtype,
             model=own.model,
             known=known,
             statistics=running(own.buffers),

@@ -1,12 +1,15 @@
 """The gradient check: is the replayed loss the one that trains, and if not, why?"""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.thread.scope import current
 
 MIN_COSINE = 0.99  # replayed against training gradient; below it the loss is another
 RANDOM = 1e-4  # relative change of a loss evaluated again; rounding gives 1e-7
@@ -14,6 +17,7 @@ STALE = (
     "gradients were left from before when the first backward of the step came: "
     "optimizer.zero_grad() is missing, and .grad is a sum over steps"
 )
+PIECE = 2**20  # numbers that are compared at a time: no copy of a gradient is made
 SAME = 1e-3  # relative distance that rounding explains, half precision included
 
 
@@ -37,7 +41,13 @@ def replayed_gradient(
         scale: of a gradient scaler, by which the loss was multiplied where float16 was: without it
             small slopes would be rounded to 0 here that were not in training.
     """
-    leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
+    replay = current()
+    if replay is not None:  # which puts back what a loss writes into them
+        replay.protect(params)
+    leaves = {
+        n: p.clone().requires_grad_() if replay is None else leaf(p.detach())
+        for n, p in params.items()
+    }
     total: dict[str, Tensor] = {}
     for piece in objective.pieces:
         with piece.scope(leaves):
@@ -45,8 +55,9 @@ def replayed_gradient(
             rows = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for name, row in zip(leaves, rows, strict=True):
             if row is not None:
-                row = row.to_dense() / scale
+                row = row.to_dense() if scale == 1 else row.to_dense() / scale
                 total[name] = total[name] + row if name in total else row
+        del loss, rows
     return total
 
 
@@ -87,8 +98,8 @@ def compare(
     """
     told = circumstances or Circumstances()
     names = [n for n in replayed if n in gradient]
-    r = {n: replayed[n].detach().double() for n in names}
-    g = {n: gradient[n].detach().double() for n in names}
+    r = {n: replayed[n].detach() for n in names}
+    g = {n: gradient[n].detach() for n in names}
     one, two = _norm(r), _norm(g)
     cosine = _dot(r, g) / (one * two) if one * two > 0 else math.nan
     ratio = two / one if one > 0 else math.nan
@@ -119,7 +130,7 @@ def _change(r: Parameters, g: Parameters, told: Circumstances) -> str:
         )
     limit = max(float(x.abs().max()) for x in g.values())
     clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}
-    if _norm(_minus(clipped, g)) <= SAME * _norm(g):
+    if _norm_of((1.0, clipped), (-1.0, g)) <= SAME * _norm(g):
         return f"the gradient was clipped by value at {limit:.3g}"
     odd = [n for n in r if _norm({n: r[n]}) > 0 and _norm({n: g[n]}) == 0]
     return f"the loop set the gradient of {odd[0]} to zero" if odd else ""
@@ -128,7 +139,7 @@ def _change(r: Parameters, g: Parameters, told: Circumstances) -> str:
 def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances) -> str:
     if told.repeated > RANDOM:
         return f"the loss is random: evaluated twice it changed by {told.repeated:.1%}"
-    theta = {n: before[n].detach().double() for n in r}
+    theta = {n: before[n].detach() for n in r}
     shrink = _part_along(r, g, theta)
     if shrink is not None:
         return f"an L2 regulariser outside the loss function (about {shrink / 2:.3g} |theta|^2)"
@@ -170,16 +181,30 @@ def _part_along(r: Parameters, g: Parameters, direction: Parameters) -> float | 
     rg, dg = _dot(r, g), _dot(direction, g)
     a = (rg * dd - dg * rd) / determinant
     b = (dg * rr - rg * rd) / determinant
-    rest = {n: g[n] - a * r[n] - b * direction[n] for n in g}
-    return b / a if a > 0 and _norm(rest) <= SAME * _norm(g) else None
-
-
-def _minus(a: Parameters, b: Parameters) -> Parameters:
-    return {n: a[n] - b[n] for n in a}
+    if a <= 0 or _norm_of((1.0, g), (-a, r), (-b, direction)) > SAME * _norm(g):
+        return None
+    return b / a
 
 
 def _dot(a: Parameters, b: Parameters) -> float:
-    return sum(float((a[n].conj() * b[n]).real.sum()) for n in a)
+    pieces = (_pieces(a[n], b[n]) for n in a)
+    return sum(float((x.conj() * y).real.sum()) for piece in pieces for x, y in piece)
+
+
+def _norm_of(*terms: tuple[float, Parameters]) -> float:
+    """Norm of a sum of multiples."""
+    square = 0.0
+    for name in terms[0][1]:
+        for piece in _pieces(*(vector[name] for _, vector in terms)):
+            rest = sum(c * x for (c, _), x in zip(terms, piece, strict=True))
+            square += float(torch.linalg.vector_norm(rest).square())
+    return math.sqrt(square)
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, a million numbers of each at a time, in the next wider type."""
+    for piece in zip(*(torch.split(t.reshape(-1), PIECE) for t in tensors), strict=True):
+        yield tuple(x.to(torch.promote_types(x.dtype, torch.float64)) for x in piece)
 
 
 def _norm(a: Parameters) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -15,7 +16,7 @@ from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.probe import Probe
-from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.snapshot import NoRoom, Snapshot, no_room
 
 Limit = Annotated[float | None, OWN]
 PEAK = 1.25  # times training's own peak
@@ -23,10 +24,6 @@ SLACK = 2**28  # bytes that a probe may take in any case
 RESERVE = 0.1  # of a device's memory, kept free
 DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
 APART = 1e-4  # relative, up to which a loss is the mean of its pieces' losses
-
-
-class NoRoom(Exception):
-    """A probe would take more memory than it may; the message says how much, and what to do."""
 
 
 class Governor:
@@ -54,6 +51,14 @@ class Governor:
         check_limit(limit)
         self.limit = limit
 
+    def limited(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with what there is room for."""
+        measured = snapshot.measured
+        if self.limit is None or measured is None:
+            return snapshot
+        graph = self._saved(snapshot, snapshot.objective) * max(map(_numbers, measured.calls))
+        return replace(snapshot, room=max(self._room(snapshot), SLACK), graph=graph)
+
     def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Snapshot, int]:
         """What the probe is to measure, and on how many samples; 0 where it is the whole batch.
 
@@ -69,12 +74,12 @@ class Governor:
         if graphs + copies <= room:
             return snapshot, 0
         if copies > room:
-            raise NoRoom(_why(graphs + copies, room, "copies of the parameters"))
+            raise NoRoom(no_room(graphs + copies, room, "copies of the parameters"))
         if why := self._whole(snapshot):
-            raise NoRoom(_why(graphs + copies, room, f"a batch that cannot be cut ({why})"))
+            raise NoRoom(no_room(graphs + copies, room, f"a batch that cannot be cut ({why})"))
         while graphs + copies > room:
             if not snapshot.divisible:
-                raise NoRoom(_why(graphs + copies, room, "one sample"))
+                raise NoRoom(no_room(graphs + copies, room, "one sample"))
             snapshot, graphs = snapshot.halved(), graphs / 2
         return snapshot, samples(snapshot.measured)
 
@@ -109,7 +114,13 @@ class Governor:
         about = snapshot.identity, one.autocast, one.mixed
 
         def counted() -> float:
-            return saved(one, snapshot.before) / max(_numbers(one), 1)
+            part = one
+            try:  # of a part that the loss takes, and the whole is in proportion
+                part = one.halved()
+                found = saved(part, snapshot.before)
+            except Exception:  # whatever a user's loss says to half of its batch
+                part, found = one, saved(one, snapshot.before)
+            return found / max(_numbers(part), 1)
 
         return snapshot.shared.get("saved_bytes", about, counted)
 
@@ -178,13 +189,6 @@ def _free(device: torch.device) -> float:
     free, total = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + cached - RESERVE * total
-
-
-def _why(need: float, room: float, what: str) -> str:
-    return (
-        f"it needs about {need / 2**20:.0f} MiB for {what}, and {room / 2**20:.0f} MiB are left of "
-        "the peak that memory= allows; give a larger memory=, or a small probe_batch="
-    )
 
 
 class _Undropped(TorchFunctionMode):

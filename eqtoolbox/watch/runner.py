@@ -19,9 +19,9 @@ from eqtoolbox.replay.thread.scope import LeavesTrace, current
 from eqtoolbox.replay.tree import check_batch
 from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.memory import Governor, NoRoom, samples
+from eqtoolbox.watch.memory import Governor, samples
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
-from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NoRoom, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.watch.time_limit import TimeLimit
 
@@ -120,11 +120,14 @@ class Runner:
                     replay.protect(snapshot.before)
                 if snapshot.measured is not None and evaluates:
                     check_batch(snapshot.measured.batch, self._model)
+                if evaluates:
+                    with uncounted():
+                        snapshot = self._governor.limited(snapshot)
                 if not known:
                     started = time.perf_counter()
                     self.references[probe.name] = probe.reference(snapshot, rng)
                     self.once[probe.name] += time.perf_counter() - started
-                if evaluates:
+                if probe.evaluates:
                     with uncounted():
                         snapshot, used = self._governor.fitted(probe, snapshot)
                 made = snapshot.shared.seconds

@@ -24,6 +24,10 @@ REMEDY = "monitor.loss"
 REMEDIES = (REMEDY, "callback.loss")  # what reasons name that giving a loss would mend
 
 
+class NoRoom(Exception):
+    """A probe would take more memory than it may; the message says how much, and what to do."""
+
+
 class NotApplicable(Exception):
     """A probe has nothing to measure here; the message says why and what would change that."""
 
@@ -69,6 +73,8 @@ class Snapshot:
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
     finite: bool = False  # whether `before` was seen to be
     light: bool = False  # whether the probe that measures is to say its headline alone, for less
+    room: float = math.inf  # bytes that what is measured may take
+    graph: float = 0.0  # bytes that autograd saves in one evaluation of the loss to measure on
     seconds: float = math.inf  # that a search may take before it says what it has by then
     # what second derivatives the probe that measures was given, where they are not exact
     products: set[Product] = field(default_factory=set, repr=False, compare=False)
@@ -113,6 +119,27 @@ class Snapshot:
         self.slopes.append(known)
         return found
 
+    def within(self, objective: Objective, copies: float, graphs: float) -> Objective:
+        """As much of the batch of an objective as the memory has room for: for what does not
+        depend on the batch, such as which symmetries a loss has.
+
+        Args:
+            objective: one call of the loss on the batch to measure on, or on another as large.
+            copies: of the parameters that are held beside it.
+            graphs: how often what autograd saves in one evaluation is.
+
+        Raises:
+            NoRoom: not even the smallest part fits.
+        """
+        held = copies * sum(p.numel() * p.element_size() for p in self.before.values())
+        graph = graphs * self.graph
+        while held + graph > self.room:
+            try:
+                objective, graph = objective.halved(), graph / 2
+            except ValueError:
+                raise NoRoom(no_room(held + graph, self.room, "one sample")) from None
+        return objective
+
     def at(self, params: Parameters, move: Callable[[Parameters], Parameters]) -> "Snapshot":
         """The same step with other parameters before it, and running statistics moved along."""
         measured = along(self.measured, move) if self.measured else None
@@ -147,6 +174,14 @@ class Snapshot:
     @cached_property
     def _group_by_name(self) -> dict[str, ParameterGroup]:
         return {name: group for group in self.groups for name in group.names}
+
+
+def no_room(need: float, room: float, what: str) -> str:
+    """Why something is not measured, and what would change that."""
+    return (
+        f"it needs about {need / 2**20:.0f} MiB for {what}, and {room / 2**20:.0f} MiB are left of "
+        "the peak that memory= allows; give a larger memory=, or a small probe_batch="
+    )
 
 
 def parameter_groups(

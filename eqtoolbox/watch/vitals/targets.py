@@ -59,5 +59,5 @@ def are_probabilities(x: Tensor, dim: int) -> bool:
     """
     if x.shape[dim] < 2 or not x.numel():
         return False
-    sums = x.detach().double().sum(dim)
+    sums = x.detach().sum(dim, dtype=torch.promote_types(x.dtype, torch.float32))
     return bool(x.min() >= 0) and bool(((sums - 1).abs() < 1e-3).all())

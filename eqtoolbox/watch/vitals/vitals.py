@@ -25,6 +25,7 @@ NAME = "vital"
 BATCHES = 5  # in a row on which a unit that is silent counts as such
 NAMED = 6  # layers that facts name
 DRAWN = 16  # layers whose numbers facts hold, evenly over the depth
+PIECE = 2**20  # numbers of an output that are widened at a time
 KEPT = 20  # measurements that the noise scale is a mean over
 _ONE_FEATURE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -87,6 +88,7 @@ class Vitals:
             return
         self._inputs(heard, single)
         self._outputs(heard, output, loss)
+        output = heard.last = None  # as large as all logits
         if scale != 1:
             self._emit("loss_scale", scale)
         self._scales(heard)
@@ -109,14 +111,9 @@ class Vitals:
         if constant is not None:
             self._emit("constant_loss", constant, {"kind": heard.targets.kind})
         if isinstance(output, Tensor) and output.is_floating_point() and len(output) > 1:
-            rows = (
-                output.detach().double().flatten(1)
-                if output.dim() > 1
-                else output[:, None].double()
-            )
-            size = float(rows.abs().mean())
-            self._emit("output_spread", float(rows.std(0).mean()) / max(size, 1e-300))
-            self._emit("largest_output", float(rows.abs().max()))
+            size, spread, largest = _spread(output.detach().reshape(len(output), -1))
+            self._emit("output_spread", spread / max(size, 1e-300))
+            self._emit("largest_output", largest)
         self._emit("probabilities", float(heard.probabilities))
         if heard.attention.calls:
             facts = {"logit": heard.attention.logit}
@@ -220,6 +217,17 @@ class Vitals:
         if always or math.isfinite(value):
             known = {k: v for k, v in (facts or {}).items() if _finite(v)}
             self._journal.emit(f"{NAME}/{name}", value, facts=known, stderr=stderr)
+
+
+def _spread(rows: Tensor) -> tuple[float, float, float]:
+    """Mean size, mean standard deviation over rows, largest size; a million numbers at a time."""
+    size = spread = largest = 0.0
+    for some in torch.split(rows, max(1, PIECE // len(rows)), dim=1):
+        wide = some.double()
+        spread += float(wide.std(0).sum())
+        size += float(wide.abs().sum())
+        largest = max(largest, float(wide.abs().max()))
+    return size / rows.numel(), spread / rows.shape[1], largest
 
 
 def _evenly(of_layers: dict[str, list[Any]]) -> dict[str, Any]:
