@@ -1,0 +1,185 @@
+"""The tables and pictures of docs/evidence.md, from what the benchmarks stored.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; this writes all of them anew:
+
+    python benchmarks/evidence.py
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from drawing import Panel, picture
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "evidence.md"
+MARKED = re.compile(r"(<!-- table ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def results(name: str) -> Any:
+    """What a benchmark stored."""
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["results"]
+
+
+def number(value: float) -> str:
+    """Three digits.
+
+    >>> number(0.04637), number(110.0), number(2.3e-7), number(math.inf), number(0.998)
+    ('0.046', '110', '2.3e-07', 'never', '0.998')
+    """
+    if math.isinf(value):
+        return "never"
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    return (
+        f"{value:.3f}"
+        if 0.01 <= abs(value) < 1
+        else f"{value:.2g}"
+        if abs(value) < 1
+        else f"{value:.3g}"
+    )
+
+
+def summary(values: Sequence[float | None]) -> str:
+    """The median over seeds and their range; None is what was never reached.
+
+    >>> summary([1.0, 1.2, 1.1]), summary([3.0, 3.0])
+    ('1.1 (1 to 1.2)', '3')
+    """
+    known = [math.inf if v is None else v for v in values]
+    least, most, middle = number(min(known)), number(max(known)), number(statistics.median(known))
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in lines
+    )
+
+
+def reproduced() -> str:
+    """A row a result: claim, reference, verdict."""
+    rows = (
+        (f"**{name}**: {row['claim']} (*{row['paper']}*)", row["reference"], row["verdict"])
+        for name, row in results("reproduce")["rows"].items()
+    )
+    return table(("result", "in the paper", "here"), rows)
+
+
+def figures() -> str:
+    """A row a figure, with the setting of each result before its figures."""
+    rows: list[tuple[str, str]] = []
+    for name, row in results("reproduce")["rows"].items():
+        rows.append((f"**{name}**: {row['setting']}", ""))
+        rows += [(label, summary(values)) for label, values in row["figures"].items()]
+    return table(("figure", "median (range over seeds)"), rows)
+
+
+def levels() -> str:
+    """Means of each way of training, on both kinds of data."""
+    rows: list[tuple[str, ...]] = []
+    for name, data in results("link")["data"].items():
+        rows.append((f"**{name}**", *[""] * 5))
+        for level, of in data["levels"].items():
+            rows.append((level, *(number(statistics.fmean(v)) for v in of.values())))
+    header = ("trained", *next(iter(data["levels"].values())))
+    return table(header, rows)
+
+
+def links() -> str:
+    """Correlations of the equivariance error with each outcome, on both kinds of data."""
+    rows: list[tuple[str, ...]] = []
+    for name, data in results("link")["data"].items():
+        rows.append((f"**{name}**", *[""] * 5))
+        for scope, of in data["links"].items():
+            known = [link for link in of.values() if link]
+            rows.append(
+                (scope, str(known[0]["runs"]), *(correlation(link) for link in of.values()))
+            )
+    return table(("runs", "number", *of), rows)
+
+
+def correlation(link: dict[str, Any] | None) -> str:
+    """The correlation and its interval.
+
+    >>> correlation({"rho": -0.861, "interval": [-0.9615, -0.5611], "runs": 20})
+    '-0.86 [-0.96, -0.56]'
+    """
+    if link is None:
+        return "too few runs"
+    low, high = link["interval"]
+    return f"{link['rho']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "reproduced": reproduced,
+    "figures": figures,
+    "levels": levels,
+    "links": links,
+}
+
+
+def filled(page: str) -> str:
+    """The page with every table as the results have it now."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", page)
+
+
+def link_picture() -> str:
+    """Test accuracy over equivariance error, a point a run, on both kinds of data."""
+    panels = []
+    for name, data in results("link")["data"].items():
+        series = {
+            level: list(zip(of["equivariance error"], of["test accuracy"], strict=True))
+            for level, of in data["levels"].items()
+        }
+        furthest = max(x for points in series.values() for x, _ in points)
+        panels.append(
+            Panel(
+                title=f"digits {name}",
+                x="equivariance error",
+                y="test accuracy",
+                series=series,
+                xlim=(0.0, math.ceil(furthest * 5) / 5),
+                ylim=(0.8, 1.0),
+            )
+        )
+    return picture(panels, "Test accuracy over equivariance error on digits with and without")
+
+
+def edge_picture() -> str:
+    """Sharpness and alignment of gradient descent at three rates."""
+    courses = results("reproduce")["courses"]
+    axes: dict[str, Any] = {"x": "step", "xlim": (0, 1500), "lines": True, "ticks": 3}
+    series = lambda kind: {f"η = {lr}": of[kind] for lr, of in courses.items()}
+    panels = [
+        Panel(
+            title="sharpness × η/2",
+            y="",
+            series=series("sharpness"),
+            ylim=(0, 1.5),
+            level=1.0,
+            **axes,
+        ),
+        Panel(
+            title="share of the gradient in the top 10",
+            y="",
+            series=series("overlap"),
+            ylim=(0, 1.0),
+            **axes,
+        ),
+    ]
+    return picture(panels, "Sharpness and share of the gradient in the top directions by step")
+
+
+PICTURES: dict[str, Callable[[], str]] = {"link.svg": link_picture, "edge.svg": edge_picture}
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))
+    for name, drawn in PICTURES.items():
+        (PAGE.parent / "pictures" / name).write_text(drawn())

@@ -1,0 +1,188 @@
+"""Is an equivariance error linked with accuracy and speed? On data with and without.
+
+Claim: where labels do not mind quarter turns, networks with less equivariance error test better and
+generalise better; on upright digits, where the turn is information, these two links turn round. In
+both they are slower to fit. The links are between ways of training: among runs of one way, plain
+ones with other seeds or other rates and decays, they are weak or none.
+
+A perceptron learns 400 digits, upright or each turned once at random, and is helped to the symmetry
+or not: plain; a quarter, half or all of each batch turned anew; and averaged over the turns, which
+is exactly invariant. Spearman's rank correlation of the equivariance error with each outcome; the
+interval is that of 2,000 bootstrap samples of the runs, and of fewer than 10 runs none is told.
+
+    python benchmarks/link.py [seeds]
+"""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from environment import store
+from experiments import Figures, accuracy, digits, in_processes, mean, perceptron
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from eqtoolbox.demos.averaged import Averaged
+from eqtoolbox.symmetry import Cyclic, Equivariance, actions, equivariance_error
+
+TURNS = Equivariance(Cyclic(4), actions.quarter_turn, actions.trivial)
+SEEDS, SAMPLES, BATCH, STEPS = 16, 400, 64, 400
+FIT = 0.3  # training loss to reach
+FEWEST = 10  # runs of which a correlation is told
+DRAWS = 2000
+LEVELS = {"plain": 0.0, "¼ turned": 0.25, "½ turned": 0.5, "all turned": 1.0, "averaged": 0.0}
+OUTCOMES = ("test accuracy", "generalisation gap", "loss gap", "steps to fit")
+Runs = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How one network is trained."""
+
+    level: str  # of help to the symmetry
+    symmetric: bool  # whether every digit of the data is turned at random
+    seed: int
+    lr: float = 0.1
+    decay: float = 1e-4
+
+
+def turned(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """A share of the images, drawn by chance, under a random quarter turn each."""
+    turn = torch.randint(4, (len(images),), generator=rng)
+    chosen = torch.rand(len(images), generator=rng) < share
+    found = images.clone()
+    for k in range(1, 4):
+        rows = chosen & (turn == k)
+        found[rows] = actions.quarter_turn(k, images[rows])
+    return found
+
+
+def run(way: Way, steps: int = STEPS) -> Figures:
+    """Equivariance error and outcomes of one training."""
+    (images, labels), (others, answers) = digits()
+    if way.symmetric:
+        once = torch.Generator().manual_seed(1)
+        images, others = turned(images, 1.0, once), turned(others, 1.0, once)
+    images, labels = images[:SAMPLES], labels[:SAMPLES]
+    network = perceptron((64, 64, 64, 10), nn.ReLU, way.seed)
+    model = Averaged(network, TURNS) if way.level == "averaged" else network
+    optimizer = torch.optim.SGD(model.parameters(), way.lr, momentum=0.9, weight_decay=way.decay)
+    rng, fit = torch.Generator().manual_seed(way.seed + 1), math.inf
+    for step in range(1, steps + 1):
+        rows = torch.randint(SAMPLES, (BATCH,), generator=rng)
+        batch = turned(images[rows], LEVELS[way.level], rng)
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch), labels[rows]).backward()
+        optimizer.step()
+        if step % 5 == 0 and fit > steps:
+            with torch.no_grad():
+                now = float(F.cross_entropy(model(images), labels))
+            fit = step if now < FIT else math.inf
+    with torch.no_grad():
+        losses = [
+            float(F.cross_entropy(model(x), y)) for x, y in ((images, labels), (others, answers))
+        ]
+    test = accuracy(model, (others, answers))
+    return {
+        "equivariance error": equivariance_error(model, others[:128], TURNS).relative_error,
+        "test accuracy": test,
+        "generalisation gap": accuracy(model, (images, labels)) - test,
+        "loss gap": losses[1] - losses[0],
+        "steps to fit": min(fit, steps + 1),
+    }
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation; NaN where one of them is constant."""
+    a, b = rankdata(x), rankdata(y)
+    spread = a.std() * b.std()
+    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else math.nan
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any] | None:
+    """Spearman's correlation with a bootstrap interval of 95 %; None of too few runs."""
+    if len(x) < FEWEST:
+        return None
+    one, two, rng = np.array(x), np.array(y), np.random.default_rng(0)
+    drawn = [spearman(one[i], two[i]) for i in rng.integers(len(x), size=(DRAWS, len(x)))]
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return {"rho": spearman(one, two), "interval": [float(low), float(high)], "runs": len(x)}
+
+
+def within(runs: Runs, key: str) -> list[float]:
+    """Values less the mean of their level: what differs among runs of one way of training."""
+    levels = {r["level"] for r in runs}
+    means = {level: mean([r[key] for r in runs if r["level"] == level]) for level in levels}
+    return [r[key] - means[r["level"]] for r in runs]
+
+
+def told(runs: Runs, plain: Runs) -> dict[str, Any]:
+    """Means of each way of training, and the correlations within several sets of runs."""
+    error = "equivariance error"
+    free = [r for r in runs if r["level"] != "averaged"]
+    alone = [r for r in runs if r["level"] == "plain"]
+    sets = {
+        "all runs": runs,
+        "without the averaged": free,
+        "plain, other seeds": alone,
+        "plain, other rates and decays": plain,
+    }
+    links = {
+        name: {key: correlation([r[error] for r in of], [r[key] for r in of]) for key in OUTCOMES}
+        for name, of in sets.items()
+    }
+    links["without the averaged, less the mean of each way"] = {
+        key: correlation(within(free, error), within(free, key)) for key in OUTCOMES
+    }
+    of_level = {level: [r for r in runs if r["level"] == level] for level in LEVELS}
+    of_level["plain, other rates and decays"] = plain
+    levels = {
+        level: {key: [r[key] for r in of] for key in (error, *OUTCOMES)}
+        for level, of in of_level.items()
+    }
+    return {"levels": levels, "links": links}
+
+
+def ways(symmetric: bool, seeds: int) -> Iterable[Way]:
+    """Every level with every seed; then plain ones with other rates and decays."""
+    for level, seed in itertools.product(LEVELS, range(seeds)):
+        yield Way(level=level, symmetric=symmetric, seed=seed)
+
+
+def others(symmetric: bool, seeds: int) -> Iterable[Way]:
+    """Plain trainings with other rates and decays."""
+    for lr, decay, seed in itertools.product((0.03, 0.1, 0.2), (0.0, 1e-3, 1e-2), range(seeds)):
+        yield Way(level="plain", symmetric=symmetric, seed=seed, lr=lr, decay=decay)
+
+
+def main() -> None:
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
+    start, results = time.perf_counter(), {}
+    for name, symmetric in (("with the symmetry", True), ("without", False)):
+        chosen = list(ways(symmetric, seeds)), list(others(symmetric, max(2, seeds // 4)))
+        found = in_processes([(run, way) for way in itertools.chain(*chosen)])
+        runs = [
+            {"level": w.level, **f} for w, f in zip(itertools.chain(*chosen), found, strict=True)
+        ]
+        results[name] = told(runs[: len(chosen[0])], runs[len(chosen[0]) :])
+        print(name)
+        for level, of in results[name]["levels"].items():
+            print(f"    {level}: " + ", ".join(f"{k} {mean(v):.3f}" for k, v in of.items()))
+        for scope, links in results[name]["links"].items():
+            for key, link in links.items():
+                print(f"    {scope}: {key} {link}")
+    seconds = round(time.perf_counter() - start)
+    print(f"{seconds} s")
+    if len(sys.argv) == 1:
+        print(store("link", {"seconds": seconds, "data": results}))
+
+
+if __name__ == "__main__":
+    main()
