@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eqtoolbox.act.motion import Motion
-from eqtoolbox.act.write import MISSING, Entry, Into, Write
+from eqtoolbox.act.write import MISSING, Into, Keyed, Write
 from eqtoolbox.weights.forms.stack import Parameters
 
 # sum of gradients; of squares; largest size; sum of g / sqrt(v); of its squares; one step's length
@@ -64,7 +64,7 @@ def moved_state(
     for name in own:
         if name not in held and motion.places.get(name) in held:
             held[name] = {}
-            yield Entry(optimizer.state, params[name], held[name])
+            yield Keyed(optimizer.state, params[name], held[name])
     for key, kind in kinds.items():
         given = {n: s[key] for n, s in held.items() if isinstance(s.get(key), Tensor)}
         if given:
@@ -79,7 +79,7 @@ def moved_state(
         for key in (held.get(name, {}).keys() | held.get(source, {}).keys()) - kinds.keys():
             value = held.get(source, {}).get(key, MISSING)
             value = value.clone() if isinstance(value, Tensor) else value
-            yield Entry(held[name], key, value)
+            yield Keyed(held[name], key, value)
 
 
 def _moved(
@@ -135,10 +135,10 @@ def _tensor(
     """The new value in place, or an entry made or taken out where another's place is taken."""
     old = state.get(key)
     if new is None or like is None:
-        return Entry(state, key, MISSING)
+        return Keyed(state, key, MISSING)
     if isinstance(old, Tensor):
         return Into(old, new)
-    return Entry(state, key, torch.empty_like(like).copy_(new))
+    return Keyed(state, key, torch.empty_like(like).copy_(new))
 
 
 def _kinds(optimizer: Optimizer) -> dict[str, Kind]:

@@ -42,7 +42,7 @@ class Into(Write):
         return bool(self.old.isfinite().all() and not self.new.isfinite().all())
 
 
-class Entry(Write):
+class Keyed(Write):
     """An entry of a dict, which `MISSING` takes out."""
 
     def __init__(self, of: MutableMapping[Any, Any], key: Any, new: Any) -> None:
