@@ -1,3 +1,7 @@
 """Act: move or hold the parameters of a training along what its symmetries leave free."""
 
-__all__: list[str] = []
+from eqtoolbox.act.balance import balance
+from eqtoolbox.act.balanced import Balanced
+from eqtoolbox.act.move import Moved, move
+
+__all__ = ["Balanced", "Moved", "balance", "move"]
