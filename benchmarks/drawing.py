@@ -21,7 +21,7 @@ class Panel:
     ylim: tuple[float, float]
     lines: bool = False
     level: float | None = None  # a dashed line at this y
-    ticks: int = 4
+    ticks: tuple[int, int] = (4, 4)  # along x, along y
 
 
 def picture(panels: Sequence[Panel], said: str) -> str:
@@ -57,12 +57,12 @@ def _drawn(panel: Panel, colour: dict[str, str]) -> list[str]:
         f'<text transform="translate(14,{(TOP + low) / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(panel.y)}</text>",
     ]
-    for k in range(panel.ticks + 1):
-        x, y = (a + (b - a) * k / panel.ticks for a, b in (panel.xlim, panel.ylim))
-        parts.append(
-            f'<text x="{across(x):.1f}" y="{low + 14}" text-anchor="middle">{x:.4g}</text>'
-            f'<text x="{LEFT - 5}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.4g}</text>'
-        )
+    for x in _even(panel.xlim, panel.ticks[0]):
+        place = f'x="{across(x):.1f}" y="{low + 14}" text-anchor="middle"'
+        parts.append(f"<text {place}>{x:.4g}</text>")
+    for y in _even(panel.ylim, panel.ticks[1]):
+        place = f'x="{LEFT - 5}" y="{up(y) + 4:.1f}" text-anchor="end"'
+        parts.append(f"<text {place}>{y:.4g}</text>")
     if panel.level is not None:
         at = up(panel.level)
         parts.append(f'<path d="M{LEFT} {at:.1f}H{right}" stroke="#888" stroke-dasharray="4 3"/>')
@@ -80,3 +80,7 @@ def _drawn(panel: Panel, colour: dict[str, str]) -> list[str]:
                     f'<circle cx="{x}" cy="{y}" r="3" fill="{colour[name]}" fill-opacity="0.65"/>'
                 )
     return parts
+
+
+def _even(limits: tuple[float, float], steps: int) -> list[float]:
+    return [limits[0] + (limits[1] - limits[0]) * k / steps for k in range(steps + 1)]

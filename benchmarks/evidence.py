@@ -139,6 +139,7 @@ def link_picture() -> str:
             for level, of in data["levels"].items()
         }
         furthest = max(x for points in series.values() for x, _ in points)
+        lowest = math.floor(min(y for points in series.values() for _, y in points) * 10) / 10
         panels.append(
             Panel(
                 title=f"digits {name}",
@@ -146,7 +147,8 @@ def link_picture() -> str:
                 y="test accuracy",
                 series=series,
                 xlim=(0.0, math.ceil(furthest * 5) / 5),
-                ylim=(0.8, 1.0),
+                ylim=(lowest, 1.0),
+                ticks=(4, 4),
             )
         )
     return picture(panels, "Test accuracy over equivariance error on digits with and without")
@@ -155,14 +157,14 @@ def link_picture() -> str:
 def edge_picture() -> str:
     """Sharpness and alignment of gradient descent at three rates."""
     courses = results("reproduce")["courses"]
-    axes: dict[str, Any] = {"x": "step", "xlim": (0, 1500), "lines": True, "ticks": 3}
+    axes: dict[str, Any] = {"x": "step", "xlim": (0, 1500), "lines": True, "ticks": (3, 4)}
     series = lambda kind: {f"η = {lr}": of[kind] for lr, of in courses.items()}
     panels = [
         Panel(
             title="sharpness × η/2",
             y="",
             series=series("sharpness"),
-            ylim=(0, 1.5),
+            ylim=(0, 1.6),
             level=1.0,
             **axes,
         ),

@@ -12,6 +12,7 @@ All of it takes five minutes of two cores.
 import sys
 import time
 
+import reproduce_acts
 import reproduce_curvature
 import reproduce_laws
 import reproduce_steps
@@ -22,6 +23,7 @@ from experiments import measured
 EXPERIMENTS = (
     *reproduce_curvature.EXPERIMENTS,
     *reproduce_laws.EXPERIMENTS,
+    *reproduce_acts.EXPERIMENTS,
     *reproduce_steps.EXPERIMENTS,
 )
 
