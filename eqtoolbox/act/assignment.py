@@ -1,71 +1,68 @@
-"""Assignment: discrete elements and rotations that bring balanced parameters nearest to others.
+"""Matching: discrete elements and rotations that bring a model nearest to another, from evidence.
 
-All of them are orthogonal, so that |A - T B| is least where J = <A, T B> is largest. One symmetry
-at a time, until none gains:
+Evidence of a unit is what it owns in the balanced weights, or what it answers on a batch. All these
+motions are orthogonal, so that |A - T B| is least where <A, T B> is largest. For one symmetry:
 
-    permutation   C_ij = <what i owns of A, what j owns of B>, the best order by linear assignment;
+    permutation   C_ij = <evidence of i in A, of j in B>, the best order by linear assignment;
                   where a unit can change sign, too, the parts that do count as |C_ij|; where a
                   unit is a head that matrices mix, as the largest <A_i, O B_j>, a nuclear norm
     sign flip     units with <A_i, B_i> < 0
     matrices      the polar factor of sum over legs of A B^T (Procrustes), of every block
 
-Where units own rows and columns of one parameter J is quadratic in the order: C is its slope, and
-a step is taken only if it leads nearer.
-
 References:
-    Ainsworth, Hayase & Srinivasa 2022 (arXiv 2209.04836) for permutations layer by layer.
+    Ainsworth, Hayase & Srinivasa 2022 (arXiv 2209.04836) for permutations layer by layer; Li et
+    al. 2015 (arXiv 1511.07543) for those of activations.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from eqtoolbox.act.gauge import grams, rows
-from eqtoolbox.act.steps import Flipped, Mixed, Permuted, Step, applied
+from eqtoolbox.act.motion import Exchange, Mixed, Motion
 from eqtoolbox.weights.families.discrete import Permutation, Permuting, SignFlip
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.parameter import Parameters, ParameterSymmetry
 
-SWEEPS = 200
-GAIN = 1e-6  # of the squared distance: a smaller step is none
-ROUNDING = 1e-28  # of squared norms
+Pair = tuple[Tensor, Tensor]  # of A and of B
 
 
-@dataclass
-class Ascent:
-    """B on its way to A, and the steps that it went."""
+class Evidence(ABC):
+    """By what units of two models are compared."""
 
-    goal: Parameters
-    here: dict[str, Tensor]
-    steps: list[Step] = field(default_factory=list)
+    @abstractmethod
+    def units(self, symmetry: Permuting | SignFlip) -> Iterator[tuple[tuple[str, int], Pair]]:
+        """What each owns, (units, ...), with the parameter and the axis that it is found by."""
 
-    def distance(self, names: Iterable[str] | None = None) -> float:
-        """|A - B|^2 over these parameters."""
-        each = self.goal if names is None else names
-        return sum(float((self.goal[n] - self.here[n]).square().sum()) for n in each)
+    @abstractmethod
+    def blocks(self, leg: MatrixLeg) -> Iterator[Pair]:
+        """What a leg mixes, (blocks, d, ...)."""
 
-    def take(self, steps: Sequence[Step], always: bool = False) -> bool:
-        """Go there if it is nearer."""
-        if not steps:
-            return False
-        there = Ascent(self.goal, applied(steps, self.here))
-        changed = [n for n in self.goal if there.here[n] is not self.here[n]]
-        before, after = self.distance(changed), there.distance(changed)
-        least = ROUNDING * _square({n: self.goal[n] for n in changed})
-        if not always and before - after <= GAIN * before + least:
-            return False
-        self.here = there.here
-        self.steps += steps
-        return True
+
+class Weights(Evidence):
+    """Balanced parameters."""
+
+    def __init__(self, goal: Parameters, here: Parameters) -> None:
+        self.goal, self.here = goal, here
+
+    def units(self, symmetry: Permuting | SignFlip) -> Iterator[tuple[tuple[str, int], Pair]]:
+        a, b = (symmetry.rows(params) for params in (self.goal, self.here))
+        for key in a:
+            name, _, axis = key.partition("[")
+            yield (name, int(axis[:-1] or 0) if axis else 0), (a[key], b[key])
+
+    def blocks(self, leg: MatrixLeg) -> Iterator[Pair]:
+        yield rows(leg, self.goal), rows(leg, self.here)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """Which discrete families there are, and what goes with them."""
+    """Which families of orthogonal motions there are, and what goes with them."""
 
     permuting: Sequence[Permuting]
     flips: Sequence[SignFlip]
@@ -80,57 +77,8 @@ class Matching:
             mixers=[s for s in symmetries if isinstance(s, MatrixSymmetry)],
         )
 
-    def nearest(self, goal: Parameters, start: Parameters) -> Ascent:
-        """The better of two ascents: from where B stands, and from invariants of its units.
-
-        Args:
-            goal: A, balanced, without buffers.
-            start: B, balanced, with the buffers that move along.
-        """
-        ascents = [Ascent(goal, dict(start)) for _ in range(2)]
-        for symmetry, order in self.alike(goal, start):
-            ascents[1].take([Permuted(symmetry=symmetry, order=order)], always=True)
-        while any([ascents[1].take(flipped(f, ascents[1])) for f in self.flips]):  # noqa: C419
-            pass  # before a matrix takes up the sign of what is beside it
-        for ascent in ascents:
-            self.climb(ascent)
-        return min(ascents, key=Ascent.distance)
-
-    def climb(self, ascent: Ascent) -> None:
-        """Until no symmetry gains."""
-        for _ in range(SWEEPS):
-            gained = [ascent.take(self.permuted(p, ascent)) for p in self.permuting]
-            gained += [ascent.take(flipped(f, ascent)) for f in self.flips]
-            gained += [ascent.take([turned(m, ascent)]) for m in self.mixers]
-            if not any(gained):
-                break
-
-    def permuted(self, symmetry: Permuting, ascent: Ascent) -> list[Step]:
-        """The best order by the slope of J, with signs and rotations of what changes places."""
-        mixers, flips = self._with(symmetry)
-        scores, odd = self._scores(symmetry, ascent, mixers, flips)
-        order = assigned(scores + sum(c.abs() for c in odd))
-        every = torch.arange(len(order))
-        steps: list[Step] = []
-        if not torch.equal(order, every):
-            steps.append(Permuted(symmetry=symmetry, order=order))
-        for flip, own in zip(flips, odd, strict=True):
-            units = (own.cpu()[every, order] < 0).nonzero().reshape(-1)
-            if len(units):
-                steps.append(Flipped(symmetry=flip, units=units))
-        there = Ascent(ascent.goal, dict(ascent.here))
-        there.take(steps, always=True)
-        return [*steps, *(turned(m, there) for m in mixers)]
-
-    def alike(self, goal: Parameters, start: Parameters) -> Iterator[tuple[Permuting, Tensor]]:
-        """Orders by what no permutation, sign or rotation of other axes changes."""
-        mixed = {name for m in self.mixers for name in m.names}
-        for symmetry in self.permuting:
-            sides = (invariants(symmetry, params, mixed) for params in (goal, start))
-            yield symmetry, assigned(-torch.cdist(*sides).square())
-
-    def _with(self, symmetry: Permuting) -> tuple[list[MatrixSymmetry], list[SignFlip]]:
-        """Matrices within the units that change places, and signs of these units."""
+    def beside(self, symmetry: Permuting) -> tuple[list[MatrixSymmetry], list[SignFlip]]:
+        """Matrices within the things that change places, and signs of these things."""
         if not isinstance(symmetry, Permutation):
             return [], []
         mixers = [m for m in self.mixers if _within(m, symmetry)]
@@ -143,36 +91,56 @@ class Matching:
                 taken |= own.keys()
         return mixers, flips
 
-    def _scores(
-        self,
-        symmetry: Permuting,
-        ascent: Ascent,
-        mixers: Sequence[MatrixSymmetry],
-        flips: Sequence[SignFlip],
-    ) -> tuple[Tensor, list[Tensor]]:
-        """C of what keeps its sign, and of each kind of sign, (things, things)."""
-        a, b = (symmetry.rows(params) for params in (ascent.goal, ascent.here))
-        keys = list(a)
-        places: list[tuple[str, int]] = [(name, 0) for name in keys]
-        if isinstance(symmetry, Permutation):
-            places = [(n, axis) for n, axes in symmetry.owned.items() for axis in axes]
-        mixed = {(leg.name, leg.axis) for m in mixers for leg in m.legs}
-        first = a[keys[0]]
-        even = first.new_zeros(len(first), len(first))
-        odd = [torch.zeros_like(even) for _ in flips]
-        for key, place in zip(keys, places, strict=True):
-            if place not in mixed:
-                kinds = [k for k, f in enumerate(flips) if place[1] in f.owned.get(place[0], {})]
-                into = odd[kinds[0]] if kinds else even
-                into += a[key] @ b[key].mT
-        for mixer in mixers:
-            even += largest(mixer, ascent, len(first))
-        return even, odd
+    def permuted(self, symmetry: Permuting, evidence: Evidence, params: Parameters) -> list[Motion]:
+        """The best order, with signs and rotations of what changes places; empty: none is better.
+
+        Args:
+            symmetry: whose things change places.
+            evidence: of both models.
+            params: of the model's shapes.
+        """
+        mixers, flips = self.beside(symmetry)
+        even, *odd = _scores(symmetry, evidence, mixers, flips)
+        several = [_meetings(m, evidence, len(even)) for m in mixers]
+        scores = even + sum(c.abs() for c in odd)
+        order = assigned(scores + sum(_largest(m, k) for m, k in zip(mixers, several, strict=True)))
+        every = torch.arange(len(order))
+        motions: list[Motion] = []
+        if not torch.equal(order, every):
+            motions.append(exchange(symmetry, order, params))
+        for flip, own in zip(flips, odd, strict=True):
+            motions += _reflected(flip, own.cpu()[every, order])
+        for mixer, k in zip(mixers, several, strict=True):
+            motions.append(_turn(mixer, k[every, order.to(k.device)].flatten(0, 1)))
+        return motions
+
+
+def exchange(symmetry: Permuting, order: Tensor, params: Parameters) -> Exchange:
+    """Thing k replaced by thing order[k]."""
+    return Exchange.of(symmetry, lambda tensors: symmetry.permuted(tensors, order), params)
 
 
 def assigned(scores: Tensor) -> Tensor:
     """order[i] of the column that row i is given, the sum being largest: (things,)."""
     return torch.from_numpy(linear_sum_assignment(scores.cpu().numpy(), maximize=True)[1])
+
+
+def flipped(symmetry: SignFlip, evidence: Evidence) -> list[Motion]:
+    """Units that stand against A's, reflected."""
+    along = torch.zeros(symmetry.dimension, dtype=torch.float64)
+    for _, (a, b) in evidence.units(symmetry):
+        along += (a * b).flatten(1).sum(1).cpu()
+    if symmetry.crossed:  # two at once may undo each other
+        along[along > along.min()] = 0.0
+    return _reflected(symmetry, along)
+
+
+def turned(symmetry: MatrixSymmetry, evidence: Evidence) -> list[Motion]:
+    """The orthogonal matrix of every block that brings it nearest."""
+    pairs = [pair for leg in symmetry.legs for pair in evidence.blocks(leg)]
+    if not pairs:
+        return []
+    return [_turn(symmetry, sum_of([b.flatten(2) @ a.flatten(2).mT for a, b in pairs]))]
 
 
 def invariants(symmetry: Permuting, params: Parameters, mixed: set[str]) -> Tensor:
@@ -185,42 +153,61 @@ def invariants(symmetry: Permuting, params: Parameters, mixed: set[str]) -> Tens
     return torch.cat(parts, 1)
 
 
-def flipped(symmetry: SignFlip, ascent: Ascent) -> list[Step]:
-    """Units that stand against A's."""
-    a, b = (symmetry.rows(params) for params in (ascent.goal, ascent.here))
-    along = sum((a[k] * b[k]).sum(1) for k in a)
-    assert isinstance(along, Tensor)
-    against = (along < 0).nonzero().reshape(-1).cpu()
-    if symmetry.crossed:  # two at once may undo each other
-        against = along.argmin()[None].cpu()[: len(against)]
-    return [Flipped(symmetry=symmetry, units=against)] if len(against) else []
+def sum_of(parts: Sequence[Tensor]) -> Tensor:
+    """Of tensors of one shape."""
+    return torch.stack(list(parts)).sum(0)
 
 
-def turned(symmetry: MatrixSymmetry, ascent: Ascent) -> Mixed:
-    """The orthogonal matrix of every block that brings it nearest."""
-    parts = [_both(leg, ascent) for leg in symmetry.legs]
-    k = torch.stack([b @ a.mT for a, b in parts]).sum(0)
+def _scores(
+    symmetry: Permuting,
+    evidence: Evidence,
+    mixers: Sequence[MatrixSymmetry],
+    flips: Sequence[SignFlip],
+) -> list[Tensor]:
+    """C of what keeps its sign, then of each kind of sign: (things, things)."""
+    things = symmetry.dimension + 1
+    found = [torch.zeros(things, things, dtype=torch.float64) for _ in range(1 + len(flips))]
+    mixed = {(leg.name, leg.axis) for m in mixers for leg in m.legs}
+    for place, (a, b) in evidence.units(symmetry):
+        if place not in mixed:
+            kinds = [k for k, f in enumerate(flips, 1) if place[1] in f.owned.get(place[0], {})]
+            found[kinds[0] if kinds else 0] += (a.flatten(1) @ b.flatten(1).mT).cpu()
+    return found
+
+
+def _meetings(symmetry: MatrixSymmetry, evidence: Evidence, units: int) -> Tensor:
+    """K = B_j A_i^T of the blocks within units i and j: (units, units, blocks, d, d)."""
+
+    def split(x: Tensor) -> Tensor:
+        return x.reshape(units, -1, symmetry.size, x[0, 0].numel())
+
+    parts = [
+        torch.einsum("jndc,inec->ijnde", split(b), split(a))
+        for leg in symmetry.legs
+        for a, b in evidence.blocks(leg)
+    ]
+    each = symmetry.blocks // units, symmetry.size, symmetry.size
+    return sum_of(parts or [torch.zeros(units, units, *each, dtype=torch.float64)])
+
+
+def _largest(symmetry: MatrixSymmetry, k: Tensor) -> Tensor:
+    """Max over rotations O of tr(O K), summed over blocks: (units, units)."""
+    best = torch.linalg.svdvals(k).sum(-1) if grams(symmetry) else torch.hypot(*_plane(k))
+    return best.sum(-1).cpu()
+
+
+def _turn(symmetry: MatrixSymmetry, k: Tensor) -> Mixed:
+    """The orthogonal O of every block with the largest tr(O K)."""
     if grams(symmetry):
         u, _, v = torch.linalg.svd(k)
-        return Mixed(symmetry=symmetry, matrices=(u @ v).mT)
-    cosine, sine = _plane(k)
-    length = torch.hypot(cosine, sine)
-    c, s = (
-        torch.where(length > 0, cosine / length, 1.0),
-        torch.where(length > 0, sine / length, 0.0),
-    )
-    matrices = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2)
-    return Mixed(symmetry=symmetry, matrices=matrices)
-
-
-def largest(symmetry: MatrixSymmetry, ascent: Ascent, units: int) -> Tensor:
-    """Max over rotations O of <A_i, O B_j> of all blocks within units i and j: (units, units)."""
-    pairs = [_both(leg, ascent) for leg in symmetry.legs]
-    a, b = (torch.cat([p[k] for p in pairs], 2) for k in (0, 1))
-    a, b = (x.reshape(units, -1, *x.shape[1:]) for x in (a, b))  # (units, blocks, d, columns)
-    k = torch.einsum("jndc,inec->ijnde", b, a)
-    best = torch.linalg.svdvals(k).sum(-1) if grams(symmetry) else torch.hypot(*_plane(k))
-    return best.sum(-1)
+        turn = (u @ v).mT
+    else:
+        cosine, sine = _plane(k)
+        length = torch.hypot(cosine, sine)
+        c = torch.where(length > 0, cosine / length, 1.0)
+        s = torch.where(length > 0, sine / length, 0.0)
+        turn = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2)
+    return Mixed(form=symmetry.form, plus=turn, minus=turn)
 
 
 def _plane(k: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,8 +215,12 @@ def _plane(k: Tensor) -> tuple[Tensor, Tensor]:
     return k[..., 0, 0] + k[..., 1, 1], k[..., 0, 1] - k[..., 1, 0]
 
 
-def _both(leg: MatrixLeg, ascent: Ascent) -> tuple[Tensor, Tensor]:
-    return rows(leg, ascent.goal), rows(leg, ascent.here)
+def _reflected(symmetry: SignFlip, along: Tensor) -> list[Motion]:
+    """Units with less than nothing in common, reflected."""
+    units = (along < 0).nonzero().reshape(-1)
+    if not len(units):
+        return []
+    return [Exchange(symmetry=symmetry, element=lambda tensors: symmetry.flipped(tensors, units))]
 
 
 def _within(mixer: MatrixSymmetry, symmetry: Permutation) -> bool:
@@ -248,7 +239,3 @@ def _same(own: Tensor, other: Tensor | None) -> bool:
     if other is None or own.shape != other.shape:
         return False
     return torch.equal(own.sort(dim=1).values, other.sort(dim=1).values)
-
-
-def _square(tensors: Mapping[str, Tensor]) -> float:
-    return sum(float(x.square().sum()) for x in tensors.values())

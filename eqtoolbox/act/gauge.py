@@ -1,8 +1,8 @@
-"""Gauge: the continuous element that takes parameters to the balanced point of their orbit.
+"""Gauge: the continuous motion that takes parameters to the balanced point of their orbit.
 
-It is what `weights.orbit.canonical` does, kept as an element, so that it can be undone: with B
-balanced, matched to A balanced, and A's balancing undone, B' stands in A's own scales. As T_A is
-linear and acts on both ends, the straight line from A to B' has the losses of that between the
+It is what `weights.orbit.canonical` does, kept as a motion, so that it can be undone: with B
+balanced, matched to A balanced, and A's balancing undone, B' stands in A's own scales. As that is
+linear and acts on both ends, the straight line from A to B' has the losses of the line between the
 balanced points.
 
     equal sides   s = log(n- / n+) / 4, n+- the squared norms of both sides of a unit
@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eqtoolbox.act.steps import Mixed, Scaled, Step, applied
+from eqtoolbox.act.motion import Flow, Mixed, Motion, Path
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.gram import MatrixLeg
-from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
+from eqtoolbox.weights.forms.stack import Parameters
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 SETTLED = 1e-12  # imbalance that is rounding in float64
 EMPTY = 1e-20  # ratio of squared norms below which a side is empty
@@ -28,26 +29,31 @@ SINGULAR = 1e-7  # ratio of singular values below which a block has no full rank
 ROUNDS = 300
 
 
-def balancing(
-    symmetries: Sequence[ContinuousSymmetry], params: Parameters
-) -> tuple[list[Step], dict[str, Tensor]]:
-    """Steps to the balanced point, one a symmetry, and that point in float64.
+def balancing(symmetries: Sequence[ContinuousSymmetry], params: Parameters) -> list[Flow | Mixed]:
+    """Motions to the balanced point, one a symmetry.
 
     The symmetries act on different axes, or by diagonal matrices: their elements commute.
+
+    Args:
+        symmetries: with a balanced point in closed form (`balanced`).
+        params: float64.
     """
-    start = {n: p.detach().double() for n, p in params.items()}
-    moved, total = dict(start), dict[int, Step]()
+    moved, total = dict(params), dict[int, Flow | Mixed]()
     for _ in range(ROUNDS):
         worst = 0.0
         for number, symmetry in enumerate(symmetries):
             made, gap = _gram_step(symmetry, moved) if grams(symmetry) else _sides(symmetry, moved)
-            moved.update(made.on(moved))
+            moved.update(made.moved(moved))
             total[number] = _after(total.get(number), made)
             worst = max(worst, gap)
         if worst <= SETTLED:
             break
-    steps = list(total.values())
-    return steps, applied(steps, start)
+    return list(total.values())
+
+
+def balanced(symmetry: ContinuousSymmetry) -> bool:
+    """Whether it keeps the function and has a balanced point here."""
+    return not symmetry.equivariant and symmetry.form.balance in ("equal sides", "equal grams")
 
 
 def grams(symmetry: ContinuousSymmetry) -> bool:
@@ -55,16 +61,28 @@ def grams(symmetry: ContinuousSymmetry) -> bool:
     return isinstance(symmetry, MatrixSymmetry) and symmetry.form.balance == "equal grams"
 
 
-def _after(first: Step | None, then: Scaled | Mixed) -> Step:
+def inverse(motion: Flow | Mixed) -> Motion:
+    """T^-1."""
+    if isinstance(motion, Flow):
+        return Flow(form=motion.form, coefficients=-motion.coefficients)
+    return Mixed(form=motion.form, plus=motion.minus.mT, minus=motion.plus.mT)
+
+
+def applied(motions: Sequence[Motion], tensors: Parameters) -> dict[str, Tensor]:
+    """All tensors after these motions, in their order."""
+    return {**tensors, **Path(motions=motions).moved(tensors)}
+
+
+def _after(first: Flow | Mixed | None, then: Flow | Mixed) -> Flow | Mixed:
     """One element of one symmetry after another."""
-    if isinstance(first, Scaled) and isinstance(then, Scaled):
-        return Scaled(symmetry=then.symmetry, coefficients=first.coefficients + then.coefficients)
+    if isinstance(first, Flow) and isinstance(then, Flow):
+        return Flow(form=then.form, coefficients=first.coefficients + then.coefficients)
     if isinstance(first, Mixed) and isinstance(then, Mixed):
-        return Mixed(symmetry=then.symmetry, matrices=then.matrices @ first.matrices)
+        return Mixed(form=then.form, plus=then.plus @ first.plus, minus=then.minus @ first.minus)
     return then
 
 
-def _sides(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Scaled, float]:
+def _sides(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Flow, float]:
     """Both sides of every unit to the same norm."""
     charge, total = symmetry.charge(params), symmetry.charge_scale(params)
     plus, minus = (total + charge).clamp_min(0), (total - charge).clamp_min(0)
@@ -73,7 +91,7 @@ def _sides(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Scaled, fl
     whole = torch.zeros(symmetry.dimension, dtype=s.dtype, device=s.device)
     whole[: len(s)] = s  # rope has phases besides, which are orthogonal
     gap = torch.where(full, charge.abs() / total, 0.0)
-    return Scaled(symmetry=symmetry, coefficients=whole), float(gap.max())
+    return Flow(form=symmetry.form, coefficients=whole), float(gap.max())
 
 
 def _gram_step(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Mixed, float]:
@@ -81,7 +99,8 @@ def _gram_step(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Mixed,
     assert isinstance(symmetry, MatrixSymmetry)
     lx, ly = (_triangle(stacked(symmetry, params, sign)) for sign in (1, -1))
     eye = torch.eye(symmetry.size).to(lx).expand_as(lx)
-    (x_full, lx), (y_full, ly) = ((f, torch.where(f, t, eye)) for f, t in map(_ranked, (lx, ly)))
+    x_full, y_full = _full(lx), _full(ly)
+    lx, ly = torch.where(x_full, lx, eye), torch.where(y_full, ly, eye)
     lx, ly = (
         torch.where(x_full, lx, torch.linalg.inv(ly).mT),
         torch.where(y_full, ly, torch.linalg.inv(lx).mT),
@@ -89,15 +108,16 @@ def _gram_step(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Mixed,
     _, s, v = torch.linalg.svd(ly.mT @ lx)
     half = torch.linalg.solve_triangular(lx, s.sqrt()[:, :, None] * v, upper=False, left=False)
     u, _, w = torch.linalg.svd(half)
-    matrices = (u @ w).mT @ half  # symmetric: a balanced block is not turned
-    gap = (matrices - eye).flatten(1).norm(dim=1) / symmetry.size**0.5
-    return Mixed(symmetry=symmetry, matrices=matrices), float(gap.max())
+    matrix = (u @ w).mT @ half  # symmetric: a balanced block is not turned
+    gap = (matrix - eye).flatten(1).norm(dim=1) / symmetry.size**0.5
+    motion = Mixed(form=symmetry.form, plus=matrix, minus=torch.linalg.inv(matrix).mT)
+    return motion, float(gap.max())
 
 
-def _ranked(triangle: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether it has full rank, and it."""
+def _full(triangle: Tensor) -> Tensor:
+    """Whether it has full rank, (blocks, 1, 1)."""
     s = torch.linalg.svdvals(triangle)
-    return (s[:, -1] > SINGULAR * s[:, 0])[:, None, None], triangle
+    return (s[:, -1] > SINGULAR * s[:, 0])[:, None, None]
 
 
 def _triangle(side: Tensor) -> Tensor:
