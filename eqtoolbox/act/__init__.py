@@ -1,3 +1,6 @@
 """Act: move or hold the parameters of a training along what its symmetries leave free."""
 
-__all__: list[str] = []
+from eqtoolbox.act.aligning import align
+from eqtoolbox.act.path import barrier
+
+__all__ = ["align", "barrier"]

@@ -26,7 +26,7 @@ from eqtoolbox.act.gauge import grams, rows
 from eqtoolbox.act.motion import Exchange, Mixed, Motion
 from eqtoolbox.weights.families.discrete import Permutation, Permuting, SignFlip
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
-from eqtoolbox.weights.forms.gram import MatrixLeg
+from eqtoolbox.weights.forms.gram import Gram, MatrixLeg
 from eqtoolbox.weights.parameter import Parameters, ParameterSymmetry
 
 Pair = tuple[Tensor, Tensor]  # of A and of B
@@ -81,7 +81,7 @@ class Matching:
         """Matrices within the things that change places, and signs of these things."""
         if not isinstance(symmetry, Permutation):
             return [], []
-        mixers = [m for m in self.mixers if _within(m, symmetry)]
+        mixers = [m for m in self.mixers if within(m.form, symmetry)]
         flips, taken = list[SignFlip](), set[tuple[str, int]]()
         for flip in self.flips:
             own = {(n, a): p for n, axes in flip.owned.items() for a, p in axes.items()}
@@ -109,15 +109,30 @@ class Matching:
         if not torch.equal(order, every):
             motions.append(exchange(symmetry, order, params))
         for flip, own in zip(flips, odd, strict=True):
-            motions += _reflected(flip, own.cpu()[every, order])
+            motions += _against(flip, own.cpu()[every, order])
         for mixer, k in zip(mixers, several, strict=True):
             motions.append(_turn(mixer, k[every, order.to(k.device)].flatten(0, 1)))
         return motions
 
 
-def exchange(symmetry: Permuting, order: Tensor, params: Parameters) -> Exchange:
+@dataclass(frozen=True, kw_only=True)
+class Rearranged(Exchange):
+    """Thing k replaced by thing what[k], or the units `what` reflected."""
+
+    what: Tensor
+
+
+def exchange(symmetry: Permuting, order: Tensor, params: Parameters) -> Rearranged:
     """Thing k replaced by thing order[k]."""
-    return Exchange.of(symmetry, lambda tensors: symmetry.permuted(tensors, order), params)
+    made = Exchange.of(symmetry, lambda tensors: symmetry.permuted(tensors, order), params)
+    return Rearranged(symmetry=symmetry, element=made.element, places=made.places, what=order)
+
+
+def reflected(symmetry: SignFlip, units: Tensor) -> Rearranged:
+    """These units with the other sign."""
+    return Rearranged(
+        symmetry=symmetry, element=lambda tensors: symmetry.flipped(tensors, units), what=units
+    )
 
 
 def assigned(scores: Tensor) -> Tensor:
@@ -132,7 +147,7 @@ def flipped(symmetry: SignFlip, evidence: Evidence) -> list[Motion]:
         along += (a * b).flatten(1).sum(1).cpu()
     if symmetry.crossed:  # two at once may undo each other
         along[along > along.min()] = 0.0
-    return _reflected(symmetry, along)
+    return _against(symmetry, along)
 
 
 def turned(symmetry: MatrixSymmetry, evidence: Evidence) -> list[Motion]:
@@ -215,15 +230,13 @@ def _plane(k: Tensor) -> tuple[Tensor, Tensor]:
     return k[..., 0, 0] + k[..., 1, 1], k[..., 0, 1] - k[..., 1, 0]
 
 
-def _reflected(symmetry: SignFlip, along: Tensor) -> list[Motion]:
+def _against(symmetry: SignFlip, along: Tensor) -> list[Motion]:
     """Units with less than nothing in common, reflected."""
     units = (along < 0).nonzero().reshape(-1)
-    if not len(units):
-        return []
-    return [Exchange(symmetry=symmetry, element=lambda tensors: symmetry.flipped(tensors, units))]
+    return [reflected(symmetry, units)] if len(units) else []
 
 
-def _within(mixer: MatrixSymmetry, symmetry: Permutation) -> bool:
+def within(mixer: Gram, symmetry: Permutation) -> bool:
     """Whether every block lies in one unit, as many in each, in order."""
     units = symmetry.dimension + 1
     if mixer.blocks % units:

@@ -21,9 +21,10 @@ from eqtoolbox.act.motion import Flow, Mixed, Motion, Path
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.forms.stack import Parameters
+from eqtoolbox.weights.orbit.canonical import sides
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
-SETTLED = 1e-12  # imbalance that is rounding in float64
+SETTLED = 1e-13  # exponent or matrix - 1 that is rounding in float64
 EMPTY = 1e-20  # ratio of squared norms below which a side is empty
 SINGULAR = 1e-7  # ratio of singular values below which a block has no full rank
 ROUNDS = 300
@@ -84,14 +85,12 @@ def _after(first: Flow | Mixed | None, then: Flow | Mixed) -> Flow | Mixed:
 
 def _sides(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Flow, float]:
     """Both sides of every unit to the same norm."""
-    charge, total = symmetry.charge(params), symmetry.charge_scale(params)
-    plus, minus = (total + charge).clamp_min(0), (total - charge).clamp_min(0)
-    full = torch.minimum(plus, minus) > EMPTY * total
+    plus, minus = sides(symmetry.form, params)
+    full = torch.minimum(plus, minus) > EMPTY * torch.maximum(plus, minus)
     s = torch.where(full, (minus / plus).log(), 0.0) / (4 * symmetry.form.power)
     whole = torch.zeros(symmetry.dimension, dtype=s.dtype, device=s.device)
     whole[: len(s)] = s  # rope has phases besides, which are orthogonal
-    gap = torch.where(full, charge.abs() / total, 0.0)
-    return Flow(form=symmetry.form, coefficients=whole), float(gap.max())
+    return Flow(form=symmetry.form, coefficients=whole), float(s.abs().max())
 
 
 def _gram_step(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Mixed, float]:
@@ -116,7 +115,7 @@ def _gram_step(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[Mixed,
 
 def _full(triangle: Tensor) -> Tensor:
     """Whether it has full rank, (blocks, 1, 1)."""
-    s = torch.linalg.svdvals(triangle)
+    s: Tensor = torch.linalg.svdvals(triangle)
     return (s[:, -1] > SINGULAR * s[:, 0])[:, None, None]
 
 
@@ -125,7 +124,8 @@ def _triangle(side: Tensor) -> Tensor:
     missing = side.shape[1] - side.shape[2]
     if missing > 0:
         side = torch.cat([side, side.new_zeros(*side.shape[:2], missing)], 2)
-    return torch.linalg.qr(side.mT).R.mT
+    r: Tensor = torch.linalg.qr(side.mT).R
+    return r.mT
 
 
 def stacked(symmetry: MatrixSymmetry, params: Parameters, sign: int) -> Tensor:

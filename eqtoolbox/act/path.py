@@ -43,7 +43,7 @@ class Barrier:
             lines.append(f"{t:4.2f}  {loss:8.4g}{share}")
         error = "" if math.isnan(self.stderr) else f" ± {self.stderr:.2g}"
         lines.append(
-            f"barrier {self.barrier:.4g}{error} at t = {self.highest:.2f}, of {self.samples} samples"
+            f"barrier {self.barrier:.4g}{error} at t = {self.highest:.2f}, {self.samples} samples"
             f" in {self.batches} batch{'es' * (self.batches > 1)}"
             + (", running statistics recomputed" if self.recomputed else "")
         )
@@ -99,7 +99,8 @@ def barrier(
     given = batches if recompute is True else [] if recompute is False else each_batch(recompute)
     for batch in (*batches, *given):
         check_batch(batch, a)
-    line = Line(a, b, default_loss if loss_fn is None else loss_fn, given)
+    ends = end_of(a), end_of(b)
+    line = Line(a, ends, default_loss if loss_fn is None else loss_fn, given)
     at = [k / (points - 1) for k in range(points)]
     rows = [line.losses(t, batches) for t in at]
     losses, right = (torch.tensor([[r[k] for r in row] for row in rows]).double() for k in (0, 1))
@@ -122,25 +123,29 @@ def barrier(
     )
 
 
+End = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # parameters and buffers
+
+
+def end_of(model: nn.Module) -> End:
+    """Where a model stands."""
+    return {n: p.detach() for n, p in model.named_parameters()}, dict(model.named_buffers())
+
+
 class Line:
-    """Two models and what is evaluated between them."""
+    """Two points of one architecture and what is evaluated between them."""
 
     def __init__(
-        self, a: nn.Module, b: nn.Module, loss_fn: LossFunction, statistics: list[Any]
+        self, model: nn.Module, ends: tuple[End, End], loss_fn: LossFunction, statistics: list[Any]
     ) -> None:
-        self.ends = [
-            ({n: p.detach() for n, p in m.named_parameters()}, dict(m.named_buffers()))
-            for m in (a, b)
-        ]
-        self.statistics = statistics
-        self.recomputes = bool(statistics and running(self.ends[0][1]))
+        self.ends, self.statistics = ends, statistics
+        self.recomputes = bool(statistics and running(ends[0][1]))
         self.objective = Objective(
-            model=a,
+            model=model,
             loss_fn=loss_fn,
             batch=None,
             random=RandomState(),
             buffers={},
-            flags=(False,) * len(list(a.modules())),
+            flags=(False,) * len(list(model.modules())),
         )
 
     def losses(self, t: float, batches: list[Any]) -> list[tuple[float, float, int]]:
