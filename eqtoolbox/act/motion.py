@@ -20,7 +20,8 @@ from eqtoolbox.weights.forms.gram import Gram
 from eqtoolbox.weights.forms.linear import LinearForm
 from eqtoolbox.weights.forms.stack import Parameters
 from eqtoolbox.weights.forms.through import Through
-from eqtoolbox.weights.parameter import ParameterSymmetry
+from eqtoolbox.weights.orbit.canonical import GroupElement
+from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 
 Map = Callable[[Parameters], dict[str, Tensor]]
 
@@ -179,6 +180,26 @@ class Exchange(Motion):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shift(Motion):
+    """A constant added to parameters."""
+
+    by: Mapping[str, Tensor]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.by)
+
+    def moved(self, tensors: Parameters) -> dict[str, Tensor]:
+        return {n: tensors[n] + d for n, d in self.by.items()}
+
+    def cotangent(self, at: Parameters, gradients: Parameters) -> dict[str, Tensor]:
+        return {n: gradients[n] for n in self.by}
+
+    def squared(self, at: Parameters, squares: Parameters) -> dict[str, Tensor]:
+        return self.cotangent(at, squares)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Path(Motion):
     """Motions one after the other."""
 
@@ -212,19 +233,54 @@ class Path(Motion):
         return made
 
     def cotangent(self, at: Parameters, gradients: Parameters) -> dict[str, Tensor]:
-        return self._along(at, gradients, lambda m, where, x: m.cotangent(where, x))
-
-    def squared(self, at: Parameters, squares: Parameters) -> dict[str, Tensor]:
-        return self._along(at, squares, lambda m, where, x: m.squared(where, x))
-
-    def _along(
-        self,
-        at: Parameters,
-        tensors: Parameters,
-        through: Callable[[Motion, Parameters, Parameters], dict[str, Tensor]],
-    ) -> dict[str, Tensor]:
-        where, now = dict(at), {n: tensors[n] for n in self.names}
+        where, now = dict(at), {n: gradients[n] for n in self.names}
         for m in self.motions:
-            now.update(through(m, where, now))
+            now.update(m.cotangent(where, now))
             where.update(m.moved(where))
         return now
+
+    def squared(self, at: Parameters, squares: Parameters) -> dict[str, Tensor]:
+        where, now = dict(at), {n: squares[n] for n in self.names}
+        for m in _joined(self.motions):  # the square of a product, not a product of squares
+            now.update(m.squared(where, now))
+            where.update(m.moved(where))
+        return now
+
+
+def _joined(motions: Sequence[Motion]) -> list[Motion]:
+    """Elements of one group taken together, past others that act on other axes."""
+    made: list[Motion] = []
+    for m in motions:
+        for k in reversed(range(len(made))):
+            other = made[k]
+            if isinstance(m, Flow) and isinstance(other, Flow) and m.form is other.form:
+                made[k] = replace(m, coefficients=other.coefficients + m.coefficients)
+                break
+            if isinstance(m, Mixed) and isinstance(other, Mixed) and m.form is other.form:
+                plus, minus = m.plus @ other.plus, m.minus @ other.minus
+                made[k] = replace(m, plus=plus, minus=minus)
+                break
+            if not all(isinstance(x, Mixed | Shift) or _commutes(x) for x in (m, other)):
+                made.append(m)
+                break
+        else:
+            made.append(m)
+    return made
+
+
+def _commutes(motion: Motion) -> bool:
+    return isinstance(motion, Flow) and not isinstance(motion.form, Through)
+
+
+def path_of(taken: Sequence[tuple[ContinuousSymmetry, GroupElement]]) -> Path:
+    """The motion along the path to a canonical point (`eqtoolbox.weights.orbit.canonical`)."""
+    made: list[Motion] = []
+    for symmetry, element in taken:
+        if isinstance(element, dict):
+            made.append(Shift(by=element))
+        elif symmetry.form.balance == "equal grams":
+            assert isinstance(symmetry.form, Gram), "grams are those of its legs"
+            made.append(Mixed(form=symmetry.form, plus=element[0], minus=element[1]))
+        elif bool((element != 0).any()):
+            made.append(Flow(form=symmetry.form, coefficients=element))
+    return Path(motions=made)

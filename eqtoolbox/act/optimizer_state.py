@@ -6,7 +6,7 @@ u = g / sqrt(v) is taken apart and put together, (DT)^-T (u sqrt(v)) / sqrt(v'),
 diagonal T leaves as it is; averaged parameters move as parameters do.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Literal
 
 import torch
@@ -183,7 +183,7 @@ def _refuse_places(places: Mapping[str, str], groups: Mapping[str, Any]) -> None
 
 
 def refuse_other_models(
-    optimizers: Iterable[Optimizer], params: Mapping[str, nn.Parameter], told: Callable[[], str]
+    optimizers: Iterable[Optimizer], params: Mapping[str, nn.Parameter]
 ) -> None:
     """An optimizer without any of the model's parameters was given by mistake.
 
@@ -195,5 +195,5 @@ def refuse_other_models(
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError(
                 f"expected an optimizer of the model's parameters, got {type(optimizer).__name__} "
-                f"of others: {told()}"
+                "of others: make it of model.parameters()"
             )

@@ -1,10 +1,10 @@
 """The transaction: parameters, statistics, gradients and optimizers moved together, or not at all.
 
-Everything is checked and computed in float64 before the first write; an exception afterwards, of a
-check of what was written or of an event, too, puts everything back bit for bit.
+Everything is checked and computed in float64 before the first write; an exception afterwards, of
+the event too, puts everything back bit for bit.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from eqtoolbox.replay.unwrap import (
     unwrapped,
 )
 from eqtoolbox.weights.forms.stack import Parameters
+from eqtoolbox.weights.parameter import ParameterSymmetry
 
 ROUNDED = 16.0  # roundings of a row that its own type may add
 
@@ -53,7 +54,6 @@ def carry_out(
     said: str,
     params: Parameters | None = None,
     buffers: Parameters | None = None,
-    check: Callable[[], None] | None = None,
 ) -> None:
     """Move the live parameters of `model` by `motion`, with all that belongs to them.
 
@@ -65,7 +65,6 @@ def carry_out(
         said: what it did, in a sentence.
         params: their new values, where T(theta) is known better than by the motion.
         buffers: new values of further buffers.
-        check: of what was written; what it raises undoes everything.
 
     Raises:
         TypeError: state or parameters that cannot be moved; says which.
@@ -75,10 +74,15 @@ def carry_out(
     own, statistics = dict(inner.named_parameters()), dict(inner.named_buffers())
     refuse_foreign(motion, own, statistics)
     optimizers = [] if optimizer is None else optimizers_in(optimizer)
-    refuse_other_models(optimizers, own, lambda: f"the model has {len(own)}, none of them is there")
+    refuse_other_models(optimizers, own)
     at = {n: own[n].detach().double() for n in motion.names}
     kept = {n: b.detach().double() for n, b in running(statistics).items() if n in motion.buffers}
-    moved = motion.moved({**at, **kept})
+    try:
+        moved = motion.moved({**at, **kept})
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"expected a symmetry of this model, got one of others: {error}"
+        ) from error
     new = {n: t for n, t in moved.items() if n in own} if params is None else dict(params)
     also = {n: t for n, t in moved.items() if n in kept} | dict(buffers or {})
     writes = [_into(n, own[n], t) for n, t in new.items()]
@@ -89,10 +93,7 @@ def carry_out(
         others += moved_state(one, motion, own, at)
     _refuse_overflow("a gradient or state of the optimizer", others)
     after = {n: own[n].detach() for n in new}
-    all_or_none(
-        [*writes, *others],
-        [*([] if check is None else [check]), lambda: announce(inner, act, said, before, after)],
-    )
+    all_or_none([*writes, *others], lambda: announce(inner, act, said, before, after))
 
 
 def announce(
@@ -121,7 +122,7 @@ def _into(name: str, target: Tensor, new: Tensor) -> _Named:
     bound = ROUNDED * torch.finfo(target.dtype).eps
     for axis in range(min(new.dim(), 2)):
         others = [a for a in range(new.dim()) if a != axis]
-        sizes = [x.norm(dim=others) if others else x.abs() for x in (lost, exact)]
+        sizes = [x.square().sum(others).sqrt() if others else x.abs() for x in (lost, exact)]
         if bool((sizes[0] > bound * sizes[1]).any()):
             raise ValueError(
                 f"{name} would have rows of {float(sizes[1][sizes[1] > 0].min()):.0e}, which "
@@ -165,7 +166,7 @@ def _moved_gradients(
 
 
 def refuse_foreign(
-    motion: Motion, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    motion: Motion | ParameterSymmetry, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
 ) -> None:
     """What moves must be there, and of a kind that can be written in place.
 

@@ -75,16 +75,15 @@ class Grad(Write):
         self.of.grad = self.old
 
 
-def all_or_none(writes: Sequence[Write], then: Sequence[Callable[[], None]] = ()) -> None:
-    """Every write, and what follows them; after an exception in any of it, none."""
+def all_or_none(writes: Sequence[Write], then: Callable[[], None]) -> None:
+    """Every write, and what follows; after an exception in any of it, none."""
     begun: list[Write] = []
     try:
         with torch.no_grad():
             for write in writes:
                 begun.append(write)
                 write.put()
-        for step in then:
-            step()
+        then()
     except BaseException:
         with torch.no_grad():
             for write in reversed(begun):

@@ -21,6 +21,7 @@ from eqtoolbox.record.record import Mode
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates
@@ -49,6 +50,9 @@ class Conservation(Probe):
     `eqtoolbox.probes.noether` found that at the same step: `epsilon` is what p leaves of it. At
     other steps it is violated where it exceeds by far what was left when that was last known,
     which grows as the weights shrink, and above rounding it is undecided.
+
+    What is done to parameters between two steps, as `eqtoolbox.act` does, moves charges by `act`,
+    which is no step's: it is counted where it happened.
 
     Numbers are norms over all units of a family, relative to the norm of the charges' scale: what
     |Q| could be at these parameter sizes and, for drifts since the start, at those of the start,
@@ -123,6 +127,11 @@ class Conservation(Probe):
         with torch.autocast(next(iter(snapshot.before.values())).device.type, enabled=False):
             yield from self._measure(snapshot, snapshot.after, reference, rng)
 
+    def acted(
+        self, before: Parameters, after: Parameters, reference: Ledger, shared: Shared
+    ) -> None:
+        reference.act(shared.newest("charges"), before, after)
+
     def _measure(
         self, snapshot: Snapshot, after: Parameters, state: Ledger, rng: torch.Generator
     ) -> Iterator[Measurement]:
@@ -130,8 +139,10 @@ class Conservation(Probe):
         if not state.knows(charges):
             vars(state).update(vars(self.reference(snapshot, rng)))
         since = snapshot.step - state.measured
-        if since != 1:  # parameters moved unseen
-            state.read(charges, snapshot.before)
+        state.caught_up(charges, snapshot.before, since)
+        if state.stale:
+            found = _noise(snapshot, charges, state.lengths, rng)
+            (state.noise, state.leftover.left), state.stale = found, False
         change, beside, why = _stepped(charges, snapshot, after, state)
         finite = bool(beside.after.isfinite().all())
         if not finite and (lost := not_finite(after)):
@@ -177,6 +188,7 @@ class Conservation(Probe):
             yield from drift.closure(predicted - state.values, steps)
             yield from drift.vectors()
             yield from drift.budget()
+            state.acted = None
             if snapshot.gradient is not None and math.isfinite(size):
                 yield from balance(charges, snapshot, change, state.values, state.balance)
             yield from report(charges, state.forecast, state.values, drift.reach, drift.eps)

@@ -172,11 +172,15 @@ class Drift:
             for cause, term in self.change.causes.items():
                 along = float(term[where] @ moved) / max(float(moved.norm()), TINY)
                 yield Measurement(first if cause == "symmetry" else cause, along / scale, family)
+            if self.state.acted is not None:
+                yield Measurement("act", float(self.state.acted[where].norm()) / scale, family)
             energy = float(total @ total)
             caused = self.state.causes[:, where] @ total
             shares = dict.fromkeys(CAUSES, 0.0)
             if energy:
                 shares = dict(zip(CAUSES, (caused / energy).tolist(), strict=True))
+            if self.state.acts is not None:
+                shares["act"] = float(self.state.acts[where] @ total) / energy if energy else 0.0
             shares["unmeasured"] = 1.0 - sum(shares.values()) if energy else 0.0
             for cause, share in shares.items():
                 name = first if cause == "symmetry" else cause

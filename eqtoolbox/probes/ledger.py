@@ -13,7 +13,7 @@ from eqtoolbox.probes.leftover import Leftover
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.state import State
-from eqtoolbox.weights.charges.charges import Charges
+from eqtoolbox.weights.charges.charges import ChargeReading, Charges
 
 CAUSES = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
 NOTHING = torch.zeros(0)
@@ -38,6 +38,10 @@ class Ledger(State):
     causes: Tensor = NO_CAUSES  # their sums since the start, (causes, charges)
     noise: dict[str, tuple[float, float]] = field(default_factory=dict)  # of laws: |.|, over |g|
     measured: int = -1  # the last step that was
+    acts: Tensor | None = None  # what acts did to the charges since the start
+    acted: Tensor | None = None  # and since budgets were last recorded
+    unseen: bool = False  # whether an act moved charges that were not known by then
+    stale: bool = False  # whether an act moved the parameters since `noise` was measured
     kept: int | None = None  # the last step at which budgets were recorded
     leftover: Leftover = field(default_factory=Leftover)
     forecast: Forecast = field(default_factory=Forecast)
@@ -51,6 +55,35 @@ class Ledger(State):
         missing = len(CAUSES) - len(self.causes)  # of versions that knew fewer
         self.causes = torch.cat([self.causes, self.causes.new_zeros(missing, self.causes.shape[1])])
 
+    def act(self, charges: Charges | None, before: Parameters, after: Parameters) -> None:
+        """Count what an act does to the charges: a cause of its own, no step stands for it."""
+        self.stale, self.forecast.course = True, None  # which begins anew at the next step
+        if charges is None or not self.of or not self.knows(charges):
+            self.unseen = True
+            return
+        was, now = charges.read(before), charges.read(after)
+        jump = charges.values(now) - charges.values(was)
+        self._count(jump)
+        self.values = self.values + jump
+        self._size(charges, now)
+
+    def caught_up(self, charges: Charges, params: Parameters, since: int) -> None:
+        """Read the charges where they may have moved unseen.
+
+        What an act did that came before the charges were known, as where a run goes on, is the
+        change since the last step, if that was the last measured.
+        """
+        known = self.values
+        if since != 1 or self.unseen:
+            self.read(charges, params)
+        if since == 1 and self.unseen:
+            self._count(self.values - known)
+        self.unseen = False
+
+    def _count(self, jump: Tensor) -> None:
+        self.acts = jump if self.acts is None else self.acts + jump
+        self.acted = jump if self.acted is None else self.acted + jump
+
     def knows(self, charges: Charges) -> bool:
         """Whether this was begun for these charges: others are found where the loss changes."""
         return self.of in ([], charges.labels) and len(self.start) == charges.count
@@ -62,8 +95,10 @@ class Ledger(State):
             What is sketched, whole.
         """
         reading = charges.read(params)
-        lengths = charges.lengths(reading)
-        self.values, self.scales = charges.values(reading), charges.scales(reading)
-        self.lengths = {f: float(lengths[w].norm()) for f, w in charges.generators.items()}
-        self.steps = 0
+        self.values, self.steps = charges.values(reading), 0
+        self._size(charges, reading)
         return charges.sketched(reading)
+
+    def _size(self, charges: Charges, reading: ChargeReading) -> None:
+        lengths, self.scales = charges.lengths(reading), charges.scales(reading)
+        self.lengths = {f: float(lengths[w].norm()) for f, w in charges.generators.items()}

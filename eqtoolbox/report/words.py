@@ -10,6 +10,7 @@ CAUSES = {
     "optimizer": "optimizer",
     "finite_step": "finite step",
     "learning_rates": "learning rates that differ",
+    "act": "acts on the parameters",
     "unmeasured": "unmeasured",
 }
 

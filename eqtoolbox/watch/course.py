@@ -11,6 +11,7 @@ from eqtoolbox.record.sink import Sink
 from eqtoolbox.replay.eager import eager, recorded, untraced
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.watch.account import Account
+from eqtoolbox.watch.acts import Acts
 from eqtoolbox.watch.agenda import Agenda
 from eqtoolbox.watch.budget import LOSS, Budget
 from eqtoolbox.watch.capture.loss_capture import LossCapture
@@ -105,6 +106,8 @@ class Course:
             seed=given.seed,
             resumed=segment > 0,
         )
+        told = (self._catch.shared, self._runner, self._journal, self.probes)
+        self._acts = Acts(self._watched, self._taken, *told, attached=lambda: self.attached)
         self._several = len(self.optimizers) > 1
         ends = self._one_ends if self._several else self._step_ends
         self._handles = [o.register_step_post_hook(ends) for o in self.optimizers]

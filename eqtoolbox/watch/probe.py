@@ -14,6 +14,8 @@ from eqtoolbox.expect.words import shown
 from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.record.record import Mode, Product, Record, Status, Verdict
 from eqtoolbox.record.schedule import Schedule
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.state import State
 
@@ -119,6 +121,11 @@ class Probe(ABC):
         if saved is not None:
             made.load_state_dict(saved)
         return made
+
+    def acted(  # noqa: B027
+        self, before: Parameters, after: Parameters, reference: Any, shared: Shared
+    ) -> None:
+        """Take note that somebody moved parameters between two steps, from `before` to `after`."""
 
     @abstractmethod
     def measure(

@@ -77,6 +77,11 @@ class Shared:
             del found[next(iter(found))]
         return made
 
+    def newest(self, kind: str) -> Any:
+        """The finding of this kind that was asked for last; None where there is none."""
+        found = self._found.get(kind)
+        return found[next(reversed(found))] if found else None
+
     def state_dict(self) -> dict[str, Any]:
         """Findings that a resumed run need not make again, those not asked for yet included."""
         return self._saved | {

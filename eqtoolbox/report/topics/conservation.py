@@ -40,6 +40,7 @@ CAUSE_COLOURS = {
     "optimizer": PALETTE[3],
     "finite_step": PALETTE[5],
     "learning_rates": PALETTE[2],
+    "act": PALETTE[0],
     "unmeasured": GREY,
 }
 

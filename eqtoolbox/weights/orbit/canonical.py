@@ -119,7 +119,8 @@ def canonical(
             if taken.left is not None:
                 path.append((symmetry, taken.element))
                 if bool(taken.left.any()):
-                    left[symmetry.name] = tuple(taken.left.nonzero()[:, 0].tolist())
+                    called = f"{symmetry.family} ({symmetry.name})"
+                    left[called] = tuple(taken.left.nonzero()[:, 0].tolist())
         rounds += 1
     return Canonical(params=moved, imbalance=imbalance, rounds=rounds, path=tuple(path), left=left)
 
