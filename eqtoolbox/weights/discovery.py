@@ -206,6 +206,11 @@ def default_loss(model: nn.Module, batch: Any) -> Any:
     return nn.functional.cross_entropy(output, targets)
 
 
+def labelled(model: nn.Module, batch: Any) -> bool:
+    """Whether `default_loss` finds targets in the batch, not inputs alone."""
+    return isinstance(batch, Mapping) or _parts(model, batch)[1] is not None
+
+
 def _parts(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     """Arguments or keywords of the model, and the targets or None."""
     targets = None
