@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from eqtoolbox.act.aligned import Aligned, Matched
 from eqtoolbox.act.ascent import Ascent
 from eqtoolbox.act.composed import shares
-from eqtoolbox.act.facing import Facing, relative
-from eqtoolbox.act.gauge import balanced
+from eqtoolbox.act.facing import Facing
+from eqtoolbox.act.function import distance
+from eqtoolbox.act.gauge import applied, balanced, balancing
 from eqtoolbox.act.motion import Motion, Path
 from eqtoolbox.act.path import barrier, samples
 from eqtoolbox.act.transaction import carry_out, live
@@ -27,7 +27,8 @@ from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 
 SEARCHED = 64  # samples that symmetries are looked for with
 KEPT = 1e-8  # relative change of the outputs in float64 that rounding explains
-FLOORS = 100.0  # changes of the outputs that are rounding in their own precision
+FLOORS = 3.0  # up to which outputs count as the same
+FAR = 2.0  # norm^2 over that of the balanced point, beyond which rounding hides symmetries
 
 
 @checked
@@ -98,35 +99,29 @@ def align(
     remarks: tuple[str, ...] = ()
     if by == "either" and loss_fn is None and not labelled(inner, batch):
         by, remarks = "weights", ("no targets to judge by: matched by weights",)
-    with evaluation(inner):
-        found = discover(inner, few(batch), loss_fn)
-    used = [s for s in found if _used(s) and (families is None or s.family in families)]
-    facing = Facing(inner, goal, batch, default_loss if loss_fn is None else loss_fn, used)
-    way, ascent = facing.best(by)
-    motions = facing.motions(ascent)
+    loss = default_loss if loss_fn is None else loss_fn
+    with evaluation(inner), evaluation(goal):
+        used = [
+            s for s in _found(inner, few(batch), loss) if families is None or s.family in families
+        ]
+        facing = Facing(inner, goal, batch, loss, used)
+        with facing.function.objective.isolated():
+            way, ascent = facing.best(by)
+            motions = facing.motions(ascent)
+            kept, there = facing.exactly(motions), facing.live(motions)
+            change = distance(there.seen.outputs, facing.function.seen.outputs)
+            floor = max(f.floor(len(motions)) for f in (facing.function, there))
+    if not kept <= KEPT or not change <= FLOORS * floor:
+        raise ValueError(
+            f"the outputs would change by {change:.1e} ({kept:.0e} in float64), more than "
+            f"{FLOORS:.0f} floors of {floor:.1e}: nothing was changed; give a larger batch, or "
+            "models in float64"
+        )
     naive = None if data is None else barrier(goal, inner, data, loss_fn=loss_fn)
-    before, was = facing.distance(), facing.outputs()
-    exact = facing.outputs(torch.float64)
-    floor, change = max(relative(was, exact), torch.finfo(was.dtype).eps), 0.0
-
-    def check() -> None:
-        nonlocal change
-        change = relative(facing.outputs(), was)
-        if not change <= max(FLOORS * floor, KEPT):
-            raise ValueError(
-                f"the outputs would change by {change:.1e}, rounding explains {floor:.1e}: the "
-                "scales of the two are too far apart for this precision; act.balance them first"
-            )
-
+    before = facing.distance()
     if motions:
-        kept = relative(facing.outputs(torch.float64, motions), exact)
-        if not kept <= KEPT:
-            raise ValueError(
-                f"the outputs would change by {kept:.1e} in float64: a symmetry found on a part of "
-                "the batch does not hold on all of it; leave it out by families=..."
-            )
         said = f"moved to where it is nearest to a reference, by {way}"
-        carry_out(inner, Path(motions=motions), optimizer, act="align", said=said, check=check)
+        carry_out(model, Path(motions=motions), optimizer, act="align", said=said)
     return Aligned(
         before=before,
         after=facing.distance(),
@@ -140,6 +135,18 @@ def align(
         aligned=None if data is None else barrier(goal, inner, data, loss_fn=loss_fn),
         remarks=remarks,
     )
+
+
+def _found(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[ParameterSymmetry]:
+    """What keeps the function and can be matched, looked for again where it is balanced."""
+    used = [s for s in discover(model, batch, loss_fn) if _used(s)]
+    own = {n: p.detach().double() for n, p in model.named_parameters() if p.requires_grad}
+    there = applied(balancing([s for s in used if isinstance(s, ContinuousSymmetry)], own), own)
+    if sum(float(x.square().sum()) for x in own.values()) > FAR * sum(
+        float(x.square().sum()) for x in there.values()
+    ):
+        return [s for s in discover(model, batch, loss_fn, at=there) if _used(s)]
+    return used
 
 
 def few(batch: Any) -> Any:

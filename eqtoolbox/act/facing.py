@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,12 @@ from eqtoolbox.act.answers import Seen, seen
 from eqtoolbox.act.ascent import Ascent
 from eqtoolbox.act.assignment import Matching
 from eqtoolbox.act.composed import collapsed
+from eqtoolbox.act.function import LiveFunction, distance, observe
 from eqtoolbox.act.gauge import applied, balancing, inverse
 from eqtoolbox.act.motion import Motion
 from eqtoolbox.act.path import Line, end_of
 from eqtoolbox.act.ways import By, Candidates, Way
-from eqtoolbox.replay.isolation import RandomState
-from eqtoolbox.replay.objective import LossFunction, Objective
+from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters, ParameterSymmetry
 
 ALIKE = 1e-6  # relative difference of losses that says nothing
@@ -35,6 +36,7 @@ class Facing:
         symmetries: Sequence[ParameterSymmetry],
     ) -> None:
         self.models, self.batch, self.loss_fn = (model, reference), batch, loss_fn
+        self.function = LiveFunction.of(model, batch, loss_fn)
         self.matching = Matching.of(symmetries)
         names = dict.fromkeys(n for s in symmetries for n in s.names)
         along = dict.fromkeys(n for s in symmetries for n in s.buffers)
@@ -80,35 +82,23 @@ class Facing:
 
     def relative(self, ascent: Ascent) -> float:
         """Likewise in balanced weights, of what moves."""
-        return ascent.distance() ** 0.5 / max(_norm(self.goal), 1e-300)
+        return math.sqrt(ascent.distance()) / max(_norm(self.goal), 1e-300)
 
-    def outputs(self, dtype: torch.dtype | None = None, motions: Sequence[Motion] = ()) -> Tensor:
-        """Of the model after these motions, or its loss where it has no single output."""
+    def live(self, motions: Sequence[Motion]) -> LiveFunction:
+        """The model there, rounded to its types."""
         moved = applied(motions, self.own)
-        objective = self._objective(self.models[0], moved, dtype)
-        given = {n: x for n, x in moved.items() if n not in self.buffers} if motions else {}
-        live = dict(self.models[0].named_parameters())
-        params = {n: x.to(dtype or live[n].dtype) for n, x in given.items()}
-        with torch.no_grad():
-            output, loss = objective.output_and_loss(params)
-        return (loss if output is None else output).detach()
-
-    def _objective(
-        self, model: nn.Module, moved: Parameters, dtype: torch.dtype | None = None
-    ) -> Objective:
-        """In evaluation mode, with the statistics that have moved along."""
-        buffers = {n: b.detach() for n, b in model.named_buffers()}
-        if model is self.models[0]:
-            buffers |= {n: moved[n].to(buffers[n]) for n in self.buffers if n in moved}
-        return Objective(
-            model=model,
-            loss_fn=self.loss_fn,
-            batch=self.batch,
-            random=RandomState(),
-            buffers=buffers,
-            flags=(False,) * len(list(model.modules())),
-            dtype=dtype,
+        params = {n: moved[n].to(p) if n in moved else p for n, p in self.function.params.items()}
+        own = self.function.objective.buffers
+        return replace(
+            self.function, params=params, buffers={n: moved[n].to(own[n]) for n in self.buffers}
         )
+
+    def exactly(self, motions: Sequence[Motion]) -> float:
+        """Relative change of the outputs in float64."""
+        objective, exact = self.function.objective.to(torch.float64), self.function.exact
+        before = observe(objective, {**exact, **self.buffers})
+        after = observe(objective, {**exact, **applied(motions, self.own)})
+        return distance(after.outputs, before.outputs)
 
     def _seen(self, model: nn.Module, at: Parameters) -> Seen:
         """Answers of a model at balanced parameters."""
@@ -118,10 +108,14 @@ class Facing:
                 self.loss_fn(inner, self.batch)
             return found
 
-        live = dict(model.named_parameters())
-        params = {n: x.to(live[n]) for n, x in at.items() if n in live}
+        live = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        objective = replace(
+            self.function.objective,
+            model=model,
+            buffers={n: b.detach() for n, b in model.named_buffers()},
+        )
         with torch.no_grad():
-            answers: Seen = self._objective(model, at).within(params, body)
+            answers: Seen = objective.within({n: x.to(live[n]) for n, x in at.items()}, body)
         return answers
 
     def _halfway(self, ascent: Ascent) -> float:
@@ -135,12 +129,6 @@ class Facing:
         line = Line(reference, (end_of(reference), (params, buffers)), self.loss_fn, [self.batch])
         loss: float = line.losses(0.5, [self.batch])[0][0]
         return loss
-
-
-def relative(x: Tensor, other: Tensor) -> float:
-    """|x - y| / |y|."""
-    gap = (x.double() - other.double()).norm()
-    return float(gap / other.double().norm().clamp_min(1e-300))
 
 
 def _tensors(model: nn.Module, names: Parameters | dict[str, None]) -> dict[str, Tensor]:
