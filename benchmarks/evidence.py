@@ -5,62 +5,18 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; this writes all
     python benchmarks/evidence.py
 """
 
-import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from drawing import Panel, picture
+from evidence_cells import ROOT, correlation, number, results, summary, table
+from evidence_hopes import hopes
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evidence.md"
 MARKED = re.compile(r"(<!-- table ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
-
-
-def results(name: str) -> Any:
-    """What a benchmark stored."""
-    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["results"]
-
-
-def number(value: float) -> str:
-    """Three digits.
-
-    >>> number(0.04637), number(110.0), number(2.3e-7), number(math.inf), number(0.998)
-    ('0.046', '110', '2.3e-07', 'never', '0.998')
-    """
-    if math.isinf(value):
-        return "never"
-    if value == 0 or abs(value) >= 100:
-        return f"{value:.0f}"
-    return (
-        f"{value:.3f}"
-        if 0.01 <= abs(value) < 1
-        else f"{value:.2g}"
-        if abs(value) < 1
-        else f"{value:.3g}"
-    )
-
-
-def summary(values: Sequence[float | None]) -> str:
-    """The median over seeds and their range; None is what was never reached.
-
-    >>> summary([1.0, 1.2, 1.1]), summary([3.0, 3.0])
-    ('1.1 (1 to 1.2)', '3')
-    """
-    known = [math.inf if v is None else v for v in values]
-    least, most, middle = number(min(known)), number(max(known)), number(statistics.median(known))
-    return middle if least == most else f"{middle} ({least} to {most})"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in lines
-    )
 
 
 def reproduced() -> str:
@@ -105,16 +61,17 @@ def links() -> str:
     return table(("runs", "number", *of), rows)
 
 
-def correlation(link: dict[str, Any] | None) -> str:
-    """The correlation and its interval.
-
-    >>> correlation({"rho": -0.861, "interval": [-0.9615, -0.5611], "runs": 20})
-    '-0.86 [-0.96, -0.56]'
-    """
-    if link is None:
-        return "too few runs"
-    low, high = link["interval"]
-    return f"{link['rho']:+.2f} [{low:+.2f}, {high:+.2f}]"
+def enforced() -> str:
+    """Methods of enforcing quarter turns on networks that learn upright digits."""
+    rows = (
+        (
+            name,
+            *(number(row[key]) for key in ("upright", "turned", "relative error")),
+            str(row["forwards a call"]),
+        )
+        for name, row in results("enforced")["digits"].items()
+    )
+    return table(("method", "upright", "turned", "equivariance error", "forwards a call"), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -122,6 +79,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "figures": figures,
     "levels": levels,
     "links": links,
+    "hopes": hopes,
+    "enforced": enforced,
 }
 
 

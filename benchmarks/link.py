@@ -29,7 +29,7 @@ from experiments import Figures, accuracy, digits, in_processes, mean, perceptro
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from eqtoolbox.demos.averaged import Averaged
+import eqtoolbox as eq
 from eqtoolbox.symmetry import Cyclic, Equivariance, actions, equivariance_error
 
 TURNS = Equivariance(Cyclic(4), actions.quarter_turn, actions.trivial)
@@ -72,7 +72,7 @@ def run(way: Way, steps: int = STEPS) -> Figures:
         images, others = turned(images, 1.0, once), turned(others, 1.0, once)
     images, labels = images[:SAMPLES], labels[:SAMPLES]
     network = perceptron((64, 64, 64, 10), nn.ReLU, way.seed)
-    model = Averaged(network, TURNS) if way.level == "averaged" else network
+    model = eq.enforce.averaged(network, TURNS) if way.level == "averaged" else network
     optimizer = torch.optim.SGD(model.parameters(), way.lr, momentum=0.9, weight_decay=way.decay)
     rng, fit = torch.Generator().manual_seed(way.seed + 1), math.inf
     for step in range(1, steps + 1):

@@ -17,7 +17,7 @@ import reproduce_curvature
 import reproduce_laws
 import reproduce_steps
 from environment import store
-from evidence import summary
+from evidence_cells import summary
 from experiments import measured
 
 EXPERIMENTS = (

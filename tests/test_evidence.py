@@ -44,7 +44,7 @@ def test_a_table_that_says_something_else_is_caught(load: Load) -> None:
 
 
 def test_numbers_are_told_as_their_examples_say(load: Load) -> None:
-    failed, tried = doctest.testmod(load("evidence"))
+    failed, tried = doctest.testmod(load("evidence_cells"))
     assert tried and not failed
 
 

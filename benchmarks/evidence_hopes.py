@@ -1,0 +1,95 @@
+"""Hopes that did not come true, each beside what the benchmarks found."""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from evidence_cells import correlation, number, results, table
+
+DECAYS = (0.003, 0.01, 0.03, 0.05)
+
+
+def hopes() -> str:
+    """What was hoped for, what was found, and where more stands."""
+    return table(("hoped", "found", "more"), [*_by_symmetry(), *_by_acts()])
+
+
+def _by_symmetry() -> Iterator[Sequence[str]]:
+    found = [data["links"]["all runs"] for data in results("link")["data"].values()]
+    one, other = (correlation(links["steps to fit"]) for links in found)
+    yield (
+        "equivariant networks are faster to fit",
+        "slower: correlation of error and steps to fit "
+        f"{one} on data with the symmetry, {other} on data without",
+        "above",
+    )
+    digits = results("enforced")["digits"]
+    after, plain = (digits[name]["turned"] for name in ("averaged after training", "plain"))
+    yield (
+        "averaging a network that is trained already makes it equivariant and as good",
+        f"exact, but test accuracy on turned digits {number(after)}, plain {number(plain)}; "
+        f"averaged while it trains {number(digits['averaged']['turned'])}",
+        "[enforce](howto/enforce.md#the-group-average)",
+    )
+
+
+def _by_acts() -> Iterator[Sequence[str]]:
+    rows = results("reproduce")["rows"]
+    move = rows["teleportation"]["figures"]
+    none, one, five = (_median(v) for key, v in move.items() if key.startswith("gradients"))
+    yield (
+        "teleporting to a larger gradient saves time",
+        f"gradients to the same loss at the best rate: {none} without, {one} with one, {five} with "
+        "five; it buys what a larger rate buys",
+        "[move](howto/act.md#move)",
+    )
+    yield (
+        "balancing at every step trains better",
+        rows["balance while training"]["verdict"],
+        "[balance](howto/act.md#balance)",
+    )
+    yield ("a rate kept at the edge (CDAT) is cheaper", rows["CDAT"]["verdict"], "below")
+    plain, held = (_by_decay(scale) for scale in (None, 0.1))
+    told = "; ".join(
+        f"decay {decay}: {number(plain[decay])} and {number(held[decay])}" for decay in DECAYS
+    )
+    yield (
+        "decay towards a random point is better than decay to zero",
+        "it mends a decay that is too large, no other. Test accuracy without and with an anchor: "
+        f"{told}",
+        "[anchor](howto/act.md#anchor)",
+    )
+    yield _guarded()
+
+
+def _by_decay(scale: float | None) -> dict[float, float]:
+    """Mean test accuracy of SGD by decay."""
+    rows = [r for r in results("anchor") if r["optimizer"] == "SGD" and r["scale"] == scale]
+    return {r["decay"]: statistics.fmean(r["test"]) for r in rows}
+
+
+def _guarded() -> Sequence[str]:
+    """The best training loss by clipping and by the cap, of each network and batch."""
+    parts = []
+    for kind, batch in (("relu", "full"), ("tanh", "full"), ("relu", 64), ("tanh", 64)):
+        rows = [r for r in results("guard") if r["network"] == kind and r["batch"] == batch]
+        best = lambda way, rows=rows: min(_loss(r) for r in rows if r["way"] == way)
+        lost = sorted(r["lr"] for r in rows if r["way"] == "cap" and not _loss(r) < 2.3)
+        parts.append(
+            f"{kind}, batch {batch}: {number(best('clip'))} and {number(best('cap'))}"
+            + (f", lost at {', '.join(map(str, lost))}" if lost else "")
+        )
+    return (
+        "a cap at the edge of stability trains as well as clipping",
+        "Training loss, the best of the rates tried, clipped and capped: " + "; ".join(parts),
+        "[guard](howto/act.md#guard)",
+    )
+
+
+def _loss(row: dict[str, Any]) -> float:
+    return row["loss"] if isinstance(row["loss"], float) else math.inf
+
+
+def _median(values: Sequence[float | None]) -> str:
+    return number(statistics.median(math.inf if v is None else v for v in values))
