@@ -1,3 +1,5 @@
 """Enforce: make a model obey a symmetry of its data, exactly where that can be had."""
 
-__all__: list[str] = []
+from eqtoolbox.enforce.tied import Tied, tied
+
+__all__ = ["Tied", "tied"]
