@@ -114,10 +114,8 @@ def test_rank_correlations_are_those_of_scipy(load: Load) -> None:
     assert math.isnan(link.spearman(x, np.ones(20)))
 
 
-def test_an_averaged_network_is_invariant_and_a_plain_one_is_not(load: Load) -> None:
+def test_what_is_built_in_is_exact_and_what_is_not_is_not(load: Load) -> None:
     link = load("link")
-    runs = {
-        level: link.run(link.Way(level=level, symmetric=True, seed=0), steps=10)
-        for level in ("plain", "averaged")
-    }
-    assert runs["averaged"]["equivariance error"] < 1e-6 < runs["plain"]["equivariance error"]
+    for level in (*link.LEVELS, *link.BUILT):
+        found = link.run(link.Way(level=level, symmetric=True, seed=0), steps=5)
+        assert (found["equivariance error"] == 0) == (level in link.BUILT), level
