@@ -32,6 +32,26 @@ def _by_symmetry() -> Iterator[Sequence[str]]:
         f"averaged while it trains {number(digits['averaged']['turned'])}",
         "[enforce](howto/enforce.md#the-group-average)",
     )
+    yield _penalised()
+
+
+def _penalised() -> Sequence[str]:
+    """Accuracy on turned digits by weight, and when the alarm of collapse came."""
+    rows = [r for r in results("penalty") if r["task"] == "digits"]
+    told = "; ".join(
+        f"weight {row['weight']:g}: {number(statistics.fmean(row['turned']))}"
+        + (f", collapsed, alarm at step {steps}" if (steps := _alarms(row)) else "")
+        for row in rows
+    )
+    return (
+        "a penalty makes a classifier equivariant",
+        f"it collapses to a constant before it is. Test accuracy on turned digits, {told}",
+        "[penalty](howto/enforce.md#a-penalty)",
+    )
+
+
+def _alarms(row: dict[str, Any]) -> str:
+    return ", ".join(str(step) for step in row["alarm"] if step is not None)
 
 
 def _by_acts() -> Iterator[Sequence[str]]:

@@ -101,6 +101,55 @@ def test_verdicts_follow_from_figures(load: Load) -> None:
     assert told(steps.wins, reached).count("tanh, full batch") == 2
 
 
+def test_verdicts_about_acts_follow_from_figures(load: Load) -> None:
+    acts = load("reproduce_acts")
+    kinds = ("unbalanced channels, int8", "as trained, int8")
+    lost = dict(zip(("float", *kinds), ([0.96], [0.8], [0.96]), strict=True))
+    back = lost | {f"{kind}, balanced": [0.96] for kind in kinds}
+    assert acts.restores(back) == "reproduced; an ordinary network gains nothing"
+    assert acts.restores({**back, f"{kinds[1]}, balanced": [0.97]}).endswith("gains, too")
+    assert acts.restores({**back, f"{kinds[0]}, balanced": [0.9]}) == "not reproduced"
+    barriers = {"32": [1.0], "32, aligned": [0.1], "512": [0.3], "512, aligned": [0.01]}
+    assert acts.lowers(barriers) == "reproduced"
+    assert acts.lowers({**barriers, "512, aligned": [0.2]}) == "not reproduced"
+    ways = ("none", "one at the start", "five")
+    moved = {f"gradients, {way}": [100.0] for way in ways} | {f"loss, {way}": [1.0] for way in ways}
+    assert acts.gains(moved).startswith("not reproduced where the rate is tuned; does not")
+    assert acts.gains({**moved, "loss, one at the start": [0.5]}).endswith("helps at a small rate")
+    assert acts.gains({**moved, "gradients, one at the start": [50.0]}) == "reproduced"
+    often = {f"loss, balanced {when}": [0.1, 0.2] for when in ("never", "every step")}
+    often |= {f"test accuracy, balanced {when}": [0.9, 0.9] for when in ("never", "every step")}
+    assert "lower loss in 0, more accuracy in 0 of 2" in acts.trains(often)
+    better = {"loss, balanced every step": [0.05, 0.1]}
+    better |= {"test accuracy, balanced every step": [0.95, 0.95]}
+    assert acts.trains(often | better) == "reproduced"
+
+
+def test_balance_brings_quantised_networks_back(load: Load) -> None:
+    found = load("reproduce_acts").equalised(0, steps=100)
+    lost, back = (found[f"unbalanced channels, int4{end}"] for end in ("", ", balanced"))
+    assert lost < 0.5 < found["float"] - 0.1 < back
+
+
+def test_a_teleport_makes_the_gradient_larger_and_keeps_the_loss(load: Load) -> None:
+    acts = load("reproduce_acts")
+    images, labels = acts.digits()[0]
+    model = acts.perceptron((64, 32, 32, 10), seed=0)
+
+    def slope() -> tuple[float, float]:
+        loss = acts.F.cross_entropy(model(images), labels)
+        loss.backward()
+        size = sum(float(p.grad.square().sum()) for p in model.parameters())
+        model.zero_grad()
+        return float(loss.detach()), size
+
+    loss, size = slope()
+    acts.teleported(model, (images, labels), acts.rescalings(model))
+    moved, larger = slope()
+    assert moved == pytest.approx(loss, rel=1e-5)
+    assert larger > 1.5 * size
+
+
 def test_rank_correlations_are_those_of_scipy(load: Load) -> None:
     link = load("link")
     rng = np.random.default_rng(0)
