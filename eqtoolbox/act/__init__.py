@@ -1,3 +1,5 @@
 """Act: move or hold the parameters of a training along what its symmetries leave free."""
 
-__all__: list[str] = []
+from eqtoolbox.act.anchor import anchor
+
+__all__ = ["anchor"]
