@@ -12,7 +12,7 @@ from torch import optim as opt
 
 import eqtoolbox as eq
 from eqtoolbox import act
-from eqtoolbox.act.anchor import Anchor
+from eqtoolbox.act.anchors import Anchor
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.sinks.memory import MemorySink
 
