@@ -2,5 +2,6 @@
 
 from eqtoolbox.enforce.averaged import averaged, sampled
 from eqtoolbox.enforce.canonicalised import canonicalised
+from eqtoolbox.enforce.penalties import penalty
 
-__all__ = ["averaged", "canonicalised", "sampled"]
+__all__ = ["averaged", "canonicalised", "penalty", "sampled"]
