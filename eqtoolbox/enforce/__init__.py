@@ -2,6 +2,7 @@
 
 from eqtoolbox.enforce.averaged import averaged, sampled
 from eqtoolbox.enforce.canonicalised import canonicalised
+from eqtoolbox.enforce.penalties import penalty
 from eqtoolbox.enforce.tied import Tied, tied
 
-__all__ = ["Tied", "averaged", "canonicalised", "sampled", "tied"]
+__all__ = ["Tied", "averaged", "canonicalised", "penalty", "sampled", "tied"]
