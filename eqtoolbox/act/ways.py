@@ -34,7 +34,8 @@ class Candidates:
         if by == "either":
             yield "as it stood", Ascent(self.goal, dict(self.start))
         if by != "activations":
-            yield "weights", self.by_weights()
+            both = sorted(self.by_weights(), key=Ascent.distance)
+            yield from (("weights", a) for a in both[: 1 if by == "weights" else 2])
         if by != "weights":
             answers = self.answers()
             single = [f for f in self.matching.flips if f.dimension == 1]  # signs of a whole stream
@@ -44,11 +45,10 @@ class Candidates:
                 further = Ascent(self.goal, dict(found.here), list(found.motions))
                 yield "activations, then weights", further.climb(self.matching)
 
-    def by_weights(self) -> Ascent:
-        """The nearer of two: from where B stands, and from invariants of its units."""
+    def by_weights(self) -> list[Ascent]:
+        """From where B stands, and from invariants of its units."""
         both = [Ascent(self.goal, dict(self.start)) for _ in range(2)]
-        both[1].start(self.matching)
-        return min((a.climb(self.matching) for a in both), key=Ascent.distance)
+        return [both[0].climb(self.matching), both[1].start(self.matching).climb(self.matching)]
 
     def by_activations(self, answers: Seen, first: SignFlip | None) -> Ascent:
         """Every symmetry once: what it permutes, reflects and turns are the answers themselves."""
