@@ -148,11 +148,12 @@ def tied(model: Model, claim: Claimed, sample: Tree, *, copy: bool = True) -> Ti
     """A model whose weights are tied so that f(S_g x) = R_g f(x) for all g, whatever they become.
 
     Hidden units carry copies of the regular representation where the group moves them, else the
-    trivial one, and each weight is the average of itself over the group (`Average`), given the
-    norm that averaging takes from it (about |G|^-1/2). Batch norms share the statistics of a field.
-    Dropout stays as it is: a law in distribution in training, exact in eval mode. The model is
-    followed as it runs, whatever its forward is; what no rule knows is refused by name, and the
-    result is judged on random weights in float64.
+    trivial one, and each weight is an average over the group, given the norm that averaging takes
+    from it (about |G|^-1/2; without, accuracy falls to chance) and the pace of a weight that is
+    used as often (`Average`). Batch norms share the statistics of a field. Dropout stays as it is:
+    a law in distribution in training, exact in eval mode. The model is followed as it runs,
+    whatever its forward is; what no rule knows is refused by name, and the result is judged on
+    random weights in float64.
 
     At the same widths there are about |G| times fewer free weights: compare at equal ones
     (`Tied.widen`). Tie before training: the average of trained weights is a poor start.

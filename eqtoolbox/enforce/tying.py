@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product as pairs
+from math import sqrt
 from typing import Any
 
 import torch
@@ -145,9 +146,11 @@ def apply(model: nn.Module, plan: Ties, elements: Sequence[int], *, refill: bool
         module.settle()
     for where, law in plan.laws.items():
         module, weight = model.get_submodule(where[0]), owned(model, where)
-        average = Average(law, elements).to(weight.device)
+        free = law.free(elements)
+        gain = sqrt(weight.numel() / free) if free else 1.0
+        average = Average(law, elements, gain).to(weight.device)
         with torch.no_grad():
-            made = average(weight)
+            made = average.mean(weight)
             if refill and where in plan.weights and made.norm() > _ROUNDING * weight.norm():
                 weight.mul_(weight.norm() / made.norm())
         parametrize.register_parametrization(module, where[1], average)
@@ -158,8 +161,9 @@ def relax(model: nn.Module, plan: Ties, elements: Sequence[int]) -> None:
     for where, law in plan.laws.items():
         held: Any = model.get_submodule(where[0]).parametrizations
         with torch.no_grad():
-            held[where[1]].original.copy_(owned(model, where))
-        held[where[1]][0] = Average(law, elements).to(held[where[1]].original.device)
+            held[where[1]].original.copy_(owned(model, where) / held[where[1]][0].gain)
+        average = Average(law, elements, held[where[1]][0].gain)
+        held[where[1]][0] = average.to(held[where[1]].original.device)
     for name, block in plan.pooled.items():
         module: Any = model.get_submodule(name)
         module.pool = Average(Duty((block,)), elements).to(_device(module))
