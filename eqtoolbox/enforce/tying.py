@@ -22,6 +22,7 @@ from eqtoolbox.enforce.representation import Representation, Unfit
 from eqtoolbox.enforce.unifying import Block, seen
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Element, Group
+from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 
 Where = tuple[str, str]  # module and attribute
@@ -69,29 +70,27 @@ def regular(group: Group, elements: Sequence[Element], n: int) -> Representation
     return Representation(source=source, sign=torch.ones(k, n, dtype=torch.float64))
 
 
-def plan(model: nn.Module, claim: Equivariance, sample: Tree) -> Ties:
+def plan(model: nn.Module, claim: Equivariance, respond: Function, sample: Tree) -> Ties:
     """Follow a model twice and note what every weight owes.
 
     Args:
         model: in eval mode, float64; it is only run.
         claim: of a finite group.
+        respond: sample -> outputs, by a call of the model.
         sample: a few inputs in float64.
 
     Raises:
         Unfit: which layer cannot be tied, and why.
     """
     elements = list(claim.group.elements())
-    inputs = sample if isinstance(sample, tuple) else (sample,)
     follow = Follow(model, len(elements), RULES)
-    try:
-        given = bearings(claim.input_action, elements, sample)
-    except Unfit as why:
-        raise Unfit(f"input_action: {why}") from None
+    given = _carried(claim, "input_action", elements, sample)
     wanted: Any = None
     for final in (False, True):
         follow.final = final
-        output = follow.run(inputs, given)
-        wanted = bearings(claim.output_action, elements, output) if wanted is None else wanted
+        output = follow.run(respond, sample, given)
+        if wanted is None:
+            wanted = _carried(claim, "output_action", elements, output)
         _meet(follow, output, wanted)
         if not final:
             follow.choose(partial(regular, claim.group, elements))
@@ -103,6 +102,13 @@ def plan(model: nn.Module, claim: Equivariance, sample: Tree) -> Ties:
         spread=follow.spread,
         lines=tuple(_lines(model, follow)),
     )
+
+
+def _carried(claim: Equivariance, name: str, elements: Sequence[Element], x: Tree) -> Any:
+    try:
+        return bearings(getattr(claim, name), elements, x)
+    except Unfit as why:
+        raise Unfit(f"{name}: {why}") from None
 
 
 def _meet(follow: Follow, output: Any, wanted: Sequence[Any]) -> None:
