@@ -72,6 +72,11 @@ def planned(work: nn.Module, claim: Equivariance, sample: Tree) -> tuple[Ties, E
             f"cannot be tied to {claim.name}: error {result.relative_error:.2g} is left "
             f"(floor {result.floor:.2g}); first at {found.layer}: {found.cause}"
         )
+    if result.verdict == "trivial" and before.verdict != "trivial":
+        raise ValueError(
+            f"cannot be tied to {claim.name}: the outputs are then the same for all inputs, whatever "
+            "the weights; take hidden widths of several times the elements of the group"
+        )
     return owed, Enforcement(
         method="tied", claim=claim.name, forwards=1, scores=0, before=before, result=result
     )

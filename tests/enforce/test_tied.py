@@ -501,6 +501,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Equivariance, Tensor, str]] = 
     "recurrent": (lambda: nn.GRU(4, 4), INVARIANT, draw(3, 4), "GRU cannot be tied"),
     "called on two things": (Twice, INVARIANT, draw(3, 4), "one: it is called more than once"),
     "one weight in two places": (Same, INVARIANT, draw(3, 4), "shared by one.weight and two.wei"),
+    "a norm across processes": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.SyncBatchNorm(4), nn.Flatten()),
+        C4, draw(2, 1, 4, 4), "1: batch_norm is tied in",
+    ),
+    "one field, centred": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.LayerNorm(2), nn.Linear(2, 3)
+        ),
+        INVARIANT, draw(3, 4), "the same for all inputs",
+    ),
     "branches": (Branching, INVARIANT, draw(3, 4), "branches or picks by values"),
     "a constant": (Constant, INVARIANT, draw(3, 4), "a constant of shape"),
     "weight_norm": (normed, INVARIANT, draw(3, 4), "0 is parametrised already"),
