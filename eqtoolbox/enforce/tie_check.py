@@ -74,8 +74,8 @@ def planned(work: nn.Module, claim: Equivariance, sample: Tree) -> tuple[Ties, E
         )
     if result.verdict == "trivial" and before.verdict != "trivial":
         raise ValueError(
-            f"cannot be tied to {claim.name}: outputs are then the same for all inputs, whatever the "
-            "weights; take hidden widths of several times the elements of the group"
+            f"cannot be tied to {claim.name}: outputs are then the same for all inputs, whatever "
+            "the weights; take hidden widths of several times the elements of the group"
         )
     return owed, Enforcement(
         method="tied", claim=claim.name, forwards=1, scores=0, before=before, result=result
