@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eqtoolbox.enforce.bearing import Bearing, permuting
 from eqtoolbox.enforce.follow import Follow, sure
+from eqtoolbox.enforce.pooled import POOLED
 from eqtoolbox.enforce.representation import Representation, Unfit, still
 from eqtoolbox.enforce.tie_pointwise import held, unsigned
 from eqtoolbox.enforce.tie_windows import channels, each, lattice
@@ -173,8 +174,8 @@ def _batch_norm(f: Follow, c: TorchCall) -> Bearing:
     for factor in (weight, bias):
         f.tie(factor, block)
     module = dict(f.model.named_modules()).get(f.place)
-    if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-        raise Unfit("batch_norm outside of a BatchNorm module is not tied")
+    if type(module) not in POOLED:
+        raise Unfit("batch_norm is tied in BatchNorm1d, 2d and 3d alone, no other class or call")
     if f.final and not f.pooled.setdefault(f.place, sure(block)).same(sure(block)):
         raise Unfit("it is called more than once, on inputs that the group moves differently")
     return x
