@@ -63,13 +63,14 @@ def links() -> str:
 
 def enforced() -> str:
     """Methods of enforcing quarter turns on networks that learn upright digits."""
+    methods = results("enforced")["digits"] | results("tied")["digits"]
     rows = (
         (
             name,
             *(number(row[key]) for key in ("upright", "turned", "relative error")),
             str(row["forwards a call"]),
         )
-        for name, row in results("enforced")["digits"].items()
+        for name, row in methods.items()
     )
     return table(("method", "upright", "turned", "equivariance error", "forwards a call"), rows)
 
