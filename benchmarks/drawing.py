@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 Points = Sequence[Sequence[float]]  # (x, y) each
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#7f7f7f")
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#7f7f7f", "#17becf", "#bcbd22")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 260, 52, 12, 28, 42
 
 

@@ -8,7 +8,7 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; this writes all
 import math
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from drawing import Panel, picture
@@ -41,18 +41,26 @@ def levels() -> str:
     """Means of each way of training, on both kinds of data."""
     rows: list[tuple[str, ...]] = []
     for name, data in results("link")["data"].items():
-        rows.append((f"**{name}**", *[""] * 5))
+        header = ("trained", *next(iter(data["levels"].values())))
+        rows.append((f"**{name}**", *[""] * (len(header) - 1)))
         for level, of in data["levels"].items():
-            rows.append((level, *(number(statistics.fmean(v)) for v in of.values())))
-    header = ("trained", *next(iter(data["levels"].values())))
+            rows.append((level, *(_level(key, values) for key, values in of.items())))
     return table(header, rows)
+
+
+def _level(key: str, values: Sequence[float | None]) -> str:
+    """The mean over seeds; a rate as it is."""
+    if key == "rate":
+        return f"{values[0]}" if len(set(values)) == 1 else "several"
+    known = [v for v in values if v is not None]
+    return number(statistics.fmean(known)) if known else "–"
 
 
 def links() -> str:
     """Correlations of the equivariance error with each outcome, on both kinds of data."""
     rows: list[tuple[str, ...]] = []
     for name, data in results("link")["data"].items():
-        rows.append((f"**{name}**", *[""] * 5))
+        rows.append((f"**{name}**", *[""] * 6))
         for scope, of in data["links"].items():
             known = [link for link in of.values() if link]
             rows.append(

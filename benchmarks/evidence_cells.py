@@ -55,6 +55,6 @@ def correlation(link: dict[str, Any] | None) -> str:
     '-0.86 [-0.96, -0.56]'
     """
     if link is None:
-        return "too few runs"
+        return "–"
     low, high = link["interval"]
     return f"{link['rho']:+.2f} [{low:+.2f}, {high:+.2f}]"
