@@ -1,3 +1,8 @@
 """Enforce: make a model obey a symmetry of its data, exactly where that can be had."""
 
-__all__: list[str] = []
+from eqtoolbox.enforce.averaged import averaged, sampled
+from eqtoolbox.enforce.canonicalised import canonicalised
+from eqtoolbox.enforce.penalties import penalty
+from eqtoolbox.enforce.tied import Tied, tied
+
+__all__ = ["Tied", "averaged", "canonicalised", "penalty", "sampled", "tied"]

@@ -22,17 +22,9 @@ from torch import Tensor
 
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.snapshot import NotApplicable, ParameterGroup, Snapshot
+from eqtoolbox.watch.threshold import threshold
 
 Rule = Callable[[ParameterGroup, dict[str, Any], Tensor], tuple[float, Tensor]]
-
-
-def threshold(group: ParameterGroup) -> float:
-    """c of gradient descent with (heavy-ball or Nesterov) momentum: stable for H < c / eta."""
-    momentum = group.momentum
-    if group.nesterov:
-        return (2 + 2 * momentum) / (1 + 2 * momentum)
-    dampening = float(group.options.get("dampening", 0.0)) if momentum else 0.0
-    return (2 + 2 * momentum) / (1 - dampening)
 
 
 def stability_scale(snapshot: Snapshot) -> Parameters:

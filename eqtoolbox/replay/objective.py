@@ -72,9 +72,11 @@ class Objective:
         """The same loss with the model in evaluation mode."""
         return self._scalar(params, train=False)
 
-    def within(self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any]) -> Any:
-        """`body(model)` in evaluation mode with `params` swapped in."""
-        return self._run(params, body, train=False)
+    def within(
+        self, params: Mapping[str, Tensor], body: Callable[[nn.Module], Any], train: bool = False
+    ) -> Any:
+        """`body(model)` in evaluation mode, or the step's own, with `params` swapped in."""
+        return self._run(params, body, train)
 
     def outputs(self, params: Mapping[str, Tensor]) -> Tensor:
         """The model's output at `params` in the training step's modes, as its loss calls it.
@@ -88,10 +90,7 @@ class Objective:
         return made[0]
 
     def output_and_loss(self, params: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
-        """The model's output, None unless it is called once for one tensor, and its loss.
-
-        Of an output with `logits` these are taken.
-        """
+        """The model's output (its `logits`), None unless called once for one tensor, and loss."""
         made, loss = self._made(params)
         output = getattr(made[0], "logits", made[0]) if len(made) == 1 else None
         single = isinstance(output, Tensor) and output.dim() > 0

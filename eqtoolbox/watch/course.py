@@ -24,7 +24,7 @@ from eqtoolbox.watch.memory import Governor
 from eqtoolbox.watch.options import Options
 from eqtoolbox.watch.probe import Scheduled
 from eqtoolbox.watch.runner import Runner, synchronize
-from eqtoolbox.watch.step import Step, closure_of
+from eqtoolbox.watch.step import Step, closure_of, look_first
 from eqtoolbox.watch.time_limit import TimeLimit
 
 RECORDED = (
@@ -141,6 +141,8 @@ class Course:
         if wanted and not self._starts:
             hook = self._one_starts if self._several else self._step_starts
             self._starts = [o.register_step_pre_hook(hook) for o in self.optimizers]
+            for optimizer in self.optimizers:
+                look_first(optimizer)
         elif self._starts and not wanted:
             for handle in self._starts:
                 handle.remove()

@@ -185,6 +185,14 @@ def closure_of(args: Any, kwargs: Any) -> Any:
     return args[1] if len(args) > 1 else kwargs.get("closure")
 
 
+def look_first(optimizer: Any) -> None:
+    """Have hooks that change gradients for the length of a step called after those that look."""
+    hooks = optimizer._optimizer_step_pre_hooks
+    for key, hook in tuple(hooks.items()):
+        if getattr(getattr(hook, "__self__", None), "changes_gradients", False):
+            hooks.move_to_end(key)
+
+
 def _gradient_of(which: int) -> str:
     return f"gradient of {which}"
 

@@ -40,7 +40,12 @@ def find_symmetries(
 
 @checked
 def discover(
-    model: nn.Module, batch: Any, loss_fn: LossFunction | None = None, *, verify: bool = True
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction | None = None,
+    *,
+    verify: bool = True,
+    at: Mapping[str, Tensor] | None = None,
 ) -> Found:
     """Every parameter symmetry and equivariance of a model that the analyses find, verified.
 
@@ -56,6 +61,7 @@ def discover(
             error; against a fixed random target when the batch is inputs alone.
         verify: False: only propose, from what the loss runs. This takes no memory for parameters,
             which may be on meta, and no time that depends on their size; everything is "proposed".
+        at: parameters by name to look at in place of the model's own.
 
     Returns:
         Symmetries with `name`, `family`, `dimension`, `status` and `residual`. A group within a
@@ -81,7 +87,8 @@ def discover(
     if any(is_lazy(p) for p in model.parameters()):
         raise ValueError("lazy parameters have no shape yet: run the model once, then discover")
     _refuse_foreign(model)
-    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    params = {n: p if at is None else at.get(n, p) for n, p in own.items()}
     if not params:
         raise ValueError("the model has no trainable parameters: nothing can move")
     objective = Objective(
@@ -197,6 +204,11 @@ def default_loss(model: nn.Module, batch: Any) -> Any:
     if output.dim() == targets.dim() + 1 and output.shape[:-1] == targets.shape:
         return nn.functional.cross_entropy(output.flatten(0, -2), targets.flatten())
     return nn.functional.cross_entropy(output, targets)
+
+
+def labelled(model: nn.Module, batch: Any) -> bool:
+    """Whether `default_loss` finds targets in the batch, not inputs alone."""
+    return isinstance(batch, Mapping) or _parts(model, batch)[1] is not None
 
 
 def _parts(model: nn.Module, batch: Any) -> tuple[Any, Any]:

@@ -84,7 +84,7 @@ def _reader(kind: Any) -> Reader:
         return readers.table
     if roots_of(kind) & ALONE or tracks(kind):
         return readers.alone
-    if kind.__module__.startswith(("eqtoolbox.watch.capture.losses", "eqtoolbox.integrations")):
+    if kind.__module__.startswith(_AROUND):
         return readers.ours
     if of_a_framework(kind):
         return readers.framework if kind.__dictoffset__ else readers.nothing
@@ -93,6 +93,9 @@ def _reader(kind: Any) -> Reader:
     if passed_by(kind):
         return readers.nothing
     return readers.plain if made_in_c(kind) is None or constant(kind) else readers.unknown
+
+
+_AROUND = ("eqtoolbox.enforce", "eqtoolbox.integrations", "eqtoolbox.watch.capture.losses")
 
 
 def _with_attributes(kind: Any, reader: Reader) -> Reader:

@@ -19,9 +19,13 @@ family there in closed form; they are repeated, since layers share weights, unti
     mean zero (translation)       minus its mean: the charges vanish
     bias zero (bias shift)        the shifted bias is zero
 
-A form states which of these is its own.
 
-Where one side of a unit is zero the orbit has no minimum and its limit is taken: both are zero.
+What orthogonal T leave free is chosen alike wherever on the orbit one starts: the grams of a
+GL(d) are diagonal, largest first, the pairs of rope stand on their principal axes, and the largest
+entry of a row is positive.
+
+Where one side of a unit is zero the orbit has no minimum and its limit is taken: both are zero. Or
+no limits are taken: such units stay as they are, and the path to the point is one of the group.
 
 References:
     Kempf & Ness 1979, The length of vectors in representation spaces; Du, Hu & Lee 2018
@@ -29,15 +33,16 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.weights.forms.form import Balance
+from eqtoolbox.weights.forms.diagonal import Diagonal
+from eqtoolbox.weights.forms.form import Balance, Form
 from eqtoolbox.weights.forms.gram import Gram, MatrixLeg
 from eqtoolbox.weights.forms.through import Through
 from eqtoolbox.weights.orbit.tangent_space import TangentSpace
@@ -45,8 +50,24 @@ from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
 
 FARTHEST = 300.0  # exponent that takes a side without counterpart to zero
 SETTLED = 1e-13  # imbalance that is rounding in float64
+SINGULAR = 1e-13  # ratio of singular values that is rounding
 
-Step = Callable[[Any, Parameters], tuple[dict[str, Tensor], float]]
+# of a GL(d) matrices A and A^-T of every block, (2, blocks, d, d); else coefficients, or what is
+# added to parameters
+GroupElement = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """One family taken to its minimum."""
+
+    change: dict[str, Tensor]  # parameters that moved
+    imbalance: float  # before
+    element: GroupElement  # that moved them
+    left: Tensor | None = None  # units or blocks without a minimum, that stayed; None: taken
+
+
+Step = Callable[[Any, Parameters, bool], Stepped]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +77,10 @@ class Canonical:
     params: dict[str, Tensor]
     imbalance: float  # largest |n+ - n-| / (n+ + n-) of a unit in the last round; rounding is 1e-16
     rounds: int
+    path: tuple[tuple[ContinuousSymmetry, GroupElement], ...] = ()  # without limits: how it is got
+    left: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # units that stay, by symmetry
 
 
 @checked
@@ -65,6 +90,7 @@ def canonical(
     *,
     settled: float = SETTLED,
     max_rounds: int = 2000,
+    limits: bool = True,
 ) -> Canonical:
     """The canonical point of the orbit of `params` under all of `symmetries` together.
 
@@ -73,21 +99,30 @@ def canonical(
         params: any point of the orbit.
         settled: imbalance at which to stop.
         max_rounds: rounds through all symmetries.
+        limits: take them where the orbit has no minimum; False: leave these units, and note the
+            path.
 
     Raises:
         ValueError: a family has no canonical point in closed form.
     """
     steps = [(_step(s), s) for s in symmetries]
     moved = {n: p.detach().double() for n, p in params.items()}
+    path: list[tuple[ContinuousSymmetry, GroupElement]] = []
+    left: dict[str, tuple[int, ...]] = {}
     imbalance, rounds = math.inf, 0
     while imbalance > settled and rounds < max_rounds:
         imbalance = 0.0
         for step, symmetry in steps:
-            change, was = step(symmetry, moved)
-            moved.update(change)
-            imbalance = max(imbalance, was)
+            taken = step(symmetry, moved, limits)
+            moved.update(taken.change)
+            imbalance = max(imbalance, taken.imbalance)
+            if taken.left is not None:
+                path.append((symmetry, taken.element))
+                if bool(taken.left.any()):
+                    called = f"{symmetry.family} ({symmetry.name})"
+                    left[called] = tuple(taken.left.nonzero()[:, 0].tolist())
         rounds += 1
-    return Canonical(params=moved, imbalance=imbalance, rounds=rounds)
+    return Canonical(params=moved, imbalance=imbalance, rounds=rounds, path=tuple(path), left=left)
 
 
 def _step(symmetry: ContinuousSymmetry) -> Step:
@@ -99,44 +134,102 @@ def _step(symmetry: ContinuousSymmetry) -> Step:
     raise ValueError(f"{symmetry.family} ({symmetry.name}) {reason}")
 
 
-def _balance(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
+def _balance(symmetry: ContinuousSymmetry, params: Parameters, limits: bool) -> Stepped:
     """Both sides of every unit to the same norm."""
-    charge, total = symmetry.charge(params), symmetry.charge_scale(params)
-    plus, minus = (total + charge).clamp_min(0), (total - charge).clamp_min(0)
-    ratio = torch.where(total > 0, (minus / plus).log(), 0.0)
-    s = (ratio / (4 * symmetry.form.power)).clamp(-FARTHEST, FARTHEST)
+    plus, minus = sides(symmetry.form, params)
+    empty = (plus == 0) | (minus == 0)
+    still = (plus + minus == 0) if limits else empty
+    s = (torch.where(still, 0.0, (minus / plus).log()) / (4 * symmetry.form.power)).clamp(
+        -FARTHEST, FARTHEST
+    )
     whole = torch.zeros(symmetry.dimension, dtype=s.dtype, device=s.device)
-    whole[: len(s)] = s  # rope has phases besides, which are orthogonal
-    imbalance = torch.where(total > 0, charge.abs() / total, 0.0)
-    return symmetry.transform(params, whole), float(imbalance.max())
+    whole[: len(s)] = s
+    if isinstance(symmetry.form, Gram):
+        whole[len(s) :] = _phases(symmetry.form, params)
+    gap = torch.where(still, 0.0, (plus - minus).abs() / (plus + minus))
+    return Stepped(
+        change=symmetry.transform(params, whole),
+        imbalance=float(gap.max()),
+        element=whole,
+        left=None if limits else empty & (plus + minus > 0),
+    )
 
 
-def _normalise(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
+def sides(form: Form, params: Parameters) -> tuple[Tensor, Tensor]:
+    """n+ and n- of every unit, float64: squared norms of what grows and of what shrinks."""
+    units = form.blocks if isinstance(form, Gram) else form.dimension
+    found = torch.zeros(2, units, dtype=torch.float64, device=params[form.names[0]].device)
+    if isinstance(form, Gram):
+        for part in form.legs:
+            squares = part.gather(params[part.name]).square().sum((1, 2, 3))
+            found[int(part.sign < 0)] += squares
+        return found[0], found[1]
+    assert isinstance(form, Diagonal), f"{type(form).__name__} has no sides"
+    for leg in form.legs:
+        each = params[leg.name].double().reshape(leg.before, leg.length, leg.after)
+        own = each.square().sum((0, 2))[leg.positions.to(each.device)]
+        rates, into = leg.rates.to(own), leg.units.to(own.device)
+        for k, rate in enumerate((rates.clamp_min(0), -rates.clamp_max(0))):
+            found[k].index_add_(0, into, rate * own)
+    return found[0], found[1]
+
+
+def _phases(form: Gram, params: Parameters) -> Tensor:
+    """Angles that turn the pairs of sign + onto their principal axes, as `_upright` has them."""
+    pairs = _stack(form, params, 1)  # (blocks, 2, columns)
+    gram = pairs @ pairs.mT
+    angle = -0.5 * torch.atan2(2 * gram[:, 0, 1], gram[:, 0, 0] - gram[:, 1, 1])
+    first = angle.cos()[:, None] * pairs[:, 0] - angle.sin()[:, None] * pairs[:, 1]
+    return torch.where(_upright(first) < 0, angle + torch.pi, angle)
+
+
+def _upright(rows: Tensor) -> Tensor:
+    """1, or -1 for rows whose largest entry is negative."""
+    largest = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))[..., 0]
+    return torch.where(largest < 0, -1.0, 1.0).to(rows)
+
+
+def _normalise(symmetry: ContinuousSymmetry, params: Parameters, limits: bool) -> Stepped:
     """The weights of every scale group to norm one."""
     square = 2 * symmetry.charge(params)
     s = torch.where(square > 0, -0.5 * square.log(), 0.0) / symmetry.form.power
     gap = torch.where(square > 0, (square - 1).abs() / (square + 1), 0.0)
-    return symmetry.transform(params, s), float(gap.max())
+    return Stepped(
+        change=symmetry.transform(params, s),
+        imbalance=float(gap.max()),
+        element=s,
+        left=None if limits else square == 0,
+    )
 
 
-def _centre(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
+def _centre(symmetry: ContinuousSymmetry, params: Parameters, limits: bool) -> Stepped:
     """All charges to zero, the shortest way: the mean of every group that is shifted on its own."""
     sums, scale = symmetry.charge(params), symmetry.charge_scale(params).clamp_min(1e-300)
-    moved = symmetry.transform(params, -sums / symmetry.lengths(params).square())
+    shift = -sums / symmetry.lengths(params).square()
+    element: GroupElement = shift
+    moved = symmetry.transform(params, shift)
     if bool((symmetry.charge(moved).abs() > 1e-9 * scale).any()):  # generators are not orthogonal
         own = {n: params[n] for n in symmetry.names}
         moved = TangentSpace([symmetry], own).complement(own)
-    return moved, float((sums.abs() / scale - 1e-13).clamp_min(0).max())
+        element = {n: x - own[n] for n, x in moved.items()}
+    gap = float((sums.abs() / scale - 1e-13).clamp_min(0).max())
+    none = None if limits else torch.zeros(1, dtype=torch.bool)
+    return Stepped(change=moved, imbalance=gap, element=element, left=none)
 
 
-def _absorb(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
+def _absorb(symmetry: ContinuousSymmetry, params: Parameters, limits: bool) -> Stepped:
     """The shifted bias to zero."""
     form: Through = symmetry.form  # type: ignore[assignment]
     bias = form.own(params)
-    return symmetry.transform(params, -bias), float(bias.abs().max() > 0)
+    return Stepped(
+        change=symmetry.transform(params, -bias),
+        imbalance=float(bias.abs().max() > 0),
+        element=-bias,
+        left=None if limits else torch.zeros(1, dtype=torch.bool),
+    )
 
 
-def _factor(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str, Tensor], float]:
+def _factor(symmetry: ContinuousSymmetry, params: Parameters, limits: bool) -> Stepped:
     """X X^T = Y Y^T for the legs of every block."""
     form: Gram = symmetry.form  # type: ignore[assignment]
     stacks = [_stack(form, params, sign) for sign in (1, -1)]
@@ -148,19 +241,45 @@ def _factor(symmetry: ContinuousSymmetry, params: Parameters) -> tuple[dict[str,
     k = s.shape[-1]
     root = s.sqrt()[:, :, None]
     balanced = [root * v[:, :k] @ qx.mT, root * u.mT[:, :k] @ qy.mT]
+    sign = _upright(balanced[0])[..., None]
+    balanced = [sign * new for new in balanced]
+    left, element = None, torch.zeros(0)
+    if not limits:
+        left = _singular(lx, form.size) | _singular(ly, form.size)
+        one = torch.eye(form.size).to(lx).expand(2, len(left), -1, -1)
+        element = one if bool(left.all()) else _matrices(sign * root, (lx, ly), (v, u.mT))
+        element = torch.where(left[:, None, None], one, element)
     moved: dict[str, Tensor] = {}
-    for sign, new in zip((1, -1), balanced, strict=True):
+    for side, new in zip((1, -1), balanced, strict=True):
         rows = new.new_zeros(new.shape[0], form.size, new.shape[2])
         rows[:, :k] = new
         begin = 0
-        for leg in _legs(form, sign):
+        for leg in _legs(form, side):
             old = moved.get(leg.name, params[leg.name])
-            blocks, copies, size_, rest = leg.gather(old).shape
+            was = leg.gather(old)
+            blocks, copies, size_, rest = was.shape
             part = rows[:, :, begin : begin + copies * rest]
             begin += copies * rest
             part = part.reshape(blocks, size_, copies, rest).transpose(1, 2)
+            part = part if left is None else torch.where(left[:, None, None, None], was, part)
             moved[leg.name] = leg.scatter(part, old.clone())
-    return moved, float((gap / size).max())
+    gaps = gap / size if left is None else torch.where(left, 0.0, gap / size)
+    return Stepped(change=moved, imbalance=float(gaps.max()), element=element, left=left)
+
+
+def _singular(factor: Tensor, size: int) -> Tensor:
+    """Blocks of which a side spans less than all `size` directions: no T balances them."""
+    if factor.shape[-2] < size:
+        return torch.ones(len(factor), dtype=torch.bool, device=factor.device)
+    values: Tensor = torch.linalg.svdvals(factor)
+    return values[:, -1] <= SINGULAR * values[:, 0]
+
+
+def _matrices(root: Tensor, factors: Sequence[Tensor], bases: Sequence[Tensor]) -> Tensor:
+    """T = X' X^-1 and T^-T = Y' Y^-1, from X^T = q lx and Y^T = q ly; garbage where singular."""
+    pairs = zip(factors, bases, strict=True)
+    solved = [torch.linalg.solve_ex(x, (root * basis).mT)[0].mT for x, basis in pairs]
+    return torch.stack(solved)
 
 
 def _legs(form: Gram, sign: int) -> list[MatrixLeg]:
