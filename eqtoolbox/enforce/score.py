@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from eqtoolbox.symmetry.structure import Tree, tensors
 
-_FEATURES, _BINS = 16, 1024
+_FEATURES, _BINS = 32, 2048
 _MIXED = 4  # channels that an image is brought to
-_SLOW = 0.2  # scale of the scores: at 1 choices harden before they are good (digits .94, not .96)
+_SLOW = 0.2  # scale of the scores, by which the choice hardens slowly while it learns
 _EDGE = 4.0  # what an infinity counts as, as in masks, in units of the other entries
+_SIZE = 32.0  # norm of the features
 _STEP = 389  # odd: multiples of it fill all bins
 _SIDE = 16  # pixels that are left of it along each of its sides
 
@@ -19,9 +20,9 @@ class PoseScore(nn.Module):
 
     Images, (batch, ..., height, width) of four dimensions or more, are pooled to 16 x 16 at most,
     their channels mixed to four by chance, and go through two convolutions; of anything else each
-    entry becomes 16 learned features. All go with a sign into bins by chance: up to 1024 of them
+    entry becomes 32 learned features. All go with a sign into bins by chance: up to 2048 of them
     have one for themselves, more share them (a count sketch). The score is linear in the bins.
-    What is chance is fixed by the seed. Leaves and bins are brought to unit size. Entries are
+    What is chance is fixed by the seed. Leaves and features are brought to one size. Entries are
     read by their place: a model that does not mind the order of nodes needs a score that does not
     either.
 
@@ -33,7 +34,7 @@ class PoseScore(nn.Module):
     Example:
         >>> score = PoseScore()
         >>> score(torch.eye(3)).shape, sum(p.numel() for p in score.parameters())
-        (torch.Size([3]), 3969)
+        (torch.Size([3]), 12545)
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -53,15 +54,13 @@ class PoseScore(nn.Module):
 
     def forward(self, x: Tree) -> Tensor:
         """(batch,)"""
-        weight = self.bins.weight
-        leaves = [self._features(leaf.to(weight)) for leaf in tensors(x)]
-        bins = weight.new_zeros(len(leaves[0]), _BINS)
-        for i, features in enumerate(leaves):
-            index = torch.arange(features.shape[1], device=weight.device)
-            signs = _chance(index, self.seed + i).sign().to(weight)
-            bins = bins.index_add(1, (_STEP * index) % _BINS, features * signs)
-        scores: Tensor = self.bins(F.layer_norm(bins, (_BINS,)))
-        return _SLOW * scores.squeeze(1)
+        weight = self.bins.weight[0]
+        features = torch.cat([self._features(leaf.to(weight)) for leaf in tensors(x)], 1)
+        index = torch.arange(features.shape[1], device=weight.device)
+        signed = weight[(_STEP * index) % _BINS] * _chance(index, self.seed).sign().to(weight)
+        size = features.norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+        scores: Tensor = _SIZE * (features @ signed) / size + self.bins.bias
+        return _SLOW * scores
 
     def _features(self, x: Tensor) -> Tensor:
         """(batch, n)"""
