@@ -2,7 +2,7 @@
 
 Digits are trained upright and judged upright and under a random quarter turn each; the two-arm
 robot is judged by its torques. A row is a method: add one to METHODS. Costs are those of the
-result's report, and process times within a round, as ratios to the plain model's.
+result's report, and times within a round, as ratios to the plain model's.
 
     OMP_NUM_THREADS=1 python benchmarks/enforced.py [METHOD ...]
 """

@@ -130,17 +130,13 @@ def _chosen(leaves: tuple[Any, ...], best: Tensor, drift: Tensor | None) -> Any:
     """The leaf of each sample's best pose; its gradient to the scores is that of a soft choice."""
     if not isinstance(leaves[0], Tensor):
         return leaves[0]
-    if len(best) == 1:  # poses of one sample may differ in shape
-        chosen = leaves[int(best)]
-    else:
-        chosen = torch.stack(leaves)[best, torch.arange(len(best), device=best.device)]
-    if (
-        drift is None
-        or not chosen.is_floating_point()
-        or any(x.shape != chosen.shape for x in leaves)
-    ):
+    if any(x.shape != leaves[0].shape for x in leaves):  # of the one sample that there can be
+        return leaves[int(best)]
+    poses = torch.stack(leaves)
+    chosen = poses[best, torch.arange(len(best), device=best.device)]
+    if drift is None or not chosen.is_floating_point():
         return chosen
-    return chosen + _drifted(torch.stack(leaves), drift)
+    return chosen + _drifted(poses, drift)
 
 
 def _mixed(y: Any, leaves: tuple[Any, ...], same: Tensor, drift: Tensor | None) -> Any:

@@ -15,7 +15,7 @@ from eqtoolbox.replay.isolation import evaluation, isolated
 from eqtoolbox.symmetry.actions.action import check_action
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.orbit import told
+from eqtoolbox.symmetry.orbit import settled
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Tree, first, on_tensors, tensors
 
@@ -114,7 +114,7 @@ class Enforced(nn.Module):
         with evaluation(self), isolated(self, expected=outside):
             _require_action(claim, "input_action", tree)
             with torch.no_grad():
-                outputs = told(calling.respond, tree)
+                outputs = settled(calling.respond, tree, None)
             _require_action(claim, "output_action", outputs)
             compared, picked = of_tensors(claim, outputs)
             before = measured(calling.respond)
@@ -134,8 +134,8 @@ class Enforced(nn.Module):
     def why(self, margin: float) -> str:
         """What a violation comes from, and what to do."""
         return (
-            "the model answers by more than its inputs, such as a count of its calls or a random "
-            "number that evaluation mode does not stop; mend that first"
+            "the model answers by more than its inputs, such as a sample's place in the batch "
+            "(then give chunk=1) or a count of its calls; mend that first"
         )
 
     def margin_on(self, calling: Calling) -> float:
