@@ -33,7 +33,7 @@ def network(kind: str) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 10))
 
 
-def run(kind: str, lr: float, way: str, batch: int) -> dict[str, Any]:
+def run(kind: str, lr: float, way: str, batch: int, every: int = 1) -> dict[str, Any]:
     """One training; `way` is plain, clip (the gradient's norm at 1), warn or cap."""
     (x, y), (test_x, test_y) = load_digits().train, load_digits().test
     model, losses, held, monitor = network(kind), [], None, None
@@ -41,7 +41,7 @@ def run(kind: str, lr: float, way: str, batch: int) -> dict[str, Any]:
     loss_fn = lambda m, b: F.cross_entropy(m(b[0]), b[1])
     draw, began = torch.Generator().manual_seed(5), time.process_time()
     if way in ("warn", "cap"):
-        monitor = eq.attach(model, optimizer, probes=[Tracking()], schedule=1, budget=None)
+        monitor = eq.attach(model, optimizer, probes=[Tracking()], schedule=every, budget=None)
         loss_fn, held = monitor.loss(loss_fn), act.guard(monitor, do=way)
     for _ in range(STEPS):
         chosen = torch.randint(len(x), (batch,), generator=draw) if batch else slice(None)
@@ -65,6 +65,7 @@ def run(kind: str, lr: float, way: str, batch: int) -> dict[str, Any]:
         "batch": batch or "full",
         "way": way,
         "lr": lr,
+        "measured_every": every if held else None,
         "steps": len(losses),
         "loss": round(last, 4) if math.isfinite(last) else "lost",
         "test": round(test, 4),
@@ -80,13 +81,14 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = []
-    for kind, batch in itertools.product(NETWORKS, (0, 64)):
-        ways = [(way, lr) for way, rates in PLAIN.items() for lr in rates]
-        ways += [("cap", lr) for lr in CAPPED]
+    for kind, batch in itertools.product(NETWORKS, (0, 64, 8)):
+        ways = [(way, lr, 1) for way, rates in PLAIN.items() for lr in rates]
+        ways += [("cap", lr, 1) for lr in CAPPED]
+        ways += [("cap", 50.0, every) for every in (2, 5, 20)]  # by a stale measurement
         if not batch:
-            ways += [("warn", lr) for lr in (2.0, 4.0, 8.0)]
-        for way, lr in ways:
-            rows.append(run(kind, lr, way, batch))
+            ways += [("warn", lr, 1) for lr in (2.0, 4.0, 8.0)]
+        for way, lr, every in ways:
+            rows.append(run(kind, lr, way, batch, every))
             print(rows[-1], flush=True)
     store("guard", rows)
 

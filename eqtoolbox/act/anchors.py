@@ -15,6 +15,7 @@ from eqtoolbox.expect import notebook
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Positive, Seed
+from eqtoolbox.replay.eager import eager
 from eqtoolbox.replay.unwrap import optimizers_in
 from eqtoolbox.watch.aloud import tell
 from eqtoolbox.watch.monitor import Monitor, monitors_of
@@ -100,6 +101,7 @@ class Anchor:
 
     # -- the step -------------------------------------------------------------------------------
 
+    @eager
     @torch.no_grad()
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """Where the decay is added to the gradient, -gamma theta_0 is, too, for this step."""
@@ -138,6 +140,7 @@ class Anchor:
         for p, gradient in given:
             p.grad = gradient
 
+    @eager
     @torch.no_grad()
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         scale = getattr(optimizer, "grad_scale", None)

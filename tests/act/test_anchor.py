@@ -406,3 +406,19 @@ def test_a_wrapper_is_anchored_inside_and_several_are_refused() -> None:
     assert act.anchor(Wrapper(inner)).optimizer is inner
     with pytest.raises(ValueError, match="one optimizer, got 2"):
         act.anchor([make(params), make(params)])
+
+
+@pytest.mark.filterwarnings("ignore:.*record_function")
+def test_a_compiled_step_is_pulled_alike() -> None:
+    found = []
+    for compiled in (False, True):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.3)
+        act.anchor(optimizer)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(data()[0]), data()[1]).backward()
+            step()
+        found.append(model)
+    assert apart(*found) < 1e-11
