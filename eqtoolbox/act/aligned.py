@@ -44,7 +44,7 @@ class Aligned:
         if not self.matched:
             yield "no symmetry was found to move along: the model stays as it was"
         elif self.way == "as it stood":
-            yield "no motion lowers the loss half-way on the batch: the model stays as it was"
+            yield "no motion lowers the rise half-way on the batch: the model stays as it was"
         elif not self.after < self.before:
             yield (
                 "the distance is no smaller: the reference stands in other scales; see the one in "

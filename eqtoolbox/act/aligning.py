@@ -62,8 +62,8 @@ def align(
             the training.
         optimizer: of the model, or several.
         loss_fn: (model, batch) -> scalar; None: as `discover`.
-        by: what units are compared by; "either": whatever gives the lowest loss half-way on
-            `batch`, where it has targets, to stay as it is included; weights where it has none.
+        by: what units are compared by; "either": whatever gives the lowest rise of the loss
+            half-way on `batch`, to stay included, or weights where the batch has no targets.
         families: of symmetries, such as "permutation"; None: all of them.
         data: a batch or batches for the barrier before and after; None: it is not measured.
 
@@ -102,7 +102,7 @@ def align(
     loss = default_loss if loss_fn is None else loss_fn
     with evaluation(inner), evaluation(goal):
         used = [
-            s for s in _found(inner, few(batch), loss) if families is None or s.family in families
+            s for s in found(inner, few(batch), loss) if families is None or s.family in families
         ]
         facing = Facing(inner, goal, batch, loss, used)
         with facing.function.objective.isolated():
@@ -137,7 +137,7 @@ def align(
     )
 
 
-def _found(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[ParameterSymmetry]:
+def found(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[ParameterSymmetry]:
     """What keeps the function and can be matched, looked for again where it is balanced."""
     used = [s for s in discover(model, batch, loss_fn) if _used(s)]
     own = {n: p.detach().double() for n, p in model.named_parameters() if p.requires_grad}

@@ -241,10 +241,14 @@ def within(mixer: Gram, symmetry: Permutation) -> bool:
     units = symmetry.dimension + 1
     if mixer.blocks % units:
         return False
-    return all(
-        _same(leg.positions.reshape(units, -1), symmetry.owned.get(leg.name, {}).get(leg.axis))
-        for leg in mixer.legs
-    )
+    for leg in mixer.legs:
+        owned = symmetry.owned.get(leg.name, {}).get(leg.axis)
+        own = leg.positions.reshape(units, -1)
+        if owned is None or not all(
+            torch.isin(x, y).all() for x, y in zip(own, owned, strict=True)
+        ):
+            return False
+    return True
 
 
 def _same(own: Tensor, other: Tensor | None) -> bool:
