@@ -1,9 +1,9 @@
 """Act: move or hold the parameters of a training along what its symmetries leave free."""
 
 from eqtoolbox.act.aligning import align
-from eqtoolbox.act.balance import balance
 from eqtoolbox.act.balanced import Balanced
-from eqtoolbox.act.move import Moved, move
+from eqtoolbox.act.balancing import balance
+from eqtoolbox.act.moving import Moved, move
 from eqtoolbox.act.path import barrier
 
 __all__ = ["Balanced", "Moved", "align", "balance", "barrier", "move"]

@@ -86,9 +86,7 @@ def test_statistics_are_those_that_torch_recomputes() -> None:
         expected = [m.eval()(x) for m in (middle, straight)]
     assert found.losses[1] == pytest.approx(float(F.cross_entropy(expected[0], y)), rel=1e-5)
     assert found.accuracies is not None
-    assert found.accuracies[1] == pytest.approx(
-        float((expected[0].argmax(1) == y).double().mean())
-    )
+    assert found.accuracies[1] == pytest.approx(float((expected[0].argmax(1) == y).double().mean()))
     kept = eq.act.barrier(a, b, (x, y), recompute=False, points=3)
     assert kept.losses[1] == pytest.approx(float(F.cross_entropy(expected[1], y)), rel=1e-5)
     assert abs(kept.losses[1] - found.losses[1]) > 1e-4 * kept.losses[1]
