@@ -72,8 +72,8 @@ def align(
         words where nothing was gained.
 
     Raises:
-        ValueError: models that do not fit or share parameters, values that are not finite, or a
-            symmetry that does not keep the function.
+        ValueError: models that do not fit or share parameters, values that are not finite, families
+            that are not there, or a symmetry that does not keep the function.
         TypeError: state of an optimizer of which it is not known how it goes along.
 
     References:
@@ -81,6 +81,7 @@ def align(
 
     Example:
         >>> import copy
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> data = (torch.randn(64, 4), torch.randint(0, 3, (64,)))
         >>> other = copy.deepcopy(net)
@@ -101,9 +102,10 @@ def align(
         by, remarks = "weights", ("no targets to judge by: matched by weights",)
     loss = default_loss if loss_fn is None else loss_fn
     with evaluation(inner), evaluation(goal):
-        used = [
-            s for s in found(inner, few(batch), loss) if families is None or s.family in families
-        ]
+        used = matchable(inner, few(batch), loss)
+        if families is not None:
+            _refuse_unknown(families, used)
+            used = [s for s in used if s.family in families]
         facing = Facing(inner, goal, batch, loss, used)
         with facing.function.objective.isolated():
             way, ascent = facing.best(by)
@@ -137,7 +139,7 @@ def align(
     )
 
 
-def found(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[ParameterSymmetry]:
+def matchable(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[ParameterSymmetry]:
     """What keeps the function and can be matched, looked for again where it is balanced."""
     used = [s for s in discover(model, batch, loss_fn) if _used(s)]
     own = {n: p.detach().double() for n, p in model.named_parameters() if p.requires_grad}
@@ -147,6 +149,15 @@ def found(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[Parameter
     ):
         return [s for s in discover(model, batch, loss_fn, at=there) if _used(s)]
     return used
+
+
+def _refuse_unknown(families: Sequence[str], found: Sequence[ParameterSymmetry]) -> None:
+    known = {s.family for s in found}
+    if unknown := [f for f in families if f not in known]:
+        raise ValueError(
+            f"expected families among {sorted(known)}, got {', '.join(unknown)}: others keep the "
+            "loss and not the function, hold approximately, or are not there"
+        )
 
 
 def few(batch: Any) -> Any:

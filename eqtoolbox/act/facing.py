@@ -16,7 +16,7 @@ from eqtoolbox.act.composed import collapsed
 from eqtoolbox.act.function import LiveFunction, distance, observe
 from eqtoolbox.act.gauge import applied, balancing, inverse
 from eqtoolbox.act.motion import Motion
-from eqtoolbox.act.path import Line, end_of
+from eqtoolbox.act.path import Segment, end_of
 from eqtoolbox.act.ways import By, Candidates, Way
 from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters, ParameterSymmetry
@@ -126,7 +126,9 @@ class Facing:
             moved = applied(self.from_balance, ascent.here)
             params = {n: moved[n].to(p) if n in moved else p for n, p in params.items()}
             buffers = {n: moved[n].to(b) if n in moved else b for n, b in buffers.items()}
-        line = Line(reference, (end_of(reference), (params, buffers)), self.loss_fn, [self.batch])
+        line = Segment(
+            reference, (end_of(reference), (params, buffers)), self.loss_fn, [self.batch]
+        )
         loss: float = line.losses(t, [self.batch])[0][0]
         return loss
 

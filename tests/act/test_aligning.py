@@ -62,7 +62,7 @@ def test_a_model_comes_back_from_a_random_element_of_its_group(name: str, traini
 
 def broken(change: Callable[[Permutation], Permutation]) -> Callable[..., Any]:
     """What finds symmetries, with one thing wrong in every permutation."""
-    right = aligning.found
+    right = aligning.matchable
 
     def found(*args: Any) -> list[Any]:
         return [change(s) if isinstance(s, Permutation) else s for s in right(*args)]
@@ -90,7 +90,7 @@ def test_a_wrong_group_is_refused_and_nothing_moves(
     model = copy.deepcopy(reference)
     scattered(model, data, 0.5, 1)
     before = state(model)
-    monkeypatch.setattr(aligning, "found", broken(change))
+    monkeypatch.setattr(aligning, "matchable", broken(change))
     with pytest.raises(ValueError, match="nothing was changed"):
         eq.act.align(model, reference, data, by="weights", loss_fn=loss_of)
     assert same(before, state(model))
@@ -251,6 +251,8 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         eq.act.align(model, other, data)
     with pytest.raises(ValueError, match="by must be"):
         eq.act.align(model, wide, data, by="luck")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got luck"):
+        eq.act.align(model, trained("mlp"), data, families=["luck"])
     foreign = torch.optim.SGD(other.parameters(), 0.1)
     before, sound = state(model), trained("mlp")
     scattered(sound, data, 1.0, 1)
