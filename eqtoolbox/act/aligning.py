@@ -88,7 +88,7 @@ def align(
         >>> order = torch.randperm(8)
         >>> with torch.no_grad():
         ...     for p, axis in ((net[0].weight, 0), (net[0].bias, 0), (net[2].weight, 1)):
-        ...         p.copy_(p.index_select(axis, order))
+        ...         _ = p.copy_(p.index_select(axis, order))
         >>> found = align(net, other, data)
         >>> found.after < 1e-6, torch.allclose(net[0].weight, other[0].weight, atol=1e-6)
         (True, True)
@@ -96,7 +96,8 @@ def align(
     inner, goal = live(model), live(reference)
     _refuse_same(inner, goal)
     check_twins(inner, goal)
-    check_batch(batch, inner)
+    for one in (inner, goal):
+        check_batch(batch, one)
     remarks: tuple[str, ...] = ()
     if by == "either" and loss_fn is None and not labelled(inner, batch):
         by, remarks = "weights", ("no targets to judge by: matched by weights",)

@@ -272,6 +272,8 @@ def test_it_says_where_nothing_was_gained() -> None:
     none = eq.act.align(lone, nn.Linear(6, 3), given("mlp"))
     assert none.after == none.before
     assert "no symmetry was found" in str(none)
+    equal = eq.act.align(trained("mlp"), trained("mlp"), given("mlp"))
+    assert (equal.before, equal.after, equal.notes) == (0.0, 0.0, ())
     unlabelled = eq.act.align(trained("mlp"), other_mlp(), given("mlp")[0])
     assert "no targets to judge by" in str(unlabelled)
     flat = Barrier(
