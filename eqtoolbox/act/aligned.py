@@ -43,9 +43,9 @@ class Aligned:
     def _failures(self) -> Iterator[str]:
         if not self.matched:
             yield "no symmetry was found to move along: the model stays as it was"
-        elif self.way == "as it stood":
-            yield "no motion lowers the loss half-way on the batch: the model stays as it was"
-        elif not self.after < self.before:
+        elif self.way == "as it stood" and self.before > 0:
+            yield "no motion lowers the rise half-way on the batch: the model stays as it was"
+        elif self.before > 0 and not self.after < self.before:
             yield (
                 "the distance is no smaller: the reference stands in other scales; see the one in "
                 "balanced weights"

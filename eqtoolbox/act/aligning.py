@@ -62,8 +62,8 @@ def align(
             the training.
         optimizer: of the model, or several.
         loss_fn: (model, batch) -> scalar; None: as `discover`.
-        by: what units are compared by; "either": whatever gives the lowest loss half-way on
-            `batch`, where it has targets, to stay as it is included; weights where it has none.
+        by: what units are compared by; "either": whatever gives the lowest rise of the loss
+            half-way on `batch`, to stay included, or weights where the batch has no targets.
         families: of symmetries, such as "permutation"; None: all of them.
         data: a batch or batches for the barrier before and after; None: it is not measured.
 
@@ -72,8 +72,8 @@ def align(
         words where nothing was gained.
 
     Raises:
-        ValueError: models that do not fit or share parameters, values that are not finite, or a
-            symmetry that does not keep the function.
+        ValueError: models that do not fit or share parameters, values that are not finite, families
+            that are not there, or a symmetry that does not keep the function.
         TypeError: state of an optimizer of which it is not known how it goes along.
 
     References:
@@ -81,13 +81,14 @@ def align(
 
     Example:
         >>> import copy
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> data = (torch.randn(64, 4), torch.randint(0, 3, (64,)))
         >>> other = copy.deepcopy(net)
         >>> order = torch.randperm(8)
         >>> with torch.no_grad():
         ...     for p, axis in ((net[0].weight, 0), (net[0].bias, 0), (net[2].weight, 1)):
-        ...         p.copy_(p.index_select(axis, order))
+        ...         _ = p.copy_(p.index_select(axis, order))
         >>> found = align(net, other, data)
         >>> found.after < 1e-6, torch.allclose(net[0].weight, other[0].weight, atol=1e-6)
         (True, True)
@@ -95,15 +96,17 @@ def align(
     inner, goal = live(model), live(reference)
     _refuse_same(inner, goal)
     check_twins(inner, goal)
-    check_batch(batch, inner)
+    for one in (inner, goal):
+        check_batch(batch, one)
     remarks: tuple[str, ...] = ()
     if by == "either" and loss_fn is None and not labelled(inner, batch):
         by, remarks = "weights", ("no targets to judge by: matched by weights",)
     loss = default_loss if loss_fn is None else loss_fn
     with evaluation(inner), evaluation(goal):
-        used = [
-            s for s in _found(inner, few(batch), loss) if families is None or s.family in families
-        ]
+        used = matchable(inner, few(batch), loss)
+        if families is not None:
+            _refuse_unknown(families, used)
+            used = [s for s in used if s.family in families]
         facing = Facing(inner, goal, batch, loss, used)
         with facing.function.objective.isolated():
             way, ascent = facing.best(by)
@@ -137,7 +140,7 @@ def align(
     )
 
 
-def _found(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[ParameterSymmetry]:
+def matchable(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[ParameterSymmetry]:
     """What keeps the function and can be matched, looked for again where it is balanced."""
     used = [s for s in discover(model, batch, loss_fn) if _used(s)]
     own = {n: p.detach().double() for n, p in model.named_parameters() if p.requires_grad}
@@ -147,6 +150,15 @@ def _found(model: nn.Module, batch: Any, loss_fn: LossFunction) -> list[Paramete
     ):
         return [s for s in discover(model, batch, loss_fn, at=there) if _used(s)]
     return used
+
+
+def _refuse_unknown(families: Sequence[str], found: Sequence[ParameterSymmetry]) -> None:
+    known = {s.family for s in found}
+    if unknown := [f for f in families if f not in known]:
+        raise ValueError(
+            f"expected families among {sorted(known)}, got {', '.join(unknown)}: others keep the "
+            "loss and not the function, hold approximately, or are not there"
+        )
 
 
 def few(batch: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from eqtoolbox.act.assignment import Evidence, Pair
+from eqtoolbox.act.assignment import Likeness, Pair
 from eqtoolbox.weights.families.discrete import Permuting, SignFlip, UnitSymmetry
 from eqtoolbox.weights.families.experts import ExpertPermutation
 from eqtoolbox.weights.forms.gram import MatrixLeg
@@ -18,7 +18,7 @@ Place = tuple[str, str]  # a module's name, and "in" or "out"
 Seen = dict[Place, Tensor]  # (channels, rows), centred, float64
 
 
-class Answers(Evidence):
+class Answers(Likeness):
     """Correlations of what channels of two models are given and give on the same inputs.
 
     A symmetry keeps the function, so that it only relabels, reflects and turns answers.

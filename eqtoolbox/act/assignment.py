@@ -32,7 +32,7 @@ from eqtoolbox.weights.parameter import Parameters, ParameterSymmetry
 Pair = tuple[Tensor, Tensor]  # of A and of B
 
 
-class Evidence(ABC):
+class Likeness(ABC):
     """By what units of two models are compared."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class Evidence(ABC):
         """What a leg mixes, (blocks, d, ...)."""
 
 
-class Weights(Evidence):
+class Weights(Likeness):
     """Balanced parameters."""
 
     def __init__(self, goal: Parameters, here: Parameters) -> None:
@@ -91,7 +91,7 @@ class Matching:
                 taken |= own.keys()
         return mixers, flips
 
-    def permuted(self, symmetry: Permuting, evidence: Evidence, params: Parameters) -> list[Motion]:
+    def permuted(self, symmetry: Permuting, evidence: Likeness, params: Parameters) -> list[Motion]:
         """The best order, with signs and rotations of what changes places; empty: none is better.
 
         Args:
@@ -140,7 +140,7 @@ def assigned(scores: Tensor) -> Tensor:
     return torch.from_numpy(linear_sum_assignment(scores.cpu().numpy(), maximize=True)[1])
 
 
-def flipped(symmetry: SignFlip, evidence: Evidence) -> list[Motion]:
+def flipped(symmetry: SignFlip, evidence: Likeness) -> list[Motion]:
     """Units that stand against A's, reflected."""
     along = torch.zeros(symmetry.dimension, dtype=torch.float64)
     for _, (a, b) in evidence.units(symmetry):
@@ -150,7 +150,7 @@ def flipped(symmetry: SignFlip, evidence: Evidence) -> list[Motion]:
     return _against(symmetry, along)
 
 
-def turned(symmetry: MatrixSymmetry, evidence: Evidence) -> list[Motion]:
+def turned(symmetry: MatrixSymmetry, evidence: Likeness) -> list[Motion]:
     """The orthogonal matrix of every block that brings it nearest."""
     pairs = [pair for leg in symmetry.legs for pair in evidence.blocks(leg)]
     if not pairs:
@@ -175,7 +175,7 @@ def sum_of(parts: Sequence[Tensor]) -> Tensor:
 
 def _scores(
     symmetry: Permuting,
-    evidence: Evidence,
+    evidence: Likeness,
     mixers: Sequence[MatrixSymmetry],
     flips: Sequence[SignFlip],
 ) -> list[Tensor]:
@@ -190,7 +190,7 @@ def _scores(
     return found
 
 
-def _meetings(symmetry: MatrixSymmetry, evidence: Evidence, units: int) -> Tensor:
+def _meetings(symmetry: MatrixSymmetry, evidence: Likeness, units: int) -> Tensor:
     """K = B_j A_i^T of the blocks within units i and j: (units, units, blocks, d, d)."""
 
     def split(x: Tensor) -> Tensor:
@@ -241,10 +241,14 @@ def within(mixer: Gram, symmetry: Permutation) -> bool:
     units = symmetry.dimension + 1
     if mixer.blocks % units:
         return False
-    return all(
-        _same(leg.positions.reshape(units, -1), symmetry.owned.get(leg.name, {}).get(leg.axis))
-        for leg in mixer.legs
-    )
+    for leg in mixer.legs:
+        owned = symmetry.owned.get(leg.name, {}).get(leg.axis)
+        own = leg.positions.reshape(units, -1)
+        if owned is None or not all(
+            torch.isin(x, y).all() for x, y in zip(own, owned, strict=True)
+        ):
+            return False
+    return True
 
 
 def _same(own: Tensor, other: Tensor | None) -> bool:

@@ -16,12 +16,12 @@ from eqtoolbox.act.composed import collapsed
 from eqtoolbox.act.function import LiveFunction, distance, observe
 from eqtoolbox.act.gauge import applied, balancing, inverse
 from eqtoolbox.act.motion import Motion
-from eqtoolbox.act.path import Line, end_of
+from eqtoolbox.act.path import Segment, end_of
 from eqtoolbox.act.ways import By, Candidates, Way
 from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters, ParameterSymmetry
 
-ALIKE = 1e-6  # relative difference of losses that says nothing
+ALIKE = 1e-6  # rise of the loss, relative, that says nothing
 
 
 class Facing:
@@ -50,7 +50,7 @@ class Facing:
         self.goal = applied(back, other)
 
     def best(self, by: By) -> tuple[Way, Ascent]:
-        """Of all candidates the one with the lowest loss half-way; nearest, of those alike."""
+        """Of all candidates the one with the lowest rise half-way; the nearest of those alike."""
         ask = partial(self._seen, self.models[0])
         candidates = Candidates(
             model=self.models[0],
@@ -63,9 +63,9 @@ class Facing:
         found = list(candidates.of(by))
         if len(found) == 1:
             return found[0]
-        losses = [self._halfway(ascent) for _, ascent in found]
-        low = min(losses)
-        alike = [k for k, x in enumerate(losses) if x - low <= ALIKE * abs(low)]
+        ends = sum(self._line(found[0][1], t) for t in (0.0, 1.0)) / 2
+        rises = [max(self._line(ascent, 0.5) - ends, 0.0) for _, ascent in found]
+        alike = [k for k, x in enumerate(rises) if x - min(rises) <= ALIKE * abs(ends)]
         return found[min(alike, key=lambda k: found[k][1].distance())]
 
     def motions(self, ascent: Ascent) -> list[Motion]:
@@ -118,16 +118,18 @@ class Facing:
             answers: Seen = objective.within({n: x.to(live[n]) for n, x in at.items()}, body)
         return answers
 
-    def _halfway(self, ascent: Ascent) -> float:
-        """Loss in the middle between the reference and the model there."""
+    def _line(self, ascent: Ascent, t: float) -> float:
+        """Loss on the line from the reference to the model there."""
         model, reference = self.models
         params, buffers = end_of(model)
         if ascent.motions:
             moved = applied(self.from_balance, ascent.here)
             params = {n: moved[n].to(p) if n in moved else p for n, p in params.items()}
             buffers = {n: moved[n].to(b) if n in moved else b for n, b in buffers.items()}
-        line = Line(reference, (end_of(reference), (params, buffers)), self.loss_fn, [self.batch])
-        loss: float = line.losses(0.5, [self.batch])[0][0]
+        line = Segment(
+            reference, (end_of(reference), (params, buffers)), self.loss_fn, [self.batch]
+        )
+        loss: float = line.losses(t, [self.batch])[0][0]
         return loss
 
 

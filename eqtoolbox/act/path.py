@@ -29,9 +29,9 @@ class Barrier:
     at: tuple[float, ...]  # t in [0, 1], of (1 - t) a + t b
     losses: tuple[float, ...]  # means over the samples, at every t
     accuracies: tuple[float, ...] | None  # likewise; None: no classes
-    barrier: float  # max over t of L(t) - (1 - t) L(0) - t L(1); of the loss's unit, >= 0
+    barrier: float  # max of 0 and L(t) - (1 - t) L(0) - t L(1) over t; of the loss's unit
     stderr: float  # over batches, at the same t; NaN for a single batch
-    highest: float  # that t
+    highest: float  # that t, between the ends
     samples: int
     batches: int
     recomputed: bool  # running statistics made anew at every t
@@ -100,7 +100,7 @@ def barrier(
     for batch in (*batches, *given):
         check_batch(batch, a)
     ends = end_of(a), end_of(b)
-    line = Line(a, ends, default_loss if loss_fn is None else loss_fn, given)
+    line = Segment(a, ends, default_loss if loss_fn is None else loss_fn, given)
     at = [k / (points - 1) for k in range(points)]
     rows = [line.losses(t, batches) for t in at]
     losses, right = (torch.tensor([[r[k] for r in row] for row in rows]).double() for k in (0, 1))
@@ -108,13 +108,13 @@ def barrier(
     weights = sizes / sizes.sum()
     where = torch.tensor(at).double()[:, None]
     rises = losses - (1 - where) * losses[:1] - where * losses[-1:]  # (points, batches)
-    top = int((rises @ weights).argmax())
+    top = 1 + int((rises @ weights)[1:-1].argmax())
     known = not bool(right.isnan().any())
     return Barrier(
         at=tuple(at),
         losses=tuple((losses @ weights).tolist()),
         accuracies=tuple((right @ weights).tolist()) if known else None,
-        barrier=float(rises[top] @ weights),
+        barrier=max(float(rises[top] @ weights), 0.0),
         stderr=_stderr(rises[top], weights),
         highest=at[top],
         samples=int(sizes.sum()),
@@ -131,7 +131,7 @@ def end_of(model: nn.Module) -> End:
     return {n: p.detach() for n, p in model.named_parameters()}, dict(model.named_buffers())
 
 
-class Line:
+class Segment:
     """Two points of one architecture and what is evaluated between them."""
 
     def __init__(

@@ -21,6 +21,7 @@ from eqtoolbox.replay.unwrap import (
     refuse_sharded,
     unwrapped,
 )
+from eqtoolbox.watch.acts import announce, check_between_steps
 from eqtoolbox.weights.forms.stack import Parameters
 from eqtoolbox.weights.parameter import ParameterSymmetry
 
@@ -69,8 +70,10 @@ def carry_out(
     Raises:
         TypeError: state or parameters that cannot be moved; says which.
         ValueError: values that their type cannot hold, or what does not belong to the model.
+        RuntimeError: a monitor has caught a step that is being taken.
     """
     inner = live(model)
+    check_between_steps(inner)
     own, statistics = dict(inner.named_parameters()), dict(inner.named_buffers())
     refuse_foreign(motion, own, statistics)
     optimizers = [] if optimizer is None else optimizers_in(optimizer)
@@ -94,12 +97,6 @@ def carry_out(
     _refuse_overflow("a gradient or state of the optimizer", others)
     after = {n: own[n].detach() for n in new}
     all_or_none([*writes, *others], lambda: announce(inner, act, said, before, after))
-
-
-def announce(
-    model: nn.Module, name: str, said: str, before: dict[str, Tensor], after: dict[str, Tensor]
-) -> None:
-    """Tell a run that is attached to the model."""
 
 
 class _Named(Into):

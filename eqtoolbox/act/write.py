@@ -26,7 +26,7 @@ class Into(Write):
     """The entries of a tensor, which stays the object that it is."""
 
     def __init__(self, target: Tensor, new: Tensor) -> None:
-        self.target, self.new = target, new.to(target)
+        self.target, self.new = target, new.to(target, copy=True)  # it may be of other targets
         self.old = target.detach().clone()
         self.overflows = bool((new.isfinite() & ~self.new.isfinite()).any())
 

@@ -107,7 +107,7 @@ def move(
             f"{symmetry.family} ({symmetry.name}) may move what running statistics are of: give "
             "batch, so that they move along"
         )
-    before = {n: own[n].detach().double() for n in motion.names}
+    before = {n: own[n].detach().to(torch.float64, copy=True) for n in motion.names}
     said = f"{symmetry.family} ({symmetry.name}) by {float(given.double().norm()):.3g}"
     carry_out(model, motion, optimizer, act="move", said=said, buffers=also)
     after = {n: own[n].detach().double() for n in motion.names}

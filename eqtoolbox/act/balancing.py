@@ -104,7 +104,7 @@ def balance(
         for _ in range(LOOKS):
             chosen, out = _chosen(found, families, approximate)
             if keep == "function":
-                chosen, changing = _keeping(chosen, replace(function, params=now))
+                chosen, changing = keeping(chosen, replace(function, params=now))
                 out |= changing
             if not chosen:
                 raise ValueError(f"nothing to balance: {_because(out, found.notes)}")
@@ -187,7 +187,7 @@ def _why_not(symmetry: ContinuousSymmetry, named: bool, approximate: bool) -> st
     return ""
 
 
-def _keeping(
+def keeping(
     symmetries: Sequence[ContinuousSymmetry], function: LiveFunction
 ) -> tuple[list[ContinuousSymmetry], dict[str, str]]:
     """Those that keep the function in both modes, at a random element, and why not the others."""
