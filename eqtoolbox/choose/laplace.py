@@ -1,0 +1,89 @@
+"""Evidence: how probable a trained network makes the data, complexity paid for (Laplace)."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.choose.learning import Learning
+from eqtoolbox.expect.deadline import check
+
+LARGEST = 2**25  # numbers of a Jacobian
+ROWS = 2500  # outputs of all samples together
+_PRECISIONS = torch.logspace(-2, 3, 26, dtype=torch.float64)
+
+
+def evidence(network: nn.Module, learning: Learning) -> tuple[float | None, str]:
+    """Log evidence a sample in nats of a trained network; or None and why not.
+
+        log p(D) = log p(D | w) - d |w|^2 / 2 - log det(1 + K / d) / 2,    K = L^1/2 J J^T L^1/2
+
+    of the network linearised at w, J its Jacobian by weights over all samples and outputs, L the
+    second derivative of the loss by the outputs, d the precision of the prior that makes it
+    largest; values have noise of the size of what is left over.
+
+    The evidence of a very small network is near that of a constant answer, an underfit, and it then
+    prefers what tests worse. Read it beside a held-out gain, never alone.
+
+    Args:
+        network: trained on all samples of `learning`.
+        learning: of labels, or of one tensor of values.
+
+    Reference: Immer et al. 2021, arXiv 2106.10165; 2022, arXiv 2202.10638.
+    """
+    x, y = learning.inputs, learning.targets
+    if not isinstance(y, Tensor) or not isinstance(x, Tensor):
+        return None, "evidence is not computed for several tensors"
+    if learning.own_loss:
+        return None, "evidence is not computed for a loss of one's own, which may be no likelihood"
+    outputs = learning.classes or y[0].numel()
+    size = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    if len(x) * outputs > ROWS or len(x) * outputs * size > LARGEST:
+        return None, (
+            f"evidence is not computed: {len(x)} samples of {outputs} outputs and {size:,} weights "
+            "are too many"
+        )
+    doubled = copy.deepcopy(network).double().eval()
+    weights = [p for p in doubled.parameters() if p.requires_grad]
+    z, jacobian = _linearised(doubled, x.double(), weights)
+    likelihood, root = (_of_labels if learning.classes else _of_values)(z, y)
+    rows = torch.einsum("nij,njp->nip", root, jacobian).flatten(0, 1)
+    spectrum = torch.linalg.eigvalsh(rows @ rows.T).clamp_min(0).cpu()
+    norm = float(sum((w.detach().square().sum() for w in weights), torch.zeros(())))
+    d = _PRECISIONS
+    found = likelihood - d * norm / 2 - torch.log1p(spectrum[:, None] / d).sum(0) / 2
+    return float(found.max()) / len(x), ""
+
+
+def _linearised(
+    network: nn.Module, x: Tensor, weights: list[nn.Parameter]
+) -> tuple[Tensor, Tensor]:
+    """Outputs (n, k) and their derivatives by all weights (n, k, p)."""
+    answers, rows = [], []
+    for one in x[:, None]:
+        check()
+        z = network(one).flatten()
+        parts = torch.autograd.grad(
+            z, weights, torch.eye(len(z)).to(z), is_grads_batched=True, materialize_grads=True
+        )
+        answers.append(z.detach())
+        rows.append(torch.cat([p.flatten(1) for p in parts], 1))
+    return torch.stack(answers), torch.stack(rows)
+
+
+def _of_labels(z: Tensor, y: Tensor) -> tuple[float, Tensor]:
+    """Log likelihood, and R with R^T R = diag(p) - p p^T, (n, k, k)."""
+    p = z.softmax(1)
+    values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None])
+    root = (vectors * values.clamp_min(0).sqrt()[:, None]).mT
+    return -float(nn.functional.cross_entropy(z, y, reduction="sum")), root
+
+
+def _of_values(z: Tensor, y: Tensor) -> tuple[float, Tensor]:
+    """Log likelihood under Gaussian noise as large as what is left, and 1 / its deviation."""
+    left = (z - y.flatten(1).double()).square()
+    noise = max(float(left.mean()), 1e-12 * float(y.double().square().mean()))
+    likelihood = -0.5 * left.numel() * (math.log(2 * math.pi * noise) + float(left.mean()) / noise)
+    root = torch.eye(z.shape[1]).to(z).expand(len(z), -1, -1) / math.sqrt(noise)
+    return likelihood, root

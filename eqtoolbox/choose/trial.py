@@ -1,0 +1,95 @@
+"""A trial: networks with a symmetry and without, trained alike and judged on the same folds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqtoolbox.choose.folds import gain
+from eqtoolbox.choose.fresh import fresh
+from eqtoolbox.choose.laplace import evidence
+from eqtoolbox.choose.learning import Learning
+from eqtoolbox.choose.suggestion import Suggestion
+from eqtoolbox.choose.ways import Way, build
+from eqtoolbox.symmetry.claim import Equivariance
+from eqtoolbox.symmetry.structure import first
+
+Maker = Callable[[nn.Module, int], nn.Module]  # of a fresh network and the number of a fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldTrial:
+    """What all networks have in common."""
+
+    model: nn.Module
+    learning: Learning
+    deals: list[tuple[Tensor, Tensor]]  # rows to train on, rows held out
+    folds: int
+    seed: int
+    bar: Any  # of progress
+    plain: list[float] = field(default_factory=list)  # scores as it is, by fold
+
+    def scores(self, make: Maker, numbers: range) -> list[float]:
+        """Held-out scores of some folds."""
+        found = []
+        for j in numbers:
+            train, held = self.deals[j]
+            network = make(fresh(self.model, self.seed + j)[0], j)
+            self.learning.learned(network, train, self.seed + j)
+            found.append(self.learning.judged(network, held))
+            self.bar.update()
+        return found
+
+    def row(
+        self,
+        known: Suggestion,
+        way: Way,
+        by_fold: Callable[[int], Equivariance | None] | None = None,
+    ) -> Suggestion:
+        """One way to have a claim; folds are dealt again only where the first gains.
+
+        Args:
+            known: the claim and what data and model say of it.
+            way: to have it.
+            by_fold: the claim as inferred from the training rows of a fold; None there: as it is.
+        """
+        try:
+            built = build(way, fresh(self.model, self.seed)[0], known.claim, *self._sample())
+        except (ValueError, TypeError, RuntimeError, LookupError) as reason:
+            return replace(known, way=way, outcome="not tried", note=str(reason))
+
+        def make(network: nn.Module, j: int) -> nn.Module:
+            claim = known.claim if by_fold is None else by_fold(j)
+            if claim is None:
+                return network
+            return build(way, network, claim, *self._sample(), seed=j).network
+
+        scores = self.scores(make, range(self.folds))
+        if sum(scores) > sum(self.plain[: self.folds]):
+            scores += self.scores(make, range(self.folds, len(self.deals)))
+        won = gain(scores, self.plain[: len(scores)], self.folds)
+        return replace(
+            known, way=way, outcome=won.verdict, gain=won, score=sum(scores) / len(scores),
+            weights=built.weights, call=built.call,
+        )  # fmt: skip
+
+    def weighed(self, row: Suggestion) -> Suggestion:
+        """A row with its evidence, where it was tried and is no augmentation."""
+        if row.gain is None or row.way == "augmented":
+            return row
+        return replace(row, evidence=self.evidence(row)[0])
+
+    def evidence(self, row: Suggestion | None = None) -> tuple[float | None, str]:
+        """Log evidence of the model as it is, or of a row, trained on all samples."""
+        network = fresh(self.model, self.seed)[0]
+        if row is not None:
+            way: Way = row.way  # type: ignore[assignment]
+            network = build(way, network, row.claim, *self._sample()).network
+        rows = torch.cat(self.deals[0]).sort().values
+        return evidence(self.learning.learned(network, rows, self.seed), self.learning)
+
+    def _sample(self) -> tuple[object, Callable[[nn.Module], object]]:
+        few = first(self.learning.inputs, 2)
+        return self.learning.given(few), lambda net: self.learning.answer(net, few)
