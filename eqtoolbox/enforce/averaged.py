@@ -1,7 +1,7 @@
 """The group average x -> mean_g R_g^-1 f(S_g x) of any model: exact, at a forward an element."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -179,12 +179,18 @@ def sampled(
 
 def acting(action: Action, g: Element, x: Tree) -> Tree:
     """S_g x in the precision of x, whatever autocast says."""
-    devices = {t.device.type for t in tensors(x)}
+    with uncast(x):
+        return action(g, x)
+
+
+@contextmanager
+def uncast(x: Tree) -> Iterator[None]:
+    """Scope without autocast on the devices of x."""
     with ExitStack() as scope:
-        for device in devices:
+        for device in {t.device.type for t in tensors(x)}:
             if torch.is_autocast_enabled(device):
                 scope.enter_context(torch.autocast(device, enabled=False))
-        return action(g, x)
+        yield
 
 
 def widened(tree: Tree) -> Tree:

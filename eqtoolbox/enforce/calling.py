@@ -3,18 +3,26 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_structure,
+    tree_unflatten,
+)
 
 from eqtoolbox.replay.parts import in_parts
 from eqtoolbox.replay.reading import closed, opened
+from eqtoolbox.symmetry.actions.action import Action
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import batch_of_one
 from eqtoolbox.symmetry.orbit import require_outputs
-from eqtoolbox.symmetry.structure import Tree, batch_size, on_tensors, tensors
-from eqtoolbox.symmetry.together import concatenated, cut
+from eqtoolbox.symmetry.structure import Tree, on_tensors, tensors
+from eqtoolbox.symmetry.together import concatenated
 
 Model = Callable[..., Any]
 
@@ -45,12 +53,13 @@ class Calling:
             self._keys: list[int | str] = [0]
             self._names: list[str] | None = None
             self._one = True
+            self._called: list[str] = []
         else:
             self._read(_names(model), _parts(claim.input_action), args, kwargs)
         self.parts = claim.rows == "parts"
         tree = self._tree()
         if not isinstance(tree, Tensor):
-            self.parts = in_parts(tree, claim.rows)
+            self.parts = in_parts(tree, claim.rows, self._called)
         self.tree: Tree = batch_of_one(tree) if self.parts else tree
 
     def _read(
@@ -72,6 +81,7 @@ class Calling:
             holding = [k for k in order if tensors(opened(self._slots[k]))]
             self._one = len(holding) == 1 or len(order) == 1
             self._keys = (holding or order) if self._one else order
+        self._called = [] if self._one else [n for n, k in called.items() if k in self._keys]
         for name, key in called.items():
             if key not in self._keys and tensors(opened(self._slots[key])):
                 raise TypeError(
@@ -118,7 +128,7 @@ class Calling:
             except (RuntimeError, ValueError):  # of shapes that differ, such as neighbour lists
                 joined = None
             if joined is not None:
-                return cut(self.respond(joined), [batch_size(self.tree)] * len(trees))
+                return _cut(self.respond(joined), len(trees))
         return [self.respond(tree) for tree in trees]
 
     def closed(self, outputs: Tree) -> Any:
@@ -134,6 +144,21 @@ class Calling:
         return other
 
 
+def of_tensors(claim: Equivariance, outputs: Tree) -> tuple[Equivariance, Callable[[Tree], Tree]]:
+    """The claim on the tensors of such outputs alone, and what leaves these of them."""
+    leaves, spec = tree_flatten(outputs)
+    if all(isinstance(leaf, Tensor) for leaf in leaves):
+        return claim, lambda y: y
+
+    def filled(some: Tree) -> Tree:
+        rest = iter(some)
+        return tree_unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves], spec)
+
+    act = claim.output_action
+    moved: Action = lambda g, y: tuple(tensors(act(g, filled(y))))
+    return replace(claim, output_action=moved), lambda y: tuple(tensors(y))
+
+
 def arguments_of(model: Model, sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A sample as the arguments of a call: a tuple holds them, as does a dict by their names."""
     if type(sample) is tuple:
@@ -147,13 +172,20 @@ def _spread(
     model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by a probe, which hands over one tuple or one dict of them."""
-    if kwargs or len(args) != 1 or not isinstance(args[0], tuple | Mapping) or len(args[0]) < 2:
+    lone = args[0] if len(args) == 1 and not kwargs else None
+    if not isinstance(lone, tuple | Mapping) or len(lone) < 2:
         return args, kwargs
     try:
         inspect.signature(getattr(model, "forward", model)).bind(*args)
     except TypeError:
-        return arguments_of(model, args[0])
-    return args, kwargs
+        return arguments_of(model, lone)
+    return arguments_of(model, lone) if isinstance(lone, Mapping) else (args, kwargs)
+
+
+def _cut(joined: Tree, count: int) -> list[Tree]:
+    """A batch in so many equal pieces; by chunks, as traced shapes are not kept for constants."""
+    parts = [x.chunk(count) if isinstance(x, Tensor) else [x] * count for x in tree_leaves(joined)]
+    return [tree_unflatten(list(some), tree_structure(joined)) for some in zip(*parts, strict=True)]
 
 
 def _names(model: Model) -> tuple[str, ...]:

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from eqtoolbox.enforce.calling import Calling, Model, arguments_of
+from eqtoolbox.enforce.calling import Calling, Model, arguments_of, of_tensors
 from eqtoolbox.expect import notebook
 from eqtoolbox.replay.gradients import in_forward_mode
 from eqtoolbox.replay.isolation import evaluation, isolated
+from eqtoolbox.symmetry.actions.action import check_action
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
+from eqtoolbox.symmetry.orbit import told
 from eqtoolbox.symmetry.result import EquivarianceResult
-from eqtoolbox.symmetry.structure import Tree, first, tensors
+from eqtoolbox.symmetry.structure import Tree, first, on_tensors, tensors
 
 _FEW = 8  # samples and elements of a check
 _FORWARDS = 512  # of the model in a check, about
@@ -82,7 +84,7 @@ class Enforced(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, in the same containers."""
         calling = Calling(self.model, self.claim, args, kwargs)
-        if self.report is None and _plain(calling.tree):
+        if self.report is None and plain(calling.tree):
             self.judge(calling)
         return calling.closed(self.answer(calling))
 
@@ -105,13 +107,16 @@ class Enforced(nn.Module):
 
         def measured(function: Any) -> EquivarianceResult:
             found: EquivarianceResult = equivariance_error(
-                function, tree, claim, samples=samples, check=False
+                lambda x: picked(function(x)), tree, compared, samples=samples, check=False
             )
             return found
 
         with evaluation(self), isolated(self, expected=outside):
+            _require_action(claim, "input_action", tree)
             with torch.no_grad():
-                claim.check(tree, calling.respond(tree))
+                outputs = told(calling.respond, tree)
+            _require_action(claim, "output_action", outputs)
+            compared, picked = of_tensors(claim, outputs)
             before = measured(calling.respond)
             result = measured(lambda x: self.answer(calling.on(x)))
             margin = self.margin_on(calling.on(tree))
@@ -148,7 +153,13 @@ class Enforced(nn.Module):
         return f"{said}, relative error {found.relative_error:.1g} ({found.verdict})"
 
 
-def _plain(tree: Tree) -> bool:
+def _require_action(claim: Equivariance, side: str, x: Tree) -> None:
+    """As `Equivariance.check`, one side: what is wrong with the inputs comes before the model."""
+    few = on_tensors(lambda t: t.detach(), first(x, 2))
+    check_action(claim.group, getattr(claim, side), few, name=side, tolerance=claim.tolerance)
+
+
+def plain(tree: Tree) -> bool:
     """Whether a call is one with numbers, and none that is traced or differentiated."""
     tracing = torch.jit._trace.is_tracing()  # type: ignore[no-untyped-call]
     traced = tracing or torch.compiler.is_compiling() or in_forward_mode()

@@ -60,7 +60,7 @@ class Together:
         try:
             batch = concatenated([*batches, first(self._inputs, few(self._samples))])
             found = require_outputs(valued(self._function, batch), batch)
-            parts = cut(found, [self._samples] * len(batches) + [few(self._samples)])
+            parts = _cut(found, [self._samples] * len(batches) + [few(self._samples)])
             same = distance(parts.pop(), known) <= noisy(_eps(known))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             same = False  # f holds something as long as the batch
@@ -90,7 +90,7 @@ def _leaf(leaves: Sequence[Any]) -> Any:
     return leaves[0]
 
 
-def cut(tree: Tree, lengths: list[int]) -> list[Tree]:
+def _cut(tree: Tree, lengths: list[int]) -> list[Tree]:
     """The inverse of `concatenated`."""
     ends = torch.tensor(lengths).cumsum(0).tolist()
     pairs = zip(lengths, ends, strict=True)
