@@ -11,7 +11,7 @@ from torch import nn
 from eqtoolbox.symmetry.actions.action import dihedral, flip, quarter_turn
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
-from eqtoolbox.symmetry.structure import Tree
+from eqtoolbox.symmetry.structure import Tree, tensors
 
 _MOST = 16  # layers that are mended one after the other
 _CENTRED = (quarter_turn, dihedral, flip)
@@ -51,7 +51,7 @@ def mends(model: nn.Module, inputs: Tree, claim: Equivariance, first: Culprit) -
             return
         here, cause = found.layer, found.cause
         module = dict(tried.named_modules()).get(here)
-        words, code, change = _mend(module, here, cause, claim)
+        words, code, change = _mend(module, here, cause, claim, inputs)
         done = False
         if change is not None and module is not None:
             try:
@@ -68,10 +68,11 @@ def mends(model: nn.Module, inputs: Tree, claim: Equivariance, first: Culprit) -
 _Rule = tuple[str, str, Callable[[Any], None] | None]  # words, code, the change on a copy
 
 
-def _mend(module: Any, layer: str, cause: str, claim: Equivariance) -> _Rule:
+def _mend(module: Any, layer: str, cause: str, claim: Equivariance, inputs: Tree) -> _Rule:
     """By the cause, most specific first."""
     at = f'model.get_submodule("{layer}")'
-    if "one row" in cause or isinstance(module, nn.Flatten | nn.Linear):
+    grid = any(x.dim() > 2 for x in tensors(inputs))
+    if grid and ("one row" in cause or isinstance(module, nn.Flatten | nn.Linear)):
         return "pool over all places before it, such as nn.AdaptiveAvgPool2d(1)", "", None
     if "pads with" in cause:
         code = f'{at}.padding_mode = "circular"'
@@ -80,6 +81,8 @@ def _mend(module: Any, layer: str, cause: str, claim: Equivariance) -> _Rule:
         return cause.rpartition("side: ")[2], "", None
     if "of stride" in cause:
         return "stride 1, or a low-pass (blur) before the stride", "", None
+    if isinstance(module, nn.Linear) and claim.group.order is not None:
+        return f"tie its weights, {_TIED}", _TIED, None
     if "kernel of" in cause and claim.input_action in _CENTRED:
         return f"tie its kernel, {_TIED}", _TIED, lambda m: _symmetric(m, claim)
     if "positional embedding" in cause:

@@ -31,10 +31,10 @@ class Suggestion:
     call: str = ""  # what builds it of `model`, `claim` and `sample`
     note: str = ""
 
-    @property
-    def place(self) -> tuple[int, float]:
-        """Where it stands among others: the smaller the earlier."""
-        return _ORDER.index(self.outcome), -self.gain.value if self.gain else 0.0
+    def place(self, asked: bool = False) -> tuple[int, float]:
+        """Where it stands among others, the smaller the earlier; a claim asked for has an edge."""
+        won = self.gain.value + asked * self.gain.stderr if self.gain else 0.0
+        return _ORDER.index(self.outcome), -won
 
 
 @dataclass(frozen=True, kw_only=True)

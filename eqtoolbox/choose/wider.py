@@ -45,20 +45,20 @@ def wider(
         raise ValueError("it has no hidden layer to widen")
     last, ratio = dense[-1], (1, 1)  # new features over old
     for layer in ran:
-        scaled = lambda n, r=ratio: _whole(n, r)
         if isinstance(layer, _DENSE):
             given = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
             made = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
             wide = made if layer is last else multiple * math.ceil(factor * made / multiple)
-            replaced: nn.Module = _dense(layer, scaled(given), wide)
+            replaced: nn.Module = _dense(layer, _whole(given, ratio), wide)
             ratio = (wide, made)
         elif isinstance(layer, nn.LayerNorm):
             if len(layer.normalized_shape) > 1:
                 raise ValueError("it normalises over several dimensions at once")
-            replaced = nn.LayerNorm(scaled(layer.normalized_shape[0]), layer.eps)
+            replaced = nn.LayerNorm(_whole(layer.normalized_shape[0], ratio), layer.eps)
         else:
-            replaced = type(layer)(scaled(layer.num_features), layer.eps, layer.momentum)  # type: ignore
-        new.set_submodule(names[layer], replaced.to(next(layer.parameters())))
+            features = _whole(layer.num_features, ratio)
+            replaced = type(layer)(features, layer.eps, layer.momentum, layer.affine)
+        new.set_submodule(names[layer], _placed(replaced, layer))
     try:
         now = [x.shape for x in tensors(answer(new))]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -102,3 +102,8 @@ def _dense(layer: Any, given: int, made: int) -> nn.Module:
         given, made, layer.kernel_size, layer.stride, layer.padding, layer.dilation, 1, bias,
         layer.padding_mode,
     )  # fmt: skip
+
+
+def _placed(layer: nn.Module, like: nn.Module) -> nn.Module:
+    weight = next(like.parameters())
+    return layer.to(weight.device, weight.dtype)

@@ -166,7 +166,8 @@ def _cleaned(found: Discovery) -> Tensor:
     root = torch.linalg.cholesky(form).mT  # x -> root x makes the form that of Euclid
     turned = root @ basis @ torch.linalg.inv(root)
     turned = (turned - turned.mT) / 2
-    return torch.linalg.inv(root) @ turned @ root
+    cleaned: Tensor = torch.linalg.inv(root) @ turned @ root
+    return cleaned
 
 
 def _divided(basis: Tensor) -> Tensor:
