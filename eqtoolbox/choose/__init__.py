@@ -3,5 +3,6 @@
 from eqtoolbox.choose.augmented import Augmented
 from eqtoolbox.choose.suggesting import suggest
 from eqtoolbox.choose.suggestion import Suggestion, Suggestions
+from eqtoolbox.choose.widening import wider
 
-__all__ = ["Augmented", "Suggestion", "Suggestions", "suggest"]
+__all__ = ["Augmented", "Suggestion", "Suggestions", "suggest", "wider"]

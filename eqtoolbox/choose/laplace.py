@@ -2,15 +2,19 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from eqtoolbox.choose.learning import Learning
 from eqtoolbox.expect.deadline import check
+from eqtoolbox.replay.gradients import valued
 
-LARGEST = 2**25  # numbers of a Jacobian
+LARGEST = 2**27  # numbers of a Jacobian, held in float32
 ROWS = 2500  # outputs of all samples together
+_WIDTH = 2**14  # columns that are multiplied at once
 _PRECISIONS = torch.logspace(-2, 3, 26, dtype=torch.float64)
 
 
@@ -45,31 +49,44 @@ def evidence(network: nn.Module, learning: Learning) -> tuple[float | None, str]
             "are too many"
         )
     doubled = copy.deepcopy(network).double().eval()
+    _baked(doubled)
     weights = [p for p in doubled.parameters() if p.requires_grad]
-    z, jacobian = _linearised(doubled, x.double(), weights)
+    x = x.double()
+    with torch.no_grad():
+        z = valued(doubled, x).flatten(1)
     likelihood, root = (_of_labels if learning.classes else _of_values)(z, y)
-    rows = torch.einsum("nij,njp->nip", root, jacobian).flatten(0, 1)
-    spectrum = torch.linalg.eigvalsh(rows @ rows.T).clamp_min(0).cpu()
+    rows = _scaled(doubled, x, root, weights)
+    parts = (part.double() for part in torch.split(rows, _WIDTH, 1))
+    kernel = sum((part @ part.T for part in parts), torch.zeros_like(z[0, 0]))
+    spectrum = torch.linalg.eigvalsh(kernel).clamp_min(0).cpu()
     norm = float(sum((w.detach().square().sum() for w in weights), torch.zeros(())))
     d = _PRECISIONS
     found = likelihood - d * norm / 2 - torch.log1p(spectrum[:, None] / d).sum(0) / 2
     return float(found.max()) / len(x), ""
 
 
-def _linearised(
-    network: nn.Module, x: Tensor, weights: list[nn.Parameter]
-) -> tuple[Tensor, Tensor]:
-    """Outputs (n, k) and their derivatives by all weights (n, k, p)."""
-    answers, rows = [], []
-    for one in x[:, None]:
+def _scaled(network: nn.Module, x: Tensor, root: Tensor, weights: list[nn.Parameter]) -> Tensor:
+    """L^1/2 J of all samples and outputs, (n k, p), in float32."""
+    rows = []
+    for one, scale in zip(x[:, None], root, strict=True):
         check()
         z = network(one).flatten()
         parts = torch.autograd.grad(
-            z, weights, torch.eye(len(z)).to(z), is_grads_batched=True, materialize_grads=True
+            z, weights, scale, is_grads_batched=True, materialize_grads=True
         )
-        answers.append(z.detach())
-        rows.append(torch.cat([p.flatten(1) for p in parts], 1))
-    return torch.stack(answers), torch.stack(rows)
+        rows.append(torch.cat([p.flatten(1) for p in parts], 1).float())
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def _baked(network: nn.Module) -> None:
+    """Parametrised weights as they are seen: what an average leaves out has no say in the prior."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module):
+            held: Any = module.parametrizations
+            for name, one in held.items():
+                if isinstance(getattr(one, "original", None), Tensor):
+                    one.original.copy_(getattr(module, name))
 
 
 def _of_labels(z: Tensor, y: Tensor) -> tuple[float, Tensor]:

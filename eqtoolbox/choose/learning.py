@@ -34,7 +34,8 @@ class Learning:
     like: Any  # the inputs in their own containers
     by_name: bool  # whether a dict holds arguments by their names
     loss: Callable[[Tree, Tree], Tensor]
-    score: Callable[[Tree, Tree], float]
+    score: Callable[[Tree, Tree], float]  # that is told
+    sharp: Callable[[Tree, Tree], float]  # that decides: of labels their probability, less noisy
     unit: str  # of the score: accuracy, relative error (with its sign turned), held-out loss
     classes: int | None  # outputs a sample where targets are labels
     train: "Recipe | Callable[[nn.Module, Any, Tree], Any]"
@@ -67,10 +68,12 @@ class Learning:
         labels = isinstance(targets, Tensor) and not targets.is_floating_point()
         outputs = on_tensors(lambda t: t[:1].expand(count, *t.shape[1:]), outputs)
         made = _labels(targets, outputs) if labels else _values(targets, outputs, loss)
-        given = {"loss": loss, "own_loss": True} if loss else {}
-        return cls(
-            inputs=inputs, like=ask.like, by_name=ask.by_name, train=train, **made | given
-        )  # fmt: skip
+        if loss is not None:
+            fallen = lambda z, y: -float(loss(z, y))
+            made = {"score": fallen} | made | {"loss": loss, "own_loss": True}
+            made |= {"sharp": fallen} if labels else {}
+        made.setdefault("sharp", made["score"])
+        return cls(inputs=inputs, like=ask.like, by_name=ask.by_name, train=train, **made)
 
     def given(self, tree: Tree) -> Any:
         """A batch in the containers that the model takes."""
@@ -114,11 +117,12 @@ class Learning:
                 self.train(network.train(), self.given(inputs), targets)
         return network.eval()
 
-    def judged(self, network: nn.Module, rows: Tensor) -> float:
-        """The score on some samples."""
+    def judged(self, network: nn.Module, rows: Tensor) -> tuple[float, float]:
+        """Both scores on some samples."""
         inputs, targets = self.part(rows)
         with torch.no_grad():
-            return self.score(valued(self.answer, network, inputs), targets)
+            made = valued(self.answer, network, inputs)
+            return self.score(made, targets), self.sharp(made, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +134,7 @@ class Recipe:
     def fit(self, network: nn.Module, learning: Learning, among: Tensor) -> None:
         """Train it on these samples."""
         weights = [p for p in network.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(weights, lr=_RATE)
+        optimizer = torch.optim.Adam(weights, lr=_RATE, fused=weights[0].device.type != "mps")
         annealed = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         size = min(_BATCH, len(among))
         order = among[:0]
@@ -167,6 +171,7 @@ def _labels(targets: Tensor, outputs: Tree) -> dict[str, Any]:
         "targets": targets.long(),
         "loss": F.cross_entropy,
         "score": lambda z, y: float((z.argmax(1) == y).double().mean()),
+        "sharp": lambda z, y: float(z.softmax(1).gather(1, y[:, None]).double().mean()),
         "unit": "accuracy",
         "classes": classes,
     }
@@ -184,8 +189,7 @@ def _values(targets: Tree, outputs: Tree, loss: Any) -> dict[str, Any]:
             "loss="
         )
     if values is None:
-        score = lambda z, y: -float(loss(z, y))
-        return {"targets": targets, "score": score, "unit": "held-out loss", "classes": None}
+        return {"targets": targets, "unit": "held-out loss", "classes": None}
     layout = Layout.of(values)
 
     def square(z: Tree, y: Tree) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from eqtoolbox.choose.folds import Gain
 from eqtoolbox.choose.mending import Mend
@@ -23,6 +23,7 @@ class Suggestion:
     way: str  # augmented, averaged, ...; "" where none was tried
     outcome: Outcome  # gains: beyond noise; kept: the model has it; refused: the data have it not
     gain: Gain | None = None  # of the score over the model as it is, held out
+    decides: Gain | None = None  # of what outcome and rank rest on: of labels their probability
     score: float | None = None  # mean over folds
     weights: int | None = None  # free ones
     data: DataAsymmetry | None = None  # of inputs and targets together
@@ -33,8 +34,9 @@ class Suggestion:
 
     def place(self, asked: bool = False) -> tuple[int, float]:
         """Where it stands among others, the smaller the earlier; a claim asked for has an edge."""
-        won = self.gain.value + asked * self.gain.stderr if self.gain else 0.0
-        return _ORDER.index(self.outcome), -won
+        won = self.decides
+        edge = won.quantile * won.stderr if won and asked else 0.0
+        return _ORDER.index(self.outcome), -(won.value + edge) if won else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +63,15 @@ class Suggestions:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Suggestion:
+    def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
     _repr_html_ = notebook.text
+
+    @property
+    def decided(self) -> str:
+        """What outcomes and ranks rest on."""
+        return "gain in p(label)" if self.unit == "accuracy" else "gain that decides"
 
     def verdict(self) -> str:
         """What to do, in a sentence."""
@@ -79,10 +86,13 @@ class Suggestions:
         )
 
     def __str__(self) -> str:
-        head = ("claim", "way", "outcome", "gain", self.unit, "weights", "data p", "evidence")
+        head = (
+            "claim", "way", "outcome", "gain", self.decided, self.unit, "weights", "data p",
+            "evidence",
+        )  # fmt: skip
         plain = (
-            "(as it is)", "plain", "", "", said(self.unit, self.plain), f"{self.plain_weights:,}",
-            "", number(self.plain_evidence),
+            "(as it is)", "plain", "", "", "", said(self.unit, self.plain),
+            f"{self.plain_weights:,}", "", number(self.plain_evidence),
         )  # fmt: skip
         cells = [head, *(self.cells(row) for row in self.rows), plain]
         wide = [max(len(line[i]) for line in cells) for i in range(len(head))]
@@ -107,6 +117,7 @@ class Suggestions:
             row.way,
             {"none": "within noise"}.get(row.outcome, row.outcome),
             f"{row.gain.value:+.3f} ± {row.gain.stderr:.3f}" if row.gain else "",
+            f"{row.decides.value:+.3f} ± {row.decides.stderr:.3f}" if row.decides else "",
             said(self.unit, row.score),
             f"{row.weights:,}" if row.weights else "",
             f"{row.data.p_value:.3f}{'?' * (row.data.verdict == 'unresolved')}" if row.data else "",

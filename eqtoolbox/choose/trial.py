@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.choose.folds import gain
+from eqtoolbox.choose.folds import Gain, gain
 from eqtoolbox.choose.fresh import fresh
 from eqtoolbox.choose.laplace import evidence
 from eqtoolbox.choose.learning import Learning
@@ -16,6 +16,7 @@ from eqtoolbox.choose.ways import Way, build
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.structure import first
 
+Scores = tuple[float, float]
 Maker = Callable[[nn.Module, int], nn.Module]  # of a fresh network and the number of a fold
 
 
@@ -29,10 +30,10 @@ class FoldTrial:
     folds: int
     seed: int
     bar: Any  # of progress
-    plain: list[float] = field(default_factory=list)  # scores as it is, by fold
+    plain: list[Scores] = field(default_factory=list)  # as it is, by fold
 
-    def scores(self, make: Maker, numbers: range) -> list[float]:
-        """Held-out scores of some folds."""
+    def scores(self, make: Maker, numbers: range) -> list[Scores]:
+        """Held-out scores of some folds: those told and those that decide."""
         found = []
         for j in numbers:
             train, held = self.deals[j]
@@ -48,7 +49,7 @@ class FoldTrial:
         way: Way,
         by_fold: Callable[[int], Equivariance | None] | None = None,
     ) -> Suggestion:
-        """One way to have a claim; folds are dealt again only where the first gains.
+        """One way to have a claim; folds are dealt again only where the first deal gains.
 
         Args:
             known: the claim and what data and model say of it.
@@ -56,7 +57,7 @@ class FoldTrial:
             by_fold: the claim as inferred from the training rows of a fold; None there: as it is.
         """
         try:
-            built = build(way, fresh(self.model, self.seed)[0], known.claim, *self._sample())
+            built = build(way, fresh(self.model, self.seed)[0], known.claim, self._sample())
         except (ValueError, TypeError, RuntimeError, LookupError) as reason:
             return replace(known, way=way, outcome="not tried", note=str(reason))
 
@@ -64,16 +65,24 @@ class FoldTrial:
             claim = known.claim if by_fold is None else by_fold(j)
             if claim is None:
                 return network
-            return build(way, network, claim, *self._sample(), seed=j).network
+            return build(
+                way, network, claim, self._sample(), seed=self.seed + j, widen=built.widen
+            ).network
 
         scores = self.scores(make, range(self.folds))
-        if sum(scores) > sum(self.plain[: self.folds]):
+        if self._gain(scores, 1).value > 0.0:
             scores += self.scores(make, range(self.folds, len(self.deals)))
-        won = gain(scores, self.plain[: len(scores)], self.folds)
+        told, decides = self._gain(scores, 0), self._gain(scores, 1)
+        agree = told.value * decides.value > 0.0
         return replace(
-            known, way=way, outcome=won.verdict, gain=won, score=sum(scores) / len(scores),
-            weights=built.weights, call=built.call,
+            known, way=way, outcome=decides.verdict if agree else "none", gain=told,
+            decides=decides, score=sum(s for s, _ in scores) / len(scores), weights=built.weights,
+            call=built.call,
         )  # fmt: skip
+
+    def _gain(self, scores: list[Scores], which: int) -> Gain:
+        plain = self.plain[: len(scores)]
+        return gain([s[which] for s in scores], [s[which] for s in plain], self.folds)
 
     def weighed(self, row: Suggestion) -> Suggestion:
         """A row with its evidence, where it was tried and is no augmentation."""
@@ -86,10 +95,9 @@ class FoldTrial:
         network = fresh(self.model, self.seed)[0]
         if row is not None:
             way: Way = row.way  # type: ignore[assignment]
-            network = build(way, network, row.claim, *self._sample()).network
+            network = build(way, network, row.claim, self._sample()).network
         rows = torch.cat(self.deals[0]).sort().values
         return evidence(self.learning.learned(network, rows, self.seed), self.learning)
 
-    def _sample(self) -> tuple[object, Callable[[nn.Module], object]]:
-        few = first(self.learning.inputs, 2)
-        return self.learning.given(few), lambda net: self.learning.answer(net, few)
+    def _sample(self) -> Any:
+        return self.learning.given(first(self.learning.inputs, 2))

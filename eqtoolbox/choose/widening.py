@@ -2,20 +2,24 @@
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
-from eqtoolbox.symmetry.structure import Tree, tensors
+from eqtoolbox.choose.augmented import Network
+from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.kinds import Count, Positive
+from eqtoolbox.replay.gradients import valued
+from eqtoolbox.replay.reading import Reading, opened
+from eqtoolbox.symmetry.structure import tensors
 
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
-def wider(
-    model: nn.Module, factor: float, multiple: int, answer: Callable[[nn.Module], Tree]
-) -> nn.Module:
+@checked
+def wider(model: Network, factor: Positive, multiple: Count, sample: Any) -> nn.Module:
     """The network with hidden layers about `factor` times as wide, at weights of its own.
 
     Layers are scaled in the order in which they run: the first with weights keeps its inputs, the
@@ -26,19 +30,19 @@ def wider(
             layers of one width.
         factor: of all hidden widths, rounded up to whole multiples of `multiple`.
         multiple: such as the order of a group whose regular representations must fit.
-        answer: runs a network on a sample.
+        sample: inputs to run it on; a tuple holds its arguments, a dict may by their names.
 
     Raises:
         ValueError: it has other layers with weights, or does not run when widened.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
-        >>> wide = wider(net, 2.0, 4, lambda net: net(torch.ones(1, 3)))
+        >>> wide = wider(net, 2.0, 4, torch.ones(1, 3))
         >>> wide[0].out_features, wide[2].in_features, wide[2].out_features
         (12, 12, 2)
     """
     new = copy.deepcopy(model).eval()
-    ran, shapes = _order(new, answer)
+    ran, shapes = _order(new, sample)
     names = {module: name for name, module in new.named_modules()}
     dense = [m for m in ran if isinstance(m, _DENSE)]
     if len(dense) < 2:
@@ -60,7 +64,7 @@ def wider(
             replaced = type(layer)(features, layer.eps, layer.momentum, layer.affine)
         new.set_submodule(names[layer], _placed(replaced, layer))
     try:
-        now = [x.shape for x in tensors(answer(new))]
+        now = _answers(new, sample)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"it does not run when its hidden layers are widened ({error})") from error
     if now != shapes:
@@ -68,7 +72,7 @@ def wider(
     return new.train(model.training)
 
 
-def _order(model: nn.Module, answer: Callable[[nn.Module], Tree]) -> tuple[list[Any], Any]:
+def _order(model: nn.Module, sample: Any) -> tuple[list[Any], Any]:
     """Layers with weights, each once, in the order of execution; and the shapes of the outputs."""
     ran: list[Any] = []
     own = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
@@ -79,13 +83,19 @@ def _order(model: nn.Module, answer: Callable[[nn.Module], Tree]) -> tuple[list[
     once = lambda m, *_: ran.append(m) if m not in ran else None
     handles = [m.register_forward_hook(once) for m in own]
     try:
-        shapes = [x.shape for x in tensors(answer(model))]
+        shapes = _answers(model, sample)
     finally:
         for handle in handles:
             handle.remove()
     if len(ran) < len(own):
         raise ValueError("some of its layers do not run")
     return ran, shapes
+
+
+def _answers(model: nn.Module, sample: Any) -> list[torch.Size]:
+    """The shapes of what it returns."""
+    with torch.no_grad():
+        return [x.shape for x in tensors(valued(Reading(model, sample), opened(sample)))]
 
 
 def _whole(size: int, ratio: tuple[int, int]) -> int:
