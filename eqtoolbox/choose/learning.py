@@ -1,5 +1,6 @@
 """What is learned and how it is judged: loss and score by the kind of the targets, and a recipe."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,9 @@ class Learning:
     by_name: bool  # whether a dict holds arguments by their names
     loss: Callable[[Tree, Tree], Tensor]
     score: Callable[[Tree, Tree], float]  # that is told
-    sharp: Callable[[Tree, Tree], float]  # that decides: of labels their probability, less noisy
+    sharp: Callable[
+        [Tree, Tree], float
+    ]  # that decides, less noisy: p of labels, log error of values
     unit: str  # of the score: accuracy, relative error (with its sign turned), held-out loss
     classes: int | None  # outputs a sample where targets are labels
     train: "Recipe | Callable[[nn.Module, Any, Tree], Any]"
@@ -201,5 +204,6 @@ def _values(targets: Tree, outputs: Tree, loss: Any) -> dict[str, Any]:
 
     return {
         "targets": values, "loss": square, "score": relative, "unit": "relative error",
+        "sharp": lambda z, y: -math.log(max(-relative(z, y), 1e-12)),
         "classes": None,
     }  # fmt: skip

@@ -73,9 +73,9 @@ def suggest(
        few samples look symmetric proves nothing: the gain decides.
     3. The gain: the model as it is and with the claim, at about equal weights (a tied network is
        widened), trained alike from fresh weights and judged on samples held out. A gain within
-       noise is none (`Gain`). Of labels the gain in accuracy is told, and the gain in their
-       probability decides and ranks, as it is less noisy. Folds are dealt again only where the
-       first deal gains.
+       noise is none (`Gain`). Of labels the gain in accuracy is told, of values the fall of the
+       relative error; what decides and ranks is less noisy, the probability of labels and the
+       logarithm of the error. Folds are dealt again only where the first deal gains.
        A claim's further ways are not tried once one gains nothing at all.
     4. Evidence (`laplace`) of the first claim beside it, where the network is small; never alone.
     5. The layers that break a claim which the data allow, and what would mend them.

@@ -23,7 +23,7 @@ class Suggestion:
     way: str  # augmented, averaged, ...; "" where none was tried
     outcome: Outcome  # gains: beyond noise; kept: the model has it; refused: the data have it not
     gain: Gain | None = None  # of the score over the model as it is, held out
-    decides: Gain | None = None  # of what outcome and rank rest on: of labels their probability
+    decides: Gain | None = None  # see `Suggestions.decided`
     score: float | None = None  # mean over folds
     weights: int | None = None  # free ones
     data: DataAsymmetry | None = None  # of inputs and targets together
@@ -71,7 +71,8 @@ class Suggestions:
     @property
     def decided(self) -> str:
         """What outcomes and ranks rest on."""
-        return "gain in p(label)" if self.unit == "accuracy" else "gain that decides"
+        kinds = {"accuracy": "gain in p(label)", "relative error": "fall of log error"}
+        return kinds.get(self.unit, "fall of loss")
 
     def verdict(self) -> str:
         """What to do, in a sentence."""

@@ -56,11 +56,10 @@ def _gains(found: Suggestions) -> dict[str, Any] | None:
         return None
     columns = (
         "claim", "way", "outcome", "gain", found.decided, found.unit, "free weights", "evidence",
-        "call",
     )  # fmt: skip
-    rows = [[*found.cells(row)[:7], found.cells(row)[8], row.call] for row in tried]
+    rows = [[*found.cells(row)[:7], found.cells(row)[8]] for row in tried]
     plain = said(found.unit, found.plain)
-    rows.append(["as it is", "", "", "", "", plain, f"{found.plain_weights:,}", _short(found), ""])
+    rows.append(["as it is", "", "", "", "", plain, f"{found.plain_weights:,}", _short(found)])
     return {
         "slug": "gains",
         "question": "What does each symmetry buy?",
@@ -71,7 +70,15 @@ def _gains(found: Suggestions) -> dict[str, Any] | None:
             "one of its own: of very small networks it is near that of an underfit."
         ),
         "panels": [_figure(found)],
-        "tables": [table("", columns, rows)],
+        "tables": [
+            table("", columns, rows),
+            table(
+                "Calls that build them, of model, claim and two samples",
+                ("claim", "way", "call"),
+                [[row.claim.name, row.way, row.call] for row in tried],
+                folded=True,
+            ),
+        ],
     }
 
 
