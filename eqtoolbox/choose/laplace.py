@@ -86,7 +86,10 @@ def _baked(network: nn.Module) -> None:
             held: Any = module.parametrizations
             for name, one in held.items():
                 if isinstance(getattr(one, "original", None), Tensor):
-                    one.original.copy_(getattr(module, name))
+                    seen = getattr(module, name).clone()
+                    one.original.copy_(seen)
+                    again = getattr(module, name)  # times a gain, if there is one
+                    one.original.mul_(seen.square().sum() / (seen * again).sum())
 
 
 def _of_labels(z: Tensor, y: Tensor) -> tuple[float, Tensor]:

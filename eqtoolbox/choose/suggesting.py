@@ -106,9 +106,10 @@ def suggest(
     Example:
         >>> x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
         >>> net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
-        >>> found = suggest(net, x, x[:, :1].abs() + 1, ways=["averaged"], steps=60, infer=False)
-        >>> found.best.claim.name, found.best.call
-        ('mirror0.even', 'eqtoolbox.enforce.averaged(model, claim, sample)')
+        >>> found = suggest(net, x, x[:, :1], ways=["averaged"], steps=9, repeats=1, infer=False)
+        >>> row = next(row for row in found if row.claim.name == "mirror0.even")
+        >>> row.outcome, row.data.verdict
+        ('refused', 'violated')
     """
     ask = Reading(model, inputs)
     tree, asked, streams = opened(inputs), opened(targets), RandomState()

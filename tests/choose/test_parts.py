@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from eqtoolbox import enforce
 from eqtoolbox.choose import Augmented, laplace
 from eqtoolbox.choose.folds import dealt, gain
 from eqtoolbox.choose.fresh import fresh
@@ -172,6 +173,25 @@ def test_evidence_of_a_linear_model_is_that_of_a_gaussian_process(monkeypatch) -
     monkeypatch.setattr(laplace, "_PRECISIONS", torch.tensor([d], dtype=torch.float64))
     found, why = laplace.evidence(model, learning(x, y, model))
     assert why == "" and found == pytest.approx(float(exact) / 30, rel=1e-5)
+
+
+def test_evidence_of_tied_weights_is_that_of_the_function_they_make() -> None:
+    """What an average leaves out is paid for by nobody."""
+    torch.manual_seed(0)
+    x = torch.randn(20, 1, 4, 4)
+    y = (x.sum((1, 2, 3)) > 0).long()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 2))
+    tied = enforce.tied(net, TURNS, x).eval()
+    clean, _ = laplace.evidence(tied, learning(x, y, tied))
+    before = tied(x)
+    with torch.no_grad():
+        held = tied.model[1].parametrizations.weight
+        noise = torch.randn_like(held.original)
+        free = held[0](noise) / held[0].gain
+        held.original.add_(noise - free)  # of which the average sees nothing
+    assert torch.allclose(tied(x), before, atol=1e-5)
+    found, _ = laplace.evidence(tied, learning(x, y, tied))
+    assert found == pytest.approx(clean, rel=1e-4)
 
 
 def test_evidence_of_many_samples_is_not_computed_and_says_so() -> None:
