@@ -56,8 +56,11 @@ def evidence(network: nn.Module, learning: Learning) -> tuple[float | None, str]
         z = valued(doubled, x).flatten(1)
     likelihood, root = (_of_labels if learning.classes else _of_values)(z, y)
     rows = _scaled(doubled, x, root, weights)
+    rows = rows if rows.shape[0] <= rows.shape[1] else rows.T  # of one spectrum but for zeros
     parts = (part.double() for part in torch.split(rows, _WIDTH, 1))
     kernel = sum((part @ part.T for part in parts), torch.zeros_like(z[0, 0]))
+    if not bool(torch.isfinite(kernel).all()):
+        return None, "evidence is not computed: derivatives are not finite"
     spectrum = torch.linalg.eigvalsh(kernel).clamp_min(0).cpu()
     norm = float(sum((w.detach().square().sum() for w in weights), torch.zeros(())))
     d = _PRECISIONS
@@ -71,10 +74,12 @@ def _scaled(network: nn.Module, x: Tensor, root: Tensor, weights: list[nn.Parame
     for one, scale in zip(x[:, None], root, strict=True):
         check()
         z = network(one).flatten()
-        parts = torch.autograd.grad(
-            z, weights, scale, is_grads_batched=True, materialize_grads=True
-        )
-        rows.append(torch.cat([p.flatten(1) for p in parts], 1).float())
+        parts = torch.autograd.grad(z, weights, scale, is_grads_batched=True, allow_unused=True)
+        flat = [
+            torch.zeros(len(z), w.numel()).to(z) if p is None else p.reshape(len(z), -1)
+            for p, w in zip(parts, weights, strict=True)
+        ]
+        rows.append(torch.cat(flat, 1).float())
     return torch.cat(rows)
 
 

@@ -31,7 +31,7 @@ from eqtoolbox.symmetry.audit import audit
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.orbit import told
-from eqtoolbox.symmetry.structure import batch_size, first, floating, on_tensors, tensors
+from eqtoolbox.symmetry.structure import batch_size, first, floating, on_tensors
 
 _FEWEST = 8  # samples, of which the data can be judged
 _MENDED = 3  # claims whose layers are looked at
@@ -54,7 +54,7 @@ def suggest(
     targets: Any,
     *,
     claims: Sequence[Claimed] = (),
-    ways: Annotated[Sequence[Way], some("ways")] = ("averaged", "augmented", "tied"),
+    ways: Annotated[Sequence[Way], some("ways")] = ("averaged", "tied", "augmented"),
     loss: LossFunction | None = None,
     train: Trainer | None = None,
     steps: Count | None = None,
@@ -138,10 +138,17 @@ def _learning(
     lazy = nn.parameter.UninitializedParameter
     if any(isinstance(p, lazy) for p in model.parameters()):
         raise ValueError("the model has lazy parameters without a shape; call it on a batch first")
-    if not tensors(tree) or in_parts(tree, "auto", ask.arguments):
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("the model has no weights that are trained; unfreeze some")
+    if not floating(tree):
+        raise ValueError(
+            "inputs must be tensors, some of them floating point, as claims are about moved values;"
+            f" got {type(ask.like).__name__}"
+        )
+    if in_parts(tree, "auto", ask.arguments):
         raise ValueError(
             "inputs must be samples along the first dimension, got nodes and edges of several "
-            "graphs, or no tensor; folds cannot be dealt of parts of samples"
+            "graphs; folds cannot be dealt of parts of samples"
         )
     least = max(_FEWEST, 2 * folds)
     if batch_size(tree) < least:
@@ -197,8 +204,8 @@ def _suggested(
                     ]
                     left = [one for one in left if one[0].claim is not row.claim]
             if trial.plain:
-                plain, why = trial.evidence()
-                notes += [why] if why else []
+                plain, more = trial.as_it_is()
+                notes += more
                 first_of = min(rows, key=lambda row: row.place(row.claim.name in names)).claim
                 rows = [
                     trial.weighed(row) if row.claim is first_of and plain is not None else row

@@ -16,6 +16,7 @@ from eqtoolbox.choose.ways import Way, build
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.structure import first
 
+FITTED = {"relative error": -0.5, "accuracy": 0.9}  # of training samples, from which on it fits
 Scores = tuple[float, float]
 Maker = Callable[[nn.Module, int], nn.Module]  # of a fresh network and the number of a fold
 
@@ -88,16 +89,29 @@ class FoldTrial:
         """A row with its evidence, where it was tried and is no augmentation."""
         if row.gain is None or row.way == "augmented":
             return row
-        return replace(row, evidence=self.evidence(row)[0])
+        return replace(row, evidence=evidence(self.trained(row), self.learning)[0])
 
-    def evidence(self, row: Suggestion | None = None) -> tuple[float | None, str]:
-        """Log evidence of the model as it is, or of a row, trained on all samples."""
+    def as_it_is(self) -> tuple[float | None, list[str]]:
+        """Evidence of the model as it is, and what is to be said of its training on all samples."""
+        network, learning = self.trained(), self.learning
+        found, why = evidence(network, learning)
+        score = learning.judged(network, torch.cat(self.deals[0]))[0]
+        notes = [why] if why else []
+        if score < FITTED.get(learning.unit, score):
+            notes.append(
+                f"the model as it is does not fit the samples that it was trained on, "
+                f"{learning.unit} {abs(score):.2g}: a gain may be one of speed; give more steps"
+            )
+        return found, notes
+
+    def trained(self, row: Suggestion | None = None) -> nn.Module:
+        """The model as it is, or of a row, trained on all samples."""
         network = fresh(self.model, self.seed)[0]
         if row is not None:
             way: Way = row.way  # type: ignore[assignment]
             network = build(way, network, row.claim, self._sample()).network
         rows = torch.cat(self.deals[0]).sort().values
-        return evidence(self.learning.learned(network, rows, self.seed), self.learning)
+        return self.learning.learned(network, rows, self.seed)
 
     def _sample(self) -> Any:
         return self.learning.given(first(self.learning.inputs, 2))

@@ -194,6 +194,15 @@ def test_evidence_of_tied_weights_is_that_of_the_function_they_make() -> None:
     assert found == pytest.approx(clean, rel=1e-4)
 
 
+def test_evidence_takes_weights_that_are_not_used() -> None:
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    net = nn.Linear(3, 1)
+    more = nn.Sequential(net)
+    more.register_parameter("idle", nn.Parameter(torch.zeros(4)))
+    a, b = (laplace.evidence(m, learning(x, x[:, :1], m))[0] for m in (net, more))
+    assert a == pytest.approx(b)
+
+
 def test_evidence_of_many_samples_is_not_computed_and_says_so() -> None:
     x = torch.randn(3000, 2)
     found, why = laplace.evidence(nn.Linear(2, 1), learning(x, x[:, :1], nn.Linear(2, 1)))

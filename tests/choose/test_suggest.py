@@ -164,6 +164,10 @@ BAD = {
     "shape": (nn.Linear(3, 2), X, torch.randn(30, 5), {}, "floating-point values like the outputs"),
     "copies": (Locked(3, 1), X, Y, {}, "copy.deepcopy copies"),
     "lazy": (nn.LazyLinear(1), X, Y, {}, "call it on a batch first"),
+    "frozen": (nn.Linear(3, 1).requires_grad_(False), X, Y, {}, "no weights that are trained"),
+    "no weights": (nn.Flatten(), X, X, {}, "no weights that are trained"),
+    "tokens": (nn.Linear(3, 1), X.long(), Y, {}, "inputs must be tensors, some of them floating"),
+    "arrays": (nn.Linear(3, 1), X.numpy(), Y, {}, "got ndarray"),
     "way": (nn.Linear(3, 1), X, Y, {"ways": ["tide"]}, "did you mean 'tied'"),
     "claim": (nn.Linear(3, 1), X, Y, {"claims": ["c4"]}, "must be an Equivariance"),
     "seconds": (nn.Linear(3, 1), X, Y, {"seconds": 0.0}, "seconds must be a positive number"),
@@ -197,6 +201,36 @@ def test_what_time_does_not_allow_is_said() -> None:
     found = eq.suggest(perceptron(), turned(images, 0), labels, seconds=1e-3)
     assert found.best is None and any("time was over" in note for note in found.notes)
     assert {"not tried", "refused"} == {row.outcome for row in found}
+
+
+class Springs(nn.Module):
+    """Two arguments, several outputs, and a weight without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.net = nn.Linear(6, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        z = self.scale * self.net(torch.cat([a, b], 1))
+        return {"energy": z[:, :1], "force": z[:, 1:]}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_structured_batches_are_asked_as_single_tensors_are(named: bool) -> None:
+    a, b = X, X.flip(0)
+    y = {"energy": (a * b).sum(1, True), "force": a[:, :2]}
+    inputs = {"a": a, "b": b} if named else (a, b)
+    with torch.no_grad():
+        found = eq.suggest(Springs(), inputs, y, **FAST)
+    assert {"sign.all.even", "sign.a.odd"} <= {row.claim.name for row in found}
+    assert found.unit == "relative error" and any(row.gain for row in found)
+
+
+def test_a_model_that_is_not_fitted_is_said_to_be() -> None:
+    images, labels = some(0)
+    found = eq.suggest(perceptron(), turned(images, 0), labels, **FAST)
+    assert any("may be one of speed" in note for note in found.notes)
 
 
 def test_the_same_seed_gives_the_same_table() -> None:
