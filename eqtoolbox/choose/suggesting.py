@@ -14,7 +14,7 @@ from eqtoolbox.choose.fresh import fresh
 from eqtoolbox.choose.inferred import inferred
 from eqtoolbox.choose.learning import Learning, Recipe
 from eqtoolbox.choose.mending import mends
-from eqtoolbox.choose.suggestion import Suggestion, Suggestions
+from eqtoolbox.choose.suggestion import Suggestion, Suggestions, ranked
 from eqtoolbox.choose.trial import FoldTrial
 from eqtoolbox.choose.ways import Way, free
 from eqtoolbox.choose.worth import is_open, judged
@@ -75,7 +75,8 @@ def suggest(
        widened), trained alike from fresh weights and judged on samples held out. A gain within
        noise is none (`Gain`). Of labels the gain in accuracy is told, of values the fall of the
        relative error; what decides and ranks is less noisy, the probability of labels and the
-       logarithm of the error. Folds are dealt again only where the first deal gains.
+       logarithm of the error. Claims are ranked by their first way. Folds are dealt again only
+       where the first deal gains.
        A claim's further ways are not tried once one gains nothing at all.
     4. Evidence (`laplace`) of the first claim beside it, where the network is small; never alone.
     5. The layers that break a claim which the data allow, and what would mend them.
@@ -171,8 +172,9 @@ def _suggested(
     learning, names = trial.learning, {claim.name for claim in claims}
     kept = fresh(trial.model, trial.seed)[1]
     notes = [_KEPT.format(", ".join(kept[:3]) + ", ..." * (len(kept) > 3))] if kept else []
-    some = torch.arange(min(batch_size(learning.inputs), _AUDITED))
-    batch = learning.part(some)[0], on_tensors(lambda t: t[: len(some)], learning.movable())
+    some = torch.cat(trial.deals[0])[:_AUDITED]  # in random order
+    movable = on_tensors(lambda t: t[some.to(t.device)], learning.movable())
+    batch = learning.part(some)[0], movable
     audited = audit(trial.model, learning.given(batch[0]), batch[1], claims=claims)
     known = [
         judged(s.symmetry, s.result, audited.data.get(s.symmetry.name), s.note)
@@ -206,7 +208,7 @@ def _suggested(
             if trial.plain:
                 plain, more = trial.as_it_is()
                 notes += more
-                first_of = min(rows, key=lambda row: row.place(row.claim.name in names)).claim
+                first_of = ranked(rows, names)[0].claim
                 rows = [
                     trial.weighed(row) if row.claim is first_of and plain is not None else row
                     for row in rows
@@ -214,7 +216,7 @@ def _suggested(
     except OutOfTime:
         notes.append(f"time was over after {seconds:g} s: not all was tried")
     rows += [replace(row, way=way, note="time was over") for row, way, _ in left]
-    rows.sort(key=lambda row: row.place(row.claim.name in names))
+    rows = ranked(rows, names)
     worth = {row.claim.name: row.claim for row in rows if row.outcome in ("gains", "none")}
     few = learning.given(first(learning.inputs, _FEWEST))
     broken = [

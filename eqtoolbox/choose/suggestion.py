@@ -1,6 +1,6 @@
 """Suggestions: rows of claims and ways, best first, with what each buys on held-out samples."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,11 +32,28 @@ class Suggestion:
     call: str = ""  # what builds it of `model`, `claim` and `sample`
     note: str = ""
 
-    def place(self, asked: bool = False) -> tuple[int, float]:
-        """Where it stands among others, the smaller the earlier; a claim asked for has an edge."""
-        won = self.decides
-        edge = won.quantile * won.stderr if won and asked else 0.0
-        return _ORDER.index(self.outcome), -(won.value + edge) if won else 0.0
+
+def ranked(rows: Sequence[Suggestion], asked: Collection[str]) -> list[Suggestion]:
+    """Rows, best first: by outcome, then claims by the first way that was tried, then ways.
+
+    The first way is an average as a rule, which changes nothing but the symmetry, while tied
+    networks of different groups have different widths, too.
+
+    Args:
+        rows: in the order in which they were tried.
+        asked: names of claims that were asked for; they are taken at the end of their interval.
+    """
+    first: dict[int, float] = {}
+    for row in rows:
+        if row.decides is not None and id(row.claim) not in first:
+            edge = row.decides.quantile * row.decides.stderr * (row.claim.name in asked)
+            first[id(row.claim)] = row.decides.value + edge
+
+    def place(row: Suggestion) -> tuple[int, float, float]:
+        own = row.decides.value if row.decides else 0.0
+        return _ORDER.index(row.outcome), -first.get(id(row.claim), 0.0), -own
+
+    return sorted(rows, key=place)
 
 
 @dataclass(frozen=True, kw_only=True)

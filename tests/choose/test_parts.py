@@ -8,10 +8,11 @@ from torch import nn
 
 from eqtoolbox import enforce
 from eqtoolbox.choose import Augmented, laplace
-from eqtoolbox.choose.folds import dealt, gain
+from eqtoolbox.choose.folds import Gain, dealt, gain
 from eqtoolbox.choose.fresh import fresh
 from eqtoolbox.choose.learning import Learning, Recipe
 from eqtoolbox.choose.mending import mends
+from eqtoolbox.choose.suggestion import Suggestion, ranked
 from eqtoolbox.choose.widening import wider
 from eqtoolbox.demos.digits import DigitNet
 from eqtoolbox.replay.reading import Reading
@@ -249,3 +250,21 @@ def test_strides_are_blamed_where_the_grid_is_odd_one_out(size: int, layers: lis
     assert [m.layer for m in found] == layers and "tie its kernel" in found[0].words
     words = {"pool": "stride 1", "flat": "AdaptiveAvgPool2d"}[layers[1]]
     assert words in found[1].words and not found[1].tried
+
+
+def test_claims_are_ranked_by_their_first_way_and_ways_by_their_own_gain() -> None:
+    mirror = Equivariance(Flip(), flip, trivial)
+
+    def row(claim: Equivariance, way: str, value: float, outcome: str = "gains") -> Suggestion:
+        won = Gain(value=value, stderr=0.02, quantile=2.0)
+        return Suggestion(claim=claim, way=way, outcome=outcome, gain=won, decides=won)
+
+    rows = [
+        row(mirror, "averaged", 0.05), row(mirror, "tied", 0.3),
+        row(TURNS, "averaged", 0.08), row(TURNS, "tied", 0.2),
+        row(mirror, "augmented", 0.01, "none"),
+    ]  # fmt: skip
+    order = [(r.claim.name, r.way) for r in ranked(rows, ())]
+    assert order[:2] == [("cyclic4", "tied"), ("cyclic4", "averaged")]
+    assert order[2:] == [("flip", "tied"), ("flip", "averaged"), ("flip", "augmented")]
+    assert ranked(rows, {"flip"})[0].claim is mirror  # 0.05 + 2 * 0.02 > 0.08
