@@ -15,6 +15,7 @@ import eqtoolbox.moved as _moved  # noqa: F401  (finds the paths of older versio
 if TYPE_CHECKING:
     from eqtoolbox import act, enforce, linalg, symmetry, weights
     from eqtoolbox.attach.attach import attach
+    from eqtoolbox.choose.suggesting import suggest
     from eqtoolbox.record.record import Record
     from eqtoolbox.record.schedule import at, every, log_spaced
     from eqtoolbox.record.sink import Sink
@@ -42,12 +43,14 @@ __all__ = [
     "every",
     "linalg",
     "log_spaced",
+    "suggest",
     "symmetry",
     "weights",
 ]
 
 _HOMES = {
     "attach.attach": "attach",
+    "choose.suggesting": "suggest",
     "record.record": "Record",
     "record.schedule": "at every log_spaced",
     "record.sink": "Sink",

@@ -10,7 +10,7 @@ from eqtoolbox.attach.toml import tables
 
 
 def described(config: str, *, imports: bool = True) -> dict[str, dict[str, Any]]:
-    """Options by probe, and those of the tables [audit] and [symmetries] where a file has them.
+    """Options by probe, and those of [audit], [suggest] and [symmetries] where a file has them.
 
     Args:
         config: a TOML file, or the name of a preset.
@@ -40,6 +40,10 @@ def described(config: str, *, imports: bool = True) -> dict[str, dict[str, Any]]
             "samples": samples,
             "symmetries": [_looked_up(c, path, "audit.symmetries", imports) for c in claims],
         }
+    if "suggest" in data:
+        from eqtoolbox.command.advice import options as asked
+
+        found["suggest"] = asked(path)
     if "symmetries" in data:
         source = _looked_up(reference(path), path, "symmetries.source", imports)
         found["symmetries"] = {"source": source}

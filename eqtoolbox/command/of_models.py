@@ -1,4 +1,4 @@
-"""Commands that look at a model or train one: demo, audit, check, symmetries."""
+"""Commands that look at a model or train one: demo, audit, suggest, check, symmetries."""
 
 import argparse
 import math
@@ -20,6 +20,18 @@ def _of_demo(demo: argparse.ArgumentParser) -> None:
 def _of_audit(audit: argparse.ArgumentParser) -> None:
     audit.add_argument("config", metavar="CONFIG", type=path, help="a TOML file with [audit]")
     as_json(audit)
+
+
+def _of_suggest(advice: argparse.ArgumentParser) -> None:
+    advice.add_argument(
+        "config",
+        metavar="CONFIG",
+        type=path,
+        help="a TOML file with [audit], whose source returns (model, inputs, targets), and perhaps "
+        "[suggest]",
+    )
+    advice.add_argument("--page", metavar="FILE", type=path, help="write the report page, too")
+    as_json(advice)
 
 
 def _of_check(check: argparse.ArgumentParser) -> None:
@@ -85,6 +97,23 @@ def _audit(arguments: argparse.Namespace) -> None:
         say(text(found))
 
 
+def _suggest(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.command.advice import advised, data
+
+    found = advised(arguments.config)
+    written = None
+    if arguments.page is not None:
+        from eqtoolbox.command.advice_page import content
+        from eqtoolbox.report.page import publish
+
+        shown = content(found, arguments.config.stem)
+        written = publish(shown, arguments.page, "suggested.html")
+    if arguments.json:
+        print_json(data(found))
+        return
+    say("\n".join([str(found), *([f"page: {written}"] if written else [])]))
+
+
 def _check(arguments: argparse.Namespace) -> None:
     from eqtoolbox.command.checking import described
 
@@ -134,6 +163,12 @@ COMMANDS = (
         help="rank the symmetries that a trained model obeys",
         arguments=_of_audit,
         run=_audit,
+    ),
+    Command(
+        name="suggest",
+        help="which symmetry a model would gain by, judged on held-out samples",
+        arguments=_of_suggest,
+        run=_suggest,
     ),
     Command(
         name="check",

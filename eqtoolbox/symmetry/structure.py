@@ -37,6 +37,8 @@ def on_tensors(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
         >>> on_tensors(torch.neg, {"a": torch.tensor(1), "name": "water"})
         {'a': tensor(-1), 'name': 'water'}
     """
+    if isinstance(tree, Tensor):
+        return change(tree)
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
