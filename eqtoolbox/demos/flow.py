@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.demos.averaged import Averaged
-from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
+from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.action import dihedral, roll
 from eqtoolbox.symmetry.actions.fields import vector_field
@@ -140,4 +140,5 @@ DEMO = Demo(
     anneal=True,
     watched=32,
     laws=laws,
+    contest=Contest(enforced="averaged", steps=60),
 )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.demos.averaged import Averaged
-from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
+from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.permuting import Signed
 from eqtoolbox.symmetry.claim import Equivariance
@@ -78,4 +78,5 @@ DEMO = Demo(
     anneal=True,
     watched=128,
     laws=laws,
+    contest=Contest(enforced="averaged", steps=600),
 )

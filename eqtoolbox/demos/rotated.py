@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from eqtoolbox.demos.averaged import Averaged
-from eqtoolbox.demos.demo import Data, Demo, Entrant
+from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant
 from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.demos.scores import ACCURACY
 from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
@@ -38,4 +38,5 @@ DEMO = Demo(
     steps=400,
     batch=128,
     watched=128,
+    contest=Contest(enforced="averaged", steps=150),
 )

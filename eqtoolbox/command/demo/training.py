@@ -1,6 +1,6 @@
 """The training loop that all demos share: one network, watched by the probes of the demo's file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +55,8 @@ def train(
         after_step: called with step and loss.
     """
     steps = demo.steps if steps is None else steps
-    chosen, memory = demo.entries[entry], MemorySink()
-    torch.manual_seed(seed)
-    network = chosen.network()
-    optimizer = (chosen.optimizer or demo.optimizer)(network.parameters())
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if demo.anneal else None
-    rng = torch.Generator().manual_seed(seed)
+    memory = MemorySink()
+    network, optimizer = begun(demo, entry, seed)
     with attach(
         network,
         optimizer,
@@ -77,20 +73,12 @@ def train(
         def loss_fn(network: nn.Module, batch: Batch) -> Tensor:
             return demo.loss(predict(network, batch[0]), batch[1])
 
-        for step, batch in enumerate(batches(data.train, demo.batch, steps, seed)):
-            if chosen.augment is not None:
-                batch = moved(batch, chosen.augment, rng)
+        for step, batch in enumerate(_decaying(demo, entry, data, optimizer, steps, seed)):
             loss = loss_fn(network, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            if decay is not None:
-                decay.step()
+            descend(optimizer, loss)
             if after_step is not None:
                 after_step(step, float(loss.detach()))
-    network.eval()
-    with torch.no_grad():
-        score, stderr = demo.score.of(predict(network, data.test[0]), data.test[1])
+    score, stderr = judged(demo, network, data)
     errors = [r for r in memory.records if r.name.startswith(_ERROR)]
     return Outcome(
         score=score,
@@ -100,3 +88,45 @@ def train(
         records=memory.records,
         network=network,
     )
+
+
+def learned(demo: Demo, entry: str, data: Data, *, steps: int, seed: int = 0) -> nn.Module:
+    """The network that `train` ends with, without the monitor and without records."""
+    network, optimizer = begun(demo, entry, seed)
+    for batch in _decaying(demo, entry, data, optimizer, steps, seed):
+        descend(optimizer, demo.loss(predict(network, batch[0]), batch[1]))
+    return network
+
+
+def begun(demo: Demo, entry: str, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network before its first step, with its optimizer."""
+    chosen = demo.entries[entry]
+    torch.manual_seed(seed)
+    network = chosen.network()
+    return network, (chosen.optimizer or demo.optimizer)(network.parameters())
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimizer."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def judged(demo: Demo, network: nn.Module, data: Data) -> tuple[float, float]:
+    """The score of a network on the test part and its standard error."""
+    network.eval()
+    with torch.no_grad():
+        return demo.score.of(predict(network, data.test[0]), data.test[1])
+
+
+def _decaying(
+    demo: Demo, entry: str, data: Data, optimizer: torch.optim.Optimizer, steps: int, seed: int
+) -> Iterator[Batch]:
+    """Batches, moved where the entry augments; the learning rate falls behind each if it does."""
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if demo.anneal else None
+    rng, claim = torch.Generator().manual_seed(seed), demo.entries[entry].augment
+    for batch in batches(data.train, demo.batch, steps, seed):
+        yield batch if claim is None else moved(batch, claim, rng)
+        if decay is not None:
+            decay.step()
