@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, Measured, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import energy_distance
+from eqtoolbox.enforce.averaged import averaged
 from eqtoolbox.symmetry.asymmetry import data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Cyclic
@@ -156,7 +156,7 @@ DEMO = Demo(
     entries={
         "plain": Entrant(network=Denoiser),
         "augmented": Entrant(network=Denoiser, augment=THIRDS),
-        "averaged": Entrant(network=lambda: Averaged(Denoiser(), THIRDS)),
+        "averaged": Entrant(network=lambda: averaged(Denoiser(), THIRDS)),
     },
     loss=loss,
     score=Standing(name="denoising error", of=denoising_error),

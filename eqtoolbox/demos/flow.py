@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
+from eqtoolbox.enforce.averaged import averaged
 from eqtoolbox.symmetry.actions.action import dihedral, roll
 from eqtoolbox.symmetry.actions.fields import vector_field
 from eqtoolbox.symmetry.claim import Equivariance
@@ -130,7 +130,7 @@ DEMO = Demo(
         "plain": Entrant(network=lambda: FlowSurrogate("zeros")),
         "periodic": Entrant(network=FlowSurrogate),
         "augmented": Entrant(network=FlowSurrogate, augment=TURNS),
-        "averaged": Entrant(network=lambda: Averaged(FlowSurrogate(), TURNS)),
+        "averaged": Entrant(network=lambda: averaged(FlowSurrogate(), TURNS)),
     },
     loss=nn.functional.mse_loss,
     score=Standing(name="velocity error", of=relative_error),

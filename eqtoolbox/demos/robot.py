@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
+from eqtoolbox.enforce.averaged import averaged
 from eqtoolbox.symmetry.actions.permuting import Signed
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -68,7 +68,7 @@ DEMO = Demo(
     entries={
         "plain": Entrant(network=PlainArm),
         "augmented": Entrant(network=PlainArm, augment=MIRROR),
-        "averaged": Entrant(network=lambda: Averaged(PlainArm(), MIRROR)),
+        "averaged": Entrant(network=lambda: averaged(PlainArm(), MIRROR)),
     },
     loss=nn.functional.mse_loss,
     score=Standing(name="torque error", of=relative_error),

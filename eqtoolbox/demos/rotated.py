@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant
 from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.demos.scores import ACCURACY
+from eqtoolbox.enforce.averaged import averaged
 from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Cyclic
@@ -30,7 +30,7 @@ DEMO = Demo(
     entries={
         "plain": Entrant(network=DigitNet),
         "augmented": Entrant(network=DigitNet, augment=TURNS),
-        "averaged": Entrant(network=lambda: Averaged(DigitNet(), TURNS)),
+        "averaged": Entrant(network=lambda: averaged(DigitNet(), TURNS)),
     },
     loss=F.cross_entropy,
     score=ACCURACY,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Batch, Contest, Data, Demo, Entrant, PhysicalLaw, Standing
+from eqtoolbox.enforce.averaged import averaged
 from eqtoolbox.symmetry.actions.permuting import Box
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -128,7 +128,7 @@ DEMO = Demo(
         "plain": Entrant(network=VolumeNet),
         "augmented": Entrant(network=VolumeNet, augment=POSES),
         "cubes": Entrant(network=VolumeNet, augment=CUBES),
-        "averaged": Entrant(network=lambda: Averaged(VolumeNet(), POSES)),
+        "averaged": Entrant(network=lambda: averaged(VolumeNet(), POSES)),
     },
     loss=loss,
     score=Standing(name="Dice", of=dice, rising=True),

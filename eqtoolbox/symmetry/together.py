@@ -58,7 +58,7 @@ class Together:
             return []
         known = first(self._outputs, few(self._samples))
         try:
-            batch = _concatenated([*batches, first(self._inputs, few(self._samples))])
+            batch = concatenated([*batches, first(self._inputs, few(self._samples))])
             found = require_outputs(valued(self._function, batch), batch)
             parts = _cut(found, [self._samples] * len(batches) + [few(self._samples)])
             same = distance(parts.pop(), known) <= noisy(_eps(known))
@@ -70,7 +70,7 @@ class Together:
         return parts
 
 
-def _concatenated(trees: list[Tree]) -> Tree:
+def concatenated(trees: list[Tree]) -> Tree:
     """The samples of all, one after the other.
 
     Raises:
@@ -91,7 +91,7 @@ def _leaf(leaves: Sequence[Any]) -> Any:
 
 
 def _cut(tree: Tree, lengths: list[int]) -> list[Tree]:
-    """The inverse of `_concatenated`."""
+    """The inverse of `concatenated`."""
     ends = torch.tensor(lengths).cumsum(0).tolist()
     pairs = zip(lengths, ends, strict=True)
     return [on_tensors(lambda x, a=end - n, b=end: x[a:b], tree) for n, end in pairs]  # type: ignore[misc]

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from eqtoolbox.command.demo.training import train
-from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.denoiser import (
     DEMO,
     THIRDS,
@@ -21,10 +20,11 @@ from eqtoolbox.demos.denoiser import (
     turn,
 )
 from eqtoolbox.demos.scores import energy_distance
+from eqtoolbox.enforce import averaged
 from eqtoolbox.symmetry import equivariance_error
 from eqtoolbox.symmetry.actions.action import check_action
 
-TURNED, TRUE = list(made(Averaged(Denoiser(4), THIRDS)))
+TURNED, TRUE = list(made(averaged(Denoiser(4), THIRDS)))
 
 
 def test_the_pinwheel_keeps_thirds_and_not_halves() -> None:

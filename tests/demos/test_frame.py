@@ -9,9 +9,9 @@ from eqtoolbox.command.demo.catalogue import DEMOS, demo
 from eqtoolbox.command.demo.closing import closing
 from eqtoolbox.command.demo.training import train
 from eqtoolbox.demos import burgers, robot, tokens
-from eqtoolbox.demos.averaged import Averaged
 from eqtoolbox.demos.demo import Batch, Demo, batches, moved
 from eqtoolbox.demos.scores import accuracy, relative_error
+from eqtoolbox.enforce import averaged
 from eqtoolbox.record.schedule import at
 from eqtoolbox.symmetry import equivariance_error
 from eqtoolbox.watch.probe import Probe, Scheduled
@@ -76,7 +76,7 @@ def test_averaging_makes_any_network_equivariant() -> None:
     torch.manual_seed(0)
     x, plain = torch.randn(16, 12), robot.PlainArm(8)
     assert equivariance_error(plain, x, robot.MIRROR).verdict == "violated"
-    assert equivariance_error(Averaged(plain, robot.MIRROR), x, robot.MIRROR).verdict == "holds"
+    assert equivariance_error(averaged(plain, robot.MIRROR), x, robot.MIRROR).verdict == "holds"
 
 
 def test_a_law_that_fails_and_a_control_that_does_not_are_alarms() -> None:
