@@ -25,6 +25,10 @@ QUESTIONS = {  # of each demo: what is asked, and the record that the picture sh
         "Must a symmetry be built in, or can it be learned from turned examples?",
         "equivariance/relative_error/cyclic4",
     ),
+    "volume": (
+        "Which symmetries of a cube are left where slices are thick?",
+        "equivariance/relative_error/poses",
+    ),
     "robot": (
         "Does a network learn that a robot with two equal arms has a mirror image?",
         "equivariance/relative_error/mirror",
@@ -44,6 +48,10 @@ QUESTIONS = {  # of each demo: what is asked, and the record that the picture sh
     "molecules": (
         "Does a potential know that molecules turn, and that atoms have no numbers?",
         "equivariance/relative_error/motions",
+    ),
+    "denoiser": (
+        "Are the points that a generative model makes as symmetric as those that it saw?",
+        "equivariance/relative_error/thirds",
     ),
     "tokens": (
         "Where only the words matter, do positions harm?",

@@ -135,5 +135,5 @@ DEMO = Demo(
     anneal=True,
     watched=64,
     laws=laws,
-    contest=Contest(enforced="moving", steps=300),
+    contest=Contest(enforced=("moving",), every=(32, 8, 1), steps=400),
 )

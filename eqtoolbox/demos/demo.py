@@ -65,12 +65,16 @@ class Measured:
 class Contest:
     """Enforced against plain: which entries, and how they learn from fewer samples."""
 
-    enforced: str  # entry
+    enforced: tuple[str, ...]  # entries
     plain: str = "plain"  # entry
-    every: tuple[int, ...] = (4, 2, 1)  # take every so manieth training sample
+    every: tuple[int, ...] = (16, 4, 1)  # take every so manieth training sample
     steps: int = 200  # of each of these trainings
     seeds: int = 2  # trainings of each size
     copies: int = 1  # rows of the training part that are one sample
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (self.plain, *self.enforced)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,5 +167,5 @@ DEMO = Demo(
     watched=256,
     laws=laws,
     made=made,
-    contest=Contest(enforced="averaged", steps=400, copies=NOISINGS),
+    contest=Contest(enforced=("averaged",), every=(4, 2, 1), steps=600, copies=NOISINGS),
 )

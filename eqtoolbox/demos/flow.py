@@ -140,5 +140,5 @@ DEMO = Demo(
     anneal=True,
     watched=32,
     laws=laws,
-    contest=Contest(enforced="averaged", steps=60),
+    contest=Contest(enforced=("averaged",), steps=80),
 )

@@ -276,5 +276,5 @@ DEMO = Demo(
     anneal=True,
     watched=32,
     laws=laws,
-    contest=Contest(enforced="equivariant", steps=100),
+    contest=Contest(enforced=("equivariant",), every=(12, 4, 1), steps=100, seeds=1),
 )

@@ -78,5 +78,5 @@ DEMO = Demo(
     anneal=True,
     watched=128,
     laws=laws,
-    contest=Contest(enforced="averaged", steps=600),
+    contest=Contest(enforced=("averaged",), steps=1000),
 )

@@ -1,4 +1,4 @@
-"""Rotated digits: networks that saw upright digits or turned ones, and one averaged over turns."""
+"""Rotated digits: networks that saw upright digits or turned ones, and two made invariant."""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +7,7 @@ from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant
 from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.demos.scores import ACCURACY
 from eqtoolbox.enforce.averaged import averaged
+from eqtoolbox.enforce.canonicalised import canonicalised
 from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Cyclic
@@ -31,6 +32,7 @@ DEMO = Demo(
         "plain": Entrant(network=DigitNet),
         "augmented": Entrant(network=DigitNet, augment=TURNS),
         "averaged": Entrant(network=lambda: averaged(DigitNet(), TURNS)),
+        "canonicalised": Entrant(network=lambda: canonicalised(DigitNet(), TURNS)),
     },
     loss=F.cross_entropy,
     score=ACCURACY,
@@ -38,5 +40,5 @@ DEMO = Demo(
     steps=400,
     batch=128,
     watched=128,
-    contest=Contest(enforced="averaged", steps=150),
+    contest=Contest(enforced=("averaged", "canonicalised")),
 )

@@ -13,7 +13,7 @@ from eqtoolbox.report.figures import Panel, Plot
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.sections import Section
 from eqtoolbox.report.trace import Curve
-from eqtoolbox.report.words import listing, number, percent, symmetry
+from eqtoolbox.report.words import listing, number, percent, plural, symmetry
 
 CERTAIN = 2.0  # standard errors from which a difference is one
 
@@ -21,58 +21,62 @@ CERTAIN = 2.0  # standard errors from which a difference is one
 def findings(
     demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought: Bought
 ) -> Iterator[Finding]:
-    """Three sentences: the score, the score from fewer samples, the cost."""
-    name, enforced, plain = demo.score.name, asked.enforced, asked.plain
-    ends = [
-        Point(samples=0, score=o.score, stderr=o.stderr)
-        for o in map(outcomes.get, (enforced, plain))
-        if o
-    ]
-    said = {1: f"{enforced} is better", -1: f"{enforced} is worse", 0: "no difference is certain"}
-    text = (
-        f"Enforced against plain, test {name}: {enforced} {_score(ends[0])}, "
-        f"{plain} {_score(ends[1])}; {said[_sign(demo, *ends)]}."
-    )
-    yield Finding(level="note", text=text)
-    ours, theirs = bought.curves[enforced], bought.curves[plain]
-    sizes = listing([f"{p.samples:,}" for p in ours])
-    text = f"From {sizes} training samples ({bought.steps} steps, {bought.seeds} trainings each) "
-    text += "; ".join(f"{e} {listing(list(map(_score, ps)))}" for e, ps in bought.curves.items())
-    yield Finding(level="note", text=f"{text}: {_efficiency(demo, asked, ours, theirs)}.")
-    yield Finding(level="note", text=f"{enforced.capitalize()} costs {_cost(bought.price)}.")
+    """Of each enforced network two sentences: its score and its cost, then scores from fewer."""
+    name, plain, theirs = demo.score.name, asked.plain, bought.curves[asked.plain]
+    sizes = listing([f"{p.samples:,}" for p in theirs])
+    trainings = f"{bought.steps} steps, {plural(bought.seeds, 'training')} of each"
+    verdicts = {1: "is better", -1: "is worse", 0: "cannot be told apart from it"}
+    for enforced in asked.enforced:
+        a, b = (_end(outcomes[entry]) for entry in (enforced, plain))
+        text = f"Enforced against plain, test {name}: {enforced} {_score(a)}, {plain} {_score(b)}"
+        text += f"; {enforced} {verdicts[_sign(demo, a, b)]}"
+        cost = _cost(bought.prices[enforced])
+        yield Finding(level="note", text=f"{text}. It costs {cost}.")
+        ours = bought.curves[enforced]
+        text = f"From {sizes} training samples ({trainings}) {enforced} reaches {_scores(ours)}, "
+        text += f"{plain} {_scores(theirs)}: {_efficiency(demo, plain, ours, theirs)}"
+        yield Finding(level="note", text=f"{text}.")
 
 
-def _efficiency(demo: Demo, asked: Contest, ours: list[Point], theirs: list[Point]) -> str:
+def _efficiency(demo: Demo, plain: str, ours: list[Point], theirs: list[Point]) -> str:
     """The fewest samples from which the enforced network beats the plain one of all samples."""
-    whole = theirs[-1]
-    enough = [p for p in ours[:-1] if _sign(demo, p, whole) > 0]
+    enough = [p for p in ours[:-1] if _sign(demo, p, theirs[-1]) > 0]
     if enough:
-        few, many = enough[0].samples, whole.samples
-        return f"{asked.enforced} from {few:,} beats {asked.plain} from {many:,}"
+        return f"{enough[0].samples:,} do more for it than {theirs[-1].samples:,} for {plain}"
     signs = [_sign(demo, a, b) for a, b in zip(ours, theirs, strict=True)]
-    words = {1: "better from", -1: "worse from", 0: "not to be told apart from"}
     told = []
-    for sign, word in words.items():
+    for sign, word in {1: "better", -1: "worse", 0: "not to be told apart"}.items():
         some = [f"{p.samples:,}" for p, s in zip(ours, signs, strict=True) if s == sign]
         if some:
-            told.append(
-                f"{word} {listing(some)}" if sign else f"{word} {asked.plain} at {listing(some)}"
-            )
-    return f"{asked.enforced} is {', '.join(told)}"
+            told.append(f"{word} from {listing(some)}")
+    return ", ".join(told)
+
+
+def _end(outcome: Outcome) -> Point:
+    return Point(samples=0, score=outcome.score, stderr=outcome.stderr)
 
 
 def _cost(price: Price) -> str:
     step, answer = number(price.step, 2), number(price.answer, 2)
     times = f"{step} times the time of a training step and {answer} times that of an answer"
     if not price.forwards:
-        return f"{times}; it is another network"
-    return f"{number(price.forwards, 3)} forwards of the plain network an answer, {times}"
+        return f"{times}, and is another network"
+    return f"{_forwards(price)} an answer, {times}"
+
+
+def _forwards(price: Price) -> str:
+    scores = f" and {price.scores} scores" if price.scores else ""
+    return f"{number(price.forwards)} forward{'s' if price.forwards != 1 else ''}{scores}"
 
 
 def _sign(demo: Demo, a: Point, b: Point) -> int:
     """1 where a is better than b beyond errors, -1 where it is worse, else 0."""
     gain = (a.score - b.score) * (1 if demo.score.rising else -1)
     return 0 if abs(gain) <= CERTAIN * math.hypot(a.stderr, b.stderr) else 1 if gain > 0 else -1
+
+
+def _scores(points: list[Point]) -> str:
+    return listing([_score(p) for p in points])
 
 
 def _score(point: Point) -> str:
@@ -84,10 +88,10 @@ def section(demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought:
     return Section(
         question="What does enforcing the symmetry buy, and what does it cost?",
         slug="enforced",
-        explanation=f"{asked.enforced.capitalize()} against {asked.plain}: the trainings above, "
-        f"then {bought.seeds} each of {bought.steps} steps on fewer samples, without the monitor. "
-        "Errors are standard errors over test samples and trainings; times are ratios of "
-        "processor time on one core, and no finer than a tenth.",
+        explanation=f"{listing(list(asked.enforced)).capitalize()} against {asked.plain}: first as "
+        f"trained above, then by {plural(bought.seeds, 'training')} of {bought.steps} steps for "
+        "each number of samples, without the monitor. Errors are standard errors over test samples "
+        "and trainings; times are ratios of processor time on one core, no finer than a tenth.",
         panels=(_panel(demo, bought),),
         tables=(_ends(demo, asked, outcomes, bought), _fewer(demo, bought)),
     )
@@ -96,30 +100,20 @@ def section(demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought:
 def _ends(demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought: Bought) -> Table:
     names = list(outcomes[asked.plain].errors)
     heads = [f"error under {symmetry(n)}" for n in names]
-    columns = [
-        "",
-        demo.score.name,
-        *heads,
-        "parameters",
-        "forwards",
-        "time of a step",
-        "of an answer",
-    ]
-    price = bought.price
-    costs = {asked.plain: Price(forwards=1, step=1, answer=1), asked.enforced: price}
+    costs = ["parameters", "an answer", "time of a training step", "time of an answer"]
+    prices = {asked.plain: Price(forwards=1, scores=0, step=1, answer=1)} | bought.prices
     rows = []
-    for entry, cost in costs.items():
+    for entry, cost in prices.items():
         o = outcomes[entry]
         errors = [
-            f"{number(o.errors[n].value, 2)} ({o.errors[n].verdict or o.errors[n].status})"
-            for n in names
+            f"{number(r.value, 2)} {r.verdict or r.status}" for r in map(o.errors.get, names) if r
         ]
-        score = f"{percent(o.score)} ± {percent(o.stderr)}"
-        forwards = number(cost.forwards) if cost.forwards else "another network"
         rows.append([
-            entry, score, *errors, f"{o.parameters:,}", forwards,
+            entry, _score(_end(o)), *errors, f"{o.parameters:,}",
+            _forwards(cost) if cost.forwards else "another network",
             f"× {number(cost.step, 2)}", f"× {number(cost.answer, 2)}",
         ])  # fmt: skip
+    columns = ["", demo.score.name, *heads, *costs]
     return table("Enforced against plain", columns, rows, numbers=True)
 
 
@@ -136,7 +130,8 @@ def _panel(demo: Demo, bought: Bought) -> Panel:
     """One line an entry over training samples, with the band of its errors."""
     sizes = [p.samples for p in next(iter(bought.curves.values()))]
     plot = Plot(last_step=sizes[-1], scale=100.0, suffix=" %", measure=f"test {demo.score.name}")
-    for i, (entry, points) in enumerate(bought.curves.items()):
+    for entry, points in bought.curves.items():
+        i = list(demo.entries).index(entry)  # as in the other figures
         rows = tuple(
             Record(step=p.samples, name=f"score/{entry}", value=p.score, stderr=p.stderr)
             for p in points
@@ -149,5 +144,10 @@ def _panel(demo: Demo, bought: Bought) -> Panel:
         f"Test {demo.score.name} over the number of training samples, {better} is better; bands "
         "are standard errors.",
     )  # fmt: skip
-    panel.figure["layout"]["xaxis"] |= {"title": {"text": "training samples"}}
+    room = 0.02 * math.log10(sizes[-1] / sizes[0])
+    panel.figure["layout"]["xaxis"] = {
+        "title": {"text": "training samples"}, "type": "log",
+        "tickvals": sizes, "ticktext": [f"{n:,}" for n in sizes],
+        "range": [math.log10(sizes[0]) - room, math.log10(sizes[-1]) + room],
+    }  # fmt: skip
     return panel

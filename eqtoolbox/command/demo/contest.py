@@ -11,6 +11,7 @@ from torch import nn
 
 from eqtoolbox.command.demo.training import begun, descend, judged, learned
 from eqtoolbox.demos.demo import Batch, Contest, Data, Demo, part, predict
+from eqtoolbox.enforce.enforced import Enforced
 from eqtoolbox.symmetry.structure import batch_size, first
 
 ROUNDS = 7  # of timing, each of both networks
@@ -27,9 +28,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What the enforced network costs where the plain one costs 1."""
+    """What an enforced network costs where the plain one costs 1."""
 
     forwards: float  # of the plain network an answer; 0: it has none inside
+    scores: int  # of poses an answer
     step: float  # time of a training step
     answer: float  # time of an answer
 
@@ -41,23 +43,24 @@ class Bought:
     curves: dict[str, list[Point]]  # by entry, few samples first
     steps: int  # of each training
     seeds: int
-    price: Price
+    prices: dict[str, Price]  # of the enforced entries
 
 
 def contest(demo: Demo, asked: Contest, data: Data, steps: int | None = None) -> Bought:
-    """Train both entries on fewer samples without the monitor, and time them side by side.
+    """Train the entries on fewer samples without the monitor, and time them side by side.
 
     Args:
         demo, asked, data: who learns what.
         steps: at most so many of each training.
     """
     count = asked.steps if steps is None else min(steps, asked.steps)
-    entries = (asked.plain, asked.enforced)
     return Bought(
-        curves={e: [_point(demo, asked, e, data, k, count) for k in asked.every] for e in entries},
+        curves={
+            e: [_point(demo, asked, e, data, k, count) for k in asked.every] for e in asked.entries
+        },
         steps=count,
         seeds=asked.seeds,
-        price=price(demo, asked, data),
+        prices={e: price(demo, asked.plain, e, data) for e in asked.enforced},
     )
 
 
@@ -81,10 +84,10 @@ def _point(demo: Demo, asked: Contest, entry: str, data: Data, every: int, steps
     )
 
 
-def price(demo: Demo, asked: Contest, data: Data) -> Price:
+def price(demo: Demo, plain: str, enforced: str, data: Data) -> Price:
     """Medians over rounds, in each of which both networks are timed."""
     batch, asks = first(data.train, demo.batch), first(data.test[0], demo.batch)
-    made = [begun(demo, entry) for entry in (asked.plain, asked.enforced)]
+    made = [begun(demo, entry) for entry in (plain, enforced)]
 
     def step(place: int) -> Callable[[], object]:
         network, optimizer = made[place]
@@ -100,8 +103,12 @@ def price(demo: Demo, asked: Contest, data: Data) -> Price:
     ][1:]  # the first round warms up
     steps, answers = zip(*ratios, strict=True)
     forwards = _forwards(type(made[0][0]), made[1][0], asks) / batch_size(asks)
+    network = made[1][0]
     return Price(
-        forwards=forwards, step=statistics.median(steps), answer=statistics.median(answers)
+        forwards=forwards,
+        scores=network.cost[1] if isinstance(network, Enforced) else 0,
+        step=statistics.median(steps),
+        answer=statistics.median(answers),
     )
 
 

@@ -75,6 +75,7 @@ def show(demo: Demo, run_dir: Path, *, steps: int | None = None, quiet: bool = F
     told = {"demo": demo.name, "comparison": [f.text for f in found], "runs": runs}
     if len(runs) > 1:
         shown = content([Run(run["run"]) for run in runs.values()])
+        shown["title"] = f"{demo.title[:1].upper()}{demo.title[1:]}"
         shown["groups"].insert(0, _group(found))
         if demo.contest and bought:
             shown["sections"].insert(0, section(demo, demo.contest, outcomes, bought))
