@@ -111,7 +111,7 @@ def figure(name: str, folder: Path) -> Any:
     import plotly.graph_objects as go
 
     record, entries = QUESTIONS[name][1], DEMOS[name].entries
-    drawn, colours = go.Figure(), ("#3b7bbf", "#d1603d", "#2f8f6b", "#8a63b0")
+    drawn, colours = go.Figure(), ("#3b7bbf", "#d1603d", "#2f8f6b", "#8a63b0", "#8a7a1f")
     for entry, colour in zip(entries, colours, strict=False):
         run = Run(folder / entry if len(entries) > 1 else folder)
         steps, values = run.series(record)

@@ -9,7 +9,7 @@ from torch import nn
 
 from eqtoolbox.command.demo.bought import findings, section
 from eqtoolbox.command.demo.catalogue import DEMOS
-from eqtoolbox.command.demo.contest import Bought, Point, Price, contest, fewer, price
+from eqtoolbox.command.demo.contest import Bought, Paid, Reached, contest, fewer, price
 from eqtoolbox.command.demo.show import show
 from eqtoolbox.command.demo.training import judged, learned, train
 from eqtoolbox.demos import robot
@@ -74,11 +74,11 @@ def told(ours: tuple[float, ...], theirs: tuple[float, ...], rising: bool = Fals
     """What is said of an enforced network of such errors, each +- 1 %."""
     outcome = lambda score: SimpleNamespace(score=score, stderr=0.01)
     points = lambda scores: [
-        Point(samples=n, score=s, stderr=0.01) for n, s in zip((10, 20, 40), scores, strict=True)
+        Reached(samples=n, score=s, stderr=0.01) for n, s in zip((10, 20, 40), scores, strict=True)
     ]
     bought = Bought(
         curves={"plain": points(theirs), "enforced": points(ours)}, steps=9, seeds=2,
-        prices={"enforced": Price(forwards=4, scores=0, step=3.0, answer=4.0)},
+        prices={"enforced": Paid(forwards=4, scores=0, step=3.0, answer=4.0)},
     )  # fmt: skip
     demo = replace(robot.DEMO, score=replace(robot.DEMO.score, rising=rising))
     ends: dict = {"enforced": outcome(ours[-1]), "plain": outcome(theirs[-1])}

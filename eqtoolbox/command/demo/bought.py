@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 
-from eqtoolbox.command.demo.contest import Bought, Point, Price
+from eqtoolbox.command.demo.contest import Bought, Paid, Reached
 from eqtoolbox.command.demo.training import Outcome
 from eqtoolbox.demos.demo import Contest, Demo
 from eqtoolbox.record.record import Record
@@ -38,7 +38,7 @@ def findings(
         yield Finding(level="note", text=f"{text}.")
 
 
-def _efficiency(demo: Demo, plain: str, ours: list[Point], theirs: list[Point]) -> str:
+def _efficiency(demo: Demo, plain: str, ours: list[Reached], theirs: list[Reached]) -> str:
     """The fewest samples from which the enforced network beats the plain one of all samples."""
     enough = [p for p in ours[:-1] if _sign(demo, p, theirs[-1]) > 0]
     if enough:
@@ -52,11 +52,11 @@ def _efficiency(demo: Demo, plain: str, ours: list[Point], theirs: list[Point]) 
     return ", ".join(told)
 
 
-def _end(outcome: Outcome) -> Point:
-    return Point(samples=0, score=outcome.score, stderr=outcome.stderr)
+def _end(outcome: Outcome) -> Reached:
+    return Reached(samples=0, score=outcome.score, stderr=outcome.stderr)
 
 
-def _cost(price: Price) -> str:
+def _cost(price: Paid) -> str:
     step, answer = number(price.step, 2), number(price.answer, 2)
     times = f"{step} times the time of a training step and {answer} times that of an answer"
     if not price.forwards:
@@ -64,22 +64,22 @@ def _cost(price: Price) -> str:
     return f"{_forwards(price)} an answer, {times}"
 
 
-def _forwards(price: Price) -> str:
+def _forwards(price: Paid) -> str:
     scores = f" and {price.scores} scores" if price.scores else ""
     return f"{number(price.forwards)} forward{'s' if price.forwards != 1 else ''}{scores}"
 
 
-def _sign(demo: Demo, a: Point, b: Point) -> int:
+def _sign(demo: Demo, a: Reached, b: Reached) -> int:
     """1 where a is better than b beyond errors, -1 where it is worse, else 0."""
     gain = (a.score - b.score) * (1 if demo.score.rising else -1)
     return 0 if abs(gain) <= CERTAIN * math.hypot(a.stderr, b.stderr) else 1 if gain > 0 else -1
 
 
-def _scores(points: list[Point]) -> str:
+def _scores(points: list[Reached]) -> str:
     return listing([_score(p) for p in points])
 
 
-def _score(point: Point) -> str:
+def _score(point: Reached) -> str:
     return f"{percent(point.score)} ± {percent(point.stderr)}"
 
 
@@ -101,7 +101,7 @@ def _ends(demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought: B
     names = list(outcomes[asked.plain].errors)
     heads = [f"error under {symmetry(n)}" for n in names]
     costs = ["parameters", "an answer", "time of a training step", "time of an answer"]
-    prices = {asked.plain: Price(forwards=1, scores=0, step=1, answer=1)} | bought.prices
+    prices = {asked.plain: Paid(forwards=1, scores=0, step=1, answer=1)} | bought.prices
     rows = []
     for entry, cost in prices.items():
         o = outcomes[entry]

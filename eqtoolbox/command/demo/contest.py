@@ -18,7 +18,7 @@ ROUNDS = 7  # of timing, each of both networks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class Reached:
     """The score of an entry that learned from so many samples: a mean over trainings."""
 
     samples: int
@@ -27,10 +27,10 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
+class Paid:
     """What an enforced network costs where the plain one costs 1."""
 
-    forwards: float  # of the plain network an answer; 0: it has none inside
+    forwards: float  # of the plain network an answer; 0: it has none
     scores: int  # of poses an answer
     step: float  # time of a training step
     answer: float  # time of an answer
@@ -40,10 +40,10 @@ class Price:
 class Bought:
     """What a contest measured."""
 
-    curves: dict[str, list[Point]]  # by entry, few samples first
+    curves: dict[str, list[Reached]]  # by entry, few samples first
     steps: int  # of each training
     seeds: int
-    prices: dict[str, Price]  # of the enforced entries
+    prices: dict[str, Paid]  # of the enforced entries
 
 
 def contest(demo: Demo, asked: Contest, data: Data, steps: int | None = None) -> Bought:
@@ -69,7 +69,7 @@ def fewer(batch: Batch, every: int) -> Batch:
     return part(batch, torch.arange(0, batch_size(batch[0]), every))
 
 
-def _point(demo: Demo, asked: Contest, entry: str, data: Data, every: int, steps: int) -> Point:
+def _point(demo: Demo, asked: Contest, entry: str, data: Data, every: int, steps: int) -> Reached:
     some = Data(train=fewer(data.train, every), test=data.test)
     scores = [
         judged(demo, learned(demo, entry, some, steps=steps, seed=seed), some)
@@ -77,14 +77,14 @@ def _point(demo: Demo, asked: Contest, entry: str, data: Data, every: int, steps
     ]
     values = [score for score, _ in scores]
     spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return Point(
+    return Reached(
         samples=batch_size(some.train[0]) // asked.copies,
         score=statistics.fmean(values),
         stderr=math.hypot(spread, statistics.fmean(stderr for _, stderr in scores)),
     )
 
 
-def price(demo: Demo, plain: str, enforced: str, data: Data) -> Price:
+def price(demo: Demo, plain: str, enforced: str, data: Data) -> Paid:
     """Medians over rounds, in each of which both networks are timed."""
     batch, asks = first(data.train, demo.batch), first(data.test[0], demo.batch)
     made = [begun(demo, entry) for entry in (plain, enforced)]
@@ -104,7 +104,7 @@ def price(demo: Demo, plain: str, enforced: str, data: Data) -> Price:
     steps, answers = zip(*ratios, strict=True)
     forwards = _forwards(type(made[0][0]), made[1][0], asks) / batch_size(asks)
     network = made[1][0]
-    return Price(
+    return Paid(
         forwards=forwards,
         scores=network.cost[1] if isinstance(network, Enforced) else 0,
         step=statistics.median(steps),
@@ -126,7 +126,7 @@ def _forwards(plain: type[nn.Module], network: nn.Module, asks: object) -> int:
         nonlocal rows
         rows += batch_size(inputs)
 
-    inside = [m for m in network.modules() if type(m) is plain]
+    inside = [m for m in network.modules() if isinstance(m, plain)]
     handles = [m.register_forward_pre_hook(count) for m in inside]
     with torch.no_grad():
         predict(network, asks)

@@ -17,6 +17,7 @@ from eqtoolbox.report import Run, summary_data, write_page
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.page import publish
 from eqtoolbox.report.several import content
+from eqtoolbox.report.words import listing
 from eqtoolbox.sinks.live import LiveLine
 
 _MARKS = {"alarm": "!!", "warning": "! ", "note": "- ", "good": "ok"}
@@ -75,7 +76,7 @@ def show(demo: Demo, run_dir: Path, *, steps: int | None = None, quiet: bool = F
     told = {"demo": demo.name, "comparison": [f.text for f in found], "runs": runs}
     if len(runs) > 1:
         shown = content([Run(run["run"]) for run in runs.values()])
-        shown["title"] = f"{demo.title[:1].upper()}{demo.title[1:]}"
+        shown["title"] = f"{demo.name.capitalize()}: {listing(list(runs))}"
         shown["groups"].insert(0, _group(found))
         if demo.contest and bought:
             shown["sections"].insert(0, section(demo, demo.contest, outcomes, bought))
