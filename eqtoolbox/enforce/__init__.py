@@ -2,5 +2,6 @@
 
 from eqtoolbox.enforce.averaged import averaged, sampled
 from eqtoolbox.enforce.canonicalised import canonicalised
+from eqtoolbox.enforce.tied import Tied, tied
 
-__all__ = ["averaged", "canonicalised", "sampled"]
+__all__ = ["Tied", "averaged", "canonicalised", "sampled", "tied"]
