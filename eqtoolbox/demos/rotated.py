@@ -1,13 +1,15 @@
-"""Rotated digits: networks that saw upright digits or turned ones, and two made invariant."""
+"""Rotated digits: networks that saw upright digits or turned ones, and three made invariant."""
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant
 from eqtoolbox.demos.digits import DigitNet, load_digits
 from eqtoolbox.demos.scores import ACCURACY
 from eqtoolbox.enforce.averaged import averaged
 from eqtoolbox.enforce.canonicalised import canonicalised
+from eqtoolbox.enforce.tied import tied
 from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Cyclic
@@ -24,6 +26,11 @@ def load() -> Data:
     return Data(train=digits.train, test=(torch.stack(turned), labels))
 
 
+def tied_net() -> nn.Module:
+    """A network of twice the width with tied weights, two thirds as many of them free."""
+    return tied(DigitNet(32), TURNS, torch.rand(4, 1, 8, 8))
+
+
 DEMO = Demo(
     name="rotated",
     title="convolutional networks on upright digits, judged on digits turned by quarter turns",
@@ -33,6 +40,7 @@ DEMO = Demo(
         "augmented": Entrant(network=DigitNet, augment=TURNS),
         "averaged": Entrant(network=lambda: averaged(DigitNet(), TURNS)),
         "canonicalised": Entrant(network=lambda: canonicalised(DigitNet(), TURNS)),
+        "tied": Entrant(network=tied_net),
     },
     loss=F.cross_entropy,
     score=ACCURACY,
@@ -40,5 +48,5 @@ DEMO = Demo(
     steps=400,
     batch=128,
     watched=128,
-    contest=Contest(enforced=("averaged", "canonicalised")),
+    contest=Contest(enforced=("canonicalised", "tied"), steps=150),
 )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from eqtoolbox.demos.demo import Batch, Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.enforce.averaged import averaged
+from eqtoolbox.enforce.tied import tied
 from eqtoolbox.symmetry.actions.permuting import Box
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -77,7 +78,7 @@ class VolumeNet(nn.Module):
         self.layers = nn.Sequential()
         for n, m in pairwise((1, width, width, 1)):
             self.layers.append(nn.Conv3d(n, m, 3, padding=1))
-            self.layers.append(nn.ReLU() if m > 1 else nn.Identity())
+            self.layers.append(nn.GELU() if m > 1 else nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(x)
@@ -120,6 +121,11 @@ def laws(data: Data) -> list[PhysicalLaw]:
     ]
 
 
+def tied_net() -> nn.Module:
+    """A network of four times the width with tied weights, nearly as many of them free."""
+    return tied(VolumeNet(32), POSES, torch.randn(4, 1, SIZE, SIZE, SIZE))
+
+
 DEMO = Demo(
     name="volume",
     title="networks to find lesions in scans of thick slices, judged in poses not seen",
@@ -129,14 +135,15 @@ DEMO = Demo(
         "augmented": Entrant(network=VolumeNet, augment=POSES),
         "cubes": Entrant(network=VolumeNet, augment=CUBES),
         "averaged": Entrant(network=lambda: averaged(VolumeNet(), POSES)),
+        "tied": Entrant(network=tied_net),
     },
     loss=loss,
     score=Standing(name="Dice", of=dice, rising=True),
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
-    steps=150,
+    steps=250,
     batch=8,
     anneal=True,
     watched=16,
     laws=laws,
-    contest=Contest(enforced=("averaged",), steps=100, seeds=1),
+    contest=Contest(enforced=("tied",)),
 )

@@ -11,7 +11,7 @@ from eqtoolbox.command.demo.bought import findings, section
 from eqtoolbox.command.demo.catalogue import DEMOS
 from eqtoolbox.command.demo.contest import Bought, Paid, Reached, contest, fewer, price
 from eqtoolbox.command.demo.show import show
-from eqtoolbox.command.demo.training import judged, learned, train
+from eqtoolbox.command.demo.training import free, judged, learned, train
 from eqtoolbox.demos import robot
 from eqtoolbox.demos.demo import Contest, Data, Entrant
 from eqtoolbox.enforce import canonicalised
@@ -63,11 +63,27 @@ def test_forwards_are_counted_in_rows_of_the_plain_network() -> None:
     entries = robot.DEMO.entries | {
         "posed": Entrant(network=lambda: canonicalised(robot.PlainArm(), robot.MIRROR)),
         "other": Entrant(network=lambda: nn.Linear(12, 4)),
-    }
+    }  # and "tied", which answers exported
     demo, data = replace(robot.DEMO, entries=entries), robot.load()
-    found = {e: price(demo, "plain", e, data) for e in ("plain", "averaged", "posed", "other")}
-    assert [(p.forwards, p.scores) for p in found.values()] == [(1, 0), (2, 0), (1, 2), (0, 0)]
+    found = {
+        e: price(demo, "plain", e, data) for e in ("plain", "averaged", "posed", "other", "tied")
+    }
+    assert [(p.forwards, p.scores) for p in found.values()] == [
+        (1, 0), (2, 0), (1, 2), (0, 0), (1, 0)
+    ]  # fmt: skip
     assert found["averaged"].step > 1.0 and found["averaged"].answer > 1.0
+
+
+def test_of_tied_parameters_those_are_counted_that_are_free() -> None:
+    torch.manual_seed(0)
+    plain, made = robot.PlainArm(), robot.tied_net()
+    assert free(plain) == sum(p.numel() for p in plain.parameters())
+    assert (
+        0.9
+        < free(made) / free(plain)
+        < 1.1
+        < sum(p.numel() for p in made.parameters()) / free(made)
+    )
 
 
 def told(ours: tuple[float, ...], theirs: tuple[float, ...], rising: bool = False) -> list[str]:
@@ -87,14 +103,15 @@ def told(ours: tuple[float, ...], theirs: tuple[float, ...], rising: bool = Fals
 
 def test_it_is_said_where_enforcing_helps_where_not_and_where_it_harms() -> None:
     score, sizes = told((0.2, 0.15, 0.1), (0.5, 0.4, 0.3))
-    assert "enforced is better. It costs 4 forwards an answer, 3 times the time" in score
+    assert "enforced (10 % ± 1 %) is better than plain (30 % ± 1 %). It costs 4 forwards" in score
+    assert "3 times the time of a training step and 4 times that of an answer." in score
     assert sizes.endswith("10 do more for it than 40 for plain.")
     score, sizes = told((0.5, 0.4, 0.3), (0.2, 0.15, 0.1))
-    assert "enforced is worse." in score and sizes.endswith("worse from 10, 20 and 40.")
+    assert "is worse than plain" in score and sizes.endswith("worse from 10, 20 and 40.")
     score, sizes = told((0.3, 0.3, 0.3), (0.5, 0.3, 0.29))
-    assert "enforced cannot be told apart from it." in score
+    assert "is not to be told apart from plain" in score
     assert sizes.endswith("better from 10, not to be told apart from 20 and 40.")
-    assert "enforced is worse" in told((0.1,) * 3, (0.3,) * 3, rising=True)[0]
+    assert "is worse than plain" in told((0.1,) * 3, (0.3,) * 3, rising=True)[0]
 
 
 def test_the_section_has_the_numbers_and_the_curve(small: Bought) -> None:
@@ -121,7 +138,7 @@ def test_findings_of_a_demo_are_on_its_page_and_in_its_json(tmp_path) -> None:
     assert found["report"] == str(tmp_path / "compared.html")
     assert "What does enforcing the symmetry buy" in page and "data-efficiency-figure" in page
     said = [text for text in found["comparison"] if text.startswith(("Enforced", "From 16"))]
-    assert len(said) == 2 and "kept to rounding by averaged" in page
+    assert len(said) == 4 and "kept to rounding by averaged" in page
     for text in said:
         assert text.split(" (")[0].split(":")[0] in page
     assert found["enforced"]["steps"] == 4 and len(found["enforced"]["curves"]["plain"]) == 3

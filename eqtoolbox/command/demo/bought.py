@@ -25,11 +25,8 @@ def findings(
     name, plain, theirs = demo.score.name, asked.plain, bought.curves[asked.plain]
     sizes = listing([f"{p.samples:,}" for p in theirs])
     trainings = f"{bought.steps} steps, {plural(bought.seeds, 'training')} of each"
-    verdicts = {1: "is better", -1: "is worse", 0: "cannot be told apart from it"}
     for enforced in asked.enforced:
-        a, b = (_end(outcomes[entry]) for entry in (enforced, plain))
-        text = f"Enforced against plain, test {name}: {enforced} {_score(a)}, {plain} {_score(b)}"
-        text += f"; {enforced} {verdicts[_sign(demo, a, b)]}"
+        text = f"Enforced against plain, test {name}: {_ranked(demo, asked, enforced, outcomes)}"
         cost = _cost(bought.prices[enforced])
         yield Finding(level="note", text=f"{text}. It costs {cost}.")
         ours = bought.curves[enforced]
@@ -50,6 +47,16 @@ def _efficiency(demo: Demo, plain: str, ours: list[Reached], theirs: list[Reache
         if some:
             told.append(f"{word} from {listing(some)}")
     return ", ".join(told)
+
+
+def _ranked(demo: Demo, asked: Contest, enforced: str, outcomes: Mapping[str, Outcome]) -> str:
+    """The enforced network beside the plain one, and beside one that saw moved samples."""
+    words = {1: "better than", -1: "worse than", 0: "not to be told apart from"}
+    own = _end(outcomes[enforced])
+    others = [e for e in (asked.plain, "augmented") if e in outcomes]
+    signs = {e: _sign(demo, own, _end(outcomes[e])) for e in others}
+    said = [f"{words[signs[e]]} {e} ({_score(_end(outcomes[e]))})" for e in others]
+    return f"{enforced} ({_score(own)}) is {listing(said)}"
 
 
 def _end(outcome: Outcome) -> Reached:

@@ -12,6 +12,7 @@ from torch import nn
 from eqtoolbox.command.demo.training import begun, descend, judged, learned
 from eqtoolbox.demos.demo import Batch, Contest, Data, Demo, part, predict
 from eqtoolbox.enforce.enforced import Enforced
+from eqtoolbox.enforce.tied import Tied
 from eqtoolbox.symmetry.structure import batch_size, first
 
 ROUNDS = 7  # of timing, each of both networks
@@ -85,36 +86,36 @@ def _point(demo: Demo, asked: Contest, entry: str, data: Data, every: int, steps
 
 
 def price(demo: Demo, plain: str, enforced: str, data: Data) -> Paid:
-    """Medians over rounds, in each of which both networks are timed."""
+    """Medians over rounds, in each of which both are timed; a tied network answers exported."""
     batch, asks = first(data.train, demo.batch), first(data.test[0], demo.batch)
     made = [begun(demo, entry) for entry in (plain, enforced)]
+    asked = [n.export() if isinstance(n, Tied) else n for n, _ in made]
 
-    def step(place: int) -> Callable[[], object]:
+    def step(place: int) -> None:
         network, optimizer = made[place]
-        return lambda: descend(optimizer, demo.loss(predict(network, batch[0]), batch[1]))
+        descend(optimizer, demo.loss(predict(network, batch[0]), batch[1]))
 
     @torch.no_grad()
-    def answer(place: int) -> object:
-        return predict(made[place][0], asks)
+    def answer(place: int) -> None:
+        predict(asked[place], asks)
 
     ratios = [
-        (_seconds(step(1)) / _seconds(step(0)), _seconds(answer, 1) / _seconds(answer, 0))
+        [_seconds(call, 1) / _seconds(call, 0) for call in (step, answer)]
         for _ in range(ROUNDS + 1)
     ][1:]  # the first round warms up
     steps, answers = zip(*ratios, strict=True)
-    forwards = _forwards(type(made[0][0]), made[1][0], asks) / batch_size(asks)
     network = made[1][0]
     return Paid(
-        forwards=forwards,
+        forwards=_forwards(type(made[0][0]), asked[1], asks) / batch_size(asks),
         scores=network.cost[1] if isinstance(network, Enforced) else 0,
         step=statistics.median(steps),
         answer=statistics.median(answers),
     )
 
 
-def _seconds(call: Callable[..., object], *arguments: int) -> float:
+def _seconds(call: Callable[[int], None], place: int) -> float:
     began = time.process_time()
-    call(*arguments)
+    call(place)
     return time.process_time() - began
 
 

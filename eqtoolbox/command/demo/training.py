@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from eqtoolbox.attach.attach import attach
 from eqtoolbox.attach.config import preset_path
 from eqtoolbox.demos.demo import Batch, Data, Demo, batches, moved, predict
+from eqtoolbox.enforce.tied import Tied
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
@@ -24,7 +25,7 @@ class Outcome:
 
     score: float  # fraction, on the test part
     stderr: float  # of the score, over test samples
-    parameters: int
+    parameters: int  # those that are free, where some are tied
     errors: Mapping[str, Record]  # last relative error of each symmetry
     records: Sequence[Record]
     network: nn.Module
@@ -83,7 +84,7 @@ def train(
     return Outcome(
         score=score,
         stderr=stderr,
-        parameters=sum(p.numel() for p in network.parameters()),
+        parameters=free(network),
         errors={r.name.removeprefix(_ERROR): r for r in errors},
         records=memory.records,
         network=network,
@@ -111,6 +112,13 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()
+
+
+def free(network: nn.Module) -> int:
+    """How many parameters are free: of tied ones those that are left."""
+    if isinstance(network, Tied):
+        return network.weights[1]
+    return sum(p.numel() for p in network.parameters())
 
 
 def judged(demo: Demo, network: nn.Module, data: Data) -> tuple[float, float]:
