@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.record.record import Verdict
+from eqtoolbox.report.figures import Panel
 from eqtoolbox.symmetry.asymmetry import DataAsymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.result import EquivarianceResult
@@ -95,6 +96,7 @@ class Demo:
     laws: Callable[[Data], list[PhysicalLaw]] = lambda _: []
     made: Callable[[nn.Module], Mapping[str, Measured]] = lambda _: {}  # of a trained network
     contest: Contest | None = None
+    drawn: Callable[[Mapping[str, nn.Module]], list[Panel]] = lambda _: []  # of trained networks
 
 
 def predict(network: nn.Module, inputs: Tree) -> Any:

@@ -1,7 +1,9 @@
 """A generative model: denoisers learn a pinwheel of points, and make points out of noise."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, Measured, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import energy_distance
 from eqtoolbox.enforce.averaged import averaged
+from eqtoolbox.report.drawing import GREY, PALETTE, plain
+from eqtoolbox.report.figures import Key, Panel
 from eqtoolbox.symmetry.asymmetry import data_asymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Cyclic
@@ -122,6 +126,33 @@ def made(denoiser: nn.Module) -> dict[str, Measured]:
     }
 
 
+def drawn(denoisers: Mapping[str, nn.Module]) -> list[Panel]:
+    """The points to learn from, and those that each denoiser makes, side by side."""
+    clouds = {"to learn from": pinwheel(POINTS, torch.Generator().manual_seed(0))}
+    clouds |= {entry: points(network.eval(), 256) for entry, network in denoisers.items()}
+    data: list[Any] = []
+    for (name, cloud), colour in zip(clouds.items(), (GREY, *PALETTE), strict=False):
+        x, y = (plain(column.double().numpy()) for column in cloud.T)
+        marker = {"color": colour, "size": 4}
+        data.append({"type": "scatter", "mode": "markers", "x": x, "y": y, "marker": marker})
+        data[-1] |= {"name": name, "meta": name, "line": {"color": colour}}
+    side: dict[str, Any] = {"range": [-2.6, 2.6], "nticks": 4, "zeroline": False}
+    layout = {
+        "xaxis": side | {"title": {"text": "x"}},
+        "yaxis": side | {"title": {"text": "y"}},
+        "meta": {"multiples": [[name, [i]] for i, name in enumerate(clouds)]},
+        "hovermode": "closest",
+    }
+    keys = tuple(
+        Key(label=d["name"], colour=d["line"]["color"], traces=(i,), value=" ")
+        for i, d in enumerate(data)
+    )
+    figure = {"data": data, "layout": layout}
+    reading = "256 points each, made from the same noise; all figures have the same axes."
+    title = "Points made out of noise"
+    return [Panel(slug="points", title=title, reading=reading, figure=figure, keys=keys)]
+
+
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean square of what is left of the noise, (1 + s^2) / s^2 times: every s counts alike."""
     square = torch.exp(2 * targets[:, 2:])
@@ -167,5 +198,6 @@ DEMO = Demo(
     watched=256,
     laws=laws,
     made=made,
+    drawn=drawn,
     contest=Contest(enforced=("averaged",), every=(4, 2, 1), steps=600, copies=NOISINGS),
 )

@@ -1,5 +1,6 @@
 """The denoiser: what it makes of noise is as symmetric as it is, seen on the points themselves."""
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from eqtoolbox.demos.denoiser import (
     DEMO,
     THIRDS,
     Denoiser,
+    drawn,
     laws,
     load,
     made,
@@ -89,3 +91,14 @@ def test_energy_distance_sees_a_shift_and_agrees_with_the_sum_over_pairs() -> No
     assert found.verdict == "violated"
     draws = [energy_distance(pinwheel(100, rng), pinwheel(100, rng), 99) for _ in range(20)]
     assert sum(d.verdict == "violated" for d in draws) <= 2
+
+
+def test_the_figure_shows_the_points_that_each_denoiser_makes() -> None:
+    networks = {"round": Gaussian(0.6, 0.6), "flat": Gaussian(1.0, 0.3)}
+    (panel,) = drawn(networks)
+    json.dumps(panel.figure, allow_nan=False)
+    clouds = {d["name"]: torch.tensor([d["x"], d["y"]]).T for d in panel.figure["data"]}
+    assert list(clouds) == ["to learn from", "round", "flat"]
+    learned = load().train[1][: len(clouds["to learn from"]), :2]
+    assert torch.allclose(clouds["to learn from"], learned, atol=1e-5)
+    assert torch.allclose(clouds["flat"], points(networks["flat"], 256), atol=1e-5)

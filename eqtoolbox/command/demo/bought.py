@@ -99,7 +99,7 @@ def section(demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought:
         f"trained above, then by {plural(bought.seeds, 'training')} of {bought.steps} steps for "
         "each number of samples, without the monitor. Errors are standard errors over test samples "
         "and trainings; times are ratios of processor time on one core, no finer than a tenth.",
-        panels=(_panel(demo, bought),),
+        panels=(_panel(demo, bought), *demo.drawn({e: o.network for e, o in outcomes.items()})),
         tables=(_ends(demo, asked, outcomes, bought), _fewer(demo, bought)),
     )
 
