@@ -140,5 +140,5 @@ DEMO = Demo(
     anneal=True,
     watched=32,
     laws=laws,
-    contest=Contest(enforced=("averaged",), steps=80),
+    contest=Contest(plain="periodic", enforced=("averaged",), steps=80),
 )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from eqtoolbox.command.demo.training import train
+from eqtoolbox.command.demo.closing import closing
+from eqtoolbox.command.demo.training import Outcome, train
 from eqtoolbox.demos.denoiser import (
     DEMO,
     THIRDS,
@@ -102,3 +103,16 @@ def test_the_figure_shows_the_points_that_each_denoiser_makes() -> None:
     learned = load().train[1][: len(clouds["to learn from"]), :2]
     assert torch.allclose(clouds["to learn from"], learned, atol=1e-5)
     assert torch.allclose(clouds["flat"], points(networks["flat"], 256), atol=1e-5)
+
+
+def test_it_is_said_whose_points_are_symmetric_and_whose_are_not() -> None:
+    found = closing(DEMO, laws(load()), {})
+    assert [f.level for f in found] == ["good", "good"]
+    assert "energy distance 0.036 (floor 0.004)" in found[1].text
+    networks = {"flat": Gaussian(1.0, 0.3), "round": Gaussian(0.6, 0.6)}
+    ends = {
+        entry: Outcome(score=0.5, stderr=0.1, parameters=0, errors={}, records=(), network=network)
+        for entry, network in networks.items()
+    }
+    (said,) = [f.text for f in closing(DEMO, [], ends) if "turned by thirds" in f.text]
+    assert "no more than chance for round" in said and "; more than chance for flat 0." in said
