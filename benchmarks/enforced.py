@@ -44,13 +44,18 @@ class Method:
     after: Callable[[nn.Module, Equivariance, Tensor], nn.Module] = unchanged
     augment: bool = False
     penalty: Callable[[Equivariance], Callable[[nn.Module, Tensor, Tensor], Tensor]] | None = None
-    wider: int = 1  # factor of the model's width, for equal numbers of free weights
+    equal: bool = False  # as wide as a tied model with the plain one's number of free weights
 
 
 def fixed_score(model: nn.Module, claim: Equivariance, sample: Tensor) -> nn.Module:
     """Canonicalised by a score that is drawn once and does not learn."""
     score = eq.enforce.canonicalised(model, claim).score
     return eq.enforce.canonicalised(model, claim, score.requires_grad_(False), sample)
+
+
+def tied(model: nn.Module, claim: Equivariance, sample: Tensor) -> nn.Module:
+    """With weights tied."""
+    return eq.enforce.tied(model, claim, sample)
 
 
 METHODS: dict[str, Method] = {
@@ -60,6 +65,10 @@ METHODS: dict[str, Method] = {
     "averaged after training": Method(after=lambda m, c, x: eq.enforce.averaged(m, c, x)),
     "canonicalised": Method(before=lambda m, c, x: eq.enforce.canonicalised(m, c, None, x)),
     "canonicalised, fixed score": Method(before=fixed_score),
+    "tied": Method(before=tied, after=lambda m, c, x: m.export()),
+    "tied at equal weights": Method(before=tied, after=lambda m, c, x: m.export(), equal=True),
+    "tied after training": Method(after=lambda m, c, x: tied(m, c, x).export()),
+    "plain of that width": Method(equal=True),
 }
 
 
@@ -70,7 +79,8 @@ class Task:
     claim: Equivariance
     train: Batch
     judged: Mapping[str, Batch]
-    model: Callable[[int], nn.Module]  # of a factor of its width
+    model: Callable[[float], nn.Module]  # of a factor of its width
+    equal: float  # the factor by which a tied model has as many free weights, `Tied.widen`
     optimizer: Callable[[Any], torch.optim.Optimizer]
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], float]
@@ -78,13 +88,13 @@ class Task:
     anneal: bool = False
 
 
-def digit_net(wider: int) -> nn.Module:
+def digit_net(wider: float) -> nn.Module:
     """Two convolutions of 16 and 32 channels, a hidden layer of 64."""
-    w = 16 * wider
+    w = round(4 * wider) * 4
     return nn.Sequential(
         nn.Conv2d(1, w, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(w, 2 * w, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(8 * w, 64 * wider), nn.ReLU(), nn.Linear(64 * wider, 10),
+        nn.Linear(8 * w, 4 * w), nn.ReLU(), nn.Linear(4 * w, 10),
     )  # fmt: skip
 
 
@@ -99,6 +109,7 @@ def digits() -> Task:
         train=data.train,
         judged={"upright": data.test, "turned": (turned, labels)},
         model=digit_net,
+        equal=2.03,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
         loss=F.cross_entropy,
         score=lambda y, t: float((y.argmax(1) == t).double().mean()),
@@ -113,7 +124,8 @@ def robot() -> Task:
         claim=MIRROR,
         train=data.train,
         judged={"torque error": data.test},
-        model=lambda wider: PlainArm(64 * wider),
+        model=lambda wider: PlainArm(2 * round(32 * wider)),
+        equal=1.47,
         optimizer=lambda p: torch.optim.Adam(p, lr=3e-3),
         loss=F.mse_loss,
         score=lambda y, t: float((y - t).norm() / t.norm()),
@@ -141,7 +153,7 @@ def augmented(task: Task, x: Tensor, y: Tensor, rng: torch.Generator) -> Batch:
 def training(task: Task, method: Method, seed: int) -> tuple[nn.Module, Iterator[None]]:
     """A model and its steps."""
     torch.manual_seed(seed)
-    model = task.model(method.wider)
+    model = task.model(task.equal if method.equal else 1.0)
     model = method.before(model, task.claim, task.train[0][:8]).train()
     optimizer = task.optimizer([p for p in model.parameters() if p.requires_grad])
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)

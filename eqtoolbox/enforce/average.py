@@ -47,7 +47,11 @@ class Duty:
 
 
 class Average(nn.Module):
-    """W -> mean_g g W: the nearest weight that the elements leave as it is.
+    """V -> gain mean_g g V: `gain` times the nearest weight that the elements leave as it is.
+
+    The mean takes from random entries a share of their norm, and n entries that share a value get
+    the mean of their gradients and not its sum. A gain of sqrt(entries / free) mends both: the
+    norm stays, and under SGD what is free moves as one weight used n times would.
 
     Entries of one orbit share their mean, so one gather and one scatter do it, whatever |G|.
     Where a part is dense the matrices are multiplied. Buffers are no part of the state.
@@ -58,8 +62,9 @@ class Average(nn.Module):
     signs: Tensor | None  # those of `members`, 0 where an entry is its own opposite
     sign: Tensor | None  # those of `orbit`
 
-    def __init__(self, law: Duty, elements: Sequence[int]) -> None:
+    def __init__(self, law: Duty, elements: Sequence[int], gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.sizes = [part.size for part in law.parts]
         self.dense = law.dense
         if self.dense:
@@ -89,6 +94,14 @@ class Average(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The average, of the same shape."""
+        return self.mean(weight) * self.gain
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What averages to a weight that obeys."""
+        return weight / self.gain
+
+    def mean(self, weight: Tensor) -> Tensor:
+        """The average without gain."""
         if self.dense:
             return self._multiplied(weight)
         taken = weight.reshape(-1).index_select(0, self.members.reshape(-1))

@@ -14,12 +14,13 @@ from eqtoolbox.enforce.bearing import Bearing
 from eqtoolbox.enforce.representation import Representation, Unfit, still
 from eqtoolbox.enforce.torch_calls import TorchCall, TorchCalls
 from eqtoolbox.enforce.unifying import Block, Unknown, leaves, moves, seen
+from eqtoolbox.symmetry.orbit import Function
+from eqtoolbox.symmetry.structure import Tree
 
 _BRANCHES = """item tolist numpy __bool__ __float__ __int__ __index__ is_nonzero any all equal
     allclose nonzero gt lt ge le eq ne argmax argmin sort argsort topk unique"""
 
 _OTHERS = "use averaged or canonicalised, which take any model"
-
 
 Rule = Callable[["Follow", TorchCall], Any]  # a Bearing, or a tuple of them as the results
 
@@ -71,14 +72,18 @@ class Follow:
         """The module at work."""
         return self._places[-1] if self._places else "forward"
 
-    def run(self, inputs: Sequence[Any], carried: Sequence[Bearing | None]) -> Any:
-        """The output of the model, `carried` being the bearings of the leaves of the inputs."""
+    def run(self, respond: Function, inputs: Tree, carried: Sequence[Bearing | None]) -> Tree:
+        """The outputs, `carried` being the bearings of the leaves of the inputs.
+
+        Args:
+            respond: inputs -> outputs, by a call of the model.
+        """
         self._seen.clear()
-        for x, bearing in zip(tree_leaves(tuple(inputs)), carried, strict=True):
+        for x, bearing in zip(tree_leaves(inputs), carried, strict=True):
             if bearing is not None:
                 self.carry(x, bearing)
         with torch.no_grad(), self._placed(), TorchCalls(self._heard):
-            return self.model(*inputs)
+            return respond(inputs)
 
     def carry(self, x: Tensor, bearing: Bearing) -> None:
         """Note what a tensor carries."""

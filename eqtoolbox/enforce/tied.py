@@ -5,29 +5,19 @@ from copy import deepcopy
 from math import sqrt
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
-from eqtoolbox.enforce.representation import Unfit
+from eqtoolbox.enforce.enforced import Enforcement
 from eqtoolbox.enforce.subgroup import Subgroup, elements_in
-from eqtoolbox.enforce.tying import Ties, apply, few, owned, plain, plan, relax
+from eqtoolbox.enforce.tie_check import demand, planned
+from eqtoolbox.enforce.tying import Ties, apply, owned, plain, relax
 from eqtoolbox.expect.bounds import instance
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.notebook import text
-from eqtoolbox.replay.parts import in_parts
+from eqtoolbox.replay.streams import RandomState, random_streams
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
-from eqtoolbox.symmetry.culprit import culprit
-from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.groups.group import Element, Group
-from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Tree
-
-_JUDGED = 64  # elements at most
-_WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, torch.jit.ScriptModule)
-_SAMPLES = 3
-_ROUNDED = 1e-11  # error of weights that are rounded in float64; a broken law has 1e-3 and more
-_DRAWS = 4  # of weights, until units are alive
 
 Model = Annotated[nn.Module, instance("an nn.Module")]
 
@@ -39,10 +29,10 @@ class Tied(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, claim: Equivariance, plan: Ties, result: EquivarianceResult
+        self, model: nn.Module, claim: Equivariance, plan: Ties, report: Enforcement
     ) -> None:
         super().__init__()
-        self.model, self.claim, self.plan, self.result = model, claim, plan, result
+        self.model, self.claim, self.plan, self.report = model, claim, plan, report
         self.elements: tuple[Element, ...] = tuple(claim.group.elements())
         self._order = {n: list(m._parameters) for n, m in model.named_modules()}
         apply(model, plan, range(len(self.elements)))
@@ -125,11 +115,13 @@ class Tied(nn.Module):
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, wide, strict=True)).rstrip() for r in rows]
         total, free = self.weights
         averaged = sum(owned(self.model, w).numel() for w in self.plan.laws)
+        after = self.report.result
         group = f"{len(self.elements)} elements of {self.claim.group.name}"
         return "\n".join(
             [
-                f"tied to {self.claim.name}: {group}, error {self.result.relative_error:.1e} "
-                f"(floor {self.result.floor:.1e}, float64)",
+                f"tied to {self.claim.name}: {group}, error {after.relative_error:.1e} "
+                f"(before {self.report.before.relative_error:.1e}, floor {after.floor:.1e}, "
+                "float64)",
                 *lines,
                 f"{free} of {total} weights free; hidden widths x {self.widen:.2f} for as many as "
                 "a plain model has",
@@ -148,11 +140,12 @@ def tied(model: Model, claim: Claimed, sample: Tree, *, copy: bool = True) -> Ti
     """A model whose weights are tied so that f(S_g x) = R_g f(x) for all g, whatever they become.
 
     Hidden units carry copies of the regular representation where the group moves them, else the
-    trivial one, and each weight is the average of itself over the group (`Average`), given the
-    norm that averaging takes from it (about |G|^-1/2). Batch norms share the statistics of a field.
-    Dropout stays as it is: a law in distribution in training, exact in eval mode. The model is
-    followed as it runs, whatever its forward is; what no rule knows is refused by name, and the
-    result is judged on random weights in float64.
+    trivial one, and each weight is an average over the group, given the norm that averaging takes
+    from it (about |G|^-1/2; without, accuracy falls to chance) and the pace of a weight that is
+    used as often (`Average`). Batch norms share the statistics of a field. Dropout stays as it is:
+    a law in distribution in training, exact in eval mode. The model is followed as it runs,
+    whatever its forward is; what no rule knows is refused by name, and the result is judged on
+    random weights in float64.
 
     At the same widths there are about |G| times fewer free weights: compare at equal ones
     (`Tied.widen`). Tie before training: the average of trained weights is a poor start.
@@ -171,7 +164,9 @@ def tied(model: Model, claim: Claimed, sample: Tree, *, copy: bool = True) -> Ti
     arXiv 1702.08389, of an existing network.
 
     Example:
+        >>> import torch
         >>> from eqtoolbox.symmetry.actions.action import quarter_turn, trivial
+        >>> from eqtoolbox.symmetry.equivariance import equivariance_error
         >>> from eqtoolbox.symmetry.groups.group import Cyclic
         >>> turn = Equivariance(Cyclic(4), quarter_turn, trivial)
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -180,83 +175,7 @@ def tied(model: Model, claim: Claimed, sample: Tree, *, copy: bool = True) -> Ti
         >>> equivariance_error(made, x, turn).verdict, made.weights
         ('holds', (98, 26))
     """
-    _demand(model, claim, sample)
-    work = deepcopy(model).cpu().double().eval()
-    batch = few(sample, _SAMPLES)
-    try:
-        with torch.no_grad():
-            claim.check(batch, work(*(batch if isinstance(batch, tuple) else (batch,))))
-        owed = plan(work, claim, batch)
-    except Unfit as why:
-        raise ValueError(f"cannot be tied to {claim.name}: {why}") from why
-    if not owed.lines:
-        raise ValueError("cannot be tied: no linear or convolutional layer is met; use averaged")
-    result = _judged(work, claim, owed, batch)
-    return Tied(deepcopy(model) if copy else model, claim, owed, result)
-
-
-def _demand(model: nn.Module, claim: Equivariance, sample: Tree) -> None:
-    group = claim.group
-    if group.order is None or not group.invertible:
-        raise ValueError(
-            f"cannot be tied to {group.name}: a finite group is needed; take one inside, such as "
-            "Cyclic(n), or use sampled"
-        )
-    if in_parts(sample, claim.rows):
-        raise ValueError("cannot be tied: rows of this batch are parts of samples; use averaged")
-    for name, module in model.named_modules():
-        _demand_plain(name or "the model", module)
-    for name, p in model.named_parameters():
-        if p.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"{name} is {p.dtype}: tie in float32 (model.float()) and cast what is exported"
-            )
-
-
-def _demand_plain(name: str, module: nn.Module) -> None:
-    """Of a kind that can be followed, with weights of its own."""
-    kind = type(module).__name__
-    if isinstance(module, _WHOLE):
-        raise ValueError(
-            f"{name}: {kind} cannot be tied; use averaged or canonicalised, which take any model"
-        )
-    made = [a for a, x in vars(module).items() if isinstance(x, Tensor) and x.grad_fn is not None]
-    if made:
-        raise ValueError(
-            f"cannot be tied: {name} makes its {made[0]} anew at each call (weight_norm, "
-            "spectral_norm); remove that first"
-        )
-    if parametrize.is_parametrized(module):
-        raise ValueError(f"cannot be tied: {name} is parametrised already; remove that first")
-    if "quantized" in type(module).__module__:
-        raise TypeError(f"{name} is quantised: tie first, quantise what is exported")
-
-
-def _judged(work: nn.Module, claim: Equivariance, owed: Ties, sample: Tree) -> EquivarianceResult:
-    """The equivariance error of the tied model at random weights."""
-    apply(work, owed, range(claim.group.order or 0), refill=False)
-    judge = lambda x: work(*(x if isinstance(x, tuple) else (x,)))
-    samples = min(claim.group.order or 2, _JUDGED)
-    for seed in range(_DRAWS):
-        _shake(work, owed, torch.Generator().manual_seed(seed))
-        result = equivariance_error(judge, sample, claim, samples=samples, check=False)
-        if result.verdict in ("holds", "violated"):
-            break
-    exact = result.verdict in ("holds", "trivial") or result.relative_error < _ROUNDED
-    if not exact:
-        found = culprit(work, sample, claim)
-        raise ValueError(
-            f"cannot be tied to {claim.name}: error {result.relative_error:.2g} is left "
-            f"(floor {result.floor:.2g}); first at {found.layer}: {found.cause}"
-        )
-    return result
-
-
-@torch.no_grad()
-def _shake(work: nn.Module, owed: Ties, rng: torch.Generator) -> None:
-    """Weights of about unit outputs, small biases."""
-    for name, attribute in owed.laws:
-        held: Any = work.get_submodule(name).parametrizations
-        weight: Tensor = held[attribute].original
-        size = (len(weight) / weight.numel()) ** 0.5 if weight.dim() > 1 else 0.1
-        weight.copy_(size * torch.randn(weight.shape, generator=rng, dtype=weight.dtype))
+    demand(model, claim)
+    with random_streams(RandomState.seeded(0)):
+        owed, report = planned(deepcopy(model).cpu().double().eval(), claim, sample)
+    return Tied(deepcopy(model) if copy else model, claim, owed, report)

@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product as pairs
+from math import sqrt
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from eqtoolbox.enforce.representation import Representation, Unfit
 from eqtoolbox.enforce.unifying import Block, seen
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.groups.group import Element, Group
+from eqtoolbox.symmetry.orbit import Function
 from eqtoolbox.symmetry.structure import Tree, on_tensors
 
 Where = tuple[str, str]  # module and attribute
@@ -68,29 +70,27 @@ def regular(group: Group, elements: Sequence[Element], n: int) -> Representation
     return Representation(source=source, sign=torch.ones(k, n, dtype=torch.float64))
 
 
-def plan(model: nn.Module, claim: Equivariance, sample: Tree) -> Ties:
+def plan(model: nn.Module, claim: Equivariance, respond: Function, sample: Tree) -> Ties:
     """Follow a model twice and note what every weight owes.
 
     Args:
         model: in eval mode, float64; it is only run.
         claim: of a finite group.
+        respond: sample -> outputs, by a call of the model.
         sample: a few inputs in float64.
 
     Raises:
         Unfit: which layer cannot be tied, and why.
     """
     elements = list(claim.group.elements())
-    inputs = sample if isinstance(sample, tuple) else (sample,)
     follow = Follow(model, len(elements), RULES)
-    try:
-        given = bearings(claim.input_action, elements, sample)
-    except Unfit as why:
-        raise Unfit(f"input_action: {why}") from None
+    given = _carried(claim, "input_action", elements, sample)
     wanted: Any = None
     for final in (False, True):
         follow.final = final
-        output = follow.run(inputs, given)
-        wanted = bearings(claim.output_action, elements, output) if wanted is None else wanted
+        output = follow.run(respond, sample, given)
+        if wanted is None:
+            wanted = _carried(claim, "output_action", elements, output)
         _meet(follow, output, wanted)
         if not final:
             follow.choose(partial(regular, claim.group, elements))
@@ -102,6 +102,13 @@ def plan(model: nn.Module, claim: Equivariance, sample: Tree) -> Ties:
         spread=follow.spread,
         lines=tuple(_lines(model, follow)),
     )
+
+
+def _carried(claim: Equivariance, name: str, elements: Sequence[Element], x: Tree) -> Any:
+    try:
+        return bearings(getattr(claim, name), elements, x)
+    except Unfit as why:
+        raise Unfit(f"{name}: {why}") from None
 
 
 def _meet(follow: Follow, output: Any, wanted: Sequence[Any]) -> None:
@@ -145,9 +152,11 @@ def apply(model: nn.Module, plan: Ties, elements: Sequence[int], *, refill: bool
         module.settle()
     for where, law in plan.laws.items():
         module, weight = model.get_submodule(where[0]), owned(model, where)
-        average = Average(law, elements).to(weight.device)
+        free = law.free(elements)
+        gain = sqrt(weight.numel() / free) if free else 1.0
+        average = Average(law, elements, gain).to(weight.device)
         with torch.no_grad():
-            made = average(weight)
+            made = average.mean(weight)
             if refill and where in plan.weights and made.norm() > _ROUNDING * weight.norm():
                 weight.mul_(weight.norm() / made.norm())
         parametrize.register_parametrization(module, where[1], average)
@@ -158,8 +167,9 @@ def relax(model: nn.Module, plan: Ties, elements: Sequence[int]) -> None:
     for where, law in plan.laws.items():
         held: Any = model.get_submodule(where[0]).parametrizations
         with torch.no_grad():
-            held[where[1]].original.copy_(owned(model, where))
-        held[where[1]][0] = Average(law, elements).to(held[where[1]].original.device)
+            held[where[1]].original.copy_(owned(model, where) / held[where[1]][0].gain)
+        average = Average(law, elements, held[where[1]][0].gain)
+        held[where[1]][0] = average.to(held[where[1]].original.device)
     for name, block in plan.pooled.items():
         module: Any = model.get_submodule(name)
         module.pool = Average(Duty((block,)), elements).to(_device(module))
