@@ -107,7 +107,7 @@ def section(demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought:
 def _ends(demo: Demo, asked: Contest, outcomes: Mapping[str, Outcome], bought: Bought) -> Table:
     names = list(outcomes[asked.plain].errors)
     heads = [f"error under {symmetry(n)}" for n in names]
-    costs = ["parameters", "an answer", "time of a training step", "time of an answer"]
+    costs = ["parameters", "an answer", "step time", "answer time"]
     prices = {asked.plain: Paid(forwards=1, scores=0, step=1, answer=1)} | bought.prices
     rows = []
     for entry, cost in prices.items():
