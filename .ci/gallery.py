@@ -25,6 +25,10 @@ QUESTIONS = {  # of each demo: what is asked, and the record that the picture sh
         "Must a symmetry be built in, or can it be learned from turned examples?",
         "equivariance/relative_error/cyclic4",
     ),
+    "volume": (
+        "Which symmetries of a cube are left where slices are thick?",
+        "equivariance/relative_error/poses",
+    ),
     "robot": (
         "Does a network learn that a robot with two equal arms has a mirror image?",
         "equivariance/relative_error/mirror",
@@ -44,6 +48,10 @@ QUESTIONS = {  # of each demo: what is asked, and the record that the picture sh
     "molecules": (
         "Does a potential know that molecules turn, and that atoms have no numbers?",
         "equivariance/relative_error/motions",
+    ),
+    "denoiser": (
+        "Are the points that a generative model makes as symmetric as those that it saw?",
+        "equivariance/relative_error/thirds",
     ),
     "tokens": (
         "Where only the words matter, do positions harm?",
@@ -103,7 +111,7 @@ def figure(name: str, folder: Path) -> Any:
     import plotly.graph_objects as go
 
     record, entries = QUESTIONS[name][1], DEMOS[name].entries
-    drawn, colours = go.Figure(), ("#3b7bbf", "#d1603d", "#2f8f6b", "#8a63b0")
+    drawn, colours = go.Figure(), ("#3b7bbf", "#d1603d", "#2f8f6b", "#8a63b0", "#8a7a1f")
     for entry, colour in zip(entries, colours, strict=False):
         run = Run(folder / entry if len(entries) > 1 else folder)
         steps, values = run.series(record)

@@ -45,14 +45,15 @@ def test_a_demo_of_several_networks_compares_them(
     assert main(["demo", "robot", "--run-dir", str(tmp_path), "--steps", "3"]) == 0
     out = capsys.readouterr().out
     assert "The robot seen in a mirror obeys its own equations: relative error 0 " in out
-    assert "kept to rounding by averaged; broken by" in out
+    assert "kept to rounding by averaged and tied; broken by" in out
     page = tmp_path / "compared.html"
     assert f"All on one page:  {page.resolve()}" in out
-    assert "plain, augmented and averaged" in page.read_text()
+    assert "plain, augmented, averaged and tied" in page.read_text()
     assert {p.parent.name for p in tmp_path.glob("*/report.html")} == {
         "plain",
         "augmented",
         "averaged",
+        "tied",
     }
 
 

@@ -18,6 +18,7 @@ from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.ear import listen
 from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
 from eqtoolbox.watch.vitals.inputs import Inputs
+from eqtoolbox.watch.vitals.targets import Targets
 
 PROBES = {"curvature": {"k": 1}}
 
@@ -113,6 +114,31 @@ def test_the_numbers_of_a_step_are_those_of_its_parameters(tmp_path: Path) -> No
     assert run.records("vital/halves")[0].value == pytest.approx(cosine, abs=1e-5)
     assert run.records("vital/own_batch")[0].value < 0
     assert run.records("vital/constant_loss")[0].value == pytest.approx(float(y.var()), rel=1e-5)
+
+
+@pytest.mark.parametrize("heavy", [None, 3.0], ids=["alike", "weighted"])
+@pytest.mark.parametrize("shape", [(64,), (64, 3), (4, 2, 8, 8)], ids=len)
+def test_the_best_constant_of_binary_targets_is_that_of_each_channel(
+    shape: tuple[int, ...], heavy: float | None
+) -> None:
+    """Pixels are pooled: a few samples would fit a constant each."""
+    target = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.2).double()
+    heaviness = None if heavy is None else torch.tensor(heavy, dtype=torch.float64)
+    size = [1, shape[1], *[1] * (len(shape) - 2)] if len(shape) > 1 else [1]
+    logit = torch.zeros(size, dtype=torch.float64, requires_grad=True)
+    value = lambda x: F.binary_cross_entropy_with_logits(
+        x.expand(shape), target, pos_weight=heaviness
+    )
+    for _ in range(400):  # Newton's method would need a Hessian
+        (slope,) = torch.autograd.grad(value(logit), logit)
+        logit = (logit - 2.0 * logit.numel() * slope).detach().requires_grad_()
+    heard, least = Targets(), value(logit).detach()
+    given = {"self": logit, "target": target, "pos_weight": heaviness}
+    heard.note("binary_cross_entropy_with_logits", given, least)
+    assert heard.of(float(least)) == pytest.approx(float(least), rel=1e-6)
+    unknown = Targets()  # a weight for each number
+    unknown.note("binary_cross_entropy", given | {"weight": target}, least)
+    assert unknown.of(float(least)) is None
 
 
 def test_no_copy_of_the_update_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
+from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.boosts import Boost
 from eqtoolbox.symmetry.actions.permuting import Roll
@@ -135,4 +135,5 @@ DEMO = Demo(
     anneal=True,
     watched=64,
     laws=laws,
+    contest=Contest(enforced=("moving",), every=(32, 8, 1), steps=400),
 )

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.record.record import Verdict
+from eqtoolbox.report.figures import Panel
+from eqtoolbox.symmetry.asymmetry import DataAsymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import Tree, batch_size, on_tensors
@@ -43,11 +46,36 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicalLaw:
-    """A symmetry of the data, measured on what made them and not on a network."""
+    """A symmetry of the data, measured on them or on what made them and not on a network."""
 
     text: str  # in words: "The simulator commutes with quarter turns"
-    result: EquivarianceResult
+    result: EquivarianceResult | DataAsymmetry
     control: bool = False  # True: a claim that must fail, else the check could not see anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A number of a trained network beside what chance alone makes of it."""
+
+    value: float
+    floor: float
+    verdict: Verdict  # whether it is chance: holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Enforced against plain: which entries, and how they learn from fewer samples."""
+
+    enforced: tuple[str, ...]  # entries
+    plain: str = "plain"  # entry
+    every: tuple[int, ...] = (16, 4, 1)  # take every so manieth training sample
+    steps: int = 200  # of each of these trainings
+    seeds: int = 2  # trainings of each size
+    copies: int = 1  # rows of the training part that are one sample
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (self.plain, *self.enforced)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +94,9 @@ class Demo:
     anneal: bool = False  # the learning rate falls to zero as a half cosine
     watched: int = 0  # test samples that the probes measure on; 0: the training batch itself
     laws: Callable[[Data], list[PhysicalLaw]] = lambda _: []
+    made: Callable[[nn.Module], Mapping[str, Measured]] = lambda _: {}  # of a trained network
+    contest: Contest | None = None
+    drawn: Callable[[Mapping[str, nn.Module]], list[Panel]] = lambda _: []  # of trained networks
 
 
 def predict(network: nn.Module, inputs: Tree) -> Any:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
+from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.enforce.averaged import averaged
 from eqtoolbox.symmetry.actions.action import dihedral, roll
@@ -140,4 +140,5 @@ DEMO = Demo(
     anneal=True,
     watched=32,
     laws=laws,
+    contest=Contest(plain="periodic", enforced=("averaged",), steps=80),
 )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing, batches
+from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing, batches
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.symmetry.actions.action import trivial
 from eqtoolbox.symmetry.actions.linear import positions, vectors
@@ -276,4 +276,5 @@ DEMO = Demo(
     anneal=True,
     watched=32,
     laws=laws,
+    contest=Contest(enforced=("equivariant",), every=(12, 4, 1), steps=100, seeds=1),
 )

@@ -1,11 +1,12 @@
-"""A planar two-arm robot: inverse dynamics learned by a plain and by a mirror-averaged network."""
+"""A planar two-arm robot: inverse dynamics by a plain network and by such that keep its mirror."""
 
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.demos.demo import Data, Demo, Entrant, PhysicalLaw, Standing
+from eqtoolbox.demos.demo import Contest, Data, Demo, Entrant, PhysicalLaw, Standing
 from eqtoolbox.demos.scores import relative_error
 from eqtoolbox.enforce.averaged import averaged
+from eqtoolbox.enforce.tied import tied
 from eqtoolbox.symmetry.actions.permuting import Signed
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -61,6 +62,11 @@ def laws(data: Data) -> list[PhysicalLaw]:
     return [PhysicalLaw(text=text, result=equivariance_error(torques, states, MIRROR))]
 
 
+def tied_net() -> nn.Module:
+    """A wider perceptron with tied weights, as many of them free as the plain one has."""
+    return tied(PlainArm(92), MIRROR, torch.randn(4, 12))
+
+
 DEMO = Demo(
     name="robot",
     title="networks to give the torques of a two-arm robot that is its own mirror image",
@@ -69,6 +75,7 @@ DEMO = Demo(
         "plain": Entrant(network=PlainArm),
         "augmented": Entrant(network=PlainArm, augment=MIRROR),
         "averaged": Entrant(network=lambda: averaged(PlainArm(), MIRROR)),
+        "tied": Entrant(network=tied_net),
     },
     loss=nn.functional.mse_loss,
     score=Standing(name="torque error", of=relative_error),
@@ -78,4 +85,5 @@ DEMO = Demo(
     anneal=True,
     watched=128,
     laws=laws,
+    contest=Contest(enforced=("averaged", "tied"), steps=1000),
 )

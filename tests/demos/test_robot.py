@@ -38,6 +38,7 @@ def test_the_averaged_network_keeps_the_mirror_and_fits_better_than_augmentation
         "plain": "violated",
         "augmented": "violated",
         "averaged": "holds",
+        "tied": "holds",
     }
     assert "layers.0" in errors["plain"].note
     assert ends["averaged"].score < ends["augmented"].score < ends["plain"].score

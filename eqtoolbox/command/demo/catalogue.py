@@ -2,13 +2,23 @@
 
 import difflib
 
-from eqtoolbox.demos import burgers, digits, flow, graphs, molecules, robot, rotated, text, tokens
+from eqtoolbox.demos import (
+    burgers,
+    denoiser,
+    digits,
+    flow,
+    graphs,
+    molecules,
+    robot,
+    rotated,
+    text,
+    tokens,
+    volume,
+)
 from eqtoolbox.demos.demo import Demo
 
-DEMOS: dict[str, Demo] = {
-    d.DEMO.name: d.DEMO
-    for d in (digits, rotated, robot, flow, burgers, graphs, molecules, tokens, text)
-}
+_ALL = (digits, rotated, volume, robot, flow, burgers, graphs, molecules, denoiser, tokens, text)
+DEMOS: dict[str, Demo] = {module.DEMO.name: module.DEMO for module in _ALL}
 
 
 def demo(name: str) -> Demo:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from eqtoolbox.command.demo.training import Outcome
-from eqtoolbox.demos.demo import Demo, PhysicalLaw
+from eqtoolbox.demos.demo import Demo, Measured, PhysicalLaw
 from eqtoolbox.record.record import Record
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.words import listing, number, percent, symmetry
+from eqtoolbox.symmetry.asymmetry import DataAsymmetry
 
 
 def closing(
@@ -19,6 +20,9 @@ def closing(
         return found
     for name in next(iter(outcomes.values())).errors:
         found.append(_compared(name, {e: o.errors[name] for e, o in outcomes.items()}))
+    made = {e: demo.made(o.network) for e, o in outcomes.items()}
+    for what in next(iter(made.values())):
+        found.append(_made(what, {e: of[what] for e, of in made.items()}))
     rising = demo.score.rising
     ranked = sorted(outcomes, key=lambda e: outcomes[e].score, reverse=rising)
     text = (
@@ -60,7 +64,12 @@ def _law(law: PhysicalLaw) -> Finding:
     expected = r.verdict == ("violated" if law.control else "holds")
     said = "holds" if r.verdict == "holds" else f"is {r.verdict}"
     doubt = "" if expected else f" But the law {said}: do not trust the comparison."
-    size = f"relative error {number(r.relative_error, 2)} (floor {number(r.floor, 2)})"
+    name, value = (
+        ("energy distance", r.coefficient)
+        if isinstance(r, DataAsymmetry)
+        else ("relative error", r.relative_error)
+    )
+    size = f"{name} {number(value, 2)} (floor {number(r.floor, 2)})"
     return Finding(level="good" if expected else "alarm", text=f"{law.text}: {size}.{doubt}")
 
 
@@ -79,6 +88,21 @@ def _compared(name: str, errors: Mapping[str, Record]) -> Finding:
     if rest:
         said.append(f"undecided for {listing(rest)}")
     return Finding(level="note", text=f"Symmetry under {symmetry(name)}: {'; '.join(said)}.")
+
+
+def _made(what: str, found: Mapping[str, Measured]) -> Finding:
+    """Whose number is no more than chance makes, and whose is."""
+    ranked = sorted(found, key=lambda e: found[e].value)
+    words = {"holds": "no more than chance for", "violated": "more than chance for"}
+    said = []
+    for verdict in dict.fromkeys(found[e].verdict for e in ranked):
+        some = [
+            f"{e} {number(found[e].value, 2)} (floor {number(found[e].floor, 2)})"
+            for e in ranked
+            if found[e].verdict == verdict
+        ]
+        said.append(f"{words.get(verdict, 'undecided for')} {listing(some)}")
+    return Finding(level="note", text=f"{what}: {'; '.join(said)}.")
 
 
 def _cell(error: Record) -> str:

@@ -1,6 +1,6 @@
 """The training loop that all demos share: one network, watched by the probes of the demo's file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from eqtoolbox.attach.attach import attach
 from eqtoolbox.attach.config import preset_path
 from eqtoolbox.demos.demo import Batch, Data, Demo, batches, moved, predict
+from eqtoolbox.enforce.tied import Tied
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
@@ -24,7 +25,7 @@ class Outcome:
 
     score: float  # fraction, on the test part
     stderr: float  # of the score, over test samples
-    parameters: int
+    parameters: int  # those that are free, where some are tied
     errors: Mapping[str, Record]  # last relative error of each symmetry
     records: Sequence[Record]
     network: nn.Module
@@ -55,12 +56,8 @@ def train(
         after_step: called with step and loss.
     """
     steps = demo.steps if steps is None else steps
-    chosen, memory = demo.entries[entry], MemorySink()
-    torch.manual_seed(seed)
-    network = chosen.network()
-    optimizer = (chosen.optimizer or demo.optimizer)(network.parameters())
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if demo.anneal else None
-    rng = torch.Generator().manual_seed(seed)
+    memory = MemorySink()
+    network, optimizer = begun(demo, entry, seed)
     with attach(
         network,
         optimizer,
@@ -77,26 +74,67 @@ def train(
         def loss_fn(network: nn.Module, batch: Batch) -> Tensor:
             return demo.loss(predict(network, batch[0]), batch[1])
 
-        for step, batch in enumerate(batches(data.train, demo.batch, steps, seed)):
-            if chosen.augment is not None:
-                batch = moved(batch, chosen.augment, rng)
+        for step, batch in enumerate(_decaying(demo, entry, data, optimizer, steps, seed)):
             loss = loss_fn(network, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            if decay is not None:
-                decay.step()
+            descend(optimizer, loss)
             if after_step is not None:
                 after_step(step, float(loss.detach()))
-    network.eval()
-    with torch.no_grad():
-        score, stderr = demo.score.of(predict(network, data.test[0]), data.test[1])
+    score, stderr = judged(demo, network, data)
     errors = [r for r in memory.records if r.name.startswith(_ERROR)]
     return Outcome(
         score=score,
         stderr=stderr,
-        parameters=sum(p.numel() for p in network.parameters()),
+        parameters=free(network),
         errors={r.name.removeprefix(_ERROR): r for r in errors},
         records=memory.records,
         network=network,
     )
+
+
+def learned(demo: Demo, entry: str, data: Data, *, steps: int, seed: int = 0) -> nn.Module:
+    """The network that `train` ends with, without the monitor and without records."""
+    network, optimizer = begun(demo, entry, seed)
+    for batch in _decaying(demo, entry, data, optimizer, steps, seed):
+        descend(optimizer, demo.loss(predict(network, batch[0]), batch[1]))
+    return network
+
+
+def begun(demo: Demo, entry: str, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network before its first step, with its optimizer."""
+    chosen = demo.entries[entry]
+    torch.manual_seed(seed)
+    network = chosen.network()
+    return network, (chosen.optimizer or demo.optimizer)(network.parameters())
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimizer."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def free(network: nn.Module) -> int:
+    """How many parameters are free: of tied ones those that are left."""
+    if isinstance(network, Tied):
+        return network.weights[1]
+    return sum(p.numel() for p in network.parameters())
+
+
+def judged(demo: Demo, network: nn.Module, data: Data) -> tuple[float, float]:
+    """The score of a network on the test part and its standard error."""
+    network.eval()
+    with torch.no_grad():
+        return demo.score.of(predict(network, data.test[0]), data.test[1])
+
+
+def _decaying(
+    demo: Demo, entry: str, data: Data, optimizer: torch.optim.Optimizer, steps: int, seed: int
+) -> Iterator[Batch]:
+    """Batches, moved where the entry augments; the learning rate falls behind each if it does."""
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if demo.anneal else None
+    rng, claim = torch.Generator().manual_seed(seed), demo.entries[entry].augment
+    for batch in batches(data.train, demo.batch, steps, seed):
+        yield batch if claim is None else moved(batch, claim, rng)
+        if decay is not None:
+            decay.step()

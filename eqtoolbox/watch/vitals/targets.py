@@ -34,9 +34,14 @@ class Targets:
                 self._take(name, result, float(rows.var(0).mean()))
             elif len(rows) > 1:
                 self._take(name, result, float((rows - rows.median(0)[0]).abs().mean()))
-        elif name.startswith("binary_cross_entropy"):
-            share = given["target"].detach().double().mean(0)
-            terms = torch.special.entr(share) + torch.special.entr(1 - share)
+        elif name.startswith("binary_cross_entropy") and given.get("weight") is None:
+            target = given["target"].detach().double()
+            pooled = [d for d in range(target.dim()) if d != 1 or target.dim() == 1]  # and pixels
+            no = 1 - target.mean(pooled, keepdim=True)
+            heavy = given.get("pos_weight")
+            yes = (1 - no) * (1.0 if heavy is None else heavy.detach().double())
+            best = yes / (yes + no)
+            terms = (yes + no) * (torch.special.entr(best) + torch.special.entr(1 - best))
             self._take("binary_cross_entropy", result, float(terms.mean()))
 
     def _take(self, kind: str, result: Any, constant: float) -> None:
