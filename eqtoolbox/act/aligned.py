@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from eqtoolbox.act.contenders import Way
 from eqtoolbox.act.path import Barrier
-from eqtoolbox.act.ways import Way
 from eqtoolbox.expect import notebook
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from eqtoolbox.act.aligned import Aligned, Matched
 from eqtoolbox.act.ascent import Ascent
 from eqtoolbox.act.composed import shares
+from eqtoolbox.act.contenders import By
 from eqtoolbox.act.facing import Facing
 from eqtoolbox.act.function import distance
 from eqtoolbox.act.gauge import applied, balanced, balancing
@@ -15,7 +16,6 @@ from eqtoolbox.act.motion import Motion, Path
 from eqtoolbox.act.path import barrier, samples
 from eqtoolbox.act.transaction import carry_out, live
 from eqtoolbox.act.twins import check_twins
-from eqtoolbox.act.ways import By
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.isolation import evaluation
 from eqtoolbox.replay.objective import LossFunction

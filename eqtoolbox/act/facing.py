@@ -13,11 +13,11 @@ from eqtoolbox.act.answers import Seen, seen
 from eqtoolbox.act.ascent import Ascent
 from eqtoolbox.act.assignment import Matching
 from eqtoolbox.act.composed import collapsed
+from eqtoolbox.act.contenders import By, Candidates, Way
 from eqtoolbox.act.function import LiveFunction, distance, observe
 from eqtoolbox.act.gauge import applied, balancing, inverse
 from eqtoolbox.act.motion import Motion
 from eqtoolbox.act.path import Segment, end_of
-from eqtoolbox.act.ways import By, Candidates, Way
 from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters, ParameterSymmetry
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
-from eqtoolbox.act.bearing import HEADLINE, SHARPNESS, STABILITY, Bearing, readable
+from eqtoolbox.act.edge import HEADLINE, SHARPNESS, STABILITY, EdgeReading, readable
 from eqtoolbox.expect import notebook
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.fit import fitted
@@ -55,7 +55,7 @@ class Guard:
     def __init__(self, monitor: Monitor, above: float, do: Literal["warn", "cap"]) -> None:
         self.monitor, self.limit, self.do = monitor, above, do
         self.seen = Tally()
-        self.reading: Bearing | None = None  # the newest number
+        self.reading: EdgeReading | None = None  # the newest number
         self._names = readable(monitor, do)
         self._blind = ""  # why the newest measurement has no number
         self._closed = self._removed = False
@@ -125,7 +125,7 @@ class Guard:
         seen = Tally(**fitted("state['seen']", state["seen"], Mapping[str, Any]))
         fitted("state['seen']['capped']", seen.capped, Natural)
         known = fitted("state['reading']", state["reading"], Mapping[str, Any] | None)
-        self.reading = None if known is None else Bearing.of(known)
+        self.reading = None if known is None else EdgeReading.of(known)
         self.seen = seen
 
     def _release(self) -> None:
@@ -148,7 +148,7 @@ class Guard:
         if record.name == HEADLINE:
             return
         self._blind = ""
-        self.reading = reading = Bearing(
+        self.reading = reading = EdgeReading(
             step=record.step,
             name=record.name,
             value=record.value,

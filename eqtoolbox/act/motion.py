@@ -180,7 +180,7 @@ class Exchange(Motion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift(Motion):
+class Offset(Motion):
     """A constant added to parameters."""
 
     by: Mapping[str, Tensor]
@@ -260,7 +260,7 @@ def _joined(motions: Sequence[Motion]) -> list[Motion]:
                 plus, minus = m.plus @ other.plus, m.minus @ other.minus
                 made[k] = replace(m, plus=plus, minus=minus)
                 break
-            if not all(isinstance(x, Mixed | Shift) or _commutes(x) for x in (m, other)):
+            if not all(isinstance(x, Mixed | Offset) or _commutes(x) for x in (m, other)):
                 made.append(m)
                 break
         else:
@@ -277,7 +277,7 @@ def path_of(taken: Sequence[tuple[ContinuousSymmetry, GroupElement]]) -> Path:
     made: list[Motion] = []
     for symmetry, element in taken:
         if isinstance(element, dict):
-            made.append(Shift(by=element))
+            made.append(Offset(by=element))
         elif symmetry.form.balance == "equal grams":
             assert isinstance(symmetry.form, Gram), "grams are those of its legs"
             made.append(Mixed(form=symmetry.form, plus=element[0], minus=element[1]))

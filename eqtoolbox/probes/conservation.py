@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg.vectors import norms, not_finite, random_like
+from eqtoolbox.linalg.vectors import norms, not_finite
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import Drift
 from eqtoolbox.probes.forecast import report
-from eqtoolbox.probes.law import rounding
+from eqtoolbox.probes.law_noise import law_noise
 from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger
 from eqtoolbox.probes.leftover import sizes
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record.record import Mode
-from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.shared import Shared
-from eqtoolbox.watch.snapshot import NoRoom, NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates
 
@@ -115,7 +114,7 @@ class Conservation(Probe):
             ledger.sketched[family] = values.to("cpu", own)
             ledger.sketched_reach[family] = scales.to("cpu", own)
         ledger.causes = ledger.values.new_zeros(len(CAUSES), charges.count)
-        ledger.noise, ledger.leftover.left = _noise(snapshot, charges, ledger.lengths, rng)
+        ledger.noise, ledger.leftover.left = law_noise(snapshot, charges, ledger.lengths, rng)
         ledger.leftover.sizes = sizes(snapshot.before).cpu()
         return ledger
 
@@ -141,7 +140,7 @@ class Conservation(Probe):
         since = snapshot.step - state.measured
         state.caught_up(charges, snapshot.before, since)
         if state.stale:
-            found = _noise(snapshot, charges, state.lengths, rng)
+            found = law_noise(snapshot, charges, state.lengths, rng)
             (state.noise, state.leftover.left), state.stale = found, False
         change, beside, why = _stepped(charges, snapshot, after, state)
         finite = bool(beside.after.isfinite().all())
@@ -248,55 +247,6 @@ def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:
     if any(math.isnan(rate) for rate in lr.values()):
         return None
     return Rates(lr=lr, decay=decay)
-
-
-def _noise(
-    snapshot: Snapshot, charges: Charges, lengths: dict[str, float], rng: torch.Generator
-) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[Tensor, float]]]:
-    """What rounding leaves of the first-order law of each family: absolute, and over |g|.
-
-    The change of <K, g> / |K| when every parameter moves by a rounding, evaluated as trained.
-    Beside it, of approximate families: |<K, g>| / (|K| |g|) of every generator now, at least the
-    residual as found where the gradient shows none, and |K| |g|.
-    """
-    objective = snapshot.training or snapshot.measured
-    assert objective is not None, "symmetries were found in it"
-    before, part = snapshot.before, snapshot.within(objective, 3.5, 1.3)
-    eps = {n: torch.finfo(p.dtype).eps for n, p in before.items()}
-    moved = {n: p * (1 + eps[n] * random_like({n: p}, rng)[n]) for n, p in before.items()}
-    with part.isolated():  # where symmetries are found anew, `measure` runs without
-        there = replayed_gradient(part, moved)
-        del moved
-        slope = snapshot.slope(part) if part is objective else replayed_gradient(part, before)
-        here = {n: slope[n] if n in slope else torch.zeros_like(p) for n, p in before.items()}
-        apart = {n: there.pop(n) - g if n in there else -g for n, g in here.items()}
-        size, change = _norm(here), charges.slopes(before, apart)
-        law = charges.slopes(before, here)
-        del apart
-        try:
-            snapshot.within(part, 5.5, 2.6)
-            wide = rounding(part.unmixed(), before, here)
-        except NoRoom:  # then the floor is what moving by a rounding shows alone
-            wide = {}
-    found, left = {}, {}
-    for family, where in charges.generators.items():
-        members = [m for m in charges.members if m.family == family]
-        noise = float(change[where].norm()) / max(lengths[family], 1e-300)
-        off = {n: wide[n] for m in members for n in m.names if n in wide}
-        noise = max(noise, _norm(off) if off else 0.0)
-        found[family] = (noise, noise / max(size, 1e-300))
-        known = [m.residual for m in members if m.status == "approximate"]
-        if known:
-            whole, own = lengths[family] * size, law[where].abs().cpu()
-            shown = own.norm() > change[where].norm().cpu()
-            least = torch.full_like(own, max(known) / math.sqrt(len(own)))
-            left[family] = own / max(whole, 1e-300) if shown else least, whole
-    return found, left
-
-
-def _norm(tensors: Parameters) -> float:
-    """Norm over all tensors."""
-    return float(norms(tensors.values()).norm())
 
 
 def _eps(snapshot: Snapshot) -> float:

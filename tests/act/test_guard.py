@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox import act
-from eqtoolbox.act.bearing import Bearing
+from eqtoolbox.act.edge import EdgeReading
 from eqtoolbox.act.guards import Guard
 from eqtoolbox.demos.digits import load_digits
 from eqtoolbox.probes import Conservation, Curvature, EquivarianceError, Tracking
@@ -171,8 +171,8 @@ def test_adaptive_steps_are_capped_by_the_stability_in_their_own_metric(make: An
 
 
 def test_each_group_is_capped_and_the_largest_counts() -> None:
-    reading = Bearing(step=0, name="tracking/sharpness", value=4.0, error=1.0, rates=(1.0, 1.0))
-    ratio = Bearing(step=0, name="curvature/stability", value=2.0, error=0.0, rates=(1.0, 0.0))
+    reading = EdgeReading(step=0, name="tracking/sharpness", value=4.0, error=1.0, rates=(1.0, 1.0))
+    ratio = EdgeReading(step=0, name="curvature/stability", value=2.0, error=0.0, rates=(1.0, 0.0))
     group = eq.watch.snapshot.ParameterGroup
     two = [group(names=(), lr=lr, weight_decay=0.0, momentum=0.0) for lr in (0.5, 2.0)]
     assert reading.at(two) == 4.0
@@ -384,7 +384,7 @@ def test_other_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
                 act.guard(monitor, **given)
         with pytest.raises((TypeError, ValueError), match="monitor must be a Monitor"):
             act.guard(monitor.optimizer)
-        monkeypatch.setattr("eqtoolbox.act.bearing.processes", lambda: 2)
+        monkeypatch.setattr("eqtoolbox.act.edge.processes", lambda: 2)
         with pytest.raises(ValueError, match="one process, got 2"):
             act.guard(monitor, do="cap")
         act.guard(monitor, do="warn")

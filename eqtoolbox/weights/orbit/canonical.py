@@ -256,8 +256,7 @@ def _factor(symmetry: ContinuousSymmetry, params: Parameters, limits: bool) -> S
         begin = 0
         for leg in _legs(form, side):
             old = moved.get(leg.name, params[leg.name])
-            was = leg.gather(old)
-            blocks, copies, size_, rest = was.shape
+            blocks, copies, size_, rest = (was := leg.gather(old)).shape
             part = rows[:, :, begin : begin + copies * rest]
             begin += copies * rest
             part = part.reshape(blocks, size_, copies, rest).transpose(1, 2)

@@ -17,7 +17,7 @@ HEADLINE = "curvature/sharpness"  # which tells that there is no stability
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bearing:
+class EdgeReading:
     """One number of a probe: the sharpness, or the stability of the step at the rates it had."""
 
     step: int
@@ -30,7 +30,7 @@ class Bearing:
         return f"{self.name} {self.value:.4g} ± {self.error:.2g} at step {self.step}"
 
     @classmethod
-    def of(cls, saved: Mapping[str, Any]) -> "Bearing":
+    def of(cls, saved: Mapping[str, Any]) -> "EdgeReading":
         """From the fields as a checkpoint has them."""
         step = fitted("step", saved["step"], Natural)
         rates = tuple(fitted("rates", saved["rates"], Sequence[float]))
