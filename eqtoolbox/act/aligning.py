@@ -13,6 +13,7 @@ from eqtoolbox.act.facing import Facing
 from eqtoolbox.act.function import distance
 from eqtoolbox.act.gauge import applied, balanced, balancing
 from eqtoolbox.act.motion import Motion, Path
+from eqtoolbox.act.optimizer_state import refuse_other_models
 from eqtoolbox.act.path import barrier, samples
 from eqtoolbox.act.transaction import carry_out, live
 from eqtoolbox.act.twins import check_twins
@@ -21,6 +22,7 @@ from eqtoolbox.replay.isolation import evaluation
 from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.replay.parts import pieces
 from eqtoolbox.replay.tree import check_batch
+from eqtoolbox.replay.unwrap import optimizers_in
 from eqtoolbox.weights.discovery import default_loss, discover, labelled
 from eqtoolbox.weights.families.discrete import Permuting, SignFlip
 from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
@@ -96,6 +98,8 @@ def align(
     inner, goal = live(model), live(reference)
     _refuse_same(inner, goal)
     check_twins(inner, goal)
+    if optimizer is not None:
+        refuse_other_models(optimizers_in(optimizer), dict(inner.named_parameters()))
     for one in (inner, goal):
         check_batch(batch, one)
     remarks: tuple[str, ...] = ()

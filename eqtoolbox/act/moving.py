@@ -131,8 +131,8 @@ def motion_of(symmetry: ParameterSymmetry, given: Tensor, params: dict[str, Any]
     many = symmetry.dimension + isinstance(symmetry, Permuting)
     if given.shape != (many,):
         raise ValueError(
-            f"expected {many} numbers for {symmetry.family} ({symmetry.name}), got shape "
-            f"{tuple(given.shape)}"
+            f"coefficients: expected {many} numbers for {symmetry.family} ({symmetry.name}), got "
+            f"shape {tuple(given.shape)}"
         )
     if given.is_complex() or not bool(given.isfinite().all()):
         raise ValueError("expected finite real coefficients, got others")

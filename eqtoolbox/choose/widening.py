@@ -94,8 +94,11 @@ def _order(model: nn.Module, sample: Any) -> tuple[list[Any], Any]:
 
 def _answers(model: nn.Module, sample: Any) -> list[torch.Size]:
     """The shapes of what it returns."""
-    with torch.no_grad():
-        return [x.shape for x in tensors(valued(Reading(model, sample), opened(sample)))]
+    try:
+        with torch.no_grad():
+            return [x.shape for x in tensors(valued(Reading(model, sample), opened(sample)))]
+    except Exception as error:
+        raise ValueError(f"the model cannot be called on this sample: {error}") from error
 
 
 def _whole(size: int, ratio: tuple[int, int]) -> int:

@@ -38,13 +38,19 @@ def planned(work: nn.Module, claim: Equivariance, sample: Tree) -> tuple[Ties, E
     calling = Calling(work, claim, *arguments_of(work, sample))
     if calling.parts:
         raise ValueError("cannot be tied: rows of this batch are parts of samples; use averaged")
-    batch = few(calling.tree, _SAMPLES)
+    try:
+        batch = few(calling.tree, _SAMPLES)
+    except Exception as error:
+        raise ValueError(f"sample must be what the model is called with: {error}") from error
 
     def respond(x: Tree) -> Tree:
         return calling.on(x).respond(x)
 
-    with torch.no_grad():
-        outputs = respond(batch)
+    try:
+        with torch.no_grad():
+            outputs = respond(batch)
+    except Exception as error:
+        raise ValueError(f"the model cannot be called on this sample: {error}") from error
     claim.check(batch, outputs)
     compared, picked = of_tensors(claim, outputs)
     samples = min(claim.group.order or 2, _JUDGED)

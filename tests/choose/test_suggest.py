@@ -163,7 +163,6 @@ BAD = {
     "labels": (nn.Linear(3, 2), X, torch.arange(30), {}, "labels must be from 0 to 1"),
     "shape": (nn.Linear(3, 2), X, torch.randn(30, 5), {}, "floating-point values like the outputs"),
     "copies": (Locked(3, 1), X, Y, {}, "copy.deepcopy copies"),
-    "lazy": (nn.LazyLinear(1), X, Y, {}, "call it on a batch first"),
     "frozen": (nn.Linear(3, 1).requires_grad_(False), X, Y, {}, "no weights that are trained"),
     "no weights": (nn.Flatten(), X, X, {}, "no weights that are trained"),
     "tokens": (nn.Linear(3, 1), X.long(), Y, {}, "inputs must be tensors, some of them floating"),
@@ -179,6 +178,11 @@ def test_bad_input_is_refused_by_name(case: str) -> None:
     model, x, y, options, message = BAD[case]
     with pytest.raises((ValueError, TypeError), match=message):
         eq.suggest(model, x, y, **options)
+
+
+def test_a_lazy_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="call it on a batch first"):
+        eq.suggest(nn.LazyLinear(1), X, Y)
 
 
 def test_a_claim_that_does_not_act_is_a_row_that_says_so() -> None:

@@ -1,5 +1,6 @@
 """Every public call with arguments that it takes, for tests that spoil one of them at a time."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox import linalg, symmetry, weights
+from eqtoolbox import act, choose, enforce, linalg, symmetry, weights
 from eqtoolbox.attach.config import PROBES
 from eqtoolbox.integrations.attachment import Attachment
 from eqtoolbox.sinks.memory import MemorySink
@@ -23,6 +24,7 @@ X = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 ROWS = X.flatten(1)[:, :3].clone()
 NET = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
 LINE = nn.Linear(3, 2)
+DEEP = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 TURNS = symmetry.Equivariance(symmetry.Cyclic(4), actions.quarter_turn, actions.trivial)
 ROTATIONS = symmetry.Equivariance(symmetry.SO3(), linear.vectors, actions.trivial)
 MATRIX = linalg.MatrixOperator(torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5])))
@@ -62,6 +64,18 @@ def attach(**options: Any) -> None:
         pass
 
 
+def anchored(optimizer: Any, **options: Any) -> None:
+    """An anchor on an optimizer of its own, unless another thing is given."""
+    own = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1, weight_decay=0.1)
+    act.anchor(own if optimizer is None else optimizer, **options).remove()
+
+
+def guarded(monitor: Any, **options: Any) -> None:
+    """A guard on a monitor of its own, unless another thing is given."""
+    with attached(probes=[PROBES["tracking"]()]) as own:
+        act.guard(own if monitor is None else monitor, **options)
+
+
 def method(name: str, **options: Any) -> Callable[..., Any]:
     """A method of a fresh monitor, as a function."""
 
@@ -83,6 +97,7 @@ OPTIONS: Good = {
 }  # fmt: skip
 SPECTRUM: Good = {"operator": MATRIX, "generator": rng()}
 CLAIM: Good = {"inputs": X, "symmetry": TURNS}
+BUILT: Good = {"claim": TURNS, "sample": X}
 
 CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     "attach": (attach, OPTIONS),
@@ -229,6 +244,49 @@ CALLS: dict[str, tuple[Callable[..., Any], Good]] = {
     "FourierShift": (resampling.FourierShift, {"dims": (-1,)}),
     "Turn": (resampling.Turn, {"mode": "bicubic", "radius": 0.8, "tolerance": 0.2}),
     "Zoom": (resampling.Zoom, {"mode": "bicubic", "radius": 0.3, "tolerance": 0.2}),
+    "averaged": (enforce.averaged, {"model": NET, **BUILT, "chunk": 2}),
+    "sampled": (enforce.sampled, {"model": NET, **BUILT, "elements": 2, "seed": 0, "chunk": 2}),
+    "canonicalised": (enforce.canonicalised, {"model": NET, **BUILT, "seed": 0}),
+    "tied": (enforce.tied, {"model": NET, **BUILT, "copy": True}),
+    "penalty": (enforce.penalty, {"claim": TURNS, "weight": 1.0, "elements": 1, "seed": 0}),
+    "balance": (
+        act.balance,
+        {
+            "model": DEEP, "batch": ROWS, "optimizer": None, "loss_fn": loss_fn,
+            "keep": "function", "families": ["rescale"], "approximate": False, "curvature": False,
+        },
+    ),
+    "move": (
+        lambda **given: act.move(**{"symmetry": weights.discover(DEEP, ROWS)[0], **given}),
+        {
+            "model": DEEP, "symmetry": weights.discover(DEEP, ROWS)[0],
+            "coefficients": [0.1] * 4, "optimizer": None, "approximate": False,
+            "equivariant": False,
+        },
+    ),
+    "align": (
+        act.align,
+        {
+            "model": DEEP, "reference": copy.deepcopy(DEEP), "batch": ROWS, "optimizer": None,
+            "loss_fn": loss_fn, "by": "weights",
+        },
+    ),
+    "barrier": (
+        act.barrier,
+        {"a": DEEP, "b": copy.deepcopy(DEEP), "data": ROWS, "points": 3, "loss_fn": loss_fn},
+    ),
+    "anchor": (anchored, {"optimizer": None, "scale": 0.1, "seed": 0}),
+    "guard": (guarded, {"monitor": None, "above": 1.0, "do": "warn"}),
+    "suggest": (
+        eq.suggest,
+        {
+            "model": LINE, "inputs": ROWS, "targets": ROWS[:, :2], "claims": [], "ways": ["tied"],
+            "loss": nn.functional.mse_loss, "steps": 1, "folds": 2, "repeats": 1, "infer": False,
+            "seconds": 60.0, "seed": 0,
+        },
+    ),
+    "wider": (choose.wider, {"model": DEEP, "factor": 2.0, "multiple": 1, "sample": ROWS}),
+    "Augmented": (choose.Augmented, {"model": NET, "claim": TURNS, "elements": 2, "seed": 0}),
     "band_limited": (resampling.band_limited, {"x": X, "cycles": 0.1}),
 }  # fmt: skip
 for name, kind in PROBES.items():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import eqtoolbox
-from eqtoolbox import linalg, symmetry, weights
+from eqtoolbox import act, choose, enforce, linalg, symmetry, weights
 from eqtoolbox.linalg.vectors import combine
 from eqtoolbox.symmetry import groups
 from tests.expect.public import CALLS, Good
@@ -30,10 +30,10 @@ NONSENSE: dict[str, Any] = {
     "number": 2.5,
     "complex": torch.ones(3, dtype=torch.complex64),
 }
-ANYTHING = {"batch", "probe_batch", "tree"}  # arguments that are handed on as they come
+ANYTHING = {"batch", "data", "probe_batch", "tree"}  # arguments that are handed on as they come
 NUMBERS = {  # 2.5 is a good value for these, NaN for the first three
     "value", "stderr", "floor", "spread", "rapidity", "octaves", "radius", "tolerance", "cycles",
-    "weight", "accuracy", "peak", "growth",
+    "weight", "accuracy", "peak", "growth", "scale", "factor", "seconds", "above",
 }  # fmt: skip
 WORDS = {"probes": ("Probe",), "elements": ("g must",), "x": ("on shape",)}  # that name it, too
 LISTS = {"sinks", "labels"}  # whose items are not looked at here, or may be anything that counts
@@ -108,17 +108,17 @@ def test_every_public_name_is_walked() -> None:
         "Culprit", "DataAsymmetry", "Discovery", "EigenResult", "EquivarianceResult", "Estimate",
             "Found",
         "LayerShare", "LieDerivative", "NotApplicable", "Record", "Snapshot", "SpectralDensity",
-        "SpectralMoments", "TrackedValue",
+        "SpectralMoments", "TrackedValue", "Balanced", "Moved", "Suggestion", "Suggestions", "Tied",
     }  # fmt: skip
     bases = {
         "ContinuousSymmetry", "DiscreteSymmetry", "Group", "LinearOperator", "ParameterSymmetry",
         "Probe", "Sink",
     }  # fmt: skip
     without = {
-        "Flip", "O2", "O3", "SO2", "SO3", "Sign", "actions", "linalg", "symmetry",
+        "Flip", "O2", "O3", "SO2", "SO3", "Sign", "act", "actions", "enforce", "linalg", "symmetry",
         "weights",
     }  # fmt: skip
     elsewhere = {"Monitor", "Run", "Chain", "Product", "batch_of_one"}  # test_calls, report
-    rooms = (eqtoolbox, linalg, symmetry, groups, weights)
+    rooms = (eqtoolbox, act, choose, enforce, linalg, symmetry, groups, weights)
     named = {name for room in rooms for name in room.__all__}
     assert named - results - bases - without - elsewhere <= CALLS.keys()
