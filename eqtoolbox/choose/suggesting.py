@@ -17,7 +17,7 @@ from eqtoolbox.choose.mending import mends
 from eqtoolbox.choose.suggestion import Suggestion, Suggestions, ranked
 from eqtoolbox.choose.trial import FoldTrial
 from eqtoolbox.choose.ways import Way, free
-from eqtoolbox.choose.worth import is_open, judged
+from eqtoolbox.choose.worth import is_open, judged, with_subgroups
 from eqtoolbox.expect.bounds import count, instance, some, takes
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.deadline import OutOfTime, deadline
@@ -69,8 +69,9 @@ def suggest(
     1. The candidates that the shapes suggest, those of `claims`, and an algebra inferred from what
        the model learns (`discover_data`).
     2. The gate: inputs and targets together must look the same when they are moved
-       (`data_asymmetry`); p <= 0.01 refuses. An unresolved p passes and is marked. That data of so
-       few samples look symmetric proves nothing: the gain decides.
+       (`data_asymmetry`); p <= 0.01 refuses, and with a claim whatever contains it. An unresolved
+       p passes and is marked. That data of so few samples look symmetric proves nothing: the gain
+       decides.
     3. The gain: the model as it is and with the claim, at about equal weights (a tied network is
        widened), trained alike from fresh weights and judged on samples held out. A gain within
        noise is none (`Gain`). Of labels the gain in accuracy is told, of values the fall of the
@@ -180,6 +181,7 @@ def _suggested(
         judged(s.symmetry, s.result, audited.data.get(s.symmetry.name), s.note)
         for s in audited.scores
     ]
+    known = with_subgroups(known, *(first(x, 2) for x in batch))
     known.sort(key=lambda row: row.claim.name not in names)
     rows = [row for row in known if not is_open(row)]
     left: list[_Todo] = [(row, way, None) for row in known if is_open(row) for way in ways]

@@ -1,10 +1,18 @@
 """The gate: which claims are worth a trial, by what data and model say of them."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
 from eqtoolbox.choose.suggestion import Outcome, Suggestion
 from eqtoolbox.symmetry.asymmetry import DataAsymmetry
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.result import EquivarianceResult
+from eqtoolbox.symmetry.structure import Tree, tensors
 
+LARGEST = 64  # elements of a group that is looked at for smaller ones inside
 REFUSED = 0.01  # p-value of the data's asymmetry up to which a claim is refused
 
 
@@ -46,3 +54,42 @@ def judged(
 def is_open(row: Suggestion) -> bool:
     """Whether a claim is to be tried."""
     return row.outcome == "not tried" and not row.note
+
+
+def with_subgroups(rows: Sequence[Suggestion], inputs: Tree, targets: Tree) -> list[Suggestion]:
+    """Rows of which those are refused, too, that contain a claim which the data do not have.
+
+    A test of a whole group may miss what one of its elements shows: most of its draws are others.
+
+    Args:
+        rows: judged.
+        inputs, targets: two samples, on which actions are compared.
+    """
+    images: dict[str, list[list[Tensor]]] = {}
+    for row in rows:
+        claim, order = row.claim, row.claim.group.order
+        if row.data is not None and order is not None and order <= LARGEST:
+            images[claim.name] = [
+                [*tensors(claim.input_action(g, inputs)), *tensors(claim.output_action(g, targets))]
+                for g in claim.group.elements()
+                if g != claim.group.identity
+            ]
+    lacking = [row for row in rows if row.data is not None and row.data.p_value <= REFUSED]
+    return [_without(row, lacking, images) if is_open(row) else row for row in rows]
+
+
+def _without(
+    row: Suggestion, lacking: Sequence[Suggestion], images: dict[str, list[list[Tensor]]]
+) -> Suggestion:
+    own = images.get(row.claim.name, [])
+    for other in lacking:
+        theirs = images.get(other.claim.name)
+        if theirs and all(any(_same(a, b) for b in own) for a in theirs):
+            assert other.data is not None
+            why = f"it contains {other.claim.name}, which the data do not have"
+            return replace(row, outcome="refused", note=f"{why} (p = {other.data.p_value:.3f})")
+    return row
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True))

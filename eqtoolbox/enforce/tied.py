@@ -142,7 +142,8 @@ def tied(model: Model, claim: Claimed, sample: Tree, *, copy: bool = True) -> Ti
     Hidden units carry copies of the regular representation where the group moves them, else the
     trivial one, and each weight is an average over the group, given the norm that averaging takes
     from it (about |G|^-1/2; without, accuracy falls to chance) and the pace of a weight that is
-    used as often (`Average`). Batch norms share the statistics of a field. Dropout stays as it is:
+    used as often (`Average`): at the same learning rate steps are larger, under Adam by about
+    |G|^1/2, so divide it by as much where a training becomes unstable. Batch norms share the statistics of a field. Dropout stays as it is:
     a law in distribution in training, exact in eval mode. The model is followed as it runs,
     whatever its forward is; what no rule knows is refused by name, and the result is judged on
     random weights in float64.

@@ -63,6 +63,19 @@ def test_quarter_turns_come_first_on_turned_digits(seed: int) -> None:
     assert {row.claim.name for row in found if row.outcome == "gains"} == {"cyclic4.invariant"}
 
 
+def test_a_group_that_contains_a_refused_one_is_refused(monkeypatch) -> None:
+    images, labels = some(0, 200)
+    x, options = turned(images, 0), FAST | {"ways": ["augmented"]}
+    rows = {row.claim.name: row for row in eq.suggest(perceptron(), x, labels, **options)}
+    assert rows["flip.invariant"].outcome == "refused"
+    assert rows["dihedral4.invariant"].outcome == "refused"
+    assert "contains flip.invariant" in rows["dihedral4.invariant"].note
+    assert rows["cyclic4.invariant"].outcome != "refused"
+    monkeypatch.setattr(worth, "LARGEST", 0)
+    rows = {row.claim.name: row for row in eq.suggest(perceptron(), x, labels, **options)}
+    assert rows["dihedral4.invariant"].outcome != "refused", "its own test does not see it"
+
+
 def test_tied_weights_are_compared_at_equal_weights_and_the_call_builds_them() -> None:
     images, labels = some(0)
     x, model = turned(images, 0), perceptron()
