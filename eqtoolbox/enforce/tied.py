@@ -143,10 +143,10 @@ def tied(model: Model, claim: Claimed, sample: Tree, *, copy: bool = True) -> Ti
     trivial one, and each weight is an average over the group, given the norm that averaging takes
     from it (about |G|^-1/2; without, accuracy falls to chance) and the pace of a weight that is
     used as often (`Average`): at the same learning rate steps are larger, under Adam by about
-    |G|^1/2, so divide it by as much where a training becomes unstable. Batch norms share the statistics of a field. Dropout stays as it is:
-    a law in distribution in training, exact in eval mode. The model is followed as it runs,
-    whatever its forward is; what no rule knows is refused by name, and the result is judged on
-    random weights in float64.
+    |G|^1/2, so divide it by as much where a training becomes unstable. Batch norms share the
+    statistics of a field. Dropout stays as it is: a law in distribution in training, exact in eval
+    mode. The model is followed as it runs, whatever its forward is; what no rule knows is refused
+    by name, and the result is judged on random weights in float64.
 
     At the same widths there are about |G| times fewer free weights: compare at equal ones
     (`Tied.widen`). Tie before training: the average of trained weights is a poor start.
