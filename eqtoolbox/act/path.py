@@ -68,7 +68,8 @@ def barrier(
     are made anew, or the barrier is one of statistics (Jordan et al.). Other buffers go straight.
 
     Args:
-        a, b: two models of one architecture.
+        a: a model.
+        b: another of its architecture.
         data: a batch, as `discover` takes it, or batches: a list of such, or a loader, gone
             through once.
         points: values of t, at equal distances, both ends included.

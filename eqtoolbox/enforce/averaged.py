@@ -154,7 +154,10 @@ def sampled(
     error, is in `.report` and in what the module prints.
 
     Args:
-        model, claim, sample, chunk: as for `averaged`.
+        model: as for `averaged`.
+        claim: as for `averaged`.
+        sample: as for `averaged`.
+        chunk: as for `averaged`.
         elements: K, forwards a call.
         seed: of the elements.
 

@@ -31,7 +31,7 @@ class Spanned(MatrixGroup):
 
     Args:
         basis: (k, d, d), each with imaginary eigenvalues to rounding.
-        name: for records.
+        called: the name, for records.
 
     Example:
         >>> turn = torch.tensor([[[0.0, -2.0], [0.5, 0.0]]])
