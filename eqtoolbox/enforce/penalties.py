@@ -26,6 +26,7 @@ from eqtoolbox.watch.aloud import warn
 from eqtoolbox.watch.monitor import Monitor
 
 COLLAPSED = 0.01  # of the variance at the start, from which the outputs are one constant
+FALLEN, STILL = 1 / 3, 1e-3  # of the start, if it is also as little beside the outputs' own square
 DRAWS = 64  # of an element that is not the identity
 Wrapped = Annotated[Callable[..., Any], takes(1, "of a batch, or a module", more=True)]
 
@@ -46,6 +47,7 @@ class Penalty:
         self.start = math.nan  # variance of the outputs over samples at the first call
         self.variance = math.nan  # and at the last
         self.calls = 0
+        self._pending: Tensor | None = None  # variance and mean square of the last call
         self.collapsed_at: int | None = None  # the call at which the alarm was raised
         self._generator = torch.Generator().manual_seed(seed)
         self._checked: set[Any] = set()  # shapes on which the actions were verified
@@ -153,24 +155,37 @@ class Penalty:
         known = [x for x in floating(rows) if x.dim() > 0 and len(x) > 1]
         if not known:
             return
-        variances = [x.float().var(dim=0).mean() for x in known]
-        self.variance = float(torch.stack([v.cpu() for v in variances]).mean())
+        wide = [x.float() for x in known]
+        pairs = [torch.stack([x.var(dim=0).mean(), x.square().mean()]) for x in wide]
+        self._settle()
+        self._pending = torch.stack([pair.to(pairs[0].device) for pair in pairs]).mean(0)
+        if self._pending.device.type == "cpu":  # elsewhere at the next call, without waiting
+            self._settle()
+
+    def _settle(self) -> None:
+        """Read what the last call gave, and raise the alarm if it is due."""
+        if self._pending is None:
+            return
+        (self.variance, energy), self._pending = self._pending.tolist(), None
         if math.isnan(self.start):
             self.start = self.variance
-        if self.collapsed_at is None and self.variance < COLLAPSED * self.start:
+        still = self.variance < STILL * energy and self.variance < FALLEN * self.start
+        if self.collapsed_at is None and (still or self.variance < COLLAPSED * self.start):
             self.collapsed_at = self.calls
             warn(
                 "penalty",
                 f"the outputs collapse: over samples they vary by {self.share:.1g} of what they "
-                f"did at the start, at call {self.calls} of the penalty of {self.claim.name}; a "
-                f"constant obeys every claim. Lower its weight ({self.weight:g}), or enforce the "
-                "claim by eqtoolbox.enforce.averaged or canonicalised",
+                f"did at the start, and by {self.variance / max(energy, 1e-300):.1g} of their own "
+                f"square, at call {self.calls} of the penalty of {self.claim.name}; a constant "
+                f"obeys every claim. Lower its weight ({self.weight:g}), or enforce the claim by "
+                "eqtoolbox.enforce.averaged or canonicalised",
                 self.monitor,
             )
         self.calls += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the stream of elements, and the variance at the start."""
+        self._settle()
         return {
             "start": self.start,
             "calls": self.calls,
@@ -185,11 +200,13 @@ class Penalty:
             KeyError, TypeError, ValueError: it is no such state; nothing of it is taken.
         """
         fitted("state", state, Mapping[str, Any])
-        start, at = state["start"], fitted("state['collapsed_at']", state["collapsed_at"], Any)
+        start = fitted("state['start']", state["start"], float)
+        at = fitted("state['collapsed_at']", state["collapsed_at"], Natural | None)
         calls = fitted("state['calls']", state["calls"], Natural)
         stream = fitted("state['generator']", state["generator"], Tensor)
         self._generator.set_state(stream.cpu())
-        self.start, self.calls, self.collapsed_at = float(start), calls, at
+        self._pending = None
+        self.start, self.calls, self.collapsed_at = start, calls, at
 
 
 def _moves(action: Any, g: Element, x: Tree) -> bool:
@@ -214,8 +231,9 @@ def penalty(
     in classification a large weight ends there: digits upright and turned are .97/.63 right at
     weight 0.1, .95/.74 at 1 and .09/.09 at 10. In regression it trains (`benchmarks/penalty.py`).
     So the variance of the outputs over samples is watched, and one warning raised when it falls
-    below 1 % of what it was at the first call; `collapsed_at` has the call. `averaged` and
-    `canonicalised` obey the claim exactly instead.
+    below 1 % of what it was at the first call, or below a third of it and 0.1 % of the outputs'
+    mean square, which a collapse to a large constant reaches first; `collapsed_at` has the call.
+    `averaged` and `canonicalised` obey the claim exactly instead.
 
     Cost: a forward and a backward an element, and one forward more where `outputs` is not given.
     The model runs as it trains: BatchNorm counts the moved batch, too, and dropout draws anew.

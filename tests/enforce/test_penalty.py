@@ -17,7 +17,7 @@ import eqtoolbox as eq
 from eqtoolbox.demos.digits import load_digits
 from eqtoolbox.demos.robot import MIRROR, PlainArm, load
 from eqtoolbox.demos.rotated import TURNS
-from eqtoolbox.enforce import penalty
+from eqtoolbox.enforce import penalties, penalty
 from eqtoolbox.probes import Curvature
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.symmetry import Equivariance, equivariance_error
@@ -186,11 +186,11 @@ def test_in_regression_it_lowers_the_equivariance_error() -> None:
 
 
 def classified(
-    weight: float, steps: int, monitor: Any = None, held: Any = None
+    weight: float, steps: int, monitor: Any = None, seed: int = 0
 ) -> tuple[Any, list[str]]:
     """Digits, in a few steps of a small convolutional network."""
     x, y = load_digits().train
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
@@ -198,7 +198,7 @@ def classified(
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     held = penalty(TURNS, weight, monitor=monitor)
-    draw = torch.Generator().manual_seed(9)
+    draw = torch.Generator().manual_seed(seed + 9)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(steps):
@@ -218,6 +218,25 @@ def test_a_classifier_collapses_at_weight_10_and_that_is_said_once_within_20_ste
     assert "collapsed at call" in repr(held)
     held, said = classified(0.1, 25)  # the twin that must stay silent
     assert held.collapsed_at is None and said == [] and held.share > 0.5
+
+
+@pytest.mark.parametrize("seed", [1, 3, 6])
+def test_a_collapse_to_a_large_constant_is_told_though_the_variance_falls_slowly(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, _ = classified(10.0, 20, seed=seed)
+    assert held.collapsed_at is not None and held.collapsed_at < 20
+    monkeypatch.setattr(penalties, "STILL", 0.0)  # by its fall alone it is not seen by then
+    held, _ = classified(10.0, 20, seed=seed)
+    assert held.collapsed_at is None
+
+
+def test_values_with_a_large_mean_are_no_collapse() -> None:
+    """Outputs that begin with this mean vary little beside it, and do not fall."""
+    held = penalty(MIRRORED, 1.0)
+    for scale in (1.0, 2.0, 0.8):
+        held(lambda x, scale=scale: 100 + scale * x.sin(), pictures())
+    assert held.variance < 1e-4 * 100**2 and held.collapsed_at is None
 
 
 def test_a_run_is_told_of_the_collapse() -> None:
