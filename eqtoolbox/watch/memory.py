@@ -62,15 +62,18 @@ class Governor:
     def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Snapshot, int]:
         """What the probe is to measure, and on how many samples; 0 where it is the whole batch.
 
+        Args:
+            probe: that measures.
+            snapshot: `limited`.
+
         Raises:
             NoRoom: not even a sample fits, or the batch cannot be cut.
         """
-        measured = snapshot.measured
-        if self.limit is None or measured is None:
+        measured, room = snapshot.measured, snapshot.room
+        if measured is None:
             return snapshot, 0
-        graphs = probe.graphs * self._saved(snapshot, snapshot.objective) * _numbers(measured)
+        graphs = probe.graphs * snapshot.graph * len(measured.calls)
         copies = probe.copies * _bytes(snapshot.before.values())
-        room = max(self._room(snapshot), SLACK)
         if graphs + copies <= room:
             return snapshot, 0
         if copies > room:

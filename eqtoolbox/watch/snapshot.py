@@ -120,11 +120,10 @@ class Snapshot:
         return found
 
     def within(self, objective: Objective, copies: float, graphs: float) -> Objective:
-        """As much of the batch of an objective as the memory has room for: for what does not
-        depend on the batch, such as which symmetries a loss has.
+        """As much of an objective as the memory has room for, where any part of the batch will do.
 
         Args:
-            objective: one call of the loss on the batch to measure on, or on another as large.
+            objective: on the batch to measure on, or on another as large.
             copies: of the parameters that are held beside it.
             graphs: how often what autograd saves in one evaluation is.
 
@@ -134,8 +133,9 @@ class Snapshot:
         held = copies * sum(p.numel() * p.element_size() for p in self.before.values())
         graph = graphs * self.graph
         while held + graph > self.room:
-            try:
-                objective, graph = objective.halved(), graph / 2
+            try:  # several calls are evaluated one by one: fewer take no less
+                graph = graph / 2 if len(objective.calls) == 1 else graph
+                objective = objective.halved()
             except ValueError:
                 raise NoRoom(no_room(held + graph, self.room, "one sample")) from None
         return objective

@@ -262,3 +262,57 @@ def test_the_limit_keeps_the_peak_of_a_training() -> None:
     free, kept = peak_of("None"), peak_of("1.25")
     assert free > 100, "twelve layers save 48 MiB each time"
     assert kept < 0.75 * free
+
+
+class Within(Probe):
+    """Samples and calls of the loss that there is room for beside so many copies and graphs."""
+
+    name, headline, mode = "within", "samples", "train"
+
+    def __init__(self, copies: float, graphs: float) -> None:
+        self.needs = copies, graphs
+        self.graphs = self.copies = 0.0  # type: ignore[misc]
+
+    def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+        part = snapshot.within(snapshot.objective, *self.needs)
+        yield Measurement("samples", float(samples(part)))
+        yield Measurement("calls", float(len(part.calls)))
+
+
+@pytest.mark.usefixtures("tight")
+def test_as_much_of_the_batch_is_looked_at_as_there_is_room_for() -> None:
+    whole = float(len(blobs()[0]))
+    counts = [watched(Within(0.0, graphs), memory=1.25)[0].value for graphs in (0.5, 3.0, 12.0)]
+    assert counts[0] == whole > counts[1] > counts[2] > 0
+    assert watched(Within(0.0, 12.0), memory=None)[0].value == whole
+    row = watched(Within(1000.0, 0.0), memory=1.25)[0]
+    assert row.status == "skipped_memory" and "one sample" in row.note
+
+
+@pytest.mark.usefixtures("tight")
+def test_fewer_calls_of_a_loss_are_no_smaller_graph() -> None:
+    """Micro-batches are evaluated one by one: leaving some out frees nothing."""
+    torch.manual_seed(0)
+    model, sink = mlp(6, 256, 3), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = blobs()
+    probes = [Within(0.0, 3.0)]
+    with eq.attach(model, optimizer, probes=probes, schedule=1, budget=None, sinks=[sink]) as m:
+        loss = m.loss(cross_entropy)
+        for _ in range(4):
+            (loss(model, (x, y)) / 4).backward()
+        optimizer.step()
+    found = {r.name: r.value for r in sink.records if r.probe == "within"}
+    alone = watched(Within(0.0, 3.0), memory=1.25)[0].value
+    assert found["within/calls"] == 1 and found["within/samples"] <= alone < len(x)
+
+
+@pytest.mark.usefixtures("tight")
+def test_laws_hold_where_they_were_found_on_a_part_of_the_batch() -> None:
+    x = torch.randn(2048, 6, generator=torch.Generator().manual_seed(0))
+    batch = x, x[:, :3].argmax(1)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+    probe = eq.probes.Conservation(growth=0)
+    rows = watched(probe, model=model, batch=batch, memory=1.25)
+    laws = [r for r in rows if r.name == "conservation/first_order/rescale"]
+    assert laws and {r.verdict for r in laws} == {"holds"}
