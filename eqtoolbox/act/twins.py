@@ -17,9 +17,12 @@ def check_twins(model: nn.Module, reference: nn.Module) -> None:
     for kind in ("named_parameters", "named_buffers"):
         own, other = (dict(getattr(m, kind)()) for m in (model, reference))
         for name in [*own, *other]:
-            shapes = [tuple(x[name].shape) if name in x else None for x in (own, other)]
-            if shapes[0] != shapes[1]:
-                told = " and of ".join("nothing" if s is None else str(s) for s in shapes)
+            kinds = [
+                (tuple(x[name].shape), x[name].dtype) if name in x else () for x in (own, other)
+            ]
+            if kinds[0] != kinds[1]:
+                part = slice(1) if kinds[0][:1] != kinds[1][:1] else slice(1, 2)
+                told = " and of ".join(str(*k[part]) if k else "nothing" for k in kinds)
                 raise ValueError(f"expected models of one architecture, got {name} of {told}")
         for name, x in [*own.items(), *other.items()]:
             if x.is_meta:

@@ -113,6 +113,8 @@ def test_nothing_is_left_of_it(training: bool) -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     a, data = normalised(0), images()
+    with pytest.raises(ValueError, match=r"weight of torch\.float32 and of torch\.float64"):
+        eq.act.barrier(nn.Linear(6, 3), nn.Linear(6, 3).double(), data)
     with pytest.raises(ValueError, match="one architecture"):
         eq.act.barrier(a, nn.Linear(2, 2), data)
     with pytest.raises(ValueError, match="points must be an integer >= 3"):
