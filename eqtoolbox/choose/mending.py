@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.symmetry.actions.action import dihedral, flip, quarter_turn
+from eqtoolbox.symmetry.causes import Kind
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, culprit
 from eqtoolbox.symmetry.structure import Tree, tensors
@@ -51,7 +52,7 @@ def mends(model: nn.Module, inputs: Tree, claim: Equivariance, first: Culprit) -
             return
         here, cause = found.layer, found.cause
         module = dict(tried.named_modules()).get(here)
-        words, code, change = _mend(module, here, cause, claim, inputs)
+        words, code, change = _mend(module, here, found.kind, claim, inputs)
         done = False
         if change is not None and module is not None:
             try:
@@ -68,26 +69,26 @@ def mends(model: nn.Module, inputs: Tree, claim: Equivariance, first: Culprit) -
 _Rule = tuple[str, str, Callable[[Any], None] | None]  # words, code, the change on a copy
 
 
-def _mend(module: Any, layer: str, cause: str, claim: Equivariance, inputs: Tree) -> _Rule:
-    """By the cause, most specific first."""
+def _mend(module: Any, layer: str, kind: Kind, claim: Equivariance, inputs: Tree) -> _Rule:
+    """By the kind of the cause, most specific first."""
     at = f'model.get_submodule("{layer}")'
     grid = any(x.dim() > 2 for x in tensors(inputs))
-    if grid and ("one row" in cause or isinstance(module, nn.Flatten | nn.Linear)):
+    if grid and (kind == "row" or isinstance(module, nn.Flatten | nn.Linear)):
         return "pool over all places before it, such as nn.AdaptiveAvgPool2d(1)", "", None
-    if "pads with" in cause:
+    if kind == "padding":
         code = f'{at}.padding_mode = "circular"'
         return "padding_mode='circular'", code, lambda m: setattr(m, "padding_mode", "circular")
-    if "unread at one side" in cause:
-        return cause.rpartition("side: ")[2], "", None
-    if "of stride" in cause:
+    if kind == "unread":
+        return "an input of the size that its cause names, or stride 1", "", None
+    if kind == "stride":
         return "stride 1, or a low-pass (blur) before the stride", "", None
     if isinstance(module, nn.Linear) and claim.group.order is not None:
         return f"tie its weights, {_TIED}", _TIED, None
-    if "kernel of" in cause and claim.input_action in _CENTRED:
+    if kind == "kernel" and claim.input_action in _CENTRED:
         return f"tie its kernel, {_TIED}", _TIED, lambda m: _symmetric(m, claim)
-    if "positional embedding" in cause:
+    if kind == "position":
         return "leave the positional embedding out, or move it with the entries", "", None
-    if "adds a constant" in cause and getattr(module, "bias", None) is not None:
+    if kind == "constant" and getattr(module, "bias", None) is not None:
         return "leave the bias out", f"{at}.bias = None", lambda m: setattr(m, "bias", None)
     return f"average over the group, {_AVERAGED}", _AVERAGED, None
 

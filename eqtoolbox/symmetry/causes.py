@@ -1,7 +1,7 @@
 """Rules that say in words why a layer breaks a symmetry."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,26 @@ from eqtoolbox.symmetry.actions.scaling import Degree, Parity
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.layers import Activation, Layers, label
 from eqtoolbox.symmetry.structure import Tree, floating
+
+Kind = Literal["", "unread", "stride", "padding", "kernel", "position", "constant", "row"]
+
+
+class Cause(str):
+    """Why a layer breaks a claim, in words, and of which kind: what a mend goes by.
+
+    Example:
+        >>> cause = Cause("Conv2d pads with zeros", "padding")
+        >>> cause, cause.kind
+        ('Conv2d pads with zeros', 'padding')
+    """
+
+    kind: Kind
+
+    def __new__(cls, words: str, kind: Kind = "") -> "Cause":
+        made = super().__new__(cls, words)
+        made.kind = kind
+        return made
+
 
 ORDERED = {"topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "median", "mode"}
 _CENTRED = (quarter_turn, dihedral, flip)
@@ -42,7 +62,8 @@ def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivarianc
     if before is not None and before.dim() >= 3 and hasattr(module, "kernel_size"):
         return _grid(module, before, symmetry)
     if isinstance(module, nn.Embedding) or "osition" in kind:
-        return f"{kind}: a positional embedding tells entries apart; remove it or permute it too"
+        words = f"{kind}: a positional embedding tells entries apart; remove it or permute it too"
+        return Cause(words, "position")
     if _permutes(symmetry):
         return _order(module, at, [m[name] for m in layers.moved])
     if boosts(symmetry) and _pointwise(module, at):
@@ -57,9 +78,10 @@ def cause_of(module: nn.Module, name: str, layers: Layers, symmetry: Equivarianc
             "the band (a quarter of the sampling rate for squares)"
         )
     if isinstance(symmetry.input_action, Parity | Degree) and _shifts(module):
-        return (
+        return Cause(
             f"{kind} adds a constant (a bias or a running mean), which no sign and no scale "
-            "passes: leave it out"
+            "passes: leave it out",
+            "constant",
         )
     if isinstance(module, nn.Flatten | nn.Linear):
         return (
@@ -73,9 +95,10 @@ def cause_between(model: nn.Module, name: str, layers: Layers, inputs: Tree) -> 
     before = layers.base[name].given
     if before is not None and before.dim() == 2 and _in_one_row(before, inputs):
         kind = type(model.get_submodule(name)).__name__
-        return (
+        return Cause(
             "before it the entries are laid out in one row, where no action fits any more, and "
-            f"{kind} gives every place its own weights: pool, or feed it what does not move"
+            f"{kind} gives every place its own weights: pool, or feed it what does not move",
+            "row",
         )
     parent = model.get_submodule(name.rpartition(".")[0])
     shape = layers.base[name].given
@@ -91,9 +114,10 @@ def cause_between(model: nn.Module, name: str, layers: Layers, inputs: Tree) -> 
         if isinstance(module, nn.Embedding) and other in still
     ]
     if tables:
-        return (
+        return Cause(
             f"an operation before it, outside of any layer: {tables[0]} looks like a positional "
-            "embedding, which tells entries apart; remove it or permute it too"
+            "embedding, which tells entries apart; remove it or permute it too",
+            "position",
         )
     return "an operation before it, outside of any layer; wrap it in a module to have it named"
 
@@ -191,29 +215,34 @@ def _grid(module: nn.Module, before: Tensor, symmetry: Equivariance) -> str:
             if sizes
             else f"a size with (size + {2 * pad - kernel}) % {stride} = 0"
         )
-        return (
+        return Cause(
             f"{kind} of kernel {kernel} and stride {stride} on size {size} leaves {rest} of the "
-            f"rows unread at one side: use {fits}, or stride 1"
+            f"rows unread at one side: use {fits}, or stride 1",
+            "unread",
         )
     if stride > 1 and shifts:
-        return (
+        return Cause(
             f"{kind} of stride {stride} commutes with shifts by multiples of {stride} only: "
-            "low-pass before it, or test those shifts"
+            "low-pass before it, or test those shifts",
+            "stride",
         )
     mode = getattr(module, "padding_mode", "zeros")
     if boosts(symmetry) and pad and mode != "circular":
-        return (
+        return Cause(
             f"{kind} pads with {mode}, which no wind blows through: use padding_mode='circular', "
-            "or take the mean flow off before it"
+            "or take the mean flow off before it",
+            "padding",
         )
     if shifts and pad and mode != "circular":
-        return (
+        return Cause(
             f"{kind} pads with {mode}: what leaves on one side does not return on the other; use "
-            "padding_mode='circular', or Shift with a margin"
+            "padding_mode='circular', or Shift with a margin",
+            "padding",
         )
     if hasattr(module, "weight"):
-        return (
-            f"the kernel of {kind} is not symmetric: average it over the group, or average outputs"
+        return Cause(
+            f"the kernel of {kind} is not symmetric: average it over the group, or average outputs",
+            "kernel",
         )
     return f"{kind} does not commute with the action"
 

@@ -13,7 +13,7 @@ from eqtoolbox.symmetry.actions.boosts import Boost
 from eqtoolbox.symmetry.actions.fields import Field
 from eqtoolbox.symmetry.actions.linear import axial_vectors, pseudo_scalars, vectors
 from eqtoolbox.symmetry.actions.resampling import Turn, Zoom, band_limited
-from eqtoolbox.symmetry.causes import ORDERED, cause_between, cause_of, operations
+from eqtoolbox.symmetry.causes import ORDERED, Cause, Kind, cause_between, cause_of, operations
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
 from eqtoolbox.symmetry.layers import LayerError, Layers, activations, call
@@ -31,6 +31,11 @@ class Culprit:
     cause: str  # in words; "" without a culprit
     layers: tuple[LayerError, ...]  # in order of execution
     floor: float  # relative error of rounding
+
+    @property
+    def kind(self) -> Kind:
+        """Of the cause, where it is one that something is known against."""
+        return self.cause.kind if isinstance(self.cause, Cause) else ""
 
 
 @checked

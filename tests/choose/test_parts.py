@@ -1,6 +1,8 @@
 """What suggestions are made of: gains, fresh and wider networks, augmentation, evidence, mends."""
 
 import math
+from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from eqtoolbox.replay.reading import Reading
 from eqtoolbox.symmetry.actions.action import flip, quarter_turn, roll, trivial
 from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.actions.scaling import Degree
+from eqtoolbox.symmetry.causes import Cause
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import culprit
 from eqtoolbox.symmetry.equivariance import equivariance_error
@@ -219,6 +222,17 @@ def test_evidence_of_labels_pays_for_weights_that_explain_nothing() -> None:
     large.weight.data = torch.tensor([[-3.0, 9.0], [3.0, -9.0]])  # explains by noise, too
     better, worse = (laplace.evidence(m, learning(x, y, m))[0] for m in (small, large))
     assert -math.log(2) < better and worse < better - 0.5
+
+
+def test_a_mend_goes_by_the_kind_of_the_cause_not_by_its_words() -> None:
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3, padding=1), flat=nn.Flatten()))
+    x = torch.randn(2, 1, 5, 5)
+    found = culprit(net, x, TURNS)
+    assert found.kind == "kernel"
+    reworded = replace(found, cause=Cause("in other words", found.kind))
+    assert next(mends(net, x, TURNS, reworded)).words == next(mends(net, x, TURNS, found)).words
+    unknown = replace(found, cause=str(found.cause))  # a cause of which no kind is known
+    assert "average" in next(mends(net, x, TURNS, unknown)).words
 
 
 def test_padding_is_mended_by_code_that_runs() -> None:
