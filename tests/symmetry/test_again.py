@@ -210,7 +210,7 @@ def nothing(x: Tensor) -> Tensor:
 def test_inert_units_are_found_again(dead: int) -> None:
     net = Net(torch.relu if dead == 1 else nothing)
     with torch.no_grad():
-        net.b.weight[1], net.b.bias[1] = 0.0, -9.0
+        net.b.weight[1], net.b.bias[1] = 0.0, -90.0  # which no translation that is drawn wakes
     found = search(net)
     still = [(s.family, s.dimension) for s in found if s.status == "inert" and s.name == "b-c"]
     assert still == [("rescale", dead), ("permutation", 4)][: 1 + (dead == 5)]

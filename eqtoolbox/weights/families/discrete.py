@@ -61,7 +61,8 @@ class AxisMove:
         other = 1 if self.axis == 0 else 0
         new = (self.source != torch.arange(len(source))).nonzero().reshape(-1).to(source)
         # in stretches along another axis: what is exchanged fits into the cache
-        rows = max(1, CACHED * tensor.shape[other] // tensor.numel()) if tensor.dim() > 1 else 0
+        moving = max(tensor.numel() * len(new) // len(source), 1)
+        rows = max(1, CACHED * tensor.shape[other] // moving) if tensor.dim() > 1 else 0
         for part in torch.split(tensor, rows, other) if rows else (tensor,):
             if self.axis == 0 or 2 * len(new) < len(source):
                 part.index_copy_(self.axis, new, part.index_select(self.axis, source[new]))

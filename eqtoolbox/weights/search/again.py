@@ -26,7 +26,7 @@ from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
-from eqtoolbox.weights.search.verification import Move, change, gradients
+from eqtoolbox.weights.search.verification import Move, changes_along, gradients
 
 log = logging.getLogger(__name__)
 Pairs = list[tuple[ParameterSymmetry, KnownRow]]
@@ -156,7 +156,6 @@ def _check_element(problem: Problem, pairs: Pairs) -> None:
         (near if row.status == "approximate" else exact).append(moves)
         tolerance = max(tolerance, symmetry.tolerance if row.status == "approximate" else 0.0)
     for together, bound in ((exact, problem.small), (near, tolerance)):
-        for which in range(2):
-            moves = [of[which] for of in together]
-            if moves and change(problem.loss, problem.point, moves, problem.value) > bound:
-                raise Otherwise("the loss moves along an element that kept it")
+        found = changes_along(problem.loss, problem.point, together, problem.value, bound)
+        if max(found, default=0.0) > bound:
+            raise Otherwise("the loss moves along an element that kept it")

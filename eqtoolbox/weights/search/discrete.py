@@ -1,14 +1,11 @@
 """Discrete search: permutations and sign flips, those within larger groups left out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from eqtoolbox.weights.families.discrete import Permuting
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
-from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import each_member
@@ -121,19 +118,9 @@ class DiscreteSearch:
 
 
 def elements_of(symmetry: DiscreteSymmetry, generator: torch.Generator) -> list[Move]:
-    """A random element g, and g after the first generating element.
+    """A random element, and to follow it the first generating element.
 
-    A subgroup with both has that generating element: no parity hides.
+    A subgroup with what both lead to has that generating element: no parity hides.
     """
-    if isinstance(symmetry, Permuting):  # two orders at once are one
-        order = torch.randperm(symmetry.dimension + 1, generator=generator)
-        first = symmetry.exchanged(torch.tensor([0]), torch.tensor([1]))
-        orders = (order, first[order])
-        return [move(symmetry, partial(symmetry.permuted, order=o)) for o in orders]
-    drawn = symmetry.draw(generator)
-
-    def after_first(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given = {**params, **symmetry.element(params, 0)}
-        return drawn(Owned(given) if isinstance(params, Owned) else given)
-
-    return [move(symmetry, drawn), move(symmetry, after_first)]
+    first = partial(symmetry.element, which=0)
+    return [move(symmetry, symmetry.draw(generator)), move(symmetry, first)]

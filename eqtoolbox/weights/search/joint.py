@@ -49,8 +49,8 @@ class Candidate:
 
     @property
     def moves(self) -> list[Move]:
-        """By c, and by -c: a dead unit is flat on one side only."""
-        return [self.along(1.0), self.along(-1.0)]
+        """To c, and from there to -c: a dead unit is flat on one side only."""
+        return [self.along(1.0), self.along(-2.0)]
 
     def along(self, share: float) -> Move:
         """By a share of c."""
@@ -109,15 +109,12 @@ def _moved(
 ) -> tuple[list[float], list[float]]:
     """Residuals where all are moved, of order 1 where it is not small, else of order 0; beside."""
     moves = [*(c.moves for c in holding), *beside]
-    worst = 0.0
-    for sign in range(2 if moves else 0):
-        worst = max(worst, problem.change([m[sign] for m in moves]))
-        if worst > problem.small:
-            break
+    seen = problem.along(moves)
+    worst = max(seen, default=0.0)
     if worst <= problem.small:
         return [worst] * len(holding), [worst] * len(beside)
     # half way: what is linear here and dead there is neither between
-    found = _slopes(problem, holding, 0.5 - sign, alone=False)
+    found = _slopes(problem, holding, 1.5 - len(seen), alone=False)
     left = [k for k, order_1 in enumerate(found) if not order_1 > problem.small]
     rest = [*(holding[k].moves for k in left), *beside]
     changes = problem.changes(rest, failing=len(left) == len(holding))

@@ -108,6 +108,11 @@ class Point(Mapping[str, Tensor]):
         """Whether the model is small enough to be kept."""
         return sum(p.numel() for p in self._source.values()) <= self._limit
 
+    @property
+    def lasting(self) -> frozenset[str]:
+        """Names of the tensors that are written over; of the others nobody's copy is ours."""
+        return frozenset(n for n, p in self._source.items() if p.numel() > self._limit)
+
     def _empty(self, name: str) -> Tensor:
         return torch.empty_like(self._source[name], dtype=self._dtype)
 

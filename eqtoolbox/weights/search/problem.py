@@ -12,7 +12,7 @@ from eqtoolbox.weights.search.point import Point, beside
 from eqtoolbox.weights.search.verification import (
     Loss,
     Move,
-    change,
+    changes_along,
     evaluated,
     joint_changes,
     limit,
@@ -44,9 +44,9 @@ class Problem:
     def small(self) -> float:
         return limit(self.value.dtype)
 
-    def change(self, moves: Sequence[Move]) -> float:
-        """Relative change of the loss where all are moved."""
-        return change(self.loss, self.point, moves, self.value)
+    def along(self, moves: Sequence[Sequence[Move]]) -> list[float]:
+        """Relative changes of the loss where all are moved; see `changes_along`."""
+        return changes_along(self.loss, self.point, moves, self.value, self.small)
 
     def changes(self, moves: Sequence[Sequence[Move]], failing: bool = False) -> list[float]:
         """Relative change of the loss under each proposal's moves; see `joint_changes`."""

@@ -7,7 +7,8 @@ function that vanishes at the element drawn: with probability zero, up to roundi
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -55,9 +56,25 @@ def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
     with unobserved():
         each = _by_name(moves)
         made = {name: _moved(params, name, each.get(name, ())) for name in params}
-        for one in moves:
-            if not one.separable:
-                made.update(one.apply(made))
+        return _mixed(made, moves)
+
+
+def _moved_on(there: dict[str, Tensor], owned: Collection[str], moves: Sequence[Move]) -> None:
+    """The same of what was moved before, last first, written over where it is owned."""
+    with unobserved():
+        back = moves[::-1]
+        _mixed(there, back)
+        for name, own in _by_name(back).items():
+            for one in own if name in there else ():
+                given = {name: there[name]}
+                there[name] = one.apply(Owned(given) if name in owned else given)[name]
+
+
+def _mixed(made: dict[str, Tensor], moves: Sequence[Move]) -> dict[str, Tensor]:
+    """Parameters after those moves that are not separable."""
+    for one in moves:
+        if not one.separable:
+            made.update(one.apply(made))
     return made
 
 
@@ -112,30 +129,69 @@ def draw(symmetry: ContinuousSymmetry, like: Tensor, generator: torch.Generator)
 
 def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) -> Tensor:
     """The function where `params` are moved."""
-    if not isinstance(params, Point):
-        with torch.no_grad():
-            return valued(function, moved(params, moves))
-    if not params.whole:
-        give_back()
-    there = moved(params, moves)
-    if not params.whole:
-        give_back()
-    with torch.no_grad(), params.scope():
-        found = valued(function, {**there, **_statistics(params, moves)})
-    return found if params.whole else found.clone()  # it may be a part of what is written over
+    return next(_on_the_way(function, params, [moves]))
 
 
-def _statistics(params: Point, moves: Sequence[Move]) -> dict[str, Tensor]:
+def _on_the_way(
+    function: Loss, params: Parameters, steps: Iterable[Sequence[Move]]
+) -> Iterator[Tensor]:
+    """The function after each step from `params`, which goes on from where the last one led."""
+    large = isinstance(params, Point) and not params.whole
+    there: dict[str, Tensor] = {}
+    statistics: dict[str, Tensor] = {}
+    for number, moves in enumerate(steps):
+        if large:
+            give_back()
+        if number:
+            _moved_on(there, params.lasting if isinstance(params, Point) else (), moves)
+        else:
+            there = moved(params, moves)
+        statistics = _statistics(params, moves, statistics)
+        if large:
+            give_back()
+        with torch.no_grad(), params.scope() if isinstance(params, Point) else nullcontext():
+            found = valued(function, {**there, **statistics})
+        yield found.clone() if large else found  # it may be a part of what is written over
+
+
+def _statistics(
+    params: Parameters, moves: Sequence[Move], before: Parameters | None = None
+) -> dict[str, Tensor]:
     """Running statistics after those moves that take them along."""
-    known = params.statistics
+    if not isinstance(params, Point):
+        return {}
+    known = before or params.statistics
     along = [one for one in moves if not known.keys().isdisjoint(one.names)]
-    return moved(known, along) if along else {}
+    return moved(known, along) if along else dict(before or {})
 
 
 def change(loss: Loss, params: Parameters, moves: Sequence[Move], value: Tensor) -> float:
     """|L(moved) - L| / |L|, infinite where the loss is not finite there."""
-    found = float((evaluated(loss, params, moves) - value).abs() / value.abs().clamp_min(1e-300))
-    return found if math.isfinite(found) else math.inf
+    return _change(evaluated(loss, params, moves), value)
+
+
+def _change(found: Tensor, value: Tensor) -> float:
+    relative = float((found - value).abs() / value.abs().clamp_min(1e-300))
+    return relative if math.isfinite(relative) else math.inf
+
+
+def changes_along(
+    loss: Loss, params: Parameters, moves: Sequence[Sequence[Move]], value: Tensor, small: float
+) -> list[float]:
+    """Relative change of the loss where all are moved once, then once more, and so on.
+
+    Up to the first change that is not small. Later moves go in the opposite order, so that those
+    that lead back meet what those before them made: of x -> a x, x -> x + b first b is undone.
+
+    Args:
+        moves: of every proposal as many, one to follow the other.
+    """
+    found: list[float] = []
+    for value_there in _on_the_way(loss, params, zip(*moves, strict=True)):
+        found.append(_change(value_there, value))
+        if found[-1] > small:
+            break
+    return found
 
 
 def joint_changes(
@@ -149,18 +205,14 @@ def joint_changes(
     """Relative change of the loss for each proposal, all tried together and halved where they fail.
 
     Args:
-        moves: for every proposal the moves to try, as many for each (c and -c).
+        moves: for every proposal the moves to try, one to follow the other, as many for each.
         small: change up to which a set of proposals passes together.
         failing: whether it is known that they do not pass together.
     """
     if not moves:
         return []
     if not failing or len(moves) == 1:
-        worst = 0.0
-        for k in range(len(moves[0])):
-            worst = max(worst, change(loss, params, [m[k] for m in moves], value))
-            if worst > small:
-                break
+        worst = max(changes_along(loss, params, moves, value, small), default=0.0)
         if worst <= small or len(moves) == 1:
             return [worst] * len(moves)
     half = len(moves) // 2
