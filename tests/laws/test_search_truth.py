@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import eqtoolbox as eq
 from eqtoolbox.weights.search.members import members
+from eqtoolbox.weights.tracing import labels
+from eqtoolbox.weights.tracing.dims import atoms
 from eqtoolbox.weights.tracing.needed import Needed
 from eqtoolbox.weights.tracing.propagation import RULES, Propagation
 from eqtoolbox.weights.tracing.trace import Node, Value, trace
@@ -486,6 +489,40 @@ def test_entries_that_are_not_read_are_named() -> None:
         for n, p in params.items()
     ])  # fmt: skip
     assert not bool(moved[~read].any()) and int((~read).sum()) == 10
+
+
+class Places(nn.Module):
+    """A table of places of which a sequence reads the first ones."""
+
+    def __init__(self, read: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.place, self.read = nn.Embedding(9, 4), read
+        self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(x + self.place.weight[: self.read])))
+
+
+@pytest.mark.parametrize("read", [2, 9])
+def test_rows_that_are_not_read_are_no_units(read: int) -> None:
+    """Only hidden units change places; the twin: with none left out rows of the table would."""
+    x = torch.randn(3, read, 4, generator=torch.Generator().manual_seed(0))
+    found = eq.weights.discover(Places(read), (x, torch.zeros(3, read, 2)))
+    exchanged = [(s.name, s.dimension) for s in found if s.family == "permutation"]
+    assert exchanged == [("up-down", 4)]
+
+
+def test_rows_that_are_not_read_are_units_where_all_counts_as_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(labels, "_read", lambda state, trace: [
+        atom for v in trace.parameters.values() for d in state.carried[v.number].axes
+        for atom in atoms(d)
+    ])  # fmt: skip
+    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    found = eq.weights.discover(Places(2), (x, torch.zeros(3, 2, 2)))
+    assert ("place", 6) in {(s.name.split()[0], s.dimension) for s in found}
 
 
 def test_the_truth_of_a_product_is_known() -> None:

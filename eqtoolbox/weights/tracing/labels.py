@@ -1,6 +1,7 @@
 """Labels: which atoms may be permuted, from the structure of a trace alone.
 
-An atom whose indices meet no data, position or class is a set of units that may change places.
+An atom whose indices meet no data, position or class is a set of units that may change places,
+where the loss reads any of them.
 An atom that has another beside it wherever it occurs is permuted for each index of that by itself;
 two that are never apart are one.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from eqtoolbox.weights.tracing.blocks import blocks
 from eqtoolbox.weights.tracing.dims import Dim, atoms, find
 from eqtoolbox.weights.tracing.exponents import Carried
+from eqtoolbox.weights.tracing.needed import Needed
 from eqtoolbox.weights.tracing.propagation import Propagation
 from eqtoolbox.weights.tracing.trace import Trace
 
@@ -30,13 +32,7 @@ class Permuted:
 def permuted(state: Propagation, trace: Trace) -> Iterator[Permuted]:
     """The atoms of parameters that may be permuted; notes what a missing rule may have cost."""
     told = _told(state.named)
-    held = {
-        atom: None
-        for value in trace.parameters.values()
-        for axis in state.carried[value.number].axes
-        for atom in atoms(axis)
-        if atom.size > 1 and atom.kind == "atom"
-    }
+    held = dict.fromkeys(a for a in _read(state, trace) if a.size > 1 and a.kind == "atom")
     stopped: set[Dim] = set()
     for what, dims, sources in state.lost:
         own = {atom for dim in dims for atom in atoms(dim) if atom.size > 1} - told
@@ -52,6 +48,18 @@ def permuted(state: Propagation, trace: Trace) -> Iterator[Permuted]:
         if atom not in done:
             yield Permuted((atom, *inseparable), tuple(a for a in others if a not in inseparable))
         done.update(inseparable)
+
+
+def _read(state: Propagation, trace: Trace) -> Iterator[Dim]:
+    """The atoms of parameters, but for those of entries alone that the loss does not read."""
+    needed = Needed.of(state, trace.live(trace.loss), trace.loss)
+    for value in trace.parameters.values():
+        own, wanted = state.carried[value.number], needed.values.get(value.number, set())
+        for axis in own.axes if wanted is None else ():
+            yield from atoms(axis)
+        for choice in wanted or ():
+            for axis, number in zip(own.axes, choice, strict=True):
+                yield from (s.atom for s in blocks(axis)[number].strides)
 
 
 def _told(dims: list[Dim]) -> set[Dim]:
