@@ -146,6 +146,7 @@ def _find(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
             model=own.model,
             known=known,
             statistics=running(own.buffers),
+            batch=wide,
         )
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return find_symmetries(

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,15 @@ from torch.utils._pytree import tree_leaves
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
+from eqtoolbox.replay.parts import in_parts
+from eqtoolbox.replay.reading import opened
 from eqtoolbox.replay.statistics import running
+from eqtoolbox.replay.tree import tensors
 from eqtoolbox.weights.epsilon import observed
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
+
+if TYPE_CHECKING:  # brings scipy
+    from eqtoolbox.weights.search.enough import Divisible
 
 
 def find_symmetries(
@@ -29,13 +35,34 @@ def find_symmetries(
     model: nn.Module | None = None,
     known: KnownSymmetries | None = None,
     statistics: Mapping[str, Tensor] | None = None,
+    batch: Objective | None = None,
 ) -> Found:
-    """Parameter symmetries of `loss` at `params`; see `eqtoolbox.weights.search`."""
+    """Parameter symmetries of `loss` at `params`; see `eqtoolbox.weights.search`.
+
+    Args:
+        batch: that the loss is of, whose samples may be cut apart.
+    """
     from eqtoolbox.weights.search import find
 
+    samples = None if batch is None else _samples(batch)
     return find.find_symmetries(
-        loss, params, generator, run, dtype, moved_inputs, model, known, statistics
+        loss, params, generator, run, dtype, moved_inputs, model, known, statistics, samples
     )
+
+
+def _samples(objective: Objective) -> "Divisible | None":
+    """The samples of its batch; None where that cannot be cut."""
+    from eqtoolbox.weights.search.enough import Divisible
+
+    own = [x for x in tensors(objective.batch) if x.dim()]
+    if not own or in_parts(opened(objective.batch)):
+        return None
+
+    def first(number: int) -> tuple[Any, Any]:
+        part, _ = objective.split(len(own[0]) // number)[0]
+        return part.output_and_loss, part.loss_of_moved_inputs
+
+    return Divisible(count=len(own[0]), first=first)
 
 
 @checked
@@ -153,6 +180,7 @@ def _found(objective: Objective, params: Mapping[str, Tensor]) -> Found:
             moved_inputs=objective.loss_of_moved_inputs,
             model=objective.model,
             statistics=running(objective.buffers),
+            batch=objective,
         )
 
 

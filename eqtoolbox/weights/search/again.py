@@ -55,7 +55,7 @@ def again(problem: Problem, known: KnownSymmetries) -> Found:
         slopes.add(params, gradient)
         shifts.add(gradient)
 
-    gradients(problem.loss, problem.point, receive)
+    gradients(problem.whole, problem.point, receive)
     looked_at_elsewhere(problem, slopes)
     flat = propose_shifts(problem, shifts)
     pairs = _paired(

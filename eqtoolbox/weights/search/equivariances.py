@@ -35,7 +35,7 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     |u . (J K_c - rho_c)| for a random u, over the scale of both terms (`search.slopes`).
     """
     proposed = propose_equivariances(problem)
-    outputs, point, y = problem.outputs, problem.point, problem.trace.made
+    outputs, point, y = problem.outputs, problem.point, problem.made
     if outputs is None or y is None or not proposed:
         return
     drawn = [draw(s, y, problem.random) for s in proposed]
@@ -58,7 +58,8 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
         if found[k].status == "approximate":
             (found[k],) = explained(outputs, point, y, [Trial(found[k], c, slope, scale)], u)
     for k in (k for k in near if k not in asked):
-        (found[k],) = explained(outputs, point, y, [Trial(found[k], drawn[k])], u)
+        trials, known = [Trial(found[k], drawn[k])], lambda: problem.amounts
+        (found[k],) = explained(outputs, point, y, trials, u, known)
     yield from (s for s in found if s.status != "broken")
 
 
@@ -113,7 +114,7 @@ def propose_equivariances(problem: Problem) -> list[ContinuousSymmetry]:
 def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
     """Whether outputs move with all of these, to rounding or to what an epsilon may leave."""
     every = [s for s in known if isinstance(s, ContinuousSymmetry)]
-    y = problem.trace.made
+    y = problem.made
     if not every or problem.outputs is None or y is None:
         return not every
     elements = [(s, draw(s, y, problem.random)) for s in every]
@@ -121,13 +122,16 @@ def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
     return all(d <= max(s.tolerance, problem.small) for s, d in zip(every, defects, strict=True))
 
 
-def tied_to_inputs(problem: Problem, moved_inputs: MovedInputs) -> Iterator[ContinuousSymmetry]:
+def tied_to_inputs(problem: Problem) -> Iterator[ContinuousSymmetry]:
     """Parameters and inputs moved together, the loss unchanged.
 
     order 0: |L(T_c theta, S_c x) - L| / |L|; order 1: |g . K + <dL/dx, X>| over the larger term,
     X the inputs' tangent; the second term is the derivative along x + s X. Of a large model in
     float64 order 0 at -c stands for it.
     """
+    moved_inputs = problem.moved_inputs
+    if moved_inputs is None:
+        return
     for symmetry in propose_input_rotation(problem.trace):
         c = draw(symmetry, problem.value, problem.random)
         large = problem.value.dtype == torch.float64 and not problem.point.whole

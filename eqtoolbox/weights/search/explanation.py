@@ -1,7 +1,7 @@
 """Explanation: whether the epsilons of normalisations account for what an approximate law lacks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +31,7 @@ def explained(
     value: Tensor,
     trials: Sequence[Trial],
     along: Tensor | float = 1.0,
+    amounts: Callable[[], Sequence[Tensor]] | None = None,
 ) -> list[ContinuousSymmetry]:
     """Each with `epsilon`, the residual that epsilon predicts, at the same element and orders.
 
@@ -44,6 +45,7 @@ def explained(
         value: of the function there.
         trials: what to ask of.
         along: u of the slopes <u, J K>.
+        amounts: what each epsilon is added to there, where that is known.
     """
     if not trials:
         return []
@@ -52,7 +54,12 @@ def explained(
             scalar = lambda params: (along * function(params)).sum()
             there = moved(point, ())  # parameters made anew each time
             ask = any(t.scale > 0 for t in trials)
-            base, slopes = log_slopes(scalar, there) if ask else (observed(scalar, there), ())
+            base: Sequence[Tensor]
+            slopes: Sequence[Tensor] = ()
+            if ask:
+                base, slopes = log_slopes(scalar, there)
+            else:
+                base = amounts() if amounts is not None else observed(scalar, there)
             if base:
                 return [_explained(function, point, value, base, slopes, t) for t in trials]
     except RuntimeError as error:  # formulas in place of kernels may not run where these do
@@ -78,12 +85,13 @@ def _explained(
         along, factors = moved_along(function, moved(point, [there]), base)
     except LookupError:
         return symmetry
-    with torch.no_grad():
-        instead = at_factors(function, moved(point, ()), [1 / f for f in factors])
     size = float(value.norm().clamp_min(1e-300))
-    predicted = float((turned(instead) - turned(value)).norm()) / size
     left = float((along - turned(value)).norm()) / size
+    predicted = symmetry.residual  # where nothing is left, that is what epsilons account for
     if trial.scale > 0:
+        with torch.no_grad():
+            instead = at_factors(function, moved(point, ()), [1 / f for f in factors])
+        predicted = float((turned(instead) - turned(value)).norm()) / size
         p = float(prediction(slopes, [f.log() for f in factors]))
         predicted = max(predicted, abs(p) / trial.scale)
         left = max(left, abs(trial.slope - p) / trial.scale)

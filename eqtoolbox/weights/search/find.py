@@ -13,7 +13,9 @@ from eqtoolbox.weights.parameter import (
     DiscreteSymmetry,
 )
 from eqtoolbox.weights.search.again import Otherwise, again
+from eqtoolbox.weights.search.clipped import unclipped
 from eqtoolbox.weights.search.discrete import DiscreteProposals, DiscreteSearch
+from eqtoolbox.weights.search.enough import Divisible, on_few
 from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.found import Found, KnownSymmetries, structure_of
@@ -46,6 +48,7 @@ def find_symmetries(
     model: nn.Module | None = None,
     known: KnownSymmetries | None = None,
     statistics: Mapping[str, Tensor] | None = None,
+    samples: Divisible | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
 
@@ -66,6 +69,8 @@ def find_symmetries(
             parameters' own.
         statistics: running ones that `loss` and `run` take among params, else as they are: they
             move along with channels that are exchanged.
+        samples: of the batch, where it can be cut: then finite changes of a large model are looked
+            at on few of them.
 
     Returns:
         Proposals with their status: look at it before use. A group that holds is not listed again
@@ -74,7 +79,8 @@ def find_symmetries(
     Raises:
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
-    problem = posed(loss, params, generator, run, dtype, statistics)
+    problem = posed(loss, params, generator, run, dtype, statistics, moved_inputs)
+    problem = on_few(problem, samples)
     if known is not None:
         try:
             return again(problem, known)
@@ -88,7 +94,7 @@ def find_symmetries(
         continuous, discrete, state, inert = _found(problem, model, EPSILON)
     pinned = state.pinned.joined(discrete.pinned)
     notes = [*problem.trace.notes, *pinned.notes(), *_unseen(state), *inert]
-    tied = tied_to_inputs(problem, moved_inputs) if moved_inputs is not None else ()
+    tied = tied_to_inputs(problem)
     every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
     for note in notes:
         log.info("symmetries: %s", note)
@@ -192,12 +198,13 @@ def _continuous(
         shifts.add(gradient)
         discrete.covariance.add(gradient)
 
-    gradients(problem.loss, problem.point, receive)
+    gradients(problem.whole, problem.point, receive)
     looked_at_elsewhere(problem, slopes)
     members_found = len(chains)
     candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
     waiting = [[next(candidates) for _ in trials] for trials in chains]
-    waiting += [[proposed(problem, s)] for s in propose_shifts(problem, shifts)]
+    flatly = [proposed(problem, s) for s in propose_shifts(problem, shifts)]
+    waiting += [[c] for c in unclipped(problem, flatly, [c for chain in waiting for c in chain])]
     chosen: dict[int, list[ContinuousSymmetry]] = {}
     # in each round the largest group left of every undecided member
     while any(waiting) or discrete.waiting:

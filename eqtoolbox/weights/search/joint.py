@@ -16,13 +16,12 @@ from torch import Tensor
 
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.problem import Problem
-from eqtoolbox.weights.search.slopes import Slopes
+from eqtoolbox.weights.search.slopes import Slopes, units
 from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.verification import (
     Move,
     change,
     draw,
-    evaluated,
     gradients,
     joint_changes,
     judged,
@@ -51,6 +50,11 @@ class Candidate:
     def moves(self) -> list[Move]:
         """To c, and from there to -c: a dead unit is flat on one side only."""
         return [self.along(1.0), self.along(-2.0)]
+
+    @property
+    def scale(self) -> float:
+        """What a unit's slope would be if nothing cancelled; 0 where the gradient proposed it."""
+        return self.size / units(self.symmetry.form) if self.size else 0.0
 
     def along(self, share: float) -> Move:
         """By a share of c."""
@@ -113,8 +117,7 @@ def _moved(
     worst = max(seen, default=0.0)
     if worst <= problem.small:
         return [worst] * len(holding), [worst] * len(beside)
-    # half way: what is linear here and dead there is neither between
-    found = _slopes(problem, holding, 1.5 - len(seen), alone=False)
+    found = located(problem, holding, 1.5 - len(seen))
     left = [k for k, order_1 in enumerate(found) if not order_1 > problem.small]
     rest = [*(holding[k].moves for k in left), *beside]
     changes = problem.changes(rest, failing=len(left) == len(holding))
@@ -123,25 +126,38 @@ def _moved(
     return found, changes[len(left) :]
 
 
-def _slopes(
-    problem: Problem, holding: Sequence[Candidate], share: float = 1.0, alone: bool = True
+def located(
+    problem: Problem, holding: Sequence[Candidate], share: float, least: float = 0.0
 ) -> list[float]:
-    """Residuals of order 1 where all are moved by a share of c; 0 of what cannot be asked.
+    """Residuals of order 1 half way to where they fail, over the largest scale of all.
 
-    Each over its own scale if `alone`, else over the largest of all: what has no gradient but
-    rounding, such as a bias before a normalisation, has no scale of its own.
+    There what is linear at the point and dead where it fails is neither; and what has no gradient
+    but rounding, such as a bias before a normalisation, has no scale of its own.
+
+    Args:
+        holding: what is moved.
+        share: of their elements, by which they are moved.
+        least: the scale where all of them are smaller.
     """
+    members, there = _along(problem, holding, share)
+    largest = max((there.scale(k) for k in range(len(members))), default=0.0)
+    largest = max(largest, least) or 1.0
+    found = {id(c): there.largest(k) / largest for k, c in enumerate(members)}
+    return [found.get(id(c), 0.0) for c in holding]
+
+
+def _along(
+    problem: Problem, holding: Sequence[Candidate], share: float
+) -> tuple[list[Candidate], Slopes]:
+    """Slopes of order 1 where all are moved by a share of c, and of which of them: what can be."""
     whole = problem.point.whole
     members = [c for c in holding if whole or c.symmetry.separable]
-    if not members:
-        return [0.0] * len(holding)
     there = Slopes([c.symmetry for c in members])
-    gradients(problem.loss, problem.point, there.add, [c.along(share) for c in members])
-    found = {id(c): there.residual(k) for k, c in enumerate(members)}
-    if not alone:
-        largest = max(there.scale(k) for k in range(len(members)))
-        found = {id(c): there.largest(k) / (largest or 1.0) for k, c in enumerate(members)}
-    return [found.get(id(c), 0.0) for c in holding]
+    names = {n for c in members for n in c.symmetry.names}
+    if members:
+        moves = [c.along(share) for c in members]
+        gradients(problem.loss, problem.point, there.add, moves, names)
+    return members, there
 
 
 def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
@@ -153,7 +169,8 @@ def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
     members = [c for c in holding if c.slopes is not None]
     if problem.value.dtype == torch.float64 and not problem.point.whole:
         return [0.0] * len(holding)
-    found = dict(zip(map(id, members), _slopes(problem, members), strict=True))
+    asked, there = _along(problem, members, 1.0)
+    found = {id(c): there.residual(k) for k, c in enumerate(asked)}
     return [found.get(id(c), 0.0) for c in holding]
 
 
@@ -165,7 +182,7 @@ def _normalised(problem: Problem, candidates: Sequence[Candidate]) -> list[Conti
     changes at first order; so is the one that epsilon predicts, of q in place of g. What epsilon
     leaves unexplained is looked at unit by unit.
     """
-    dtype, size = problem.value.dtype, max(float(problem.value.abs()), 1e-300)
+    dtype, size = problem.value.dtype, max(float(problem.trace.value.abs()), 1e-300)
     worst = [_residual(c, c.slopes, size) for c in candidates]
     changes = {k: worst[k] for k, c in enumerate(candidates) if worst[k] <= c.symmetry.tolerance}
     far = [k for k in changes if worst[k] > _NEAR * candidates[k].symmetry.tolerance]
@@ -207,12 +224,12 @@ def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, 
     Of a large model in float64 order 0 of all is decisive, and only what fails has slopes made.
     Formulas in place of kernels may not run where these do.
     """
-    steady, slopes = Steady(problem.loss), Slopes([c.symmetry for c in tried])
+    slopes = Slopes([c.symmetry for c in tried])
     large = problem.value.dtype == torch.float64 and not problem.point.whole
     moves = [c.moves[:1] for c in tried]
     try:
+        steady = Steady(problem.loss, problem.amounts if large else None)
         if large:
-            evaluated(steady, problem.point)  # where it is steady
             if not steady.base:
                 return None
             kept = change(steady, problem.point, [m for (m,) in moves], problem.value)

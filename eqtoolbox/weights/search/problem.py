@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.search.point import Point, beside
+from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.verification import (
     Loss,
     Move,
@@ -32,10 +33,13 @@ class NotFinite(ValueError, FloatingPointError):
 class Problem:
     """A loss at one point with all that proposals are checked against."""
 
-    loss: Loss
-    outputs: Loss | None  # the model's output, where it is a single tensor
+    whole: Loss  # of all samples, whose gradient is looked at
+    loss: Loss  # of as many as finite changes are looked at on
+    outputs: Loss | None  # the model's output of these, where it is a single tensor
+    moved_inputs: MovedInputs | None  # the loss of these where the model's inputs are moved
     point: Point
-    value: Tensor
+    value: Tensor  # of the loss
+    made: Tensor | None = field(repr=False)  # the output
     trace: Trace = field(repr=False)
     generator: torch.Generator = field(repr=False)  # of orders and signs, on the CPU
     random: torch.Generator = field(repr=False)  # of elements, where the loss is
@@ -43,6 +47,15 @@ class Problem:
     @property
     def small(self) -> float:
         return limit(self.value.dtype)
+
+    @cached_property
+    def amounts(self) -> list[Tensor]:
+        """What each epsilon is added to at the point, in the order of calls.
+
+        Raises:
+            RuntimeError: formulas in place of kernels do not run where these do.
+        """
+        return Steady.at(self.loss, self.point)
 
     def along(self, moves: Sequence[Sequence[Move]]) -> list[float]:
         """Relative changes of the loss where all are moved; see `changes_along`."""
@@ -60,6 +73,7 @@ def posed(
     run: Run | None,
     dtype: torch.dtype | None,
     statistics: Mapping[str, Tensor] | None = None,
+    moved_inputs: MovedInputs | None = None,
 ) -> Problem:
     """The loss traced once at a point in general position.
 
@@ -87,20 +101,29 @@ def posed(
         )
     outputs: Loss | None = None
     if traced.output is not None:
-        outputs = partial(_output, run)
+        outputs = partial(output_of, run)
     generator = generator or torch.Generator().manual_seed(0)
     return Problem(
+        whole=loss,
         loss=loss,
         outputs=outputs,
+        moved_inputs=moved_inputs,
         point=point,
         value=traced.value,
+        made=traced.made,
         trace=traced,
         generator=generator,
         random=beside(traced.value, generator),
     )
 
 
-def _output(run: Run, params: dict[str, Tensor]) -> Tensor:
+def output_of(run: Run, params: dict[str, Tensor]) -> Tensor:
+    """What the model makes there."""
     output = run(params)[0]
     assert output is not None
     return output
+
+
+def loss_of(run: Run, params: dict[str, Tensor]) -> Tensor:
+    """The loss there."""
+    return run(params)[1]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.epsilon import Epsilons
-from eqtoolbox.weights.search.verification import Loss
+from eqtoolbox.weights.search.point import Point
+from eqtoolbox.weights.search.verification import Loss, evaluated
 
 
 class Steady:
-    """M as a function of parameters; theta_0 is where it is called first.
+    """M as a function of parameters; theta_0 is where it is called first, or `base` was seen.
 
     Raises:
         LookupError: when called, where the computation takes another course than at theta_0.
@@ -26,9 +27,9 @@ class Steady:
         True
     """
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, base: list[Tensor] | None = None) -> None:
         self.loss = loss
-        self.base: list[Tensor] | None = None  # a_k(theta_0) in the order of calls
+        self.base = base  # a_k(theta_0) in the order of calls
 
     def __call__(self, params: dict[str, Tensor]) -> Tensor:
         seen: list[Tensor] = []
@@ -47,6 +48,13 @@ class Steady:
         elif len(seen) != len(self.base):
             raise LookupError("the computation takes another course where parameters are moved")
         return value
+
+    @classmethod
+    def at(cls, loss: Loss, point: Point) -> list[Tensor]:
+        """a_k(theta_0) at a point."""
+        steady = cls(loss)
+        evaluated(steady, point)
+        return steady.base or []
 
     def _before(self, number: int, amount: Tensor) -> Tensor:
         assert self.base is not None
