@@ -19,7 +19,7 @@ from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable
 from eqtoolbox.weights.epsilon import Epsilons, at_factors, moved_along, observed, prediction
 from eqtoolbox.weights.parameter import ContinuousSymmetry
-from eqtoolbox.weights.search.verification import move, moved
+from eqtoolbox.weights.search.moves import move, moved
 
 STEP = 0.3  # largest coefficient of the finite transformation that tells the rates
 

@@ -18,7 +18,7 @@ from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable
 from eqtoolbox.weights.epsilon import at_factors
 from eqtoolbox.weights.parameter import ContinuousSymmetry
-from eqtoolbox.weights.search.verification import move, moved
+from eqtoolbox.weights.search.moves import move, moved
 
 STRONGEST = 1.0  # of the coefficients' root mean square; what verification draws, if less
 REPEATS = 3  # evaluations a rounding away, whose root mean square is the loss's own noise

@@ -22,11 +22,12 @@ from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
 from eqtoolbox.weights.search.joint import proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import each_member
+from eqtoolbox.weights.search.moves import Move
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
-from eqtoolbox.weights.search.verification import Move, changes_along, gradients
+from eqtoolbox.weights.search.verification import gradients
 
 log = logging.getLogger(__name__)
 Pairs = list[tuple[ParameterSymmetry, KnownRow]]
@@ -156,6 +157,6 @@ def _check_element(problem: Problem, pairs: Pairs) -> None:
         (near if row.status == "approximate" else exact).append(moves)
         tolerance = max(tolerance, symmetry.tolerance if row.status == "approximate" else 0.0)
     for together, bound in ((exact, problem.small), (near, tolerance)):
-        found = changes_along(problem.loss, problem.point, together, problem.value, bound)
+        found = problem.along(together, bound)
         if max(found, default=0.0) > bound:
             raise Otherwise("the loss moves along an element that kept it")

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from eqtoolbox.weights.search.enough import clips
 from eqtoolbox.weights.search.joint import Candidate, located
 from eqtoolbox.weights.search.problem import Problem
-
-_FLAT = frozenset({
-    "relu", "relu6", "clamp", "clamp_min", "clamp_max", "hardtanh", "hardsigmoid", "hardswish",
-    "leaky_relu", "threshold", "prelu", "rrelu", "rrelu_with_noise", "hardshrink", "softshrink",
-})  # fmt: skip
+from eqtoolbox.weights.search.verification import change
 
 
 def unclipped(
@@ -30,10 +27,11 @@ def unclipped(
     shape = problem.point.shapes
     tried = [c for c in shifts if all(len(shape[n]) == 1 for n in c.symmetry.names)]
     exact = problem.value.dtype == torch.float64 and not problem.point.whole
-    kinked = any(node.name.rstrip("_") in _FLAT for node in problem.trace.nodes)
+    kinked = any(clips(node) for node in problem.trace.nodes)
     if not tried or not exact or not kinked:
         return [*shifts]
-    if max(problem.along([c.moves[:1] for c in tried])) <= problem.small:
+    moves = [c.along(1.0) for c in tried]
+    if change(problem.loss, problem.point, moves, problem.value) <= problem.small:
         return [*shifts]
     least = max((c.scale for c in beside), default=0.0)
     found = zip(tried, located(problem, tried, 0.5, least), strict=True)

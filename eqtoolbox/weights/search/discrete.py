@@ -9,6 +9,7 @@ from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.experts import propose_experts
 from eqtoolbox.weights.search.members import each_member
+from eqtoolbox.weights.search.moves import Move, move
 from eqtoolbox.weights.search.output_law import OutputLaw
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.units import (
@@ -17,7 +18,7 @@ from eqtoolbox.weights.search.units import (
     propose_permutations,
     propose_sign_flips,
 )
-from eqtoolbox.weights.search.verification import Move, gradients, judged, move
+from eqtoolbox.weights.search.verification import gradients, judged
 from eqtoolbox.weights.tracing.trace import Trace
 
 

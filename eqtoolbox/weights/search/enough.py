@@ -11,10 +11,15 @@ from torch import Tensor
 from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, loss_of, output_of
 from eqtoolbox.weights.search.verification import evaluated
-from eqtoolbox.weights.tracing.trace import Trace
+from eqtoolbox.weights.tracing.trace import Node, Trace
 
 _LEAST = 2  # samples: a loss of one against the others is none
-_VALUES = 8  # of a channel that batch statistics are taken of: of two every one is 1 or -1
+# of a unit: of two values batch statistics make 1 and -1, and one may well lie where it is flat
+_VALUES = 8
+_FLAT = frozenset({
+    "relu", "relu6", "clamp", "clamp_min", "clamp_max", "hardtanh", "hardsigmoid", "hardswish",
+    "leaky_relu", "threshold", "prelu", "rrelu", "rrelu_with_noise", "hardshrink", "softshrink",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +33,8 @@ class Divisible:
 def on_few(problem: Problem, samples: Divisible | None) -> Problem:
     """The problem with finite changes of a large model looked at on few samples, where these do.
 
-    A change that order 1 does not see on all samples is one for every sample, so that any shows
-    it. What is proposed, order 1 and which units are inert is for the gradient of all to say.
+    What changes all of a batch changes its samples. The end of a way that keeps the loss is still
+    looked at on all; so are order 1, and with it which units are inert and what is proposed.
     """
     point = problem.point
     if samples is None or point.whole or problem.value.dtype != torch.float64:
@@ -50,9 +55,9 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
         value = evaluated(both, point)
     except (RuntimeError, TypeError, ValueError, LookupError):  # no part of this batch will do
         return problem
-    if not bool(value.isfinite().all()) or not bool(value.any()):
-        return problem
     if len(seen) != (problem.outputs is not None):
+        return problem
+    if not all(bool(x.isfinite().all()) and bool(x.any()) for x in (value, *seen)):
         return problem
     return replace(
         problem,
@@ -65,11 +70,13 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
 
 
 def enough(trace: Trace, count: int) -> int:
-    """Samples on which batch statistics are still statistics, of a trace on `count` of them."""
-    values = [
-        math.prod(node.args[0].shape) // node.args[0].shape[1]
-        for node in trace.nodes
-        if "batch_norm" in node.name and len(node.args[0].shape) > 1
-    ]
+    """Samples on which batch statistics are some and units are lit, of a trace on `count`."""
+    shapes = [n.args[0].shape for n in trace.nodes if clips(n) or "batch_norm" in n.name]
+    values = [math.prod(shape) // max(shape[1:]) for shape in shapes if len(shape) > 1]
     each = min(values, default=_VALUES * count) / count
     return max(_LEAST, math.ceil(_VALUES / max(each, 1e-9)))
+
+
+def clips(node: Node) -> bool:
+    """Whether an operation has a kink, or is flat somewhere."""
+    return node.name.rstrip("_") in _FLAT

@@ -11,19 +11,11 @@ from eqtoolbox.weights.search.explanation import Trial, explained
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
+from eqtoolbox.weights.search.moves import move, moved
 from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.problem import MovedInputs, Problem
 from eqtoolbox.weights.search.slopes import Slopes
-from eqtoolbox.weights.search.verification import (
-    Loss,
-    change,
-    draw,
-    evaluated,
-    gradients,
-    judged,
-    move,
-    moved,
-)
+from eqtoolbox.weights.search.verification import Loss, change, draw, evaluated, gradients, judged
 
 
 def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:

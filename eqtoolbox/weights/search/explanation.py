@@ -9,8 +9,9 @@ from torch import Tensor
 
 from eqtoolbox.weights.epsilon import at_factors, log_slopes, moved_along, observed, prediction
 from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.search.moves import move, moved
 from eqtoolbox.weights.search.point import Point
-from eqtoolbox.weights.search.verification import Loss, limit, move, moved
+from eqtoolbox.weights.search.verification import Loss, limit
 
 log = logging.getLogger(__name__)
 

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.parameter import ContinuousSymmetry
+from eqtoolbox.weights.search.moves import Move, move
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.slopes import Slopes, units
 from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.verification import (
-    Move,
     change,
     draw,
     gradients,
     joint_changes,
     judged,
     limit,
-    move,
 )
 
 log = logging.getLogger(__name__)

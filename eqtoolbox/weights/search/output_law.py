@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.parameter import Parameters
+from eqtoolbox.weights.search.moves import Move, moved
 from eqtoolbox.weights.search.slopes import dot
-from eqtoolbox.weights.search.verification import Move, moved
 
 
 class OutputLaw:

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
+from eqtoolbox.weights.search.moves import Move, moved
 from eqtoolbox.weights.search.point import Point, beside
 from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.verification import (
     Loss,
-    Move,
     changes_along,
     evaluated,
     joint_changes,
     limit,
-    moved,
 )
 from eqtoolbox.weights.tracing.trace import Trace, trace, untraced
 
@@ -57,13 +56,30 @@ class Problem:
         """
         return Steady.at(self.loss, self.point)
 
-    def along(self, moves: Sequence[Sequence[Move]]) -> list[float]:
-        """Relative changes of the loss where all are moved; see `changes_along`."""
-        return changes_along(self.loss, self.point, moves, self.value, self.small)
+    @property
+    def all(self) -> tuple[Loss, Tensor] | None:
+        """The loss of all samples and its value, where changes are looked at on a part of them."""
+        return None if self.loss is self.whole else (self.whole, self.trace.value)
+
+    def along(self, moves: Sequence[Sequence[Move]], small: float | None = None) -> list[float]:
+        """Relative changes of the loss where all are moved, in the end that of all samples.
+
+        See `changes_along`.
+        """
+        return changes_along(
+            self.loss,
+            self.point,
+            moves,
+            self.value,
+            self.small if small is None else small,
+            self.all,
+        )
 
     def changes(self, moves: Sequence[Sequence[Move]], failing: bool = False) -> list[float]:
         """Relative change of the loss under each proposal's moves; see `joint_changes`."""
-        return joint_changes(self.loss, self.point, moves, self.value, self.small, failing)
+        return joint_changes(
+            self.loss, self.point, moves, self.value, self.small, failing, self.all
+        )
 
 
 def posed(

@@ -9,15 +9,13 @@ function that vanishes at the element drawn: with probability zero, up to roundi
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import valued
-from eqtoolbox.replay.thread.scope import unobserved
-from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
     Parameters,
@@ -25,77 +23,13 @@ from eqtoolbox.weights.parameter import (
     Status,
 )
 from eqtoolbox.weights.search.memory import give_back
+from eqtoolbox.weights.search.moves import Move, by_name, move, moved, moved_alone, moved_on
 from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.stream import streamed
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 S = TypeVar("S", bound=ParameterSymmetry)
-
-
-@dataclass(frozen=True)
-class Move:
-    """A finite transformation of `names`; a separable one moves each by itself."""
-
-    names: frozenset[str]  # buffers among them
-    separable: bool
-    apply: Callable[[Parameters], dict[str, Tensor]]
-
-
-def move(symmetry: ParameterSymmetry, apply: Callable[[Parameters], dict[str, Tensor]]) -> Move:
-    """A finite transformation out of a symmetry's group."""
-    names = frozenset((*symmetry.names, *symmetry.buffers))
-    return Move(names, symmetry.separable, apply)
-
-
-def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
-    """Parameters after one move after the other, those that are not separable last.
-
-    Large tensors of a point lie in its own memory, until it is moved the next time.
-    """
-    with unobserved():
-        each = _by_name(moves)
-        made = {name: _moved(params, name, each.get(name, ())) for name in params}
-        return _mixed(made, moves)
-
-
-def _moved_on(there: dict[str, Tensor], owned: Collection[str], moves: Sequence[Move]) -> None:
-    """The same of what was moved before, last first, written over where it is owned."""
-    with unobserved():
-        back = moves[::-1]
-        _mixed(there, back)
-        for name, own in _by_name(back).items():
-            for one in own if name in there else ():
-                given = {name: there[name]}
-                there[name] = one.apply(Owned(given) if name in owned else given)[name]
-
-
-def _mixed(made: dict[str, Tensor], moves: Sequence[Move]) -> dict[str, Tensor]:
-    """Parameters after those moves that are not separable."""
-    for one in moves:
-        if not one.separable:
-            made.update(one.apply(made))
-    return made
-
-
-def _by_name(moves: Sequence[Move]) -> dict[str, list[Move]]:
-    """For every tensor the separable moves of it."""
-    found: dict[str, list[Move]] = {}
-    for one in moves:
-        for name in one.names if one.separable else ():
-            found.setdefault(name, []).append(one)
-    return found
-
-
-@unobserved()
-def _moved(params: Parameters, name: str, moves: Sequence[Move]) -> Tensor:
-    """One tensor after its own moves."""
-    memory = params.written(name) if isinstance(params, Point) else None
-    tensor = params[name] if memory is None else memory
-    for one in moves:
-        given = {name: tensor} if memory is None else Owned({name: tensor})
-        tensor = one.apply(given)[name]
-    return tensor if memory is None or tensor is memory else memory.copy_(tensor)
 
 
 def limit(dtype: torch.dtype) -> float:
@@ -143,7 +77,7 @@ def _on_the_way(
         if large:
             give_back()
         if number:
-            _moved_on(there, params.lasting if isinstance(params, Point) else (), moves)
+            moved_on(there, params.lasting if isinstance(params, Point) else (), moves)
         else:
             there = moved(params, moves)
         statistics = _statistics(params, moves, statistics)
@@ -176,7 +110,12 @@ def _change(found: Tensor, value: Tensor) -> float:
 
 
 def changes_along(
-    loss: Loss, params: Parameters, moves: Sequence[Sequence[Move]], value: Tensor, small: float
+    loss: Loss,
+    params: Parameters,
+    moves: Sequence[Sequence[Move]],
+    value: Tensor,
+    small: float,
+    last: tuple[Loss, Tensor] | None = None,
 ) -> list[float]:
     """Relative change of the loss where all are moved once, then once more, and so on.
 
@@ -185,10 +124,17 @@ def changes_along(
 
     Args:
         moves: of every proposal as many, one to follow the other.
+        last: another loss with its value, which is to stay at the end of the way.
     """
     found: list[float] = []
-    for value_there in _on_the_way(loss, params, zip(*moves, strict=True)):
-        found.append(_change(value_there, value))
+    steps = [*zip(*moves, strict=True)]
+    judges = [(loss, value)] * len(steps)
+    if last is not None and steps:
+        judges[-1] = last
+    losses = iter([own for own, _ in judges])
+    there = _on_the_way(lambda p: next(losses)(p), params, steps)
+    for (_, before), after in zip(judges, there, strict=False):
+        found.append(_change(after, before))
         if found[-1] > small:
             break
     return found
@@ -201,6 +147,7 @@ def joint_changes(
     value: Tensor,
     small: float,
     failing: bool = False,
+    last: tuple[Loss, Tensor] | None = None,
 ) -> list[float]:
     """Relative change of the loss for each proposal, all tried together and halved where they fail.
 
@@ -208,17 +155,18 @@ def joint_changes(
         moves: for every proposal the moves to try, one to follow the other, as many for each.
         small: change up to which a set of proposals passes together.
         failing: whether it is known that they do not pass together.
+        last: see `changes_along`.
     """
     if not moves:
         return []
     if not failing or len(moves) == 1:
-        worst = max(changes_along(loss, params, moves, value, small), default=0.0)
+        worst = max(changes_along(loss, params, moves, value, small, last), default=0.0)
         if worst <= small or len(moves) == 1:
             return [worst] * len(moves)
     half = len(moves) // 2
-    first = joint_changes(loss, params, moves[:half], value, small)
+    first = joint_changes(loss, params, moves[:half], value, small, last=last)
     known = max(first) <= small  # then it is the others that fail
-    return first + joint_changes(loss, params, moves[half:], value, small, known)
+    return first + joint_changes(loss, params, moves[half:], value, small, known, last)
 
 
 def gradients(
@@ -237,8 +185,8 @@ def gradients(
     if statistics:
         alone, function = function, lambda p: alone({**p, **statistics})
     if not params.whole:
-        each = _by_name(moves)
-        made = lambda n: _moved(params, n, each.get(n, ()))
+        each = by_name(moves)
+        made = lambda n: moved_alone(params, n, each.get(n, ()))
         with params.scope():
             seen = None if moves else params.seen
             streamed(function, list(params), made, receive, wanted, params.release, seen)

@@ -1,0 +1,100 @@
+"""Few samples of a batch show the finite changes that all of them do."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eqtoolbox as eq
+from eqtoolbox.weights.parameter import Parameters
+from eqtoolbox.weights.search import enough, find, point
+from eqtoolbox.weights.search.moves import Move
+from eqtoolbox.weights.search.problem import Problem
+
+COUNT = 24
+
+
+def images() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Batch statistics of 4 values a channel and sample; biases of which some never clip."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 60, 3),
+        nn.BatchNorm2d(60), nn.ReLU(), nn.Conv2d(60, 20, 1), nn.BatchNorm2d(20),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[4].bias[:9] = 6.0  # type: ignore[index,union-attr,operator]
+    return model, (torch.randn(COUNT, 3, 6, 6), torch.arange(COUNT) % 5)
+
+
+def perceptron() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Batch statistics of one value a unit and sample."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(30, 200), nn.BatchNorm1d(200), nn.ReLU(), nn.Linear(200, 90), nn.ReLU(),
+        nn.Linear(90, 5),
+    )  # fmt: skip
+    return model, (torch.randn(COUNT, 30), torch.arange(COUNT) % 5)
+
+
+@pytest.fixture
+def problems(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
+    """Every model is a large one; the problems that are posed."""
+    seen: list[Problem] = []
+
+    def noted(problem: Problem, samples: enough.Divisible | None) -> Problem:
+        seen.append(enough.on_few(problem, samples))
+        return seen[-1]
+
+    monkeypatch.setattr(point, "_KEPT_MODEL", 0)
+    monkeypatch.setattr(point, "_KEPT_TENSOR", 500)
+    monkeypatch.setattr(find, "on_few", noted)
+    return seen
+
+
+def told(found: object) -> list[tuple[str, str, int, str]]:
+    return [(s.family, s.name, s.dimension, s.status) for s in found]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("posed", "needed"), [(images, 2), (perceptron, 8)])
+def test_few_samples_show_what_all_show(
+    posed: Callable[[], tuple[nn.Module, tuple[Tensor, Tensor]]],
+    needed: int,
+    problems: list[Problem],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = posed()
+    few = eq.weights.discover(model, batch)
+    assert problems[0].made is not None and len(problems[0].made) == needed
+    monkeypatch.setattr(find, "on_few", lambda problem, _: problem)
+    assert told(eq.weights.discover(model, batch)) == told(few)
+    assert max(s.residual for s in few if s.status == "verified") < 1e-10
+
+
+def late(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A loss to which the first samples contribute nothing."""
+    counts = (torch.arange(len(batch[0])) >= 20).to(batch[0])
+    each = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return (counts * each).sum()
+
+
+@pytest.mark.parametrize(("more", "few"), [(0.0, False), (1.0, True)])
+def test_few_samples_that_show_nothing_verify_nothing(
+    more: float, few: bool, problems: list[Problem]
+) -> None:
+    """What holds on the first samples, as anything does, has to hold on all in the end."""
+    model, batch = images()
+    found = eq.weights.discover(model, batch, lambda m, b: late(m, b) + more)
+    (problem,) = problems
+    assert (problem.loss is not problem.whole) == few
+
+    def wrong(params: Parameters) -> dict[str, Tensor]:
+        return {"0.weight": params["0.weight"].flip(0)}
+
+    false = Move(frozenset(["0.weight"]), True, wrong)
+    assert (max(problem.along([[false, false]])) < 1e-12) == few  # there and back
+    assert max(problem.along([[false]])) > 1e-3
+    assert problem.changes([[false]]) == problem.along([[false]])
+    assert any(s.family == "permutation" and s.status == "verified" for s in found)
