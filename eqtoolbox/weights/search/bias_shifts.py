@@ -6,13 +6,14 @@ from torch import Tensor
 
 from eqtoolbox.weights.families.bias_shift import BiasShift
 from eqtoolbox.weights.search.constants import Uses, readers
+from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.tracing.trace import Trace
 
 _EQUAL = 1e-6  # relative difference up to which the gradient proposes
 
 
 def propose_bias_shifts(
-    trace: Trace, params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
+    trace: Trace, point: Point, gradient: Mapping[str, Tensor]
 ) -> Iterator[BiasShift]:
     """Vectors whose gradient is M^T of the gradient of the biases after them, to rounding."""
     uses = Uses.of(trace)
@@ -27,6 +28,7 @@ def propose_bias_shifts(
         if len(widths) != 1 or name in {r.bias for r in found}:
             continue
         width = widths.pop()
+        params = {m.name: point.read(m.name) for r in found for m in r.maps}
         pulled = sum(r.pulled(params, gradient[r.bias]) for r in found)
         for offset in range(0, value.shape[0] - width + 1, width):
             own = gradient[name][offset : offset + width]

@@ -73,6 +73,11 @@ class Point(Mapping[str, Tensor]):
             self._filled_at[name] = self._filled(memory, name)._version
         return memory
 
+    def read(self, name: str) -> Tensor:
+        """A tensor to be read before anything is written again."""
+        memory = self.written(name)
+        return self[name] if memory is None else memory
+
     def seen(self, name: str) -> Tensor:
         """A tensor to be read, as it is given where that is where the point is."""
         p = self._source[name]

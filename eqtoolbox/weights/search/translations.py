@@ -33,14 +33,14 @@ class TranslationSearch:
         for name, g in gradient.items():
             if not g.numel():
                 continue
-            low, high = g.aminmax()
+            low, high = map(float, g.aminmax())
             if g.dim():
                 self.columns[name] = column_sums(g)
-            self._largest = max(self._largest, float(high), -float(low))
+            self._largest = max(self._largest, high, -low)
             if g.dim() == 1:
                 self.vectors[name] = g
-            elif g.dim() and (float(high) or float(low)):
-                found = self._of_groups(name, g, max(float(high), -float(low)))
+            elif g.dim() and (high or low):
+                found = self._of_groups(name, g, max(high, -low))
                 if found is not None:
                     self._shifts[name] = found
 
@@ -76,9 +76,12 @@ class TranslationSearch:
                 length = g.shape[axis]
                 if length == count or length % count:
                     continue
-                blocks = g.reshape(*g.shape[:axis], count, length // count, *g.shape[axis + 1 :])
-                sums = blocks.sum(axis + 1, dtype=torch.float64).abs().max()
-                if float(sums) <= _ZERO * largest:
+                if (count, axis, g.dim()) == (1, 0, 2):
+                    sums = self.columns[name]
+                else:
+                    blocks = g.reshape(*g.shape[:axis], count, -1, *g.shape[axis + 1 :])
+                    sums = blocks.sum(axis + 1, dtype=torch.float64)
+                if float(sums.abs().max()) <= _ZERO * largest:
                     groups = torch.arange(count).repeat_interleave(length // count)
                     return shift(name, g.shape, axis, groups, count)
         return None

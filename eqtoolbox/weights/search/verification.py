@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.replay.gradients import valued
+from eqtoolbox.replay.gradients import leaf, valued
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
     Parameters,
@@ -84,8 +85,14 @@ def _on_the_way(
         if large:
             give_back()
         with torch.no_grad(), params.scope() if isinstance(params, Point) else nullcontext():
-            found = valued(function, {**there, **statistics})
+            found = valued(function, {**_leaves(there), **statistics})
         yield found.clone() if large else found  # it may be a part of what is written over
+
+
+@unobserved()
+def _leaves(there: dict[str, Tensor]) -> dict[str, Tensor]:
+    """To differentiate by, as losses may; made where no mode looks on, which takes much longer."""
+    return {n: leaf(p) for n, p in there.items()}
 
 
 def _statistics(
