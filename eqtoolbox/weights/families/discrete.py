@@ -64,9 +64,11 @@ class AxisMove:
         moving = max(tensor.numel() * len(new) // len(source), 1)
         rows = max(1, CACHED * tensor.shape[other] // moving) if tensor.dim() > 1 else 0
         for part in torch.split(tensor, rows, other) if rows else (tensor,):
-            if self.axis == 0 or 2 * len(new) < len(source):
+            if 2 * len(new) < len(source):
                 part.index_copy_(self.axis, new, part.index_select(self.axis, source[new]))
-            else:  # many times as fast along an inner axis
+            elif self.axis < part.dim() - 1:
+                part.copy_(part.index_select(self.axis, source))
+            else:  # twice as fast along the last axis
                 shape = [-1 if a == self.axis else 1 for a in range(part.dim())]
                 part.copy_(part.gather(self.axis, source.view(shape).expand(part.shape)))
         return tensor

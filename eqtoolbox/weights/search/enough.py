@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, loss_of, output_of
+from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.verification import evaluated
 from eqtoolbox.weights.tracing.trace import Node, Trace
 
@@ -52,7 +53,12 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
             seen.extend(() if output is None else [output.detach().clone()])
             return loss
 
-        value = evaluated(both, point)
+        try:
+            steady = Steady(both)
+            value = evaluated(steady, point)
+        except RuntimeError:  # formulas in place of kernels may not run where these do
+            seen.clear()
+            value, steady.base = evaluated(both, point), None
     except (RuntimeError, TypeError, ValueError, LookupError):  # no part of this batch will do
         return problem
     if len(seen) != (problem.outputs is not None):
@@ -65,6 +71,7 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
         outputs=partial(output_of, run) if seen else None,
         made=seen[0] if seen else None,
         value=value,
+        noted=steady.base,
         moved_inputs=None if problem.moved_inputs is None else moved_inputs,
     )
 
