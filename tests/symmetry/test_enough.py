@@ -1,6 +1,7 @@
 """Few samples of a batch show the finite changes that all of them do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.weights.parameter import Parameters
 from eqtoolbox.weights.search import enough, find, point
+from eqtoolbox.weights.search.clipped import unclipped
+from eqtoolbox.weights.search.joint import Candidate
 from eqtoolbox.weights.search.moves import Move
 from eqtoolbox.weights.search.problem import Problem
 
@@ -98,3 +101,24 @@ def test_few_samples_that_show_nothing_verify_nothing(
     assert max(problem.along([[false]])) > 1e-3
     assert problem.changes([[false]]) == problem.along([[false]])
     assert any(s.family == "permutation" and s.status == "verified" for s in found)
+
+
+def test_shifts_that_clip_are_left_out_before_all_else_is_moved(
+    problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same findings as where they are tried with all; without a kink all are kept."""
+    dropped = []
+
+    def noted(problem: Problem, shifts: Sequence[Candidate], beside: Sequence[Candidate]) -> Any:
+        kept = unclipped(problem, shifts, beside)
+        dropped.append([c.symmetry.name for c in shifts if c not in kept])
+        return kept
+
+    monkeypatch.setattr(find, "unclipped", noted)
+    model, batch = images()
+    first = eq.weights.discover(model, batch)
+    model[2] = model[5] = nn.GELU()  # type: ignore[index,operator]
+    eq.weights.discover(model, batch)
+    assert dropped == [["4"], []]
+    monkeypatch.setattr(find, "unclipped", lambda problem, shifts, beside: [*shifts])
+    assert told(eq.weights.discover(images()[0], batch)) == told(first)
