@@ -14,7 +14,7 @@ from eqtoolbox.command.cli import main
 from eqtoolbox.command.plan.asked import asked
 from eqtoolbox.command.plan.network import Network
 from eqtoolbox.command.plan.setting import Training
-from eqtoolbox.command.plan.taken import ERROR, Taken, measurements
+from eqtoolbox.command.plan.taken import ERROR, Expense, measurements
 from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.probes import Curvature, Spectrum, Tracking
 from tests.conftest import blobs
@@ -30,7 +30,7 @@ def training(**options: object) -> Training:
     return Training(network=NET, **{"precision": "fp32", **options})  # type: ignore[arg-type]
 
 
-def row(name: str) -> Taken:
+def row(name: str) -> Expense:
     return next(r for r in measurements() if r.name == name)
 
 
@@ -76,7 +76,7 @@ def test_traffic_is_that_of_rings(ranks: int) -> None:
 
 def test_a_measurement_takes_what_is_counted_by_hand() -> None:
     here = training(ranks=4, sharding="fsdp2", memory=1e-5)  # GiB
-    exact = Taken(name="e", copies=5, graphs=4, gradients=1, products=2, by="exact")
+    exact = Expense(name="e", copies=5, graphs=4, gradients=1, products=2, by="exact")
     assert exact.bytes(here) == 6 * 4 * 250 + 4 * 4 * (300 + 70) + 4 * 50
     assert exact.work(here) == 1 + 2 * 2
     gather = 4 * 1000 * 0.75
@@ -90,7 +90,7 @@ def test_a_measurement_takes_what_is_counted_by_hand() -> None:
     assert exact.bytes(kept) == exact.bytes(here)  # its graph is whole
     assert exact.work(kept) == pytest.approx(1 + 2 * 6 / 4)
     assert exact.apart(here) == 100  # max(5, 3) steps in twenty times as many: 5 of work
-    forwards = Taken(name="f", copies=0, graphs=0, forwards=6)
+    forwards = Expense(name="f", copies=0, graphs=0, forwards=6)
     assert forwards.work(here) == 2 and forwards.traffic(here) == 2
     half = replace(here, precision="bf16")
     assert forwards.work(half) == 2 * 15 and forwards.traffic(half) == 3

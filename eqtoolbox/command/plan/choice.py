@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from eqtoolbox.command.plan.setting import Training
-from eqtoolbox.command.plan.taken import Taken
+from eqtoolbox.command.plan.taken import Expense
 
 RARE = 10_000  # steps apart from which on a curve has too few points to be one
 CURVATURE = ("tracking, exact", "tracking, differenced", "curvature along the update")
 
 
-def choice(training: Training, rows: Sequence[Taken]) -> str:
+def choice(training: Training, rows: Sequence[Expense]) -> str:
     """One sentence: charges, the best curvature that fits, and the spectrum, with reasons.
 
     Products are exact where there is room for their graph; else differences of gradients, which
@@ -42,11 +42,11 @@ def choice(training: Training, rows: Sequence[Taken]) -> str:
     return "; ".join(parts)
 
 
-def _useful(row: Taken, training: Training) -> bool:
+def _useful(row: Expense, training: Training) -> bool:
     return row.fits(training) and row.apart(training) <= RARE
 
 
-def _paced(row: Taken, training: Training) -> str:
+def _paced(row: Expense, training: Training) -> str:
     apart = row.apart(training)
     name = row.name.removesuffix(", every step")
     return f"{name} {'at every step' if apart == 1 else f'every {apart:,} steps'}"

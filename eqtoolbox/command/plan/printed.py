@@ -4,7 +4,7 @@ from typing import Any
 
 from eqtoolbox.command.plan.choice import choice
 from eqtoolbox.command.plan.setting import GIB, Training
-from eqtoolbox.command.plan.taken import Taken, measurements
+from eqtoolbox.command.plan.taken import Expense, measurements
 
 BY_FORMULA = "*"
 
@@ -55,7 +55,7 @@ def data(training: Training) -> dict[str, Any]:
     }
 
 
-def _row(row: Taken, training: Training) -> dict[str, Any]:
+def _row(row: Expense, training: Training) -> dict[str, Any]:
     return {
         "name": row.name,
         "bytes": row.bytes(training),

@@ -29,7 +29,7 @@ TOP = 40.0  # products of three pairs, the smallest and the optimizer's metric, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class Expense:
     """One measurement, in vectors of the model's size and evaluations of its loss.
 
     Forwards, gradients and products are those of `benchmarks/planned.py`, where the row is
@@ -112,7 +112,7 @@ class Taken:
         return self.forwards + self.gradients + self.products > 0
 
 
-def measurements() -> tuple[Taken, ...]:
+def measurements() -> tuple[Expense, ...]:
     """What can be measured, the lightest first; copies and graphs as the probes declare them.
 
     Tracking by differences asks how far it is off, for two products more.
@@ -121,18 +121,18 @@ def measurements() -> tuple[Taken, ...]:
     elements = len(pictures.symmetries) * (pictures.samples - 1)
     products = spectrum.matvecs + spectrum.probes * spectrum.steps
     return (
-        Taken(
+        Expense(
             name="conservation, every step", copies=CHARGED, graphs=0.0, operations=CHARGES * ASPECT
         ),
         _of(pictures, "equivariance", forwards=1.0 + elements),
         _of(Discrete(pairs=0, laws=False), "discrete", forwards=1.0),
-        Taken(
+        Expense(
             name="critical sharpness, warm", copies=2.0, graphs=0.5, forwards=7.0, measured=False
         ),
-        Taken(
+        Expense(
             name="critical sharpness, cold", copies=2.0, graphs=0.5, forwards=14.0, measured=False
         ),
-        Taken(
+        Expense(
             name="curvature along the update",
             copies=DIFFERENCED,
             graphs=GRADIENT,
@@ -140,7 +140,7 @@ def measurements() -> tuple[Taken, ...]:
             by="differenced",
             measured=False,
         ),
-        Taken(
+        Expense(
             name="one product, exact",
             copies=EXACT,
             graphs=lean.graphs,
@@ -148,7 +148,7 @@ def measurements() -> tuple[Taken, ...]:
             products=1.0,
             by="exact",
         ),
-        Taken(
+        Expense(
             name="one product, differenced",
             copies=DIFFERENCED,
             graphs=GRADIENT,
@@ -157,7 +157,7 @@ def measurements() -> tuple[Taken, ...]:
             by="differenced",
         ),
         _of(lean, "tracking, exact", gradients=1.0, products=2.5, by="exact"),
-        Taken(
+        Expense(
             name="tracking, differenced",
             copies=lean.copies + DIFFERENCED - EXACT,
             graphs=GRADIENT,
@@ -182,8 +182,8 @@ def _of(
     gradients: float = 0.0,
     products: float = 0.0,
     by: Products = "none",
-) -> Taken:
-    return Taken(
+) -> Expense:
+    return Expense(
         name=name,
         copies=probe.copies,
         graphs=probe.graphs if graphs is None else graphs,
