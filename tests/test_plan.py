@@ -163,7 +163,7 @@ def test_the_plan_is_near_what_was_measured() -> None:
     results = json.loads((ROOT / "benchmarks/results/planned.json").read_text())["results"]
     off = results.pop("off")
     rows = [(n, r, f) for n, found in results.items() for r, f in found.items()]
-    assert len(rows) >= 25 and not any("failed" in f for _, _, f in rows)
+    assert len(rows) >= 10 and not any("failed" in f for _, _, f in rows)
     far = {
         (name, row, kind)
         for name, row, found in rows
