@@ -8,6 +8,7 @@ point operations, over those of a training step. Processor time is shown, not pl
 of small networks cost as much as their products.
 
     python benchmarks/planned.py [gpt mlp resnet]
+    python benchmarks/planned.py again    # what was measured, beside the plan as it is now
 """
 
 import ctypes
@@ -201,6 +202,9 @@ def main() -> None:
     if sys.argv[1:2] == ["row"]:
         print(json.dumps(measured(*sys.argv[2:4])))
         return
+    if sys.argv[1:2] == ["again"]:
+        again()
+        return
     for name in sys.argv[1:] or NETWORKS:
         for row, plan in planned(name).items():
             known = row in ("a training step", *PROBES, *OPERATORS)
@@ -216,7 +220,11 @@ def compared(name: str, row: str, plan: dict[str, float]) -> dict[str, Any]:
     if done.returncode:
         print(name, row, "failed", flush=True)
         return {"planned": plan, "failed": True}
-    found = json.loads(done.stdout.splitlines()[-1])
+    return beside(name, row, plan, json.loads(done.stdout.splitlines()[-1]))
+
+
+def beside(name: str, row: str, plan: dict[str, float], found: dict[str, float]) -> dict[str, Any]:
+    """Plan, measurement, and the one over the other."""
     memory = plan["bytes"] / max(found["bytes"], 1)
     work = plan["steps"] / found["steps"] if found["steps"] and plan["steps"] else None
     print(
@@ -226,6 +234,15 @@ def compared(name: str, row: str, plan: dict[str, float]) -> dict[str, Any]:
         flush=True,
     )
     return {"planned": plan, "measured": found, "memory_ratio": memory, "work_ratio": work}
+
+
+def again() -> None:
+    """The plan anew beside every row that is stored."""
+    results = json.loads((RESULTS / "planned.json").read_text())["results"]
+    for name in NETWORKS:
+        plans = planned(name) if name in results else {}
+        for row, found in results.get(name, {}).items():
+            keep(name, row, beside(name, row, plans[row], found["measured"]))
 
 
 def keep(name: str, row: str, found: dict[str, Any]) -> None:

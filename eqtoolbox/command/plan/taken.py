@@ -24,6 +24,7 @@ CHARGES = 5.0  # operations a parameter for each column of a head; other charges
 EXACT, DIFFERENCED = 5.0, 10.0  # copies beside the graph of one product: v, leaves, gradient, rows
 GRADIENT = 1.5  # graphs of a plain gradient: what is saved, and gradients that are on their way
 ERROR = 2.0  # products more that say how far a difference is off: `error_products`
+FIRST = 1.0  # products more of the first difference: its step is a guess, and taken again
 LAWS = 18.0, 5.0, 4.0  # forwards, gradients and products of the laws of a GPT's families
 TOP = 40.0  # products of three pairs, the smallest and the optimizer's metric, from random starts
 
@@ -153,7 +154,7 @@ def measurements() -> tuple[Expense, ...]:
             copies=DIFFERENCED,
             graphs=GRADIENT,
             gradients=1.0,
-            products=1.0,
+            products=1.0 + FIRST,
             by="differenced",
         ),
         _of(lean, "tracking, exact", gradients=1.0, products=2.5, by="exact"),
@@ -162,7 +163,7 @@ def measurements() -> tuple[Expense, ...]:
             copies=lean.copies + DIFFERENCED - EXACT,
             graphs=GRADIENT,
             gradients=1.0,
-            products=2.5 + ERROR,
+            products=2.5 + ERROR + FIRST,
             by="differenced",
         ),
         _of(
