@@ -163,7 +163,7 @@ def test_the_plan_is_near_what_was_measured() -> None:
     results = json.loads((ROOT / "benchmarks/results/planned.json").read_text())["results"]
     off = results.pop("off")
     rows = [(n, r, f) for n, found in results.items() for r, f in found.items()]
-    assert len(rows) >= 10 and not any("failed" in f for _, _, f in rows)
+    assert len(rows) >= 15 and not any("failed" in f for _, _, f in rows)
     far = {
         (name, row, kind)
         for name, row, found in rows
@@ -175,7 +175,10 @@ def test_the_plan_is_near_what_was_measured() -> None:
     assert spectrum["memory_ratio"] / 2 < 1 / off
 
 
-KNOWN: set[tuple[str, str, str]] = set()  # what is further off, and why: docs/howto/plan.md
+KNOWN = {  # what is further off, and why: docs/howto/plan.md
+    ("mlp", "conservation, every step", "memory"),
+    ("gpt", "noether", "memory"),
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)

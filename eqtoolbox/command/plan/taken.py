@@ -125,7 +125,7 @@ def measurements() -> tuple[Expense, ...]:
         Expense(
             name="conservation, every step", copies=CHARGED, graphs=0.0, operations=CHARGES * ASPECT
         ),
-        _of(pictures, "equivariance", forwards=1.0 + elements),
+        _of(pictures, "equivariance", forwards=1.0 + elements, measured=False),
         _of(Discrete(pairs=0, laws=False), "discrete", forwards=1.0),
         Expense(
             name="critical sharpness, warm", copies=2.0, graphs=0.5, forwards=7.0, measured=False
@@ -183,6 +183,7 @@ def _of(
     gradients: float = 0.0,
     products: float = 0.0,
     by: Products = "none",
+    measured: bool = True,
 ) -> Expense:
     return Expense(
         name=name,
@@ -192,4 +193,5 @@ def _of(
         gradients=gradients,
         products=products,
         by=by,
+        measured=measured,
     )
