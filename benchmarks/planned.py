@@ -141,7 +141,7 @@ def measured(name: str, row: str) -> dict[str, Any]:
                 return OPERATORS[row](snapshot.objective, snapshot.before)(v)
 
     bytes_ = _growth(work) if row.startswith("tracking") else 0  # its first update is deep
-    if row == "noether":  # whose first measurement learns floors in float64
+    if row == "noether":  # whose first measurement also finds floors
         work()
     with FlopCounterMode(display=False) as counted:
         start = time.process_time()
