@@ -18,7 +18,7 @@ _NEEDS = (
 )
 
 
-def load(text: str) -> tuple[nn.Module, Any, Any, str]:
+def load(text: str, folder: Path = Path()) -> tuple[nn.Module, Any, Any, str]:
     """(model, batch, loss_fn or None, remark) that `text` names.
 
     Args:
@@ -26,6 +26,7 @@ def load(text: str) -> tuple[nn.Module, Any, Any, str]:
             arguments or a function that returns model, (model, batch), (model, inputs, targets)
             as for `[audit]`, or (model, batch, loss_fn); or a TOML file with a table [symmetries]
             whose `source` is such a reference.
+        folder: that a `file.py` is in.
 
     Raises:
         ValueError: nothing such, or inputs that cannot be guessed; says the remedy.
@@ -35,7 +36,7 @@ def load(text: str) -> tuple[nn.Module, Any, Any, str]:
         made = named(path, Path(text).parent, f"{text}: symmetries.source")
     else:
         path = text
-        made = named(path, Path(), "model (or give a TOML file)")
+        made = named(path, folder, "model (or give a TOML file)")
     if not isinstance(made, nn.Module):
         try:
             made = made()

@@ -1,4 +1,4 @@
-"""Commands that look at a model or train one: demo, audit, suggest, check, symmetries."""
+"""Commands that look at a model or train one: demo, audit, suggest, check, symmetries, plan."""
 
 import argparse
 import math
@@ -53,6 +53,28 @@ def _of_symmetries(found: argparse.ArgumentParser) -> None:
         "[symmetries]",
     )
     as_json(found)
+
+
+def _of_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument(
+        "config", metavar="CONFIG", nargs="?", type=path, help="a TOML file with [plan]"
+    )
+    plan.add_argument("--parameters", metavar="N", type=float, help="such as 7e9")
+    plan.add_argument("--model", metavar="MODEL", help="in their place, as `symmetries` takes one")
+    plan.add_argument("--ranks", metavar="W", type=int, help="processes (1)")
+    plan.add_argument("--sharding", choices=("ddp", "fsdp2", "hsdp"), help="(ddp)")
+    plan.add_argument("--precision", choices=("fp32", "bf16"), help="of training (bf16)")
+    plan.add_argument("--probe-precision", choices=("full", "as_trained"), help="(full)")
+    plan.add_argument("--samples", metavar="B", type=int, help="of a rank (1)")
+    plan.add_argument("--tokens", metavar="T", type=int, help="of a sample (2048)")
+    plan.add_argument("--probe-batch", metavar="PART", type=float, help="of a rank's batch (1.0)")
+    plan.add_argument("--optimizer", help="(AdamW)")
+    plan.add_argument(
+        "--checkpointing", action="store_true", default=None, help="blocks are computed twice"
+    )
+    plan.add_argument("--memory", metavar="GIB", type=float, help="of a device (80)")
+    plan.add_argument("--every", metavar="STEPS", type=int, help="between measurements (100)")
+    as_json(plan)
 
 
 def _demos(**_: object) -> list[str]:
@@ -143,6 +165,18 @@ def _symmetries(arguments: argparse.Namespace) -> None:
     say("\n".join(filter(None, (str(found), remark and f"note: {remark}"))))
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    from eqtoolbox.command.plan.asked import KEYS, asked
+    from eqtoolbox.command.plan.printed import data, text
+
+    flags = {key: getattr(arguments, key, None) for key in KEYS}
+    training = asked(arguments.config, flags)
+    if arguments.json:
+        print_json(data(training))
+    else:
+        say(text(training))
+
+
 def _fresh_directory(demo: str) -> Path:
     """A directory below the current one that is not there yet."""
     word = "" if demo == "digits" else f"{demo}-"
@@ -181,5 +215,12 @@ COMMANDS = (
         help="parameter symmetries of a model, verified",
         arguments=_of_symmetries,
         run=_symmetries,
+    ),
+    Command(
+        name="plan",
+        help="what each probe takes of memory and time at a size, before anything runs there",
+        arguments=_of_plan,
+        run=_plan,
+        more="Flags come before what CONFIG says; configs/plan has examples of 1B, 7B and 70B.",
     ),
 )

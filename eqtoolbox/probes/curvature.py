@@ -24,12 +24,12 @@ from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 
-# H passed the self-test; where a gradient is zero but for rounding, such as that of a bias before
-# batch normalisation, Adam's first metrics amplify the rounding of H, which the residual tells
-AMPLIFIED = 0.1
-MOST = 10_000  # directions, each as large as the model
+# of gradients that are rounding (a bias before batch normalisation), which Adam's first metrics
+AMPLIFIED = 0.1  # amplify in an H that passed the self-test: the residual tells
+MOST = 10_000  # directions
 REUSED = 2_000_000  # parameters up to which the last directions are kept unless asked
 QUICK = 3  # searches in a row that go on from the last one without a fresh chain
+BESIDE = 10.0  # copies beside rows and pairs
 SEARCH = 0.7  # part of the time for the sharpest directions; the rest is for the optimizer's metric
 Reuse = Literal["small", "always", "never"]
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
@@ -97,7 +97,7 @@ class Curvature(Probe):
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     lightens: ClassVar[bool] = True
-    copies: ClassVar[float] = 16.0
+    copies: ClassVar[float] = 30.0
     state: ClassVar[type[State]] = TopSpace
 
     k: int = 5
@@ -118,10 +118,10 @@ class Curvature(Probe):
                 f"curvature needs k >= 1, at most {MOST}, max_matvecs >= 1 and tol > 0, below 1, "
                 f"got k={self.k}, max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
-
-        least = self.k + self.smallest + 2
+        least = (pairs := self.k + self.smallest) + 2
         if self.rows and self.rows < least:
             raise ValueError(f"curvature needs rows >= {least} for k={self.k}, got {self.rows}")
+        object.__setattr__(self, "copies", (self.rows or pairs + 8) + pairs + BESIDE)
 
     def measure(
         self, snapshot: Snapshot, reference: TopSpace, rng: torch.Generator

@@ -22,6 +22,7 @@ from eqtoolbox.watch.state import State
 from eqtoolbox.weights.orbit.approach import Approach, approaches
 from eqtoolbox.weights.parameter import DiscreteSymmetry
 
+BARE = 1.0  # graphs and copies where nothing is differentiated
 EQUAL = 1e-6  # relative distance below which units count as equal, if rounding allows no less
 
 
@@ -89,6 +90,9 @@ class Discrete(Probe):
                 "discrete needs pairs >= 0, max_matvecs >= 1 and near from 0 to sqrt(2), got "
                 f"pairs={self.pairs}, max_matvecs={self.max_matvecs}, near={self.near}"
             )
+        if not self.pairs and not self.laws:
+            for name in ("graphs", "copies"):
+                object.__setattr__(self, name, BARE)
 
     def measure(
         self, snapshot: Snapshot, reference: Silence, rng: torch.Generator

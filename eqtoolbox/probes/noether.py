@@ -85,7 +85,7 @@ class Noether(Probe):
     headline: ClassVar[str] = "second_order"
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
-    copies: ClassVar[float] = 12.0
+    copies: ClassVar[float] = 20.0
     lightens: ClassVar[bool] = True
     whole_first: ClassVar[bool] = True
 

@@ -15,6 +15,8 @@ from eqtoolbox.record.record import Mode
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import Snapshot
 
+BESIDE = 7.0  # copies of the parameters beside the rows: leaves, gradient, products, what is next
+
 
 @checked
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Spectrum(Probe):
     headline: ClassVar[str] = "trace"
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
-    copies: ClassVar[float] = 16.0
+    copies: ClassVar[float] = 31.0
 
     matvecs: int = 48
     probes: int = 4
@@ -61,6 +63,8 @@ class Spectrum(Probe):
 
         if self.rows and self.rows < 2:
             raise ValueError(f"spectrum needs rows >= 2, got {self.rows}; 0 sets no limit")
+        most = max(self.matvecs // 3, self.steps)  # of both stages, one after the other
+        object.__setattr__(self, "copies", min(most, self.rows or most) + BESIDE)
 
     def measure(
         self, snapshot: Snapshot, reference: None, rng: torch.Generator

@@ -14,6 +14,8 @@ from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.state import State
 
+BESIDE = 6.0  # copies of the parameters beside the rows: leaves, gradient, product, what is next
+
 
 @dataclass(kw_only=True, eq=False)
 class Tracked(State):
@@ -49,7 +51,7 @@ class Tracking(Probe):
     headline: ClassVar[str] = "sharpness"
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
-    copies: ClassVar[float] = 16.0
+    copies: ClassVar[float] = 18.0
     state: ClassVar[type[State]] = Tracked
 
     rtol: float = 0.01
@@ -59,7 +61,7 @@ class Tracking(Probe):
     engine: Engine = field(default_factory=Engine, repr=False)
 
     def __post_init__(self) -> None:
-        self._tracker()
+        object.__setattr__(self, "copies", self._tracker().rows + BESIDE)
 
     def _tracker(self) -> Tracker:
         return Tracker(
