@@ -1,4 +1,4 @@
-"""Sharded parameters and engines are refused at attach, by name, with what still works."""
+"""Engines that cannot be looked into are refused at attach, by name, with what still works."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,21 +55,17 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_fully_sharded_parameters_are_refused(mesh: Any) -> None:
+def test_fully_sharded_parameters_are_not_refused(mesh: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    model = fully_shard(mlp(4, 4, 2), mesh=mesh)
-    with pytest.raises(TypeError, match=r"0\.weight.*FSDP2"):
-        attach(model)
+    attach(fully_shard(mlp(4, 4, 2), mesh=mesh)).close()
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensor_parallel_parameters_are_refused(mesh: Any) -> None:
+def test_tensor_parallel_parameters_are_not_refused(mesh: Any) -> None:
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-    model = parallelize_module(mlp(4, 4, 2), mesh, {"0": ColwiseParallel()})
-    with pytest.raises(TypeError, match=r"0\.weight.*tensor parallel.*second derivative"):
-        attach(model)
+    attach(parallelize_module(mlp(4, 4, 2), mesh, {"0": ColwiseParallel()})).close()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -40,6 +40,8 @@ from eqtoolbox.watch.monitor import Monitor, monitors_of
 from eqtoolbox.watch.options import Options
 from eqtoolbox.watch.probe import Scheduled, topics
 from eqtoolbox.watch.snapshot import parameter_groups, trainable
+from eqtoolbox.world.around import world_of
+from eqtoolbox.world.world import World
 
 SWITCH = "EQTOOLBOX"  # environment variable
 HISTOGRAMS = 100  # steps between those that were asked for by a word
@@ -71,7 +73,8 @@ def attach(given: Arguments) -> Monitor:
 
     Args:
         model: any module with trainable parameters; DistributedDataParallel and torch.compile are
-            looked into. Of several processes the first measures, on its own share of the batch.
+            looked into. Where several processes train it, each of them attaches: they measure the
+            loss of the global batch together, and the first writes.
         optimizer: the one whose `step()` counts; a wrapper's own `.optimizer` is found. Several
             that train the model together are given as a list or a dict: one step is over when
             each has stepped.
@@ -95,14 +98,19 @@ def attach(given: Arguments) -> Monitor:
     let_go(optimizers, None if counted else given.run_dir, attached_at)
     _check(model, optimizers)
     _check_probe_batch(given, model)
-    idle, off = other_process(), switched_off()
+    off = switched_off()
+    scheduled = _scheduled(given)
+    world = World() if off else _world(model, scheduled, given)
+    idle = not world.first or (not world.several and other_process())
     how: dict[str, Any] = {"select": given.select, "histograms": given.histograms}
     further = [] if idle or off else [as_sink(sink, **how) for sink in given.sinks]
-    scheduled, run_dir = _scheduled(given), given.run_dir
-    if idle or off:
-        scheduled, run_dir = [], None
+    if off or (idle and not world.several):
+        scheduled = []
     _say_what_is_complex(model)
-    store = None if run_dir is None else _open(run_dir, given)
+    with world.together("attach"):
+        store = None if off or idle or given.run_dir is None else _open(given.run_dir, given)
+        start = [float(store.segment), float(store.next_step)] if store else [0.0, 0.0]
+        segment, step = map(int, world.decided("start", start))
     tells = [] if store is None else [Telling(store.path, topics(scheduled))]
     if store is not None:
         store.describe(**_facts(model, optimizers, scheduled, given))
@@ -112,10 +120,11 @@ def attach(given: Arguments) -> Monitor:
         given,
         probes=scheduled,
         sinks=[*([store] if store else []), *tells, *further],
-        segment=store.segment if store else 0,
-        step=store.next_step if store else 0,
+        segment=segment,
+        step=step,
         attached_at=attached_at,
         called=given.model,
+        world=world,
     )
     opened(monitor, store.path if store else None)
     for tell in tells:
@@ -123,6 +132,15 @@ def attach(given: Arguments) -> Monitor:
     if off:
         monitor.detach()
     return monitor
+
+
+def _world(model: nn.Module, scheduled: Sequence[Scheduled], given: Arguments) -> World:
+    """The processes that train the model, all of which attach the same."""
+    about = {s.probe.name: describe(s) for s in scheduled}
+    options = ("budget", "allowance", "memory", "seed", "steps", "probe_timeout", "resume")
+    about |= {name: getattr(given, name) for name in options}
+    about["parameters"] = {n: list(p.shape) for n, p in trainable(model).items()}
+    return world_of(model, given.model, about, given.rank_timeout)
 
 
 def _scheduled(given: Options) -> list[Scheduled]:

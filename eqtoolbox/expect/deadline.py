@@ -15,6 +15,7 @@ class _Here(threading.local):
     ends: float | None = None
     next: float | None = None  # when `check` looks closer: then, or at once
     first: Callable[[], None] | None = None  # what it does before
+    clock: Callable[[], float] = staticmethod(perf_counter)
 
 
 _here = _Here()
@@ -45,6 +46,21 @@ def uncounted() -> Iterator[None]:
         yield
     finally:
         _here.ends = _here.next = None if ends is None else ends + perf_counter() - started
+
+
+@contextmanager
+def clock(reads: Callable[[], float]) -> Iterator[None]:
+    """Scope in which `now` reads another clock, as one that several processes share."""
+    outer, _here.clock = _here.clock, reads
+    try:
+        yield
+    finally:
+        _here.clock = outer
+
+
+def now() -> float:
+    """Seconds on the clock by which what is measured is cut short."""
+    return _here.clock()
 
 
 def check() -> None:

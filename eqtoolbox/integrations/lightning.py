@@ -69,8 +69,6 @@ class EqCallback(Following, Callback):
         return key
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
         optimizers = trainer.optimizers
         if self.optimizer is not None:
             if not 0 <= self.optimizer < len(optimizers):
@@ -217,10 +215,10 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def _alone(*args: Any, **kwargs: Any) -> None:
-    """In the place of what would wait for the other processes for ever."""
+    """In the place of what would exchange over the training's own group."""
     raise RuntimeError(
-        "training_step calls all_gather, but one process alone evaluates it for a probe; give "
-        "EqCallback(loss_fn=...) without it"
+        "training_step calls all_gather, which no probe may: its exchange would meet one of the "
+        "training's; give EqCallback(loss_fn=...) without it"
     )
 
 

@@ -73,8 +73,6 @@ class EqCallback(Validating, TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **others: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
         if state.global_step > 0:
             self._read(args, state.global_step)
         if args.label_smoothing_factor and self._fit.function is None:
@@ -97,7 +95,7 @@ class EqCallback(Validating, TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         folder = _checkpoint(args, state.global_step)
-        if self.monitor is not None and folder.is_dir():
+        if self.monitor is not None and state.is_world_process_zero and folder.is_dir():
             torch.save(self.state_dict(), folder / STATE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:

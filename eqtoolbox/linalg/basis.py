@@ -1,14 +1,16 @@
 """An orthonormal set of vectors, stored as flat rows that take memory as they come."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.vectors import Space, Vector, norm, pieces, wide
+from eqtoolbox.linalg.vectors import Space, Vector, dot, pieces, wide
+from eqtoolbox.world.reducing import axis_of, reduced, totalled
 
-Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype and device
+Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype, device and axis of its pieces
 SHORT = 1 << 15  # entries of a float32 sum that is right to 1e-7
 BLOCK = 1 << 20  # entries that rows are allocated for at once: one row of a larger model
 
@@ -32,13 +34,14 @@ class Basis:
         self.space = space
         self.capacity = capacity
         self._size = 0
-        self._groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+        self._groups: dict[tuple[torch.dtype, torch.device, str], list[str]] = {}
         for name, x in space.like.items():
-            self._groups.setdefault((x.dtype, x.device), []).append(name)
+            self._groups.setdefault((x.dtype, x.device, axis_of(name, x)), []).append(name)
+        self._axes = [axis for _, _, axis in self._groups]
         self._sizes = [[space.shapes[n].numel() for n in g] for g in self._groups.values()]
         self._rows = [
             _Rows(sum(sizes), capacity, dtype, device)
-            for (dtype, device), sizes in zip(self._groups, self._sizes, strict=True)
+            for (dtype, device, _), sizes in zip(self._groups, self._sizes, strict=True)
         ]
 
     @classmethod
@@ -97,9 +100,9 @@ class Basis:
     def include(self, v: Vector) -> None:
         """Span `v` as well: what is new in it becomes a row, if it is more than rounding."""
         w = self.pack(v)
-        before = flat_norm(w)
+        before = self.norm(w)
         self.orthogonalise(w)
-        after = flat_norm(w)
+        after = self.norm(w)
         if len(self) < self.capacity and after > 100 * self.space.eps * before:
             self.append([x.div_(after) for x in w])
 
@@ -107,11 +110,19 @@ class Basis:
         """⟨q_i, w⟩ for the rows from `first` on, shape (m - first,), float64 on the CPU."""
         if first == self._size:
             return torch.zeros(0, dtype=torch.float64)
-        found = []
-        for rows, x in zip(self._rows, w, strict=True):
+        found: dict[str, list[Tensor]] = {}
+        for axis, rows, x in zip(self._axes, self._rows, w, strict=True):
             parts = [_products(block, x).cpu() for block in rows.blocks(first, self._size)]
-            found.append(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return found[0] if len(found) == 1 else torch.stack(found).sum(0)
+            found.setdefault(axis, []).append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return _sum([totalled(axis, _sum(parts)) for axis, parts in found.items()])
+
+    def norm(self, w: Flat) -> float:
+        """Euclidean norm of a flat vector, in float64."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for k, (axis, x) in enumerate(zip(self._axes, w, strict=True)):
+            found.setdefault(axis, {})[f"flat {k}"] = x  # no name of a parameter
+        squares = (reduced(axis, dot(part, part)) for axis, part in found.items())
+        return math.sqrt(sum(squares))
 
     def subtract(self, w: Flat, coefficients: Tensor) -> None:
         """w ← w − Σ c_i q_i, in place."""
@@ -227,6 +238,5 @@ def _subtract(x: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         x.sub_(row, alpha=c)
 
 
-def flat_norm(w: Flat) -> float:
-    """Euclidean norm of a flat vector, in float64."""
-    return norm({str(i): x for i, x in enumerate(w)})
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack([*tensors]).sum(0)

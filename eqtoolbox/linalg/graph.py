@@ -12,6 +12,7 @@ from eqtoolbox.expect.bounds import takes
 from eqtoolbox.linalg.not_finite import not_finite
 from eqtoolbox.linalg.tape import nodes
 from eqtoolbox.linalg.vectors import Space, Vector, norm
+from eqtoolbox.world.reducing import agreed
 
 Loss = Annotated[Callable[[dict[str, Tensor]], Tensor], takes(1, "of a dict of parameters")]
 
@@ -126,7 +127,8 @@ class GradientGraph:
         """Whether nothing overflows that a smaller scale could save."""
         if not self._half or self._scale < SMALLEST:
             return True
-        return all(row is None or bool(row.isfinite().all()) for row in rows)
+        here = all(row is None or bool(row.isfinite().all()) for row in rows)
+        return agreed(self._leaves, here)
 
     def _unscaled(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: x / self._scale for n, x in found.items()} if self._half else found

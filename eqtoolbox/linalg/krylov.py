@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.basis import Basis, Flat, flat_norm
+from eqtoolbox.linalg.basis import Basis, Flat
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, random_like
 
@@ -63,11 +63,11 @@ class Krylov:
     def _begin(self, start: Vector) -> None:
         """One more row of R, of what is new in a vector."""
         w = self.basis.pack(self.operator.space.admit(start, "start"))
-        length = flat_norm(w)
+        length = self.basis.norm(w)
         if not 0 < length < math.inf:
             raise ValueError(f"start must be finite and not zero, got norm {length}")
         self._beyond.orthogonalise(w)
-        new = flat_norm(w)
+        new = self.basis.norm(w)
         if new > 100 * self.operator.space.eps * length:
             self._push(w, new)
 
@@ -96,7 +96,7 @@ class Krylov:
         rest = self.basis.coefficients(w)
         self.basis.subtract(w, rest)
         aside = self._subtract_beyond(w)
-        beta = flat_norm(w)
+        beta = self.basis.norm(w)
         removed = math.hypot(*rest.tolist(), *aside.tolist())
         self._check(rest[:-1], math.hypot(*(known + rest).tolist(), *aside.tolist(), beta))
         self._projected = _bordered(self._projected, known + rest)
@@ -113,7 +113,7 @@ class Krylov:
         """The norm of `w` once it is orthogonal to all rows again."""
         self.basis.subtract(w, self.basis.coefficients(w))
         self._subtract_beyond(w)
-        return flat_norm(w)
+        return self.basis.norm(w)
 
     def ritz(self) -> Ritz:
         """Eigenpairs of T with their residuals."""
@@ -185,7 +185,7 @@ class Krylov:
         for _ in range(2):
             self.basis.orthogonalise(w)
             inside += self._subtract_beyond(w)
-        length = flat_norm(w)
+        length = self.basis.norm(w)
         self._push(w, length)
         mixed = torch.cat([inside, torch.tensor([length], dtype=torch.float64)])
         if len(inside):

@@ -1,7 +1,6 @@
 """The largest, smallest or outermost eigenpairs of a symmetric operator, each with its residual."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from eqtoolbox.expect import notebook
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.deadline import now
 from eqtoolbox.expect.kinds import NotNegative
 from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
 from eqtoolbox.linalg.basis import Basis
@@ -124,13 +124,13 @@ def top_eigenpairs(
     if confirm is None:
         confirm = 0 if start is None and k == 1 and lower <= 1 else 8
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    began = time.perf_counter()
+    began = now()
     ends = began + seconds
     krylov = _krylov(operator, capacity, generator, start)
     side = 2 * (confirm + DEEPER) if confirm and start is None and count >= MANY else 0
     if side:  # products that two chains take in turn
         krylov.step()
-        side = side if side * (time.perf_counter() - began) < seconds else 0
+        side = side if side * (now() - began) < seconds else 0
     if side:
         krylov.refresh()
 
@@ -158,7 +158,7 @@ def top_eigenpairs(
             confirmed = confirmed or _apart(ritz, wanted, 100 * operator.space.eps * size)
         everything = krylov.size == operator.size
         left_over = budget - count * operator.error_products
-        most = left_over if time.perf_counter() < ends else count
+        most = left_over if now() < ends else count
         spent = krylov.matvecs >= max(count, most)
         if everything or confirmed or spent or (there and not confirm):
             break

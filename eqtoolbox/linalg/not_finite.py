@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import random_like
+from eqtoolbox.world.reducing import agreed
 
 ORDERS = (
     "the loss is not finite",
@@ -79,7 +80,7 @@ def not_finite(
         rows = list(at.values())
         with _nodes_told([value], search):
             first = torch.autograd.grad(value, rows, create_graph=True, allow_unused=True)
-        if not _finite(first):
+        if not agreed(at, _finite(first)):
             return _sentence(1, search.culprit)
         search.culprit = ""
         known = [(g, n) for g, n in zip(first, at, strict=True) if g is not None]

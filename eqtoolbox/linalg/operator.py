@@ -82,8 +82,14 @@ class LinearOperator(ABC):
         return self.space.size
 
     def dense(self) -> Tensor:
-        """The matrix (n, n) in float64 on the CPU, by n products: for tests and small n."""
+        """The matrix (n, n) in float64 on the CPU, by n products: for tests and small n.
+
+        Raises:
+            ValueError: this process holds a part of the vectors only.
+        """
         unit, columns = zeros_like(self.space.like), []
+        if self.size != sum(x.numel() for x in unit.values()):
+            raise ValueError("dense needs whole vectors, got shards of them; use top_eigenpairs")
         for x in unit.values():
             entries = x.view(-1)
             for i in range(x.numel()):

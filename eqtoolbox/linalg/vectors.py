@@ -13,11 +13,14 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.world.reducing import agreed, axis_of, entries, piece_of, reduced
+
 Vector = Mapping[str, Tensor]
 P = ParamSpec("P")
 T = TypeVar("T")
 
 SMALL = 1 << 12  # entries up to which tensors are reduced as one: calls would cost more
+DRAWN = 1 << 24  # entries up to which a piece of a random tensor is cut out of the whole one
 
 
 def plain(function: Callable[P, T]) -> Callable[P, T]:
@@ -50,15 +53,19 @@ def dot(a: Vector, b: Vector) -> float:
         >>> dot({"w": torch.ones(3)}, {"w": torch.full((3,), 2.0)})
         6.0
     """
-    small: dict[torch.device, list[str]] = {}
+    small: dict[tuple[str, torch.device], list[str]] = {}
+    sums: dict[str, list[Tensor]] = {}  # by the axis along which what is summed is cut
     for name, x in a.items():
+        axis = axis_of(name, x)
         if x.numel() <= SMALL:
-            small.setdefault(x.device, []).append(name)
-    pairs = [(x, b[name]) for name, x in a.items() if x.numel() > SMALL]
-    for names in small.values():
+            small.setdefault((axis, x.device), []).append(name)
+        else:
+            sums.setdefault(axis, []).extend(_inner(x, b[name]))
+    for (axis, _), names in small.items():
         x = torch.cat([a[n].reshape(-1) for n in names])
-        pairs.append((x, x if a is b else torch.cat([b[n].reshape(-1) for n in names])))
-    return _total([s for x, y in pairs for s in _inner(x, y)])
+        y = x if a is b else torch.cat([b[n].reshape(-1) for n in names])
+        sums.setdefault(axis, []).extend(_inner(x, y))
+    return float(sum(reduced(axis, _total(parts)) for axis, parts in sums.items()))
 
 
 def norm(a: Vector) -> float:
@@ -111,15 +118,33 @@ def random_like(
     """Independent N(0, 1) entries, or fair signs ±1, shaped like `a`.
 
     Drawn on the generator's device, so one CPU generator gives the same vector on every device.
+    Where `a` is a piece of a vector, so is what is drawn, of that which one process would draw; of
+    a tensor of more than 2^24 entries every piece has a stream of its own.
     """
 
-    def draw(x: Tensor) -> Tensor:
+    def draw(shape: torch.Size, dtype: torch.dtype, stream: torch.Generator) -> Tensor:
         if distribution == "gaussian":
-            return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
-        bits = torch.randint(2, x.shape, generator=generator, device=generator.device)
-        return (2 * bits - 1).to(x.dtype)
+            return torch.randn(shape, generator=stream, dtype=dtype, device=stream.device)
+        bits = torch.randint(2, shape, generator=stream, device=stream.device)
+        return (2 * bits - 1).to(dtype)
 
-    return {name: draw(x).to(x.device) for name, x in a.items()}
+    def drawn(name: str, x: Tensor) -> Tensor:
+        piece = piece_of(name, x)
+        if piece is None or piece.dim is None:
+            return draw(x.shape, x.dtype, generator)
+        if piece.whole.numel() > DRAWN:
+            return draw(x.shape, x.dtype, _stream(generator, piece.start))
+        whole = draw(piece.whole, x.dtype, generator)
+        return whole.narrow(piece.dim, piece.start, piece.stop - piece.start).contiguous()
+
+    return {name: drawn(name, x).to(x.device) for name, x in a.items()}
+
+
+def _stream(generator: torch.Generator, start: int) -> torch.Generator:
+    """The stream of the piece that begins there: another one for each, the same for its copies."""
+    seed = torch.randint(2**32, (), generator=generator, device=generator.device)
+    spread = (int(seed) + 2654435769 * start) % 2**32  # odd: no two starts have one seed
+    return torch.Generator(generator.device).manual_seed(spread)
 
 
 @dataclass(frozen=True)
@@ -141,7 +166,7 @@ class Space:
         Raises:
             ValueError: no entries, or tensors that are not real floating point.
         """
-        if not sum(x.numel() for x in example.values()):
+        if not entries(example):
             raise ValueError("a vector needs at least one entry, got none; give {name: tensor}")
         for name, x in example.items():
             if not x.is_floating_point():
@@ -162,8 +187,8 @@ class Space:
 
     @property
     def size(self) -> int:
-        """Number of entries n."""
-        return sum(x.numel() for x in self.like.values())
+        """Number of entries n; of pieces that of the whole vector."""
+        return entries(self.like)
 
     @property
     def eps(self) -> float:
@@ -232,12 +257,17 @@ def finite(v: Vector) -> bool:
     Norms in the tensors' own precision, which overflow above 1e19 in float32: then all is looked
     at.
     """
-    norms = torch._foreach_norm(list(v.values()))
-    if all(x.is_cpu for x in norms):
-        total = sum(x.item() for x in norms)
-    else:  # one transfer to the host
-        total = torch.stack([x.to(norms[0].device) for x in norms]).sum().item()
-    return math.isfinite(total) or not not_finite(v)
+    norms: dict[str, list[Tensor]] = {}
+    for (name, x), length in zip(v.items(), torch._foreach_norm(list(v.values())), strict=True):
+        norms.setdefault(axis_of(name, x), []).append(length)
+    total = sum(reduced(axis, _on_host(parts)) for axis, parts in norms.items())
+    return math.isfinite(total) or agreed(v, not not_finite(v))
+
+
+def _on_host(scalars: list[Tensor]) -> float:
+    if all(x.is_cpu for x in scalars):
+        return float(sum(x.item() for x in scalars))
+    return torch.stack([x.to(scalars[0].device) for x in scalars]).sum().item()  # one transfer
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from eqtoolbox.probes.asymmetry import Asymmetry
 from eqtoolbox.probes.conservation import Conservation
+from eqtoolbox.probes.critical import CriticalSharpness
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.discrete import Discrete
 from eqtoolbox.probes.equivariance import EquivarianceError
@@ -14,6 +15,7 @@ from eqtoolbox.probes.tracking import Tracking
 __all__ = [
     "Asymmetry",
     "Conservation",
+    "CriticalSharpness",
     "Curvature",
     "Discrete",
     "EquivarianceError",

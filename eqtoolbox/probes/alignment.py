@@ -84,6 +84,8 @@ def _update(snapshot: Snapshot) -> Parameters | None:
 
 
 def _tangents(snapshot: Snapshot, rng: torch.Generator) -> Iterator[tuple[str, Parameters]]:
+    if snapshot.world.sharded:  # an element mixes rows of several processes
+        return
     try:
         families = FoundSymmetries.of(snapshot).by_family()
     except NotApplicable:

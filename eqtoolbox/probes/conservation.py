@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg.vectors import norms, not_finite
+from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import Drift
 from eqtoolbox.probes.forecast import report
 from eqtoolbox.probes.law_noise import law_noise
 from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger
-from eqtoolbox.probes.leftover import sizes
+from eqtoolbox.probes.leftover import sizes, squares, weights
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record.record import Mode
 from eqtoolbox.replay.objective import Parameters
@@ -24,6 +24,7 @@ from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates
+from eqtoolbox.world.shards import Shards
 
 
 @checked
@@ -90,6 +91,7 @@ class Conservation(Probe):
 
     name: ClassVar[str] = "conservation"
     headline: ClassVar[str] = "drift"
+    sharded: ClassVar[bool] = True
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 1.5
     copies: ClassVar[float] = 6.0
@@ -115,7 +117,7 @@ class Conservation(Probe):
             ledger.sketched_reach[family] = scales.to("cpu", own)
         ledger.causes = ledger.values.new_zeros(len(CAUSES), charges.count)
         ledger.noise, ledger.leftover.left = law_noise(snapshot, charges, ledger.lengths, rng)
-        ledger.leftover.sizes = sizes(snapshot.before).cpu()
+        ledger.leftover.sizes = sizes(snapshot.before, snapshot.shards).cpu()
         return ledger
 
     def measure(
@@ -144,7 +146,7 @@ class Conservation(Probe):
             (state.noise, state.leftover.left), state.stale = found, False
         change, beside, why = _stepped(charges, snapshot, after, state)
         finite = bool(beside.after.isfinite().all())
-        if not finite and (lost := not_finite(after)):
+        if not finite and (lost := _lost(after, snapshot.shards)):
             raise FloatingPointError(f"the step made {lost} NaN or infinite")
         size = beside.size
         state.values = state.values + change.drift
@@ -214,27 +216,40 @@ def _stepped(
 ) -> tuple[Change, Beside, str]:
     """What the step did to the charges, and why there is no budget where there is none."""
     rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
-    before, size, known = snapshot.before, math.nan, set(charges.names)
-    others = {n: g for n, g in (gradient or {}).items() if n not in known}
-    weights = sizes(before) if state.leftover.left else norms([])
-    lists = [norms(after.values()), weights, norms(others.values())]
+    before, size, shards = snapshot.before, math.nan, snapshot.shards
+    others = {n: g for n, g in (gradient or {}).items() if n not in set(charges.names)}
+    asked = weights(before) if state.leftover.left else {}
+    lists = [squares(own, shards) for own in (after, asked, others)]
     home = before[charges.names[0]].device
     beside = torch.cat([numbers.to(home) for numbers in lists])
     if rates is None or gradient is None:
         why = "the optimizer has no learning rate or was given no gradient"
     else:
         change = charges.step(state.values, before, after, gradient, rates, beside)
-        size = math.hypot(change.pull, float(change.beside[len(beside) - len(others) :].norm()))
-        if not math.isfinite(size) and any(
-            not torch.equal(before[n], after[n]) for n in charges.names
-        ):
+        pull = float(change.beside[len(beside) - len(others) :].sum().sqrt())
+        size = math.hypot(change.pull, pull)
+        if not math.isfinite(size) and _moved(charges, before, after):
             why = "the gradient is not finite, and yet the step moved the parameters"
     if not math.isfinite(size):  # without a reason, loss scaling skipped it: all terms are zero
         still = dict.fromkeys(charges.names, 0.0)
         resting = Rates(lr=still, decay=still)
         change = charges.step(state.values, before, after, None, resting, beside)
-    ended, now, _ = torch.split(change.beside, [len(numbers) for numbers in lists])
+    ended, now, _ = torch.split(change.beside.sqrt(), [len(numbers) for numbers in lists])
     return change, Beside(after=ended, weights=now, size=size), why
+
+
+def _moved(charges: Charges, before: Parameters, after: Parameters) -> bool:
+    """Whether any of the charges' parameters is not what it was, wherever it is held."""
+    own = any(not torch.equal(before[n], after[n]) for n in charges.names)
+    beside, moved = before[charges.names[0]], torch.tensor([float(own)], dtype=torch.float64)
+    return bool(charges.shards.added(moved, beside) > 0)
+
+
+def _lost(after: Parameters, shards: Shards) -> str:
+    """The first parameter that is NaN or infinite, wherever it is held; empty if none is."""
+    own = [bool(not_finite({name: tensor})) for name, tensor in after.items()]
+    every = shards.added(torch.tensor(own, dtype=torch.float64), next(iter(after.values())))
+    return next((name for name, lost in zip(after, every.tolist(), strict=True) if lost), "")
 
 
 def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:

@@ -1,7 +1,6 @@
 """Curvature: the sharpest directions, what the optimizer can bear, and what lies in them."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -10,6 +9,7 @@ import torch
 
 from eqtoolbox.expect.bounds import takes
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.expect.deadline import now
 from eqtoolbox.linalg import EigenResult, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.warm import WarmStart
 from eqtoolbox.probes.alignment import along, overlaps, turn
@@ -17,7 +17,7 @@ from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.gauss_newton_share import gauss_newton_share
 from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
-from eqtoolbox.probes.stability import stability_scale
+from eqtoolbox.probes.stability import moving, stability_scale
 from eqtoolbox.record.record import Mode, Status
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
@@ -39,6 +39,7 @@ ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot"
 class TopSpace(State):
     """The sharpest directions at the last measurement, for `angles` and for `reuse`."""
 
+    large: ClassVar[bool] = True
     top: Sequence[Parameters] | None = None
     vectors: list[Parameters] = field(default_factory=list)
     guard: Parameters | None = None
@@ -94,6 +95,7 @@ class Curvature(Probe):
 
     name: ClassVar[str] = "curvature"
     headline: ClassVar[str] = "sharpness"
+    sharded: ClassVar[bool] = True
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     lightens: ClassVar[bool] = True
@@ -133,10 +135,10 @@ class Curvature(Probe):
             return
         smallest = self.smallest and operator.size > 1
         k = min(self.k, operator.size - smallest)
-        ends = time.perf_counter() + snapshot.seconds
+        ends = now() + snapshot.seconds
         found = self._search(operator, k, smallest, reference, rng, SEARCH * snapshot.seconds)
         yield from self._eigenvalues(found, k)
-        left = max(ends - time.perf_counter(), 0.0)
+        left = max(ends - now(), 0.0)
         yield self._stability(snapshot, operator, found, reference, rng, left)
         top = found.vectors[:k]
         status: Status = "ok" if bool(found.converged[:k].all()) else "not_converged"
@@ -148,7 +150,7 @@ class Curvature(Probe):
             reference.top = top
         if self.split:
             yield gauss_newton_share(snapshot, found)
-        if self.orbit_free:
+        if self.orbit_free and not snapshot.world.sharded:  # it moves whole parameters
             yield from orbit_free_sharpness(snapshot, self.engine, self.tol, self.max_matvecs, rng)
 
     def _search(
@@ -245,8 +247,7 @@ class Curvature(Probe):
             scale = self.stability_scale(snapshot)
         except NotApplicable as reason:
             return Measurement("stability", math.nan, status="not_applicable", note=str(reason))
-        moved = {n: s for n, s in scale.items() if bool((s > 0).all())}
-        factors = {float(s.flatten()[0]) for s in moved.values()}
+        moved, factors = moving(scale, snapshot.world)
         if len(moved) == len(scale) and len(factors) == 1 and snapshot.optimizer == "SGD":
             factor = factors.pop()
             return Measurement(
@@ -258,9 +259,8 @@ class Curvature(Probe):
                 facts={"factor": factor} if math.isfinite(factor) else {},
             )
         if not moved:
-            return Measurement(
-                "stability", math.nan, status="not_applicable", note="the learning rate is zero"
-            )
+            note = "the learning rate is zero"
+            return Measurement("stability", math.nan, status="not_applicable", note=note)
         felt = preconditioned(
             operator.restrict(*moved), {n: 1 / s for n, s in moved.items()}, accuracy=AMPLIFIED
         )

@@ -117,7 +117,9 @@ class Discrete(Probe):
             gradient, noise = covariance.gradient, covariance.floors[1]
             yield from laws(covariance, families, rng)
         gradient = gradient or _gradient(snapshot)
-        idle = Idle.of(families, snapshot.objective, snapshot.before, gradient, reference)
+        idle = Idle.of(
+            families, snapshot.objective, snapshot.before, gradient, reference, snapshot.world
+        )
         yield from idle.measurements()
         nearest.sort(key=lambda a: a.distance)
         for rank, approach in enumerate(nearest[: self.pairs], start=1):

@@ -136,7 +136,7 @@ class Engine:
         test = tested.test
         mode = "held" if test.held else test.mode
         facts = {"mode": mode, "reason": test.reason, "way": test.way}
-        note = f"{facts['mode']}: {test.reason}"
+        note = f"{mode}: {test.reason}"
         for quantity in ("repeat", "asymmetry", "difference", "jacobian_asymmetry"):
             value = getattr(test, quantity)
             if math.isnan(value) and quantity == "jacobian_asymmetry":  # not asked: products agree
@@ -153,12 +153,12 @@ class Engine:
         def make() -> Tested:
             if any(p.is_complex() for p in params.values()):
                 raise NotApplicable("complex parameters: their Hessian is not supported")
-            test = self_test(objective, params, timing=self.way == "fastest")
-            if self.way == "compiled":
+            way = "retained" if snapshot.world.several else self.way  # whose clocks differ
+            test = self_test(objective, params, timing=way == "fastest")
+            if way == "compiled":
                 test = by_a_program(objective, params, test, partial(self._program, snapshot))
             if snapshot.measured is not None:
-                trained = _valued(snapshot.measured, params)[1]
-                test = replace(test, trained=trained)
+                test = replace(test, trained=_valued(snapshot.measured, params)[1])
             return Tested(_thrifty(objective, params, test) if self.memory == "low" else test)
 
         about = snapshot.identity, self.memory, self.precision, self.way, objective.autocast

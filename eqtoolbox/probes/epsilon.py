@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eqtoolbox.linalg.graph import differentiating, filled
 from eqtoolbox.linalg.vectors import add, zeros_like
-from eqtoolbox.probes.implicit_bias import Bias, weighted
+from eqtoolbox.probes.implicit_bias import Bias
 from eqtoolbox.probes.law import Elements, Members
 from eqtoolbox.record.record import verdict
 from eqtoolbox.replay.objective import Objective, Parameters
@@ -44,7 +44,7 @@ def rates(
         NotApplicable: no epsilon is seen, or the computation takes another course.
     """
     found: dict[str, Rates] = {family: [] for family in families}
-    for part, _ in weighted(objective):
+    for part, _ in objective.terms:
         base = observed(part.loss, dict(params))
         if not base:
             raise NotApplicable("no epsilon is seen: the normalisations are not torch's own")
@@ -78,13 +78,13 @@ def predictions(
     value = dict.fromkeys(rates, 0.0)
     total = {family: zeros_like(params) for family in rates}
     try:
-        for k, (part, weight) in enumerate(weighted(objective)):
+        for k, (part, weight) in enumerate(objective.terms):
             with differentiating(part, leaves):
                 slopes = _log_slopes(part, leaves)
                 if kept is not None:
                     kept.append([s.detach() for s in slopes])
                 for family, own in rates.items():
-                    p = weight * prediction(slopes, own[k])
+                    p = weight * part.total(prediction(slopes, own[k]))
                     value[family] += float(p.detach())
                     if p.requires_grad:
                         rows = torch.autograd.grad(
@@ -148,7 +148,7 @@ def pull(
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     total = zeros_like(params)
     try:
-        for (part, weight), own in zip(weighted(objective), slopes, strict=True):
+        for (part, weight), own in zip(objective.terms, slopes, strict=True):
             with differentiating(part, leaves):
                 terms = zip(own, _ratios(part, leaves), strict=True)
                 moving = [(s * a.log()).sum() for s, a in terms if a.requires_grad]
@@ -172,7 +172,7 @@ def instead(
     objective: Objective, params: Parameters, rates: Rates, s: float
 ) -> Iterator[tuple[float, Tensor]]:
     """Each weighted loss at e^(-r s) eps, which is that at T_s theta where epsilon explains it."""
-    for (part, weight), own in zip(weighted(objective), rates, strict=True):
+    for (part, weight), own in zip(objective.terms, rates, strict=True):
         with torch.no_grad():
             yield weight, at_factors(part.loss, dict(params), [(-s * r).exp() for r in own])
 

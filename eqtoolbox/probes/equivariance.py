@@ -1,7 +1,6 @@
 """Equivariance of the model under transformations of its input."""
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -23,22 +22,22 @@ from eqtoolbox.probes.claims import (
     told_unmeasured,
 )
 from eqtoolbox.probes.growth import Known, Seen, explained, growth
+from eqtoolbox.probes.lie_rates import derivatives, letters
 from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.probes.view import View
-from eqtoolbox.record.record import Mode
+from eqtoolbox.record.record import Mode, Status
 from eqtoolbox.replay.reading import opened
 from eqtoolbox.symmetry.actions.action import trivial
-from eqtoolbox.symmetry.actions.tangent import NoTangent
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.culprit import Culprit, summary
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.layerwise import layer_shares
-from eqtoolbox.symmetry.lie import CUT, FLAT, lie_derivative
+from eqtoolbox.symmetry.judged import of_batches
 from eqtoolbox.symmetry.result import EquivarianceResult
 from eqtoolbox.symmetry.structure import tensors
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
+from eqtoolbox.world.world import World
 
 PEAK = Bound("> 0, the range of the output", lambda x: bool(x > 0))
 
@@ -83,6 +82,7 @@ class EquivarianceError(Probe):
 
     name: ClassVar[str] = "equivariance"
     headline: ClassVar[str] = "relative_error"
+    sharded: ClassVar[bool] = True
     mode: ClassVar[Mode] = "eval"
     graphs: ClassVar[float] = 1.0
     copies: ClassVar[float] = 1.0
@@ -108,8 +108,10 @@ class EquivarianceError(Probe):
             loss = f.loss()
             known = explained(opened(f.call.output), loss)
             found = [] if known is None else [Measurement("explained", known)]
+            world = snapshot.world if snapshot.world.inside else World()
             for entry in self.symmetries:
-                rows = list(self._one(f, entry, loss, known, reference, rng))
+                drawn = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
+                rows = list(self._one(f, entry, loss, known, reference, drawn, world))
                 found += told_unmeasured(entry, rows)
             return found
 
@@ -129,22 +131,25 @@ class EquivarianceError(Probe):
         known: float | None,
         memory: Known,
         rng: torch.Generator,
+        world: World,
     ) -> Iterator[Measurement]:
         name = name_of(entry)
+        why, own = None, None
         try:
             view = View.of(f, entry)
             symmetry = view.claim(claimed(entry, view.inputs, view.outputs, self.output))
-            result = self._measured(view, symmetry, name, loss, memory, rng)
+            own = self._measured(view, symmetry, name, loss, memory, rng)
         except (NotApplicable, ValueError, TypeError, FloatingPointError) as reason:
-            diverged = isinstance(reason, FloatingPointError)
-            yield Measurement(
-                "relative_error",
-                math.nan,
-                name,
-                status="non_finite" if diverged else "not_applicable",
-                note=str(reason),
-            )
+            why = isinstance(reason, FloatingPointError), str(reason)
+        shares = world.each(f"claim {name}", (own, 0 if own is None else view.samples, why))
+        failed = next((why for _, _, why in shares if why is not None), None)
+        if failed is not None:
+            diverged, note = failed
+            status: Status = "non_finite" if diverged else "not_applicable"
+            yield Measurement("relative_error", math.nan, name, status=status, note=note)
             return
+        results, counts, _ = zip(*shares, strict=True)
+        result = of_batches(results, counts)
         classifies = f.classifies and not view.parts
         seen = Seen(result=result, samples=view.samples, explained=known, classifies=classifies)
         grown = growth(seen, name, memory.baselines)
@@ -161,7 +166,7 @@ class EquivarianceError(Probe):
         if view.images and symmetry.output_action is not trivial and result.mean_square != 0:
             yield Measurement("decibels", result.decibels(self.peak), name, unit="dB")
         if symmetry.group.generators():
-            yield from _derivatives(view, symmetry, name, rng, self.layers)
+            yield from derivatives(view, symmetry, name, rng, self.layers, world)
 
     def _measured(
         self,
@@ -206,64 +211,9 @@ def _layer_errors(found: Culprit, name: str) -> Iterator[Measurement]:
     """The violation of the network up to each layer, where an action fits its output."""
     for i, e in enumerate(found.layers):
         if not math.isnan(e.error):
-            target = f"{name}/{i:02d}.{_letters(e.layer)}"
+            target = f"{name}/{i:02d}.{letters(e.layer)}"
             note = f"{e.kind}, {e.action}"
             yield Measurement("layer_error", e.error, target, floor=e.rounding, note=note)
-
-
-def _letters(layer: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "", layer.replace(" ", "-"))
-
-
-def _derivatives(
-    view: View, symmetry: Equivariance, name: str, rng: torch.Generator, layers: bool
-) -> Iterator[Measurement]:
-    """One rate and direction ratio a generator; why there are none where an action has none."""
-    try:
-        results = lie_derivative(view.function, view.inputs, symmetry, generator=rng)
-    except NoTangent as reason:
-        yield Measurement(
-            "lie_derivative", math.nan, name, status="not_applicable", note=str(reason)
-        )
-        return
-    for found in results:
-        target = f"{name}.{found.generator}"
-        if found.note in (CUT, FLAT):
-            yield Measurement(
-                "lie_derivative", math.nan, target, status="not_applicable", note=found.note
-            )
-            continue
-        yield Measurement(
-            "lie_derivative", found.rate, target, verdict=found.verdict, note=found.note
-        )
-        ratio = found.direction_ratio
-        if math.isnan(ratio):
-            why = found.note or "no direction changes the output"
-            yield Measurement("direction_ratio", ratio, target, status="not_applicable", note=why)
-        else:
-            yield Measurement("direction_ratio", ratio, target)
-        if layers and found.verdict == "violated":
-            yield from _shares(view, symmetry, found.generator, target)
-
-
-def _shares(
-    view: View, symmetry: Equivariance, generator: int, target: str
-) -> Iterator[Measurement]:
-    """What each layer adds to the Lie derivative along one generator; they add up to 1."""
-    try:
-        parts = layer_shares(view.model, view.inputs, symmetry, generator=generator)
-    except (ValueError, RuntimeError, TypeError, LookupError) as reason:
-        note = str(reason)
-        yield Measurement("layer_share", math.nan, target, status="not_applicable", note=note)
-        return
-    for i, part in enumerate(parts):
-        note = f"{part.kind}, rms {part.rate:.2g}" if part.kind else f"rms {part.rate:.2g}"
-        yield Measurement(
-            "layer_share",
-            part.share,
-            f"{target}/{i:02d}.{_letters(view.own_name(part.layer))}",
-            note=note,
-        )
 
 
 def _numbers(result: EquivarianceResult, name: str, facts: dict[str, str]) -> Iterator[Measurement]:
@@ -290,6 +240,6 @@ def _numbers(result: EquivarianceResult, name: str, facts: dict[str, str]) -> It
         stderr = result.stderr_of(percent)
         yield Measurement("percent_of_loss", percent, name, unit="%", stderr=stderr)
     for leaf, percent in result.loss_parts.items():
-        target = f"{name}/{_letters(leaf)}"
+        target = f"{name}/{letters(leaf)}"
         stderr = result.stderr_of(percent)
         yield Measurement("percent_of_loss", percent, target, unit="%", stderr=stderr)

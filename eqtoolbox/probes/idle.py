@@ -1,6 +1,6 @@
 """Idle units: those that did nothing on batch after batch are dead, those on one batch are not."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from eqtoolbox.weights.families.discrete import UnitSymmetry
 from eqtoolbox.weights.orbit import units
 from eqtoolbox.weights.orbit.activity import Activity
 from eqtoolbox.weights.parameter import DiscreteSymmetry
+from eqtoolbox.world.world import World
 
 BATCHES = 5  # in a row on which a unit must do nothing to be called dead,
 LEAST = 3  # or all of these, while no more were seen
@@ -58,6 +59,7 @@ class Idle:
         params: Parameters,
         gradient: Parameters,
         memory: Silence,
+        world: World | None = None,
     ) -> "Idle":
         """Look at the units of one batch; each counts once though several symmetries move it.
 
@@ -65,11 +67,17 @@ class Idle:
             families: the discrete symmetries of the loss.
             objective, params, gradient: the loss, where and with which slope.
             memory: of the batches before; this one is added to it.
+            world: whose ranks have a share of the batch each.
         """
         activity = Activity.of(lambda: objective.loss(params), params)
         with unobserved():
             layers, sizes = _layers(families, params, gradient, activity)
-        memory.listen(layers, sum(map(_samples, objective.pieces)))
+        samples = sum(map(_samples, objective.calls))
+        if world is not None:
+            shares = world.each("idle units", (layers, samples))
+            layers = _on_all([found for found, _ in shares])
+            samples = sum(n for _, n in shares)
+        memory.listen(layers, samples)
         return cls(layers, sizes, memory)
 
     def measurements(self) -> Iterator[Measurement]:
@@ -104,6 +112,15 @@ class Idle:
                 facts = {"dead": len(found), "units": size, "batches": batches, "samples": samples}
                 share = len(found) / size
                 yield Measurement("dead_share", share, layer, status=status, note=note, facts=facts)
+
+
+def _on_all(shares: Sequence[Mapping[str, Layer]]) -> dict[str, Layer]:
+    """Units that are idle on every share of a batch."""
+    first, *others = shares
+    return {
+        name: {u: why for u, why in idle.items() if all(u in o.get(name, {}) for o in others)}
+        for name, idle in first.items()
+    }
 
 
 def _layers(

@@ -18,7 +18,6 @@ from eqtoolbox.linalg.vectors import add, norm, zeros_like
 from eqtoolbox.probes.inside import Inside
 from eqtoolbox.probes.law import Elements, Members
 from eqtoolbox.replay.objective import Objective, Parameters
-from eqtoolbox.replay.window import Window
 from eqtoolbox.watch.snapshot import NotApplicable
 
 ROUNDED = 100.0  # roundings between the gradient and that by way of the output
@@ -50,7 +49,7 @@ def biases(
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     value = dict.fromkeys(families, 0.0)
     total = {family: zeros_like(params) for family in families}
-    for part, weight in weighted(objective):
+    for part, weight in objective.terms:
         with differentiating(part, leaves):
             output, slope = _slope(part, leaves)
             for family, members in families.items():
@@ -58,16 +57,11 @@ def biases(
                     member.rho(output, c.to(output.device))
                     for member, c in zip(members, elements[family], strict=True)
                 ]
-                c = weight * (slope * torch.stack(along).sum(0)).sum()
+                c = weight * part.total((slope * torch.stack(along).sum(0)).sum())
                 rows = _rows(c, leaves)
                 value[family] += float(c.detach())
                 total[family] = add(total[family], filled(leaves, rows))
     return {family: Bias(value[family], total[family]) for family in families}
-
-
-def weighted(objective: Objective) -> tuple[tuple[Objective, float], ...]:
-    """The losses whose weighted sum the objective is."""
-    return objective.parts if isinstance(objective, Window) else ((objective, 1.0),)
 
 
 def _slope(objective: Objective, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.snapshot import NoRoom, Snapshot
 from eqtoolbox.weights.charges.charges import Charges
+from eqtoolbox.world.shards import Shards
 
 
 def law_noise(
@@ -25,6 +26,7 @@ def law_noise(
     objective = snapshot.training or snapshot.measured
     assert objective is not None, "symmetries were found in it"
     before, part = snapshot.before, snapshot.within(objective, 3.5, 1.3)
+    shards = snapshot.shards
     eps = {n: torch.finfo(p.dtype).eps for n, p in before.items()}
     moved = {n: p * (1 + eps[n] * random_like({n: p}, rng)[n]) for n, p in before.items()}
     with part.isolated():  # where symmetries are found anew, `measure` runs without
@@ -33,7 +35,7 @@ def law_noise(
         slope = snapshot.slope(part) if part is objective else replayed_gradient(part, before)
         here = {n: slope[n] if n in slope else torch.zeros_like(p) for n, p in before.items()}
         apart = {n: there.pop(n) - g if n in there else -g for n, g in here.items()}
-        size, change = _norm(here), charges.slopes(before, apart)
+        size, change = _norm(here, shards), charges.slopes(before, apart)
         law = charges.slopes(before, here)
         del apart
         try:
@@ -46,7 +48,7 @@ def law_noise(
         members = [m for m in charges.members if m.family == family]
         noise = float(change[where].norm()) / max(lengths[family], 1e-300)
         off = {n: wide[n] for m in members for n in m.names if n in wide}
-        noise = max(noise, _norm(off) if off else 0.0)
+        noise = max(noise, _norm(off, shards) if off else 0.0)
         found[family] = (noise, noise / max(size, 1e-300))
         known = [m.residual for m in members if m.status == "approximate"]
         if known:
@@ -57,6 +59,6 @@ def law_noise(
     return found, left
 
 
-def _norm(tensors: Parameters) -> float:
+def _norm(tensors: Parameters, shards: Shards) -> float:
     """Norm over all tensors."""
-    return float(norms(tensors.values()).norm())
+    return float(shards.norms(norms(tensors.values()), [*tensors]).norm())

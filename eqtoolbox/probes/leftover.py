@@ -11,6 +11,7 @@ from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import Charges
+from eqtoolbox.world.shards import Shards
 
 TINY = 1e-300
 
@@ -53,7 +54,7 @@ class Leftover(State):
             self.left[family] = predicted[where].abs().cpu() / whole, whole
             charged = charges.families.get(family, slice(0, 0))  # some laws conserve nothing
             self.left_at[family] = scales[charged].clone()
-        self.sizes = sizes(snapshot.before).cpu()
+        self.sizes = sizes(snapshot.before, snapshot.shards).cpu()
         return first.noise, found
 
     def shrunk(self, now: Tensor) -> float:
@@ -92,6 +93,16 @@ class Leftover(State):
         return 3 * float((began * grown).norm()) * smaller * shrunk
 
 
-def sizes(params: Parameters) -> Tensor:
+def sizes(params: Parameters, shards: Shards) -> Tensor:
     """Norm of every weight and gain, where they are: (tensors,) in float64."""
-    return norms([p for n, p in params.items() if not n.endswith("bias")])
+    return shards.total(squares(weights(params), shards)).sqrt()
+
+
+def weights(params: Parameters) -> Parameters:
+    """All but biases."""
+    return {n: p for n, p in params.items() if not n.endswith("bias")}
+
+
+def squares(params: Parameters, shards: Shards) -> Tensor:
+    """Squared norms of what is held here, to be added up over shards: (tensors,)."""
+    return shards.squares(norms(params.values()), [*params])

@@ -43,6 +43,7 @@ class Spectrum(Probe):
 
     name: ClassVar[str] = "spectrum"
     headline: ClassVar[str] = "trace"
+    sharded: ClassVar[bool] = True
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     copies: ClassVar[float] = 31.0

@@ -23,6 +23,7 @@ from torch import Tensor
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.snapshot import NotApplicable, ParameterGroup, Snapshot
 from eqtoolbox.watch.threshold import threshold
+from eqtoolbox.world.world import World
 
 Rule = Callable[[ParameterGroup, dict[str, Any], Tensor], tuple[float, Tensor]]
 
@@ -128,3 +129,13 @@ def momentum_buffer(snapshot: Snapshot) -> Parameters | None:
         if found:
             return {n: found.get(n, torch.zeros_like(p)) for n, p in snapshot.before.items()}
     return None
+
+
+def moving(scale: Parameters, world: World) -> tuple[Parameters, set[float]]:
+    """What of a metric is positive, and the first numbers of it: on all ranks the same names."""
+    still = {n for n, s in scale.items() if not bool((s > 0).all())}
+    own = {float(s.flatten()[0]) for n, s in scale.items() if n not in still and s.numel()}
+    shares = world.each("metric", (still, own))  # of shards each has its own
+    still = set[str]().union(*(names for names, _ in shares))
+    moved = {n: s for n, s in scale.items() if n not in still}
+    return moved, set[float]().union(*(numbers for _, numbers in shares))

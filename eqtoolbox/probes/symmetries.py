@@ -3,17 +3,20 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 
+from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.statistics import running
 from eqtoolbox.watch.snapshot import NoRoom, NotApplicable, Snapshot
 from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
+from eqtoolbox.weights.search.parted import find_parted, general
 
 logger = logging.getLogger("eqtoolbox")
 # copies of the parameters and graphs of one evaluation that a search takes
@@ -43,8 +46,13 @@ class FoundSymmetries:
             if any(p.is_complex() for p in snapshot.before.values()):
                 raise NotApplicable("complex parameters: their symmetries are not supported")
             with objective.isolated():
+                if snapshot.world.sharded:
+                    parted = _parted(snapshot)
+                    return cls(tuple(parted), parted.state_dict())
                 found = _find(snapshot, known)
-            return cls(tuple(found), found.state_dict())
+            return snapshot.world.of_first(
+                "symmetries", lambda: cls(tuple(found), found.state_dict())
+            )
 
         def restore(saved: Any) -> FoundSymmetries:
             try:
@@ -120,13 +128,36 @@ def charges(snapshot: Snapshot) -> Charges:
     def make() -> Charges:
         found = FoundSymmetries.of(snapshot).continuous()
         members = [m for m in found if m.charges or not m.equivariant]
-        return Charges(members, snapshot.before, sketch=True)
+        return Charges(members, snapshot.before, sketch=True, shards=snapshot.shards)
 
     return snapshot.shared.get("charges", snapshot.identity, make)
 
 
 def _grouped(found: list[ContinuousSymmetry]) -> Families:
     return {family: list(group) for family, group in groupby(found, key=lambda s: s.family)}
+
+
+def _parted(snapshot: Snapshot) -> Found:
+    """From shapes, on the first rank, and from the shards of a gradient on all."""
+    own = snapshot.objective.single
+    wide = own.to(torch.float64)
+    point = general(snapshot.before, snapshot.shards, torch.float64)
+    plain, layout = own.own, snapshot.shards.layout
+    held = {n: p for n, p in plain.model.named_parameters() if n not in point and n in layout}
+    frozen = {
+        n: torch.empty(layout[n].whole, dtype=p.dtype, device="meta") for n, p in held.items()
+    }
+    return find_parted(
+        lambda p: plain.output_and_loss({**frozen, **p}),
+        point,
+        replayed_gradient(wide, point),
+        snapshot.shards,
+        partial(snapshot.world.of_first, "what shapes show"),
+        loss=wide.loss,
+        outputs=lambda p: wide.share.output_and_loss(p)[0],
+        everywhere=own.total,
+        statistics=running(own.buffers),
+    )
 
 
 def _find(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
@@ -141,19 +172,21 @@ def _find(snapshot: Snapshot, known: KnownSymmetries | None) -> Found:
         return find_symmetries(
             wide.loss,
             snapshot.before,
-            run=wide.output_and_loss,
+            run=wide.share.output_and_loss,
             dtype=wide.dtype,
             model=own.model,
             known=known,
             statistics=running(own.buffers),
-            batch=wide,
+            larger=snapshot.world.several,
+            batch=None if snapshot.world.several else wide,
         )
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return find_symmetries(
             own.loss,
             snapshot.before,
-            run=own.output_and_loss,
+            run=own.share.output_and_loss,
             model=own.model,
             known=known,
             statistics=running(own.buffers),
+            larger=snapshot.world.several,
         )

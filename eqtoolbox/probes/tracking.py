@@ -21,6 +21,8 @@ BESIDE = 6.0  # copies of the parameters beside the rows: leaves, gradient, prod
 class Tracked(State):
     """The tracker as the last measured step left it."""
 
+    large: ClassVar[bool] = True
+
     tracker: dict[str, Any] = field(default_factory=dict)  # its own state; empty: at no step yet
 
 
@@ -49,6 +51,7 @@ class Tracking(Probe):
 
     name: ClassVar[str] = "tracking"
     headline: ClassVar[str] = "sharpness"
+    sharded: ClassVar[bool] = True
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     copies: ClassVar[float] = 18.0

@@ -163,16 +163,16 @@ class ZerothOrder:
             return outputs
 
         there, expected = self._output(point).double(), turned(self.outputs.double())
-        size = max(float(expected.norm()), 1e-300)
-        gap, note = float((there - expected).norm()), ""
+        size = max(self._length(expected), 1e-300)
+        gap, note = self._length(there - expected), ""
         if known is None:
             near = self._output(moved_by(point, self.rounding, self.rng)).double()
-            known = float((near - there).norm()) / size
+            known = self._length(near - there) / size
         floor = known * size
         if rates is not None:
             with torch.no_grad():
                 other = at_factors(self._output, self.params, [(-s * r).exp() for r in rates[-1]])
-            predicted = float((turned(other.double()) - expected).norm())
+            predicted = self._length(turned(other.double()) - expected)
             floor, note = max(floor, predicted), f"epsilon predicts {predicted / size:.3e}"
         return gap / size, floor / size, note
 
@@ -182,13 +182,18 @@ class ZerothOrder:
         judged = verdict(gap, floor)
         return Measurement("zeroth_order", gap, family, floor=floor, verdict=judged, note=note)
 
+    def _length(self, outputs: Tensor) -> float:
+        """Norm over the outputs of the whole batch."""
+        square = self.objective.total(outputs.square().sum())
+        return math.sqrt(float(square))
+
     def _loss(self, params: Mapping[str, Tensor]) -> float:
         with torch.no_grad():
             return float(self.objective.loss(params))
 
     def _output(self, params: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            output, _ = self.objective.single.output_and_loss(params)
+            output: Tensor | None = self.objective.single.output_and_loss(params)[0]
         if output is None:
             raise NotApplicable("the loss does not call the model once for one output tensor")
         return output

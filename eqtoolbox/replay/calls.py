@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from eqtoolbox.replay.casts import cast_inputs, cast_output
 from eqtoolbox.replay.reach.kinds import TRACKERS
 from eqtoolbox.replay.reach.slots import MARK
 from eqtoolbox.replay.streams import alone
@@ -71,6 +72,7 @@ def bare(module: nn.Module, args: Any, kwargs: Any) -> Any:
     before, after = own.get("_forward_pre_hooks") or (), own.get("_forward_hooks") or ()
     if not before and not after and not global_hooks():
         return forward(*args, **kwargs)
+    args, kwargs = cast_inputs(module, args, kwargs)
     named = own.get("_forward_pre_hooks_with_kwargs") or ()
     for key, hook in _acting(before, "_global_forward_pre_hooks"):
         given = hook(module, args, kwargs) if key in named else hook(module, args)
@@ -85,7 +87,7 @@ def bare(module: nn.Module, args: Any, kwargs: Any) -> Any:
         seen = (module, args, kwargs, result) if key in named else (module, args, result)
         changed = hook(*seen)
         result = result if changed is None else changed
-    return result
+    return cast_output(module, result)
 
 
 def _acting(own: Any, everywhere: str) -> list[tuple[int, Callable[..., Any]]]:
@@ -99,14 +101,20 @@ def _of_all_modules(table: str) -> dict[int, Callable[..., Any]]:
 
 
 def acts(hook: Any) -> bool:
-    """Whether a hook is part of what a module computes: not one that tells a tracker or us."""
+    """Whether a hook is part of what a module computes: not one that tells a tracker or us.
+
+    Nor is one by which torch moves parameters and activations between processes.
+    """
     while type(hook) is partial:
         hook = hook.func
     owner = hook.__self__ if type(hook) is MethodType else hook
     named = owner if issubclass(type(owner), FunctionType | type) else type(owner)
-    library = str(named.__module__).partition(".")[0]
-    return library not in TRACKERS and not (
-        library == "eqtoolbox" and getattr(owner, "training_only", False)
+    where = str(named.__module__)
+    library = where.partition(".")[0]
+    return (
+        library not in TRACKERS
+        and not where.startswith("torch.distributed.")
+        and not (library == "eqtoolbox" and getattr(owner, "training_only", False))
     )
 
 

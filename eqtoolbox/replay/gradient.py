@@ -10,6 +10,7 @@ from torch import Tensor
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.thread.scope import current
+from eqtoolbox.world.reducing import axis_of, reduced
 
 MIN_COSINE = 0.99  # replayed against training gradient; below it the loss is another
 RANDOM = 1e-4  # relative change of a loss evaluated again; rounding gives 1e-7
@@ -187,18 +188,24 @@ def _part_along(r: Parameters, g: Parameters, direction: Parameters) -> float | 
 
 
 def _dot(a: Parameters, b: Parameters) -> float:
-    pieces = (_pieces(a[n], b[n]) for n in a)
-    return sum(float((x.conj() * y).real.sum()) for piece in pieces for x, y in piece)
+    found: dict[str, float] = {}  # by the axis along which shards lie
+    for name in a:
+        axis = axis_of(name, a[name])
+        own = sum(float((x.conj() * y).real.sum()) for x, y in _pieces(a[name], b[name]))
+        found[axis] = found.get(axis, 0.0) + own
+    return sum(reduced(axis, found[axis]) for axis in sorted(found))
 
 
 def _norm_of(*terms: tuple[float, Parameters]) -> float:
     """Norm of a sum of multiples."""
-    square = 0.0
-    for name in terms[0][1]:
+    square: dict[str, float] = {}
+    for name, like in terms[0][1].items():
+        axis = axis_of(name, like)
         for piece in _pieces(*(vector[name] for _, vector in terms)):
             rest = sum(c * x for (c, _), x in zip(terms, piece, strict=True))
-            square += float(torch.linalg.vector_norm(rest).square())
-    return math.sqrt(square)
+            own = float(torch.linalg.vector_norm(rest).square())
+            square[axis] = square.get(axis, 0.0) + own
+    return math.sqrt(sum(reduced(axis, square[axis]) for axis in sorted(square)))
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

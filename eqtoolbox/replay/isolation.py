@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from eqtoolbox.replay.calls import every_call, global_hooks, uncompiled
+from eqtoolbox.replay.collectives import no_exchanges
 from eqtoolbox.replay.derivatives import twice_differentiable
 from eqtoolbox.replay.outside import no_processes
 from eqtoolbox.replay.replay import Replay
 from eqtoolbox.replay.streams import RandomState, alone, cuda_started, random_streams
+from eqtoolbox.replay.synced import synced
 from eqtoolbox.replay.thread.flags import shown
 from eqtoolbox.replay.thread.listening import seeds_announced
 from eqtoolbox.replay.thread.quiet import quiet
@@ -60,9 +62,11 @@ def isolated(
         scope.callback(replay.end)
         scope.enter_context(inside(replay))
         scope.enter_context(uncompiled())
+        scope.enter_context(synced())
         scope.enter_context(quiet())
         scope.enter_context(followed())
         scope.enter_context(no_processes())
+        scope.enter_context(no_exchanges())
         scope.enter_context(seeds_announced())
         if thorough or global_hooks():
             scope.enter_context(every_call())

@@ -25,8 +25,9 @@ from eqtoolbox.replay.precision import computing
 from eqtoolbox.replay.scalar import scalar_loss
 from eqtoolbox.replay.streams import BOTH, alone
 from eqtoolbox.replay.thread.scope import current, only_here
-from eqtoolbox.replay.thread.tables import Exchanged
+from eqtoolbox.replay.thread.tables import Exchanged, settled_parameters
 from eqtoolbox.replay.tree import map_tensors
+from eqtoolbox.replay.whole import Whole
 
 Parameters = dict[str, Tensor]
 LossFunction = Annotated[
@@ -36,7 +37,7 @@ LossFunction = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class Objective(Whole):
     """`loss_fn(model, batch)` at any parameters, with the buffers and random state of one step.
 
     Evaluations are repeatable (dropout masks frozen at the step's own) and leave no trace: the
@@ -158,7 +159,7 @@ class Objective:
         """Detached clones of the model's trainable parameters, cast to the objective's dtype."""
         return {
             name: self._cast(p.detach().clone())
-            for name, p in self.model.named_parameters()
+            for name, p in settled_parameters(self.model).items()
             if p.requires_grad
         }
 
@@ -187,21 +188,6 @@ class Objective:
             ValueError: the batch has one sample only, or none that can be counted.
         """
         return self.split(2)[0][0]
-
-    @property
-    def single(self) -> "Objective":
-        """One call of the loss function: the last, where several were summed."""
-        return self
-
-    @property
-    def pieces(self) -> "list[Objective]":
-        """Objectives whose sum this is, each with a graph of its own."""
-        return [self]
-
-    @property
-    def calls(self) -> "list[Objective]":
-        """The single calls of the loss function that are summed, each with a batch of its own."""
-        return [self]
 
     def _loss(self, model: nn.Module) -> Tensor:
         return scalar_loss(self.loss_fn(model, self._batch()))
@@ -238,7 +224,7 @@ class Objective:
         cast = nullcontext() if self.autocast is None else _autocast(*self.autocast)
         replay.begin(self.belongings)
         replay.protect(self.beside.held if self.beside else {})
-        drawn, kept = random_streams(self.random), ungraded(params.values())
+        drawn, kept = random_streams(self.random), ungraded(filter(_is, params.values()))
         with kept, drawn, cast, recomputed_within(state), state():
             try:
                 return valued(body, self.model)
@@ -256,13 +242,14 @@ class Objective:
 
         What trains requires gradients here, too: losses differentiate by it.
         """
-        live = dict(self.model.named_parameters())
+        live = settled_parameters(self.model)
         kept = self._cast({n: p.detach() for n, p in live.items() if n not in params})
         others = self.beside.live if self.beside else {}
         own = {n: p for n, p in params.items() if n not in others}
-        found = {n: required(p, live[n]) if n in live else p for n, p in {**kept, **own}.items()}
+        given = {**kept, **own}
+        found = {n: required(p, live[n]) for n, p in given.items() if n in live and _is(p)}
         buffers = {n: params.get(n, b).detach().clone() for n, b in self.buffers.items()}
-        return {**found, **self._cast(buffers)}
+        return {**given, **found, **self._cast(buffers)}
 
     def _beside(self, params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """Scope in which the loss finds its own parameters among `params`, or as they were."""
@@ -297,3 +284,8 @@ class Objective:
 def _autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast without its cache of weights, which would keep those of other parameters."""
     return torch.autocast(device, dtype=dtype, cache_enabled=False)
+
+
+def _is(entry: Any) -> bool:
+    """Whether it is there, and not made when it is read."""
+    return isinstance(entry, Tensor)

@@ -1,6 +1,5 @@
 """Unwrapping: what stands around a model or an optimizer, taken off or refused by name."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,8 +12,8 @@ _INNER = {  # wrappers that call the model they hold, and where they hold it
     "OptimizedModule": "_orig_mod",
 }
 _INSTEAD = (
-    "what works: DistributedDataParallel, where the first process measures its own share of the "
-    "batch, or `eqtoolbox audit` on a whole copy of the model"
+    "what works: DistributedDataParallel and fully_shard (FSDP2), attached on every rank, or "
+    "`eqtoolbox audit` on a whole copy of the model"
 )
 
 
@@ -37,13 +36,7 @@ def refuse_sharded(model: nn.Module) -> None:
             raise TypeError(
                 f"{kind} shards the parameters: probes cannot evaluate them; {_INSTEAD}"
             )
-    tensor = sys.modules.get("torch.distributed.tensor")
     for name, p in model.named_parameters():
-        if tensor is not None and isinstance(p, tensor.DTensor):
-            raise TypeError(
-                f"{name} is a DTensor (FSDP2 or tensor parallel): a second derivative of a sharded "
-                f"parameter is wrong or missing in torch; {_INSTEAD}"
-            )
         if hasattr(p, "ds_id") or hasattr(p, "ds_status"):
             raise TypeError(f"{name} is partitioned by DeepSpeed ZeRO; {_INSTEAD}")
 

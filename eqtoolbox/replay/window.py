@@ -53,6 +53,10 @@ class Window(Objective):
         return last if all(part.loss_fn == last.loss_fn for part, _ in self.parts) else self
 
     @property
+    def terms(self) -> list[tuple[Objective, float]]:
+        return list(self.parts)
+
+    @property
     def pieces(self) -> list[Objective]:
         return [replace(self, parts=(part,)) for part in self.parts]
 

@@ -83,7 +83,7 @@ def near(word: str) -> list[Meaning]:
 
     Example:
         >>> [m.pattern for m in near("sharpness")]
-        ['curvature/sharpness', 'tracking/sharpness']
+        ['curvature/sharpness', 'tracking/sharpness', 'critical/sharpness']
         >>> near("curvature/sharpnes")[0].pattern
         'curvature/sharpness'
     """

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.record.record import HOLDS, VIOLATED, Verdict
 from eqtoolbox.replay.parts import in_parts
 from eqtoolbox.symmetry.actions.action import Action, has_edge, inside_of, trivial
 from eqtoolbox.symmetry.actions.fields import y_up
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.dependence import CONSTANT, constant
 from eqtoolbox.symmetry.each import batch_of_one, one_sample, whole
-from eqtoolbox.symmetry.floor import RANDOM_NOTE, noise, round_trip
+from eqtoolbox.symmetry.floor import noise, round_trip
 from eqtoolbox.symmetry.groups.group import Element, Group
+from eqtoolbox.symmetry.judged import judged, ratio
 from eqtoolbox.symmetry.orbit import (
     Function,
     double,
@@ -34,9 +34,7 @@ from eqtoolbox.symmetry.structure import Layout, Tree, first, on_tensors, tensor
 from eqtoolbox.symmetry.together import Together
 from eqtoolbox.symmetry.variance import OrbitMoments
 
-_HIDDEN = "the floor hides any violation: give images that are band_limited, float64, exact actions"
 FEWEST = 2  # group elements: the identity and one more
-_UNRELATED = math.sqrt(2.0)  # relative error of a function that knows nothing of the group
 
 
 @checked
@@ -161,10 +159,10 @@ def equivariance_error(
     if symmetry.group.invertible:
         floor = max(floor, round_trip(symmetry, elements, first(inputs, 2), first(outputs, 2)))
     require_finite(torch.stack(squares), "from f(S_g x)")
-    error, stderr, errors = _ratio(squares, energies, enumerated)
+    error, stderr, errors = ratio(squares, energies, enumerated)
     worst = max(range(len(elements)), key=lambda i: errors[i])
     share = moments.fraction(floor)
-    verdict, note = _verdict(error, floor, seen.note)
+    verdict, note = judged(error, floor, seen.note)
     if verdict == "holds" and constant(of_inputs, inputs, base, seen.answer, generator):
         verdict, note = "trivial", CONSTANT
     if verdict == "violated" and samples > FEWEST:  # a first look looks no further
@@ -183,6 +181,7 @@ def equivariance_error(
         samples=len(elements),
         enumerated=enumerated,
         percent_of_loss=None if price is None else price.percent(twirl),
+        mean_loss=math.nan if price is None else price.mean,
         loss_parts={} if price is None else price.parts(twirl),
         mean_square=float(torch.stack(squares).mean()) / _compared(symmetry, outputs),
         consistency=float(torch.stack(agreement).mean()) if agreement else None,
@@ -267,31 +266,3 @@ def _draw(group: Group, samples: int, generator: torch.Generator) -> tuple[list[
     while len(drawn) < samples - 1:
         drawn += [g for g in group.sample(samples, generator) if g != group.identity]
     return drawn[: samples - 1], False
-
-
-def _ratio(
-    squares: list[Tensor], energies: list[Tensor], enumerated: bool
-) -> tuple[float, float, list[float]]:
-    """sqrt(sum of squares / sum of energies), its standard error, and the same for each element."""
-    above, below = torch.stack(squares), torch.stack(energies)
-    each = (above / below).sqrt().tolist()  # 0 / 0 is NaN
-    count, scale = len(squares), float(below.mean())
-    level = float(above.mean() / below.mean())
-    error = math.sqrt(level)
-    if enumerated or error == 0.0:
-        return error, 0.0, each
-    if count == 1 or not math.isfinite(error):
-        return error, math.nan, each
-    residual = float((above - level * below).square().sum()) / (count - 1)
-    return error, math.sqrt(residual / count) / (2.0 * error * scale), each
-
-
-def _verdict(error: float, floor: float, note: str) -> tuple[Verdict, str]:
-    if math.isnan(error):
-        return "unresolved", note or "all outputs are zero: nothing to compare"
-    if error > VIOLATED * floor:
-        return "violated", note
-    if VIOLATED * floor >= _UNRELATED:
-        return "unresolved", note or _HIDDEN
-    trusted = error <= HOLDS * floor and note != RANDOM_NOTE
-    return "holds" if trusted else "unresolved", note

@@ -74,6 +74,11 @@ class Price:
         for i, found in enumerate(self.leaves.values()):
             found.append(self._with(pulled, i))
 
+    @property
+    def mean(self) -> float:
+        """The mean loss so far."""
+        return math.fsum(self.losses) / len(self.losses)
+
     def percent(self, twirl: Tree) -> float:
         """Percent of the loss that the violation of all leaves together costs."""
         return gap(self.losses, value(self.loss, twirl))

@@ -28,6 +28,7 @@ class EquivarianceResult:
     mean_square: float = math.nan  # of f(S_g x) - R_g f(x) per compared number, one tensor only
     consistency: float | None = None  # [0, 1], same argmax as f(x); for (batch, K >= 2), R trivial
     parts: Mapping[str, float] = field(default_factory=dict)  # relative error of each output tensor
+    mean_loss: float = math.nan  # over the elements used; NaN without a loss
     loss_parts: Mapping[str, float] = field(default_factory=dict)  # %, of each; sums to the whole
     # for each element, of one output tensor: |f(S_g x) - R_g f(x)|^2 and |R_g f(x)|^2, summed over
     # the batch, so that those of several batches add up

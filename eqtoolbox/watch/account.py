@@ -151,6 +151,11 @@ class Account:
             self._row.pop(probe.name, None)
             self._tell(probe.name)
 
+    def by_rank(self, seconds: Sequence[float]) -> None:
+        """What the probes of this step took each process, but for waiting for the others."""
+        for rank, took in enumerate(seconds):
+            self._journal.emit(f"cost/rank_seconds/{rank}", took, unit="s")
+
     def costs(self, samples: int = 0) -> None:
         """What the monitor took so far, and how long steps of so many samples take without it."""
         for name in self.skipped:
@@ -180,9 +185,9 @@ class Account:
         """What a resumed run needs."""
         return dict(self.skipped)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Count on where `state_dict` was taken."""
-        self.skipped, self._told = dict(state), dict(state)
+    def load_state_dict(self, state: dict[str, Any], lost: int = 0) -> None:
+        """Count on where `state_dict` was taken, and so many steps were skipped."""
+        self.skipped, self._told, self.lost = dict(state), dict(state), lost
 
     def _tell(self, name: str) -> None:
         total = self.skipped.get(name, 0)

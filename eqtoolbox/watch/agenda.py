@@ -1,13 +1,14 @@
 """The agenda of the coming step: which probes are due, which of them run, which wait."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from eqtoolbox.record.schedule import following
 from eqtoolbox.watch.budget import LOSS, Budget
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.plan import LIGHT
 from eqtoolbox.watch.probe import Probe, Scheduled
+from eqtoolbox.world.world import Retired, World
 
 AT_MOST = 1.0  # seconds that a search may hold up a step where there is a budget
 FORKED = (
@@ -23,15 +24,26 @@ class Agenda:
         probes: with their schedules.
         budget: what is paid for.
         journal: which probes are disabled.
+        world: whose first rank decides for all what they measure together: probes that evaluate
+            the loss, and the first run of each. Others it runs by itself.
     """
 
-    def __init__(self, probes: Sequence[Scheduled], budget: Budget, journal: Journal) -> None:
+    def __init__(
+        self,
+        probes: Sequence[Scheduled],
+        budget: Budget,
+        journal: Journal,
+        world: World | None = None,
+    ) -> None:
         self.todo: list[Probe] = []  # due at the coming step, or left over from the one before
         self.run: list[Probe] = []  # of these, what is measured
         self.later: dict[str, Probe] = {}  # and what is put off to the step after it
         self.light: set[str] = set()  # names of probes that measure less, for less
         self.loss = False  # whether the loss is told
         self.answered: set[str] = set()  # names of probes that gave a number
+        self.together: set[str] = set()  # names of probes that all ranks run at the coming step
+        self._begun: set[str] = set()  # and of those that they ran once
+        self._world = world or World()
         self._names: list[str] = []  # of what is due by its schedule
         self._next = 0.0  # the step up to which nothing is due after the coming one
         self._probes, self._budget, self._journal = tuple(probes), budget, journal
@@ -58,6 +70,17 @@ class Agenda:
 
     def plan(self, step: int) -> None:
         """Look up what is due at this step, and choose what of it is paid for."""
+        if "monitor" in self._journal.disabled:
+            self._world.retire("stopped its monitor, which failed")
+        shared = self._shared(step)
+        if self._world.first:
+            self._choose(step)
+        try:
+            self._agree(step, shared)
+        except Retired:
+            self.part(step)
+
+    def _choose(self, step: int) -> None:
         due, disabled = self._due(step), self._journal.disabled
         waiting = {} if "monitor" in disabled else self.later
         self.todo = [*dict.fromkeys((*due.values(), *waiting.values()))]
@@ -72,19 +95,60 @@ class Agenda:
             if self._budget.share is not None:  # and the whole, which nobody knows the cost of
                 self.later = {n: p for n, p in light.items() if self._budget.unknown(n)}
             self.loss = LOSS in now
+
+    def _shared(self, step: int) -> dict[str, Probe]:
+        """What all ranks measure together if the first one wants it: the same on each of them."""
+        if not self._world.several or self._world.retired or self._journal.elsewhere:
+            return {}
+        due = [s.probe for s in self._probes if _due_at(s, step)]
+        due += self.later.values()
+        whole = not self._world.sharded
+        return {p.name: p for p in due if p.evaluates or not whole or p.name not in self._begun}
+
+    def _agree(self, step: int, shared: Mapping[str, Probe]) -> None:
+        """What the first rank chose, for all of them."""
+        marks = [self._mark(name, self.run, self.light) for name in shared]
+        marks += [self._mark(name, self.later.values(), _lights(self.later)) for name in shared]
+        told = self._world.decided(f"plan at step {step}", marks)
+        now = dict(zip(shared, told, strict=False))
+        if not self._world.first:
+            self.run = [p for n, p in shared.items() if now[n]]
+            self.light = {n for n in shared if now[n] == 2}
+            after = dict(zip(shared, told[len(shared) :], strict=True))
+            self.later = {n + LIGHT * (m == 2): shared[n] for n, m in after.items() if m}
+            self.todo, self.loss = [*shared.values()], False
+        self.together = {n for n, mark in now.items() if mark}
+        self._begun |= self.together
         whens = (when for s in self._probes for when in (s.schedule, s.light) if when is not None)
         self._next = min((following(when, step + 1) for when in whens), default=math.inf)
+
+    def _mark(self, name: str, probes: Iterable[Probe], light: Container[str]) -> float:
+        """Whether a probe is among these: 1 for whole, 2 for light, 0 for neither."""
+        return (2.0 if name in light else 1.0) if any(p.name == name for p in probes) else 0.0
 
     def waits(self, probe: Probe, seconds: float) -> bool:
         """Whether a probe is put off to the next step, as others took `seconds` of this one.
 
         Those that call no model are not: they keep what the run begins with.
         """
-        if probe.evaluates and self._budget.waits(self._paid(probe), seconds):
+        if not probe.evaluates:
+            return False
+        waits = self._budget.waits(self._paid(probe), seconds)
+        if probe.name in self.together:
+            waits = bool(self._world.decided(f"wait of {probe.name}", [float(waits)])[0])
+        if waits:
             self.run.remove(probe)
             self.later[self._paid(probe)] = probe
             return True
         return False
+
+    def part(self, step: int) -> None:
+        """The ranks go their own ways: nothing is measured any more, at the coming step either."""
+        self.run, self.todo, self.later, self.loss = [], [], {}, False
+        self.together = set()
+        if "monitor" not in self._journal.disabled:
+            said = f"nothing is measured from step {step} on; training goes on"
+            self._journal.retire(f"{self._world.retired}: {said}")
 
     def over(self, step: int) -> None:
         """The step is over."""
@@ -129,3 +193,15 @@ class Agenda:
                 if name not in disabled:
                     self._journal.failed(name, error)
         return due
+
+
+def _due_at(scheduled: Scheduled, step: int) -> bool:
+    """Whether a probe is due, whole or light; not where its schedule fails."""
+    try:
+        return bool(scheduled.schedule(step) or (scheduled.light and scheduled.light(step)))
+    except Exception:
+        return False
+
+
+def _lights(names: Iterable[str]) -> set[str]:
+    return {name.removesuffix(LIGHT) for name in names if name.endswith(LIGHT)}

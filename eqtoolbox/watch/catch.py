@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eqtoolbox.replay.gathered import Gathered
 from eqtoolbox.replay.identity import identity
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
@@ -20,7 +21,17 @@ from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
 from eqtoolbox.watch.step import Step
 from eqtoolbox.watch.vitals.vitals import Vitals
+from eqtoolbox.world.layout import local
+from eqtoolbox.world.world import Retired, World
 
+SHARDED = (
+    "the parameters were sharded after attach(); attach after fully_shard() or "
+    "accelerator.prepare()"
+)
+PARTIAL = (
+    "load_state_dict() was called here and not on every rank; all ranks load the state of the "
+    "first one, or none loads any"
+)
 ANSWERED = ("ok", "not_converged")
 
 
@@ -36,6 +47,7 @@ class Catch:
         probe_batch: a fixed batch to measure on; None for each step's own.
         seed: of the random state on that batch.
         resumed: whether the run goes on in a directory of an earlier one.
+        world: whose ranks measure together.
     """
 
     def __init__(
@@ -51,9 +63,11 @@ class Catch:
         probe_batch: Any,
         seed: int,
         resumed: bool,
+        world: World | None = None,
     ) -> None:
-        self.faithful = Faithfulness(capture, journal)
-        self.shared = Shared(journal)
+        self._world = world or World()
+        self.faithful = Faithfulness(capture, journal, self._world)
+        self.shared = Shared(journal, self._world)
         self.vitals = Vitals(watched.model, capture.hearing, journal)
         self.probe_batch = probe_batch
         self.shapes: dict[str, torch.Size] | None = None  # of the parameters last measured
@@ -71,34 +85,45 @@ class Catch:
             before: theta_t.
             named: the live parameters, at theta_{t+1}.
         """
+        if self._watched.cut:
+            self._world.retire(SHARDED)
+            raise Retired(SHARDED)
         # GAN loops take gradients off and on inside a step
-        after = {n: p.detach() for n, p in named.items() if n in before}
-        snapshot = self.snapshot(step, before, after, named)
+        after = {n: local(p.detach()) for n, p in named.items() if n in before}
+        together = bool(self._agenda.together)
+        snapshot = self.snapshot(step, before, after, named, together)
         self._parameters_changed(before)
         self._watched.tell(self._journal.event)
         self._account.applied(before, after, snapshot.gradient, self._taken.stepped)
         if not self.faithful.checked:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or self._agenda.evaluates
-        own = self._capture.own_share(self._taken.scale)
+        evaluated = evaluated and (together or not self._world.several)
+        own = None if together else self._capture.own_share(self._taken.scale)
         if evaluated and self.faithful.check(snapshot, own, self._taken.scale):
-            snapshot = self.snapshot(step, before, after, named)
-        if evaluated:
+            snapshot = self.snapshot(step, before, after, named, together)
+        known = not self._world.several or (snapshot.slopes and not self._world.sharded)
+        if evaluated and self._world.first and known:
             self.vitals.take(snapshot, self._taken.scale)
         # those that evaluate tell what others read; the light first, so that heavy ones wait
         probes = sorted(self._agenda.run, key=lambda p: (not p.evaluates, p.graphs))
+        waited = self._world.waited
         for probe in probes:
             if self._agenda.waits(probe, sum(self._runner.seconds.values())):
                 continue
             light = probe.name in self._agenda.light
-            rows = self._runner.run(probe, replace(snapshot, light=True) if light else snapshot)
+            seen = replace(snapshot, light=True) if light else snapshot
+            rows = self._runner.run(probe, seen, probe.name in self._agenda.together)
             said = f"{probe.name}/{probe.headline}"
             if any(row.name.startswith(said) and row.status in ANSWERED for row in rows):
                 self._agenda.answered.add(probe.name)
             if self._runner.refused and not self._capture.refused:
                 self.faithful.refuse(self._runner.refused)
-                snapshot = self.snapshot(step, before, after, named)
+                snapshot = self.snapshot(step, before, after, named, together)
         self._account.measured(self._agenda.run)
+        if together:
+            took = sum(self._runner.seconds.values()) - (self._world.waited - waited)
+            self._account.by_rank(self._world.each("seconds", took))
 
     def snapshot(
         self,
@@ -106,14 +131,28 @@ class Catch:
         before: Parameters,
         after: Parameters | None,
         named: dict[str, nn.Parameter],
+        together: bool | None = None,
     ) -> Snapshot:
-        """The step frozen; `after` is None outside of an optimizer step."""
+        """The step frozen.
+
+        Args:
+            step: its number.
+            before: theta_t.
+            after: theta_{t+1}; None outside of an optimizer step.
+            named: the live parameters.
+            together: whether all ranks measure it: the loss is then that of all of them. None:
+                where no rank can by itself.
+        """
         training = self._capture.training(self._taken.scale)
         measured: Objective | None = training
         if self.probe_batch is not None:
             measured = self._capture.on(self.probe_batch, self._random)
         if not self.faithful.harmless(measured, before):
             training = measured = None
+        if self._world.sharded if together is None else together:
+            same = training is measured
+            training = self._everywhere(training)
+            measured = training if same else self._everywhere(measured)
         optimizers = self._watched.optimizers
         known = dict.fromkeys(type(o).__name__ for o in optimizers)
         gradient = None if self._capture.pending.moved else self._taken.gradient(named)
@@ -129,10 +168,25 @@ class Catch:
             training=training,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
+            world=self._world,
+            shards=self._world.shards,
             shared=self.shared,
             identity=identity(measured, before) if measured else (),
             seconds=self._agenda.seconds,
         )
+
+    def _everywhere(self, own: Objective | None) -> Objective | None:
+        """The loss of all ranks, where each of them has one."""
+        pieces = float(len(own.pieces)) if own is not None else 0.0
+        told = [float(own is None), pieces, -pieces]
+        try:
+            with self._world.together("losses"):
+                lacking, most, least = self._world.most("losses", told)
+        except Retired:  # whoever measures says so
+            return None
+        if own is None or lacking:
+            return None
+        return Gathered.of(own, self._world, even=most == -least)
 
     def held_out(
         self, step: int, before: Parameters, batch: Any, loss_fn: LossFunction | None
@@ -141,6 +195,8 @@ class Catch:
         measured = self._capture.on(batch, self._random, loss_fn)
         if not self.faithful.harmless(measured, before):
             measured = None
+        if self._world.sharded:
+            measured = self._everywhere(measured)
         return Snapshot(
             step=step,
             before=before,
@@ -152,15 +208,30 @@ class Catch:
             training=None,
             measured=measured,
             why_no_loss="" if measured else self._capture.why_none(),
+            world=self._world,
+            shards=self._world.shards,
             shared=self.shared,
             identity=identity(measured, before) if measured else (),
             seconds=self._agenda.seconds,
         )
 
+    def meet(self) -> None:
+        """Take a state together with all other ranks.
+
+        Raises:
+            Retired: another rank takes none.
+        """
+        try:
+            self._world.each("load_state_dict()", None)
+        except Retired:
+            self._journal.warn("monitor", PARTIAL)
+            raise
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {
             "shared": self.shared.state_dict(),
+            "kept": sorted(self._runner.state_dict()),
             "checked": self.faithful.checked,
             "shapes": {n: list(s) for n, s in (self.shapes or {}).items()},
         }
@@ -182,7 +253,8 @@ class Catch:
 
     def _parameters_changed(self, before: Parameters) -> None:
         """Start references anew where parameters were added, unfrozen, frozen or reshaped."""
-        shapes = {n: p.shape for n, p in before.items()}
+        held = self._world.shards
+        shapes = {n: held.piece(n, p).whole for n, p in before.items()}
         known, self.shapes = self.shapes, shapes
         if known is None or known == shapes or not self._runner.references:
             return

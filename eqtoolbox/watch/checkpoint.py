@@ -13,6 +13,7 @@ NEEDED: dict[str, Any] = {
     "budget": Mapping[str, Any],
 }
 FURTHER: dict[str, Any] = {
+    "kept": Sequence[str],
     "halved": Sequence[str],
     "checked": bool,
     "summed": bool,
@@ -49,6 +50,13 @@ def check_state(state: Any) -> None:
     _have("state['budget']", state["budget"], BUDGET, "the budget of a Monitor's state")
     for name in FURTHER.keys() & state.keys():
         fitted(f"state[{name!r}]", state[name], FURTHER[name])
+    lost = {*state.get("kept", ())} - state["references"].keys()
+    if lost:
+        raise ValueError(
+            f"expected what {', '.join(sorted(lost))} measured from, which was saved, but a "
+            "distributed load fills only what is there already: save and load "
+            "eqtoolbox.integrations.distributed.DistributedState(monitor) instead of the monitor"
+        )
     for name in OF_BUDGET.keys() & state["budget"].keys():
         fitted(f"state['budget'][{name!r}]", state["budget"][name], OF_BUDGET[name])
 

@@ -26,6 +26,7 @@ from eqtoolbox.watch.probe import Scheduled
 from eqtoolbox.watch.runner import Runner, synchronize
 from eqtoolbox.watch.step import Step, closure_of, look_first
 from eqtoolbox.watch.time_limit import TimeLimit
+from eqtoolbox.world.world import Retired, World
 
 RECORDED = (
     "a step was recorded as a CUDA graph, whose replays call no hooks: steps are seen only while "
@@ -50,6 +51,7 @@ class Course:
         step: number of the coming step.
         attached_at: file and line of the user's call.
         called: what the loop calls, where the model is wrapped.
+        world: the processes that train it.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Course:
         step: int = 0,
         attached_at: str = "",
         called: nn.Module | None = None,
+        world: World | None = None,
     ) -> None:
+        self._world = world or World()
         given, one = given or Options(), isinstance(optimizer, torch.optim.Optimizer)
         self.model = model
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
@@ -74,39 +78,34 @@ class Course:
         self.probes = tuple(probes)
         self.step = self._first = step
         self.attached_at = attached_at
-        self._watched = Watched(model, self.optimizers, given.criterion)
+        self._watched = Watched(model, self.optimizers, given.criterion, self._world.sharded)
         self._capture = LossCapture(self._watched, given.loss_fn, given.criterion, called)
-        self._journal = Journal(sinks, given.on_error, segment)
+        self._journal = Journal(sinks, given.on_error, segment, not self._world.first)
         names = [s.probe.name for s in self.probes]
         lightens = [s.probe.name for s in self.probes if s.probe.lightens]
         whole_first = [s.probe.name for s in self.probes if s.probe.whole_first]
-        self._budget = Budget(
-            given.budget, names, given.allowance, lightens, whole_first, given.steps
-        )
+        rest = given.allowance, lightens, whole_first, given.steps
+        self._budget = Budget(given.budget, names, *rest)
         self._account = Account(self.optimizers, self._budget, self._journal)
         limits = TimeLimit(given.probe_timeout), Governor(given.memory)
-        self._runner = Runner(model, given.seed, self._journal, *limits)
+        self._runner = Runner(model, given.seed, self._journal, *limits, self._world)
         self._waiting = self._capture.pending.waiting
         self._waiting.tell = self._account.stalled
         self._clock = Clock(self._budget, self._capture.stopwatch)
-        self._agenda = Agenda(self.probes, self._budget, self._journal)
+        self._agenda = Agenda(self.probes, self._budget, self._journal, self._world)
         self._taken = Step(self._watched)
         self._stepped: set[int] = set()  # optimizers that took the step that is being taken
-        self._open = False
-        self._gate = Gate()  # for signals that come while a step is measured
+        self._open, self._gate = False, Gate()  # for signals that come while a step is measured
+        seen = self._watched, self._capture, self._taken
+        by = self._journal, self._runner, self._account, self._agenda
         self._catch = Catch(
-            self._watched,
-            self._capture,
-            self._taken,
-            self._journal,
-            self._runner,
-            self._account,
-            self._agenda,
+            *(*seen, *by),
             probe_batch=given.probe_batch,
             seed=given.seed,
             resumed=segment > 0,
+            world=self._world,
         )
-        told = (self._catch.shared, self._runner, self._journal, self.probes)
+        told = self._catch.shared, self._runner, self._journal, self.probes
         self._acts = Acts(self._watched, self._taken, *told, attached=lambda: self.attached)
         self._several = len(self.optimizers) > 1
         ends = self._one_ends if self._several else self._step_ends
@@ -141,8 +140,7 @@ class Course:
         if wanted and not self._starts:
             hook = self._one_starts if self._several else self._step_starts
             self._starts = [o.register_step_pre_hook(hook) for o in self.optimizers]
-            for optimizer in self.optimizers:
-                look_first(optimizer)
+            look_first(self.optimizers)
         elif self._starts and not wanted:
             for handle in self._starts:
                 handle.remove()
@@ -268,6 +266,8 @@ class Course:
             self._taken.over()
             self._capture.drop()
             self._pay(started)
+            if self._world.retired:
+                self._agenda.part(self.step)
 
     def _pay(self, started: float) -> None:
         """Settle what the step took, and say what the monitor took so far."""
@@ -295,4 +295,6 @@ class Course:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
+        if isinstance(error, Retired):
+            return self._agenda.part(self.step)
         self._journal.failed("monitor", error)

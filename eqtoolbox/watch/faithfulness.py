@@ -24,6 +24,8 @@ from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.interrupts import for_the_loop
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.world.reducing import reducing
+from eqtoolbox.world.world import Retired, World
 
 CHECK = "monitor/closure_grad_cos"
 RATIO = "monitor/closure_grad_ratio"
@@ -33,7 +35,8 @@ UNTRAINED = "monitor/parameters_untrained"
 class Faithfulness:
     """Does the loss leave live tensors alone (once), and is it the one that trains (each time)?"""
 
-    def __init__(self, capture: LossCapture, journal: Journal) -> None:
+    def __init__(self, capture: LossCapture, journal: Journal, world: World | None = None) -> None:
+        self._world = world or World()
         self.checked = False  # whether it was asked before
         self._capture = capture
         self._journal = journal
@@ -92,13 +95,17 @@ class Faithfulness:
                 self._journal.write(row)
         elif snapshot.training is not None:
             try:
-                with snapshot.training.isolated():
+                what = f"check at step {snapshot.step}"
+                together = self._world.together(what), reducing(self._world)
+                with together[0], together[1], snapshot.training.isolated():
                     replayed = snapshot.slope(snapshot.training, scale)
                     found = self._judged(snapshot, replayed, 0.0, own)
                     if found.cause:
                         repeated = repeats(snapshot.training, snapshot.before)
                         found = self._judged(snapshot, replayed, repeated, own)
                 return self._tell(snapshot, replayed, found, own)
+            except Retired:
+                pass  # the course says so
             except LeavesTrace as reason:
                 self.refuse(str(reason))
             except BaseException as error:

@@ -33,11 +33,14 @@ class Journal:
     in it writes nothing: the files are that one's.
     """
 
-    def __init__(self, sinks: Sequence[Sink], on_error: OnError, segment: int) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink], on_error: OnError, segment: int, quiet: bool = False
+    ) -> None:
         self.step = 0
         self.segment = segment
         self.disabled: set[str] = set()
         self.latest: dict[str, Record] = {}  # of each name the newest with a certified number
+        self._quiet = quiet  # the first of several processes speaks for all
         self._process = os.getpid()
         self._sinks = list(sinks)
         self.home = next((sink.home for sink in sinks if sink.home), None)
@@ -120,6 +123,8 @@ class Journal:
             return
         self._warned.add(message)
         self.event("warning", probe, message)
+        if self._quiet:
+            return
         try:
             warnings.warn(f"eqtoolbox: {message}", RuntimeWarning, stacklevel=2)
         except RuntimeWarning:  # warnings are errors here: still no reason to stop training
@@ -145,12 +150,18 @@ class Journal:
         if self._failures[name] == MAX_FAILURES:
             self.disabled.add(name)
             self.event("warning", name, f"{name} is disabled after {MAX_FAILURES} failures")
-            logger.warning("%s is disabled after %d failures", name, MAX_FAILURES)
+            if not self._quiet:
+                logger.warning("%s is disabled after %d failures", name, MAX_FAILURES)
 
     def disable(self, name: str, why: str) -> None:
         """Stop a probe for good and say so."""
         self.disabled.add(name)
         self.warn(name, why)
+
+    def retire(self, why: str) -> None:
+        """Measure nothing any more, and have each process say so."""
+        self._quiet = False
+        self.disable("monitor", why)
 
     def succeeded(self, name: str) -> None:
         """Forget failures of `name`."""

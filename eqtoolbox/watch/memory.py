@@ -57,7 +57,9 @@ class Governor:
         if self.limit is None or measured is None:
             return snapshot
         graph = self._saved(snapshot, snapshot.objective) * max(map(_numbers, measured.calls))
-        return replace(snapshot, room=max(self._room(snapshot), SLACK), graph=graph)
+        # the rank with the least room decides
+        left, graph = snapshot.world.most("room", [-self._room(snapshot), graph])
+        return replace(snapshot, room=max(-left, SLACK), graph=graph)
 
     def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Snapshot, int]:
         """What the probe is to measure, and on how many samples; 0 where it is the whole batch.

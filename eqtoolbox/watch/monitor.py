@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -125,8 +124,9 @@ class Monitor(Course):
             self._arm()
 
     def add_sink(self, sink: Sink) -> None:
-        """Send records to one more place."""
-        self._journal.add(fitted("sink", sink, Place))
+        """Send records to one more place; of several processes the first one's."""
+        if self._world.first:
+            self._journal.add(fitted("sink", sink, Place))
 
     def pass_on(self, act: Callable[[Sink], Any]) -> None:
         """Have every sink do something; one that fails is disabled, after one warning."""
@@ -144,6 +144,8 @@ class Monitor(Course):
     @eager
     def probe_now(self) -> list[Record]:
         """Measure all probes at the present parameters, whatever is due, and return the records.
+
+        One of several processes does it on its own share; where they hold shards, all do it.
 
         Raises:
             ValueError: no batch is known; give `probe_batch` or call `observe(batch)` first.
@@ -232,12 +234,13 @@ class Monitor(Course):
         if attached and self._open and self._stepped:
             self._close_step()
         self.detach()
+        self._world.close()
         if attached and self.probes and not told:
             steps, measured = self.step - self._first, self._budget.measured
             self._safely(self._account.ended, self._waiting, steps, measured)
         if attached:
             self._clock.earn()
-            if self._budget.measured:
+            if self._budget.measured and self._world.first:
                 self._journal.step = max(self.step - 1, 0)
                 self._catch.vitals.losses(self._journal.step)
                 self._account.settled(self._catch.vitals.samples)
@@ -248,12 +251,7 @@ class Monitor(Course):
     def __enter__(self) -> "Monitor":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
             self._journal.event("error", "training", message_of(error))
         self._close(told=error is not None)
@@ -272,22 +270,22 @@ class Monitor(Course):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Go on where `state_dict` was taken; where several processes train, all of them do.
 
         Raises:
             KeyError, TypeError, ValueError: `state` is no monitor state; nothing of it is taken.
         """
         check_state(state)
+        self._safely(self._catch.meet)
         self._first += state["step"] - self.step
         self.step = state["step"]
         self._catch.load_state_dict(state)
-        self._runner.references = dict(state["references"])
+        self._runner.load_state_dict(state["references"], (s.probe for s in self.probes))
         self._runner.halved = set(state.get("halved", ()))
         self._journal.disabled = set(state["disabled"])
         self._budget.load_state_dict(state["budget"])
         self._capture.pending.summed = bool(state.get("summed", False))
-        self._account.load_state_dict(state.get("skipped", {}))
-        self._account.lost = int(state.get("lost", 0))
+        self._account.load_state_dict(state.get("skipped", {}), int(state.get("lost", 0)))
         self._arm()
 
 

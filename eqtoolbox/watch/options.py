@@ -10,7 +10,7 @@ from torch import nn
 
 from eqtoolbox.expect.bounds import OWN, Bound
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.expect.kinds import Count, Location, Seed
+from eqtoolbox.expect.kinds import Count, Location, Positive, Seed
 from eqtoolbox.expect.words import shown
 from eqtoolbox.record.chosen import Select
 from eqtoolbox.record.schedule import Schedule
@@ -55,6 +55,8 @@ class Options:
             two evaluations of the loss; rows up to there are kept, and after three times in a row
             it is disabled. "auto" is 20 times its longest run so far, at least 30 s, and 600 s
             for the first run; None is no limit.
+        rank_timeout: seconds that the ranks of one training wait for each other, where several
+            processes train together; after them all stop measuring, and training goes on.
         run_dir: directory for the records, held until the monitor is closed; None to keep none.
         sinks: further places for records: a SummaryWriter, a W&B run, the mlflow module, a function
             `(dict, step)`, anything with `.log(dict, step=)`, or an `eqtoolbox.Sink`; see
@@ -89,6 +91,7 @@ class Options:
     steps: Count | None = None
     memory: Limit = PEAK
     probe_timeout: Timeout = "auto"
+    rank_timeout: Positive = 60.0
     run_dir: Location | None = None
     sinks: Sequence[Tracker] = ()
     select: Select = "main"

@@ -97,6 +97,7 @@ class Probe(ABC):
     name: ClassVar[str]  # first word of its records
     headline: ClassVar[str]  # the quantity that carries the status when nothing was measured
     mode: ClassVar[Mode]
+    sharded: ClassVar[bool] = False  # whether it measures pieces of parameters, too
     evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
     lightens: ClassVar[bool] = False  # True: measures less, for less, where `snapshot.light`
     whole_first: ClassVar[bool] = False  # True: a light measurement needs a whole one before it

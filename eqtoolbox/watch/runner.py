@@ -4,14 +4,16 @@ import gc
 import hashlib
 import math
 import time
-from contextlib import nullcontext
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from eqtoolbox.expect.deadline import OutOfTime, check, deadline, uncounted
+from eqtoolbox.expect.deadline import OutOfTime, check, clock, deadline, uncounted
 from eqtoolbox.linalg.finite_difference import Kinked
 from eqtoolbox.record.record import Record, Status
 from eqtoolbox.replay.isolation import isolated
@@ -24,7 +26,10 @@ from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
 from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NoRoom, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.watch.time_limit import TimeLimit
+from eqtoolbox.world.reducing import reducing
+from eqtoolbox.world.world import Retired, World
 
+SHARDS = "it takes whole parameters, of which each process holds a part here"
 HALF = "on the first half of the batch: the whole did not fit into memory"
 
 
@@ -43,21 +48,31 @@ class Runner:
         journal: Journal,
         limit: TimeLimit,
         governor: Governor,
+        world: World | None = None,
     ) -> None:
         self.references: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # that each probe took at this step
         self.once: dict[str, float] = {}  # of these, those that no later run takes again
         self.refused = ""  # why no probe may evaluate the loss any more
         self.halved: set[str] = set()  # probes that measure half of a batch
-        self._model = model
-        self._seed = seed
+        self._model, self._seed = model, seed
         self._journal = journal
         self._limit = limit
         self._governor = governor
+        self._world = world or World()
+        self._together = False
         self._told: set[str] = set()  # probes of which it was said that they do not fit
 
-    def run(self, probe: Probe, snapshot: Snapshot) -> list[Record]:
-        """Measure and write; `take` tells what it took."""
+    def run(self, probe: Probe, snapshot: Snapshot, together: bool | None = None) -> list[Record]:
+        """Measure and write; `take` tells what it took.
+
+        Args:
+            probe: that measures.
+            snapshot: what it measures.
+            together: whether all ranks do, and not this one by itself; None: where they must.
+        """
+        self._together = self._world.sharded if together is None else together
+        snapshot = snapshot if self._together else snapshot.of_one()
         started, self.once[probe.name] = time.perf_counter(), 0.0
         snapshot.products.clear()
         with deadline(self._limit.of(probe.name)):
@@ -90,11 +105,15 @@ class Runner:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """What the references of all probes are, as plain values."""
-        return {
-            name: made.state_dict() if isinstance(made, State) else made
-            for name, made in self.references.items()
-        }
+        """What the references of all probes are, as plain values; of shards no vectors."""
+        whole, every = not self._world.sharded, self.references.items()
+        kept = {n: made for n, made in every if whole or not getattr(made, "large", False)}
+        return {n: s.state_dict() if isinstance(s, State) else s for n, s in kept.items()}
+
+    def load_state_dict(self, saved: dict[str, Any], probes: Iterable[Probe]) -> None:
+        """Go on from these references; those with vectors begin anew where shards are held."""
+        anew = {p.name for p in probes if self._world.sharded and p.state and p.state.large}
+        self.references = {name: made for name, made in saved.items() if name not in anew}
 
     def fail(self, probe: Probe, error: BaseException) -> Record:
         """Record that nothing could be measured at all."""
@@ -105,8 +124,6 @@ class Runner:
         rows: list[Measurement] = []
         used = 0  # samples, where they are not all
         began = time.perf_counter()
-        if snapshot.broken:
-            return [headline(probe, "non_finite", f"{snapshot.broken} holds NaN or infinity")], True
         rng = self._generator(probe, snapshot.step)
         try:
             if probe.name in self.halved:
@@ -114,7 +131,12 @@ class Runner:
             known = probe.name in self.references
             evaluates = probe.evaluates or not known
             theirs = not type(probe).__module__.startswith("eqtoolbox.")  # ours draw from nothing
-            with isolated_for(snapshot, self._model, theirs) if evaluates else nullcontext():
+            isolation = isolated_for(snapshot, self._model, theirs) if evaluates else nullcontext()
+            with self._scope(f"{probe.name} at step {snapshot.step}"), isolation, self._clock():
+                if snapshot.broken:
+                    raise FloatingPointError(f"{snapshot.broken} holds NaN or infinity")
+                if self._world.sharded and not probe.sharded:
+                    raise NotApplicable(SHARDS)
                 replay = current()
                 if replay is not None:  # a loss may write into the parameters that it is given
                     replay.protect(snapshot.before)
@@ -135,9 +157,12 @@ class Runner:
                 self.references[probe.name] = reference
                 try:
                     rows.extend(probe.measure(snapshot, reference, rng))
+                    self._same_draws(rng)
                 finally:  # what is found out for the whole run is not paid for again
                     self.once[probe.name] += snapshot.shared.seconds - made
             check()  # a probe that evaluates nothing cannot be stopped, but its time is up, too
+        except Retired as reason:
+            rows.append(headline(probe, "failed", str(reason)))
         except LeavesTrace as reason:
             rows.append(headline(probe, "not_applicable", str(reason)))
             self.refused = str(reason)
@@ -170,6 +195,30 @@ class Runner:
             said = f"on {used} samples of the batch, to stay within memory=" if used else HALF
             rows = [_on_part(row, said, samples(snapshot.measured)) for row in rows]
         return rows, True
+
+    @contextmanager
+    def _scope(self, what: str) -> Iterator[None]:
+        """Scope of a probe: of all ranks, or of this one by itself."""
+        if self._together:
+            with self._world.together(what), reducing(self._world):
+                yield
+        else:
+            with self._world.alone():
+                yield
+
+    def _clock(self) -> AbstractContextManager[None]:
+        """Where ranks measure together, by the clock of the first."""
+        if not self._together:
+            return nullcontext()
+        return clock(lambda: self._world.decided("clock", [time.perf_counter()])[0])
+
+    def _same_draws(self, rng: torch.Generator) -> None:
+        """Refuse numbers for which ranks drew different random vectors."""
+        if self._world.inside:
+            state = float(zlib.crc32(rng.get_state().numpy().tobytes()))
+            most, least = self._world.most("draws", [state, -state])
+            if most != -least:
+                raise RuntimeError("ranks drew different random numbers in this probe")
 
     def _stopped(self, probe: Probe, rows: list[Measurement], seconds: float) -> None:
         """End the rows of a probe whose time was up; those that it has are kept."""

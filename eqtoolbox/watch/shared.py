@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from eqtoolbox.replay.identity import digest
+from eqtoolbox.world.world import World
 
 T = TypeVar("T")
 KEPT = 4  # findings of one kind: of losses that take turns, of training and evaluation mode
@@ -29,6 +30,7 @@ class Shared:
 
     Args:
         shelf: where such findings lie; None: nowhere.
+        world: whose ranks find out together.
 
     Example:
         >>> shared = Shared()
@@ -38,8 +40,8 @@ class Shared:
         9
     """
 
-    def __init__(self, shelf: Shelf | None = None) -> None:
-        self._shelf = shelf
+    def __init__(self, shelf: Shelf | None = None, world: World | None = None) -> None:
+        self._shelf, self._world = shelf, world or World()
         self.seconds = 0.0  # that making took so far
         self._found: dict[str, dict[Hashable, Any]] = {}
         self._saved: dict[str, Any] = {}  # by digest, of the run that goes on
@@ -63,12 +65,15 @@ class Shared:
             shelved: whether it lies on the shelf, too, as JSON can hold it.
         """
         found = self._found.setdefault(kind, {})
-        if about in found:
+        known = about in found
+        if not self._missed_by_any(kind, not known):
             found[about] = found.pop(about)  # the last one used comes last
             return found[about]  # type: ignore[no-any-return]
         saved = self._saved.pop(digest((kind, about)), None) if self._saved else None
         if saved is None and shelved:
             saved = self._on_shelf(kind).get(digest(about))
+        if self._missed_by_any(kind, saved is None):
+            saved = None
         again = partial(restore, saved) if restore is not None and saved is not None else make
         found[about] = made = self._timed(again)
         if shelved:
@@ -76,6 +81,12 @@ class Shared:
         if len(found) > KEPT:
             del found[next(iter(found))]
         return made
+
+    def _missed_by_any(self, kind: str, missing: bool) -> bool:
+        """Whether a rank has not what is asked for, where all ask: they make it together."""
+        if not self._world.inside:
+            return missing
+        return bool(self._world.most(f"finding of {kind}", [float(missing)])[0])
 
     def newest(self, kind: str) -> Any:
         """The finding of this kind that was asked for last; None where there is none."""

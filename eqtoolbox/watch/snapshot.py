@@ -19,6 +19,9 @@ from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.statistics import along
 from eqtoolbox.watch.shared import Shared
+from eqtoolbox.world.layout import local
+from eqtoolbox.world.shards import ALONE, Shards
+from eqtoolbox.world.world import World
 
 REMEDY = "monitor.loss"
 REMEDIES = (REMEDY, "callback.loss")  # what reasons name that giving a loss would mend
@@ -69,6 +72,8 @@ class Snapshot:
     training: Objective | None  # loss of the step's own batch
     measured: Objective | None  # loss of the probe batch where there is one, else the training's
     why_no_loss: str = ""
+    shards: Shards = field(default=ALONE, repr=False)  # what of the parameters is held here
+    world: World = field(default_factory=World, repr=False)  # whose ranks measure it
     shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
     finite: bool = False  # whether `before` was seen to be
@@ -150,6 +155,13 @@ class Snapshot:
         """A parameter that is NaN or infinite before the step; empty if there is none."""
         return "" if self.finite else not_finite(self.before)
 
+    def of_one(self) -> "Snapshot":
+        """The same step as this process alone sees it: the loss of its own share."""
+        if not self.world.several:
+            return self
+        training, measured = (o and o.share for o in (self.training, self.measured))
+        return replace(self, training=training, measured=measured, slopes=[])
+
     @property
     def divisible(self) -> bool:
         """Whether what is measured can be halved."""
@@ -214,7 +226,7 @@ def optimizer_state(
 ) -> dict[str, dict[str, Any]]:
     """The optimizers' state of every parameter that has one, by name; not copied."""
     return {
-        name: optimizer.state[p]
+        name: {k: local(x) if isinstance(x, Tensor) else x for k, x in optimizer.state[p].items()}
         for name, p in named.items()
         for optimizer in optimizers
         if p in optimizer.state
@@ -239,11 +251,13 @@ def gradients(
     found = dict(known or {})
     for name, p in parameters.items():
         if name not in found and p.grad is not None:
-            own = p.grad.detach()
+            own = local(p.grad.detach())
             found[name] = own if own.layout == torch.strided else own.to_dense()
     if not found:
         return None
-    return {n: found[n] if n in found else torch.zeros_like(p) for n, p in parameters.items()}
+    return {
+        n: found[n] if n in found else torch.zeros_like(local(p)) for n, p in parameters.items()
+    }
 
 
 def _same(one: Any, other: Any) -> bool:

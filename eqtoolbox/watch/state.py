@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from eqtoolbox.expect.fit import fitted
 
@@ -23,6 +23,9 @@ class State:
         >>> count.state_dict()
         {'steps': 3}
     """
+
+    large: ClassVar[bool] = False  # whether it holds vectors as long as the parameters: where these
+    # are sharded each process has pieces, from which no other one can go on
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, which stay as they are while the run goes on."""

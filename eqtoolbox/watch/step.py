@@ -1,7 +1,7 @@
 """A step: what one optimizer step began from and which gradients it used, kept until it is over."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.gradient_scale import gradient_scale, scale_inside
 from eqtoolbox.watch.snapshot import gradients
+from eqtoolbox.world.layout import local
 
 
 class Step:
@@ -98,7 +99,7 @@ class Step:
     def _note_gradients(self, optimizer: Any) -> None:
         """The gradients of this optimizer are final: copy them, a scaler's scale taken out."""
         found = {n: p.grad for n, p in self._held_by(optimizer).items()}
-        given = {n: g.detach() for n, g in found.items() if g is not None}
+        given = {n: local(g.detach()) for n, g in found.items() if g is not None}
         scale, which = scale_inside(optimizer), id(optimizer)
         try:
             if self._reuse and scale == 1.0 and self._spares.get(which) and _dense(given):
@@ -131,7 +132,7 @@ class Step:
         """Whether gradients stayed, theta_t is finite, its smallest tensor moved: one question."""
         assert self.before is not None, "gradients are noted at theta_t only"
         least, now = min(
-            ((p, named[n]) for n, p in self.before.items() if n in named),
+            ((p, local(named[n])) for n, p in self.before.items() if n in named),
             key=lambda pair: pair[0].numel(),
         )
         asked = [norms(self.before.values()).isfinite().all()]
@@ -163,11 +164,11 @@ class Step:
 
     @staticmethod
     def _same(before: Parameters, now: Mapping[str, Tensor]) -> bool:
-        return all(torch.equal(p, now[n]) for n, p in before.items() if n in now)
+        return all(torch.equal(p, local(now[n])) for n, p in before.items() if n in now)
 
     def _copied(self, what: str, live: Mapping[str, Tensor]) -> Parameters:
         """Copies of these, dense."""
-        now = {n: t.detach() for n, t in live.items()}
+        now = {n: local(t.detach()) for n, t in live.items()}
         dense = {n: t.to_dense() for n, t in now.items() if t.layout != torch.strided}
         if not self._reuse:
             return {n: dense[n] if n in dense else t.clone() for n, t in now.items()}
@@ -185,12 +186,12 @@ def closure_of(args: Any, kwargs: Any) -> Any:
     return args[1] if len(args) > 1 else kwargs.get("closure")
 
 
-def look_first(optimizer: Any) -> None:
+def look_first(optimizers: Iterable[Any]) -> None:
     """Have hooks that change gradients for the length of a step called after those that look."""
-    hooks = optimizer._optimizer_step_pre_hooks
-    for key, hook in tuple(hooks.items()):
-        if getattr(getattr(hook, "__self__", None), "changes_gradients", False):
-            hooks.move_to_end(key)
+    for hooks in (optimizer._optimizer_step_pre_hooks for optimizer in optimizers):
+        for key, hook in tuple(hooks.items()):
+            if getattr(getattr(hook, "__self__", None), "changes_gradients", False):
+                hooks.move_to_end(key)
 
 
 def _gradient_of(which: int) -> str:

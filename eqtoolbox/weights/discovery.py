@@ -35,6 +35,7 @@ def find_symmetries(
     model: nn.Module | None = None,
     known: KnownSymmetries | None = None,
     statistics: Mapping[str, Tensor] | None = None,
+    larger: bool = False,
     batch: Objective | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`; see `eqtoolbox.weights.search`.
@@ -46,7 +47,17 @@ def find_symmetries(
 
     samples = None if batch is None else _samples(batch)
     return find.find_symmetries(
-        loss, params, generator, run, dtype, moved_inputs, model, known, statistics, samples
+        loss,
+        params,
+        generator,
+        run,
+        dtype,
+        moved_inputs,
+        model,
+        known,
+        statistics,
+        larger,
+        samples,
     )
 
 

@@ -75,7 +75,7 @@ OTHER = {
     "loss_fn": lambda model, batch: model(batch).sum(), "criterion": nn.MSELoss(),
     "probes": [Conservation()], "probe_batch": torch.ones(2, 2), "schedule": 3, "budget": 0.1,
     "allowance": 9.0, "steps": 5, "memory": 2.0,
-    "probe_timeout": 7.0, "run_dir": "run", "sinks": (print,), "select": "all",
+    "probe_timeout": 7.0, "rank_timeout": 8.0, "run_dir": "run", "sinks": (print,), "select": "all",
     "histograms": True, "seed": 4, "on_error": "raise", "resume": True,
     "exist": "number", "sync": True,
 }  # fmt: skip

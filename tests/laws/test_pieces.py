@@ -10,10 +10,10 @@ from torch import Tensor
 from eqtoolbox.weights.charges.charges import Change, Charges, Rates
 from eqtoolbox.weights.families.diagonal import Rescale
 from eqtoolbox.weights.families.general_linear import GeneralLinear
-from eqtoolbox.weights.forms import stack
+from eqtoolbox.weights.forms import held
 from eqtoolbox.weights.forms.diagonal import Diagonal, leg
 from eqtoolbox.weights.forms.gram import MatrixLeg
-from eqtoolbox.weights.forms.stack import StackLayout
+from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from tests.laws import oracle
 from tests.laws.members import MEMBERS, point
@@ -42,7 +42,7 @@ def member(request: pytest.FixtureRequest) -> ContinuousSymmetry:
 def test_tensors_cut_into_rows_give_the_oracle(
     member: ContinuousSymmetry, entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack, "CACHED", entries)
+    monkeypatch.setattr(held, "CACHED", entries)
     params, after, gradient = point(0), point(1), point(2)
     charges = Charges([member], params)
     change = stepped(charges, params, after, gradient)
@@ -80,12 +80,12 @@ def test_products_in_the_memory_of_points_spoil_nobody_elses(apart: float) -> No
 def test_large_tensors_are_cut_where_blocks_end() -> None:
     """Rows in order by five: pieces of no other number; in another order the tensor is whole."""
     for order, most in ((torch.arange(15), 5), (torch.arange(15).flip(0), 15)):
-        layout = StackLayout(["w"], {"w": torch.zeros(15, stack.CACHED)})
+        layout = StackLayout(["w"], {"w": torch.zeros(15, held.CACHED)})
         legs = (MatrixLeg("w", 0, order.reshape(3, 1, 5), 1),)
         form = GeneralLinear(name="g", dimension=75, legs=legs).form
         form.together([form], layout)
         assert [piece.rows for piece in layout.pieces()] == [most] * (15 // most)
-    alone = StackLayout(["w"], {"w": torch.zeros(15, stack.CACHED)})
+    alone = StackLayout(["w"], {"w": torch.zeros(15, held.CACHED)})
     assert [piece.rows for piece in alone.pieces()] == [1] * 15
 
 
@@ -141,3 +141,27 @@ def test_a_step_brings_one_copy_to_the_host_and_asks_for_no_number(
     assert len(change.beside) == 3
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         float(beside.sum())
+
+
+def test_equal_entries_in_blocks_of_another_kind_are_another_part() -> None:
+    """Three heads of a matrix, and three copies of one head of another of the same shape."""
+    rng = torch.Generator().manual_seed(0)
+    params = {n: torch.randn(6, 4, generator=rng).double() for n in ("q", "p")}
+    params |= {"k": torch.randn(5, 6, generator=rng).double()}
+    params |= {"l": torch.randn(5, 2, generator=rng).double()}
+    rows = torch.arange(6)
+    alone = (
+        MatrixLeg("q", 0, rows.reshape(3, 1, 2), 1),
+        MatrixLeg("k", 1, rows.reshape(3, 1, 2), -1),
+    )
+    shared = (
+        MatrixLeg("p", 0, rows.reshape(1, 3, 2), 1),
+        MatrixLeg("l", 1, torch.arange(2).reshape(1, 1, 2), -1),
+    )
+    members = [
+        GeneralLinear(name="heads", dimension=12, legs=alone),
+        GeneralLinear(name="one", dimension=4, legs=shared),
+    ]
+    charges = Charges(members, params)
+    together = charges.values(charges.read(params))
+    assert torch.allclose(together, torch.cat([m.charge(params) for m in members]), rtol=1e-12)

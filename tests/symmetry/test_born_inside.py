@@ -92,7 +92,7 @@ def test_float32_alone_verifies_nothing_that_has_an_epsilon() -> None:
     found = find_symmetries(loss, dict(model.named_parameters()))
     kinds = {s.family: s.status for s in found}
     assert kinds["scale"] == "approximate"
-    assert kinds["translation"] == "verified"
+    assert kinds["permutation"] == "verified"
 
 
 def trained(model: nn.Module, loss: Any) -> dict[str, Any]:

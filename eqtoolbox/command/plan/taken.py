@@ -165,6 +165,7 @@ def measurements() -> tuple[Expense, ...]:
             gradients=1.0,
             products=2.5 + ERROR + FIRST,
             by="differenced",
+            measured=False,
         ),
         _of(
             Noether(), "noether", forwards=LAWS[0], gradients=LAWS[1], products=LAWS[2], by="exact"

@@ -83,7 +83,7 @@ def parts(tensor: Tensor) -> list[Tensor]:
     whole: Any = tensor
     if is_traceable_wrapper_subclass(whole):
         inner = [getattr(whole, name) for name in whole.__tensor_flatten__()[0]]
-        return [part for one in inner for part in parts(one)]
+        return [part for one in inner if isinstance(one, Tensor) for part in parts(one)]
     if tensor.is_nested:
         return [tensor.values()]
     if tensor.layout is torch.sparse_coo:

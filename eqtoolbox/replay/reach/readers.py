@@ -24,13 +24,14 @@ from eqtoolbox.replay.reach.kinds import (
     SMALL,
     STANDARD,
     TABLES,
+    passed_by,
     runs_threads,
     users_classes,
 )
 from eqtoolbox.replay.reach.names import Named, Names
 from eqtoolbox.replay.reach.tensors import watchable
 from eqtoolbox.replay.reach.walk import Walk, word
-from eqtoolbox.replay.thread.tables import live
+from eqtoolbox.replay.thread.tables import live, settled
 
 
 def nothing(walk: Walk, thing: Any, path: Any) -> None:
@@ -43,10 +44,10 @@ def module(walk: Walk, thing: nn.Module, path: Any) -> None:
     for table in TABLES:
         if table in own:
             walk.slots.append(slots.Entries(live(own[table]), path))
-    for name, p in own.get("_parameters", {}).items():
+    for name, p in settled(own.get("_parameters", {})).items():
         if p is not None:
             walk.tensors.append(((path, name), p))
-            if p.__dict__:
+            if p.__dict__ and not passed_by(type(p)):
                 walk.attributes(p, (path, name))
             if id(thing) not in walk.hosts:
                 _hooks(walk, p, (path, name))
@@ -73,7 +74,7 @@ def script(walk: Walk, thing: torch.jit.ScriptModule, path: Any) -> None:
 
 
 def tensor(walk: Walk, thing: Tensor, path: Any) -> None:
-    if thing.__dict__:
+    if thing.__dict__ and not passed_by(type(thing)):
         walk.attributes(thing, path)
     _hooks(walk, thing, path)
     if not watchable(thing):

@@ -16,6 +16,7 @@ from eqtoolbox.replay.reach.kinds import ATOMS, slotted
 from eqtoolbox.replay.reach.names import Named
 from eqtoolbox.replay.reach.slots import Slot
 from eqtoolbox.replay.thread.scope import LeavesTrace
+from eqtoolbox.replay.thread.tables import settled_parameters
 
 
 class Walk:
@@ -24,7 +25,7 @@ class Walk:
     def __init__(self, roots: Iterable[Any], hosts: Iterable[nn.Module] = ()) -> None:
         hosts = [*hosts]
         self.hosts = {id(m) for host in hosts for m in host.modules()}
-        self.exchanged = {id(p) for host in hosts for p in host.parameters()}
+        self.exchanged = {id(p) for host in hosts for p in settled_parameters(host).values()}
         self.slots: list[Slot] = []
         self.tensors: list[tuple[Any, Tensor]] = []
         self.modules: list[nn.Module] = []

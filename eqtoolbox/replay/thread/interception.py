@@ -74,7 +74,8 @@ class Intercepted:
         if original != self._original:
             self._original = original
             call = self._passing(original)
-            bound = hasattr(original, "__self__") and isinstance(owner, type)  # a class method
+            own = getattr(original, "__self__", None)
+            bound = isinstance(owner, type) and isinstance(own, type)  # a class method
             self._exchanged = staticmethod(call) if bound else call
         setattr(owner, self._name, self._exchanged)
 

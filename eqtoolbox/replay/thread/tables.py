@@ -1,12 +1,14 @@
 """Tables: the parameters and buffers of modules, exchanged for the thread that evaluates them.
 
 For as long as an evaluation lasts a table of a module shows its entries to everybody else, and the
-exchanged ones to the replay that it belongs to, whichever of its threads asks.
+exchanged ones to the replay that it belongs to, whichever of its threads asks. An exchanged entry
+may be made in the moment in which it is read, so that it lives no longer than its reader.
 """
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +18,49 @@ from eqtoolbox.replay.thread.scope import place
 
 NAMES = ("_parameters", "_buffers")
 _lock = threading.Lock()
+
+
+class Later(ABC):
+    """An entry that is made whenever it is read."""
+
+    @abstractmethod
+    def made(self) -> Tensor:
+        """The entry itself."""
+
+
+class Asked(dict[str, Any]):
+    """Entries of which some are made as they are read, one by one, whoever reads them."""
+
+    def __getitem__(self, key: str) -> Any:
+        return _made(super().__getitem__(key))
+
+    def __iter__(self) -> Iterator[str]:  # `dict(...)` would not ask, were this dict's own
+        return super().__iter__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(self.copy(), memo)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return _made(super().get(key, default))
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        return _made(super().setdefault(key, default))
+
+    def pop(self, *given: Any) -> Any:
+        return _made(super().pop(*given))
+
+    def items(self) -> Any:
+        return ItemsView(self)
+
+    def values(self) -> Any:
+        return ValuesView(self)
+
+    def copy(self) -> dict[str, Any]:
+        return {key: self[key] for key in self}
+
+
+def _made(entry: Any) -> Any:
+    return entry.made() if isinstance(entry, Later) else entry
 
 
 class ThreadTable(dict[str, Any]):
@@ -56,10 +101,8 @@ class ThreadTable(dict[str, Any]):
 
 
 def _through(name: str) -> Any:
-    method = getattr(dict, name)
-
     def call(self: ThreadTable, *args: Any, **kwargs: Any) -> Any:
-        return method(self.here(), *args, **kwargs)
+        return getattr(self.here(), name)(*args, **kwargs)
 
     return call
 
@@ -102,11 +145,11 @@ class Exchanged:
             (
                 module,
                 name,
-                {
-                    key: other.get(id(t), t)
+                _entries(
+                    (key, other.get(id(t), t))
                     for key, t in table.items()
                     if not (whole and name == "_buffers" and t is not None and id(t) not in other)
-                },
+                ),
             )
             for _, module, name, table in tables
             if len(table)
@@ -125,9 +168,33 @@ class Exchanged:
                 _put_back(module, name, before)
 
 
+def _entries(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    later = any(isinstance(entry, Later) for entry in entries.values())
+    return Asked(entries) if later else entries
+
+
 def live(table: Any) -> Any:
     """The table of a module that everybody sees."""
     return table.live if type(table) is ThreadTable else table
+
+
+def settled(table: Any) -> Any:
+    """A table as this thread sees it; the live one where entries would have to be made."""
+    there = type(table) is ThreadTable and isinstance(table.here(), Asked)
+    return table.live if there else table
+
+
+def settled_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """`dict(model.named_parameters())`, for which nothing has to be made."""
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for key, t in settled(module._parameters).items():
+            if t is not None and id(t) not in seen:
+                seen.add(id(t))
+                named[f"{prefix}.{key}" if prefix else key] = t
+    return named
 
 
 def _show(module: nn.Module, name: str, entries: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import graph
 
 from eqtoolbox.watch.capture.between import Between, NotFollowed, Redoer, same
-from eqtoolbox.watch.capture.redone import kind
+from eqtoolbox.watch.capture.redone import kind, passed
 
 Key = tuple[int, str]  # of a node, which is not kept alive by it
 MANY = 200_000  # nodes that are looked at
@@ -138,11 +138,13 @@ class Running:
 
 def _parents(roots: Iterable[Tensor], losses: frozenset[Key]) -> dict[Any, list[Any]]:
     """All nodes down to the losses, and by which nodes each is used."""
-    parents: dict[Any, list[Any]] = {r.grad_fn: [] for r in roots if r.grad_fn is not None}
+    tops = [passed(r.grad_fn, r.output_nr)[0] for r in roots]
+    parents: dict[Any, list[Any]] = {top: [] for top in tops if top is not None}
     left = list(parents)
     while left and len(parents) < MANY:
         node = left.pop()
-        for before, _ in () if _key(node) in losses else node.next_functions:
+        for edge in () if _key(node) in losses else node.next_functions:
+            before, _ = passed(*edge)
             if before is not None:
                 if before not in parents:
                     parents[before] = []

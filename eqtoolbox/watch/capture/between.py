@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from eqtoolbox.replay.reading import opened
-from eqtoolbox.watch.capture.redone import REPLAYS, Step, constant, earlier, kind, step
+from eqtoolbox.watch.capture.redone import REPLAYS, Step, constant, earlier, kind, passed, step
 
 LONGEST = 16  # operations that are followed
 ROUNDED = 64.0  # roundings of the largest entry that what was made again may be off
@@ -106,6 +106,7 @@ class Redoer:
 
     def way(self, node: Any, number: int, value: Tensor | None) -> Between | None:
         """The operations from the output to a node, whose result was `value` if that is known."""
+        node, number = passed(node, number)
         if node is None:
             return None
         if (node, number) in self._nodes:

@@ -13,6 +13,7 @@ from eqtoolbox.linalg.vectors import wide
 from eqtoolbox.replay.eager import recorded
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.watch.capture.backward import Key
+from eqtoolbox.world.layout import local
 
 
 class Hook:
@@ -112,7 +113,7 @@ def guessed(losses: Sequence[Caught]) -> bool:
 
 def gradients_are_clear(parameters: Iterable[Tensor]) -> bool:
     """Whether nothing is accumulated in `.grad`: none set, or zeros only."""
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
     # a sparse gradient that several backwards added to has no operation of its own for this
     values = [g._values() if g.is_sparse else g for g in grads]
     return not any(bool(v.count_nonzero()) for v in values)

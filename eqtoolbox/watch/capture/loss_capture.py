@@ -14,7 +14,7 @@ from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.replay.unwrap import processes, unwrapped
 from eqtoolbox.replay.window import Window
 from eqtoolbox.watch.capture.catching import Catching, loss_of
-from eqtoolbox.watch.capture.caught import Caught, gradients_are_clear, numbers, traced
+from eqtoolbox.watch.capture.caught import Caught, numbers, traced
 from eqtoolbox.watch.capture.losses import CriterionOfPair, OwnLoss, SpreadCall, as_call
 from eqtoolbox.watch.capture.own_share import OwnShare
 from eqtoolbox.watch.capture.start import fresh, versions_of
@@ -108,7 +108,7 @@ class LossCapture(Catching):
         loss_fn, losses = self._wrapped or self.loss_fn, self.pending.here
         if loss_fn is None or not self.pending.belongs():
             return
-        if losses and gradients_are_clear(self.watched.held().values()):
+        if losses and self.watched.clear():
             losses.clear()
         objective = self._objective(loss_fn, fresh(batch))
         beside = self.watched.in_reach(loss_fn, batch)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.watch.capture.backward import Backward
-from eqtoolbox.watch.capture.caught import Caught, gradients_are_clear, guessed, weighted
+from eqtoolbox.watch.capture.caught import Caught, guessed, weighted
 from eqtoolbox.watch.capture.losses import Then
 from eqtoolbox.watch.capture.waiting import Waiting
 from eqtoolbox.watch.capture.watched import Watched
@@ -146,7 +146,7 @@ class Pending:
         if task != self._task:
             self._task = task
             known = [c for c in (*self._step, *self.coming) if c.weight is not None]
-            clear = gradients_are_clear(self._watched.held().values())
+            clear = self._watched.clear()
             self.stale = self.stale if known else not clear
             if known and clear:
                 self.waiting.cleared()

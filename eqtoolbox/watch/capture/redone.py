@@ -30,6 +30,25 @@ def kind(node: Any) -> str:
     return re.sub(r"Backward\d*$", "", node.name())
 
 
+def passed(node: Any, number: int) -> tuple[Any, int]:
+    """Past the identity that DistributedDataParallel puts behind what a model returns.
+
+    It has all outputs in one node, so that each seems to be made of all of them.
+
+    Args:
+        node: an operation.
+        number: which of its results is meant.
+
+    Returns:
+        The operation that the result is of, and its number there.
+    """
+    while node is not None and kind(node) == "_DDPSink":
+        if len(node.next_functions) != len(node._input_metadata):
+            break  # some of them are no tensors: which, it does not tell
+        node, number = node.next_functions[number]
+    return node, number
+
+
 def step(node: Any, number: int, other: Any = None) -> Step | None:
     """What to do again, if the node tells it all.
 

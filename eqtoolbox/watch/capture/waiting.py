@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.watch.capture.watched import Watched
+from eqtoolbox.world.layout import local
 
 PATIENCE = 20  # losses without a step, or skipped steps in a row, after which something is wrong
 FIRST = 3  # losses without a step after which gradients are looked at
@@ -89,13 +90,14 @@ class Waiting:
 
     def look(self) -> None:
         """Whether a gradient is not finite; in one question to the device."""
-        grads = {n: p.grad for n, p in self._watched.trainable().items() if p.grad is not None}
+        own = self._watched.trainable().items()
+        grads = {n: local(p.grad) for n, p in own if p.grad is not None}
         name = not_finite(grads)
         self.culprit = self.culprit or name
 
     def _lengths(self) -> list[Tensor]:
         """Norms, without waiting for the device."""
-        params = [p.detach() for p in self._watched.trainable().values()]
+        params = [local(p.detach()) for p in self._watched.trainable().values()]
         with torch.no_grad():
             return list(torch._foreach_norm(params))
 

@@ -14,6 +14,9 @@ from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.loss_parameters import LossParameters, clones
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.replay.reach.reach import modules_in
+from eqtoolbox.watch.capture.caught import gradients_are_clear
+from eqtoolbox.world.layout import local
+from eqtoolbox.world.placement import accumulates, gathered_now
 
 
 class Watched:
@@ -27,6 +30,7 @@ class Watched:
         model: the one that was attached.
         optimizers: that train it.
         criterion: the module that makes the loss, where the user named one.
+        sharded: whether this process holds shards of the model's parameters.
     """
 
     def __init__(
@@ -34,8 +38,11 @@ class Watched:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         criterion: nn.Module | None = None,
+        sharded: bool = False,
     ) -> None:
         self.model = model
+        # FSDP2 has others in their place while they are whole
+        self._own = dict(model.named_parameters()) if sharded else None
         self.optimizers = optimizers
         self._criterion = criterion
         self._names: dict[int, str] = {}  # of tensors of the loss, by identity
@@ -45,15 +52,27 @@ class Watched:
 
     def named(self) -> dict[str, Any]:
         """All parameters of the model, and those of the loss that are trained with it, by name."""
-        return {**dict(self.model.named_parameters()), **self._trained}
+        own = dict(self.model.named_parameters()) if self._own is None else self._own
+        return {**own, **self._trained}
+
+    @property
+    def cut(self) -> bool:
+        """Whether parameters became parts of larger ones since they were attached."""
+        kinds = {type(p).__name__ for p in self.model.parameters()} if self._own is None else set()
+        return "DTensor" in kinds
 
     def copied(self) -> Parameters:
         """Copies of the trainable parameters as they are now."""
-        return {n: p.detach().clone() for n, p in self.trainable().items()}
+        return {n: local(p.detach()).clone() for n, p in self.trainable().items()}
 
     def trainable(self) -> dict[str, Any]:
         """Those that require gradients."""
         return {n: p for n, p in self.named().items() if p.requires_grad}
+
+    def clear(self) -> bool:
+        """Whether no gradient is accumulated in what an attached optimizer holds."""
+        clear = gradients_are_clear(self.held().values())
+        return clear and (self._own is None or not accumulates(self.model))
 
     def held(self) -> dict[str, Any]:
         """Those of them that an attached optimizer holds; all, where it holds none as they are."""
@@ -69,6 +88,8 @@ class Watched:
             return None
         self._looked = True
         model = {id(p) for p in self.model.parameters()}
+        if self._own is not None:
+            model |= {id(p) for p in (*self._own.values(), *gathered_now(self.model))}
         found = [
             t
             for t in leaves_of(loss)
@@ -92,7 +113,9 @@ class Watched:
 
     def _beside(self) -> set[int]:
         """Identities of what the attached optimizers train and the model has not."""
-        model = {id(p) for p in self.model.parameters()}
+        model = {
+            id(p) for p in (self.model.parameters() if self._own is None else self._own.values())
+        }
         groups = (g for optimizer in self.optimizers for g in optimizer.param_groups)
         return {id(p) for g in groups for p in g["params"] if id(p) not in model}
 

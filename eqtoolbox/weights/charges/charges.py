@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.weights.charges.kinds import Taken, kinds_of, taken
-from eqtoolbox.weights.forms.stack import Points, StackLayout
+from eqtoolbox.weights.forms.held import StackLayout
+from eqtoolbox.weights.forms.stack import Points
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
+from eqtoolbox.world.shards import ALONE, Shards
 
 STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
 ITSELF = (0, 0)  # theta with itself
@@ -79,8 +81,8 @@ class Charges:
     Args:
         members: the symmetries.
         params: parameters of the shapes that they act on.
-        sketch: whether random elements stand for general linear groups of more than 16
-            dimensions, see `Sketch`.
+        sketch: whether random elements stand for general linear groups of over 16 dimensions.
+        shards: what of these parameters is held here. All that hold some call the same in order.
 
     Example:
         >>> from eqtoolbox.weights.families.head import HeadShift
@@ -90,11 +92,15 @@ class Charges:
     """
 
     def __init__(
-        self, members: Sequence[ContinuousSymmetry], params: Parameters, sketch: bool = False
+        self,
+        members: Sequence[ContinuousSymmetry],
+        params: Parameters,
+        sketch: bool = False,
+        shards: Shards = ALONE,
     ) -> None:
         names = tuple(dict.fromkeys(n for m in members for n in m.names))
-        self.names = names
-        layout = StackLayout(names, params)
+        self.names, self.shards = names, shards
+        layout = self._layout = StackLayout(names, params, shards)
         kinds = list(kinds_of(members, layout, sketch))
         self.kinds = [kind for kind, _ in kinds]
         self.members = [m for _, of in kinds for m in of]
@@ -116,7 +122,6 @@ class Charges:
             [float(1 + k.quadratic) for k in self.kinds]
         ).repeat_interleave(torch.tensor([sum(k.counts) for k in self.kinds]))
         self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
-        self._layout = layout
 
     @cached_property
     def labels(self) -> list[str]:
@@ -131,7 +136,7 @@ class Charges:
     def read(self, params: Parameters) -> ChargeReading:
         """Everything that charges need to know of these parameters, in float64."""
         every = list(dict.fromkeys(k for kind in self.kinds for k in (kind, kind.whole)))
-        points = Points(given=(params,))
+        points = Points(given=(params,), shards=self.shards)
         found = taken(every, self._layout, points, [ITSELF]).moments
         moments, whole = (
             [found[every.index(k)] for k in of]
@@ -146,8 +151,12 @@ class Charges:
 
     def scales(self, reading: ChargeReading) -> Tensor:
         """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
+        by_sizes = [kind for kind in self.kinds if kind.scaled_by_sizes]
+        points = replace(reading.points, sizes=True)
+        sizes = taken(by_sizes, self._layout, points, [ITSELF]).moments if by_sizes else []
+        known = dict(zip(by_sizes, sizes, strict=True))
         pairs = zip(self.kinds, reading.whole, strict=True)
-        return torch.cat([k.scales(m, reading.points) for k, m in pairs])
+        return torch.cat([k.scales(known.get(k, m), reading.points) for k, m in pairs])
 
     def lengths(self, reading: ChargeReading) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
@@ -170,8 +179,9 @@ class Charges:
 
     def slopes(self, params: Parameters, cotangent: Parameters) -> Tensor:
         """<K_i, cotangent> of every generator: (dimension,), float64."""
-        found = taken(self.kinds, self._layout, Points(given=(params, cotangent)), [(0, 1)])
-        return torch.cat([k.slopes(m) for k, m in zip(self.kinds, found.moments, strict=True)])
+        points = Points(given=(params, cotangent), shards=self.shards)
+        found = taken(self.kinds, self._layout, points, [(0, 1)]).moments
+        return torch.cat([k.slopes(m) for k, m in zip(self.kinds, found, strict=True)])
 
     def step(
         self,
@@ -190,9 +200,9 @@ class Charges:
             after: and at its end.
             gradient: at `before`, as the optimizer was given it; None for a step without.
             rates: of the step.
-            beside: further numbers that come to the host along with all this.
+            beside: further numbers that are added up over shards along with all this.
         """
-        points = Points(given=(before, gradient, after), update=True)
+        points = Points(given=(before, gradient, after), update=True, shards=self.shards)
         shrink = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
         alike = len(set(shrink.values())) == 1  # then what decays is a multiple of Q
         pairs = STEP if alike else (*STEP, ITSELF)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Moments
+from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.forms.sketch import Sketch
-from eqtoolbox.weights.forms.stack import Pair, Points, StackLayout, stacks
+from eqtoolbox.weights.forms.stack import Pair, Points, stacks
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 Kind = tuple[Moments, list[ContinuousSymmetry]]
@@ -61,7 +62,7 @@ def taken(
         points: that they are at.
         pairs: of points.
         squares: points of which |point|^2 is asked for.
-        beside: further numbers to bring along, (numbers,).
+        beside: further numbers to add up over all shards and bring along, (numbers,).
     """
     shapes = [(len(pairs), *kind.shape) for kind in kinds]
     sizes = [math.prod(shape) for shape in shapes]
@@ -73,14 +74,19 @@ def taken(
     more.copy_(beside)
     moments = [m.view(shape) for m, shape in zip(own, shapes, strict=True)]
     order = sorted(zip(kinds, moments, strict=True), key=lambda one: one[0].multiplies)
+    points.whole(
+        pairs[0][1], [name for kind in kinds for name in kind.read_whole]
+    )  # all by one sum
     for stack in stacks(layout, points, pairs):
-        for k, square in enumerate(squares):
+        for k, square in enumerate(() if stack.piece.again else squares):
             point = stack.each[square].view(-1)
             totals[k] += torch.dot(point, point)
         for kind, into in order:
             kind.add(stack, points, pairs, into)
-    for kind, into in zip(kinds, moments, strict=True):
-        into.add_(kind.rest(points, pairs))
+    flat = points.shards.total(flat)
+    *own, _, _ = torch.split(flat, sizes)
+    for kind, into, shape in zip(kinds, own, shapes, strict=True):
+        into.view(shape).add_(kind.rest(points, pairs))
     *own, totals, more = torch.split(flat.cpu().double(), sizes)
     return Taken(
         moments=[m.view(shape) for m, shape in zip(own, shapes, strict=True)],

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.forms.held import CACHED
 from eqtoolbox.weights.forms.regular import shared
-from eqtoolbox.weights.forms.stack import CACHED, Owned
+from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import DiscreteSymmetry, Parameters
 
 if TYPE_CHECKING:  # brings scipy

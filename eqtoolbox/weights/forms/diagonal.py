@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Form, Moments, Spread, summed
+from eqtoolbox.weights.forms.held import Slab, StackLayout
 from eqtoolbox.weights.forms.meeting import Scaled, scaled
 from eqtoolbox.weights.forms.regular import RegularEntries, ScatteredEntries, blocks
-from eqtoolbox.weights.forms.stack import Owned, Pair, Parameters, Points, Stack, StackLayout
+from eqtoolbox.weights.forms.stack import Owned, Pair, Parameters, Points, Stack
 
 Axis = tuple[int, int, int]  # entries before it, its length, entries after it
 
@@ -109,18 +110,24 @@ class Diagonal(Form):
                 return False
         return True
 
-    def meetings(self, tensors: Parameters) -> Tensor:
+    def meetings(self, points: Points) -> Tensor:
+        tensors, shards = points.of(0, self.names), points.shards
         parts: dict[str, list[Scaled]] = {}
         for leg in self.legs:
-            axis, where = leg.axis, leg.positions
+            piece, axis, where = shards.piece(leg.name, tensors[leg.name]), leg.axis, leg.positions
             units, rates = leg.units, leg.rates
             if axis is None:
-                length = tensors[leg.name].shape[0]
-                axis, where = 0, torch.arange(length)
-                units, rates = units.expand(length), rates.expand(length)
-            parts.setdefault(leg.name, []).append((axis, where, units, rates))
+                axis, where = 0, torch.arange(piece.whole[0])
+                units, rates = units.expand(len(where)), rates.expand(len(where))
+            if piece.dim == axis:
+                here = (where >= piece.start) & (where < piece.stop)
+                where, units, rates = where[here] - piece.start, units[here], rates[here]
+            if shards.counts(leg.name):
+                parts.setdefault(leg.name, []).append((axis, where, units, rates))
+        home = tensors[self.names[0]]
         found = [scaled(of, tensors[name], self.dimension) for name, of in parts.items()]
-        return torch.stack(found).sum(0)
+        none = home.new_zeros(self.dimension, dtype=torch.float64)
+        return shards.total(sum(found, none))
 
     def flow(self, coefficients: Tensor) -> Callable[[Parameters], dict[str, Tensor]]:
         def moved(tensors: Parameters) -> dict[str, Tensor]:
@@ -191,10 +198,8 @@ class Diagonals(Moments):
         for axis, start in self._starts.get(stack.number, ()):
             many, length = stack.piece.shape[0], axis[1]
             own = moments[:, start : start + many * length].view(len(pairs), many, length)
-            found = _outside(stack.products(pairs), axis, math.prod(stack.piece.shape[2:]))
-            if found.shape[2] < length:
-                own = own.narrow(2, stack.piece.first, found.shape[2])
-            own.add_(found)
+            first, found = _outside(stack.products(pairs), axis, stack.piece)
+            own.narrow(2, first, found.shape[2]).add_(found)
 
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
@@ -226,18 +231,23 @@ def whole(name: str, rate: float) -> Leg:
     return Leg(name, None, 1, 1, -1, (one,))
 
 
-def _outside(products: Tensor, axis: Axis, rest: int) -> Tensor:
-    """Sums over everything but an axis: (pairs, tensors, its length), or of the rows there are.
+def _outside(products: Tensor, axis: Axis, slab: Slab) -> tuple[int, Tensor]:
+    """Sums over everything but an axis, of the rows there are, and its first index among them.
 
     Args:
         products: (pairs, tensors, rows, everything else).
-        axis: of the tensors.
-        rest: entries of a row.
+        axis: of the tensors; the first one may have others joined to it.
+        slab: whose rows they are.
+
+    Returns:
+        First index, and (pairs, tensors, indices).
     """
-    before, length, after = axis
+    _, length, after = axis
     if length == 1:
-        return products.flatten(2).sum(2, keepdim=True)
-    if before == 1 and after == rest:
-        return products.flatten(3).sum(3) if rest > 1 else products.flatten(2)
+        return 0, products.flatten(2).sum(2, keepdim=True)
+    if length * after == math.prod(slab.shape[2:]) * slab.length:
+        rows = products.reshape(*products.shape[:2], -1, after)
+        first = slab.first * (length // slab.length)
+        return first, rows.sum(3) if after > 1 else rows.squeeze(3)
     columns = products.reshape(*products.shape[:2], -1, length * after).sum(2)
-    return columns if after == 1 else columns.view(*columns.shape[:2], length, after).sum(3)
+    return 0, columns if after == 1 else columns.view(*columns.shape[:2], length, after).sum(3)

@@ -7,7 +7,7 @@ one symmetry or of thousands. All of it is in float64.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout, fresh
+from eqtoolbox.weights.forms.held import CACHED, StackLayout
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, fresh
 
 Balance = Literal["equal sides", "norm one", "equal grams", "mean zero", "bias zero"]
 Owners = Sequence[tuple[str, int]]  # which parameter the next so many moments belong to
@@ -89,8 +90,8 @@ class Form(ABC):
     def _plans(self) -> dict[tuple[torch.Size, ...], tuple[StackLayout, "Moments"]]:
         return {}
 
-    def meetings(self, tensors: Parameters) -> Tensor:
-        """What parts that meet add to |K_i|^2 of every generator: (dimension,), float64."""
+    def meetings(self, points: Points) -> Tensor:
+        """What parts that meet add to |K_i|^2 of every generator at point 0: (dimension,)."""
         raise NotImplementedError(f"the parts of {type(self).__name__} never meet")
 
 
@@ -106,6 +107,7 @@ class Moments(ABC):
     owners: Owners  # of the moments, along their first dimension
     alike: ClassVar[bool] = False  # every generator has its charge: slopes are pairings
     multiplies: ClassVar[bool] = False  # takes products of a stack: when nobody needs its points
+    scaled_by_sizes: ClassVar[bool] = False  # scales follow from moments of absolute values
 
     @property
     def quadratic(self) -> bool:
@@ -128,8 +130,13 @@ class Moments(ABC):
             moments: (pairs, *shape), of b alone if linear.
         """
 
+    @property
+    def read_whole(self) -> tuple[str, ...]:
+        """Small tensors of the second point that are read as a whole: none unless said."""
+        return ()
+
     def rest(self, points: Points, pairs: Sequence[Pair]) -> Tensor | float:
-        """What moments have that is not found in stacks: nothing unless said."""
+        """What moments have that no sum over stacks gives: nothing unless said."""
         return 0.0
 
     @abstractmethod
@@ -164,14 +171,17 @@ class Moments(ABC):
         whole = []
         for form, own in zip(self.forms, torch.split(found, self.orders), strict=True):
             if not form.apart:
-                more = form.meetings(points.of(0, form.names)).to(own)
+                more = form.meetings(points).to(own)
                 own = (own.square() + more).clamp_min(0).sqrt()
             whole.append(own)
         return torch.cat(whole)
 
     @abstractmethod
     def scales(self, moments: Tensor, points: Points) -> Tensor:
-        """What |Q| of every charge could be at parameters of point 0's size: (charges,)."""
+        """What |Q| of every charge could be at parameters of point 0's size: (charges,).
+
+        From moments of the sizes of entries where `scaled_by_sizes`.
+        """
 
     def variance(self, vector: NDArray[np.float64]) -> float | None:
         """Variance of |vector|^2, of charges or slopes, as an estimate; None: it is none."""
@@ -211,7 +221,8 @@ class Alone:
 
     @property
     def scale(self) -> Tensor:
-        return self.kind.scales(self._moments((0, 0)), self.points)
+        by_sizes = replace(self, points=replace(self.points, sizes=self.kind.scaled_by_sizes))
+        return self.kind.scales(by_sizes._moments((0, 0)), self.points)
 
     @property
     def lengths(self) -> Tensor:
@@ -251,8 +262,11 @@ class Spread:
             )
         rates = self._rates.to(vectors)
         rates = rates.abs() ** magnitude if magnitude else rates
-        made = vectors.new_zeros(len(vectors), self._count)
-        return made.index_add(1, self._into, vectors.index_select(1, self._rows) * rates)
+        found = []
+        for own in torch.split(vectors, max(CACHED // max(len(rates), 1), 1)):
+            made = own.new_zeros(len(own), self._count)
+            found.append(made.index_add(1, self._into, own.index_select(1, self._rows) * rates))
+        return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def summed(parts: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from eqtoolbox.weights.forms.algebra import Algebra, AlgebraEntries
 from eqtoolbox.weights.forms.form import Form, Moments, Spread, summed
+from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.forms.matrix_view import MatrixPart, MatrixView, SignedSums, joined, stretch
 from eqtoolbox.weights.forms.meeting import Mixed, mixed
-from eqtoolbox.weights.forms.stack import Owned, Pair, Parameters, Points, Stack, StackLayout
+from eqtoolbox.weights.forms.stack import Owned, Pair, Parameters, Points, Stack
 
 SMALL = 16  # dimensions up to which no sketch is made
 
@@ -111,7 +112,8 @@ class Gram(Form):
                 return False
         return True
 
-    def meetings(self, tensors: Parameters) -> Tensor:
+    def meetings(self, points: Points) -> Tensor:
+        tensors = points.whole(0, self.names)  # charges are as many as their entries
         parts: dict[str, list[Mixed]] = {}
         for leg in self.legs:
             parts.setdefault(leg.name, []).append((leg.axis, leg.positions, leg.sign))
@@ -176,7 +178,7 @@ class Grams(Moments):
         for part in _parts(forms, layout):
             shape, names = layout.groups[part.number]
             view = MatrixView(part.number, part.axis, part.positions, shape[0])
-            layout.rows_stay(part.number, view.rows_together)
+            view.number = layout.rows_stay(part.number, view.rows_together)
             self.views.append((at, view))
             for index, name in enumerate(names):
                 block, sign = part.of(index)
@@ -225,9 +227,8 @@ class Grams(Moments):
 
     def scales(self, moments: Tensor, points: Points) -> Tensor:
         """Of the lengths of the rows of every leg, whatever its sign."""
-        roots = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-        outer = self.signed.unsigned(roots[..., :, None] * roots[..., None, :])
-        return self._each(self._upper, outer[None])[0]
+        roots = moments[0].diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        return self._each(self._upper, self.signed.outer(roots)[None])[0]
 
     def slopes(self, moments: Tensor) -> Tensor:
         """A multiplies legs of sign + and -A^T those of sign -; gram_ij pairs row i of a."""
@@ -257,7 +258,8 @@ def _parts(forms: Sequence[Gram], layout: StackLayout) -> list[MatrixPart]:
     for form in forms:
         for leg in form.legs:
             number, index = layout.place[leg.name]
-            key, again = (number, leg.axis, *leg.positions.reshape(-1).tolist()), 0
+            cut = *leg.positions.shape, *leg.positions.reshape(-1).tolist()
+            key, again = (number, leg.axis, *cut), 0
             while index in (of.legs if (of := found.get((again, *key))) else {}):
                 again += 1  # the same part of a tensor once more
             fresh = MatrixPart(number=number, axis=leg.axis, positions=leg.positions, again=again)

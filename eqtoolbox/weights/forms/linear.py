@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Balance, Form, Moments, Spread, summed
-from eqtoolbox.weights.forms.stack import (
-    Owned,
-    Pair,
-    Parameters,
-    Piece,
-    Points,
-    Stack,
-    StackLayout,
-)
+from eqtoolbox.weights.forms.held import Slab, StackLayout
+from eqtoolbox.weights.forms.stack import Owned, Pair, Parameters, Points, Stack
 
 Grouped = tuple[int, int, int]  # entries before an axis, stretches of the axis, entries after it
 
@@ -48,18 +41,18 @@ class Term:
 
     def spread(self, coefficients: Tensor, like: Tensor) -> Tensor:
         """K_c as a tensor of this shape."""
-        return self._once(coefficients, like).expand_as(self._rows(like)).reshape(like.shape)
+        return self.once(coefficients, like).expand_as(self._rows(like)).reshape(like.shape)
 
     def added(self, coefficients: Tensor, tensor: Tensor) -> Tensor:
         """The tensor, which is written over, plus K_c, which is not made."""
-        self._rows(tensor).add_(self._once(coefficients, tensor))
+        self._rows(tensor).add_(self.once(coefficients, tensor))
         return tensor
 
     def _rows(self, tensor: Tensor) -> Tensor:
         before, stretches, after = self.grouped(tensor.shape)
         return tensor.reshape(before, stretches, -1, after)
 
-    def _once(self, coefficients: Tensor, like: Tensor) -> Tensor:
+    def once(self, coefficients: Tensor, like: Tensor) -> Tensor:
         """What is the same all along a stretch: (before, stretches, 1, after)."""
         before, stretches, after = self.grouped(like.shape)
         device = coefficients.device
@@ -121,6 +114,7 @@ class Sums(Moments):
     """Entries of one point summed over stretches of an axis."""
 
     alike = True
+    scaled_by_sizes = True
 
     def __init__(self, forms: Sequence[LinearForm], layout: StackLayout) -> None:
         self.forms = forms
@@ -141,7 +135,7 @@ class Sums(Moments):
             for grouped in those:
                 slots = math.prod(grouped)
                 if grouped[0] == 1 and grouped[1] > 1:
-                    layout.rows_stay(number, shape[0] // grouped[1])
+                    layout.rows_stay(number, shape[0] // grouped[1], apart=True)
                 self._starts.setdefault(number, []).append((grouped, at))
                 owners += [(name, slots) for name in names]
                 self._added.append((shape.numel() / slots, len(names) * slots))
@@ -162,11 +156,9 @@ class Sums(Moments):
             many, slots = piece.shape[0], math.prod(grouped)
             found = {p: _stretches(stack.each[p], grouped, piece) for p in dict.fromkeys(asked)}
             own = moments[:, start : start + many * slots].view(len(pairs), many, slots)
-            here = found[asked[0]].shape[1]
-            if here < slots:
-                own = own.narrow(2, piece.first * here // piece.rows, here)
             for k, point in enumerate(asked):
-                own[k].add_(found[point])
+                first, sums = found[point]
+                own[k].narrow(1, first, sums.shape[1]).add_(sums)
 
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
@@ -176,14 +168,7 @@ class Sums(Moments):
         return self._spread.of(added, magnitude=2)[0].sqrt()
 
     def scales(self, moments: Tensor, points: Points) -> Tensor:
-        """Of the absolute values of all entries."""
-        total = moments.new_zeros(sum(self.counts))
-        given = points.of(0, {term.name for _, term in self._terms})
-        for first, term in self._terms:
-            sums = term.sums(given[term.name].abs()).to(total)[term.slots.to(total.device)]
-            into, rates = (first + term.units).to(total.device), term.rates.abs().to(total)
-            total = total.index_add(0, into, rates * sums)
-        return total
+        return self._spread.of(moments, magnitude=1)[0]
 
 
 def shift(name: str, shape: tuple[int, ...], axis: int, groups: Tensor, count: int) -> Term:
@@ -211,15 +196,29 @@ def shift(name: str, shape: tuple[int, ...], axis: int, groups: Tensor, count: i
 
 def column_sums(tensor: Tensor) -> Tensor:
     """Sum over all axes but the last, float64."""
-    return tensor.reshape(-1, tensor.shape[-1]).sum(0, dtype=torch.float64)
+    last = tensor.shape[-1]
+    return tensor.reshape(tensor.numel() // max(last, 1), last).sum(0, dtype=torch.float64)
 
 
-def _stretches(point: Tensor, grouped: Grouped, piece: Piece) -> Tensor:
-    """Sums of every slot of the rows that there are: (tensors, slots)."""
+def _stretches(point: Tensor, grouped: Grouped, piece: Slab) -> tuple[int, Tensor]:
+    """The first slot that these rows have entries of, and the sums of those: (tensors, slots)."""
     before, stretches, after = grouped
-    if before > 1:  # than the axis: every row has slots of its own
-        before = before * piece.rows // piece.length
-    elif stretches > 1:
-        stretches = max(stretches * piece.rows // piece.length, 1)
-    rows = point.reshape(len(point), before, stretches, -1, after)
-    return (rows.sum(3) if rows.shape[3] > 1 else rows).flatten(1)
+    if piece.rows == piece.length or before > 1 or stretches == 1:
+        of_a_row = before * stretches * after // piece.length if before > 1 else 0
+        rows = point.reshape(
+            len(point), max(before * piece.rows // piece.length, 1), stretches, -1, after
+        )
+        return piece.first * of_a_row, _summed(rows).flatten(1)
+    own = piece.length // stretches  # rows of a stretch
+    first, last = piece.first // own, (piece.first + piece.rows - 1) // own + 1
+    if last - first == 1 or not (piece.first % own or piece.rows % own):
+        rows = point.reshape(len(point), 1, last - first, -1, after)
+        return first * after, _summed(rows).flatten(1)
+    into = torch.arange(piece.first, piece.first + piece.rows, device=point.device) // own - first
+    made = point.new_zeros(len(point), last - first, after)
+    rows = point.reshape(len(point), piece.rows, after)
+    return first * after, made.index_add(1, into, rows).flatten(1)
+
+
+def _summed(rows: Tensor) -> Tensor:
+    return rows.sum(3) if rows.shape[3] > 1 else rows

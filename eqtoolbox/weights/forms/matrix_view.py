@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.forms.held import CACHED
 from eqtoolbox.weights.forms.stack import Stack
 
 SMALL = 2**13  # entries of a tensor that are copied sooner than seen by themselves
@@ -87,13 +88,28 @@ class SignedSums:
         both = self._summed(legs[:1], where, 2 * count)[0]
         return both[:count], both[count:]
 
-    def unsigned(self, legs: Tensor) -> Tensor:
-        """The sum over all legs of every block: (blocks, ...)."""
-        return self.total(legs * self._spread(self._sign, legs))[0]
+    def outer(self, rows: Tensor) -> Tensor:
+        """The sum of x x^T over all legs of every block, of vectors (legs, size): (blocks, ...)."""
+        rows = rows * self._sign.abs().to(rows)[:, None]
+        total = rows.new_zeros(self._blocks, rows.shape[1], rows.shape[1])
+        parts = self._parts(len(rows), rows.shape[1] ** 2)
+        for where, own in zip(parts, torch.split(rows, len(parts[0])), strict=True):
+            block = self._block[where].to(rows.device)
+            total.index_add_(0, block, own[:, :, None] * own[:, None, :])
+        return total
 
     def _summed(self, legs: Tensor, where: Tensor, count: int) -> Tensor:
         total = legs.new_zeros(len(legs), count, *legs.shape[2:])
-        return total.index_add(1, where.to(legs.device), legs * self._spread(self._sign, legs))
+        parts = self._parts(legs.shape[1], legs[:, :1].numel())
+        for k, own in zip(parts, torch.split(legs, len(parts[0]), 1), strict=True):
+            signed = own * self._spread(self._sign[k], own)
+            total = total.index_add_(1, where[k].to(legs.device), signed)
+        return total
+
+    @staticmethod
+    def _parts(count: int, size: int) -> list[Tensor]:
+        """Legs of so many entries, as many at a time as the cache takes."""
+        return [*torch.split(torch.arange(count), max(CACHED // max(size, 1), 1))]
 
     @staticmethod
     def _spread(sign: Tensor, legs: Tensor) -> Tensor:
@@ -120,8 +136,9 @@ class MatrixView:
         if piece.rows < piece.length and self._axis == 0 and own is not None:
             ends = (piece.first - own[0], piece.first + piece.rows - own[0])
             first, last = (min(max(end, 0) // self._block, self.blocks) for end in ends)
-            if first < last:
-                yield slice(0, 1), slice(first, last)
+            for tensor in range(many if first < last else 0):
+                legs = slice(tensor * self.blocks + first, tensor * self.blocks + last)
+                yield slice(tensor, tensor + 1), legs
             return
         together = self._axis == 0 and own == (0, piece.length)  # without a copy, that is
         step = many if together or math.prod(piece.shape) <= many * SMALL else 1

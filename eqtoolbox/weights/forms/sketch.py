@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqtoolbox.weights.forms.gram import Grams
-from eqtoolbox.weights.forms.stack import Points, StackLayout
+from eqtoolbox.weights.forms.held import StackLayout
+from eqtoolbox.weights.forms.stack import Points
 
 PROJECTIONS = 4  # random vectors s of each block
 

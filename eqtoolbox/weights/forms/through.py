@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights.forms.form import Balance, Form, Moments
+from eqtoolbox.weights.forms.held import StackLayout
+from eqtoolbox.weights.forms.mapped import columns, pulled
 from eqtoolbox.weights.forms.maps import Reader
-from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack, StackLayout
+from eqtoolbox.weights.forms.stack import Pair, Parameters, Points, Stack
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +27,11 @@ class Through(Form):
     def names(self) -> tuple[str, ...]:
         maps = [m.name for r in self.readers for m in r.maps]
         return tuple(dict.fromkeys([self.source, *(r.bias for r in self.readers), *maps]))
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """What the readers move, each once."""
+        return tuple(dict.fromkeys(r.bias for r in self.readers))
 
     @property
     def charges(self) -> int:
@@ -95,6 +102,10 @@ class Throughs(Moments):
                 self._readers.setdefault((number, inner), []).append((index, r.bias, own))
             first += form.dimension
 
+    @property
+    def read_whole(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(n for f in self.forms for n in (f.source, *f.biases)))
+
     def add(self, stack: Stack, points: Points, pairs: Sequence[Pair], moments: Tensor) -> None:
         """Of the first pair alone, if of two points: it is slopes that are asked for."""
         (a, b), piece = pairs[0], stack.piece
@@ -103,7 +114,8 @@ class Throughs(Moments):
             readers = self._readers.get((stack.number, inner), [])
             if not readers:
                 continue
-            pulls = points.stacked(b, [bias for _, bias, _ in readers]).to(stack.each[a])
+            whole = points.whole(b, [bias for _, bias, _ in readers])
+            pulls = torch.stack([whole[bias] for _, bias, _ in readers]).to(stack.each[a])
             weight, chosen = stack.each[a], [index for index, *_ in readers]
             if chosen != list(range(len(weight))):
                 weight = weight[chosen]
@@ -119,11 +131,10 @@ class Throughs(Moments):
         a, b = pairs[0]
         if a == b:
             return 0.0
-        theta = points.of(a, {m.name for _, r in self._longer for m in r.maps})
-        given = points.of(b, {f.source for f in self.forms} | {r.bias for _, r in self._longer})
+        given = points.whole(b, self.read_whole)
         own = torch.cat([f.own(given) for f in self.forms])
         for where, r in self._longer:
-            own[where] -= r.pulled(theta, given[r.bias])
+            own[where] -= pulled(points, a, r, given[r.bias])
         return torch.cat([own[None], own.new_zeros(len(pairs) - 1, len(own))])
 
     def pair(self, moments: Tensor) -> Tensor:
@@ -138,11 +149,11 @@ class Throughs(Moments):
     def sizes(self, moments: Tensor, points: Points) -> Tensor:
         found = []
         for form in self.forms:
-            params, totals = points.of(0, form.names), dict[str, Tensor]()
-            for r in form.readers:
-                totals[r.bias] = totals.get(r.bias, 0) + r.matrix(params)
-            squares = torch.stack([t.square().sum(0) for t in totals.values()])
-            found.append(squares.sum(0).add(1).sqrt().to(moments))
+            squares = moments.new_ones(form.dimension)
+            for bias in form.biases:
+                readers = [r for r in form.readers if r.bias == bias]
+                squares = squares + columns(points, readers, form.dimension).to(squares)
+            found.append(squares.sqrt())
         return torch.cat(found)
 
     def scales(self, moments: Tensor, points: Points) -> Tensor:

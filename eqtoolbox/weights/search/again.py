@@ -50,7 +50,7 @@ def again(problem: Problem, known: KnownSymmetries) -> Found:
     chains = [trials for _, trials in proposals(found)]
     discrete = DiscreteProposals(problem.trace, chains)
     slopes = Slopes([trial for trials in chains for trial in trials])
-    shifts = TranslationSearch(problem.trace)
+    shifts = TranslationSearch.of(problem.trace)
 
     def receive(params: Parameters, gradient: Parameters) -> None:
         slopes.add(params, gradient)

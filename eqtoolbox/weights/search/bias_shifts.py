@@ -1,21 +1,30 @@
 """Bias shifts: biases that a later one makes up for, proposed from what reads them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from eqtoolbox.weights.families.bias_shift import BiasShift
+from eqtoolbox.weights.forms.maps import Reader
 from eqtoolbox.weights.search.constants import Uses, readers
-from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.tracing.trace import Trace
 
-_EQUAL = 1e-6  # relative difference up to which the gradient proposes
+EQUAL = 1e-6  # relative difference up to which the gradient proposes
 
 
-def propose_bias_shifts(
-    trace: Trace, point: Point, gradient: Mapping[str, Tensor]
-) -> Iterator[BiasShift]:
-    """Vectors whose gradient is M^T of the gradient of the biases after them, to rounding."""
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A vector with what reads it, and how much of it each reader does."""
+
+    name: str
+    length: int
+    width: int
+    readers: tuple[Reader, ...]
+
+
+def vectors_read(trace: Trace) -> Iterator[Read]:
+    """Vectors that only linear maps before biases read."""
     uses = Uses.of(trace)
     for name, value in trace.parameters.items():
         if len(value.shape) != 1 or len(uses.readers.get(value.number, [])) != 1:
@@ -25,14 +34,33 @@ def propose_bias_shifts(
             continue
         found = tuple(dict.fromkeys(readers(uses, made)))
         widths = {r.maps[0].width(tuple(trace.parameters[r.maps[0].name].shape)) for r in found}
-        if len(widths) != 1 or name in {r.bias for r in found}:
-            continue
-        width = widths.pop()
-        params = {m.name: point.read(m.name) for r in found for m in r.maps}
-        pulled = sum(r.pulled(params, gradient[r.bias]) for r in found)
-        for offset in range(0, value.shape[0] - width + 1, width):
-            own = gradient[name][offset : offset + width]
-            if float((own - pulled).norm()) <= _EQUAL * float(own.norm()):
+        if len(widths) == 1 and name not in {r.bias for r in found}:
+            yield Read(name=name, length=value.shape[0], width=widths.pop(), readers=found)
+
+
+def propose_bias_shifts(
+    read: Iterable[Read],
+    pulled: Callable[[Reader], Tensor],
+    gradient: Mapping[str, Tensor],
+    equal: float = EQUAL,
+) -> Iterator[BiasShift]:
+    """Vectors whose gradient is M^T of the gradient of the biases after them, to rounding.
+
+    Args:
+        read: the vectors.
+        pulled: M^T of the gradient of a reader's bias.
+        gradient: of the vectors.
+        equal: relative difference that counts as rounding.
+    """
+    for vector in read:
+        back = sum(pulled(r) for r in vector.readers)
+        for offset in range(0, vector.length - vector.width + 1, vector.width):
+            own = gradient[vector.name][offset : offset + vector.width]
+            if float((own - back).norm()) <= equal * float(own.norm()):
                 yield BiasShift(
-                    name=name, dimension=width, source=name, offset=offset, readers=found
+                    name=vector.name,
+                    dimension=vector.width,
+                    source=vector.name,
+                    offset=offset,
+                    readers=vector.readers,
                 )

@@ -48,6 +48,7 @@ def find_symmetries(
     model: nn.Module | None = None,
     known: KnownSymmetries | None = None,
     statistics: Mapping[str, Tensor] | None = None,
+    larger: bool = False,
     samples: Divisible | None = None,
 ) -> Found:
     """Parameter symmetries of `loss` at `params`, each with its verified status and residual.
@@ -69,6 +70,8 @@ def find_symmetries(
             parameters' own.
         statistics: running ones that `loss` and `run` take among params, else as they are: they
             move along with channels that are exchanged.
+        larger: whether `loss` is over more samples than `run` evaluates, as where several
+            processes have a share each.
         samples: of the batch, where it can be cut: then finite changes of a large model are looked
             at on few of them.
 
@@ -79,7 +82,7 @@ def find_symmetries(
     Raises:
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
-    problem = posed(loss, params, generator, run, dtype, statistics, moved_inputs)
+    problem = posed(loss, params, generator, run, dtype, statistics, moved_inputs, larger)
     problem = on_few(problem, samples)
     if known is not None:
         try:
@@ -120,7 +123,7 @@ def propose_symmetries(
     Raises:
         ValueError: the computation needs numbers, and parameters are on meta.
     """
-    traced = _without_numbers(run, params, statistics or {})
+    traced = without_numbers(run, params, statistics or {})
     found, state = each_member(traced)
     chains = [trials for _, trials in proposals(found)]
     pinned, unseen = state.pinned, [*_unseen(state)]
@@ -143,7 +146,7 @@ _UNVERIFIED = (
 )
 
 
-def _without_numbers(
+def without_numbers(
     run: Run, params: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
 ) -> Trace:
     """A ghost trace, or a real one where the computation needs numbers."""
@@ -191,7 +194,7 @@ def _continuous(
 ) -> tuple[list[ContinuousSymmetry], list[str]]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
     flat = [trial for trials in chains for trial in trials]
-    slopes, shifts = Slopes(flat), TranslationSearch(problem.trace)
+    slopes, shifts = Slopes(flat), TranslationSearch.of(problem.trace)
 
     def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
         slopes.add(params, gradient)

@@ -91,8 +91,12 @@ def posed(
     dtype: torch.dtype | None,
     statistics: Mapping[str, Tensor] | None = None,
     moved_inputs: MovedInputs | None = None,
+    larger: bool = False,
 ) -> Problem:
     """The loss traced once at a point in general position.
+
+    Args:
+        larger: whether the loss is over more samples than `run` evaluates.
 
     Raises:
         ValueError: it cannot be evaluated there, or is not finite.
@@ -116,6 +120,7 @@ def posed(
             f"expected a finite loss, got {float(traced.value)}: look for NaN or infinite numbers "
             "in the batch and in the parameters"
         )
+    value = evaluated(loss, point) if larger else traced.value
     outputs: Loss | None = None
     if traced.output is not None:
         outputs = partial(output_of, run)
@@ -126,11 +131,11 @@ def posed(
         outputs=outputs,
         moved_inputs=moved_inputs,
         point=point,
-        value=traced.value,
+        value=value,
         made=traced.made,
         trace=traced,
         generator=generator,
-        random=beside(traced.value, generator),
+        random=beside(value, generator),
     )
 
 

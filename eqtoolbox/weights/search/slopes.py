@@ -13,19 +13,27 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from eqtoolbox.weights.charges.kinds import taken
 from eqtoolbox.weights.forms.diagonal import Diagonal
-from eqtoolbox.weights.forms.form import Alone, Form
+from eqtoolbox.weights.forms.form import Form
 from eqtoolbox.weights.forms.gram import Gram
+from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.forms.linear import LinearForm
-from eqtoolbox.weights.forms.stack import Points, StackLayout
+from eqtoolbox.weights.forms.stack import Points
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
+from eqtoolbox.world.shards import ALONE, Shards
 
 
 class Slopes:
-    """<g, K_i> of every generator of many symmetries, gathered while the gradient comes."""
+    """<g, K_i> of every generator of many symmetries, gathered while the gradient comes.
 
-    def __init__(self, symmetries: Sequence[ContinuousSymmetry]) -> None:
-        self.symmetries = symmetries
+    Args:
+        symmetries: whose generators.
+        shards: what of the tensors is held here.
+    """
+
+    def __init__(self, symmetries: Sequence[ContinuousSymmetry], shards: Shards = ALONE) -> None:
+        self.symmetries, self._shards = symmetries, shards
         self.slopes: list[Tensor | None] = [None] * len(symmetries)  # (dimension,), float64
         self.sizes = [0.0] * len(symmetries)  # what they count relative to
         self.elsewhere: list[Slopes] = []  # at other points, where inert units may live
@@ -41,12 +49,13 @@ class Slopes:
         if not moving:
             return
         own = {name: params[name] for name in params}  # each is made once
-        products = {n: math.sqrt(dot(g, g) * dot(own[n], own[n])) for n, g in gradient.items()}
+        products = _products(own, gradient, self._shards)
         forms = [_part(self.symmetries[k].form, gradient) for k in moving]
-        for k, form, found in zip(moving, forms, _slopes(forms, own, gradient), strict=True):
+        every = _slopes(forms, own, gradient, self._shards)
+        for k, form, found in zip(moving, forms, every, strict=True):
             self.slopes[k] = _sum(self.slopes[k], found)
             self.sizes[k] += form.power * sum(products[n] for n in form.names)
-            still = _still(form, own, gradient, found)
+            still = _still(form, own, gradient, found, self._shards)
             before = self._still[k]
             self._still[k] = still if before is None else before & still
 
@@ -132,7 +141,19 @@ def _part(form: Form, names: Parameters) -> Form:
     return replace(form, legs=tuple(leg for leg in form.legs if leg.name in names))
 
 
-def _slopes(forms: Sequence[Form], params: Parameters, gradient: Parameters) -> list[Tensor]:
+def _products(params: Parameters, gradient: Parameters, shards: Shards) -> dict[str, float]:
+    """|g_n| |theta_n| of every tensor of the gradient."""
+    own = [[dot(g, g), dot(params[n], params[n])] for n, g in gradient.items()]
+    counted = [[float(shards.counts(n))] for n in gradient]
+    home = next(iter(gradient.values()))
+    squares = torch.tensor(own, dtype=torch.float64) * torch.tensor(counted, dtype=torch.float64)
+    every = shards.added(squares, home).tolist()
+    return {n: math.sqrt(g * p) for n, (g, p) in zip(gradient, every, strict=True)}
+
+
+def _slopes(
+    forms: Sequence[Form], params: Parameters, gradient: Parameters, shards: Shards
+) -> list[Tensor]:
     """<K_i, g> of every generator of each form; forms of one kind are reduced together."""
     alike: dict[object, list[int]] = {}
     for k, form in enumerate(forms):
@@ -140,28 +161,39 @@ def _slopes(forms: Sequence[Form], params: Parameters, gradient: Parameters) -> 
     found: dict[int, Tensor] = {}
     for which in alike.values():
         given = [forms[k] for k in which]
-        layout = StackLayout(dict.fromkeys(n for f in given for n in f.names), params)
-        together = Alone(
-            layout=layout,
-            kind=given[0].together(given, layout),
-            points=Points(given=(params, gradient)),
-        )
-        parts = torch.split(together.slopes, [form.dimension for form in given])
+        names = dict.fromkeys(n for f in given for n in f.names)
+        layout = StackLayout(names, params, shards)
+        kind = given[0].together(given, layout)
+        points = Points(given=(params, gradient), shards=shards)
+        (moments,) = taken([kind], layout, points, [(0, 1)]).moments
+        slopes = kind.slopes(moments).to(layout.device, layout.dtype)
+        parts = torch.split(slopes, [form.dimension for form in given])
         found.update(zip(which, parts, strict=True))
     return [found[k] for k in range(len(forms))]
+
+
+def _lengths(form: Form, tensors: Parameters, shards: Shards) -> Tensor:
+    """|K_i| of every generator at these tensors."""
+    layout = StackLayout(form.names, tensors, shards)
+    kind = form.together([form], layout)
+    points = Points(given=(tensors,), shards=shards)
+    (moments,) = taken([kind], layout, points, [(0, 0)]).moments
+    return kind.lengths(moments, points).to(layout.device, layout.dtype)
 
 
 def _sum(before: Tensor | None, found: Tensor) -> Tensor:
     return found if before is None else before + found
 
 
-def _still(form: Form, params: Parameters, gradient: Parameters, slopes: Tensor) -> Tensor:
+def _still(
+    form: Form, params: Parameters, gradient: Parameters, slopes: Tensor, shards: Shards
+) -> Tensor:
     """Which units of a diagonal group this piece of the gradient does not meet: g theta = 0."""
     still = slopes == 0
     if not isinstance(form, Diagonal) or not bool(still.any()):
         return torch.zeros_like(still)
     for tensors in (gradient, params):  # most often all of one of them is zero
-        if not bool((still & (form.alone(tensors).lengths > 0)).any()):
+        if not bool((still & (_lengths(form, tensors, shards) > 0)).any()):
             return still
     met = {n: gradient[n] * params[n] for n in form.names}
-    return still & (form.alone(met).lengths == 0)
+    return still & (_lengths(form, met, shards) == 0)

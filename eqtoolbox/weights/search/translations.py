@@ -1,6 +1,6 @@
 """Shifts: translations, compensations and bias shifts, proposed from a trace and from gradients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,8 @@ from torch import Tensor
 from eqtoolbox.weights.families.translation import Translation
 from eqtoolbox.weights.forms.linear import Term, column_sums, shift
 from eqtoolbox.weights.tracing.trace import Trace, layer_name
+from eqtoolbox.world.layout import Piece
+from eqtoolbox.world.shards import ALONE, Shards, embedded
 
 _ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
 
@@ -17,32 +19,66 @@ class TranslationSearch:
 
     Tried are: each entry of a vector, all indices of an axis together, and the groups of group
     normalisations. Whether they are symmetries is for the finite check to say.
+
+    Args:
+        order: of the parameters, the model's.
+        counts: of the groups.
+        shards: what of the parameters is held here.
+        zero: sums below this share of the largest entry count as zero.
     """
 
-    def __init__(self, trace: Trace) -> None:
-        counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
-        self.counts = sorted(counts, reverse=True)
+    def __init__(
+        self,
+        order: Sequence[str],
+        counts: Sequence[int],
+        shards: Shards = ALONE,
+        zero: float = _ZERO,
+    ) -> None:
         self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
         self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
-        self._order = list(trace.parameters)
+        self._order, self._counts, self._shards, self._zero = order, counts, shards, zero
         self._shifts: dict[str, Term] = {}
         self._largest = 0.0
 
+    @classmethod
+    def of(cls, trace: Trace) -> "TranslationSearch":
+        """Of what a trace runs."""
+        return cls(list(trace.parameters), group_counts(trace))
+
     def add(self, gradient: Mapping[str, Tensor]) -> None:
         """Take one piece of the gradient into account."""
-        for name, g in gradient.items():
-            if not g.numel():
-                continue
-            low, high = map(float, g.aminmax())
+        shards = self._shards
+        wholes = {n: shards.piece(n, g).whole for n, g in gradient.items()}
+        given = {n: g for n, g in gradient.items() if wholes[n].numel()}
+        self.vectors |= shards.whole({n: g for n, g in given.items() if g.dim() == 1})
+        largest = self._most([_largest(g) for g in given.values()], given)
+        self._largest = max(self._largest, *largest, 0.0)
+        for (name, g), most in zip(given.items(), largest, strict=True):
             if g.dim():
-                self.columns[name] = column_sums(g)
-            self._largest = max(self._largest, high, -low)
-            if g.dim() == 1:
-                self.vectors[name] = g
-            elif g.dim() and (high or low):
-                found = self._of_groups(name, g, max(high, -low))
+                self.columns[name] = self._sums(name, g)
+            if g.dim() > 1 and most:
+                found = self._of_groups(name, g, most)
                 if found is not None:
                     self._shifts[name] = found
+
+    def _most(self, own: list[float], gradient: Mapping[str, Tensor]) -> list[float]:
+        """The largest of each over all shards."""
+        if not own:
+            return []
+        every = torch.zeros(self._shards.ranks, len(own), dtype=torch.float64)
+        every[self._shards.rank] = torch.tensor(own, dtype=torch.float64)
+        beside = next(iter(gradient.values()))
+        most: list[float] = self._shards.added(every, beside).amax(0).tolist()
+        return most
+
+    def _sums(self, name: str, g: Tensor) -> Tensor:
+        """Sums over all axes but the last."""
+        piece, sums = self._shards.piece(name, g), column_sums(g)
+        if piece.dim is None:
+            return sums
+        if piece.dim == g.dim() - 1:
+            return embedded(sums, Piece(piece.whole[-1:], 0, piece.start, piece.stop), self._shards)
+        return self._shards.total(sums)
 
     def in_order(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By parameter, in the model's order and not in that of the backward."""
@@ -64,24 +100,50 @@ class TranslationSearch:
     def _of_vector(self, name: str, g: Tensor) -> Term | None:
         if not bool(g.any()):
             return None
-        zero = g.abs() <= _ZERO * self._largest
+        zero = g.abs() <= self._zero * self._largest
         if bool(zero.any()) and g.numel() > 1:
             groups = torch.where(zero, zero.long().cumsum(0) - 1, -1)
             return shift(name, g.shape, 0, groups.cpu(), int(zero.sum()))
         return self._of_groups(name, g, float(g.abs().max()))
 
     def _of_groups(self, name: str, g: Tensor, largest: float) -> Term | None:
-        for axis in range(min(g.dim(), 3)):
-            for count in self.counts:
-                length = g.shape[axis]
+        whole = g.shape if name in self.vectors else self._shards.piece(name, g).whole
+        for axis in range(min(len(whole), 3)):
+            for count in self._counts:
+                length = whole[axis]
                 if length == count or length % count:
                     continue
-                if (count, axis, g.dim()) == (1, 0, 2):
-                    sums = self.columns[name]
-                else:
-                    blocks = g.reshape(*g.shape[:axis], count, -1, *g.shape[axis + 1 :])
-                    sums = blocks.sum(axis + 1, dtype=torch.float64)
-                if float(sums.abs().max()) <= _ZERO * largest:
+                if self._of_axis(name, g, axis, count) <= self._zero * largest:
                     groups = torch.arange(count).repeat_interleave(length // count)
-                    return shift(name, g.shape, axis, groups, count)
+                    return shift(name, whole, axis, groups, count)
         return None
+
+    def _of_axis(self, name: str, g: Tensor, axis: int, count: int) -> float:
+        """The largest sum over an axis in so many groups."""
+        piece = self._shards.piece(name, g)
+        if (count, axis, g.dim()) == (1, 0, 2):
+            return _largest(self.columns[name])
+        cut = None if name in self.vectors else piece.dim  # a vector is here as a whole
+        if cut != axis:
+            sizes = *g.shape[:axis], count, g.shape[axis] // count, *g.shape[axis + 1 :]
+            blocks = g.reshape(sizes)
+            own = _largest(blocks.sum(axis + 1, dtype=torch.float64))
+            return own if cut is None else self._most([own], {name: g})[0]
+        into = torch.arange(piece.start, piece.stop, device=g.device)
+        slots = *g.shape[:axis], count, *g.shape[axis + 1 :]
+        sums = g.new_zeros(slots, dtype=torch.float64)
+        sums.index_add_(axis, into * count // piece.whole[axis], g.double())
+        return _largest(self._shards.total(sums))
+
+
+def group_counts(trace: Trace) -> list[int]:
+    """Numbers of groups that an axis may be in, the largest first."""
+    counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
+    return sorted(counts, reverse=True)
+
+
+def _largest(tensor: Tensor) -> float:
+    if not tensor.numel():
+        return 0.0
+    low, high = tensor.aminmax()
+    return max(float(high), -float(low))

@@ -1,0 +1,75 @@
+"""Ranks: functions run by several processes over gloo, what each returns brought back."""
+
+import datetime
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+LIMIT = 120  # seconds for all that the processes of one call do
+
+
+def on_ranks(size: int, function: Callable[..., Any], *given: Any) -> list[Any]:
+    """`function(rank, *given)` on each of so many ranks; what they return, by rank.
+
+    Raises:
+        AssertionError: one of them raised, or did not end in time.
+    """
+    context = mp.get_context("spawn")
+    answers: Any = context.SimpleQueue()
+    port = _free_port()
+    workers = [
+        context.Process(
+            target=_work, args=(rank, size, port, answers, function, given), daemon=True
+        )
+        for rank in range(size)
+    ]
+    for worker in workers:
+        worker.start()
+    found: dict[int, Any] = {}
+    ends = datetime.datetime.now() + datetime.timedelta(seconds=LIMIT)
+    while len(found) < size and datetime.datetime.now() < ends:
+        if answers.empty():
+            workers[0].join(0.05)
+            if not any(w.is_alive() for w in workers) and answers.empty():
+                break
+            continue
+        rank, answer, error = answers.get()
+        assert not error, f"rank {rank} of {size}:\n{error}"
+        found[rank] = pickle.loads(answer)
+    for worker in workers:
+        worker.join(5)
+        worker.kill()
+    assert len(found) == size, f"ranks {sorted({*range(size)} - found.keys())} did not answer"
+    return [found[rank] for rank in range(size)]
+
+
+def _work(rank: int, size: int, port: int, answers: Any, function: Any, given: Any) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+        "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=LIMIT))
+        made = pickle.dumps(function(rank, *given))  # by value: memory that is shared ends with us
+        answers.put((rank, made, ""))
+    except BaseException:
+        answers.put((rank, b"", traceback.format_exc()))
+    finally:
+        sys.stdout.flush()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
