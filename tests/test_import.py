@@ -35,6 +35,21 @@ def test_import_loads_only_torch_and_numpy() -> None:
     assert set(eval(said)) <= allowed, said
 
 
+def test_a_torch_without_distributed_is_enough() -> None:
+    code = (
+        "import sys, types, torch, torch._dynamo, torch.distributed;"
+        "bare = types.ModuleType('torch.distributed'); bare.is_available = lambda: False;"
+        "bare.__path__, bare.ProcessGroup = torch.distributed.__path__, type('ProcessGroup', (), {});"
+        "sys.modules['torch.distributed'] = torch.distributed = bare;"
+        "import eqtoolbox as eq; model = torch.nn.Linear(4, 2); loss = torch.nn.CrossEntropyLoss();"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1);"
+        "monitor = eq.attach(model, optimizer, criterion=loss, probes='light');"
+        "loss(model(torch.ones(3, 4)), torch.zeros(3, dtype=torch.long)).backward();"
+        "optimizer.step(); print(monitor.latest('training/loss') is not None); monitor.close()"
+    )
+    assert done(code).strip() == "True"
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_import_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
     code = (

@@ -111,7 +111,8 @@ class Mesh(Ranks):
         made = flat.new_empty(len(self._along[axis]), flat.numel())
         self._ready(f"gather of {flat.dtype} along {axis}", flat.numel())
         with uncounted():
-            _gather(made.view(-1), flat.contiguous(), group=self._groups[axis])
+            gather = _named("all_gather_single", "all_gather_into_tensor")
+            gather(made.view(-1), flat.contiguous(), group=self._groups[axis])
         return made
 
     def shared(self, rows: Tensor) -> Tensor:
@@ -120,7 +121,8 @@ class Mesh(Ranks):
         made = rows.new_empty(rows.shape[1])
         self._ready(f"scatter of {rows.dtype}", rows.numel())
         with uncounted():
-            _scatter(made, rows.contiguous().view(-1), group=self._groups[SHARD])
+            scatter = _named("reduce_scatter_single", "reduce_scatter_tensor")
+            scatter(made, rows.contiguous().view(-1), group=self._groups[SHARD])
             if len(self.axes.replicate) > 1:
                 dist.all_reduce(made, group=self._copies)
         return made
@@ -142,6 +144,6 @@ class Mesh(Ranks):
             )
 
 
-# before torch 2.13 under their first names
-_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+def _named(name: str, before: str) -> Any:
+    """A function of torch.distributed, which had another name before torch 2.13."""
+    return getattr(dist, name, None) or getattr(dist, before)
