@@ -39,7 +39,7 @@ def test_a_torch_without_distributed_is_enough() -> None:
     code = (
         "import sys, types, torch, torch._dynamo, torch.distributed;"
         "bare = types.ModuleType('torch.distributed'); bare.is_available = lambda: False;"
-        "bare.__path__, bare.ProcessGroup = torch.distributed.__path__, type('ProcessGroup', (), {});"
+        "bare.__path__, bare.ProcessGroup = torch.distributed.__path__, type('Group', (), {});"
         "sys.modules['torch.distributed'] = torch.distributed = bare;"
         "import eqtoolbox as eq; model = torch.nn.Linear(4, 2); loss = torch.nn.CrossEntropyLoss();"
         "optimizer = torch.optim.SGD(model.parameters(), lr=0.1);"

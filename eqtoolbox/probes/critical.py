@@ -11,7 +11,7 @@ from eqtoolbox.expect.bounds import between
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Count
 from eqtoolbox.record.record import Mode, Status
-from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
@@ -39,7 +39,9 @@ class CriticalSharpness(Probe):
     the step: about 6 forwards where the last measured step is near, at any size, on shards and with
     fused kernels, too.
 
-    factor: c, with half the width of what brackets it as its error.
+    factor: c; its error is half the width of what brackets it, and what the rounding of L moves it:
+        2 eps |L| over the slope at c, at least 4 / c times the deepest fall before it (of a
+        parabola). eps is of the coarsest parameter or autocast around the loss.
     sharpness: 2 / (c lr); not_applicable where groups have different rates.
     forwards: evaluations that it took.
 
@@ -88,13 +90,19 @@ class CriticalSharpness(Probe):
         if low == 0.0 or math.isinf(high):
             lowers = "no part of this step lowers" if low == 0.0 else "all of its multiples lower"
             raise NotApplicable(f"{lowers} the loss, as far as its rounding tells")
+        rounding, deepest = 2 * _eps(objective, before) * abs(here), -min(map(rise, seen))
+        if deepest <= rounding:
+            raise NotApplicable(f"this step lowers the loss by {deepest:.1e}, within its rounding")
         factor = reference.factor = (low + high) / 2
-        status: Status = "ok" if high - low <= self.rtol * high else "not_converged"
-        yield Measurement("factor", factor, stderr=(high - low) / 2, status=status)
+        errors = (high - low) / 2, factor * rounding / (4 * deepest)
+        error = math.hypot(*errors)
+        status: Status = "ok" if 2 * max(errors) <= self.rtol * high else "not_converged"
+        yield Measurement("factor", factor, stderr=error, status=status)
         rates = {g.lr for g in snapshot.groups if g.names and math.isfinite(g.lr)}
         if len(rates) == 1 and (rate := rates.pop()) > 0:
-            sharpness, error = 2 / (factor * rate), (high - low) / (factor**2 * rate)
-            yield Measurement("sharpness", sharpness, stderr=error, status=status)
+            sharpness = 2 / (factor * rate)
+            stderr = sharpness * error / factor
+            yield Measurement("sharpness", sharpness, stderr=stderr, status=status)
         else:
             why = "it is over one learning rate, and groups have several or none"
             yield Measurement("sharpness", math.nan, status="not_applicable", note=why)
@@ -153,6 +161,12 @@ def _between(low: float, high: float, below: float, above: float, rtol: float) -
     middle = (low + high) / 2
     near = root + off if root < middle else root - off  # past the root: the other end moves
     return min(max(near, low + off), high - off) if math.isfinite(near) else middle
+
+
+def _eps(objective: Objective, params: Parameters) -> float:
+    """Relative rounding of the loss: that of the coarsest type it is computed with."""
+    types = {p.dtype for p in params.values()} | {*(objective.autocast or ())[1:]}
+    return max(torch.finfo(dtype).eps for dtype in types)
 
 
 def _along(before: Parameters, after: Parameters, c: float) -> Parameters:

@@ -24,8 +24,8 @@ from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 
-# of gradients that are rounding (a bias before batch normalisation), which Adam's first metrics
-AMPLIFIED = 0.1  # amplify in an H that passed the self-test: the residual tells
+# Adam's first metrics amplify the rounding of H where a gradient is zero; the residual tells
+AMPLIFIED = 0.1
 MOST = 10_000  # directions
 REUSED = 2_000_000  # parameters up to which the last directions are kept unless asked
 QUICK = 3  # searches in a row that go on from the last one without a fresh chain

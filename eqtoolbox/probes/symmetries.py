@@ -16,7 +16,6 @@ from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
-from eqtoolbox.weights.search.parted import find_parted, general
 
 logger = logging.getLogger("eqtoolbox")
 # copies of the parameters and graphs of one evaluation that a search takes
@@ -139,6 +138,8 @@ def _grouped(found: list[ContinuousSymmetry]) -> Families:
 
 def _parted(snapshot: Snapshot) -> Found:
     """From shapes, on the first rank, and from the shards of a gradient on all."""
+    from eqtoolbox.weights.search.parted import find_parted, general  # searching takes scipy
+
     own = snapshot.objective.single
     wide = own.to(torch.float64)
     point = general(snapshot.before, snapshot.shards, torch.float64)

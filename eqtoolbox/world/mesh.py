@@ -45,7 +45,7 @@ class Mesh(Ranks):
         self._backend = backend
         self._along = {SHARD: axes.shard, MODEL: axes.model}
         self._groups = {axis: group(ranks, backend) for axis, ranks in self._along.items()}
-        self._copies, self._shares = group(axes.replicate, backend), group(axes.data, backend)
+        self._copies = group(axes.replicate, backend)
         self._spoken = {  # for numbers that are on the host anyway
             axis: self._groups[axis] if backend == "gloo" else group(ranks, "gloo")
             for axis, ranks in self._along.items()

@@ -53,8 +53,10 @@ class Shards:
 
     def squares(self, norms: Tensor, names: Sequence[str]) -> Tensor:
         """Squares of the norms of what is held here, to be added up: (tensors,)."""
-        own = norms.new_tensor([float(self.counts(name)) for name in names])
-        return norms.square() * own if len(names) else norms.square()
+        squares = norms.square()
+        if self.rank == 0:  # it counts everything: nothing is copied to the device
+            return squares
+        return squares * norms.new_tensor([float(self.counts(name)) for name in names])
 
     def norms(self, norms: Tensor, names: Sequence[str]) -> Tensor:
         """Norms of whole parameters, by those of what is held here: (tensors,)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.critical import bracket
+from eqtoolbox.sinks.memory import MemorySink
 
 
 class Bowl(nn.Module):
@@ -67,6 +68,34 @@ def test_it_takes_few_forwards_where_the_last_step_is_near() -> None:
     first, *others = measured(Bowl([1.0, 3.0]), [0.02], steps=4)
     assert all(row["forwards"] <= 7 for row in others)
     assert first["forwards"] <= 14
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_error_holds_the_rounding_of_the_loss(seed: int) -> None:
+    """A fall of 2 on top of a loss whose rounding is from far below it to far above."""
+    found = []
+    rate, curvature = 0.05, 4.0 + seed / 7
+    for exponent in range(3, 10):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        probe, sink = eq.probes.CriticalSharpness(rtol=0.002), MemorySink()
+        monitor = eq.attach(model, optimizer, probes=[probe], budget=None, schedule=1, sinks=[sink])
+
+        @monitor.loss
+        def loss(model: nn.Module, x: Tensor, above: float = 10.0**exponent) -> Tensor:
+            return curvature / 2 * model(x).square().mean() + above
+
+        loss(model, torch.ones(2, 1)).backward()
+        optimizer.step()
+        monitor.close()
+        (row,) = [r for r in sink.records if r.name == "critical/factor"]
+        found.append(row)
+        if row.status != "not_applicable":
+            assert row.stderr is not None
+            assert abs(row.value - 2 / (curvature * rate)) <= 2 * row.stderr
+    assert [r.status for r in found[:2]] == ["ok"] * 2
+    assert found[-1].status == "not_applicable"
 
 
 def test_a_step_that_lowers_nothing_is_no_number() -> None:
