@@ -9,10 +9,9 @@ from torch import Tensor
 
 from eqtoolbox.expect.deadline import uncounted
 from eqtoolbox.world.control import Control
-from eqtoolbox.world.layout import Piece, stretch_of
 from eqtoolbox.world.placement import MODEL, SHARD, Placement
 from eqtoolbox.world.ranks import Ranks
-from eqtoolbox.world.shards import Shards
+from eqtoolbox.world.shards import Piece, Shards, stretch_of
 from eqtoolbox.world.swap import swap
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqtoolbox.world.layout import Piece, layout_of
+from eqtoolbox.world.layout import layout_of
+from eqtoolbox.world.shards import Piece
 
 SHARD, MODEL = "shard", "model"  # axes: ranks with a share of the batch each, or all with the same
 

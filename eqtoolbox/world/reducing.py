@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from eqtoolbox.world.layout import Piece
 from eqtoolbox.world.mesh import Mesh
+from eqtoolbox.world.shards import Piece
 from eqtoolbox.world.world import World
 
 

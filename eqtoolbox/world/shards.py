@@ -6,7 +6,48 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from eqtoolbox.world.layout import Layout, Piece, stretch_of
+
+@dataclass(frozen=True)
+class Piece:
+    """What one process holds of one parameter: all of it, or a stretch of one axis.
+
+    Example:
+        >>> Piece(torch.Size([5, 3]), 0, 3, 5).shape
+        torch.Size([2, 3])
+    """
+
+    whole: torch.Size  # shape of the parameter
+    dim: int | None  # axis that is cut; None: held whole
+    start: int  # first index of the stretch along it
+    stop: int  # one past its last
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of what is held."""
+        if self.dim is None:
+            return self.whole
+        sizes = [*self.whole]
+        sizes[self.dim] = self.stop - self.start
+        return torch.Size(sizes)
+
+    @property
+    def numel(self) -> int:
+        """Entries of what is held."""
+        return self.shape.numel()
+
+
+Layout = Mapping[str, Piece]
+
+
+def stretch_of(length: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Which stretch of an axis is a rank's: chunks of equal length, the last ones shorter or empty.
+
+    Example:
+        >>> [stretch_of(5, rank, 4) for rank in range(4)]
+        [(0, 2), (2, 4), (4, 5), (5, 5)]
+    """
+    step = -(-length // ranks)
+    return min(rank * step, length), min((rank + 1) * step, length)
 
 
 def _alone(x: Tensor) -> Tensor:

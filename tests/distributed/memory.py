@@ -13,8 +13,7 @@ from eqtoolbox.weights.families.general_linear import GeneralLinear
 from eqtoolbox.weights.forms.diagonal import leg
 from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.parameter import ContinuousSymmetry
-from eqtoolbox.world.layout import Piece, stretch_of
-from eqtoolbox.world.shards import Shards
+from eqtoolbox.world.shards import Piece, Shards, stretch_of
 
 WIDTH, HEADS, LAYERS = 1024, 16, 4
 

@@ -15,9 +15,10 @@ from eqtoolbox.replay.gathered import Gathered
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.world.control import Control
-from eqtoolbox.world.layout import Piece, local
+from eqtoolbox.world.layout import local
 from eqtoolbox.world.mesh import Mesh
 from eqtoolbox.world.placement import placement_of
+from eqtoolbox.world.shards import Piece
 
 WORDS, WIDTH, LENGTH, HEADS = 13, 8, 5, 2
 

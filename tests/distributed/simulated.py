@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from eqtoolbox.world.layout import Piece, stretch_of
-from eqtoolbox.world.shards import Shards
+from eqtoolbox.world.shards import Piece, Shards, stretch_of
 
 T = TypeVar("T")
 Params = Mapping[str, Tensor]

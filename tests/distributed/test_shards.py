@@ -15,8 +15,7 @@ from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.forms.here import flow_here
 from eqtoolbox.weights.forms.linear import LinearForm
 from eqtoolbox.weights.parameter import ContinuousSymmetry
-from eqtoolbox.world.layout import Piece
-from eqtoolbox.world.shards import ALONE, Shards, regroup
+from eqtoolbox.world.shards import ALONE, Piece, Shards, regroup
 from tests.distributed.simulated import (
     Axes,
     Params,

@@ -47,7 +47,7 @@ class Network:
         Example:
             >>> usual = Network.usual(7e9)
             >>> round(usual.block / 1e6), round(usual.saved / 1e9, 1)
-            (212, 4.6)
+            (212, 4.5)
         """
         layers = max(1, round((parameters / (12 * ASPECT**2)) ** (1 / 3)))
         width = (parameters / (12 * layers)) ** 0.5

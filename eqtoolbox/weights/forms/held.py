@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eqtoolbox.world.layout import Piece, stretch_of
-from eqtoolbox.world.shards import ALONE, Shards, regroup
+from eqtoolbox.world.shards import ALONE, Piece, Shards, regroup, stretch_of
 
 Parameters = Mapping[str, Tensor]
 Given = Sequence[Parameters | None]  # at several points; None for zero

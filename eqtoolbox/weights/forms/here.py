@@ -9,7 +9,7 @@ from eqtoolbox.weights.forms.diagonal import Diagonal, Leg
 from eqtoolbox.weights.forms.form import Form
 from eqtoolbox.weights.forms.linear import LinearForm, Term
 from eqtoolbox.weights.forms.stack import Parameters
-from eqtoolbox.world.layout import Layout, Piece
+from eqtoolbox.world.shards import Layout, Piece
 
 
 def flow_here(

@@ -8,7 +8,7 @@ from torch import Tensor
 from eqtoolbox.weights.forms.held import CACHED
 from eqtoolbox.weights.forms.maps import Map, Reader
 from eqtoolbox.weights.forms.stack import Points
-from eqtoolbox.world.layout import Piece
+from eqtoolbox.world.shards import Piece
 
 
 def pulled(points: Points, point: int, reader: Reader, cotangent: Tensor) -> Tensor:

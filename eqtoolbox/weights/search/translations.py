@@ -8,8 +8,7 @@ from torch import Tensor
 from eqtoolbox.weights.families.translation import Translation
 from eqtoolbox.weights.forms.linear import Term, column_sums, shift
 from eqtoolbox.weights.tracing.trace import Trace, layer_name
-from eqtoolbox.world.layout import Piece
-from eqtoolbox.world.shards import ALONE, Shards, embedded
+from eqtoolbox.world.shards import ALONE, Piece, Shards, embedded
 
 _ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
 
