@@ -1,12 +1,9 @@
 """A model sharded by torch's own engine over real processes, beside the same one held whole."""
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -276,22 +273,14 @@ def refused(mesh: DeviceMesh) -> list[str]:
 NETWORKS = {make.__name__: make for make in (language, pictures)}
 
 
-def train(rank: int, size: int, replicas: int, networks: str, folder: str) -> None:
-    """One rank of so many, in so many replicas, which writes down what it finds."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    try:
-        shape = (size,) if replicas == 1 else (replicas, size // replicas)
-        names = ("shard",) if replicas == 1 else ("copy", "shard")
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-        made = {name: Sharded(NETWORKS[name], mesh) for name in networks.split()}
-        found = {name: compared(network) for name, network in made.items()}
-        with Collectives() as seen:
-            next(iter(made.values())).params["head.weight"].full_tensor()  # type: ignore[operator]
-        found["gathered"] = dict(seen.calls)
-        found["refused"] = refused(mesh)
-        Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    finally:
-        dist.destroy_process_group()
+def every_charge(rank: int, replicas: int, networks: str) -> dict[str, Any]:
+    """What one rank finds of networks that are sharded in so many replicas."""
+    size = dist.get_world_size()
+    shape = (size,) if replicas == 1 else (replicas, size // replicas)
+    names = ("shard",) if replicas == 1 else ("copy", "shard")
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    made = {name: Sharded(NETWORKS[name], mesh) for name in networks.split()}
+    found: dict[str, Any] = {name: compared(network) for name, network in made.items()}
+    with Collectives() as seen:
+        next(iter(made.values())).params["head.weight"].full_tensor()  # type: ignore[operator]
+    return {**found, "gathered": dict(seen.calls), "refused": refused(mesh)}

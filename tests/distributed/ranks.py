@@ -7,13 +7,34 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from filelock import FileLock
 
 LIMIT = 120  # seconds for all that the processes of one call do
+T = TypeVar("T")
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
+    """What `make(folder)` returns, made by one of pytest's workers and read by the others.
+
+    One at a time, too: its processes have all cores, and what is waited for is not slowed down.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+    made, folder = root / f"{name}.made", root / name
+    with FileLock(root / "ranks.lock"):
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            made.write_bytes(pickle.dumps(make(folder)))
+    found: T = pickle.loads(made.read_bytes())
+    return found
 
 
 def on_ranks(size: int, function: Callable[..., Any], *given: Any) -> list[Any]:
@@ -22,7 +43,8 @@ def on_ranks(size: int, function: Callable[..., Any], *given: Any) -> list[Any]:
     Raises:
         AssertionError: one of them raised, or did not end in time.
     """
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.engine", "torch._dynamo", "eqtoolbox"])
     answers: Any = context.SimpleQueue()
     port = _free_port()
     workers = [

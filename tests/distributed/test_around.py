@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import eqtoolbox as eq
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 
 
 class Own(DistributedDataParallel):
@@ -119,8 +119,8 @@ def on_rank(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Any]:
-    return on_ranks(2, on_rank)
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return once(tmp_path_factory, "around", lambda _: on_ranks(2, on_rank))
 
 
 @pytest.mark.parametrize("case", CASES)

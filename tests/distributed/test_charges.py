@@ -1,18 +1,15 @@
 """Under FSDP2 and HSDP charges and budgets are the whole model's, and nothing is gathered."""
 
-import json
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing import start_processes
 
 from eqtoolbox.weights.discovery import discover
 from eqtoolbox.weights.parameter import ContinuousSymmetry
-from tests.distributed.engine import NETWORKS, train
+from tests.distributed.engine import NETWORKS, every_charge
 from tests.distributed.networks import cross_entropy
+from tests.distributed.ranks import on_ranks, once
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -24,13 +21,9 @@ Ranks = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=SETTINGS)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What every rank of a sharded training found."""
-    size, copies, networks = SETTINGS[request.param]
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["tests.distributed.engine"])
-    start_processes(
-        train, (size, copies, networks, str(folder)), nprocs=size, start_method="forkserver"
-    )
-    return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
+    size, *setting = SETTINGS[request.param]
+    name = f"charges_{size}"
+    return once(tmp_path_factory, name, lambda _: on_ranks(size, every_charge, *setting))
 
 
 def of_networks(ranks: Ranks) -> list[tuple[str, dict[str, Any]]]:

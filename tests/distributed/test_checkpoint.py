@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import eqtoolbox as eq
 from eqtoolbox.integrations.distributed import DistributedState
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 from tests.integrations.records import rows
 
 CUT, STEPS = 2, 4
@@ -89,8 +89,7 @@ def on_rank(rank: int, where: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
-    where = tmp_path_factory.mktemp("saved")
-    return where, on_ranks(2, on_rank, str(where))
+    return once(tmp_path_factory, "saved", lambda at: (at, on_ranks(2, on_rank, str(at))))
 
 
 def test_a_run_that_two_ranks_go_on_with_has_the_records_of_an_uninterrupted_one(

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import eqtoolbox as eq
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 
 KINDS = ("mlp", "resnet", "gpt", "conv")
 OF_FIRST = re.compile("equivariance/(orbit_variance|growth|direction_ratio|explained)")
@@ -117,13 +116,16 @@ def records(directory: Path) -> dict[tuple[int, str], Any]:
     return {(r["step"], r["name"]): r for r in map(json.loads, lines)}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: Any) -> Iterator[tuple[Path, Path, Any]]:
-    here = tmp_path_factory.mktemp("ddp")
+def both(here: Path) -> tuple[Path, Path, Any]:
     answers = on_ranks(2, on_rank, str(here / "two"))
     for kind in KINDS:
         train(kind, str(here / "one" / kind), None, probes="standard")
     return here / "two", here / "one", answers
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    return once(tmp_path_factory, "ddp", both)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import eqtoolbox as eq
 from eqtoolbox.linalg import hessian, top_eigenpairs
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -92,8 +92,8 @@ def measured(way: str, rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[dict[str, Any]]:
-    return on_ranks(2, on_rank)
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return once(tmp_path_factory, "ddp_options", lambda _: on_ranks(2, on_rank))
 
 
 @pytest.mark.parametrize("way", WAYS)

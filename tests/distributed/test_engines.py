@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import eqtoolbox as eq
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 NAMES = [path.stem for path in sorted(EXAMPLES.glob("*.py"))]
@@ -58,8 +58,7 @@ def whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
-    where = tmp_path_factory.mktemp("engines")
-    return where, on_ranks(2, on_rank, str(where))
+    return once(tmp_path_factory, "engines", lambda at: (at, on_ranks(2, on_rank, str(at))))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,7 @@ from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.world.control import Control
 from eqtoolbox.world.ranks import Ranks
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 
 SHARES = ((0, 5), (5, 8))
 
@@ -76,8 +76,8 @@ def measured(world: Ranks, model: nn.Module, share: tuple[int, int]) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def both() -> list[dict[str, Any]]:
-    return on_ranks(2, of_rank)
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return once(tmp_path_factory, "everywhere", lambda _: on_ranks(2, of_rank))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import eqtoolbox as eq
 from eqtoolbox.record.schedule import every
 from eqtoolbox.watch.probe import Measurement, Probe, Scheduled
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 
 STEPS, AT, PATIENCE = 6, 2, 3.0
 COLLECTIVES = (
@@ -201,8 +201,8 @@ def with_others(rank: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: Any) -> list[dict[str, Any]]:
-    return on_ranks(2, every_fault, str(tmp_path_factory.mktemp("faults")))
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return once(tmp_path_factory, "faults", lambda at: on_ranks(2, every_fault, str(at)))
 
 
 @pytest.mark.parametrize("kind", FAULTS)

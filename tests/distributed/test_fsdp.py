@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 from tests.distributed.sharded import batch, mesh_of, network, shard, share
 
 KINDS = ("gelu", "images", "dense")
@@ -128,13 +128,16 @@ def records(directory: Path) -> dict[tuple[int, str], Any]:
     return {(r["step"], r["name"]): r for r in map(json.loads, lines)}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: Any) -> tuple[Path, Path, Any]:
-    here = tmp_path_factory.mktemp("fsdp")
+def both(here: Path) -> tuple[Path, Path, Any]:
     answers = on_ranks(2, on_rank, str(here / "two"))
     for kind in KINDS:
         train(kind, None, str(here / "one" / kind))
     return here / "two", here / "one", answers
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    return once(tmp_path_factory, "fsdp", both)
 
 
 @pytest.mark.parametrize("kind", KINDS)

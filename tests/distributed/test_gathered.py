@@ -27,7 +27,7 @@ from eqtoolbox.replay.gathering import Gathering
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.world.placement import placement_of
 from eqtoolbox.world.reducing import reducing
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 from tests.distributed.sharded import (
     MODELS,
     apart,
@@ -188,13 +188,13 @@ def of_four(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two() -> list[dict[str, Any]]:
-    return on_ranks(2, of_two)
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return once(tmp_path_factory, "gathered_two", lambda _: on_ranks(2, of_two))
 
 
 @pytest.fixture(scope="module")
-def four() -> list[dict[str, Any]]:
-    return on_ranks(4, of_four)
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return once(tmp_path_factory, "gathered_four", lambda _: on_ranks(4, of_four))
 
 
 @pytest.fixture(params=SETTINGS)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from eqtoolbox.world.layout import local
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 from tests.neutrality.features import plain
 from tests.neutrality.table import make
 from tests.neutrality.watch import SURFACES, Watch, cross_entropy
@@ -62,8 +62,8 @@ def trails(rank: int) -> dict[tuple[str, str], Any]:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Any]:
-    return on_ranks(2, trails)
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return once(tmp_path_factory, "trails", lambda _: on_ranks(2, trails))
 
 
 @pytest.mark.parametrize("surface", SURFACES)

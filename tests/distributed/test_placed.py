@@ -35,13 +35,32 @@ def placed(kind: str) -> nn.Module:
     if kind == "HSDP":
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
         return fully_shard(model, mesh=mesh)
-    return fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    if kind == "two modules gathered at once":
+        fully_shard([model[0], model[2]], mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def prepared(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    """By Accelerate's FSDP2, which has no way of its own to processors."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["Linear"], cpu_ram_efficient_loading=True,
+    )  # fmt: skip
+    return accelerator.prepare(model, optimizer)
 
 
 def train(kind: str, watched: bool = True) -> dict[str, Any]:
     """Two steps; `kind` is empty for one process without an engine."""
-    model = placed(kind) if kind else network()
+    model = placed(kind) if kind not in ("", "Accelerate") else network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if kind == "Accelerate":
+        model, optimizer = prepared(model, optimizer)
     criterion = nn.CrossEntropyLoss()
     monitor = None
     if watched:
@@ -51,7 +70,7 @@ def train(kind: str, watched: bool = True) -> dict[str, Any]:
         )
     made = torch.Generator().manual_seed(6)
     x, y = torch.randn(8, 6, generator=made).double(), torch.randint(3, (8,), generator=made)
-    if kind in ("HSDP", "copies alone"):
+    if kind not in ("", "tensor parallel"):
         ranks = dist.get_world_size()
         x, y = x[dist.get_rank() :: ranks], y[dist.get_rank() :: ranks]
     for _ in range(2):
@@ -72,9 +91,13 @@ def on_rank(rank: int, kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("kind", "ranks"),
-    [("tensor parallel", 2), ("HSDP", 4), ("copies alone", 2), ("fully_shard", 1)],
-)
+    [
+        ("tensor parallel", 2), ("HSDP", 4), ("copies alone", 2), ("fully_shard", 1),
+        ("two modules gathered at once", 2), ("Accelerate", 2),
+    ],
+)  # fmt: skip
 def test_what_is_placed_is_measured_as_what_is_whole(kind: str, ranks: int) -> None:
+    pytest.importorskip("accelerate" if kind == "Accelerate" else "torch.distributed")
     answers, alone = on_ranks(ranks, on_rank, kind), train("")
     for watched, plain in answers:
         assert not watched["retired"]

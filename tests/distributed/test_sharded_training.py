@@ -23,7 +23,7 @@ from eqtoolbox.replay.gradient import compare, replayed_gradient
 from eqtoolbox.replay.window import Window
 from eqtoolbox.world.layout import local
 from eqtoolbox.world.reducing import reducing
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import on_ranks, once
 from tests.distributed.sharded import (
     apart,
     batch,
@@ -234,8 +234,8 @@ def of_two(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two() -> list[dict[str, Any]]:
-    return on_ranks(2, of_two)
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return once(tmp_path_factory, "sharded_training", lambda _: on_ranks(2, of_two))
 
 
 def test_training_does_not_notice_and_its_gradient_is_ours(two: Any) -> None:

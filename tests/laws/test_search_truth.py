@@ -286,6 +286,20 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "own transpose": (lambda: Apply(lambda x, u: x @ (u * u.T), u=(3, 3)), VECTORS),
     "over own transpose": (
         lambda: Apply(lambda x, u: x @ (u.abs() / u.T.abs()), u=(3, 3)), VECTORS),
+    "times a number": (
+        lambda: Apply(lambda x, a, s, h: leaky(x @ a) @ h * s, a=(3, 4), s=(), h=(4, 3)), VECTORS),
+    "times numbers": (
+        lambda: Apply(lambda x, a, s, r: s * F.normalize(x @ a, dim=-1) * r, a=(3, 3), s=(), r=()),
+        VECTORS),
+    "over a number": (
+        lambda: Apply(lambda x, a, s, b: s.abs() * leaky(x @ a / s + b) + s, a=(3, 3), s=(), b=()),
+        VECTORS),
+    "a number on the stream": (
+        lambda: Apply(lambda x, a, s, w, h: (lambda z: z + s * leaky(z @ w))(x @ a) @ h,
+                      a=(3, 4), s=(), w=(4, 4), h=(4, 3)), VECTORS),
+    "an exponential of a number": (
+        lambda: Apply(lambda x, a, s: F.normalize(x @ a, dim=-1) * s.exp(), a=(3, 3), s=()),
+        VECTORS),
     "thrice": (
         lambda: Apply(lambda x, u, w: x @ (u * u.T * w), u=(3, 3), w=(3, 3)), VECTORS),
     "tied": (lambda: Apply(lambda x, a: leaky(x @ a) @ a.T, a=(3, 4)), VECTORS),

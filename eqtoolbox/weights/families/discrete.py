@@ -272,7 +272,9 @@ def twice(entries: "Sequence[Entry]") -> dict[str, None]:
 
 
 def _joined(tensor: Tensor, axis: int, across: int) -> Tensor:
-    """The tensor with neighbouring axes as one."""
+    """The tensor with neighbouring axes as one; a scalar has one of one entry."""
+    if not tensor.dim():
+        return tensor.reshape(1)
     return tensor if across == 1 else tensor.flatten(axis, axis + across - 1)
 
 

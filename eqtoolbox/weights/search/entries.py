@@ -108,7 +108,8 @@ def entries(
     found: dict[tuple[str, int, int], list[tuple[Indices, Indices, NDArray[np.float64]]]] = {}
     for name, axes, choice, leg in _gathered(span, carried):
         first, last = min(axes), max(axes)
-        positions, cells = _positions(span, carried[name], axes, choice, leg, shapes[name])
+        shape = shapes[name] or (1,)  # a scalar has one entry, along an axis that is taken for it
+        positions, cells = _positions(span, carried[name], axes, choice, leg, shape)
         rows, own, signs = units.of(cells)
         found.setdefault((name, first, last - first + 1), []).append(
             (positions[rows], own, signs * leg.rate)

@@ -228,7 +228,7 @@ def _product(state: Propagation, node: Node) -> None:
             _met(state, own, across)
             if other.number in state.derived and value.number in state.derived:
                 state.gated.append(own[0])
-            if value.number in state.origin and value.size in value.shape:
+            if value.number in state.origin and value.size in (value.shape or (1,)):
                 state.gains.add(state.origin[value.number])
     _lifted(state, made, axes, parts)
 
