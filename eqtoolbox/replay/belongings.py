@@ -32,9 +32,11 @@ class Belongings:
         self.holders = reach.holders
         self.seen = reach.seen  # keeps all of it alive, so that no id is used again
         self._loose = [(thing, path, copied(thing)) for thing, path in reach.loose]
+        self._holding: tuple[set[int], set[int]] | None = None  # things, slots that hold some
 
     def add(self, other: "Belongings") -> None:
         """Take in what the other reaches besides, as it is now."""
+        self._holding = None
         mine = {mark for slot in (*self.slots, *self.common) for mark in slot.marks()}
         new = [slot.divided(mine)[0] for slot in (*other.slots, *other.common)]
         self.slots += [slot.again() for parts in new for slot in parts]
@@ -58,6 +60,7 @@ class Belongings:
 
     def leave(self, theirs: set[Any]) -> None:
         """Never write what other threads can reach, given by its marks."""
+        self._holding = None
         whole, self.slots, self.common = [*self.slots, *self.common], [], []
         for slot in whole:
             mine, other = slot.divided(theirs)
@@ -66,7 +69,12 @@ class Belongings:
 
     def restore(self, exchange: dict[int, Any]) -> list[Slot]:
         """Make everything what it was; returns what had moved."""
-        return [slot for slot in self.slots if slot.restore(exchange)]
+        if not exchange:
+            return [slot for slot in self.slots if slot.restore(exchange)]
+        if self._holding is None or self._holding[0] != exchange.keys():
+            self._holding = {*exchange}, {id(s) for s in self.slots if s.holds(exchange)}
+        _, holding = self._holding
+        return [s for s in self.slots if s.restore(exchange if id(s) in holding else {})]
 
 
 def used_by(loss_fn: Any, batch: Any) -> tuple[Any, ...]:

@@ -21,15 +21,12 @@ T = TypeVar("T")
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
-    """What `make(folder)` returns, made by one of pytest's workers and read by the others.
-
-    One at a time, too: its processes have all cores, and what is waited for is not slowed down.
-    """
+    """What `make(folder)` returns, made by one of pytest's workers and read by the others."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # of all workers
     made, folder = root / f"{name}.made", root / name
-    with FileLock(root / "ranks.lock"):
+    with FileLock(root / f"{name}.lock"):
         if not made.exists():
             folder.mkdir(exist_ok=True)
             made.write_bytes(pickle.dumps(make(folder)))

@@ -50,7 +50,7 @@ def _trouble(kind: str) -> None:
     if kind == "no memory":
         raise torch.OutOfMemoryError("made up")
     if kind == "naps":
-        time.sleep(1)
+        time.sleep(0.5)
     if kind == "sleeps":
         time.sleep(PATIENCE + 3)
     if kind == "swallows":  # goes on where the others wait

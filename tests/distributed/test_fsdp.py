@@ -15,7 +15,7 @@ from tests.distributed.ranks import on_ranks, once
 from tests.distributed.sharded import batch, mesh_of, network, shard, share
 
 KINDS = ("gelu", "images", "dense")
-STEPS = 3
+STEPS = 2
 COMPARED = ("conservation/", "curvature/", "equivariance/", "training/")
 OTHERWISE = (  # of whole members, of the first rank's samples, or of sums that are rounding alone
     "curvature/symmetry_overlap", "conservation/epsilon", "equivariance/orbit_variance",

@@ -33,6 +33,9 @@ class Names(Slot):
         mine, other = ([part] if part.held else [] for part in parts)
         return [*mine], [*other]
 
+    def holds(self, things: Exchange) -> bool:
+        return any(id(value) in things for value in self.held.values())
+
     def moved(self, exchange: Exchange) -> bool:
         now = map(self._get, self.held)
         return not all(map(is_, now, exchanged(self.held, exchange)))
@@ -83,6 +86,24 @@ class Named(Names):
     def _slot(self, name: str) -> Any:
         kind: Any = type(self.owner)
         return slot(kind, name)
+
+
+class Definition(Named):
+    """What a function is made of, of which a program has many."""
+
+    __slots__ = ()
+    PARTS = ("__code__", "__defaults__", "__kwdefaults__")
+
+    def __init__(self, owner: Any, path: Any, names: Iterable[str] = PARTS) -> None:
+        super().__init__(owner, path, names)
+
+    def moved(self, exchange: Exchange) -> bool:
+        if exchange or len(self.held) < len(self.PARTS):
+            return super().moved(exchange)
+        own, (code, defaults, named) = self.owner, self.held.values()
+        return not (
+            own.__code__ is code and own.__defaults__ is defaults and own.__kwdefaults__ is named
+        )
 
 
 class Namespace(Names):

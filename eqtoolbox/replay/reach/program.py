@@ -23,11 +23,10 @@ from eqtoolbox.replay.reach.kinds import (
     of_the_program,
     users_classes,
 )
-from eqtoolbox.replay.reach.names import Named, Names, Namespace
+from eqtoolbox.replay.reach.names import Definition, Names, Namespace
 from eqtoolbox.replay.reach.walk import Walk, space_of
 
 _ENVIRONMENT = frozenset({"environ", "environb", "putenv", "unsetenv"})
-_OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__")
 
 
 def function(walk: Walk, thing: types.FunctionType, path: Any) -> None:
@@ -36,7 +35,7 @@ def function(walk: Walk, thing: types.FunctionType, path: Any) -> None:
         walk.look(cell, (path, name))
     given, of_user = thing.__defaults__ or (), of_a_user(thing.__code__.co_filename)
     if of_user or not ATOMS.issuperset(map(type, given)):
-        walk.slots.append(Named(thing, path, _OF_FUNCTIONS))
+        walk.slots.append(Definition(thing, path))
         walk.look(given, path)
     walk.look(thing.__kwdefaults__, path)
     if of_user or vars(thing):

@@ -46,6 +46,10 @@ class Slot(ABC):
             self.put_back(exchange)
         return moved
 
+    def holds(self, things: Exchange) -> bool:
+        """Whether any of these, given by their ids, may be in what it held."""
+        return True
+
     @abstractmethod
     def moved(self, exchange: Exchange) -> bool:
         """Whether it holds something else now; stand-ins count as what they stand for."""
@@ -64,6 +68,9 @@ class Entries(Slot):
         self.owner, self.path = owner, path
         self._kind = OrderedDict if isinstance(owner, OrderedDict) else dict  # not a Counter's own
         self.held = dict(self._kind.items(owner))
+
+    def holds(self, things: Exchange) -> bool:
+        return any(id(x) in things for pair in self.held.items() for x in pair)
 
     def moved(self, exchange: Exchange) -> bool:
         now, held = self._kind.values(self.owner), self.held
@@ -128,6 +135,9 @@ class Items(Slot):
         self._kind: Any = next(kind for kind in (list, deque, set) if isinstance(owner, kind))
         self.held = [*self._kind.__iter__(owner)]
 
+    def holds(self, things: Exchange) -> bool:
+        return any(id(x) in things for x in self.held)
+
     def _wanted(self, exchange: Exchange) -> list[Any]:
         return [exchange.get(id(x), x) for x in self.held] if exchange else self.held
 
@@ -153,6 +163,9 @@ class Class(Slot):
 
     def __init__(self, owner: type, path: Any) -> None:
         self.owner, self.path, self.held = owner, path, dict(vars(owner))
+
+    def holds(self, things: Exchange) -> bool:
+        return any(id(x) in things for x in self.held.values())
 
     def moved(self, exchange: Exchange) -> bool:
         now, held = vars(self.owner), self.held

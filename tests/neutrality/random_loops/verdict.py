@@ -1,5 +1,6 @@
 """Verdict: what differs between a loop alone and the same loop watched."""
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -154,10 +155,15 @@ def _threaded(loops: list[Loop], watched: tuple[bool, ...], attach: Attach) -> l
         threading.Thread(target=train, args=(loop, attach if seen else None), daemon=True)
         for loop, seen in zip(loops, watched, strict=True)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # each operation waits so long for the others: they mix, and soon
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+    finally:
+        sys.setswitchinterval(interval)
     for loop, thread in zip(loops, threads, strict=True):
         if thread.is_alive():
             loop.trail.append({"raised": f"not done after {LIMIT} s"})
