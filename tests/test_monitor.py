@@ -355,11 +355,11 @@ def test_the_budget_holds_and_skips_are_recorded() -> None:
         loss_fn = monitor.loss(cross_entropy)
         for _ in range(100):
             loss_fn(model, blobs()).backward()
-            time.sleep(0.004)
+            time.sleep(0.012)
             optimizer.step()
     rows = [r for r in sink.records if r.name == "slow/time"]
     run = sum(r.status == "ok" for r in rows)
-    assert 2 <= run <= 20, "0.4 s of training at 20 % pay for about 4 runs of 20 ms"
+    assert 2 <= run <= 30, "1.2 s of training at 20 % pay for about 12 runs of 20 ms"
     skipped = [r for r in rows if r.status == "skipped_budget"]
     assert run + values(sink, "cost/skipped/slow")[-1] == 100, "each skip is counted"
     assert len(skipped) <= run * 8, "but of skips in a row only the 1st, 2nd, 4th, ... is told"

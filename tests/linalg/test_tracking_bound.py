@@ -23,7 +23,7 @@ def trainings() -> list[Training]:
     found = []
     for seed, (model, optimizer) in enumerate(product(MODELS, OPTIMIZERS)):
         for rate in RATES[optimizer][1::2]:
-            given = {"steps": 14, "seed": seed, "fresh": seed % 2 == 1}
+            given = {"steps": 9, "seed": seed, "fresh": seed % 2 == 1}
             matrices = list(hessians(model, optimizer, rate, **given))
             found.append([(h, float(torch.linalg.eigvalsh(h)[-1])) for h in matrices])
     return found
@@ -45,7 +45,7 @@ def covered(kind: type[Tracker], trainings: list[Training]) -> float:
 
 def test_the_bound_holds_for_the_share_that_is_claimed(trainings) -> None:
     found = list(errors(Tracker, trainings))
-    assert sum(said for said, _ in found) > 0.95 * len(found) > 450  # not by saying nothing
+    assert sum(said for said, _ in found) > 0.95 * len(found) > 280  # not by saying nothing
     assert covered(Tracker, trainings) >= 0.995
 
 
