@@ -100,6 +100,7 @@ class Curvature(Probe):
     graphs: ClassVar[float] = 4.0
     lightens: ClassVar[bool] = True
     copies: ClassVar[float] = 30.0
+    instead: ClassVar[str] = "critical, which takes one copy of the parameters"
     state: ClassVar[type[State]] = TopSpace
 
     k: int = 5
@@ -292,8 +293,7 @@ class Curvature(Probe):
 
 def _quick(found: EigenResult, before: int) -> int:
     """Searches since one that was confirmed; after one that was cut short the next one is."""
-    going_on = before + 1 if bool(found.converged.all()) else QUICK
-    return 0 if found.confirmed else going_on
+    return 0 if found.confirmed else before + 1 if bool(found.converged.all()) else QUICK
 
 
 def _status(converged: bool) -> Status:

@@ -13,40 +13,49 @@ from eqtoolbox.watch.snapshot import NoRoom, Snapshot
 from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.world.shards import Shards
 
+USUAL = 10.0  # roundings of |g| that were met in a GPT and a ResNet: 5 and 10
+
 
 def law_noise(
     snapshot: Snapshot, charges: Charges, lengths: dict[str, float], rng: torch.Generator
 ) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[Tensor, float]]]:
     """What rounding leaves of the first-order law of each family: absolute, and over |g|.
 
-    The change of <K, g> / |K| when every parameter moves by a rounding, evaluated as trained.
-    Beside it, of approximate families: |<K, g>| / (|K| |g|) of every generator now, at least the
-    residual as found where the gradient shows none, and |K| |g|.
+    The change of <K, g> / |K| when every parameter moves by a rounding, evaluated as trained; where
+    there is no room for a gradient, ten roundings of |g|. Beside it, of approximate families:
+    |<K, g>| / (|K| |g|) of every generator now, at least the residual as found where the gradient
+    shows none, and |K| |g|.
     """
     objective = snapshot.training or snapshot.measured
     assert objective is not None, "symmetries were found in it"
-    before, part = snapshot.before, snapshot.within(objective, 3.5, 1.3)
-    shards = snapshot.shards
-    eps = {n: torch.finfo(p.dtype).eps for n, p in before.items()}
-    moved = {n: p * (1 + eps[n] * random_like({n: p}, rng)[n]) for n, p in before.items()}
-    with part.isolated():  # where symmetries are found anew, `measure` runs without
-        there = replayed_gradient(part, moved)
-        del moved
-        slope = snapshot.slope(part) if part is objective else replayed_gradient(part, before)
-        here = {n: slope[n] if n in slope else torch.zeros_like(p) for n, p in before.items()}
-        apart = {n: there.pop(n) - g if n in there else -g for n, g in here.items()}
-        size, change = _norm(here, shards), charges.slopes(before, apart)
-        law = charges.slopes(before, here)
-        del apart
-        try:
-            snapshot.within(part, 5.5, 2.6)
-            wide = rounding(part.unmixed(), before, here)
-        except NoRoom:  # then the floor is what moving by a rounding shows alone
-            wide = {}
+    before, shards, wide = snapshot.before, snapshot.shards, dict[str, Tensor]()
+    try:
+        part = snapshot.within(objective, 2.5, 1.3, once=True)
+    except NoRoom:
+        if snapshot.gradient is None:
+            raise
+        size, law = _norm(snapshot.gradient, shards), charges.slopes(before, snapshot.gradient)
+        change = torch.zeros_like(law)
+        least = USUAL * max(torch.finfo(p.dtype).eps for p in before.values()) * size
+    else:
+        least = 0.0
+        with part.isolated():  # where symmetries are found anew, `measure` runs without
+            slope = snapshot.slope(part) if part is objective else replayed_gradient(part, before)
+            here = _filled(slope, before)
+            size, law = _norm(here, shards), charges.slopes(before, here)
+            try:
+                snapshot.within(part, 5.5, 2.6)
+            except NoRoom:  # then the floor is what moving by a rounding shows alone
+                pass
+            else:
+                wide = rounding(part.unmixed(), before, here)
+            del slope, here
+            there = replayed_gradient(part, _moved(before, rng))
+            change = charges.slopes(before, _filled(there, before)) - law
     found, left = {}, {}
     for family, where in charges.generators.items():
         members = [m for m in charges.members if m.family == family]
-        noise = float(change[where].norm()) / max(lengths[family], 1e-300)
+        noise = max(float(change[where].norm()) / max(lengths[family], 1e-300), least)
         off = {n: wide[n] for m in members for n in m.names if n in wide}
         noise = max(noise, _norm(off, shards) if off else 0.0)
         found[family] = (noise, noise / max(size, 1e-300))
@@ -54,9 +63,22 @@ def law_noise(
         if known:
             whole, own = lengths[family] * size, law[where].abs().cpu()
             shown = own.norm() > change[where].norm().cpu()
-            least = torch.full_like(own, max(known) / math.sqrt(len(own)))
-            left[family] = own / max(whole, 1e-300) if shown else least, whole
+            residual = torch.full_like(own, max(known) / math.sqrt(len(own)))
+            left[family] = own / max(whole, 1e-300) if shown else residual, whole
     return found, left
+
+
+def _moved(params: Parameters, rng: torch.Generator) -> Parameters:
+    """Every parameter by a random rounding of its own."""
+    return {
+        n: p * (1 + torch.finfo(p.dtype).eps * random_like({n: p}, rng)[n])
+        for n, p in params.items()
+    }
+
+
+def _filled(gradient: Parameters, params: Parameters) -> Parameters:
+    """Zero where a parameter takes no part."""
+    return {n: gradient[n] if n in gradient else torch.zeros_like(p) for n, p in params.items()}
 
 
 def _norm(tensors: Parameters, shards: Shards) -> float:

@@ -55,6 +55,7 @@ class Tracking(Probe):
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     copies: ClassVar[float] = 18.0
+    instead: ClassVar[str] = "critical, which takes one copy of the parameters"
     state: ClassVar[type[State]] = Tracked
 
     rtol: float = 0.01

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.world.reducing import axis_of, reduced
 
@@ -49,6 +50,10 @@ def replayed_gradient(
         n: p.clone().requires_grad_() if replay is None else leaf(p.detach())
         for n, p in params.items()
     }
+    return by_kernels(_gradient, objective, leaves, scale)
+
+
+def _gradient(objective: Objective, leaves: Parameters, scale: float) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for piece in objective.pieces:
         with piece.scope(leaves):

@@ -38,6 +38,7 @@ class Replay:
         self.place = threading.get_ident()  # where it goes on, whichever threads take part
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
+        self.once = False  # whether what goes on is differentiated once at most
         self.accumulates = False  # whether the loss itself adds to gradients of the model
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self.threads: list[Any] = []  # that an evaluation has started

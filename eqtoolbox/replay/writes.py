@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.listening import listening
 from eqtoolbox.replay.thread.scope import current
 
@@ -60,5 +61,5 @@ def refuse_hidden_writes(objective: Objective, params: Parameters) -> frozenset[
     heard = listening(frozenset({"torch"}), replay.drawn)
     with torch.no_grad(), heard, _Watch():  # type: ignore[no-untyped-call]
         for piece in objective.pieces:
-            piece.loss(params)
+            by_kernels(piece.loss, params)
     return replay.drawn_from & {"torch"}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -14,6 +15,7 @@ from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.replay.divided import apart
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.snapshot import NoRoom, Snapshot, no_room
@@ -56,10 +58,11 @@ class Governor:
         measured = snapshot.measured
         if self.limit is None or measured is None:
             return snapshot
-        graph = self._saved(snapshot, snapshot.objective) * max(map(_numbers, measured.calls))
+        most = max(map(_numbers, measured.calls))
+        graphs = [self._saved(snapshot, snapshot.objective, once) * most for once in (False, True)]
         # the rank with the least room decides
-        left, graph = snapshot.world.most("room", [-self._room(snapshot), graph])
-        return replace(snapshot, room=max(-left, SLACK), graph=graph)
+        left, graph, once = snapshot.world.most("room", [-self._room(snapshot), *graphs])
+        return replace(snapshot, room=max(-left, SLACK), graph=graph, once=once)
 
     def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Snapshot, int]:
         """What the probe is to measure, and on how many samples; 0 where it is the whole batch.
@@ -109,22 +112,27 @@ class Governor:
         assert trained is not None
         assert self.limit is not None
         largest = max(_numbers(one) for one in trained.calls)  # one graph at a time
-        peak = held + self._saved(snapshot, trained) * largest
+        peak = held + self._saved(snapshot, trained, once=True) * largest
         device = next(iter(snapshot.before.values())).device
         return min(self.limit * peak - held - params, _free(device))
 
-    def _saved(self, snapshot: Snapshot, objective: Objective) -> float:
-        """Bytes that autograd saves in one evaluation of the loss, for each number in the batch."""
+    def _saved(self, snapshot: Snapshot, objective: Objective, once: bool = False) -> float:
+        """Bytes that autograd saves in one evaluation of the loss, for each number in the batch.
+
+        Args:
+            once: of the operations that training runs, and not of those that differentiate twice.
+        """
         one = objective.calls[-1]
-        about = snapshot.identity, one.autocast, one.mixed
+        about = snapshot.identity, one.autocast, one.mixed, once
+        bytes_of = partial(by_kernels, saved) if once else saved
 
         def counted() -> float:
             part = one
             try:  # of a part that the loss takes, and the whole is in proportion
                 part = one.halved()
-                found = saved(part, snapshot.before)
+                found = bytes_of(part, snapshot.before)
             except Exception:  # whatever a user's loss says to half of its batch
-                part, found = one, saved(one, snapshot.before)
+                part, found = one, bytes_of(one, snapshot.before)
             return found / max(_numbers(part), 1)
 
         return snapshot.shared.get("saved_bytes", about, counted)

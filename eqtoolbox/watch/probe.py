@@ -103,6 +103,7 @@ class Probe(ABC):
     whole_first: ClassVar[bool] = False  # True: a light measurement needs a whole one before it
     graphs: ClassVar[float] = 3.0  # memory at most, in what autograd saves for one gradient,
     copies: ClassVar[float] = 6.0  # and beside that in copies of the parameters
+    instead: ClassVar[str] = ""  # what says something alike where there is no room for this
     state: ClassVar[type[State] | None] = None  # class of the reference, where it is one
     topic: ClassVar[Any] = None  # findings and charts of its records: a topic of the report
 

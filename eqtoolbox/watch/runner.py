@@ -170,7 +170,8 @@ class Runner:
             rows.append(headline(probe, "skipped_memory", str(reason)))
             if probe.name not in self._told:
                 self._told.add(probe.name)
-                self._journal.warn(probe.name, f"{probe.name} is left out: {reason}")
+                instead = f", or measure {probe.instead}" if probe.instead else ""
+                self._journal.warn(probe.name, f"{probe.name} is left out: {reason}{instead}")
         except NotApplicable as reason:
             row = headline(probe, "not_applicable", str(reason))
             lacks = any(remedy in row.note for remedy in REMEDIES)

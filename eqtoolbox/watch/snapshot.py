@@ -79,7 +79,8 @@ class Snapshot:
     finite: bool = False  # whether `before` was seen to be
     light: bool = False  # whether the probe that measures is to say its headline alone, for less
     room: float = math.inf  # bytes that what is measured may take
-    graph: float = 0.0  # bytes that autograd saves in one evaluation of the loss to measure on
+    graph: float = 0.0  # bytes that autograd saves in one evaluation of the loss to measure on,
+    once: float = 0.0  # and where what it saves is differentiated once
     seconds: float = math.inf  # that a search may take before it says what it has by then
     # what second derivatives the probe that measures was given, where they are not exact
     products: set[Product] = field(default_factory=set, repr=False, compare=False)
@@ -124,23 +125,26 @@ class Snapshot:
         self.slopes.append(known)
         return found
 
-    def within(self, objective: Objective, copies: float, graphs: float) -> Objective:
+    def within(
+        self, objective: Objective, copies: float, graphs: float, once: bool = False
+    ) -> Objective:
         """As much of an objective as the memory has room for, where any part of the batch will do.
 
         Args:
             objective: on the batch to measure on, or on another as large.
             copies: of the parameters that are held beside it.
             graphs: how often what autograd saves in one evaluation is.
+            once: whether it is differentiated once, as `replayed_gradient` does.
 
         Raises:
             NoRoom: not even the smallest part fits.
         """
         held = copies * sum(p.numel() * p.element_size() for p in self.before.values())
-        graph = graphs * self.graph
+        graph = graphs * (self.once if once else self.graph)
         while held + graph > self.room:
             try:  # several calls are evaluated one by one: fewer take no less
-                graph = graph / 2 if len(objective.calls) == 1 else graph
-                objective = objective.halved()
+                single, objective = len(objective.calls) == 1, objective.halved()
+                graph = graph / 2 if single else graph
             except ValueError:
                 raise NoRoom(no_room(held + graph, self.room, "one sample")) from None
         return objective

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eqtoolbox.linalg.vectors import dot, norm, not_finite
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.journal import Journal
@@ -25,7 +26,7 @@ NAME = "vital"
 BATCHES = 5  # in a row on which a unit that is silent counts as such
 NAMED = 6  # layers that facts name
 DRAWN = 16  # layers whose numbers facts hold, evenly over the depth
-PIECE = 2**20  # numbers of an output that are widened at a time
+LOOKED_AT = 2**22  # numbers of an output whose size and spread are looked at
 KEPT = 20  # measurements that the noise scale is a mean over
 _ONE_FEATURE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -78,7 +79,8 @@ class Vitals:
 
     def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
         single = objective.calls[-1]
-        heard, output, loss = _heard(single, snapshot.before)
+        with torch.no_grad():
+            heard, output, loss = by_kernels(_heard, single, snapshot.before)
         if not math.isfinite(loss):  # what else was heard are numbers of something broken
             bad = not_finite({"output": output}) if isinstance(output, Tensor) else "?"
             given = [x for x in tensors(single.batch) if x.is_floating_point()]
@@ -95,7 +97,8 @@ class Vitals:
         self._units(heard)
         self._modes(heard)
         with torch.no_grad():
-            after = float(single.loss({n: p.detach() for n, p in (snapshot.after or {}).items()}))
+            moved = {n: p.detach() for n, p in (snapshot.after or {}).items()}
+            after = float(by_kernels(single.loss, moved))
         self._emit("own_batch", after - loss, {"loss": loss})
         gradient = snapshot.slope(objective, scale)
         self._steps(snapshot, gradient, heard)
@@ -220,14 +223,10 @@ class Vitals:
 
 
 def _spread(rows: Tensor) -> tuple[float, float, float]:
-    """Mean size, mean standard deviation over rows, largest size; a million numbers at a time."""
-    size = spread = largest = 0.0
-    for some in torch.split(rows, max(1, PIECE // len(rows)), dim=1):
-        wide = some.double()
-        spread += float(wide.std(0).sum())
-        size += float(wide.abs().sum())
-        largest = max(largest, float(wide.abs().max()))
-    return size / rows.numel(), spread / rows.shape[1], largest
+    """Mean size, mean standard deviation over rows, largest size; of many columns some millions."""
+    low, high = rows.aminmax()
+    some = rows[:, :: max(1, math.ceil(rows.numel() / LOOKED_AT))].double()
+    return float(some.abs().mean()), float(some.std(0).mean()), max(-float(low), float(high))
 
 
 def _evenly(of_layers: dict[str, list[Any]]) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""What differentiates once runs torch's own kernels; what differentiates twice runs formulas."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import eqtoolbox as eq
+from eqtoolbox.probes.law_noise import USUAL
+from eqtoolbox.replay.gradient import replayed_gradient
+from eqtoolbox.replay.isolation import RandomState
+from eqtoolbox.replay.objective import Objective
+from eqtoolbox.sinks.memory import MemorySink
+from eqtoolbox.watch.snapshot import NoRoom, Snapshot
+from tests.conftest import blobs, mlp
+
+
+class Attends(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.qkv, self.dropout = nn.Linear(4, 12), dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout)
+
+
+class Names(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def plain(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()
+
+
+def of_its_slope(model: nn.Module, batch: Tensor) -> Tensor:
+    """A loss that differentiates through the attention itself."""
+    x = batch.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    return slope.square().mean()
+
+
+def gradient(loss: Any, dropout: float = 0.0) -> tuple[dict[str, Tensor], list[Tensor], bool]:
+    """Replayed, by torch's mathematical kernel, and whether a fused kernel ran in the replay."""
+    torch.manual_seed(0)
+    model, batch = Attends(dropout), torch.randn(2, 1, 5, 4)
+    given: dict[str, Any] = {"random": RandomState.seeded(0), "buffers": {}}
+    objective = Objective(model=model, loss_fn=loss, batch=batch, **given)
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    with objective.isolated(), Names() as names:
+        found = replayed_gradient(objective, params)
+    with sdpa_kernel(SDPBackend.MATH):
+        torch.manual_seed(0)
+        wanted = torch.autograd.grad(loss(model, batch), list(model.parameters()))
+    return found, list(wanted), any("_flash_" in name for name in names.seen)
+
+
+def test_a_gradient_is_taken_by_the_kernel_that_trains() -> None:
+    found, wanted, fused = gradient(plain)
+    assert fused
+    for mine, its in zip(found.values(), wanted, strict=True):
+        assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_a_loss_that_differentiates_what_a_kernel_cannot_gets_the_formula() -> None:
+    found, wanted, _ = gradient(of_its_slope)
+    assert float(wanted[0].abs().max()) > 1e-3
+    for mine, its in zip(found.values(), wanted, strict=True):
+        assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_masks_of_dropout_are_those_of_second_derivatives() -> None:
+    assert not gradient(plain, dropout=0.5)[2]
+
+
+def test_an_error_of_the_users_own_is_told_as_it_is() -> None:
+    def failing(model: nn.Module, batch: Tensor) -> Tensor:
+        raise RuntimeError("this is not implemented by me")
+
+    with pytest.raises(RuntimeError, match="by me"):
+        gradient(failing)
+
+
+def test_without_room_for_a_gradient_a_floor_is_what_is_usual(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_room(self: Snapshot, objective: Any, copies: float, graphs: float, once: bool = False):  # type: ignore[no-untyped-def]
+        if once:
+            raise NoRoom("made up")
+        return objective
+
+    monkeypatch.setattr(Snapshot, "within", no_room)
+    torch.manual_seed(0)
+    model, sink = mlp(6, 8, 3), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given: dict[str, Any] = {"probes": [eq.probes.Conservation()], "schedule": 1, "budget": None}
+    with eq.attach(model, optimizer, sinks=[sink], on_error="raise", **given) as monitor:
+        loss = monitor.loss(lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+        loss(model, blobs()).backward()
+        optimizer.step()
+    (row,) = (r for r in sink.records if r.name == "conservation/first_order/rescale")
+    assert row.status == "ok"
+    assert row.verdict == "holds"
+    assert row.floor == pytest.approx(USUAL * torch.finfo(torch.float32).eps, rel=0.5)
