@@ -43,7 +43,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(law_noise, "rounding", lambda *given: {})
     monkeypatch.setattr(law_noise, "replayed_gradient", lambda part, at: dict(at))
     monkeypatch.setattr(Snapshot, "slope", lambda self, objective: dict(self.gradient or {}))
-    monkeypatch.setattr(Snapshot, "within", lambda self, objective, *given: objective)
+    monkeypatch.setattr(Snapshot, "within", lambda self, objective, *given, **named: objective)
     found = FoundSymmetries(tuple(replace(m, status="verified") for m in MEMBERS.values()))
     monkeypatch.setattr(FoundSymmetries, "of", lambda snapshot: found)
 
