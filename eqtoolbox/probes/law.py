@@ -136,8 +136,8 @@ def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> 
 @unobserved()
 def moved_by(params: Parameters, amount: float, rng: torch.Generator) -> Parameters:
     """Every parameter moved by a random relative `amount`, at least by a rounding of its own."""
-    draw = random_like(params, rng)
-    return {n: p * (1 + max(torch.finfo(p.dtype).eps, amount) * draw[n]) for n, p in params.items()}
+    size = {n: max(torch.finfo(p.dtype).eps, amount) for n, p in params.items()}
+    return {n: p * (1 + size[n] * random_like({n: p}, rng)[n]) for n, p in params.items()}
 
 
 def afar(rounding: float) -> float:

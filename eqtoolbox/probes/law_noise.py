@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.vectors import norms, random_like
-from eqtoolbox.probes.law import rounding
+from eqtoolbox.linalg.vectors import norms
+from eqtoolbox.probes.law import moved_by, rounding
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.snapshot import NoRoom, Snapshot
@@ -50,7 +50,7 @@ def law_noise(
             else:
                 wide = rounding(part.unmixed(), before, here)
             del slope, here
-            there = replayed_gradient(part, _moved(before, rng))
+            there = replayed_gradient(part, moved_by(before, 0.0, rng))
             change = charges.slopes(before, _filled(there, before)) - law
     found, left = {}, {}
     for family, where in charges.generators.items():
@@ -66,14 +66,6 @@ def law_noise(
             residual = torch.full_like(own, max(known) / math.sqrt(len(own)))
             left[family] = own / max(whole, 1e-300) if shown else residual, whole
     return found, left
-
-
-def _moved(params: Parameters, rng: torch.Generator) -> Parameters:
-    """Every parameter by a random rounding of its own."""
-    return {
-        n: p * (1 + torch.finfo(p.dtype).eps * random_like({n: p}, rng)[n])
-        for n, p in params.items()
-    }
 
 
 def _filled(gradient: Parameters, params: Parameters) -> Parameters:
