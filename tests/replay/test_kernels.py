@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import eqtoolbox as eq
 from eqtoolbox.probes.law_noise import USUAL
@@ -70,6 +71,43 @@ def test_a_gradient_is_taken_by_the_kernel_that_trains() -> None:
     assert fused
     for mine, its in zip(found.values(), wanted, strict=True):
         assert torch.allclose(mine, its, atol=1e-6)
+
+
+def heads(z: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part.unflatten(-1, (2, 2)).transpose(1, 2) for part in z.chunk(3, -1))
+
+
+def narrow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return attend(q, k, v).float()
+
+
+attend = F.scaled_dot_product_attention
+WAYS: dict[str, Any] = {
+    "a mask of truths": lambda *x: attend(*x, attn_mask=torch.ones(5, 5).tril() > 0),
+    "a mask of numbers": lambda *x: attend(*x, attn_mask=torch.arange(25.0).view(5, 5) / 9),
+    "causal, scaled": lambda *x: attend(*x, is_causal=True, scale=0.3),
+    "shared keys": lambda q, k, v: attend(q, k[:, :1], v[:, :1], enable_gqa=True),
+    "autocast": narrow,
+    "checkpoint": lambda *x: checkpoint(attend, *x, use_reentrant=False),
+    "reentrant checkpoint": lambda *x: checkpoint(attend, *x, use_reentrant=True),
+    "vmap": lambda *x: torch.func.vmap(attend)(*x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whichever_way_the_replayed_gradient_is_the_training_one_to_the_bit(way: str) -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Linear(4, 12), torch.randn(3, 5, 4)
+    loss = lambda m, b: WAYS[way](*heads(m(b))).square().mean()
+    given: dict[str, Any] = {"random": RandomState.seeded(0), "buffers": {}}
+    objective = Objective(model=model, loss_fn=loss, batch=batch, **given)
+    with objective.isolated():
+        found = replayed_gradient(objective, {n: p.detach() for n, p in model.named_parameters()})
+    loss(model, batch).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        assert torch.equal(found[name], p.grad)
 
 
 def test_a_loss_that_differentiates_what_a_kernel_cannot_gets_the_formula() -> None:
