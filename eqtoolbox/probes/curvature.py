@@ -1,8 +1,8 @@
 """Curvature: the sharpest directions, what the optimizer can bear, and what lies in them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,11 +13,13 @@ from eqtoolbox.expect.deadline import now
 from eqtoolbox.linalg import EigenResult, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.warm import WarmStart
 from eqtoolbox.probes.alignment import along, overlaps, turn
+from eqtoolbox.probes.critical import CriticalSharpness
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.gauss_newton_share import gauss_newton_share
 from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import orbit_free_sharpness
 from eqtoolbox.probes.stability import moving, stability_scale
+from eqtoolbox.probes.top_space import QUICK, TopSpace, quickly
 from eqtoolbox.record.record import Mode, Status
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
@@ -28,24 +30,10 @@ from eqtoolbox.watch.state import State
 AMPLIFIED = 0.1
 MOST = 10_000  # directions
 REUSED = 2_000_000  # parameters up to which the last directions are kept unless asked
-QUICK = 3  # searches in a row that go on from the last one without a fresh chain
 BESIDE = 10.0  # copies beside rows and pairs
 SEARCH = 0.7  # part of the time for the sharpest directions; the rest is for the optimizer's metric
 Reuse = Literal["small", "always", "never"]
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
-
-
-@dataclass(kw_only=True, eq=False)
-class TopSpace(State):
-    """The sharpest directions at the last measurement, for `angles` and for `reuse`."""
-
-    large: ClassVar[bool] = True
-    top: Sequence[Parameters] | None = None
-    vectors: list[Parameters] = field(default_factory=list)
-    guard: Parameters | None = None
-    quick: int = 0  # searches since the last one that was confirmed
-    felt: list[Parameters] = field(default_factory=list)  # the sharpest in the optimizer's metric
-    felt_quick: int = 0  # searches in it since the last one that was confirmed
 
 
 @checked
@@ -100,7 +88,6 @@ class Curvature(Probe):
     graphs: ClassVar[float] = 4.0
     lightens: ClassVar[bool] = True
     copies: ClassVar[float] = 30.0
-    instead: ClassVar[str] = "critical, which takes one copy of the parameters"
     state: ClassVar[type[State]] = TopSpace
 
     k: int = 5
@@ -125,6 +112,18 @@ class Curvature(Probe):
         if self.rows and self.rows < least:
             raise ValueError(f"curvature needs rows >= {least} for k={self.k}, got {self.rows}")
         object.__setattr__(self, "copies", (self.rows or pairs + 8) + pairs + BESIDE)
+
+    def leaner(self) -> "Curvature | None":
+        """With as few vectors as its pairs need, then of the sharpest direction alone."""
+        for k, smallest in ((self.k, self.smallest), (1, False)):
+            rows = k + smallest + 2
+            if (k, smallest) != (self.k, self.smallest) or (self.rows or math.inf) > rows:
+                return replace(self, k=k, smallest=smallest, rows=rows)
+        return None
+
+    def instead(self) -> CriticalSharpness:
+        """By forwards alone."""
+        return CriticalSharpness()
 
     def measure(
         self, snapshot: Snapshot, reference: TopSpace, rng: torch.Generator
@@ -179,7 +178,7 @@ class Curvature(Probe):
         )
         if self._reuses(operator):
             known.vectors, known.guard = found.vectors, found.guard
-            known.quick = _quick(found, known.quick)
+            known.quick = quickly(found, known.quick)
         return found
 
     def _reuses(self, operator: DifferentiatedOperator) -> bool:
@@ -279,7 +278,7 @@ class Curvature(Probe):
         )
         if self._reuses(operator):
             known.felt = top.vectors[:1]
-            known.felt_quick = _quick(top, known.felt_quick)
+            known.felt_quick = quickly(top, known.felt_quick)
         return Measurement(
             "stability",
             float(top.values[0]),
@@ -289,11 +288,6 @@ class Curvature(Probe):
             note=f"Hessian in the metric of {snapshot.optimizer}",
             facts={"metric": snapshot.optimizer},
         )
-
-
-def _quick(found: EigenResult, before: int) -> int:
-    """Searches since one that was confirmed; after one that was cut short the next one is."""
-    return 0 if found.confirmed else before + 1 if bool(found.converged.all()) else QUICK
 
 
 def _status(converged: bool) -> Status:

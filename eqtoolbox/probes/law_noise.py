@@ -8,7 +8,7 @@ from torch import Tensor
 from eqtoolbox.linalg.vectors import norms
 from eqtoolbox.probes.law import moved_by, rounding
 from eqtoolbox.replay.gradient import replayed_gradient
-from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NoRoom, Snapshot
 from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.world.shards import Shards
@@ -28,7 +28,7 @@ def law_noise(
     """
     objective = snapshot.training or snapshot.measured
     assert objective is not None, "symmetries were found in it"
-    before, shards, wide = snapshot.before, snapshot.shards, dict[str, Tensor]()
+    before, shards, wide = snapshot.before, snapshot.shards, Parameters()
     try:
         part = snapshot.within(objective, 2.5, 1.3, once=True)
     except NoRoom:
@@ -43,13 +43,9 @@ def law_noise(
             slope = snapshot.slope(part) if part is objective else replayed_gradient(part, before)
             here = _filled(slope, before)
             size, law = _norm(here, shards), charges.slopes(before, here)
-            try:
-                snapshot.within(part, 5.5, 2.6)
-            except NoRoom:  # then the floor is what moving by a rounding shows alone
-                pass
-            else:
-                wide = rounding(part.unmixed(), before, here)
-            del slope, here
+            del slope
+            wide = _wide(snapshot, part, here)
+            del here
             there = replayed_gradient(part, moved_by(before, 0.0, rng))
             change = charges.slopes(before, _filled(there, before)) - law
     found, left = {}, {}
@@ -66,6 +62,24 @@ def law_noise(
             residual = torch.full_like(own, max(known) / math.sqrt(len(own)))
             left[family] = own / max(whole, 1e-300) if shown else residual, whole
     return found, left
+
+
+def _wide(snapshot: Snapshot, part: Objective, here: Parameters) -> Parameters:
+    """The rounding of the gradient, in float64; empty where there is no room for it.
+
+    Args:
+        snapshot: of the step.
+        part: of the loss.
+        here: its gradient.
+    """
+    try:
+        smaller = snapshot.within(part, 5.5, 2.6, once=True)
+    except NoRoom:  # then the floor is what moving by a rounding shows alone
+        return {}
+    own = smaller.unmixed()
+    if smaller is not part:
+        here = _filled(replayed_gradient(own, snapshot.before), snapshot.before)
+    return rounding(own, snapshot.before, here)
 
 
 def _filled(gradient: Parameters, params: Parameters) -> Parameters:

@@ -8,6 +8,7 @@ import torch
 
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.tracker import Tracker
+from eqtoolbox.probes.critical import CriticalSharpness
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.record.record import Mode
 from eqtoolbox.watch.probe import Measurement, Probe
@@ -55,7 +56,6 @@ class Tracking(Probe):
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     copies: ClassVar[float] = 18.0
-    instead: ClassVar[str] = "critical, which takes one copy of the parameters"
     state: ClassVar[type[State]] = Tracked
 
     rtol: float = 0.01
@@ -66,6 +66,10 @@ class Tracking(Probe):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "copies", self._tracker().rows + BESIDE)
+
+    def instead(self) -> CriticalSharpness:
+        """By forwards alone."""
+        return CriticalSharpness()
 
     def _tracker(self) -> Tracker:
         return Tracker(

@@ -31,13 +31,18 @@ def valued(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
         ...     valued(slope, torch.ones(2))
         tensor([2., 2.])
     """
-    recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    if recorded or in_forward_mode():
+    if differentiated():
         return function(*args, **kwargs)
     with torch.inference_mode(False), torch.enable_grad():
         made = function(*args, **kwargs)
     found: Made = map_tensors(_freed, made)
     return found
+
+
+def differentiated() -> bool:
+    """Whether what is evaluated here may be differentiated by the caller."""
+    recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return recorded or in_forward_mode()
 
 
 def in_forward_mode() -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Annotated, Any
 
 import torch
@@ -26,7 +27,8 @@ from eqtoolbox.replay.scalar import scalar_loss
 from eqtoolbox.replay.streams import BOTH, alone
 from eqtoolbox.replay.thread.scope import current, only_here
 from eqtoolbox.replay.thread.tables import Exchanged, settled_parameters
-from eqtoolbox.replay.tree import map_tensors
+from eqtoolbox.replay.tree import map_tensors, tensors
+from eqtoolbox.replay.unsaved import unsaved
 from eqtoolbox.replay.whole import Whole
 
 Parameters = dict[str, Tensor]
@@ -205,6 +207,12 @@ class Objective(Whole):
             graded = torch.is_grad_enabled()
             with self.isolated(), torch.set_grad_enabled(graded):
                 return self._run(params, body, train)
+        held = chain(self.model.parameters(), tensors(self.batch))
+        return unsaved(partial(self._evaluated, replay, params, body, train), held)
+
+    def _evaluated(
+        self, replay: Any, params: Mapping[str, Tensor], body: Callable[..., Any], train: bool
+    ) -> Any:
         with unheard():
             exchanged = self._exchanged(params)
 

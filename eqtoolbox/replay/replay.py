@@ -39,6 +39,7 @@ class Replay:
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
         self.once = False  # whether what goes on is differentiated once at most
+        self.differentiates = False  # whether the loss itself takes derivatives
         self.accumulates = False  # whether the loss itself adds to gradients of the model
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self.threads: list[Any] = []  # that an evaluation has started

@@ -99,3 +99,19 @@ class Window(Objective):
     def _rows(self) -> list[int]:
         """Length of the model's output on each micro-batch."""
         return [len(part.call.output) for part, _ in self.parts]
+
+
+def in_pieces(objective: Objective, parts: int) -> Objective:
+    """The sum of the losses of the pieces of each batch, where a loss is their mean.
+
+    Args:
+        parts: pieces of each batch.
+    """
+    if parts == 1:
+        return objective
+    found: list[tuple[Objective, float]] = []
+    for call, weight in objective.terms:
+        pieces = call.split(parts)
+        whole = sum(count for _, count in pieces)
+        found += [(piece, weight * count / whole) for piece, count in pieces]
+    return Window.of(tuple(found))

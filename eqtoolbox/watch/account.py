@@ -14,7 +14,7 @@ from eqtoolbox.watch.capture.holders import instead
 from eqtoolbox.watch.capture.waiting import PATIENCE, Waiting
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.probe import Probe, record
-from eqtoolbox.watch.runner import headline
+from eqtoolbox.watch.rows import headline
 from eqtoolbox.watch.snapshot import parameter_groups
 
 

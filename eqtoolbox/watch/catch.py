@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.replay.gathered import Gathered
+from eqtoolbox.replay.heap import give_back
 from eqtoolbox.replay.identity import identity
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
@@ -32,6 +33,7 @@ PARTIAL = (
     "load_state_dict() was called here and not on every rank; all ranks load the state of the "
     "first one, or none loads any"
 )
+LARGE = 2**22  # parameters, from which on what malloc keeps between evaluations is worth a trim
 ANSWERED = ("ok", "not_converged")
 
 
@@ -99,12 +101,16 @@ class Catch:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or self._agenda.evaluates
         evaluated = evaluated and (together or not self._world.several)
+        snapshot = self._runner.governor.divided(snapshot) if evaluated else snapshot
         own = None if together else self._capture.own_share(self._taken.scale)
+        self._tidy(before)
         if evaluated and self.faithful.check(snapshot, own, self._taken.scale):
             snapshot = self.snapshot(step, before, after, named, together)
+        self._tidy(before)
         known = not self._world.several or (snapshot.slopes and not self._world.sharded)
         if evaluated and self._world.first and known:
             self.vitals.take(snapshot, self._taken.scale)
+            self._tidy(before)
         # those that evaluate tell what others read; the light first, so that heavy ones wait
         probes = sorted(self._agenda.run, key=lambda p: (not p.evaluates, p.graphs))
         waited = self._world.waited
@@ -114,6 +120,7 @@ class Catch:
             light = probe.name in self._agenda.light
             seen = replace(snapshot, light=True) if light else snapshot
             rows = self._runner.run(probe, seen, probe.name in self._agenda.together)
+            self._tidy(before)
             said = f"{probe.name}/{probe.headline}"
             if any(row.name.startswith(said) and row.status in ANSWERED for row in rows):
                 self._agenda.answered.add(probe.name)
@@ -124,6 +131,12 @@ class Catch:
         if together:
             took = sum(self._runner.seconds.values()) - (self._world.waited - waited)
             self._account.by_rank(self._world.each("seconds", took))
+
+    def _tidy(self, before: Parameters) -> None:
+        """Have what was freed given back, where a model is large and another evaluation follows."""
+        on_host = (p.numel() for p in before.values() if p.device.type == "cpu")
+        if self._agenda.evaluates and sum(on_host) >= LARGE:
+            give_back()
 
     def snapshot(
         self,

@@ -17,6 +17,7 @@ from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.tree import tensors
+from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.snapshot import NoRoom, Snapshot, no_room
 
@@ -25,6 +26,8 @@ PEAK = 1.25  # times training's own peak
 SLACK = 2**28  # bytes that a probe may take in any case
 RESERVE = 0.1  # of a device's memory, kept free
 DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout)
+PIECES = 8  # of a batch over which a gradient is summed at most
+ROUNDED = 1e-5  # relative, up to which a loss is the mean of its pieces' but for rounding
 APART = 1e-4  # relative, up to which a loss is the mean of its pieces' losses
 
 
@@ -33,14 +36,16 @@ class Governor:
 
     At a due step there are parameters, their copy theta_t, gradients and the optimizer's state;
     training's peak is without the copy, and with what autograd saves in one evaluation of the loss
-    as it trains. That is counted once for each loss by saved-tensor hooks, and taken to be
-    proportional to the numbers in the batch. A probe needs
+    as it trains. That is counted once for each loss by saved-tensor hooks, on an eighth and a
+    quarter of the batch, and taken to be linear in its numbers. A probe needs
 
         graphs * saved bytes of its own evaluation + copies * parameters,
 
     `Probe.graphs` and `Probe.copies`. Where that is more than is left (and more than 256 MiB), it
     measures a half, a quarter, ... of the batch, if the loss of the batch is the mean of those of
-    its pieces; else nothing. On an accelerator it also leaves a tenth of the memory free.
+    its pieces; or something leaner measures (`Probe.leaner`); else nothing. The gradients that
+    every due step asks for are summed over pieces then. On an accelerator it also leaves a tenth
+    of the memory free.
 
     Args:
         limit: of the peak, over training's own; None for no limit.
@@ -64,16 +69,53 @@ class Governor:
         left, graph, once = snapshot.world.most("room", [-self._room(snapshot), *graphs])
         return replace(snapshot, room=max(-left, SLACK), graph=graph, once=once)
 
-    def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Snapshot, int]:
-        """What the probe is to measure, and on how many samples; 0 where it is the whole batch.
+    def divided(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with its gradients to be summed over pieces of a batch, for want of room.
+
+        That is exact where the loss is the mean of its pieces' losses, dropout and all.
+        """
+        trained = snapshot.training
+        if self.limit is None or trained is None or snapshot.world.several:
+            return snapshot
+        try:
+            saved = self._saved(snapshot, trained, once=True) * max(map(_numbers, trained.calls))
+            left = max(self._room(snapshot), SLACK) - _bytes(snapshot.before.values())
+            parts, most = 1, min(PIECES, *map(samples, trained.calls))
+            while saved / parts > left and 2 * parts <= most:
+                parts *= 2
+            return replace(snapshot, parts=parts if parts == 1 or self._exact(snapshot) else 1)
+        except Exception:  # whatever a loss says is told where it is measured
+            return snapshot
+
+    def _exact(self, snapshot: Snapshot) -> bool:
+        """Whether the loss of the step is the mean of its pieces' losses to rounding."""
+
+        def off() -> float:
+            assert snapshot.training is not None
+            found, _ = apart(snapshot.training.calls[-1], snapshot.before, 2)
+            return found
+
+        return snapshot.shared.get("cut", (snapshot.identity, "exactly"), off) <= ROUNDED
+
+    def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Probe, Snapshot, int]:
+        """What measures what, and on how many samples; 0 where it is the whole batch.
 
         Args:
-            probe: that measures.
+            probe: that measures, or one that is leaner.
             snapshot: `limited`.
 
         Raises:
             NoRoom: not even a sample fits, or the batch cannot be cut.
         """
+        try:
+            return probe, *self._fitted(probe, snapshot)
+        except NoRoom:
+            leaner = probe.leaner()
+            if leaner is None:
+                raise
+        return self.fitted(leaner, snapshot)
+
+    def _fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Snapshot, int]:
         measured, room = snapshot.measured, snapshot.room
         if measured is None:
             return snapshot, 0
@@ -114,7 +156,8 @@ class Governor:
         largest = max(_numbers(one) for one in trained.calls)  # one graph at a time
         peak = held + self._saved(snapshot, trained, once=True) * largest
         device = next(iter(snapshot.before.values())).device
-        return min(self.limit * peak - held - params, _free(device))
+        noted = params if snapshot.gradient is not None else 0  # a copy, of which .grad is another
+        return min(self.limit * peak - held - params - noted, _free(device))
 
     def _saved(self, snapshot: Snapshot, objective: Objective, once: bool = False) -> float:
         """Bytes that autograd saves in one evaluation of the loss, for each number in the batch.
@@ -127,13 +170,13 @@ class Governor:
         bytes_of = partial(by_kernels, saved) if once else saved
 
         def counted() -> float:
-            part = one
-            try:  # of a part that the loss takes, and the whole is in proportion
-                part = one.halved()
-                found = bytes_of(part, snapshot.before)
-            except Exception:  # whatever a user's loss says to half of its batch
-                part, found = one, bytes_of(one, snapshot.before)
-            return found / max(_numbers(part), 1)
+            try:  # of two parts that the loss takes: what goes with the batch, and what does not
+                small, large = (one.split(parts)[0][0] for parts in (8, 4))
+                least, most = (bytes_of(part, snapshot.before) for part in (small, large))
+                slope = (most - least) / (_numbers(large) - _numbers(small))
+                return slope + max(least - slope * _numbers(small), 0.0) / _numbers(one)
+            except Exception:  # whatever a user's loss says to a part of its batch
+                return bytes_of(one, snapshot.before) / max(_numbers(one), 1)
 
         return snapshot.shared.get("saved_bytes", about, counted)
 
@@ -202,6 +245,16 @@ def _free(device: torch.device) -> float:
     free, total = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + cached - RESERVE * total
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on an accelerator or not."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = told(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in said or "can't allocate memory" in said
+    )
 
 
 class _Undropped(TorchFunctionMode):

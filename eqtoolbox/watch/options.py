@@ -49,8 +49,9 @@ class Options:
             are then spread evenly up to there. Callbacks of frameworks that know it tell it.
             Without, a run is planned for 400 steps, and then for twice those so far.
         memory: largest peak of memory as a multiple of training's own; probes that need more
-            measure a part of the batch and say how many samples, or are skipped
-            (`skipped_memory`). None for no limit.
+            measure a part of the batch and say how many samples, keep fewer vectors, or are
+            skipped (`skipped_memory`); of curvature `critical` then takes the place. None for no
+            limit.
         probe_timeout: seconds that a probe may take at one step. After them it is stopped between
             two evaluations of the loss; rows up to there are kept, and after three times in a row
             it is disabled. "auto" is 20 times its longest run so far, at least 30 s, and 600 s

@@ -103,7 +103,6 @@ class Probe(ABC):
     whole_first: ClassVar[bool] = False  # True: a light measurement needs a whole one before it
     graphs: ClassVar[float] = 3.0  # memory at most, in what autograd saves for one gradient,
     copies: ClassVar[float] = 6.0  # and beside that in copies of the parameters
-    instead: ClassVar[str] = ""  # what says something alike where there is no room for this
     state: ClassVar[type[State] | None] = None  # class of the reference, where it is one
     topic: ClassVar[Any] = None  # findings and charts of its records: a topic of the report
 
@@ -123,6 +122,14 @@ class Probe(ABC):
         if saved is not None:
             made.load_state_dict(saved)
         return made
+
+    def leaner(self) -> "Probe | None":
+        """The same for less memory, where there is no room for this; None: it takes no less."""
+        return None
+
+    def instead(self) -> "Probe | None":
+        """What says something alike where there is no room for this at all; None: nothing does."""
+        return None
 
     def acted(  # noqa: B027
         self, before: Parameters, after: Parameters, reference: Any, shared: Shared

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import math
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,14 +14,15 @@ from torch import nn
 
 from eqtoolbox.expect.deadline import OutOfTime, check, clock, deadline, uncounted
 from eqtoolbox.linalg.finite_difference import Kinked
-from eqtoolbox.record.record import Record, Status
+from eqtoolbox.record.record import Record
 from eqtoolbox.replay.isolation import isolated
 from eqtoolbox.replay.thread.scope import LeavesTrace, current
 from eqtoolbox.replay.tree import check_batch
 from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.memory import Governor, samples
+from eqtoolbox.watch.memory import Governor, out_of_memory, samples
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
+from eqtoolbox.watch.rows import headline, noted, on_part, options_of
 from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NoRoom, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.watch.time_limit import TimeLimit
@@ -30,6 +30,7 @@ from eqtoolbox.world.reducing import reducing
 from eqtoolbox.world.world import Retired, World
 
 SHARDS = "it takes whole parameters, of which each process holds a part here"
+WITHIN = "to stay within memory="
 HALF = "on the first half of the batch: the whole did not fit into memory"
 
 
@@ -58,10 +59,11 @@ class Runner:
         self._model, self._seed = model, seed
         self._journal = journal
         self._limit = limit
-        self._governor = governor
+        self.governor = governor
         self._world = world or World()
         self._together = False
         self._told: set[str] = set()  # probes of which it was said that they do not fit
+        self._instead: Probe | None = None  # of the probe that has just found no room
 
     def run(self, probe: Probe, snapshot: Snapshot, together: bool | None = None) -> list[Record]:
         """Measure and write; `take` tells what it took.
@@ -96,6 +98,18 @@ class Runner:
         written.append(self._journal.emit(f"cost/seconds/{probe.name}", seconds, unit="s"))
         if matvecs:
             written.append(self._journal.emit(f"cost/matvecs/{probe.name}", float(matvecs)))
+        return written + self._in_its_place(probe, snapshot, together)
+
+    def _in_its_place(
+        self, probe: Probe, snapshot: Snapshot, together: bool | None
+    ) -> list[Record]:
+        """What is measured for a probe that found no room, on its account."""
+        other, self._instead = self._instead, None
+        if other is None or other.name in (*self.seconds, *self._journal.disabled):
+            return []
+        written = self.run(other, replace(snapshot, light=False), together)
+        for spent in (self.seconds, self.once):
+            spent[probe.name] += spent.pop(other.name)
         return written
 
     def take(self) -> tuple[dict[str, float], dict[str, float]]:
@@ -122,7 +136,7 @@ class Runner:
     def _measured(self, probe: Probe, snapshot: Snapshot) -> tuple[list[Measurement], bool]:
         """What the probe yields, ended by a row that says what went wrong; and if it fits."""
         rows: list[Measurement] = []
-        used = 0  # samples, where they are not all
+        used, lean = 0, probe  # samples, where they are not all, and who measured
         began = time.perf_counter()
         rng = self._generator(probe, snapshot.step)
         try:
@@ -144,19 +158,19 @@ class Runner:
                     check_batch(snapshot.measured.batch, self._model)
                 if evaluates:
                     with uncounted():
-                        snapshot = self._governor.limited(snapshot)
+                        snapshot = self.governor.limited(snapshot)
                 if not known:
                     started = time.perf_counter()
                     self.references[probe.name] = probe.reference(snapshot, rng)
                     self.once[probe.name] += time.perf_counter() - started
                 if probe.evaluates:
                     with uncounted():
-                        snapshot, used = self._governor.fitted(probe, snapshot)
+                        lean, snapshot, used = self.governor.fitted(probe, snapshot)
                 made = snapshot.shared.seconds
                 reference = probe.restored(self.references[probe.name])
                 self.references[probe.name] = reference
                 try:
-                    rows.extend(probe.measure(snapshot, reference, rng))
+                    rows.extend(lean.measure(snapshot, reference, rng))
                     self._same_draws(rng)
                 finally:  # what is found out for the whole run is not paid for again
                     self.once[probe.name] += snapshot.shared.seconds - made
@@ -168,9 +182,10 @@ class Runner:
             self.refused = str(reason)
         except NoRoom as reason:
             rows.append(headline(probe, "skipped_memory", str(reason)))
+            other = self._instead = probe.instead()
             if probe.name not in self._told:
                 self._told.add(probe.name)
-                instead = f", or measure {probe.instead}" if probe.instead else ""
+                instead = f"; {other.name} is measured in its place" if other else ""
                 self._journal.warn(probe.name, f"{probe.name} is left out: {reason}{instead}")
         except NotApplicable as reason:
             row = headline(probe, "not_applicable", str(reason))
@@ -193,8 +208,10 @@ class Runner:
             took = time.perf_counter() - began - self.once[probe.name]
             self._limit.learn(probe.name, took)
         if used or probe.name in self.halved:
-            said = f"on {used} samples of the batch, to stay within memory=" if used else HALF
-            rows = [_on_part(row, said, samples(snapshot.measured)) for row in rows]
+            said = f"on {used} samples of the batch, {WITHIN}" if used else HALF
+            rows = [on_part(row, said, samples(snapshot.measured)) for row in rows]
+        if lean is not probe:
+            rows = [noted(row, f"with {options_of(lean, probe)}, {WITHIN}") for row in rows]
         return rows, True
 
     @contextmanager
@@ -226,7 +243,7 @@ class Runner:
         why = self._limit.exceeded(probe.name, seconds)
         whole = [k for k, row in enumerate(rows) if row.quantity == probe.headline]
         for k in whole:
-            rows[k] = replace(rows[k], note="; ".join(filter(None, (rows[k].note, why))))
+            rows[k] = noted(rows[k], why)
         if not whole:
             rows.append(headline(probe, "failed", why))
         self._journal.failed(probe.name, OutOfTime(why))
@@ -259,31 +276,10 @@ class Runner:
         return self._journal.write(record(measurement, probe))
 
 
-def _on_part(row: Measurement, said: str, count: int) -> Measurement:
-    """A row that says on how many samples it was measured."""
-    note = "; ".join(filter(None, (row.note, said)))
-    return replace(row, note=note, facts={**row.facts, "samples_used": count})
-
-
-def headline(probe: Probe, status: Status, note: str) -> Measurement:
-    """The row that says why there is no number."""
-    return Measurement(probe.headline, math.nan, status=status, note=note)
-
-
 def isolated_for(snapshot: Snapshot, model: nn.Module, draws: bool = False) -> Any:
     """The scope in which a snapshot may be measured."""
     objective = snapshot.measured or snapshot.training
     return isolated(model) if objective is None else objective.isolated(draws=draws)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short, on an accelerator or not."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    said = told(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in said or "can't allocate memory" in said
-    )
 
 
 def synchronize(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from eqtoolbox.record.record import Product
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.statistics import along
+from eqtoolbox.replay.window import in_pieces
 from eqtoolbox.watch.shared import Shared
 from eqtoolbox.world.layout import local
 from eqtoolbox.world.shards import ALONE, Shards
@@ -81,6 +82,7 @@ class Snapshot:
     room: float = math.inf  # bytes that what is measured may take
     graph: float = 0.0  # bytes that autograd saves in one evaluation of the loss to measure on,
     once: float = 0.0  # and where what it saves is differentiated once
+    parts: int = 1  # of each batch over which gradients are summed, one after the other
     seconds: float = math.inf  # that a search may take before it says what it has by then
     # what second derivatives the probe that measures was given, where they are not exact
     products: set[Product] = field(default_factory=set, repr=False, compare=False)
@@ -120,7 +122,8 @@ class Snapshot:
             here = known.before is self.before and known.scale == scale
             if here and _same(known.objective, objective):
                 return known.gradient
-        found = replayed_gradient(objective, self.before, scale)
+        divided = in_pieces(objective, self.parts)
+        found = replayed_gradient(divided, self.before, scale)
         known = Slope(objective=objective, before=self.before, scale=scale, gradient=found)
         self.slopes.append(known)
         return found

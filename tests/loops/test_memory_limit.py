@@ -172,7 +172,7 @@ def test_whether_a_batch_can_be_cut_is_asked_once(monkeypatch: pytest.MonkeyPatc
     known = memory.apart
     monkeypatch.setattr(memory, "apart", lambda *given: asked.append(1) or known(*given))
     assert watched(Loss(graphs=3.0), memory=1.25)[1].facts["samples_used"]
-    assert asked == [1, 1], "of halves and of thirds"
+    assert asked == [1, 1, 1], "of the step's gradient, of halves and of thirds"
 
 
 @pytest.mark.usefixtures("tight")
@@ -316,3 +316,99 @@ def test_laws_hold_where_they_were_found_on_a_part_of_the_batch() -> None:
     rows = watched(probe, model=model, batch=batch, memory=1.25)
     laws = [r for r in rows if r.name == "conservation/first_order/rescale"]
     assert laws and {r.verdict for r in laws} == {"holds"}
+
+
+def rows_of(limit: float | None, model: nn.Module, probes: Any) -> list[Any]:
+    """Records of two steps of a loss that saves little beside the parameters."""
+    torch.manual_seed(0)
+    sink, x = MemorySink(), torch.randn(4, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    given = {"probes": probes, "schedule": 1, "budget": None, "memory": limit}
+    with eq.attach(model, optimizer, sinks=[sink], **given) as monitor:
+        loss = monitor.loss(lambda m, x: m(x).square().mean())
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss(model, x).backward()
+            optimizer.step()
+    return sink.records
+
+
+def rows_with(limit: float | None, model: nn.Module, probes: Any) -> dict[str, Any]:
+    """The first record of each name."""
+    return {r.name: r for r in reversed(rows_of(limit, model, probes))}
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 8))
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_search_with_less_memory_finds_the_same_sharpness_and_says_so() -> None:
+    """From all directions to fewer vectors, to the sharpest alone, to forwards in its place."""
+    full = rows_with(None, wide(), [eq.probes.Curvature(k=3, tol=1e-3, max_matvecs=400)])
+    names, seen = set(full), set()
+    for limit in (32.0, 14.0, 10.5):
+        found = rows_with(limit, wide(), [eq.probes.Curvature(k=3, tol=1e-3, max_matvecs=400)])
+        sharpness = found["curvature/sharpness"]
+        seen.add(sharpness.note.partition(", to stay")[0])
+        assert sharpness.status == "ok" and set(found) <= names
+        assert sharpness.value == pytest.approx(full["curvature/sharpness"].value, rel=1e-4)
+    assert seen == {"", "with rows=6", "with k=1, smallest=False, rows=3"}
+
+
+@pytest.mark.usefixtures("tight")
+def test_where_curvature_has_no_room_critical_sharpness_is_measured_in_its_place() -> None:
+    critical = eq.probes.CriticalSharpness()
+    with pytest.warns(RuntimeWarning, match="; critical is measured in its place"):
+        found = rows_with(3.0, wide(), [eq.probes.Curvature()])
+    assert found["curvature/sharpness"].status == "skipped_memory"
+    alone = rows_with(None, wide(), [critical])
+    for name in ("critical/factor", "critical/sharpness"):
+        assert found[name].status == "ok" and found[name].value == alone[name].value
+    assert "cost/seconds/critical" in found and "cost/seconds/curvature" in found
+
+
+@pytest.mark.usefixtures("tight")
+def test_nothing_is_measured_twice_in_a_place() -> None:
+    """Who asks for both gets each once."""
+    probes = [eq.probes.Curvature(), eq.probes.CriticalSharpness()]
+    with pytest.warns(RuntimeWarning, match="curvature is left out"):
+        records = rows_of(3.0, wide(), probes)
+    assert [r.step for r in records if r.name == "critical/factor"] == [0, 1]
+
+
+def divided(model: nn.Module, loss: Any, batch: Any) -> tuple[int, Any]:
+    """Pieces of the batch that the gradient check takes where there is no room, and its record."""
+    torch.manual_seed(0)
+    sink, seen = MemorySink(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    class Sees(Loss):
+        def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+            seen.append(snapshot.parts)
+            return iter(())
+
+    given = {"probes": [Sees(0.1)], "schedule": 1, "budget": None, "memory": 1.25}
+    with eq.attach(model, optimizer, sinks=[sink], **given) as monitor:
+        step_loss = monitor.loss(loss)
+        step_loss(model, batch).backward()
+        optimizer.step()
+    (row,) = (r for r in sink.records if r.name == "monitor/closure_grad_cos")
+    return seen[0], row
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_gradient_is_checked_piece_by_piece_where_memory_is_short() -> None:
+    batch = torch.randn(64, 6), torch.randint(3, (64,))
+    normed = nn.Sequential(nn.Linear(6, 256), nn.BatchNorm1d(256), nn.Linear(256, 3))
+    dropped = nn.Sequential(nn.Linear(6, 256), nn.Dropout(0.5), nn.Linear(256, 3))
+    parts, row = divided(mlp(6, 256, 3), cross_entropy, batch)
+    assert parts > 1 and row.value == pytest.approx(1.0, abs=1e-6)
+    for model, loss in (
+        (normed, cross_entropy),
+        (dropped, cross_entropy),
+        (mlp(6, 256, 3), contrastive),
+    ):
+        parts, row = divided(model, loss, batch)
+        assert parts == 1 and row.value == pytest.approx(1.0, abs=1e-6)

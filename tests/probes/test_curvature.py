@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.alignment import turn
-from eqtoolbox.probes.curvature import Curvature, Reuse, TopSpace
+from eqtoolbox.probes.curvature import Curvature, Reuse
 from eqtoolbox.probes.spectrum import Spectrum
+from eqtoolbox.probes.top_space import TopSpace
 from eqtoolbox.probes.tracking import Tracking
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.schedule import every

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from eqtoolbox.replay.heap import give_back
 from eqtoolbox.replay.thread.interception import Intercepted
 from eqtoolbox.replay.thread.scope import unobserved
-from eqtoolbox.weights.search.memory import give_back
 
 _PAGES = 2**24  # entries of gradients after which what they took goes back to the system
 _ENTERED = Intercepted(("torch.autograd.graph", "saved_tensors_hooks"), "__enter__")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import leaf, valued
+from eqtoolbox.replay.heap import give_back
 from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.parameter import (
     ContinuousSymmetry,
@@ -23,7 +24,6 @@ from eqtoolbox.weights.parameter import (
     ParameterSymmetry,
     Status,
 )
-from eqtoolbox.weights.search.memory import give_back
 from eqtoolbox.weights.search.moves import Move, by_name, move, moved, moved_alone, moved_on
 from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.slopes import Slopes

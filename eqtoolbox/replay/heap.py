@@ -1,4 +1,4 @@
-"""Memory: what was freed goes back to the system, where the C library would keep it."""
+"""The heap: what was freed goes back to the system, where the C library would keep it."""
 
 import ctypes
 import sys

@@ -1,0 +1,62 @@
+"""Unsaved: a value is evaluated without what autograd keeps for a derivative that nobody takes.
+
+Gradients are on all the same, as losses differentiate inside: one that does is evaluated again.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from eqtoolbox.replay.gradients import differentiated
+from eqtoolbox.replay.thread.scope import current
+
+Made = TypeVar("Made")
+LARGE = 2**18  # numbers in model and batch from which on memory is worth a call for each tensor
+_NO_HOOKS = "saved tensor hooks"  # what torch says where a loss uses torch.func, which has none
+
+
+def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
+    """`evaluate()`, a value alone unless the caller differentiates it.
+
+    Args:
+        evaluate: begins from the same state each time that it is called, as replays do.
+        given: what it evaluates with; of little everything is saved.
+    """
+    replay = current()
+    if replay is None or replay.differentiates or differentiated():
+        return evaluate()
+    if all(count < LARGE for count in accumulate(x.numel() for x in given)):
+        return evaluate()
+    scope = _Unsaved()
+    try:
+        with scope:
+            found = evaluate()
+        if not scope.asked:
+            return found
+    except Exception as error:
+        if not scope.asked and not _unhooked(error):
+            raise
+    replay.differentiates = True
+    return evaluate()
+
+
+class _Unsaved(saved_tensors_hooks):
+    """Scope in which operations save nothing for a derivative; `asked` says if one was taken."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        super().__init__(lambda tensor: None, self._ask)
+
+    def _ask(self, nothing: None) -> Tensor:
+        self.asked = True
+        raise RuntimeError("a derivative inside of the loss needs tensors that were not saved")
+
+
+def _unhooked(error: BaseException) -> bool:
+    known: Any = error
+    while known is not None and _NO_HOOKS not in str(known):
+        known = known.__cause__
+    return known is not None

@@ -1,0 +1,108 @@
+"""Values are evaluated without what autograd would save, and are the same to the bit."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import eqtoolbox.replay.unsaved as unsaved
+from eqtoolbox.replay.isolation import RandomState
+from eqtoolbox.replay.objective import Objective
+from tests.conftest import blobs, mlp
+from tests.loops.inner_losses import PROBLEMS
+
+
+def objective(model: nn.Module, loss: Any, batch: Any) -> Objective:
+    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+    random = RandomState()
+    return Objective(model=model, loss_fn=loss, batch=batch, random=random, buffers=buffers)
+
+
+def value(of: Objective) -> Tensor:
+    with torch.no_grad():
+        return of.loss(of.parameters())
+
+
+class Deep(nn.Module):
+    """Linear layers and tanh; it notes how many outputs are alive when the last layer is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+        self.alive = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = []
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+            made.append(weakref.ref(x))
+        self.alive = sum(ref() is not None for ref in made[:-1])
+        return x
+
+
+@pytest.mark.parametrize(("least", "left"), [(0, 0), (2**62, 4)], ids=["unsaved", "saved"])
+def test_layers_give_back_what_they_made(
+    least: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linear layer saves its input; where nothing is saved, none is left at the end."""
+    monkeypatch.setattr(unsaved, "LARGE", least)
+
+    def loss(model: Deep, x: Tensor) -> Tensor:
+        return 0 * model(x).mean() + model.alive
+
+    assert float(value(objective(Deep(), loss, torch.randn(5, 6)))) == left
+
+
+def test_what_is_differentiated_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unsaved, "LARGE", 0)
+    of = objective(mlp(6, 5, 3), lambda m, b: F.cross_entropy(m(b[0]), b[1]), blobs())
+    params = {n: p.requires_grad_() for n, p in of.parameters().items()}
+    with of.isolated(), torch.enable_grad():
+        found = torch.autograd.grad(of.loss(params), list(params.values()))
+    assert all(bool(g.any()) for g in found)
+
+
+def _swallows(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    try:
+        return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0].square().mean()
+    except RuntimeError:
+        return torch.zeros((), requires_grad=True)
+
+
+class _Counting:
+    """A loss whose value is how often it was called before, which a replay puts back."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        self.calls += 1
+        drawn = torch.rand(())
+        return _swallows(model, x) + self.calls + drawn
+
+
+@pytest.mark.parametrize("loss", [_swallows, _Counting()], ids=["swallows", "counts and draws"])
+def test_what_a_first_try_did_is_undone(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for least in (0, 2**62):
+        monkeypatch.setattr(unsaved, "LARGE", least)
+        torch.manual_seed(0)
+        found.append(value(objective(nn.Linear(6, 2), loss, torch.ones(3, 6))))
+    assert torch.equal(*found) and float(found[0]) > 0
+    assert getattr(loss, "calls", 0) == 0
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_loss_that_differentiates_has_its_value(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for least in (0, 2**62):
+        monkeypatch.setattr(unsaved, "LARGE", least)
+        torch.manual_seed(0)
+        found.append(value(objective(*PROBLEMS[name]())))
+    assert torch.equal(*found)
