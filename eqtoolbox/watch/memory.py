@@ -17,7 +17,7 @@ from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.tree import tensors
-from eqtoolbox.watch.interrupts import told
+from eqtoolbox.watch.interrupts import for_the_loop, told
 from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.snapshot import NoRoom, Snapshot, no_room
 
@@ -84,7 +84,9 @@ class Governor:
             while saved / parts > left and 2 * parts <= most:
                 parts *= 2
             return replace(snapshot, parts=parts if parts == 1 or self._exact(snapshot) else 1)
-        except Exception:  # whatever a loss says is told where it is measured
+        except BaseException as error:  # what a loss says is told where it is measured
+            if for_the_loop(error):
+                raise
             return snapshot
 
     def _exact(self, snapshot: Snapshot) -> bool:
