@@ -20,6 +20,7 @@ from torch.overrides import (
     _push_mode,
 )
 
+from eqtoolbox.replay.batch_norm import batch_norm
 from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.thread.scope import current
@@ -203,6 +204,14 @@ def _attends(mode: Operations, args: Any, kwargs: Any) -> Tensor:
     return attention(*args, **kwargs)
 
 
+def _normalises(mode: Operations, args: Any, kwargs: Any) -> Tensor:
+    """By torch's own kernel where that differentiates once."""
+    replay = current()
+    once = replay is not None and replay.once
+    made: Tensor = (F.batch_norm if once else batch_norm)(*args, **kwargs)
+    return made
+
+
 def by_kernels(function: Callable[..., Made], *args: Any) -> Made:
     """`function(*args)`, which differentiates once at most: evaluated as the training does.
 
@@ -279,6 +288,7 @@ _TWINS: dict[Any, Any] = {
     torch.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
     Tensor.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
     F.embedding_bag: _runs(embedding_bag),
+    F.batch_norm: _normalises,
     F.scaled_dot_product_attention: _attends,
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
     torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it
