@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ class Prediction:
     params: Parameters
     model: nn.Module
     call: Call  # the loss's own, with f(x) and the loss
+    made: dict[str, Any] = field(default_factory=dict)  # what several claims ask of it
 
     @property
     def inputs(self) -> Any:

@@ -11,9 +11,10 @@ from eqtoolbox.probes.prediction import Prediction
 from eqtoolbox.replay.parts import in_parts
 from eqtoolbox.replay.reading import Reading, argument_names, is_open, opened
 from eqtoolbox.symmetry.claim import Equivariance
-from eqtoolbox.symmetry.culprit import Culprit, culprit
+from eqtoolbox.symmetry.culprit import Culprit, blamed
 from eqtoolbox.symmetry.each import batch_of_one, one_sample
 from eqtoolbox.symmetry.each import whole as whole_loss
+from eqtoolbox.symmetry.layers import Unmoved
 from eqtoolbox.symmetry.structure import batch_size
 
 
@@ -98,7 +99,11 @@ class View:
         if self.parts or (len(self.f.call.args) != 1 and not self.whole):
             return None
         try:
-            found = culprit(self.model, self.inputs, symmetry)
+            model, inputs = self.model, self.inputs
+            known = f"unmoved, {'whole' if self.whole else 'first'}"
+            if known not in self.f.made:
+                self.f.made[known] = Unmoved.of(model, inputs)
+            found = blamed(model, inputs, symmetry, unmoved=self.f.made[known])
         except (RuntimeError, ValueError, TypeError, LookupError):
             return None
         named = tuple(replace(e, layer=self.own_name(e.layer)) for e in found.layers)

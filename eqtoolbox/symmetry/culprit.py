@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from eqtoolbox.expect.checked import checked
@@ -16,11 +15,9 @@ from eqtoolbox.symmetry.actions.resampling import Turn, Zoom, band_limited
 from eqtoolbox.symmetry.causes import ORDERED, Cause, Kind, cause_between, cause_of, operations
 from eqtoolbox.symmetry.claim import Claimed, Equivariance
 from eqtoolbox.symmetry.equivariance import equivariance_error
-from eqtoolbox.symmetry.layers import LayerError, Layers, activations, call
-from eqtoolbox.symmetry.orbit import Function, distance, require_inputs, told
+from eqtoolbox.symmetry.layers import LayerError, Layers, Unmoved, call
+from eqtoolbox.symmetry.orbit import Function, require_inputs, told
 from eqtoolbox.symmetry.structure import Tree, on_tensors
-
-_RANDOM = 100.0  # difference of two runs of a random layer, in roundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +70,25 @@ def culprit(
         >>> culprit(model, x, claim).layer
         '0'
     """
+    return blamed(model, inputs, symmetry, hidden)
+
+
+def blamed(
+    model: nn.Module,
+    inputs: Tree,
+    symmetry: Equivariance,
+    hidden: Mapping[str, Action] | None = None,
+    unmoved: Unmoved | None = None,
+) -> Culprit:
+    """As `culprit`, which checks its arguments; of several claims what x itself makes is known."""
     if in_parts(inputs, symmetry.rows):
         return Culprit(layer=None, cause="", layers=(), floor=0.0)  # layers see no samples
     require_inputs(inputs)
-    found: Layers = told(lambda x: Layers.of(model, x, symmetry, hidden), inputs)
+    known: Unmoved = unmoved or told(lambda x: Unmoved.of(model, x), inputs)
+    found: Layers = told(lambda x: Layers.of(model, x, symmetry, hidden, known), inputs)
     floor = max((e.rounding for e in found.errors), default=0.0)
     modules = dict(model.named_modules())
-    random = _random(model, inputs, found)
+    random = known.random
     broken = next((e for e in found.errors if e.broken), None)
     first = random if random is not None else None if broken is None else broken.layer
     if random is not None:
@@ -96,16 +105,6 @@ def culprit(
     else:
         cause = cause_of(modules[broken.layer], broken.layer, found, symmetry)
     return Culprit(layer=first, cause=cause, layers=found.errors, floor=floor)
-
-
-def _random(model: nn.Module, inputs: Tree, found: Layers) -> str | None:
-    """The first layer that answers twice differently."""
-    again = activations(model, inputs, seed=1)
-    for name, at in found.base.items():
-        noise = _RANDOM * torch.finfo(at.made.dtype).eps
-        if name in again and distance(again[name].made, at.made) > noise:
-            return name
-    return None
 
 
 def _interpolated(model: nn.Module, inputs: Tree, symmetry: Equivariance) -> bool:

@@ -21,10 +21,11 @@ from eqtoolbox.symmetry.actions.permuting import Permute
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.each import Rebuilt
 from eqtoolbox.symmetry.groups.group import Element
-from eqtoolbox.symmetry.orbit import distance, double, marked
+from eqtoolbox.symmetry.orbit import distance, double, marked, square
 from eqtoolbox.symmetry.structure import Tree, floating, on_tensors
 
 _SAMPLES = 4  # group elements that layers are compared at
+_RANDOM = 100.0  # difference of two runs of a random layer, in roundings
 _MISFIT = (ValueError, TypeError, RuntimeError, LookupError, AttributeError)
 
 
@@ -102,9 +103,33 @@ def call(model: nn.Module, x: Tree) -> Tree:
     return torch.func.functional_call(model, buffers, x if isinstance(x, tuple) else (x,))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unmoved:
+    """What the layers of a model make of x itself: the same for every claim about it."""
+
+    base: dict[str, Activation]
+    rounding: dict[str, float]  # what x off by one rounding changes at each layer, relative
+    random: str | None  # first layer that answers twice differently
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Tree, again: bool = True) -> "Unmoved":
+        """Run the model at x, at x off by one rounding, and `again` with other random numbers."""
+        base = activations(model, inputs)
+        near = nudged(inputs, torch.Generator().manual_seed(1))
+        near = activations(model, near, like=inputs)
+        rounding = {name: distance(near[name].made, at.made) for name, at in base.items()}
+        other, random = activations(model, inputs, seed=1) if again else {}, None
+        for name in (n for n in base if n in other):
+            made = base[name].made
+            if distance(other[name].made, made) > _RANDOM * torch.finfo(made.dtype).eps:
+                random = name
+                break
+        return cls(base=base, rounding=rounding, random=random)
+
+
 @dataclass(frozen=True)
 class Layers:
-    """Activations of a model at x, near x and at S_g x, and the hidden actions that fit them."""
+    """Activations of a model at x and at S_g x, and the hidden actions that fit them."""
 
     base: dict[str, Activation]
     moved: list[dict[str, Activation]]
@@ -118,13 +143,13 @@ class Layers:
         inputs: Tree,
         symmetry: Equivariance,
         hidden: Mapping[str, Action] | None = None,
+        unmoved: Unmoved | None = None,
     ) -> "Layers":
-        """Run the model at x, at x off by one rounding, and at up to 4 elements."""
+        """Run the model at up to 4 elements, and at x where that is not known."""
         known = dict(hidden or {})
         elements = _elements(symmetry)
-        base = activations(model, inputs)
-        near = nudged(inputs, torch.Generator().manual_seed(1))
-        near = activations(model, near, like=inputs)
+        unmoved = unmoved or Unmoved.of(model, inputs, again=False)
+        base = unmoved.base
         given = [symmetry.input_action(g, inputs) for g in elements]
         moved = [activations(model, x, like=inputs) for x in given]
         kinds = {name: type(module).__name__ for name, module in model.named_modules()}
@@ -133,7 +158,7 @@ class Layers:
             choices = [known[name]] if name in known else candidate_actions(symmetry)
             made = [m[name].made for m in moved if name in m]
             given = [x for m in moved if name in m and (x := m[name].given) is not None]
-            rounding = max(distance(near[name].made, at.made), 8 * torch.finfo(at.made.dtype).eps)
+            rounding = max(unmoved.rounding[name], 8 * torch.finfo(at.made.dtype).eps)
             bar = VIOLATED * rounding
             error, action = _best(choices, elements, at.made, made, bar)
             entering = 0.0
@@ -237,8 +262,8 @@ def _error(action: Action, elements: list[Element], output: Tensor, moved: list[
         if not isinstance(expected, Tensor) or expected.shape != response.shape:
             return math.nan
         right = double(expected)
-        above += float((double(response) - right).square().sum())
-        below += float(right.square().sum())
+        above += float(square(double(response) - right))
+        below += float(square(right))
     return math.sqrt(above / below) if below > 0 else 0.0
 
 

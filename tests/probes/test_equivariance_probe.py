@@ -7,10 +7,11 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes.equivariance import EquivarianceError
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.symmetry import SO3, Each, Equivariance, Symmetric
+from eqtoolbox.symmetry import SO3, Each, Equivariance, Symmetric, layers
 from eqtoolbox.symmetry.actions.action import trivial
 from eqtoolbox.symmetry.actions.linear import vectors
 from eqtoolbox.symmetry.actions.permuting import Permute
+from eqtoolbox.symmetry.layers import activations
 
 
 class Tokens(nn.Module):
@@ -93,3 +94,27 @@ def test_an_error_that_grows_raises_the_alarm() -> None:
     records = measured(model, loss, torch.randn(8, 3), probe, steps=4)
     assert records["equivariance/growth/odd"].value > 1e4
     assert records["equivariance/growth/odd"].note.startswith("alarm")
+
+
+def test_layers_of_several_claims_are_those_of_each_by_fewer_runs(monkeypatch) -> None:
+    """What the model makes of x itself is shared between claims, and by claim nothing else."""
+    names = ("cyclic4", "flip", "translation")
+    batch = torch.randn(6, 1, 4, 4), torch.randint(0, 2, (6,))
+    loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def blamed(*symmetries: str) -> tuple[dict[str, tuple[float, str]], int]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+        runs: list[int] = []
+        run = lambda *given, **options: runs.append(1) or activations(*given, **options)
+        monkeypatch.setattr(layers, "activations", run)
+        probe = EquivarianceError(symmetries=symmetries, locate=True)
+        records = measured(model, loss, batch, probe, steps=1)
+        located = {n: r for n, r in records.items() if "/layer_error/" in n}
+        return {n: (r.value, r.note) for n, r in located.items()}, len(runs)
+
+    together, runs = blamed(*names)
+    apart = [blamed(name) for name in names]
+    assert together == {n: found for one, _ in apart for n, found in one.items()}
+    assert {n.split("/")[2] for n in together} == set(names)
+    assert runs == sum(count for _, count in apart) - 3 * (len(names) - 1)
