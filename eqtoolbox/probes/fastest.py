@@ -10,6 +10,7 @@ from eqtoolbox.linalg.vectors import Vector, add, norm
 
 T = TypeVar("T")
 CLEARLY = 0.85  # of the time that another way takes: what noise does not explain
+LOADING = 0.3  # seconds that torch takes to load its forward derivatives, once a program
 ROUNDING = 1e-4  # relative; by which float32 products of two ways may differ
 CANNOT = (RuntimeError, TypeError, ValueError, NotImplementedError, FloatingPointError)
 
@@ -21,6 +22,18 @@ def timed(product: Callable[[Vector], T], v: Vector) -> tuple[T, float]:
     made = product(v)
     _wait(v)
     return made, time.perf_counter() - started
+
+
+def worth_asking(v: Vector, seconds: float) -> bool:
+    """Whether products that take so long may be had faster by a way that has to be loaded first.
+
+    On a CPU one that is slower at once is not taken, and what is loaded counts at once.
+
+    Example:
+        >>> worth_asking({"x": torch.ones(2)}, 0.01), worth_asking({"x": torch.ones(2)}, 10.0)
+        (False, True)
+    """
+    return _device(v) != "cpu" or seconds > LOADING
 
 
 def faster(

@@ -8,7 +8,7 @@ from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.widened import WidenedOperator
-from eqtoolbox.probes.fastest import ROUNDING, faster
+from eqtoolbox.probes.fastest import ROUNDING, faster, worth_asking
 from eqtoolbox.probes.field import widened
 from eqtoolbox.probes.self_test import ROUGH, SelfTest
 from eqtoolbox.replay.objective import Objective, Parameters
@@ -49,7 +49,7 @@ def by_the_fastest_way(
     Args:
         along, product, seconds: a vector, its product on a retained graph, and what that took.
     """
-    if test.mode != "exact" or len(objective.pieces) > 1:
+    if test.mode != "exact" or len(objective.pieces) > 1 or not worth_asking(along, seconds):
         return test
     other = replace(test, way="forward")
     forward, retained = operator(objective, params, other), operator(objective, params, test)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.vectors import add, norm, random_like
-from eqtoolbox.probes import engine, fastest
+from eqtoolbox.probes import engine, fastest, operators
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine, self_test
 from eqtoolbox.probes.fastest import faster
@@ -120,6 +120,22 @@ def test_a_run_goes_on_by_the_way_it_chose_on_another_machine_too(eager, monkeyp
     again.load_state_dict(monitor.state_dict())
     assert found + sharpness(model, again, sink, optimizer, 3) == expected
     assert "'way': 'forward'" in str(again.state_dict()["shared"])
+
+
+def test_a_way_that_has_to_be_loaded_is_not_asked_for_products_that_take_less(monkeypatch) -> None:
+    torch.manual_seed(1)
+    loss = objective(Around(nn.Sequential(nn.Linear(D, D), nn.Tanh())))
+
+    def asked(seconds: float) -> bool:
+        ways = []
+        monkeypatch.setattr(engine, "timed", lambda product, v: (product(v), seconds))
+        monkeypatch.setattr(operators, "faster", lambda *given: ways.append(given) or False)
+        with loss.isolated():
+            assert self_test(loss, loss.parameters()).way == "retained"
+        return bool(ways)
+
+    assert not asked(fastest.LOADING / 2)
+    assert asked(2 * fastest.LOADING)
 
 
 def test_a_layer_without_forward_formula_keeps_the_graph(eager) -> None:
