@@ -7,10 +7,10 @@ are most of a convolutional network's Hessian product. Three sums and three prod
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+
+from eqtoolbox.replay.plain import differentiates_twice
 
 
 def batch_norm(
@@ -37,28 +37,14 @@ def batch_norm(
         tensor([[-1.],
                 [ 1.]])
     """
-    if training and eps > 0 and _plain(input, weight, bias):
+    several = input.dim() > 1 and input.numel() > input.shape[1]  # torch refuses one by name
+    affine = weight is not None and bias is not None
+    known = training and eps > 0 and several and affine
+    if known and differentiates_twice(input, weight, bias):
         rest = running_mean, running_var, momentum, eps
         made: Tensor = NativeBatchNorm.apply(input, weight, bias, *rest)  # type: ignore[no-untyped-call]
         return made
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def _plain(x: Tensor, *affine: Tensor | None) -> bool:
-    """Whether a reverse derivative is to come, of tensors that torch's kernel takes as they are."""
-    tensors = [t for t in (x, *affine) if t is not None]
-    return (
-        len(tensors) == 3
-        and torch.is_grad_enabled()
-        and x.dim() > 1
-        and x.numel() > x.shape[1]  # torch refuses a single value by name
-        and x.dtype in (torch.float32, torch.float64)
-        and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-        and all(t.device.type == "cpu" and t.dtype == x.dtype for t in tensors)
-        and any(t.requires_grad for t in tensors)
-        and forward_ad._current_level < 0
-        and peek_interpreter_stack() is None
-    )
 
 
 class NativeBatchNorm(torch.autograd.Function):

@@ -21,6 +21,7 @@ from torch.overrides import (
 )
 
 from eqtoolbox.replay.batch_norm import batch_norm
+from eqtoolbox.replay.convolution import convolution
 from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.thread.scope import current
@@ -198,18 +199,16 @@ def attention(
 
 def _attends(mode: Operations, args: Any, kwargs: Any) -> Tensor:
     """By torch's own choice of a kernel where that will do: no T x T weights are kept."""
-    replay, dropped = current(), kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
-    if replay is not None and replay.once and not dropped:  # masks are the same everywhere
+    dropped = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+    if _once() and not dropped:  # masks are the same everywhere
         return F.scaled_dot_product_attention(*args, **kwargs)
     return attention(*args, **kwargs)
 
 
-def _normalises(mode: Operations, args: Any, kwargs: Any) -> Tensor:
-    """By torch's own kernel where that differentiates once."""
+def _once() -> bool:
+    """Whether what is replayed differentiates once at most."""
     replay = current()
-    once = replay is not None and replay.once
-    made: Tensor = (F.batch_norm if once else batch_norm)(*args, **kwargs)
-    return made
+    return replay is not None and replay.once
 
 
 def by_kernels(function: Callable[..., Made], *args: Any) -> Made:
@@ -278,8 +277,9 @@ def _backward(mode: Operations, args: Any, kwargs: Any) -> Any:
 _runs_backward = _runs_opened(torch.autograd.backward)
 
 
-def _runs(twin: Callable[..., Tensor]) -> Any:
-    return lambda mode, args, kwargs: twin(*args, **kwargs)
+def _runs(twin: Callable[..., Tensor], once: Callable[..., Tensor] | None = None) -> Any:
+    """`once`, if given, where that will do: the function itself."""
+    return lambda mode, args, kwargs: (once if once and _once() else twin)(*args, **kwargs)
 
 
 _TWINS: dict[Any, Any] = {
@@ -288,7 +288,8 @@ _TWINS: dict[Any, Any] = {
     torch.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
     Tensor.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
     F.embedding_bag: _runs(embedding_bag),
-    F.batch_norm: _normalises,
+    F.batch_norm: _runs(batch_norm, F.batch_norm),
+    **{f: _runs(convolution(f), f) for f in (torch.conv1d, torch.conv2d, torch.conv3d)},
     F.scaled_dot_product_attention: _attends,
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
     torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it
