@@ -4,10 +4,13 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
+from torch.overrides import _get_current_function_mode_stack
 
 
 def differentiates_twice(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether reverse derivatives, two maybe, are to come of what torch's kernels take as it is.
+
+    Nor may another mode be waiting to hear of the call, as one that scales epsilons.
 
     Example:
         >>> differentiates_twice(torch.ones(2), torch.ones(2, requires_grad=True))
@@ -23,4 +26,5 @@ def differentiates_twice(x: Tensor, *weights: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
         and peek_interpreter_stack() is None
+        and not _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     )

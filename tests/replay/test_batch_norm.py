@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqtoolbox.replay.batch_norm import batch_norm
@@ -119,6 +120,29 @@ def test_a_single_value_is_refused_as_by_torch() -> None:
     _, weight, bias = given((9, 3), torch.float32)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         batch_norm(torch.ones(1, 3), None, None, weight, bias, training=True)
+
+
+class Hears(TorchFunctionMode):
+    """Notes which functions are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.heard.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("function", [F.batch_norm, torch.conv1d])
+def test_a_mode_around_a_replay_hears_of_the_call(function: Any) -> None:
+    x, weight, bias = given((2, 3, 4), torch.float32)
+    with Hears() as mode, Operations():
+        if function is F.batch_norm:
+            F.batch_norm(x, None, None, weight, bias, True)
+        else:
+            torch.conv1d(x, weight.reshape(1, 3, 1))
+    assert function in mode.heard
 
 
 def test_forward_mode_and_transforms_are_left_to_torch() -> None:
