@@ -48,7 +48,7 @@ class LayerError:
     error: float  # relative; NaN: no candidate action fits its shape
     action: str  # the hidden action, or "" when none fits
     rounding: float = 0.0  # the error that rounding and the action's interpolation make
-    entering: float = 0.0  # error of the layer's input likewise; NaN: none fits
+    entering: float = 0.0  # of the first broken layer's input likewise; NaN: none fits
 
     @property
     def broken(self) -> bool:
@@ -153,20 +153,22 @@ class Layers:
         given = [symmetry.input_action(g, inputs) for g in elements]
         moved = [activations(model, x, like=inputs) for x in given]
         kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-        errors, actions = [], {}
+        errors: list[LayerError] = []
+        actions: dict[str, Action] = {}
         for name, at in base.items():
             choices = [known[name]] if name in known else candidate_actions(symmetry)
             made = [m[name].made for m in moved if name in m]
-            given = [x for m in moved if name in m and (x := m[name].given) is not None]
             rounding = max(unmoved.rounding[name], 8 * torch.finfo(at.made.dtype).eps)
             bar = VIOLATED * rounding
             error, action = _best(choices, elements, at.made, made, bar)
-            entering = 0.0
-            if at.given is not None:
-                entering = _best(choices, elements, at.given, given, bar)[0]
             if action is not None:
                 actions[name] = action
                 rounding = max(rounding, _trip(action, symmetry, elements, at.made))
+            entering = 0.0
+            first = error > VIOLATED * rounding and not any(e.broken for e in errors)
+            if first and at.given is not None:
+                given = [x for m in moved if name in m and (x := m[name].given) is not None]
+                entering = _best(choices, elements, at.given, given, bar)[0]
             errors.append(
                 LayerError(
                     layer=name,
