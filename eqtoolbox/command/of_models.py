@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from eqtoolbox.command.command import Command, as_json, path, print_json, say
+from eqtoolbox.command.demo.collecting import seldom
 
 
 def _of_demo(demo: argparse.ArgumentParser) -> None:
@@ -84,6 +85,7 @@ def _demos(**_: object) -> list[str]:
     return list(DEMOS)
 
 
+@seldom()
 def _demo(arguments: argparse.Namespace) -> None:
     from eqtoolbox.command.demo import catalogue
     from eqtoolbox.command.demo.show import show
