@@ -1,6 +1,6 @@
 """Operations: torch's functions as a replay runs them.
 
-What has no second derivative, or a wrong one, is exchanged for its twin (torch 2.13); what writes
+What has no second derivative, a wrong or a dear one, has a twin (torch 2.13); what writes
 into tensors of the training or draws random numbers is announced to the replay first.
 """
 
