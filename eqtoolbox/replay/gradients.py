@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
+from eqtoolbox.replay.operations import unheard
 from eqtoolbox.replay.tree import map_tensors
 
 Made = TypeVar("Made")
@@ -69,7 +70,9 @@ def at_leaves(
         ...           {"w": torch.ones(2), "running_mean": torch.ones(2)}, fixed={"running_mean"})
         [True, False]
     """
-    return valued(function, {n: p if n in fixed else leaf(p) for n, p in params.items()})
+    with unheard():
+        leaves = {n: p if n in fixed else leaf(p) for n, p in params.items()}
+    return valued(function, leaves)
 
 
 def leaf(tensor: Tensor) -> Tensor:

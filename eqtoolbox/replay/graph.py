@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -32,11 +33,13 @@ def leaves_of(outputs: Any) -> Iterator[Tensor]:
 @contextmanager
 def ungraded(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Scope that these begin without gradients, and leave with those they had."""
-    before = [(t, t.grad) for t in tensors if t.is_leaf]
-    for t, _ in before:
-        t.grad = None
+    with torch._C.DisableTorchFunction():  # no mode need hear of it
+        before = [(t, t.grad) for t in tensors if t.is_leaf]
+        for t, _ in before:
+            t.grad = None
     try:
         yield
     finally:
-        for t, grad in before:
-            t.grad = grad
+        with torch._C.DisableTorchFunction():
+            for t, grad in before:
+                t.grad = grad

@@ -7,6 +7,7 @@ into tensors of the training or draws random numbers is announced to the replay 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
+from itertools import takewhile
 from types import FunctionType, MethodWrapperType
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from eqtoolbox.replay.convolution import convolution
 from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.thread.scope import current
+from eqtoolbox.replay.widened import Widened
 
 _IN_PLACE = frozenset({
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__imod__",
@@ -75,16 +77,16 @@ class Operations(TorchFunctionMode):
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Scope of a replay's own preparations, of which the innermost mode need hear nothing."""
+    """Scope of a replay's own preparations, of which the innermost modes need hear nothing."""
     stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    if not stack or type(stack[-1]) is not Operations:
-        yield
-        return
-    mode = _pop_mode()  # type: ignore[no-untyped-call]
+    own = [*takewhile(lambda mode: isinstance(mode, Operations | Widened), reversed(stack))]
+    for _ in own:
+        _pop_mode()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        _push_mode(mode)  # type: ignore[no-untyped-call]
+        for mode in reversed(own):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 def _inner(tensor: Tensor) -> bool:

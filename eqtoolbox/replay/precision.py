@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from eqtoolbox.replay.operations import unheard
 from eqtoolbox.replay.thread.tables import settled_parameters
 from eqtoolbox.replay.thread.unmixed import unmixed
 from eqtoolbox.replay.widened import Widened
@@ -21,7 +22,9 @@ def computing(dtype: torch.dtype | None, mixed: bool, model: nn.Module) -> Itera
     """
     with ExitStack() as scope:
         if dtype == torch.float64:
-            trained = {p.dtype for p in settled_parameters(model).values() if p.is_floating_point()}
+            with unheard():
+                every = settled_parameters(model).values()
+                trained = {p.dtype for p in every if p.is_floating_point()}
             narrowest = min(trained, key=lambda one: one.itemsize, default=torch.float32)
             scope.enter_context(Widened(narrowest))
         if dtype is not None or not mixed:

@@ -63,10 +63,14 @@ class Widened(TorchFunctionMode):
         if func in _FILLED and args[0].dtype == torch.float64:
             narrow = torch.empty_like(args[0], dtype=self._drawn)
             return args[0].copy_(func(narrow, *args[1:], **kwargs))
-        if _in_place(func):
-            return func(*args[:1], *self._each(args[1:]), **self._each(kwargs))
-        made = func(*self._each(args), **self._each(kwargs))
-        if isinstance(made, Tensor) and made.dtype in _WIDE and made.requires_grad and made.is_leaf:
+        written = 1 if _in_place(func) else 0
+        if _narrow(args[written:], kwargs):
+            args = (*args[:written], *self._each(args[written:]))
+            kwargs = self._each(kwargs)
+        made = func(*args, **kwargs)
+        if written or not _narrow(made):
+            return made
+        if isinstance(made, Tensor) and made.requires_grad and made.is_leaf:
             return self._wide(made.detach()).requires_grad_()  # it was made to be a leaf
         return self._each(made)
 
@@ -98,6 +102,25 @@ class Widened(TorchFunctionMode):
         if known is None or known[1] != tensor._version:
             known = self._twins[id(tensor)] = tensor, tensor._version, tensor.to(wide)
         return known[2]
+
+
+def _narrow(*given: Any) -> bool:
+    """Whether there is anything to widen; no mode below is asked what a tensor is."""
+    with torch._C.DisableTorchFunction():
+        return any(map(_holds_narrow, given))
+
+
+def _holds_narrow(given: Any) -> bool:
+    kind = type(given)
+    if kind in _AS_IT_IS:
+        return False
+    if isinstance(given, Tensor):
+        return given.dtype in _WIDE
+    if kind is torch.dtype:
+        return given in _WIDE
+    if kind is tuple or kind is list:
+        return any(map(_holds_narrow, given))
+    return kind is dict and any(map(_holds_narrow, given.values()))
 
 
 def _in_place(func: Any) -> bool:
