@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.replay.gradients import at_leaves
-from eqtoolbox.weights.parameter import (
-    ContinuousSymmetry,
-    DiscreteSymmetry,
-)
+from eqtoolbox.replay.thread.scope import unobserved
+from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.again import Otherwise, again
 from eqtoolbox.weights.search.clipped import unclipped
 from eqtoolbox.weights.search.discrete import DiscreteProposals, DiscreteSearch
@@ -166,14 +164,16 @@ def _found(
     problem: Problem, model: nn.Module | None, largest: float
 ) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation, list[str]]:
     """Continuous and discrete symmetries with constants up to `largest` as epsilons; notes."""
-    found, state = each_member(problem.trace, largest=largest)
-    chains = [trials for _, trials in proposals(found)]
-    listed: list[DiscreteSymmetry] = []
-    if not problem.trace.nodes and model is not None:
-        inspected = list(propose_from_modules(model))
-        chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
-        listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-    discrete = DiscreteSearch(problem, DiscreteProposals(problem.trace, chains, listed))
+    with unobserved():
+        found, state = each_member(problem.trace, largest=largest)
+        chains = [trials for _, trials in proposals(found)]
+        listed: list[DiscreteSymmetry] = []
+        if not problem.trace.nodes and model is not None:
+            inspected = list(propose_from_modules(model))
+            chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
+            listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
+        shown = DiscreteProposals(problem.trace, chains, listed)
+    discrete = DiscreteSearch(problem, shown)
     found_continuous, inert = _continuous(problem, chains, discrete)
     return found_continuous, discrete, state, inert
 
@@ -196,6 +196,7 @@ def _continuous(
     flat = [trial for trials in chains for trial in trials]
     slopes, shifts = Slopes(flat), TranslationSearch.of(problem.trace)
 
+    @unobserved()
     def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
         slopes.add(params, gradient)
         shifts.add(gradient)
@@ -204,9 +205,10 @@ def _continuous(
     gradients(problem.whole, problem.point, receive)
     looked_at_elsewhere(problem, slopes)
     members_found = len(chains)
-    candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
-    waiting = [[next(candidates) for _ in trials] for trials in chains]
-    flatly = [proposed(problem, s) for s in propose_shifts(problem, shifts)]
+    with unobserved():
+        candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
+        waiting = [[next(candidates) for _ in trials] for trials in chains]
+        flatly = [proposed(problem, s) for s in propose_shifts(problem, shifts)]
     waiting += [[c] for c in unclipped(problem, flatly, [c for chain in waiting for c in chain])]
     chosen: dict[int, list[ContinuousSymmetry]] = {}
     # in each round the largest group left of every undecided member

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.charges.kinds import taken
 from eqtoolbox.weights.forms.diagonal import Diagonal
 from eqtoolbox.weights.forms.form import Form
@@ -43,6 +44,7 @@ class Slopes:
             for name in symmetry.names:
                 self._moving.setdefault(name, []).append(k)
 
+    @unobserved()
     def add(self, params: Parameters, gradient: Parameters) -> None:
         """Take one piece of the gradient into account, with the parameters it belongs to."""
         moving = sorted({k for name in gradient for k in self._moving.get(name, ())})
