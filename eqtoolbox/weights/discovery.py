@@ -21,7 +21,7 @@ from eqtoolbox.replay.tree import tensors
 from eqtoolbox.weights.epsilon import observed
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
-if TYPE_CHECKING:  # brings scipy
+if TYPE_CHECKING:  # for types alone
     from eqtoolbox.weights.search.enough import Divisible
 
 

@@ -15,7 +15,7 @@ from eqtoolbox.weights.forms.regular import shared
 from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import DiscreteSymmetry, Parameters
 
-if TYPE_CHECKING:  # brings scipy
+if TYPE_CHECKING:  # for types alone
     from eqtoolbox.weights.search.member import Entry, Member
 
 

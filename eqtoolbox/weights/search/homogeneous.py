@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import null_space
 
 from eqtoolbox.weights.families.homogeneity import Homogeneity
 from eqtoolbox.weights.search.member import EPSILON_LEFT
@@ -71,6 +70,13 @@ def _nearest_to_one(basis: Array, degree: Array, matrices: NDArray[np.bool_]) ->
         if not free.shape[1] or not np.abs(rows @ free).max(initial=0.0) > 1e-9:
             continue
         best = best + free @ np.linalg.lstsq(rows @ free, 1.0 - rows @ best, rcond=1e-9)[0]
-        free = free @ null_space(rows @ free, rcond=1e-9)
+        free = free @ _null_space(rows @ free)
     found: Array = np.append(basis @ best, degree @ best).round(9).astype(np.float64)
     return found if abs(found[-1]) > 1e-6 else None
+
+
+def _null_space(rows: Array) -> Array:
+    """Orthonormal columns that are zero along these rows, to rounding."""
+    _, sizes, right = np.linalg.svd(rows)
+    found: Array = right[np.count_nonzero(sizes > 1e-9 * sizes[0]) :].T
+    return found

@@ -12,7 +12,7 @@ import torch
 from eqtoolbox.weights.families.general_linear import MatrixSymmetry
 from eqtoolbox.weights.forms.gram import MatrixLeg
 
-if TYPE_CHECKING:  # brings scipy
+if TYPE_CHECKING:  # for types alone
     from eqtoolbox.weights.search.member import Entry, Member
 from eqtoolbox.weights.families.discrete import Permutation, SignFlip, Slots, slots, twice
 
