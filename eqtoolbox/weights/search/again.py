@@ -49,7 +49,7 @@ def again(problem: Problem, known: KnownSymmetries) -> Found:
     found, state = each_member(problem.trace, largest=known.largest)
     chains = [trials for _, trials in proposals(found)]
     discrete = DiscreteProposals(problem.trace, chains)
-    slopes = Slopes([trial for trials in chains for trial in trials])
+    slopes = Slopes([trial for trials in chains for trial in trials], lit=True)
     shifts = TranslationSearch.of(problem.trace)
 
     def receive(params: Parameters, gradient: Parameters) -> None:

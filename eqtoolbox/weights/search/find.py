@@ -194,7 +194,7 @@ def _continuous(
 ) -> tuple[list[ContinuousSymmetry], list[str]]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
     flat = [trial for trials in chains for trial in trials]
-    slopes, shifts = Slopes(flat), TranslationSearch.of(problem.trace)
+    slopes, shifts = Slopes(flat, lit=True), TranslationSearch.of(problem.trace)
 
     @unobserved()
     def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:

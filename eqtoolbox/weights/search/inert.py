@@ -23,11 +23,12 @@ D = TypeVar("D", bound=DiagonalSymmetry)
 def looked_at_elsewhere(problem: Problem, slopes: Slopes) -> None:
     """Units of a small model that are inert at its point may live, and be tested, at another."""
     for point in problem.point.others() if problem.point.whole else ():
-        if not any(slopes.inert(k) for k in range(len(slopes.symmetries))):
+        still = [s for k, s in enumerate(slopes.symmetries) if slopes.inert(k)]
+        if not still:
             return
-        there = Slopes(slopes.symmetries)
+        there = Slopes(still, lit=True)
         gradients(problem.loss, point, there.add)
-        slopes.elsewhere.append(there)
+        slopes.but_for(there)
 
 
 def apart(symmetry: S, inert: Sequence[int]) -> Iterator[S]:

@@ -168,7 +168,7 @@ def confirmed(
         Symmetries with their status; the first note says what that rests on.
     """
     dtype = next(iter(params.values())).dtype
-    slopes = Slopes([s for chain in seen.chains for s in chain], shards)
+    slopes = Slopes([s for chain in seen.chains for s in chain], shards, lit=True)
     slopes.add(params, gradient)
     rng, numbers = torch.Generator().manual_seed(0), iter(range(len(slopes.symmetries)))
     chosen: list[tuple[int, ContinuousSymmetry]] = []

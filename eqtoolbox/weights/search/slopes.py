@@ -8,7 +8,7 @@ few percent of it.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ from torch import Tensor
 from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.charges.kinds import taken
 from eqtoolbox.weights.forms.diagonal import Diagonal
-from eqtoolbox.weights.forms.form import Form
+from eqtoolbox.weights.forms.form import Form, Moments
 from eqtoolbox.weights.forms.gram import Gram
 from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.forms.linear import LinearForm
-from eqtoolbox.weights.forms.stack import Points
+from eqtoolbox.weights.forms.stack import Pair, Points
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
 from eqtoolbox.world.shards import ALONE, Shards
 
@@ -31,14 +31,19 @@ class Slopes:
     Args:
         symmetries: whose generators.
         shards: what of the tensors is held here.
+        lit: whether it is looked at which units the gradient says nothing of.
     """
 
-    def __init__(self, symmetries: Sequence[ContinuousSymmetry], shards: Shards = ALONE) -> None:
-        self.symmetries, self._shards = symmetries, shards
+    def __init__(
+        self,
+        symmetries: Sequence[ContinuousSymmetry],
+        shards: Shards = ALONE,
+        lit: bool = False,
+    ) -> None:
+        self.symmetries, self._shards, self._lit = symmetries, shards, lit
         self.slopes: list[Tensor | None] = [None] * len(symmetries)  # (dimension,), float64
         self.sizes = [0.0] * len(symmetries)  # what they count relative to
-        self.elsewhere: list[Slopes] = []  # at other points, where inert units may live
-        self._still: list[Tensor | None] = [None] * len(symmetries)
+        self._still: list[Tensor | None] = [None] * len(symmetries)  # which units are inert
         self._moving: dict[str, list[int]] = {}  # which symmetries move a tensor
         for k, symmetry in enumerate(symmetries):
             for name in symmetry.names:
@@ -53,13 +58,16 @@ class Slopes:
         own = {name: params[name] for name in params}  # each is made once
         products = _products(own, gradient, self._shards)
         forms = [_part(self.symmetries[k].form, gradient) for k in moving]
-        every = _slopes(forms, own, gradient, self._shards)
-        for k, form, found in zip(moving, forms, every, strict=True):
-            self.slopes[k] = _sum(self.slopes[k], found)
-            self.sizes[k] += form.power * sum(products[n] for n in form.names)
-            still = _still(form, own, gradient, found, self._shards)
-            before = self._still[k]
-            self._still[k] = still if before is None else before & still
+        for together in _alike(forms, own, self._shards):
+            slopes = together.slopes(own, gradient)
+            still = together.still(own, gradient, slopes) if self._lit else None
+            for n, found in zip(together.which, together.apart(slopes), strict=True):
+                k = moving[n]
+                self.slopes[k] = _sum(self.slopes[k], found)
+                self.sizes[k] += forms[n].power * sum(products[m] for m in forms[n].names)
+            for n, units in zip(together.which, together.apart(still), strict=False):
+                before = self._still[moving[n]]
+                self._still[moving[n]] = units if before is None else before & units
 
     def of(self, k: int) -> Tensor:
         """Slopes of one symmetry; zero where the gradient had none of its tensors."""
@@ -88,13 +96,20 @@ class Slopes:
     def inert(self, k: int) -> list[int]:
         """Units of a diagonal group of which no entry has a gradient, or all are zero."""
         still = self._still[k]
-        if still is None:
-            return []
-        for other in self.elsewhere:
-            still = still & ~other.holding(k)
-        return still.nonzero().reshape(-1).tolist()
+        return [] if still is None else still.nonzero().reshape(-1).tolist()
 
-    def holding(self, k: int) -> Tensor:
+    def but_for(self, there: "Slopes") -> None:
+        """Units of which something that fulfils their law was seen at another point are not inert.
+
+        Args:
+            there: slopes of some of these symmetries.
+        """
+        for n, symmetry in enumerate(there.symmetries):
+            k = next(k for k, own in enumerate(self.symmetries) if own is symmetry)
+            still = self._still[k]
+            self._still[k] = None if still is None else still & ~there._holding(n)
+
+    def _holding(self, k: int) -> Tensor:
         """Which units something was seen of that fulfils their law: (dimension,)."""
         still, slopes = self._still[k], self.of(k)
         if still is None:
@@ -153,49 +168,60 @@ def _products(params: Parameters, gradient: Parameters, shards: Shards) -> dict[
     return {n: math.sqrt(g * p) for n, (g, p) in zip(gradient, every, strict=True)}
 
 
-def _slopes(
-    forms: Sequence[Form], params: Parameters, gradient: Parameters, shards: Shards
-) -> list[Tensor]:
-    """<K_i, g> of every generator of each form; forms of one kind are reduced together."""
+@dataclass(frozen=True, kw_only=True)
+class _Together:
+    """Forms of one kind, which are reduced at once."""
+
+    which: list[int]
+    forms: list[Form]
+    kind: Moments
+    layout: StackLayout
+    shards: Shards
+
+    def apart(self, units: Tensor | None) -> Sequence[Tensor]:
+        """What there is of the generators, form by form."""
+        return () if units is None else torch.split(units, [f.dimension for f in self.forms])
+
+    def slopes(self, params: Parameters, gradient: Parameters) -> Tensor:
+        """<K_i, g> of every generator."""
+        points = Points(given=(params, gradient), shards=self.shards)
+        return self.kind.slopes(self._moments(points, (0, 1))).to(
+            self.layout.device, self.layout.dtype
+        )
+
+    def still(self, params: Parameters, gradient: Parameters, slopes: Tensor) -> Tensor:
+        """Which units of a diagonal group a piece of the gradient does not meet: g theta = 0."""
+        still = slopes == 0
+        if not isinstance(self.forms[0], Diagonal) or not bool(still.any()):
+            return torch.zeros_like(still)
+        for tensors in (gradient, params):  # most often all of one of them is zero
+            if not bool((still & (self._lengths(tensors) > 0)).any()):
+                return still
+        met = {n: gradient[n] * params[n] for form in self.forms for n in form.names}
+        return still & (self._lengths(met) == 0)
+
+    def _lengths(self, tensors: Parameters) -> Tensor:
+        """|K_i| of every generator at these tensors."""
+        points = Points(given=(tensors,), shards=self.shards)
+        lengths = self.kind.lengths(self._moments(points, (0, 0)), points)
+        return lengths.to(self.layout.device, self.layout.dtype)
+
+    def _moments(self, points: Points, pair: Pair) -> Tensor:
+        (moments,) = taken([self.kind], self.layout, points, [pair]).moments
+        return moments
+
+
+def _alike(forms: Sequence[Form], params: Parameters, shards: Shards) -> Iterator[_Together]:
+    """All forms, those of one kind together."""
     alike: dict[object, list[int]] = {}
     for k, form in enumerate(forms):
         alike.setdefault(form.key, []).append(k)
-    found: dict[int, Tensor] = {}
     for which in alike.values():
         given = [forms[k] for k in which]
-        names = dict.fromkeys(n for f in given for n in f.names)
-        layout = StackLayout(names, params, shards)
+        layout = StackLayout(dict.fromkeys(n for f in given for n in f.names), params, shards)
         kind = given[0].together(given, layout)
-        points = Points(given=(params, gradient), shards=shards)
-        (moments,) = taken([kind], layout, points, [(0, 1)]).moments
-        slopes = kind.slopes(moments).to(layout.device, layout.dtype)
-        parts = torch.split(slopes, [form.dimension for form in given])
-        found.update(zip(which, parts, strict=True))
-    return [found[k] for k in range(len(forms))]
-
-
-def _lengths(form: Form, tensors: Parameters, shards: Shards) -> Tensor:
-    """|K_i| of every generator at these tensors."""
-    layout = StackLayout(form.names, tensors, shards)
-    kind = form.together([form], layout)
-    points = Points(given=(tensors,), shards=shards)
-    (moments,) = taken([kind], layout, points, [(0, 0)]).moments
-    return kind.lengths(moments, points).to(layout.device, layout.dtype)
+        yield _Together(which=which, forms=given, kind=kind, layout=layout, shards=shards)
 
 
 def _sum(before: Tensor | None, found: Tensor) -> Tensor:
     return found if before is None else before + found
-
-
-def _still(
-    form: Form, params: Parameters, gradient: Parameters, slopes: Tensor, shards: Shards
-) -> Tensor:
-    """Which units of a diagonal group this piece of the gradient does not meet: g theta = 0."""
-    still = slopes == 0
-    if not isinstance(form, Diagonal) or not bool(still.any()):
-        return torch.zeros_like(still)
-    for tensors in (gradient, params):  # most often all of one of them is zero
-        if not bool((still & (_lengths(form, tensors, shards) > 0)).any()):
-            return still
-    met = {n: gradient[n] * params[n] for n in form.names}
-    return still & (_lengths(form, met, shards) == 0)
