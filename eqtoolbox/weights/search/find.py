@@ -23,6 +23,7 @@ from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
 from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import each_member
+from eqtoolbox.replay.heap import uncollected
 from eqtoolbox.weights.search.modules import propose_from_modules
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.shifts import propose_shifts
@@ -102,6 +103,7 @@ def find_symmetries(
     return Found(exchanged(every), notes, structure_of(problem.trace), largest)
 
 
+@uncollected()
 def propose_symmetries(
     run: Run, params: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
 ) -> Found:
@@ -164,7 +166,7 @@ def _found(
     problem: Problem, model: nn.Module | None, largest: float
 ) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation, list[str]]:
     """Continuous and discrete symmetries with constants up to `largest` as epsilons; notes."""
-    with unobserved():
+    with unobserved(), uncollected():
         found, state = each_member(problem.trace, largest=largest)
         chains = [trials for _, trials in proposals(found)]
         listed: list[DiscreteSymmetry] = []

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from torch.utils._pytree import tree_leaves
-
 from eqtoolbox.expect import notebook
 from eqtoolbox.expect.bounds import between
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Count, NotNegative
 from eqtoolbox.weights.parameter import ParameterSymmetry
-from eqtoolbox.weights.tracing.trace import Trace, Value
+from eqtoolbox.weights.tracing.trace import Trace, Value, each_of
 
 VERSION = 1  # of the search: what an earlier one found is looked for anew
 _SIZE = 100_000  # rows of a saved result, letters of a name
@@ -129,8 +127,8 @@ def structure_of(trace: Trace) -> str:
     for name, value in trace.parameters.items():
         told.update(repr((name, value.number, tuple(value.shape))).encode())
     for node in trace.nodes:
-        leaves = tree_leaves((node.args, node.kwargs, node.outputs))
-        told.update(repr((node.name, [_told(x) for x in leaves])).encode())
+        every = each_of((node.args, node.kwargs, node.outputs))
+        told.update(repr((node.name, [_told(x) for x in every])).encode())
     return told.hexdigest()[:32]
 
 

@@ -21,8 +21,9 @@ def blocks(dim: Dim) -> list[AxisBlock]:
         >>> [block.place for block in blocks(axis)]
         [(0, ((2, 1),)), (2, ((4, 1),))]
     """
-    dim = resolve(dim)
+    dim = find(dim)
     if dim.known is None:
+        dim = resolve(dim)
         dim.known = _found(dim)
     return dim.known
 
@@ -52,8 +53,8 @@ def _found(dim: Dim) -> list[AxisBlock]:
 
 
 def size_of(dim: Dim) -> int:
-    """Number of entries."""
-    return find(dim).size
+    """Number of entries, which are as many whatever an axis becomes."""
+    return dim.size
 
 
 def together(dims: Sequence[Dim]) -> dict[Place, tuple[Choice, list[Slot]]]:

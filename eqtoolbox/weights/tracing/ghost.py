@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from eqtoolbox.weights.tracing.trace import Trace, Tracer, recorded
+from eqtoolbox.weights.tracing.trace import Trace, Tracer, each_of, mapped, recorded
 
 
 class NeedsNumbers(RuntimeError):
@@ -34,7 +33,7 @@ class Ghost(Tracer):  # type: ignore[no-untyped-call]
         """On meta where something read is there, else as it is."""
         if (device := kwargs.get("device")) is not None:
             kwargs = {**kwargs, "device": self._real if _is_meta(device) else device}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = [x for x in each_of((args, kwargs)) if isinstance(x, Tensor)]
         if not any(x.is_meta for x in tensors):
             return func(*args, **kwargs)
         name = func._schema.name
@@ -43,8 +42,9 @@ class Ghost(Tracer):  # type: ignore[no-untyped-call]
             raise NeedsNumbers(f"{name.removeprefix('aten::')} of what depends on parameters")
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("meta")}
-        ghostly, named = tree_map(_ghost, (args, kwargs))
-        return func(*ghostly, **named)
+        if not all(x.is_meta for x in tensors):
+            args, kwargs = mapped(_ghost, args), mapped(_ghost, kwargs)
+        return func(*args, **kwargs)
 
 
 def ghost_trace(

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from eqtoolbox.replay.gradients import leaf
@@ -36,6 +35,30 @@ class Value:
         return math.prod(self.shape)
 
 
+def each_of(given: Any) -> Iterator[Any]:
+    """What an operation is given in lists, tuples and dicts, in order; there are no others.
+
+    Example:
+        >>> [*each_of((1, [2, None], {"dim": 3}))]
+        [1, 2, None, 3]
+    """
+    if type(given) is dict:
+        given = (*given.values(),)
+    if type(given) not in (list, tuple):
+        yield given
+        return
+    for one in given:
+        yield from each_of(one)
+
+
+def mapped(change: Callable[[Any], Any], given: Any) -> Any:
+    """The same with each of them changed."""
+    kind = type(given)
+    if kind is dict:
+        return {key: mapped(change, one) for key, one in given.items()}
+    return kind([mapped(change, x) for x in given]) if kind in (list, tuple) else change(given)
+
+
 @dataclass(frozen=True)
 class Node:
     """One operation: `args` are as it was called, with a `Value` in place of every tensor."""
@@ -47,7 +70,7 @@ class Node:
 
     @cached_property
     def inputs(self) -> list[Value]:
-        return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Value)]
+        return [x for x in each_of((self.args, self.kwargs)) if isinstance(x, Value)]
 
     def arg(self, position: int, keyword: str = "", default: Any = None) -> Any:
         """The argument at `position` or called `keyword`."""
@@ -68,10 +91,16 @@ class Trace:
     notes: list[str] = field(default_factory=list)
     made: Tensor | None = field(default=None, repr=False)  # the output itself
     statistics: dict[str, Value] = field(default_factory=dict)  # running ones, beside parameters
+    _live: dict[tuple[int, ...], list[Node]] = field(default_factory=dict, repr=False)
 
     def live(self, *targets: Value) -> list[Node]:
         """The operations that `targets` depend on."""
-        needed = {t.number for t in targets}
+        key = tuple(t.number for t in targets)
+        if key not in self._live:
+            self._live[key] = self._behind(set(key))
+        return self._live[key]
+
+    def _behind(self, needed: set[int]) -> list[Node]:
         kept: list[Node] = []
         for node in reversed(self.nodes):
             if any(o is not None and o.number in needed for o in node.outputs):
@@ -112,12 +141,11 @@ class Tracer(Dispatch):  # type: ignore[no-untyped-call]
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         read = lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf
-        seen_args, seen_kwargs = tree_map(read, (args, kwargs))
-        result = self.run(func, args, kwargs)
-        made = result if isinstance(result, (tuple, list)) else (result,)
-        outputs = tuple(
-            self.value(x, new=True) if isinstance(x, Tensor) else None for x in tree_leaves(made)
-        )
+        with torch._C.DisableTorchFunction():  # it was heard by its name in Python
+            seen_args, seen_kwargs = mapped(read, (args, kwargs))
+            result = self.run(func, args, kwargs)
+            made = [x if isinstance(x, Tensor) else None for x in each_of(result)]
+            outputs = tuple(None if x is None else self.value(x, new=True) for x in made)
         name = func._schema.name.removeprefix("aten::")
         if name == "_local_scalar_dense":
             note = "control flow or a number depends on the data: analysed as this batch takes it"
