@@ -20,7 +20,7 @@ from eqtoolbox.weights.forms.form import Form, Moments
 from eqtoolbox.weights.forms.gram import Gram
 from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.forms.linear import LinearForm
-from eqtoolbox.weights.forms.stack import Pair, Points
+from eqtoolbox.weights.forms.stack import Points
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
 from eqtoolbox.world.shards import ALONE, Shards
 
@@ -58,16 +58,20 @@ class Slopes:
         own = {name: params[name] for name in params}  # each is made once
         products = _products(own, gradient, self._shards)
         forms = [_part(self.symmetries[k].form, gradient) for k in moving]
-        for together in _alike(forms, own, self._shards):
-            slopes = together.slopes(own, gradient)
+        layout = StackLayout(dict.fromkeys(n for f in forms for n in f.names), own, self._shards)
+        kinds = [*_alike(forms, layout)]
+        points = Points(given=(own, gradient), shards=self._shards)
+        found = taken([one.kind for one in kinds], layout, points, [(0, 1)])
+        for together, moments in zip(kinds, found.moments, strict=True):
+            slopes = together.slopes(moments)
             still = together.still(own, gradient, slopes) if self._lit else None
-            for n, found in zip(together.which, together.apart(slopes), strict=True):
+            for n, part in zip(together.which, together.apart(slopes), strict=True):
                 k = moving[n]
-                self.slopes[k] = _sum(self.slopes[k], found)
+                self.slopes[k] = _sum(self.slopes[k], part)
                 self.sizes[k] += forms[n].power * sum(products[m] for m in forms[n].names)
-            for n, units in zip(together.which, together.apart(still), strict=False):
+            for n, part in zip(together.which, together.apart(still), strict=False):
                 before = self._still[moving[n]]
-                self._still[moving[n]] = units if before is None else before & units
+                self._still[moving[n]] = part if before is None else before & part
 
     def of(self, k: int) -> Tensor:
         """Slopes of one symmetry; zero where the gradient had none of its tensors."""
@@ -175,19 +179,15 @@ class _Together:
     which: list[int]
     forms: list[Form]
     kind: Moments
-    layout: StackLayout
-    shards: Shards
+    layout: StackLayout  # of these and of others that are looked at beside
 
     def apart(self, units: Tensor | None) -> Sequence[Tensor]:
         """What there is of the generators, form by form."""
         return () if units is None else torch.split(units, [f.dimension for f in self.forms])
 
-    def slopes(self, params: Parameters, gradient: Parameters) -> Tensor:
-        """<K_i, g> of every generator."""
-        points = Points(given=(params, gradient), shards=self.shards)
-        return self.kind.slopes(self._moments(points, (0, 1))).to(
-            self.layout.device, self.layout.dtype
-        )
+    def slopes(self, moments: Tensor) -> Tensor:
+        """<K_i, g> of every generator, from the moments of theta with g."""
+        return self.kind.slopes(moments).to(self.layout.device, self.layout.dtype)
 
     def still(self, params: Parameters, gradient: Parameters, slopes: Tensor) -> Tensor:
         """Which units of a diagonal group a piece of the gradient does not meet: g theta = 0."""
@@ -197,30 +197,25 @@ class _Together:
         for tensors in (gradient, params):  # most often all of one of them is zero
             if not bool((still & (self._lengths(tensors) > 0)).any()):
                 return still
-        met = {n: gradient[n] * params[n] for form in self.forms for n in form.names}
+        met = {n: gradient[n] * params[n] for n in self.layout.place}
         return still & (self._lengths(met) == 0)
 
     def _lengths(self, tensors: Parameters) -> Tensor:
         """|K_i| of every generator at these tensors."""
-        points = Points(given=(tensors,), shards=self.shards)
-        lengths = self.kind.lengths(self._moments(points, (0, 0)), points)
-        return lengths.to(self.layout.device, self.layout.dtype)
-
-    def _moments(self, points: Points, pair: Pair) -> Tensor:
-        (moments,) = taken([self.kind], self.layout, points, [pair]).moments
-        return moments
+        points = Points(given=(tensors,), shards=self.layout.shards)
+        (moments,) = taken([self.kind], self.layout, points, [(0, 0)]).moments
+        return self.kind.lengths(moments, points).to(self.layout.device, self.layout.dtype)
 
 
-def _alike(forms: Sequence[Form], params: Parameters, shards: Shards) -> Iterator[_Together]:
+def _alike(forms: Sequence[Form], layout: StackLayout) -> Iterator[_Together]:
     """All forms, those of one kind together."""
     alike: dict[object, list[int]] = {}
     for k, form in enumerate(forms):
         alike.setdefault(form.key, []).append(k)
     for which in alike.values():
         given = [forms[k] for k in which]
-        layout = StackLayout(dict.fromkeys(n for f in given for n in f.names), params, shards)
         kind = given[0].together(given, layout)
-        yield _Together(which=which, forms=given, kind=kind, layout=layout, shards=shards)
+        yield _Together(which=which, forms=given, kind=kind, layout=layout)
 
 
 def _sum(before: Tensor | None, found: Tensor) -> Tensor:
