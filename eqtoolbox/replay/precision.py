@@ -9,7 +9,7 @@ from torch import nn
 from eqtoolbox.replay.operations import unheard
 from eqtoolbox.replay.thread.tables import settled_parameters
 from eqtoolbox.replay.thread.unmixed import unmixed
-from eqtoolbox.replay.widened import Widened
+from eqtoolbox.replay.widened import widened
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def computing(dtype: torch.dtype | None, mixed: bool, model: nn.Module) -> Itera
                 every = settled_parameters(model).values()
                 trained = {p.dtype for p in every if p.is_floating_point()}
             narrowest = min(trained, key=lambda one: one.itemsize, default=torch.float32)
-            scope.enter_context(Widened(narrowest))
+            scope.enter_context(widened(narrowest))
         if dtype is not None or not mixed:
             scope.enter_context(unmixed())
         yield

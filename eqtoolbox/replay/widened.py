@@ -7,13 +7,14 @@ or makes stands for float64. Random numbers are drawn in the type that training 
 cast: their values stay those of the training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodWrapperType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 _WIDE = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
@@ -44,7 +45,7 @@ class Widened(TorchFunctionMode):
 
     def __init__(self, drawn: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self._drawn = drawn
+        self.drawn = drawn
         # of narrow tensors that are differentiated by: the same twin each time
         self._twins: dict[int, tuple[Tensor, int, Tensor]] = {}
 
@@ -59,9 +60,9 @@ class Widened(TorchFunctionMode):
         if func in _BORN and not any(isinstance(x, Tensor) for x in args):
             return self._draw(func, args, kwargs, torch.get_default_dtype())
         if func in _ALIKE:
-            return self._draw(func, args, kwargs, self._drawn)
+            return self._draw(func, args, kwargs, self.drawn)
         if func in _FILLED and args[0].dtype == torch.float64:
-            narrow = torch.empty_like(args[0], dtype=self._drawn)
+            narrow = torch.empty_like(args[0], dtype=self.drawn)
             return args[0].copy_(func(narrow, *args[1:], **kwargs))
         written = 1 if _in_place(func) else 0
         if _narrow(args[written:], kwargs):
@@ -102,6 +103,22 @@ class Widened(TorchFunctionMode):
         if known is None or known[1] != tensor._version:
             known = self._twins[id(tensor)] = tensor, tensor._version, tensor.to(wide)
         return known[2]
+
+
+@contextmanager
+def widened(drawn: torch.dtype) -> Iterator[None]:
+    """Scope of `Widened(drawn)`: of the one that there is already, drawing so meanwhile."""
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    around = next((mode for mode in stack if isinstance(mode, Widened)), None)
+    if around is None:
+        with Widened(drawn):
+            yield
+        return
+    before, around.drawn = around.drawn, drawn
+    try:
+        yield
+    finally:
+        around.drawn = before
 
 
 def _narrow(*given: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ContextDecorator, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,19 +18,30 @@ class LeavesTrace(RuntimeError):
     """Evaluating the loss again would change the training; it was stopped before it did."""
 
 
-@contextmanager
-def unobserved() -> Iterator[None]:
+class unobserved(ContextDecorator):  # entered too often to be a generator
     """Scope of a replay's own bookkeeping, which no mode of torch sees, exchanges or rounds.
 
     Nor does a transformation of torch.func that the evaluation goes on in: it would wrap copies.
     """
-    with ExitStack() as scope:
-        scope.enter_context(torch._C.DisableTorchFunction())
-        if torch._C._len_torch_dispatch_stack():
-            scope.enter_context(_disable_current_modes())
-        if peek_interpreter_stack() is not None:
-            scope.enter_context(temporarily_clear_interpreter_stack())
-        yield
+
+    def _recreate_cm(self) -> "unobserved":
+        return unobserved()
+
+    def __enter__(self) -> None:
+        self._others: ExitStack | None = None
+        if torch._C._len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
+            self._others = ExitStack()
+            if torch._C._len_torch_dispatch_stack():
+                self._others.enter_context(_disable_current_modes())
+            if peek_interpreter_stack() is not None:
+                self._others.enter_context(temporarily_clear_interpreter_stack())
+        self._functions = torch._C.DisableTorchFunction()
+        self._functions.__enter__()
+
+    def __exit__(self, *failure: Any) -> None:
+        self._functions.__exit__(*failure)
+        if self._others is not None:
+            self._others.close()
 
 
 class _Here(threading.local):

@@ -49,7 +49,8 @@ class Point(Mapping[str, Tensor]):
         self._noise = noise
         self._seeds = {name: seed + k for k, name in enumerate(source)}
         total = sum(p.numel() for p in source.values())
-        self._limit = total if total <= _KEPT_MODEL else _KEPT_TENSOR
+        self.whole = total <= _KEPT_MODEL  # small enough to be kept
+        self._limit = total if self.whole else _KEPT_TENSOR
         self._kept: dict[str, Tensor] = {}
         self._written: dict[str, Tensor] = {}
         self._filled_at: dict[str, int] = {}  # version of what is written
@@ -107,11 +108,6 @@ class Point(Mapping[str, Tensor]):
     @property
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self._source.items()}
-
-    @property
-    def whole(self) -> bool:
-        """Whether the model is small enough to be kept."""
-        return sum(p.numel() for p in self._source.values()) <= self._limit
 
     @property
     def lasting(self) -> frozenset[str]:
