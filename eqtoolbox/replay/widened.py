@@ -7,7 +7,7 @@ or makes stands for float64. Random numbers are drawn in the type that training 
 cast: their values stay those of the training.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodWrapperType
 from typing import Any
@@ -124,20 +124,23 @@ def widened(drawn: torch.dtype) -> Iterator[None]:
 def _narrow(*given: Any) -> bool:
     """Whether there is anything to widen; no mode below is asked what a tensor is."""
     with torch._C.DisableTorchFunction():
-        return any(map(_holds_narrow, given))
+        return _any_narrow(given)
 
 
-def _holds_narrow(given: Any) -> bool:
-    kind = type(given)
-    if kind in _AS_IT_IS:
-        return False
-    if isinstance(given, Tensor):
-        return given.dtype in _WIDE
-    if kind is torch.dtype:
-        return given in _WIDE
-    if kind is tuple or kind is list:
-        return any(map(_holds_narrow, given))
-    return kind is dict and any(map(_holds_narrow, given.values()))
+def _any_narrow(given: Iterable[Any]) -> bool:
+    for one in given:
+        kind = type(one)
+        if kind in _AS_IT_IS:
+            continue
+        if isinstance(one, Tensor):
+            found = one.dtype in _WIDE
+        elif kind is dict or kind is list or kind is tuple:
+            found = _any_narrow(one.values() if kind is dict else one)
+        else:
+            found = kind is torch.dtype and one in _WIDE
+        if found:
+            return True
+    return False
 
 
 def _in_place(func: Any) -> bool:
