@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.replay.gradients import at_leaves
+from eqtoolbox.replay.heap import uncollected
 from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.parameter import ContinuousSymmetry, DiscreteSymmetry
 from eqtoolbox.weights.search.again import Otherwise, again
@@ -23,7 +24,6 @@ from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
 from eqtoolbox.weights.search.joint import candidate, judged_together, proposed
 from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import each_member
-from eqtoolbox.replay.heap import uncollected
 from eqtoolbox.weights.search.modules import propose_from_modules
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.shifts import propose_shifts
