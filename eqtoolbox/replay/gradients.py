@@ -11,7 +11,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
-from eqtoolbox.replay.operations import unheard
+from eqtoolbox.replay.modes import unheard
 from eqtoolbox.replay.tree import map_tensors
 
 Made = TypeVar("Made")

@@ -20,7 +20,7 @@ from eqtoolbox.replay.gradients import required, valued
 from eqtoolbox.replay.graph import ungraded
 from eqtoolbox.replay.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.loss_parameters import LossParameters
-from eqtoolbox.replay.operations import unheard
+from eqtoolbox.replay.modes import unheard
 from eqtoolbox.replay.parts import pieces
 from eqtoolbox.replay.precision import computing
 from eqtoolbox.replay.scalar import scalar_loss

@@ -4,29 +4,21 @@ What has no second derivative, a wrong or a dear one, has a twin (torch 2.13); w
 into tensors of the training or draws random numbers is announced to the replay first.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from inspect import signature
-from itertools import takewhile
 from types import FunctionType, MethodWrapperType
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_current_function_mode_stack,
-    _pop_mode,
-    _push_mode,
-)
 
 from eqtoolbox.replay.batch_norm import batch_norm
 from eqtoolbox.replay.convolution import convolution
 from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
+from eqtoolbox.replay.modes import OwnMode
 from eqtoolbox.replay.thread.scope import current
-from eqtoolbox.replay.widened import Widened
 
 _IN_PLACE = frozenset({
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__imod__",
@@ -52,7 +44,7 @@ _GRAD = torch._C.TensorBase.grad
 Made = TypeVar("Made")
 
 
-class Operations(TorchFunctionMode):
+class Operations(OwnMode):
     """Scope in which operations are twice differentiable, and announced to the thread's replay."""
 
     def __torch_function__(
@@ -73,20 +65,6 @@ class Operations(TorchFunctionMode):
         if acts.twin is not None:
             return acts.twin(self, args, kwargs)
         return func(*args, **kwargs)
-
-
-@contextmanager
-def unheard() -> Iterator[None]:
-    """Scope of a replay's own preparations, of which the innermost modes need hear nothing."""
-    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    own = [*takewhile(lambda mode: isinstance(mode, Operations | Widened), reversed(stack))]
-    for _ in own:
-        _pop_mode()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for mode in reversed(own):
-            _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 def _inner(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch.overrides import _get_current_function_mode_stack
 def differentiates_twice(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether reverse derivatives, two maybe, are to come of what torch's kernels take as it is.
 
-    Nor may another mode be waiting to hear of the call, as one that scales epsilons.
+    Nor may another mode be waiting to hear of the call, as one that scales epsilons or traces.
 
     Example:
         >>> differentiates_twice(torch.ones(2), torch.ones(2, requires_grad=True))
@@ -26,5 +26,6 @@ def differentiates_twice(x: Tensor, *weights: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
         and peek_interpreter_stack() is None
+        and not torch._C._len_torch_dispatch_stack()
         and not _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     )

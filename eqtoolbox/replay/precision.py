@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from eqtoolbox.replay.operations import unheard
+from eqtoolbox.replay.modes import unheard
 from eqtoolbox.replay.thread.tables import settled_parameters
 from eqtoolbox.replay.thread.unmixed import unmixed
 from eqtoolbox.replay.widened import widened

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack
+
+from eqtoolbox.replay.modes import OwnMode
 
 _WIDE = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
@@ -31,7 +33,7 @@ _AS_IT_IS = frozenset({int, float, bool, str, type(None)})
 _ASSIGNS = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
 
 
-class Widened(TorchFunctionMode):
+class Widened(OwnMode):
     """Scope in which tensors of narrower floating types are of type float64.
 
     Args:

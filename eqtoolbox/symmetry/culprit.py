@@ -62,6 +62,7 @@ def culprit(
         cause where rows of the batch are parts of samples (`Equivariance.rows`).
 
     Example:
+        >>> import torch
         >>> from eqtoolbox.symmetry.actions.action import quarter_turn
         >>> from eqtoolbox.symmetry.groups.group import Cyclic
         >>> model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(2))
@@ -118,6 +119,7 @@ def better_output_action(function: Function, inputs: Tree, symmetry: Equivarianc
     """Name of another output action under which the claim holds; "" when there is none.
 
     Example:
+        >>> import torch
         >>> from eqtoolbox.symmetry.groups.matrices import O3
         >>> x = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(0))
         >>> moment = lambda x: torch.linalg.cross(x[:, 0], x[:, 1])
