@@ -75,9 +75,8 @@ class Engine:
         memory: "fast" keeps the graph of one gradient (3 times a gradient's memory), "low" not.
         precision: "full" switches autocasts off, around the loss and inside it: a product errs by
             5e-7 in float32, 4e-5 in a ResNet with batch normalisation. "as_trained" keeps them, the
-            loss scaled where there is float16 in them: by 0.007 and 0.08 in bfloat16. TF32 is as
-            the program sets it in both, and errs by 0.001 and 0.03 (emulated): torch has it on for
-            convolutions on GPUs until torch.backends.cudnn.allow_tf32 is False.
+            loss scaled where there is float16 in them: by 0.007 and 0.08 in bfloat16. TF32, by
+            0.001 and 0.03, is as the program sets it: torch has it on for convolutions on GPUs.
         way: "fastest" lets the self-test time the ways to exact products; "retained" does not, so
             that two runs cannot differ by rounding; "compiled" has torch's compiler make one
             program of what a product does, which takes a minute and needs a C++ compiler, and uses
