@@ -1,6 +1,6 @@
 """Operations: torch's functions as a replay runs them.
 
-What has no second derivative, a wrong or a dear one, has a twin (torch 2.13); what writes
+What has no second derivative, or a wrong one, is exchanged for its twin (torch 2.13); what writes
 into tensors of the training or draws random numbers is announced to the replay first.
 """
 
@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqtoolbox.replay.batch_norm import batch_norm
-from eqtoolbox.replay.convolution import convolution
 from eqtoolbox.replay.embeddings import dense, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.modes import OwnMode
@@ -179,16 +177,10 @@ def attention(
 
 def _attends(mode: Operations, args: Any, kwargs: Any) -> Tensor:
     """By torch's own choice of a kernel where that will do: no T x T weights are kept."""
-    dropped = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
-    if _once() and not dropped:  # masks are the same everywhere
+    replay, dropped = current(), kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+    if replay is not None and replay.once and not dropped:  # masks are the same everywhere
         return F.scaled_dot_product_attention(*args, **kwargs)
     return attention(*args, **kwargs)
-
-
-def _once() -> bool:
-    """Whether what is replayed differentiates once at most."""
-    replay = current()
-    return replay is not None and replay.once
 
 
 def by_kernels(function: Callable[..., Made], *args: Any) -> Made:
@@ -257,9 +249,8 @@ def _backward(mode: Operations, args: Any, kwargs: Any) -> Any:
 _runs_backward = _runs_opened(torch.autograd.backward)
 
 
-def _runs(twin: Callable[..., Tensor], once: Callable[..., Tensor] | None = None) -> Any:
-    """`once`, if given, where that will do: the function itself."""
-    return lambda mode, args, kwargs: (once if once and _once() else twin)(*args, **kwargs)
+def _runs(twin: Callable[..., Tensor]) -> Any:
+    return lambda mode, args, kwargs: twin(*args, **kwargs)
 
 
 _TWINS: dict[Any, Any] = {
@@ -268,8 +259,6 @@ _TWINS: dict[Any, Any] = {
     torch.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
     Tensor.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
     F.embedding_bag: _runs(embedding_bag),
-    F.batch_norm: _runs(batch_norm, F.batch_norm),
-    **{f: _runs(convolution(f), f) for f in (torch.conv1d, torch.conv2d, torch.conv3d)},
     F.scaled_dot_product_attention: _attends,
     F.multi_head_attention_forward: _runs_opened(F.multi_head_attention_forward),
     torch.autograd.grad: _runs_opened(torch.autograd.grad),  # checkpoints run again in it

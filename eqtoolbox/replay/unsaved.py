@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from eqtoolbox.replay.gradients import differentiated
+from eqtoolbox.replay.thread.interception import Intercepted
 from eqtoolbox.replay.thread.scope import current
 
 Made = TypeVar("Made")
 LARGE = 2**18  # numbers in model and batch from which on memory is worth a call for each tensor
-_NO_HOOKS = "saved tensor hooks"  # what torch says where a loss uses torch.func, which has none
+_DISABLED = Intercepted(("torch.autograd.graph",), "disable_saved_tensors_hooks")
 
 
 def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
@@ -32,12 +33,12 @@ def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
         return evaluate()
     scope = _Unsaved()
     try:
-        with scope:
+        with scope, _DISABLED.answered_by(scope.refuses):
             found = evaluate()
         if not scope.asked:
             return found
-    except Exception as error:
-        if not scope.asked and not _unhooked(error):
+    except Exception:
+        if not scope.asked:
             raise
     replay.differentiates = True
     return evaluate()
@@ -54,9 +55,7 @@ class _Unsaved(saved_tensors_hooks):
         self.asked = True
         raise RuntimeError("a derivative inside of the loss needs tensors that were not saved")
 
-
-def _unhooked(error: BaseException) -> bool:
-    known: Any = error
-    while known is not None and _NO_HOOKS not in str(known):
-        known = known.__cause__
-    return known is not None
+    def refuses(self, disabled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What takes no such scope around it, as torch.func, raises, whoever catches that."""
+        self.asked = True
+        return disabled(*args, **kwargs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from eqtoolbox.expect.bounds import OWN
+from eqtoolbox.linalg.vectors import random_like
 from eqtoolbox.replay.divided import apart
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
@@ -83,21 +84,29 @@ class Governor:
             parts, most = 1, min(PIECES, *map(samples, trained.calls))
             while saved / parts > left and 2 * parts <= most:
                 parts *= 2
-            return replace(snapshot, parts=parts if parts == 1 or self._exact(snapshot) else 1)
+            exact = parts == 1 or self._exact(snapshot, parts)
+            return replace(snapshot, parts=parts if exact else 1)
         except BaseException as error:  # what a loss says is told where it is measured
             if for_the_loop(error):
                 raise
             return snapshot
 
-    def _exact(self, snapshot: Snapshot) -> bool:
-        """Whether the loss of the step is the mean of its pieces' losses to rounding."""
+    def _exact(self, snapshot: Snapshot, parts: int) -> bool:
+        """Whether the loss of the step is the mean of its pieces' losses, not at theta_t alone.
+
+        At the start of a training every piece may have one loss, as log C of a head that is zero:
+        then their gradients need not have the mean. So another point is asked as well.
+        """
 
         def off() -> float:
             assert snapshot.training is not None
-            found, _ = apart(snapshot.training.calls[-1], snapshot.before, 2)
-            return found
+            call, point = snapshot.training.calls[-1], dict(snapshot.before)
+            found = [apart(call, point, parts)[0]]
+            if found[0] <= ROUNDED:
+                found.append(apart(call, _elsewhere(point), parts)[0])
+            return found[-1]
 
-        return snapshot.shared.get("cut", (snapshot.identity, "exactly"), off) <= ROUNDED
+        return snapshot.shared.get("cut", (snapshot.identity, parts), off) <= ROUNDED
 
     def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Probe, Snapshot, int]:
         """What measures what, and on how many samples; 0 where it is the whole batch.
@@ -230,6 +239,15 @@ def check_limit(memory: float | None) -> None:
             "memory is the largest peak as a multiple of training's own, such as 1.25, at least 1, "
             f"or None for no limit, got {memory!r}"
         )
+
+
+def _elsewhere(params: Parameters) -> Parameters:
+    """A point in general position, near enough for a loss to be finite."""
+    rng = torch.Generator().manual_seed(0)
+    return {
+        n: p + random_like({n: p}, rng)[n] * (0.1 * float(p.detach().abs().mean()) + 0.03)
+        for n, p in params.items()
+    }
 
 
 def _numbers(objective: Objective) -> int:

@@ -1,6 +1,7 @@
 """Rows: what is said beside a measurement, or in place of one."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 from eqtoolbox.record.record import Status
@@ -17,10 +18,23 @@ def on_part(row: Measurement, said: str, count: int) -> Measurement:
     return replace(noted(row, said), facts={**row.facts, "samples_used": count})
 
 
-def options_of(lean: Probe, probe: Probe) -> str:
-    """The options in which a leaner probe differs."""
-    own = ((f.name, getattr(lean, f.name)) for f in fields(lean))  # type: ignore[arg-type]
-    return ", ".join(f"{name}={value}" for name, value in own if value != getattr(probe, name))
+def leaner_by(lean: Probe, probe: Probe) -> str:
+    """The options in which a leaner probe differs, or what it is."""
+    alike = hasattr(lean, "__dataclass_fields__") and type(lean) is type(probe)
+    names = [f.name for f in fields(lean)] if alike else []  # type: ignore[arg-type]
+    pairs = ((name, getattr(lean, name), getattr(probe, name)) for name in names)
+    told = [f"{name}={own}" for name, own, known in pairs if own != known]
+    return ", ".join(told) or type(lean).__name__
+
+
+def in_place_of(probe: Probe, failed: Callable[[str, BaseException], object]) -> Probe | None:
+    """What is measured where there is no room for a probe, as far as that says so."""
+    try:
+        other: object = probe.instead()
+    except Exception as error:
+        failed(probe.name, error)
+        return None
+    return other if isinstance(other, Probe) else None
 
 
 def headline(probe: Probe, status: Status, note: str) -> Measurement:

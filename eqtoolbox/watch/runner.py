@@ -22,7 +22,7 @@ from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import Governor, out_of_memory, samples
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
-from eqtoolbox.watch.rows import headline, noted, on_part, options_of
+from eqtoolbox.watch.rows import headline, in_place_of, leaner_by, noted, on_part
 from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NoRoom, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.watch.time_limit import TimeLimit
@@ -182,7 +182,7 @@ class Runner:
             self.refused = str(reason)
         except NoRoom as reason:
             rows.append(headline(probe, "skipped_memory", str(reason)))
-            other = self._instead = probe.instead()
+            other = self._instead = in_place_of(probe, self._journal.failed)
             if probe.name not in self._told:
                 self._told.add(probe.name)
                 instead = f"; {other.name} is measured in its place" if other else ""
@@ -211,7 +211,7 @@ class Runner:
             said = f"on {used} samples of the batch, {WITHIN}" if used else HALF
             rows = [on_part(row, said, samples(snapshot.measured)) for row in rows]
         if lean is not probe:
-            rows = [noted(row, f"with {options_of(lean, probe)}, {WITHIN}") for row in rows]
+            rows = [noted(row, f"with {leaner_by(lean, probe)}, {WITHIN}") for row in rows]
         return rows, True
 
     @contextmanager

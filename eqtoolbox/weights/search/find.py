@@ -100,9 +100,7 @@ def find_symmetries(
     every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
     for note in notes:
         log.info("symmetries: %s", note)
-    return Found(
-        exchanged(every), notes, structure_of(problem.trace), largest, varied=problem.varied
-    )
+    return Found(exchanged(every), notes, structure_of(problem.trace), largest)
 
 
 @uncollected()

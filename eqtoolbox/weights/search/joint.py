@@ -238,7 +238,6 @@ def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, 
         gradients(steady, problem.point, slopes.add, wanted=names)
         if not steady.base:
             return None
-        problem.note(steady.base)
         changes = joint_changes(steady, problem.point, moves, problem.value, problem.small, large)
     except (LookupError, RuntimeError) as error:
         log.info("symmetries: epsilon could not be asked: %s", error)

@@ -57,15 +57,6 @@ class Problem:
         """
         return Steady.at(self.loss, self.point) if self.noted is None else self.noted
 
-    def note(self, amounts: list[Tensor]) -> None:
-        """These they are, as an evaluation has seen."""
-        vars(self).setdefault("amounts", amounts)
-
-    @property
-    def varied(self) -> bool:
-        """Whether each normalisation is known to divide by something; False where nobody asked."""
-        return all(bool(a.any()) for a in vars(self).get("amounts", [torch.zeros(())]))
-
     @property
     def all(self) -> tuple[Loss, Tensor] | None:
         """The loss of all samples and its value, where changes are looked at on a part of them."""
