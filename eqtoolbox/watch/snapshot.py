@@ -18,6 +18,7 @@ from eqtoolbox.record.record import Product
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.statistics import along
+from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.replay.window import in_pieces
 from eqtoolbox.watch.shared import Shared
 from eqtoolbox.world.layout import local
@@ -84,8 +85,7 @@ class Snapshot:
     once: float = 0.0  # and where what it saves is differentiated once
     parts: int = 1  # of each batch over which gradients are summed, one after the other
     seconds: float = math.inf  # that a search may take before it says what it has by then
-    # what second derivatives the probe that measures was given, where they are not exact
-    products: set[Product] = field(default_factory=set, repr=False, compare=False)
+    products: set[Product] = field(default_factory=set, repr=False, compare=False)  # inexact ones
     told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones
     slopes: list[Slope] = field(default_factory=list, repr=False, compare=False)  # replayed so far
 
@@ -140,16 +140,20 @@ class Snapshot:
             once: whether it is differentiated once, as `replayed_gradient` does.
 
         Raises:
-            NoRoom: not even the smallest part fits.
+            NoRoom: not even the smallest part fits, or the loss takes no part.
         """
-        held = copies * sum(p.numel() * p.element_size() for p in self.before.values())
+        whole, held = objective, copies * sum(p.nbytes for p in self.before.values())
         graph = graphs * (self.once if once else self.graph)
         while held + graph > self.room:
             try:  # several calls are evaluated one by one: fewer take no less
-                single, objective = len(objective.calls) == 1, objective.halved()
-                graph = graph / 2 if single else graph
+                if len(objective.calls) == 1:
+                    objective.calls[0].split(4)  # of one sample nothing can be normalised
+                    graph /= 2
+                objective = objective.halved()
             except ValueError:
-                raise NoRoom(no_room(held + graph, self.room, "one sample")) from None
+                raise NoRoom(no_room(held + graph, self.room, "few samples")) from None
+        if objective is not whole and (why := _refused(objective, self.before)):
+            raise NoRoom(no_room(held + graph, self.room, f"a batch that cannot be cut ({why})"))
         return objective
 
     def at(self, params: Parameters, move: Callable[[Parameters], Parameters]) -> "Snapshot":
@@ -265,6 +269,18 @@ def gradients(
     return {
         n: found[n] if n in found else torch.zeros_like(local(p)) for n, p in parameters.items()
     }
+
+
+@torch.no_grad()
+def _refused(objective: Objective, params: Parameters) -> str:
+    """What a loss says to a part of its batch that it does not take; empty where it does."""
+    try:
+        objective.loss(params)
+    except LeavesTrace:
+        raise
+    except Exception as error:  # whatever a user's loss says
+        return str(error).strip().partition("\n")[0][:160] or type(error).__name__
+    return ""
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -286,7 +286,7 @@ def test_as_much_of_the_batch_is_looked_at_as_there_is_room_for() -> None:
     assert counts[0] == whole > counts[1] > counts[2] > 0
     assert watched(Within(0.0, 12.0), memory=None)[0].value == whole
     row = watched(Within(1000.0, 0.0), memory=1.25)[0]
-    assert row.status == "skipped_memory" and "one sample" in row.note
+    assert row.status == "skipped_memory" and "few samples" in row.note
 
 
 @pytest.mark.usefixtures("tight")
@@ -467,3 +467,23 @@ def test_a_way_out_that_fails_costs_its_probe_alone(probe: Any) -> None:
     assert [r.status for r in rows if r.name == "critical/factor"] == ["ok", "ok"]
     said = {r.status for r in rows if r.name.startswith("replay/")}
     assert said <= {"ok", "failed", "skipped_memory"} and said
+
+
+@pytest.mark.usefixtures("tight")
+@pytest.mark.filterwarnings("ignore:eqtoolbox")
+@pytest.mark.parametrize("limit", [1.0, 1.25, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("loss", [cross_entropy, fixed, contrastive])
+def test_no_probe_fails_where_memory_is_short(loss: Any, limit: float) -> None:
+    """Batch normalisation takes no single sample, and a loss of the user's no other batch."""
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3)
+    model, sink = nn.Sequential(*layers), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given = {"schedule": 1, "budget": None, "memory": limit, "sinks": [sink]}
+    with eq.attach(model, optimizer, **given) as monitor:
+        step_loss = monitor.loss(loss)
+        for _ in range(2):
+            optimizer.zero_grad()
+            step_loss(model, blobs()).backward()
+            optimizer.step()
+    assert not [r for r in sink.records if r.status == "failed"]
