@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.probes.ledger import CAUSES, Ledger
-from eqtoolbox.record.record import verdict
+from eqtoolbox.record.record import VIOLATED, Verdict, verdict
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.weights.charges.charges import Change, Charges
 
@@ -103,12 +103,12 @@ class Drift:
             whole = max(size * self.state.lengths[family], TINY)
             value = float(np.linalg.norm(slopes[where])) / whole
             error = self.charges.error(family, slopes, generators=True)
-            left, said = self._left(family, whole), verdict(value, floor)
+            left, said = self._left(family, whole), _of_cosine(value, floor)
             told = f"{WITHIN} ({left:.1e}); noether/epsilon tells of the loss"
             if family in self.epsilon:
                 p = self.epsilon[family].cpu().numpy()
                 rest = float(np.linalg.norm(slopes[where] - p)) / whole
-                left, said = 0.0, verdict(rest, floor)
+                left, said = 0.0, _of_cosine(rest, floor)
                 told = f"{PREDICTED} {np.linalg.norm(p) / whole:.3e}"
                 yield Measurement("epsilon", rest, family, floor=floor, verdict=said, note=told)
             elif left and said != "holds":  # rounding is not all that an approximate law may lack
@@ -192,3 +192,8 @@ class Drift:
 
     def _first_units(self, families: dict[str, slice]) -> list[int]:
         return [self.charges.unit_slices[family].start for family in families]
+
+
+def _of_cosine(value: float, floor: float) -> Verdict:
+    """Whether a law holds whose residual is 1 at most: not to be told where no break would show."""
+    return verdict(value, floor) if VIOLATED * floor < 1 else "unresolved"

@@ -342,3 +342,22 @@ def test_two_learning_rates_of_plain_sgd_are_their_own_cause() -> None:
     assert shares["learning_rates"] > 0.9
     assert abs(shares["optimizer"]) < 1e-4 and abs(shares["symmetry"]) < 1e-4
     assert sum(shares.values()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_law_is_not_said_to_hold_where_no_break_would_show() -> None:
+    """A gradient that has become as small as the rounding of its start says nothing."""
+    torch.manual_seed(0)
+    net, sink = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3)), MemorySink()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    options = {"schedule": 1, "budget": None, "sinks": [sink]}
+    with eq.attach(net, optimizer, probes=[Conservation()], **options) as monitor:
+        loss = monitor.loss(
+            lambda model, batch: batch[2] * nn.functional.cross_entropy(model(batch[0]), batch[1])
+        )
+        for size in (1.0, 1.0, 1e-9, 1e-9):
+            optimizer.zero_grad()
+            loss(net, (*blobs(), size)).backward()
+            optimizer.step()
+    laws = [r for r in sink.records if r.name == "conservation/first_order/rescale"]
+    assert [r.verdict for r in laws] == ["holds", "holds", "unresolved", "unresolved"]
+    assert all(10 * r.floor > 1 for r in laws[2:])
