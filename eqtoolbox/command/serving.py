@@ -1,6 +1,7 @@
 """Serving: the runs below a folder to a browser on this machine, until Ctrl-C."""
 
 import errno
+import logging
 import socket
 import sys
 import webbrowser
@@ -33,6 +34,7 @@ def serve(root: Path, *, port: int = 8765, browse: bool = False) -> None:
         raise ImportError(f'serve needs {error.name}: pip install "eqtoolbox[serve]"') from error
     sockets = loopback(port)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/"
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # that requests wait is no news
     server = waitress.create_server(app, sockets=sockets, threads=THREADS, ident=None)
     say(f"{url} shows the runs below {root}; Ctrl-C ends it")
     if browse and not webbrowser.open(url):

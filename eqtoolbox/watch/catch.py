@@ -110,6 +110,8 @@ class Catch:
         known = not self._world.several or (snapshot.slopes and not self._world.sharded)
         if evaluated and self._world.first and known:
             self.vitals.take(snapshot, self._taken.scale)
+            if snapshot.parts > 1:  # memory is short: who else asks for a gradient makes it anew
+                snapshot.slopes.clear()
             self._tidy(before)
         # those that evaluate tell what others read; the light first, so that heavy ones wait
         probes = sorted(self._agenda.run, key=lambda p: (not p.evaluates, p.graphs))
