@@ -76,7 +76,7 @@ class Engine:
         precision: "full" switches autocasts off, around the loss and inside it: a product errs by
             5e-7 in float32, 4e-5 in a ResNet with batch normalisation. "as_trained" keeps them, the
             loss scaled where there is float16 in them: by 0.007 and 0.08 in bfloat16. TF32, by
-            0.001 and 0.03, is as the program sets it: torch has it on for convolutions on GPUs.
+            0.001 and 0.03 emulated, is as the program sets it: on for convolutions on GPUs.
         way: "fastest" lets the self-test time the ways to exact products; "retained" does not, so
             that two runs cannot differ by rounding; "compiled" has torch's compiler make one
             program of what a product does, which takes a minute and needs a C++ compiler, and uses
