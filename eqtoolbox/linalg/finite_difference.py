@@ -72,6 +72,9 @@ def finite_difference(
 class FiniteDifference(LinearOperator):
     """Differences of gradients at fixed parameters; see `finite_difference`.
 
+    Args:
+        stiffness: ‖Hv‖ for the first ‖v‖ = 1, where it is known: its step is tried first.
+
     Attributes:
         evaluations: gradients computed so far.
         kink: the largest q seen.
@@ -84,6 +87,7 @@ class FiniteDifference(LinearOperator):
         *,
         scheme: Scheme = "central",
         rho: float | None = None,
+        stiffness: float | None = None,
     ) -> None:
         if rho is not None and not 0 < rho < 1:
             raise ValueError(f"rho must be between 0 and 1, got {rho}; None chooses it by dtype")
@@ -100,7 +104,7 @@ class FiniteDifference(LinearOperator):
         self._function, self._scheme, self._eps = function, scheme, eps
         self._point = {name: p.detach() for name, p in leaves(params).items()}
         self._dtypes = {name: p.dtype for name, p in params.items()}
-        self._stiffness: float | None = None  # ‖Hv‖ of the last unit vector
+        self._stiffness = stiffness  # ‖Hv‖ of the last unit vector
         self._tested = False  # for kinks
         self._used = 1.0  # step of the last product
         self.evaluations = 0
@@ -130,17 +134,25 @@ class FiniteDifference(LinearOperator):
             )
         return scale(length, product)
 
-    def steady(self, v: Vector) -> bool:
-        """Whether a tenth of the step gives the same product, as it does not where g jumps at θ.
+    def steady(self, v: Vector) -> dict[str, Tensor]:
+        """The product, if a tenth of the step gives the same, as it does not where g jumps at θ.
 
         Both sides of |x| at 0 are too alike for second differences; but the quotient grows.
+
+        Raises:
+            Kinked: it has a kink inside of the step, or jumps where the parameters are.
         """
         product, step = self(v), self._used / 10
         length = norm(v)
         finer, _ = self._difference(scale(1 / length, v), step) if length else (product, 0.0)
         change = norm(add(scale(length, finer), product, -1.0))
         rounding = 10 * self._eps * norm(self.gradient) / step * length
-        return change <= STEADY * norm(product) + rounding
+        if not change <= STEADY * norm(product) + rounding:
+            raise Kinked(
+                "finite differences need a smooth gradient, got one that jumps at the parameters: "
+                "a tenth of the step changes the product"
+            )
+        return product
 
     @property
     def error_products(self) -> int:

@@ -1,17 +1,16 @@
 """Widened: differences of gradients in float64, so small that hardly a kink lies inside of one."""
 
+import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.finite_difference import FiniteDifference, Kinked
+from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import Space, Vector
 
-Differences = TypeVar("Differences", "FiniteDifference", "WidenedOperator")
 RHOS = (1e-6, 1e-8)  # the second where a kink lies inside of the first
 
 
@@ -24,6 +23,10 @@ class WidenedOperator(LinearOperator):
     Args:
         loss: of parameters in float64, computed in float64.
         params: in their own precision.
+        stiffness: as of `FiniteDifference`.
+
+    Attributes:
+        value: of the loss there; NaN where gradients were given.
 
     Raises:
         ValueError: the loss computes in a coarser precision, or its gradient is not smooth even so.
@@ -39,36 +42,43 @@ class WidenedOperator(LinearOperator):
         self,
         loss: Callable[[dict[str, Tensor]], Tensor | Mapping[str, Tensor]],
         params: Vector,
+        stiffness: float | None = None,
     ) -> None:
         space = Space.of(params)
         self._loss, self._wide = loss, {n: p.detach().double() for n, p in params.items()}
         with torch.no_grad(), Precision() as precision:
-            loss(self._wide)
+            value = loss(self._wide)
         if precision.eps > torch.finfo(torch.float64).eps:  # steps so small would be its rounding
             raise ValueError(f"the loss must compute in float64, got steps of {precision.eps:.1e}")
-        self._inner = FiniteDifference(loss, self._wide, rho=RHOS[0])
+        self._inner = FiniteDifference(loss, self._wide, rho=RHOS[0], stiffness=stiffness)
         super().__init__(space, max(space.eps**0.5, self._inner.accuracy))
         self.gradient = self._narrow(self._inner.gradient)
+        self.value = float(value) if isinstance(value, Tensor) else math.nan
 
-    def steady(self, v: Vector) -> bool:
+    def steady(self, v: Vector) -> dict[str, Tensor]:
         """See `FiniteDifference.steady`."""
-        return self._inner.steady({n: x.double() for n, x in v.items()})
+        return self._narrow(self._smaller(lambda: self._inner.steady(self._widened(v))))
 
     @property
     def error_products(self) -> int:
         return self._inner.error_products
 
     def product_error(self, v: Vector) -> dict[str, Tensor]:
-        return self._narrow(self._inner.product_error({n: x.double() for n, x in v.items()}))
+        return self._narrow(self._inner.product_error(self._widened(v)))
 
     def _product(self, v: Vector) -> dict[str, Tensor]:
-        wide = {n: x.double() for n, x in v.items()}
+        return self._narrow(self._smaller(lambda: self._inner(self._widened(v))))
+
+    def _smaller(self, product: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A product of the inner operator, by smaller steps where these meet a kink."""
         try:
-            product = self._inner(wide)
+            return product()
         except ValueError:
             self._inner = FiniteDifference(self._loss, self._wide, rho=RHOS[1])
-            product = self._inner(wide)
-        return self._narrow(product)
+            return product()
+
+    def _widened(self, v: Vector) -> dict[str, Tensor]:
+        return {n: x.double() for n, x in v.items()}
 
     def _narrow(self, v: Vector) -> dict[str, Tensor]:
         return {n: x.to(self.space.like[n].dtype) for n, x in v.items()}
@@ -84,22 +94,9 @@ def smooth_differences(
         FloatingPointError: the gradient is not finite.
     """
     try:
-        return steady(WidenedOperator(loss, params), along)
+        made: FiniteDifference | WidenedOperator = WidenedOperator(loss, params)
+        made.steady(along)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return steady(FiniteDifference(loss, params), along)
-
-
-def steady(
-    differences: FiniteDifference | WidenedOperator, along: Vector
-) -> FiniteDifference | WidenedOperator:
-    """The differences, if the gradient is smooth along a vector.
-
-    Raises:
-        ValueError: it has a kink inside of the step, or jumps where the parameters are.
-    """
-    if not differences.steady(along):
-        raise Kinked(
-            "finite differences need a smooth gradient, got one that jumps at the parameters: a "
-            "tenth of the step changes the product"
-        )
-    return differences
+        made = FiniteDifference(loss, params)
+        made.steady(along)
+    return made

@@ -8,7 +8,8 @@ gradients, power iterations. Exact products are then the second derivative with 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,16 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from eqtoolbox.linalg import finite_difference
 from eqtoolbox.linalg.asymmetry import asymmetry
 from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import add, norm
-from eqtoolbox.linalg.widened import WidenedOperator, steady
+from eqtoolbox.linalg.widened import WidenedOperator
 from eqtoolbox.probes.inside import cuts
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import opened
+
+Made = TypeVar("Made")
 
 NEAR = 5e-3  # exact against differenced product; differences of smooth float32 losses err by 1e-3
 FINE = 5e-4  # the same, in float64, where a part of the loss is known to be cut off
@@ -72,20 +74,23 @@ class Structure:
         return "it is detached or has a backward of its own"
 
 
-def widened(objective: Objective, params: Parameters) -> WidenedOperator:
-    """Differences of gradients in float64.
+def widened(
+    objective: Objective, params: Parameters, stiffness: float | None = None
+) -> WidenedOperator:
+    """Differences of gradients in float64; `stiffness` as of `FiniteDifference`.
 
     Raises:
         RuntimeError, TypeError, ValueError: the loss cannot be computed in it, or is another one:
             random numbers of another precision are other numbers.
     """
-    wide = objective.to(torch.float64)
     with torch.no_grad():
         own = float(objective(params))
-        there = float(wide({n: p.double() for n, p in params.items()}))
-    if not abs(own - there) <= SAME * abs(own):
-        raise ValueError(f"the loss is {there:.6g} in float64 and {own:.6g} in its own precision")
-    return WidenedOperator(wide, params)
+    made = WidenedOperator(objective.to(torch.float64), params, stiffness)
+    if not abs(own - made.value) <= SAME * abs(own):
+        raise ValueError(
+            f"the loss is {made.value:.6g} in float64 and {own:.6g} in its own precision"
+        )
+    return made
 
 
 def compare(
@@ -101,7 +106,8 @@ def compare(
 
     Differences in float32 are asked first, and believed where they agree. A kink inside of one, or
     thousands of them, are no reason to call exact products wrong: where there may be one,
-    differences in float64 are asked, whose steps are a thousandth.
+    differences in float64 are asked, whose steps are a thousandth, and asked first where the loss
+    has kinks.
 
     Args:
         objective, params: the loss and where it is differentiated.
@@ -114,16 +120,34 @@ def compare(
     def apart(product: Parameters) -> float:
         return norm(add(exact, product, -1.0)) / max(norm(exact), 1e-300)
 
-    narrow, own = _smooth(lambda: finite_difference(objective, params), along)
+    def agrees(product: Parameters) -> bool:
+        return not doubt and apart(product) <= limit
+
+    def differences() -> FiniteDifference:
+        return FiniteDifference(objective, params, stiffness=stiffness)
+
+    def in_float64() -> WidenedOperator:
+        return widened(objective, params, stiffness)
+
+    stiffness = norm(exact) / max(norm(along), 1e-300) or None
     limit = FINE if made.cuts and not made.custom else NEAR
-    if own is not None and not doubt and apart(own) <= limit:
-        return Comparison(difference=apart(own), smooth=not made.bent)
-    wide, fine = _smooth(lambda: steady(widened(objective, params), along), along)
-    if wide is not None and fine is not None:
+    narrow = None if made.bent else _tried(differences)
+    own = _tried(partial(narrow, along)) if narrow else None
+    if own is not None and agrees(own):
+        return Comparison(difference=apart(own), smooth=True)
+    wide = _tried(in_float64)
+    fine = _tried(partial(wide, along)) if wide else None
+    if wide and fine and not agrees(fine):  # where the gradient jumps it is no judge
+        fine = _tried(partial(wide.steady, along))
+    if wide and fine:
         smooth = own is not None and norm(add(own, fine, -1.0)) <= WRONG * norm(fine)
-        smooth = smooth and not made.bent
         return _judged(wide, apart(fine), (limit, NEAR), SYMMETRIC, doubt, smooth)
-    if narrow is None or own is None or made.bent:
+    if made.bent:
+        bent = _tried(differences)
+        own = _tried(partial(bent, along)) if bent else None
+        if own is not None and agrees(own):
+            return Comparison(difference=apart(own))
+    if not narrow or not own:
         return Comparison(why_not="kinks")
     return _judged(narrow, apart(own), (WRONG, WRONG), NARROW, doubt, True)
 
@@ -152,15 +176,12 @@ def _judged(
     )
 
 
-def _smooth(
-    make: Callable[[], FiniteDifference | WidenedOperator], along: Parameters
-) -> tuple[FiniteDifference | WidenedOperator | None, Parameters | None]:
-    """Differences and their product, None where there are none."""
+def _tried(make: Callable[[], Made]) -> Made | None:
+    """Differences, or a product of theirs; None where there are none."""
     try:
-        field = make()
-        return field, field(along)
+        return make()
     except NO_DIFFERENCES:
-        return None, None
+        return None
 
 
 def structure(objective: Objective, params: Parameters) -> Structure:
