@@ -26,3 +26,12 @@ def dimension(family: str, members: Sequence[ContinuousSymmetry]) -> Iterator[Me
     total = sum(m.dimension for m in members)
     facts = {"equivariant": True} if any(m.equivariant for m in members) else {}
     yield Measurement("dimension", float(total), family, note=note, facts=facts)
+
+
+def known_of(members: Sequence[ContinuousSymmetry], first: float) -> float:
+    """How far approximate symmetries fail where nothing predicts it.
+
+    At least their residual when found; a normalisation's epsilon breaks the second-order law three
+    times as much as the first (w.g = 2k gives w^T H w = -6k), and more as the weights shrink.
+    """
+    return max(*(m.residual for m in members if m.status == "approximate"), 3 * first)

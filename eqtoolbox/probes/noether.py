@@ -1,6 +1,6 @@
 """The laws of parameter symmetries: orders 0, 1 and 2, and the curvature they predict."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -11,10 +11,11 @@ from eqtoolbox.linalg.vectors import add, dot, norm
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.epsilon import explained
 from eqtoolbox.probes.epsilon import pull as epsilon_pull
+from eqtoolbox.probes.few import on_few, on_samples
 from eqtoolbox.probes.floors import Floors
 from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members, afar, moved_by
 from eqtoolbox.probes.law import rounding as rounding_of
-from eqtoolbox.probes.law_rows import dimension, residual, resting
+from eqtoolbox.probes.law_rows import dimension, known_of, residual, resting
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.probes.self_test import ROUGH
 from eqtoolbox.probes.symmetries import FoundSymmetries
@@ -22,9 +23,9 @@ from eqtoolbox.probes.zeroth_order import ZerothOrder
 from eqtoolbox.record.record import HOLDS, Mode, verdict
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.memory import samples
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
-from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 
 @checked
@@ -70,7 +71,8 @@ class Noether(Probe):
     first-order law that fails by these is compared with the gradient in float64 before it is said
     to be broken: few parameters that are rounded alike show less than the sums inside the loss.
 
-    A light measurement has the laws alone, beside floors of the last whole one (`floor_of_step`).
+    A light measurement has the laws alone, beside floors of the last one that found them
+    (`floor_of_step`), on a quarter of a large batch (`samples_used`): they are true of any samples.
     Where a law fails by these, what epsilon predicts is asked anew; if that is not it, all is.
 
     Args:
@@ -95,6 +97,14 @@ class Noether(Probe):
         self, snapshot: Snapshot, reference: None, rng: torch.Generator
     ) -> Iterator[Measurement]:
         yield from self.engine.report(snapshot)
+        few = on_few(snapshot) if snapshot.light else snapshot
+        floors = self._floors(few, few is not snapshot)
+        for row in self._measured(few, floors, rng):
+            yield row if few is snapshot else on_samples(row, samples(few.measured))
+
+    def _measured(
+        self, snapshot: Snapshot, floors: Floors, rng: torch.Generator
+    ) -> Iterator[Measurement]:
         found = FoundSymmetries.of(snapshot)
         try:
             symmetries, why = found.by_family(), None
@@ -103,9 +113,9 @@ class Noether(Probe):
         families = {**found.equivariances(), **symmetries}
         here = Laws(snapshot.before, self.engine.operator(snapshot))
         elements = here.drawn(families, rng)
-        floors, rows = self._floors(snapshot), list[Measurement]()
+        rows: list[Measurement] = []
         if snapshot.light and floors.kept:
-            rows = [*self._light(snapshot, here, families, elements, rng)]
+            rows = [*self._light(snapshot, here, families, elements, floors, rng)]
         if rows and all(row.verdict in (None, "holds") for row in rows):
             yield from rows
         else:
@@ -122,10 +132,11 @@ class Noether(Probe):
         here: Laws,
         families: Members,
         elements: Elements,
+        floors: Floors,
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
         """What every law lacks, beside the floors of the last whole measurement."""
-        objective, floors = self.engine.objective(snapshot), self._floors(snapshot)
+        objective = self.engine.objective(snapshot)
         sides = RightSides(objective, here, families, elements, asks=False)
         scale = here.curvature_scale()
         here.release()
@@ -195,9 +206,9 @@ class Noether(Probe):
         if symmetries:
             yield _bracket(here, symmetries, elements, rng, noise)
 
-    def _floors(self, snapshot: Snapshot) -> Floors:
-        """The floors of the last whole measurement of this loss; none before the first."""
-        about = snapshot.identity, self.engine.memory, self.engine.precision, self.engine.way
+    def _floors(self, snapshot: Snapshot, few: bool) -> Floors:
+        """The last floors of this loss, on few samples or the batch; none before the first."""
+        about = snapshot.identity, self.engine.memory, self.engine.precision, self.engine.way, few
         return snapshot.shared.get("floors", about, Floors, Floors.restored)
 
     def _rounding(self, snapshot: Snapshot) -> float:
@@ -247,7 +258,7 @@ def _laws(
             yield residual("epsilon_second_order", family, left, second_noise, matvecs=0)
             first_left, second_left = abs(law.p) / size, law.p_slope / total
         elif family in sides.unexplained:
-            first_left = _known(members, abs(law.slope) / size)
+            first_left = known_of(members, abs(law.slope) / size)
             second_left = first_left * (1 + scale * length / total)
         value = abs(law.slope) / size
         yield residual("first_order", family, value, max(first_noise, first_left), matvecs=0)
@@ -283,12 +294,3 @@ def _bracket(
     floor = max(noise, 3 * known)
     value = gap / max(scale, 1e-300)
     return Measurement("bracket", value, floor=floor, verdict=verdict(value, floor))
-
-
-def _known(members: Sequence[ContinuousSymmetry], first: float) -> float:
-    """How far approximate symmetries fail where nothing predicts it.
-
-    At least their residual when found; a normalisation's epsilon breaks the second-order law three
-    times as much as the first (w.g = 2k gives w^T H w = -6k), and more as the weights shrink.
-    """
-    return max(*(m.residual for m in members if m.status == "approximate"), 3 * first)

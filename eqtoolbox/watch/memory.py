@@ -62,10 +62,12 @@ class Governor:
     def limited(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with what there is room for."""
         measured = snapshot.measured
-        if self.limit is None or measured is None:
+        if measured is None:
             return snapshot
         most = max(map(_numbers, measured.calls))
         graphs = [self._saved(snapshot, snapshot.objective, once) * most for once in (False, True)]
+        if self.limit is None:
+            return replace(snapshot, graph=graphs[0], once=graphs[1])
         # the rank with the least room decides
         left, graph, once = snapshot.world.most("room", [-self._room(snapshot), *graphs])
         return replace(snapshot, room=max(-left, SLACK), graph=graph, once=once)

@@ -152,7 +152,7 @@ class Snapshot:
                 objective = objective.halved()
             except ValueError:
                 raise NoRoom(no_room(held + graph, self.room, "few samples")) from None
-        if objective is not whole and (why := _refused(objective, self.before)):
+        if objective is not whole and (why := refused(objective, self.before)):
             raise NoRoom(no_room(held + graph, self.room, f"a batch that cannot be cut ({why})"))
         return objective
 
@@ -272,7 +272,7 @@ def gradients(
 
 
 @torch.no_grad()
-def _refused(objective: Objective, params: Parameters) -> str:
+def refused(objective: Objective, params: Parameters) -> str:
     """What a loss says to a part of its batch that it does not take; empty where it does."""
     try:
         objective.loss(params)

@@ -1,0 +1,32 @@
+"""Few: a quarter of a batch, for what is true of a loss on any samples, as its symmetries are."""
+
+from dataclasses import replace
+
+from eqtoolbox.watch.memory import samples
+from eqtoolbox.watch.probe import Measurement
+from eqtoolbox.watch.rows import on_part
+from eqtoolbox.watch.snapshot import Snapshot, refused
+
+DEAR = 2**20  # bytes that one evaluation saves, from which on samples take longer than Python does
+LEAST = 4  # samples, of which batch normalisation makes something
+
+
+def on_few(snapshot: Snapshot) -> Snapshot:
+    """The same step, measured on a quarter of its batch.
+
+    The whole batch where that takes no longer, has too few samples, or is the only one that the
+    loss takes; and where ranks measure together, whose batches are parts already.
+    """
+    measured = snapshot.measured
+    if measured is None or snapshot.once < DEAR or snapshot.world.several:
+        return snapshot
+    if len(measured.calls) > 1 or samples(measured) < 4 * LEAST:
+        return snapshot
+    few = replace(snapshot, measured=measured.halved().halved())
+    said = snapshot.shared.get("few", snapshot.identity, lambda: refused(few.objective, few.before))
+    return snapshot if said else few
+
+
+def on_samples(row: Measurement, count: int) -> Measurement:
+    """A row that says on how many samples it was measured."""
+    return on_part(row, f"on {count} samples of the batch", count)
