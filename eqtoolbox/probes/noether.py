@@ -11,11 +11,11 @@ from eqtoolbox.linalg.vectors import add, dot, norm
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.epsilon import explained
 from eqtoolbox.probes.epsilon import pull as epsilon_pull
-from eqtoolbox.probes.few import on_few, on_samples
 from eqtoolbox.probes.floors import Floors
 from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members, afar, moved_by
 from eqtoolbox.probes.law import rounding as rounding_of
 from eqtoolbox.probes.law_rows import dimension, known_of, residual, resting
+from eqtoolbox.probes.quarter import on_few, on_samples
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.probes.self_test import ROUGH
 from eqtoolbox.probes.symmetries import FoundSymmetries

@@ -59,6 +59,11 @@ class Agenda:
         return any(probe.evaluates for probe in self.run)
 
     @property
+    def lends(self) -> bool:
+        """Whether nothing that runs keeps a gradient: our own probes do not."""
+        return all(p.own or not p.evaluates for p in self.run)
+
+    @property
     def seconds(self) -> float:
         """How long a search may hold up a step."""
         return math.inf if self._budget.share is None else AT_MOST

@@ -176,6 +176,7 @@ class Catch:
             before=before,
             after=after,
             gradient=gradient,
+            copied=self._taken.copied,
             finite=self._taken.finite,
             groups=parameter_groups(optimizers, named),
             optimizer="+".join(known),

@@ -231,7 +231,7 @@ class Course:
             self._capture.pending.step_starts(self._taken.unmoved)
             if self._agenda.run or closure:
                 self._capture.look_ahead(self._catch.probe_batch)
-                self._taken.keep(reuse=not self._agenda.evaluates)
+                self._taken.keep(not self._agenda.evaluates, self._agenda.lends)
         except BaseException as error:
             self._failed(error)
             self._taken.missed = error

@@ -97,7 +97,8 @@ class Governor:
         """Whether the loss of the step is the mean of its pieces' losses, not at theta_t alone.
 
         At the start of a training every piece may have one loss, as log C of a head that is zero:
-        then their gradients need not have the mean. So another point is asked as well.
+        then their gradients need not have the mean. So another point is asked as well, of a piece
+        and its halves.
         """
 
         def off() -> float:
@@ -105,7 +106,9 @@ class Governor:
             call, point = snapshot.training.calls[-1], dict(snapshot.before)
             found = [apart(call, point, parts)[0]]
             if found[0] <= ROUNDED:
-                found.append(apart(call, _elsewhere(point), parts)[0])
+                piece = call.split(parts)[0][0]
+                piece = piece if samples(piece) > 1 else call.split(parts // 2)[0][0]
+                found.append(apart(piece, _elsewhere(point), 2)[0])
             return found[-1]
 
         return snapshot.shared.get("cut", (snapshot.identity, parts), off) <= ROUNDED
@@ -169,7 +172,7 @@ class Governor:
         largest = max(_numbers(one) for one in trained.calls)  # one graph at a time
         peak = held + self._saved(snapshot, trained, once=True) * largest
         device = next(iter(snapshot.before.values())).device
-        noted = params if snapshot.gradient is not None else 0  # a copy, of which .grad is another
+        noted = params if snapshot.gradient is not None and snapshot.copied else 0
         return min(self.limit * peak - held - params - noted, _free(device))
 
     def _saved(self, snapshot: Snapshot, objective: Objective, once: bool = False) -> float:

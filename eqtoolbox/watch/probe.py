@@ -123,6 +123,11 @@ class Probe(ABC):
             made.load_state_dict(saved)
         return made
 
+    @property
+    def own(self) -> bool:
+        """Whether it is one of this library's, which draw from their generators alone."""
+        return type(self).__module__.startswith("eqtoolbox.")
+
     def leaner(self) -> "Probe | None":
         """The same for less memory, where there is no room for this; None: it takes no less."""
         return None

@@ -144,8 +144,8 @@ class Runner:
                 snapshot = snapshot.halved()
             known = probe.name in self.references
             evaluates = probe.evaluates or not known
-            theirs = not type(probe).__module__.startswith("eqtoolbox.")  # ours draw from nothing
-            isolation = isolated_for(snapshot, self._model, theirs) if evaluates else nullcontext()
+            draws = not probe.own  # ours draw from nothing
+            isolation = isolated_for(snapshot, self._model, draws) if evaluates else nullcontext()
             with self._scope(f"{probe.name} at step {snapshot.step}"), isolation, self._clock():
                 if snapshot.broken:
                     raise FloatingPointError(f"{snapshot.broken} holds NaN or infinity")

@@ -79,6 +79,7 @@ class Snapshot:
     shared: Shared = field(default_factory=Shared, repr=False)  # what the run found out so far
     identity: Hashable = field(default=(), repr=False)  # of the loss: what that depends on
     finite: bool = False  # whether `before` was seen to be
+    copied: bool = True  # whether `gradient` is, beside what the optimizer was given
     light: bool = False  # whether the probe that measures is to say its headline alone, for less
     room: float = math.inf  # bytes that what is measured may take
     graph: float = 0.0  # bytes that autograd saves in one evaluation of the loss to measure on,
@@ -122,8 +123,7 @@ class Snapshot:
             here = known.before is self.before and known.scale == scale
             if here and _same(known.objective, objective):
                 return known.gradient
-        divided = in_pieces(objective, self.parts)
-        found = replayed_gradient(divided, self.before, scale)
+        found = replayed_gradient(in_pieces(objective, self.parts), self.before, scale)
         known = Slope(objective=objective, before=self.before, scale=scale, gradient=found)
         self.slopes.append(known)
         return found

@@ -20,7 +20,8 @@ class Step:
 
     Gradients are copied when they are final: as `step()` is called, or when its closure returns.
     What an optimizer makes of `.grad` while it steps (decay added, momentum, None) is its own. Of
-    one that was seen to leave them as they are no copy is made: their norms tell if it still does.
+    one that was seen to leave them as they are, as torch's own do, no copy is made where nobody can
+    hold it: their norms tell if it still does.
 
     Args:
         watched: the parameters that it moves.
@@ -34,21 +35,22 @@ class Step:
         self.finite = self.stepped = False  # whether theta_t was seen to be, and to be left
         self._watched = watched
         self._memory: dict[str, Parameters] = {}  # of copies that only those see who keep nothing
-        self._reuse = False
+        self._reuse = self._lends = False
         self._noted: dict[int, Parameters] = {}  # gradients as each optimizer was given them
         self._norms: dict[int, Tensor] = {}  # of those that were not copied
         self._spares: dict[int, bool] = {}  # whether an optimizer leaves its gradients as they are
         self._given: dict[int, Parameters] = {}  # live ones to compare with their copies
         self._here = self._closed = False  # a closure runs at theta_t; one has
 
-    def keep(self, reuse: bool) -> None:
+    def keep(self, reuse: bool, lends: bool) -> None:
         """The parameters are still theta_t: copy what will be gone after the step.
 
         Args:
             reuse: the memory of the last such copies, where nobody can still hold them. At every
                 step, new memory would cost more than the copy: its pages come one by one.
+            lends: gradients as they are, to those who hold nothing.
         """
-        self.scale, self._reuse = gradient_scale(), reuse
+        self.scale, self._reuse, self._lends = gradient_scale(), reuse, lends
         self.before = self._copied("theta", self._watched.trainable())
 
     def unmoved(self) -> bool:
@@ -102,7 +104,9 @@ class Step:
         given = {n: local(g.detach()) for n, g in found.items() if g is not None}
         scale, which = scale_inside(optimizer), id(optimizer)
         try:
-            if self._reuse and scale == 1.0 and self._spares.get(which) and _dense(given):
+            torchs = type(optimizer).__module__.startswith("torch.optim.")
+            spares = self._spares.get(which, torchs and not self._closed)  # it may be called again
+            if self._lends and scale == 1.0 and spares and _dense(given):
                 self._noted[which], self._norms[which] = given, norms(given.values())
                 return
             kept = self._copied(_gradient_of(which), given)
@@ -114,6 +118,11 @@ class Step:
         elif self._reuse and kept and _dense(given) and which not in self._spares:
             self._given[which] = given
         self._noted[which] = kept
+
+    @property
+    def copied(self) -> bool:
+        """Whether gradients were, all of them."""
+        return not self._norms
 
     def gradient(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
         """The gradients that the step used, of the parameters; None if there are none."""

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.probes.conservation import Conservation
+from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.step import Step
@@ -218,6 +220,34 @@ def test_gradients_are_copied_only_of_optimizers_that_write_into_them(
     assert told == [k != writes_from or k == 0 for k in range(6)]
     made = [k for k, what in copies if what == "gradient"]
     assert made == [k for k in range(6) if k == 0 or k > writes_from or writes_from == 0]
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_torchs_optimizers_lend_gradients_to_probes_that_keep_nothing(
+    theirs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, copies = mlp(6, 8, 3, activation=nn.Tanh), list[str]()
+    optimizer, sink = torch.optim.AdamW(model.parameters(), lr=0.01), MemorySink()
+    probe, copied = Gradients(model), Step._copied
+
+    def counted(step: Step, what: str, live: Any) -> Any:
+        copies.append(what.split()[0])
+        return copied(step, what, live)
+
+    monkeypatch.setattr(Step, "_copied", counted)
+    probes = [Curvature(k=1), Conservation(), *([probe] if theirs else [])]
+    options: dict[str, Any] = {"schedule": 1, "budget": None, "on_error": "raise"}
+    with eq.attach(model, optimizer, probes=probes, sinks=[sink], **options) as monitor:
+        loss_fn = monitor.loss(cross_entropy)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_fn(model, blobs()).backward()
+            optimizer.step()
+    assert copies.count("theta") == 3 and copies.count("gradient") == 3 * theirs
+    checks = [r.value for r in sink.records if r.name == "monitor/closure_grad_ratio"]
+    assert len(checks) == 3 and all(abs(x - 1) < 1e-6 for x in checks)
+    assert all(r.status == "ok" for r in sink.records if r.name.startswith("conservation/drift"))
 
 
 def test_closures_called_elsewhere_leave_the_step_without_a_gradient() -> None:

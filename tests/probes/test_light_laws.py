@@ -1,4 +1,4 @@
-"""Light measurements of the laws: the same values for less, beside floors of the last whole one."""
+"""Light measurements of the laws: the same for less, beside floors that were found before."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -205,3 +205,62 @@ def test_epsilon_is_asked_lightly_only_where_a_law_fails_by_what_is_kept(
     above = sum(floor != found[0, "noether/first_order/scale"].floor for floor in floors)
     assert 0 < above < 7, "at some steps what is kept explains it, at others the prediction does"
     assert 0 < len(asked) < 2 * 7 and all(asked)
+
+
+def large() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A network whose 32 images take more than Python does."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+    model = nn.Sequential(*layers, nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(16 * 12 * 12, 5))
+    return model, (torch.randn(32, 3, 16, 16), torch.randint(5, (32,)))
+
+
+@pytest.mark.parametrize("memory", [1.25, None])
+def test_light_measurements_of_a_large_batch_take_a_quarter_of_it(memory: float | None) -> None:
+    model, batch = large()
+    found = measured(model, batch, light=(1, 2, 3), steps=5, memory=memory)
+    told = [
+        {(r.facts.count("samples_used"), r.facts.count(KEPT)) for r in of_laws(found, k).values()}
+        for k in range(5)
+    ]
+    assert told == [{(None, None)}, {(8, None)}, {(8, 1)}, {(8, 1)}, {(None, None)}]
+    for step in range(5):
+        rows = of_laws(found, step)
+        assert len(rows) >= 9 and {r.verdict for r in rows.values()} == {"holds"}, step
+        assert rows.keys() == of_laws(found, 0).keys()
+
+
+def test_a_law_that_a_quarter_of_the_batch_breaks_is_said_to_be_broken() -> None:
+    model, batch = large()
+    penalty = torch.zeros(())
+
+    def spoilt(model: nn.Module, batch: Any) -> Tensor:
+        weight: Tensor = model[0].weight  # type: ignore[index, assignment]
+        return entropy(model, batch) + penalty * weight.square().sum()
+
+    def begins(step: int) -> None:
+        penalty.fill_(1e-2 if step == 3 else 0.0)
+
+    light = measured(model, batch, (1, 2, 3), steps=4, loss=spoilt, begins=begins)
+    model, _ = large()
+    whole = measured(model, batch, (), steps=4, loss=spoilt, begins=begins)
+    for step, broken in ((2, False), (3, True)):
+        few, every = of_laws(light, step), of_laws(whole, step)
+        assert {n: r.verdict for n, r in few.items()} == {n: r.verdict for n, r in every.items()}
+        assert ("violated" in {r.verdict for r in few.values()}) == broken
+        assert {r.facts.count("samples_used") for r in few.values()} == {8}
+
+
+def test_a_loss_that_takes_its_whole_batch_alone_is_measured_on_that() -> None:
+    model, batch = large()
+
+    def strict(model: nn.Module, batch: Any) -> Tensor:
+        assert len(batch[0]) == 32, "pairs with a table of 32 rows"
+        return entropy(model, batch)
+
+    found = measured(model, batch, light=(1, 2), loss=strict)
+    for step in range(3):
+        rows = of_laws(found, step)
+        assert {r.verdict for r in rows.values()} == {"holds"}, step
+        assert not any("samples_used" in r.facts for r in rows.values())

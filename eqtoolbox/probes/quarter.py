@@ -1,4 +1,4 @@
-"""Few: a quarter of a batch, for what is true of a loss on any samples, as its symmetries are."""
+"""Quarter: a part of a batch, for what is true of a loss on any samples, as its symmetries are."""
 
 from dataclasses import replace
 
