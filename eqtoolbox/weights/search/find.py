@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -29,7 +30,7 @@ from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
-from eqtoolbox.weights.search.verification import Loss, gradients
+from eqtoolbox.weights.search.verification import Loss
 from eqtoolbox.weights.tracing.ghost import ghost_trace
 from eqtoolbox.weights.tracing.propagation import EPSILON, LARGEST, Propagation
 from eqtoolbox.weights.tracing.trace import Trace, trace
@@ -82,22 +83,25 @@ def find_symmetries(
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
     problem = posed(loss, params, generator, run, dtype, statistics, moved_inputs, larger)
-    problem = on_few(problem, samples)
     if known is not None:
         try:
-            return again(problem, known)
+            return again(problem, known, samples)
         except Otherwise as reason:
             log.info("symmetries: looked for anew: %s", reason)
     largest = LARGEST
-    continuous, discrete, state, inert = _found(problem, model, LARGEST)
-    if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
+    shown = _shown(problem, model, LARGEST)
+    problem = on_few(problem, samples)
+    continuous, inert = _continuous(problem, shown)
+    if shown.state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
         # no epsilons after all: what is exact beside them must not be lost
         largest = EPSILON
-        continuous, discrete, state, inert = _found(problem, model, EPSILON)
-    pinned = state.pinned.joined(discrete.pinned)
-    notes = [*problem.trace.notes, *pinned.notes(), *_unseen(state), *inert]
+        shown = _shown(problem, model, EPSILON)
+        continuous, inert = _continuous(problem, shown)
+    pinned = shown.state.pinned.joined(shown.discrete.pinned)
+    notes = [*problem.trace.notes, *pinned.notes(), *_unseen(shown.state), *inert]
     tied = tied_to_inputs(problem)
-    every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
+    discrete = shown.discrete.holding(problem, continuous)
+    every = [*continuous, *equivariances(problem), *tied, *discrete]
     for note in notes:
         log.info("symmetries: %s", note)
     return Found(exchanged(every), notes, structure_of(problem.trace), largest)
@@ -162,10 +166,19 @@ def without_numbers(
     return trace(partial(at_leaves, run, fixed=statistics.keys()), params, statistics)
 
 
-def _found(
-    problem: Problem, model: nn.Module | None, largest: float
-) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation, list[str]]:
-    """Continuous and discrete symmetries with constants up to `largest` as epsilons; notes."""
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What the trace proposes, of every member the largest group first, and the gradient's part."""
+
+    chains: list[list[ContinuousSymmetry]]
+    slopes: Slopes  # of all of them
+    shifts: TranslationSearch
+    discrete: DiscreteSearch
+    state: Propagation
+
+
+def _shown(problem: Problem, model: nn.Module | None, largest: float) -> _Shown:
+    """The analysis with constants up to `largest` as epsilons, and the gradient."""
     with unobserved(), uncollected():
         found, state = each_member(problem.trace, largest=largest)
         chains = [trials for _, trials in proposals(found)]
@@ -174,10 +187,20 @@ def _found(
             inspected = list(propose_from_modules(model))
             chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
             listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-        shown = DiscreteProposals(problem.trace, chains, listed)
-    discrete = DiscreteSearch(problem, shown)
-    found_continuous, inert = _continuous(problem, chains, discrete)
-    return found_continuous, discrete, state, inert
+        proposed_units = DiscreteProposals(problem.trace, chains, listed)
+    discrete = DiscreteSearch(problem, proposed_units)
+    slopes = Slopes([trial for trials in chains for trial in trials], lit=True)
+    shifts = TranslationSearch.of(problem.trace)
+
+    @unobserved()
+    def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
+        slopes.add(params, gradient)
+        shifts.add(gradient)
+        discrete.covariance.add(gradient)
+
+    problem.gradient(receive)
+    looked_at_elsewhere(problem, slopes)
+    return _Shown(chains=chains, slopes=slopes, shifts=shifts, discrete=discrete, state=state)
 
 
 def _unseen(state: Propagation) -> Iterator[str]:
@@ -191,26 +214,14 @@ def _unseen(state: Propagation) -> Iterator[str]:
         )
 
 
-def _continuous(
-    problem: Problem, chains: list[list[ContinuousSymmetry]], discrete: DiscreteSearch
-) -> tuple[list[ContinuousSymmetry], list[str]]:
+def _continuous(problem: Problem, shown: _Shown) -> tuple[list[ContinuousSymmetry], list[str]]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
-    flat = [trial for trials in chains for trial in trials]
-    slopes, shifts = Slopes(flat, lit=True), TranslationSearch.of(problem.trace)
-
-    @unobserved()
-    def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
-        slopes.add(params, gradient)
-        shifts.add(gradient)
-        discrete.covariance.add(gradient)
-
-    gradients(problem.whole, problem.point, receive)
-    looked_at_elsewhere(problem, slopes)
-    members_found = len(chains)
+    slopes, discrete = shown.slopes, shown.discrete
+    members_found = len(shown.chains)
     with unobserved():
-        candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
-        waiting = [[next(candidates) for _ in trials] for trials in chains]
-        flatly = [proposed(problem, s) for s in propose_shifts(problem, shifts)]
+        candidates = iter([candidate(problem, slopes, k) for k in range(len(slopes.symmetries))])
+        waiting = [[next(candidates) for _ in trials] for trials in shown.chains]
+        flatly = [proposed(problem, s) for s in propose_shifts(problem, shown.shifts)]
     waiting += [[c] for c in unclipped(problem, flatly, [c for chain in waiting for c in chain])]
     chosen: dict[int, list[ContinuousSymmetry]] = {}
     # in each round the largest group left of every undecided member
