@@ -16,7 +16,7 @@ from eqtoolbox.weights.search.again import Otherwise, again
 from eqtoolbox.weights.search.clipped import unclipped
 from eqtoolbox.weights.search.discrete import DiscreteProposals, DiscreteSearch
 from eqtoolbox.weights.search.enough import Divisible, on_few
-from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
+from eqtoolbox.weights.search.equivariances import equivariances
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.found import Found, KnownSymmetries, structure_of
 from eqtoolbox.weights.search.head import propose_head
@@ -30,6 +30,7 @@ from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
+from eqtoolbox.weights.search.turned import TurnedSearch
 from eqtoolbox.weights.search.verification import Loss
 from eqtoolbox.weights.tracing.ghost import ghost_trace
 from eqtoolbox.weights.tracing.propagation import EPSILON, LARGEST, Propagation
@@ -91,17 +92,18 @@ def find_symmetries(
     largest = LARGEST
     shown = _shown(problem, model, LARGEST)
     problem = on_few(problem, samples)
-    continuous, inert = _continuous(problem, shown)
+    turned = TurnedSearch(problem)
+    continuous, inert = _continuous(problem, shown, turned)
     if shown.state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
         # no epsilons after all: what is exact beside them must not be lost
         largest = EPSILON
         shown = _shown(problem, model, EPSILON)
-        continuous, inert = _continuous(problem, shown)
+        continuous, inert = _continuous(problem, shown, turned)
     pinned = shown.state.pinned.joined(shown.discrete.pinned)
     notes = [*problem.trace.notes, *pinned.notes(), *_unseen(shown.state), *inert]
-    tied = tied_to_inputs(problem)
+    moving_inputs = turned.holding()
     discrete = shown.discrete.holding(problem, continuous)
-    every = [*continuous, *equivariances(problem), *tied, *discrete]
+    every = [*continuous, *equivariances(problem), *moving_inputs, *discrete]
     for note in notes:
         log.info("symmetries: %s", note)
     return Found(exchanged(every), notes, structure_of(problem.trace), largest)
@@ -214,7 +216,9 @@ def _unseen(state: Propagation) -> Iterator[str]:
         )
 
 
-def _continuous(problem: Problem, shown: _Shown) -> tuple[list[ContinuousSymmetry], list[str]]:
+def _continuous(
+    problem: Problem, shown: _Shown, turned: TurnedSearch
+) -> tuple[list[ContinuousSymmetry], list[str]]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
     slopes, discrete = shown.slopes, shown.discrete
     members_found = len(shown.chains)
@@ -227,11 +231,12 @@ def _continuous(problem: Problem, shown: _Shown) -> tuple[list[ContinuousSymmetr
     # in each round the largest group left of every undecided member
     while any(waiting) or discrete.waiting:
         trials = [(k, chain[0]) for k, chain in enumerate(waiting) if chain]
-        judged, changes = judged_together(problem, [c for _, c in trials], discrete.waiting)
+        tried = [c for _, c in trials]
+        judged, changes = judged_together(problem, tried, discrete.waiting, turned)
         if discrete.waiting:
             discrete.tried(changes)
-        for (k, tried), symmetry in zip(trials, judged, strict=True):
-            chosen[k] = list(apart(symmetry, tried.inert))
+        for (k, one), symmetry in zip(trials, judged, strict=True):
+            chosen[k] = list(apart(symmetry, one.inert))
             waiting[k] = waiting[k][1:] if symmetry.status == "broken" else []
     # a shift that fails is no news
     each = [(k, s) for k, parts in sorted(chosen.items()) for s in parts]

@@ -38,6 +38,7 @@ class Problem:
     loss: Loss  # of as many as finite changes are looked at on
     outputs: Loss | None  # the model's output of these, where it is a single tensor
     moved_inputs: MovedInputs | None  # the loss of these where the model's inputs are moved
+    whole_moved_inputs: MovedInputs | None  # that of all samples
     point: Point
     value: Tensor  # of the loss
     made: Tensor | None = field(repr=False)  # the output
@@ -50,6 +51,11 @@ class Problem:
     @property
     def small(self) -> float:
         return limit(self.value.dtype)
+
+    @property
+    def exact(self) -> bool:
+        """Whether order 0 says it all: of a large model in float64."""
+        return self.value.dtype == torch.float64 and not self.point.whole
 
     @cached_property
     def amounts(self) -> list[Tensor]:
@@ -149,6 +155,7 @@ def posed(
         loss=loss,
         outputs=outputs,
         moved_inputs=moved_inputs,
+        whole_moved_inputs=moved_inputs,
         point=point,
         value=value,
         made=traced.made,
