@@ -106,7 +106,8 @@ def find_symmetries(
     every = [*continuous, *equivariances(problem), *moving_inputs, *discrete]
     for note in notes:
         log.info("symmetries: %s", note)
-    return Found(exchanged(every), notes, structure_of(problem.trace), largest)
+    structure, varied = structure_of(problem.trace), problem.varied
+    return Found(exchanged(every), notes, structure, largest, varied)
 
 
 @uncollected()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
+from eqtoolbox.weights.epsilon import Noted
 from eqtoolbox.weights.search.moves import Move, moved, moved_alone
 from eqtoolbox.weights.search.point import Point, beside
 from eqtoolbox.weights.search.steady import Steady
@@ -65,6 +66,11 @@ class Problem:
             RuntimeError: formulas in place of kernels do not run where these do.
         """
         return Steady.at(self.loss, self.point) if self.noted is None else self.noted
+
+    @property
+    def varied(self) -> bool:
+        """Whether each normalisation was seen to divide by something; False where none was."""
+        return self.noted is not None and all(bool(a.any()) for a in self.noted)
 
     def gradient(self, receive: Receive) -> None:
         """Parameters and the gradient of all samples: that of what was traced, the first time."""
@@ -124,13 +130,16 @@ def posed(
     run = partial(at_leaves, run or (lambda p: (None, loss(p))), fixed=fixed)
     loss = partial(at_leaves, loss, fixed=fixed)
     pending: list[Awaited] = []
+    amounts: list[Tensor] | None = None
     try:
         with point.scope():
             if larger or not point.large:
                 traced = trace(run, moved(point, ()), point.statistics)
             else:
-                traced, graph = _traced(run, point)
+                noted = Noted()
+                traced, graph = _traced(run, point, noted)
                 pending.append(graph)
+                amounts = noted.amounts if noted.known else None
     except Exception as error:
         # whatever a model's own code raises under the recorder; the loss itself must run
         traced = untraced(point, evaluated(loss, point))
@@ -159,6 +168,7 @@ def posed(
         point=point,
         value=value,
         made=traced.made,
+        noted=amounts,
         trace=traced,
         generator=generator,
         random=beside(value, generator),
@@ -166,19 +176,20 @@ def posed(
     )
 
 
-def _traced(run: Run, point: Point) -> tuple[Trace, Awaited]:
+def _traced(run: Run, point: Point, noted: Noted) -> tuple[Trace, Awaited]:
     """What ran at the point, and the value that it left with its graph."""
     traced: list[Trace] = []
 
     def evaluate(leaves: dict[str, Tensor]) -> Tensor:
         losses: list[Tensor] = []
 
-        def noted(params: dict[str, Tensor]) -> tuple[Tensor | None, Tensor]:
-            output, loss = run(params)
+        def kept(params: dict[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+            with noted:
+                output, loss = run(params)
             losses.append(loss)
             return output, loss
 
-        traced.append(recorded(noted, leaves, Tracer(), point.statistics))
+        traced.append(recorded(kept, leaves, Tracer(), point.statistics))
         return losses[0]
 
     made = lambda name: moved_alone(point, name, ())
