@@ -70,6 +70,7 @@ class Awaited:
             release: told of parameters that are not held any more.
             seen: name -> parameter, of whatever type, for `receive` where none is held.
         """
+        give_back()  # what was freed since
         leaves, kept, again = self._leaves, self._kept, seen or self._made
         asked = {n: leaf for n, leaf in leaves.items() if wanted is None or n in wanted}
         arrived: set[str] = set()
