@@ -143,7 +143,7 @@ def discover(
         raise ValueError("parameters on meta have no numbers to verify with: give verify=False")
     try:
         found = _found(objective, params)
-        if _one_sample(batch) and _still(objective, params):
+        if _one_sample(batch) and not found.varied and _still(objective, params):
             found.notes = (*found.notes, _STILL)
         return found
     except (RuntimeError, TypeError, ValueError) as error:

@@ -16,12 +16,13 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from eqtoolbox.replay.checkpoints import just_run
+from eqtoolbox.replay.thread.scope import unobserved
+from eqtoolbox.weights.normalisations import FORMULAS
 
 SMALL = 1e-3  # a constant up to this, added to a tensor, counts as an epsilon; as in the search
 LARGEST = 0.1  # up to this where a root or a division follows; as in the search
@@ -29,7 +30,6 @@ LARGEST = 0.1  # up to this where a root or a division follows; as in the search
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 Factor = Callable[[int, Tensor, float], Tensor]
-Plus = Callable[[Tensor, float], Tensor]
 
 
 class Epsilons(TorchFunctionMode):
@@ -47,8 +47,8 @@ class Epsilons(TorchFunctionMode):
     Example:
         >>> x = torch.randn(8, 4, dtype=torch.float64)
         >>> with Epsilons(lambda _, amount, eps: torch.ones_like(amount)) as seen:
-        ...     y = F.layer_norm(x, (4,))
-        >>> seen.amounts[0].shape, torch.allclose(y, F.layer_norm(x, (4,)))
+        ...     y = torch.layer_norm(x, (4,))
+        >>> seen.amounts[0].shape, torch.allclose(y, torch.layer_norm(x, (4,)))
         (torch.Size([8, 1]), True)
     """
 
@@ -86,10 +86,16 @@ class Epsilons(TorchFunctionMode):
                 return self._summed(func, amount, eps)
         position = _ROOTS.get(func)
         if position is not None and not kwargs and len(args) > position:
-            args = self._rooted(func, args, position)
-        twin = _TWINS.get(func)
-        made = None if twin is None else twin(self.plus, *args, **kwargs)
+            eps = self._constant(func, args, position)
+            if eps is not None:
+                args = self._rooted(func, args, position, eps)
+        formula = FORMULAS.get(func)
+        made = None if formula is None else self._normalised(formula, args, kwargs)
         return func(*args, **kwargs) if made is None else made
+
+    def _normalised(self, formula: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
+        made: Tensor | None = formula(self.plus, *args, **kwargs)
+        return made
 
     def _summed(self, func: Callable[..., Tensor], amount: Tensor, eps: float) -> Tensor:
         if abs(eps) <= SMALL:
@@ -98,17 +104,74 @@ class Epsilons(TorchFunctionMode):
         self._sums[made] = eps, made._version
         return made
 
-    def _rooted(self, func: Any, args: tuple[Any, ...], position: int) -> tuple[Any, ...]:
-        """The arguments, with an epsilon in what a root is taken of or something is divided by."""
+    def _constant(self, func: Any, args: tuple[Any, ...], position: int) -> float | None:
+        """The epsilon in what a root is taken of or something is divided by, if there is one."""
         found = args[position]
         if not isinstance(found, Tensor) or found not in self._sums:
-            return args
+            return None
         eps, version = self._sums[found]
         if found._version != version or (func in _POWERS and _whole(args[1])):
-            return args
+            return None
+        return float(eps)
+
+    def _rooted(
+        self, func: Any, args: tuple[Any, ...], position: int, eps: float
+    ) -> tuple[Any, ...]:
+        """The arguments with its factor."""
+        found = args[position]
         more = self.plus(found - eps, eps) - eps
         made = found.add_(more) if func in _IN_PLACE else found + more
         return (*args[:position], made, *args[position + 1 :])
+
+
+class Noted(Epsilons):
+    """Scope that notes what every epsilon is added to, beside kernels that run as they are.
+
+    Nobody else sees it do so, nor does it turn checkpoints off.
+
+    Example:
+        >>> x = torch.randn(8, 4, dtype=torch.float64)
+        >>> with Noted() as seen:
+        ...     y = torch.layer_norm(x, (4,))
+        >>> seen.known, torch.allclose(seen.amounts[0][:, 0], x.var(1, unbiased=False))
+        (True, True)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda _, amount, __: torch.ones_like(amount))
+        self.known = True  # whether all could be noted, to the rounding of float64
+
+    def __enter__(self) -> Self:
+        TorchFunctionMode.__enter__(self)  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        TorchFunctionMode.__exit__(self, kind, error, trace)  # type: ignore[no-untyped-call]
+
+    def plus(self, amount: Tensor, eps: float) -> Tensor:
+        self.known &= amount.dtype == torch.float64
+        with unobserved(), torch.no_grad():
+            return super().plus(amount, eps)
+
+    def _normalised(self, formula: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        try:
+            with unobserved(), torch.no_grad():
+                formula(self.plus, *args, **kwargs)
+        except Exception:  # formulas may not run where kernels do
+            self.known = False
+
+    def _summed(self, func: Callable[..., Tensor], amount: Tensor, eps: float) -> Tensor:
+        if abs(eps) > SMALL:
+            return super()._summed(func, amount, eps)
+        self.plus(amount, eps)
+        return func(amount, eps)
+
+    def _rooted(
+        self, func: Any, args: tuple[Any, ...], position: int, eps: float
+    ) -> tuple[Any, ...]:
+        with unobserved(), torch.no_grad():
+            self.plus(args[position] - eps, eps)
+        return args
 
 
 def observed(loss: Loss, params: dict[str, Tensor]) -> list[Tensor]:
@@ -188,93 +251,6 @@ def _whole(power: Any) -> bool:
     return not isinstance(power, (int, float)) or (power > 0 and power % 1 == 0)
 
 
-def _normalised(plus: Plus, x: Tensor, dims: list[int], eps: float, centred: bool = True) -> Tensor:
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    moved = wide - wide.mean(dims, keepdim=True) if centred else wide
-    amount = moved.square().mean(dims, keepdim=True)
-    made: Tensor = moved * (amount + plus(amount, eps)).rsqrt()
-    return made.to(x.dtype)
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
-    x = x if weight is None else x * weight.reshape(shape)
-    return x if bias is None else x + bias.reshape(shape)
-
-
-def _batch_norm(
-    plus: Plus,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor | None:
-    if not training:  # running statistics absorb nothing
-        return None
-    dims = [d for d in range(input.dim()) if d != 1]
-    shape = [1, -1, *[1] * (input.dim() - 2)]
-    return _affine(_normalised(plus, input, dims, eps), weight, bias, shape)
-
-
-def _instance_norm(
-    plus: Plus,
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor | None:
-    if not use_input_stats:
-        return None
-    dims, shape = range(2, input.dim()), [1, -1, *[1] * (input.dim() - 2)]
-    return _affine(_normalised(plus, input, list(dims), eps), weight, bias, shape)
-
-
-def _layer_norm(
-    plus: Plus,
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:
-    dims = list(range(-len(normalized_shape), 0))
-    return _affine(_normalised(plus, input, dims, eps), weight, bias, list(normalized_shape))
-
-
-def _group_norm(
-    plus: Plus,
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
-) -> Tensor:
-    grouped = input.reshape(len(input), num_groups, -1)
-    shape = [1, -1, *[1] * (input.dim() - 2)]
-    return _affine(_normalised(plus, grouped, [2], eps).view_as(input), weight, bias, shape)
-
-
-def _rms_norm(
-    plus: Plus,
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Tensor:
-    dims = list(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return _affine(_normalised(plus, input, dims, eps, False), weight, None, normalized_shape)
-
-
 _SUMS: set[Any] = {Tensor.add, Tensor.add_, torch.add, Tensor.__add__, Tensor.__radd__}
 _POWERS: set[Any] = {torch.pow, Tensor.pow, Tensor.__pow__}
 _IN_PLACE: set[Any] = {Tensor.sqrt_, Tensor.rsqrt_, Tensor.reciprocal_}
@@ -283,14 +259,4 @@ _ROOTS: dict[Any, int] = {  # with the position of what they are taken of, or di
     **dict.fromkeys((Tensor.sqrt, Tensor.rsqrt, Tensor.reciprocal, Tensor.__rtruediv__), 0),
     **dict.fromkeys((torch.div, torch.true_divide, Tensor.div, Tensor.true_divide), 1),
     **dict.fromkeys((Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__), 1),
-}
-_TWINS: dict[Any, Callable[..., Tensor | None]] = {
-    F.batch_norm: _batch_norm,
-    F.instance_norm: _instance_norm,
-    F.layer_norm: _layer_norm,
-    torch.layer_norm: _layer_norm,
-    F.group_norm: _group_norm,
-    torch.group_norm: _group_norm,
-    F.rms_norm: _rms_norm,
-    torch.rms_norm: _rms_norm,
 }

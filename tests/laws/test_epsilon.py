@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import eqtoolbox as eq
 from eqtoolbox.weights.epsilon import (
     Epsilons,
+    Noted,
     at_factors,
     log_slopes,
     moved_along,
@@ -54,6 +55,43 @@ def test_formulas_with_their_own_epsilon_are_the_layers(kind: str) -> None:
     evaluated = kind.endswith("evaluated")
     assert len(seen.amounts) == (0 if evaluated else 1)
     assert evaluated or not torch.allclose(other, made, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_what_epsilons_are_added_to_is_noted_beside_kernels_that_nobody_changes(kind: str) -> None:
+    torch.manual_seed(0)
+    make, shape = NORMS[kind]
+    layer, x = make().double(), torch.randn(shape, dtype=torch.float64)
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    with Noted() as noted:
+        made = layer(x)
+    assert noted.known
+    assert torch.equal(made, layer(x))
+    seen = observed(lambda p: functional_call(layer, p, (x,)).sum(), dict(layer.named_parameters()))
+    assert len(noted.amounts) == len(seen)
+    assert all(torch.allclose(a, b, rtol=1e-14) for a, b in zip(noted.amounts, seen, strict=True))
+    with Noted() as narrow:
+        layer.float()(x.float())
+    assert narrow.known == (not seen), "of float32 the amounts are too coarse"
+
+
+@pytest.mark.parametrize("rooted", [
+    lambda x: x.square().mean(-1).add(1e-6).rsqrt(),
+    lambda x: x / (x.norm(dim=-1, keepdim=True) + 0.05),
+    lambda x: x.square().mean(-1).add_(1e-4).sqrt_(),
+    lambda x: x.square().mean(-1).add_(0.05).rsqrt_(),
+    lambda x: (x.square().mean(-1) + 0.05) ** -0.5,
+    lambda x: x.square() + 0.05,
+])  # fmt: skip
+def test_written_by_hand_they_are_noted_too(rooted: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with Noted() as noted:
+        made = rooted(x)
+    assert torch.equal(made, rooted(x))
+    seen = observed(lambda p: rooted(p["x"]).sum(), {"x": x})
+    assert noted.known and len(noted.amounts) == len(seen)
+    assert all(torch.allclose(a, b, rtol=1e-14) for a, b in zip(noted.amounts, seen, strict=True))
 
 
 class Deep(nn.Module):

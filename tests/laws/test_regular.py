@@ -7,7 +7,7 @@ from torch import Tensor
 from eqtoolbox.weights.families.diagonal import Rescale
 from eqtoolbox.weights.families.general_linear import GeneralLinear
 from eqtoolbox.weights.forms.algebra import ROTATIONS
-from eqtoolbox.weights.forms.diagonal import leg
+from eqtoolbox.weights.forms.diagonal import Leg, leg
 from eqtoolbox.weights.forms.gram import Gram, MatrixLeg
 from eqtoolbox.weights.forms.regular import RegularEntries, ScatteredEntries, blocks
 from tests.laws import oracle
@@ -84,6 +84,12 @@ def meeting(case: str) -> Rescale | GeneralLinear:
     if case == "one axis twice":
         legs = (leg("w", shape, 0, six, six, ones), leg("w", shape, 0, six[:4], six[:4], ones[:4]))
         return Rescale(name="r", dimension=6, legs=legs)
+    if case in ("joined axes", "an axis joined with itself"):
+        many = torch.arange(12) if case == "joined axes" else torch.arange(36)
+        view = (6, 12, 1) if case == "joined axes" else (1, 36, 2)
+        units = many % 6
+        joined = Leg("w", view[0] // 6, *view, blocks(many, units, -ones[units]))
+        return Rescale(name="r", dimension=6, legs=(leg("w", shape, 0, six, six, 2 * ones), joined))
     if case == "blocks":
         mixed = (
             MatrixLeg("w", 0, six.reshape(2, 1, 3), 1),
@@ -101,7 +107,16 @@ def meeting(case: str) -> Rescale | GeneralLinear:
 
 
 @pytest.mark.parametrize(
-    "case", ["rates", "shared units", "one axis twice", "blocks", "copies of one sign"]
+    "case",
+    [
+        "rates",
+        "shared units",
+        "one axis twice",
+        "joined axes",
+        "an axis joined with itself",
+        "blocks",
+        "copies of one sign",
+    ],
 )
 def test_lengths_where_parts_meet_are_those_of_the_oracle(case: str) -> None:
     torch.manual_seed(0)

@@ -59,7 +59,7 @@ def told(found: Found) -> list[tuple[str, str, int, str]]:
 
 def searches() -> Any:
     """Counts the rounds of a search."""
-    return mock.patch.object(find, "_found", wraps=find._found)
+    return mock.patch.object(find, "_shown", wraps=find._shown)
 
 
 def test_what_was_saved_is_confirmed_and_not_looked_for_again() -> None:

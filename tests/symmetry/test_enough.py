@@ -1,5 +1,7 @@
 """Few samples of a batch show the finite changes that all of them do."""
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.weights.parameter import Parameters
-from eqtoolbox.weights.search import enough, find, point
+from eqtoolbox.weights.search import again, enough, find, point, turned
 from eqtoolbox.weights.search.clipped import unclipped
+from eqtoolbox.weights.search.found import Found, KnownSymmetries
 from eqtoolbox.weights.search.joint import Candidate
 from eqtoolbox.weights.search.moves import Move
 from eqtoolbox.weights.search.problem import Problem
@@ -122,3 +125,62 @@ def test_shifts_that_clip_are_left_out_before_all_else_is_moved(
     assert dropped == [["4"], []]
     monkeypatch.setattr(find, "unclipped", lambda problem, shifts, beside: [*shifts])
     assert told(eq.weights.discover(images()[0], batch)) == told(first)
+
+
+def evaluations(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Found, list[int]]:
+    """What is found, and on how many samples each evaluation was."""
+
+    def loss(net: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:
+        os.write(written, bytes([len(given[0])]))  # what Python holds is put back
+        return F.cross_entropy(net(given[0]), given[1])
+
+    with tempfile.TemporaryFile() as file:
+        written = file.fileno()
+        found = eq.weights.discover(model, batch, loss)
+        file.seek(0)
+        calls = [*file.read()]
+    return found, calls
+
+
+def test_all_samples_are_evaluated_twice_once_for_trace_and_gradient(
+    problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = images()
+    found, calls = evaluations(model, batch)
+    assert calls.count(COUNT) == 2
+    assert set(calls) == {COUNT, 2}
+    assert any(s.family == "input_rotation" for s in found), "beside all else, in no more"
+    monkeypatch.setattr(turned.TurnedSearch, "along", lambda search, moves: None)
+    same, more = evaluations(model, batch)
+    assert told(same) == told(found)
+    assert (more.count(COUNT), len(more)) == (2, len(calls) + 2)
+
+
+def test_inputs_that_do_not_turn_with_their_layer_spoil_nothing_else(
+    problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = images()
+    every = eq.weights.discover(model, batch)
+    right = turned.Turned.loss
+    monkeypatch.setattr(turned.Turned, "loss", lambda own, f, share: right(own, f, 1.01 * share))
+    found = eq.weights.discover(model, batch)
+    assert told(found) == [row for row in told(every) if row[0] != "input_rotation"]
+    assert len(told(found)) == len(told(every)) - 1
+
+
+def test_a_large_model_that_is_known_is_confirmed(
+    problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "on_few", find.on_few)
+    model, batch = images()
+    ask, known = find.find_symmetries, []
+
+    def of_parameters_alone(*given: Any) -> Found:
+        return ask(*given[:5], None, given[6], *(known or [None]), *given[8:])
+
+    monkeypatch.setattr(find, "find_symmetries", of_parameters_alone)
+    saved = eq.weights.discover(model, batch).state_dict()
+    known.append(KnownSymmetries.of(saved))
+    monkeypatch.setattr(find, "_shown", None)  # no round of a search is made
+    assert eq.weights.discover(model, batch).state_dict() == saved
+    assert [p.pending for p in problems] == [[], []]

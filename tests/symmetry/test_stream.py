@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from eqtoolbox.weights.search.stream import streamed
+from eqtoolbox.weights.search import stream
+from eqtoolbox.weights.search.stream import Awaited, streamed
 
 X = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -53,8 +54,12 @@ class Custom(Tied):
         return Twice.apply(torch.tanh(self.a(x)), self.bias)
 
 
+@pytest.mark.parametrize("together", [0, 10, 2**18])
 @pytest.mark.parametrize("kind", [Tied, Checkpointed, Custom])
-def test_streamed_gradients_are_those_of_autograd(kind: type[nn.Module]) -> None:
+def test_streamed_gradients_are_those_of_autograd(
+    kind: type[nn.Module], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_TOGETHER", together)
     torch.manual_seed(0)
     model = kind().double()
     params = {n: p.detach() for n, p in model.named_parameters()}
@@ -75,7 +80,11 @@ def test_streamed_gradients_are_those_of_autograd(kind: type[nn.Module]) -> None
     assert found["idle"].abs().max() == 0
 
 
-def test_no_parameter_is_held_after_the_backward_has_read_it() -> None:
+@pytest.mark.parametrize("together", [0, 2**18])
+def test_no_parameter_is_held_after_the_backward_has_read_it(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_TOGETHER", together)
     torch.manual_seed(0)
     params = {n: p.detach() for n, p in Tied().double().named_parameters()}
     alive: dict[str, Tensor] = {}
@@ -114,3 +123,18 @@ def test_of_what_is_wanted_alone_the_gradients_are_the_same(kind: type[nn.Module
     every, some = found(None), found({"a.weight", "idle"})
     assert some.keys() == {"a.weight", "idle"}
     assert all(torch.allclose(g, every[n], rtol=1e-14) for n, g in some.items())
+
+
+def test_a_gradient_that_is_awaited_comes_once_asked_for() -> None:
+    torch.manual_seed(0)
+    params = {n: p.detach() for n, p in Tied().double().named_parameters()}
+    loss = lambda p: functional_call(Tied().double(), p, (X,)).square().sum()
+    now: dict[str, Tensor] = {}
+    later: dict[str, Tensor] = {}
+    streamed(loss, list(params), lambda n: params[n].clone(), lambda _, g: now.update(g))
+    awaited = Awaited(loss, list(params), lambda n: params[n].clone())
+    torch.randn(3) @ torch.randn(3)  # whatever goes on meanwhile
+    assert not later
+    awaited.backward(lambda _, g: later.update(g))
+    assert now.keys() == later.keys() == params.keys()
+    assert all(torch.equal(g, later[n]) for n, g in now.items())

@@ -114,16 +114,24 @@ class Diagonal(Form):
         tensors, shards = points.of(0, self.names), points.shards
         parts: dict[str, list[Scaled]] = {}
         for leg in self.legs:
-            piece, axis, where = shards.piece(leg.name, tensors[leg.name]), leg.axis, leg.positions
-            units, rates = leg.units, leg.rates
+            tensor = tensors[leg.name]
+            piece, axis, where = shards.piece(leg.name, tensor), leg.axis, leg.positions
+            units, rates, last = leg.units, leg.rates, tensor.dim()
             if axis is None:
                 axis, where = 0, torch.arange(piece.whole[0])
                 units, rates = units.expand(len(where)), rates.expand(len(where))
+                last = 1
+            while math.prod(piece.whole[last:]) < leg.after:  # axes from `axis` on may be joined
+                last -= 1
             if piece.dim == axis:
-                here = (where >= piece.start) & (where < piece.stop)
-                where, units, rates = where[here] - piece.start, units[here], rates[here]
+                each = math.prod(piece.whole[axis + 1 : last])
+                here = (where >= each * piece.start) & (where < each * piece.stop)
+                where, units, rates = where[here] - each * piece.start, units[here], rates[here]
             if shards.counts(leg.name):
-                parts.setdefault(leg.name, []).append((axis, where, units, rates))
+                cuts = tensor.shape[:axis], tensor.shape[axis:last], tensor.shape[last:]
+                before, along, after = map(math.prod, cuts)
+                view = before, along, after
+                parts.setdefault(leg.name, []).append((view, where, units, rates))
         home = tensors[self.names[0]]
         found = [scaled(of, tensors[name], self.dimension) for name, of in parts.items()]
         none = home.new_zeros(self.dimension, dtype=torch.float64)

@@ -11,7 +11,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-Scaled = tuple[int, Tensor, Tensor, Tensor]  # axis, positions, units and rates along it
+View = tuple[int, int, int]  # entries before an axis, along it and after it; axes may be joined
+Scaled = tuple[View, Tensor, Tensor, Tensor]  # view, positions, units and rates along it
 Mixed = tuple[int, Tensor, int]  # axis, positions (blocks, copies, size), sign
 Entries = tuple[Tensor, Tensor, Tensor, Tensor]  # of generators: which one, row, column, weight
 
@@ -19,24 +20,34 @@ Entries = tuple[Tensor, Tensor, Tensor, Tensor]  # of generators: which one, row
 def scaled(parts: Sequence[Scaled], tensor: Tensor, units: int) -> Tensor:
     """2 <K_a, K_b> of every unit over all pairs of parts that scale it: (units,), float64."""
     squares, total = tensor.double().square(), tensor.new_zeros(units, dtype=torch.float64)
-    axes = []
-    for axis in sorted({axis for axis, *_ in parts}):
-        columns = zip(*(part[1:] for part in parts if part[0] == axis), strict=True)
+    views = []
+    for view in sorted({view for view, *_ in parts}):
+        columns = zip(*(part[1:] for part in parts if part[0] == view), strict=True)
         where, unit, rates = (torch.cat(column).to(tensor.device) for column in columns)
-        length = tensor.shape[axis]
+        length = view[1]
         own, inverse = torch.unique(unit * length + where, return_inverse=True)
         rate = rates.new_zeros(len(own)).index_add(0, inverse, rates)
         apart = rates.new_zeros(len(own)).index_add(0, inverse, rates.square())
         unit, where = own // length, own % length
-        along = squares[..., None].movedim(axis, 0).flatten(1).sum(1)
+        along = squares.reshape(view).sum((0, 2))
         total = total.index_add(0, unit, (rate.square() - apart) * along[where])
-        axes.append((axis, where, unit, rate))
-    for (a, where_a, unit_a, rate_a), (b, where_b, unit_b, rate_b) in combinations(axes, 2):
-        table = squares[..., None].movedim((a, b), (0, 1)).flatten(2).sum(2)
+        views.append((view, where, unit, rate))
+    for (a, where_a, unit_a, rate_a), (b, where_b, unit_b, rate_b) in combinations(views, 2):
+        table = _table(squares, a, b)
         rows = table.new_zeros(units, table.shape[1])
         rows = rows.index_add(0, unit_a, rate_a[:, None] * table[where_a])
         total = total.index_add(0, unit_b, 2 * rate_b * rows[unit_b, where_b])
     return total
+
+
+def _table(squares: Tensor, a: View, b: View) -> Tensor:
+    """Their sum over everything but two views, of which the first begins no later."""
+    (before, m, after), (ahead, n, behind) = a, b
+    if ahead % (before * m) == 0:
+        return squares.reshape(before, m, ahead // (before * m), n, behind).sum((0, 2, 4))
+    each = torch.arange(squares.numel(), device=squares.device)  # they have axes in common
+    place = each // after % m * n + each // behind % n
+    return squares.new_zeros(m * n).index_add(0, place, squares.reshape(-1)).reshape(m, n)
 
 
 def mixed(parts: Sequence[Mixed], tensor: Tensor, entries: Entries, count: int) -> Tensor:

@@ -16,6 +16,7 @@ from eqtoolbox.weights.parameter import (
     ParameterSymmetry,
 )
 from eqtoolbox.weights.search.discrete import DiscreteProposals, elements_of
+from eqtoolbox.weights.search.enough import Divisible, on_few
 from eqtoolbox.weights.search.equivariances import confirmed, propose_equivariances
 from eqtoolbox.weights.search.found import Found, KnownRow, KnownSymmetries, structure_of
 from eqtoolbox.weights.search.inert import apart, exchanged, looked_at_elsewhere
@@ -27,7 +28,6 @@ from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
-from eqtoolbox.weights.search.verification import gradients
 
 log = logging.getLogger(__name__)
 Pairs = list[tuple[ParameterSymmetry, KnownRow]]
@@ -37,8 +37,11 @@ class Otherwise(Exception):
     """Something is not as it was found before; the message says what."""
 
 
-def again(problem: Problem, known: KnownSymmetries) -> Found:
+def again(problem: Problem, known: KnownSymmetries, samples: Divisible | None = None) -> Found:
     """The same symmetries as before, with what was found of them.
+
+    Args:
+        samples: of the batch, where finite changes may be looked at on few of them.
 
     Raises:
         Otherwise: the computation is another one, or something is not confirmed.
@@ -56,7 +59,8 @@ def again(problem: Problem, known: KnownSymmetries) -> Found:
         slopes.add(params, gradient)
         shifts.add(gradient)
 
-    gradients(problem.whole, problem.point, receive)
+    problem.gradient(receive)
+    problem = on_few(problem, samples)
     looked_at_elsewhere(problem, slopes)
     flat = propose_shifts(problem, shifts)
     pairs = _paired(

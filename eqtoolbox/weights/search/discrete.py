@@ -71,7 +71,6 @@ class DiscreteSearch:
     """
 
     def __init__(self, problem: Problem, proposals: DiscreteProposals) -> None:
-        self.problem = problem
         self.pinned = proposals.pinned
         self.proposed, self.deferred = proposals.proposed, proposals.deferred
         self.waiting = [elements_of(s, problem.generator) for s in self.proposed]
@@ -92,12 +91,13 @@ class DiscreteSearch:
         """Nothing is waiting any more: the loss changed so much under each."""
         self.waiting, self.changes = [], changes
 
-    def holding(self, continuous: list[ContinuousSymmetry]) -> Iterator[DiscreteSymmetry]:
+    def holding(
+        self, problem: Problem, continuous: list[ContinuousSymmetry]
+    ) -> Iterator[DiscreteSymmetry]:
         """Those that hold and are in none of the larger groups found."""
         larger = [s for s in continuous if s.status != "broken"]
         covered = [set(s.names) for s in larger if "permutation" in s.form.contains]
         turned = [set(s.names) for s in larger if "sign_flip" in s.form.contains]
-        problem = self.problem
         if self.covariance.elements:
             elements = self.covariance.elements
             gradients(problem.loss, problem.point, self.covariance.compare, elements)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
+from eqtoolbox.weights.epsilon import Noted
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, loss_of, output_of
-from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.verification import evaluated
 from eqtoolbox.weights.tracing.trace import Node, Trace
 
@@ -49,16 +49,13 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
         run = partial(at_leaves, run, fixed=point.statistics.keys())
 
         def both(params: dict[str, Tensor]) -> Tensor:
-            output, loss = run(params)
+            with noted:
+                output, loss = run(params)
             seen.extend(() if output is None else [output.detach().clone()])
             return loss
 
-        try:
-            steady = Steady(both)
-            value = evaluated(steady, point)
-        except RuntimeError:  # formulas in place of kernels may not run where these do
-            seen.clear()
-            value, steady.base = evaluated(both, point), None
+        noted = Noted()
+        value = evaluated(both, point)
     except (RuntimeError, TypeError, ValueError, LookupError):  # no part of this batch will do
         return problem
     if len(seen) != (problem.outputs is not None):
@@ -71,7 +68,7 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
         outputs=partial(output_of, run) if seen else None,
         made=seen[0] if seen else None,
         value=value,
-        noted=steady.base,
+        noted=noted.amounts if noted.known else None,
         moved_inputs=None if problem.moved_inputs is None else moved_inputs,
     )
 

@@ -1,21 +1,19 @@
-"""Equivariances: transformations of parameters that move outputs, or go with moved inputs."""
+"""Equivariances: transformations of parameters that move the outputs in a known way."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from eqtoolbox.weights.parameter import ContinuousSymmetry, ParameterSymmetry
 from eqtoolbox.weights.search.explanation import Trial, explained
-from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
-from eqtoolbox.weights.search.moves import move, moved
+from eqtoolbox.weights.search.moves import move
 from eqtoolbox.weights.search.point import Point
-from eqtoolbox.weights.search.problem import MovedInputs, Problem
+from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.slopes import Slopes
-from eqtoolbox.weights.search.verification import Loss, change, draw, evaluated, gradients, judged
+from eqtoolbox.weights.search.verification import Loss, draw, evaluated, gradients, judged
 
 
 def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
@@ -112,63 +110,3 @@ def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
     elements = [(s, draw(s, y, problem.random)) for s in every]
     defects = _each(problem.outputs, problem.point, y, elements, problem.small)
     return all(d <= max(s.tolerance, problem.small) for s, d in zip(every, defects, strict=True))
-
-
-def tied_to_inputs(problem: Problem) -> Iterator[ContinuousSymmetry]:
-    """Parameters and inputs moved together, the loss unchanged.
-
-    order 0: |L(T_c theta, S_c x) - L| / |L|; order 1: |g . K + <dL/dx, X>| over the larger term,
-    X the inputs' tangent; the second term is the derivative along x + s X. Of a large model in
-    float64 order 0 at -c stands for it.
-    """
-    moved_inputs = problem.moved_inputs
-    if moved_inputs is None:
-        return
-    for symmetry in propose_input_rotation(problem.trace):
-        c = draw(symmetry, problem.value, problem.random)
-        large = problem.value.dtype == torch.float64 and not problem.point.whole
-        try:
-            worst = max(_turned(problem, moved_inputs, symmetry, x) for x in (c, -c)[: 1 + large])
-        except RuntimeError:  # not the model's first argument
-            continue
-        if not large:
-            worst = max(worst, _slope(problem, moved_inputs, symmetry, c))
-        checked = judged(symmetry, worst, problem.value.dtype)
-        if checked.status != "broken":
-            yield checked
-
-
-def _turned(
-    problem: Problem, moved_inputs: MovedInputs, symmetry: ContinuousSymmetry, c: Tensor
-) -> float:
-    """Relative change of the loss where parameters and inputs are moved by c."""
-    turned = partial(symmetry.transform_inputs, coefficients=c)
-    loss = partial(_loss_of, moved_inputs, turned)
-    return change(loss, problem.point, [move(symmetry, symmetry.flow(c))], problem.value)
-
-
-def _slope(
-    problem: Problem, moved_inputs: MovedInputs, symmetry: ContinuousSymmetry, c: Tensor
-) -> float:
-    """The sum of both derivatives along c, over the larger."""
-    s = torch.zeros((), dtype=problem.value.dtype, requires_grad=True)
-    leaves = moved(problem.point, ())
-    leaves |= {n: leaves[n].detach().requires_grad_() for n in symmetry.names}
-    with problem.point.scope():
-        loss = moved_inputs(leaves, partial(_along, symmetry, c, s))
-        wanted = [s, *(leaves[n] for n in symmetry.names)]
-        slope, *own = torch.autograd.grad(loss, wanted, materialize_grads=True)
-    tangent = symmetry.tangent(problem.point, c)
-    pairs = zip(symmetry.names, own, strict=True)
-    along = sum(float((g * tangent[n]).sum()) for n, g in pairs)
-    return abs(along + float(slope)) / max(abs(along), abs(float(slope)), 1e-300)
-
-
-def _loss_of(
-    moved_inputs: MovedInputs, turned: Callable[[Tensor], Tensor], params: dict[str, Tensor]
-) -> Tensor:
-    return moved_inputs(params, turned)
-
-
-def _along(symmetry: ContinuousSymmetry, c: Tensor, s: Tensor, inputs: Tensor) -> Tensor:
-    return inputs + s * symmetry.tangent_inputs(inputs, c)

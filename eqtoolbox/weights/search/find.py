@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from eqtoolbox.weights.search.again import Otherwise, again
 from eqtoolbox.weights.search.clipped import unclipped
 from eqtoolbox.weights.search.discrete import DiscreteProposals, DiscreteSearch
 from eqtoolbox.weights.search.enough import Divisible, on_few
-from eqtoolbox.weights.search.equivariances import equivariances, tied_to_inputs
+from eqtoolbox.weights.search.equivariances import equivariances
 from eqtoolbox.weights.search.first_layers import propose_input_rotation
 from eqtoolbox.weights.search.found import Found, KnownSymmetries, structure_of
 from eqtoolbox.weights.search.head import propose_head
@@ -29,7 +30,8 @@ from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
 from eqtoolbox.weights.search.shifts import propose_shifts
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
-from eqtoolbox.weights.search.verification import Loss, gradients
+from eqtoolbox.weights.search.turned import TurnedSearch
+from eqtoolbox.weights.search.verification import Loss
 from eqtoolbox.weights.tracing.ghost import ghost_trace
 from eqtoolbox.weights.tracing.propagation import EPSILON, LARGEST, Propagation
 from eqtoolbox.weights.tracing.trace import Trace, trace
@@ -82,25 +84,30 @@ def find_symmetries(
         ValueError: the loss itself cannot be evaluated, or is not finite.
     """
     problem = posed(loss, params, generator, run, dtype, statistics, moved_inputs, larger)
-    problem = on_few(problem, samples)
     if known is not None:
         try:
-            return again(problem, known)
+            return again(problem, known, samples)
         except Otherwise as reason:
             log.info("symmetries: looked for anew: %s", reason)
     largest = LARGEST
-    continuous, discrete, state, inert = _found(problem, model, LARGEST)
-    if state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
+    shown = _shown(problem, model, LARGEST)
+    problem = on_few(problem, samples)
+    turned = TurnedSearch(problem)
+    continuous, inert = _continuous(problem, shown, turned)
+    if shown.state.taken and any(s.status == "broken" and s.tolerance for s in continuous):
         # no epsilons after all: what is exact beside them must not be lost
         largest = EPSILON
-        continuous, discrete, state, inert = _found(problem, model, EPSILON)
-    pinned = state.pinned.joined(discrete.pinned)
-    notes = [*problem.trace.notes, *pinned.notes(), *_unseen(state), *inert]
-    tied = tied_to_inputs(problem)
-    every = [*continuous, *equivariances(problem), *tied, *discrete.holding(continuous)]
+        shown = _shown(problem, model, EPSILON)
+        continuous, inert = _continuous(problem, shown, turned)
+    pinned = shown.state.pinned.joined(shown.discrete.pinned)
+    notes = [*problem.trace.notes, *pinned.notes(), *_unseen(shown.state), *inert]
+    moving_inputs = turned.holding()
+    discrete = shown.discrete.holding(problem, continuous)
+    every = [*continuous, *equivariances(problem), *moving_inputs, *discrete]
     for note in notes:
         log.info("symmetries: %s", note)
-    return Found(exchanged(every), notes, structure_of(problem.trace), largest)
+    structure, varied = structure_of(problem.trace), problem.varied
+    return Found(exchanged(every), notes, structure, largest, varied)
 
 
 @uncollected()
@@ -162,10 +169,19 @@ def without_numbers(
     return trace(partial(at_leaves, run, fixed=statistics.keys()), params, statistics)
 
 
-def _found(
-    problem: Problem, model: nn.Module | None, largest: float
-) -> tuple[list[ContinuousSymmetry], DiscreteSearch, Propagation, list[str]]:
-    """Continuous and discrete symmetries with constants up to `largest` as epsilons; notes."""
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What the trace proposes, of every member the largest group first, and the gradient's part."""
+
+    chains: list[list[ContinuousSymmetry]]
+    slopes: Slopes  # of all of them
+    shifts: TranslationSearch
+    discrete: DiscreteSearch
+    state: Propagation
+
+
+def _shown(problem: Problem, model: nn.Module | None, largest: float) -> _Shown:
+    """The analysis with constants up to `largest` as epsilons, and the gradient."""
     with unobserved(), uncollected():
         found, state = each_member(problem.trace, largest=largest)
         chains = [trials for _, trials in proposals(found)]
@@ -174,10 +190,20 @@ def _found(
             inspected = list(propose_from_modules(model))
             chains = [[s] for s in inspected if isinstance(s, ContinuousSymmetry)]
             listed = [s for s in inspected if isinstance(s, DiscreteSymmetry)]
-        shown = DiscreteProposals(problem.trace, chains, listed)
-    discrete = DiscreteSearch(problem, shown)
-    found_continuous, inert = _continuous(problem, chains, discrete)
-    return found_continuous, discrete, state, inert
+        proposed_units = DiscreteProposals(problem.trace, chains, listed)
+    discrete = DiscreteSearch(problem, proposed_units)
+    slopes = Slopes([trial for trials in chains for trial in trials], lit=True)
+    shifts = TranslationSearch.of(problem.trace)
+
+    @unobserved()
+    def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
+        slopes.add(params, gradient)
+        shifts.add(gradient)
+        discrete.covariance.add(gradient)
+
+    problem.gradient(receive)
+    looked_at_elsewhere(problem, slopes)
+    return _Shown(chains=chains, slopes=slopes, shifts=shifts, discrete=discrete, state=state)
 
 
 def _unseen(state: Propagation) -> Iterator[str]:
@@ -192,35 +218,26 @@ def _unseen(state: Propagation) -> Iterator[str]:
 
 
 def _continuous(
-    problem: Problem, chains: list[list[ContinuousSymmetry]], discrete: DiscreteSearch
+    problem: Problem, shown: _Shown, turned: TurnedSearch
 ) -> tuple[list[ContinuousSymmetry], list[str]]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
-    flat = [trial for trials in chains for trial in trials]
-    slopes, shifts = Slopes(flat, lit=True), TranslationSearch.of(problem.trace)
-
-    @unobserved()
-    def receive(params: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
-        slopes.add(params, gradient)
-        shifts.add(gradient)
-        discrete.covariance.add(gradient)
-
-    gradients(problem.whole, problem.point, receive)
-    looked_at_elsewhere(problem, slopes)
-    members_found = len(chains)
+    slopes, discrete = shown.slopes, shown.discrete
+    members_found = len(shown.chains)
     with unobserved():
-        candidates = iter([candidate(problem, slopes, k) for k in range(len(flat))])
-        waiting = [[next(candidates) for _ in trials] for trials in chains]
-        flatly = [proposed(problem, s) for s in propose_shifts(problem, shifts)]
+        candidates = iter([candidate(problem, slopes, k) for k in range(len(slopes.symmetries))])
+        waiting = [[next(candidates) for _ in trials] for trials in shown.chains]
+        flatly = [proposed(problem, s) for s in propose_shifts(problem, shown.shifts)]
     waiting += [[c] for c in unclipped(problem, flatly, [c for chain in waiting for c in chain])]
     chosen: dict[int, list[ContinuousSymmetry]] = {}
     # in each round the largest group left of every undecided member
     while any(waiting) or discrete.waiting:
         trials = [(k, chain[0]) for k, chain in enumerate(waiting) if chain]
-        judged, changes = judged_together(problem, [c for _, c in trials], discrete.waiting)
+        tried = [c for _, c in trials]
+        judged, changes = judged_together(problem, tried, discrete.waiting, turned)
         if discrete.waiting:
             discrete.tried(changes)
-        for (k, tried), symmetry in zip(trials, judged, strict=True):
-            chosen[k] = list(apart(symmetry, tried.inert))
+        for (k, one), symmetry in zip(trials, judged, strict=True):
+            chosen[k] = list(apart(symmetry, one.inert))
             waiting[k] = waiting[k][1:] if symmetry.status == "broken" else []
     # a shift that fails is no news
     each = [(k, s) for k, parts in sorted(chosen.items()) for s in parts]

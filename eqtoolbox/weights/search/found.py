@@ -26,11 +26,13 @@ class Found(list[ParameterSymmetry]):
         notes: Iterable[str] = (),
         structure: str = "",
         largest: float = 0.0,
+        varied: bool = False,
     ) -> None:
         super().__init__(symmetries)
         self.notes = tuple(notes)
         self.structure = structure  # digest of what the loss runs
         self.largest = largest  # constant that counted as an epsilon before a root
+        self.varied = varied  # whether each normalisation was seen to divide by something
 
     def state_dict(self) -> dict[str, Any]:
         """What was found and with which status, in plain values: see `KnownSymmetries`."""

@@ -67,10 +67,11 @@ def _nearest_to_one(basis: Array, degree: Array, matrices: NDArray[np.bool_]) ->
     vectors = [basis[[k]] for k in np.flatnonzero(~matrices)]
     best, free = np.zeros(basis.shape[1]), np.eye(basis.shape[1])
     for rows in (basis[matrices], *vectors):
-        if not free.shape[1] or not np.abs(rows @ free).max(initial=0.0) > 1e-9:
+        along = rows @ free
+        if not free.shape[1] or not np.abs(along).max(initial=0.0) > 1e-9:
             continue
-        best = best + free @ np.linalg.lstsq(rows @ free, 1.0 - rows @ best, rcond=1e-9)[0]
-        free = free @ _null_space(rows @ free)
+        best = best + free @ np.linalg.lstsq(along, 1.0 - rows @ best, rcond=1e-9)[0]
+        free = _reflected(free, along[0]) if len(rows) == 1 else free @ _null_space(along)
     found: Array = np.append(basis @ best, degree @ best).round(9).astype(np.float64)
     return found if abs(found[-1]) > 1e-6 else None
 
@@ -80,3 +81,11 @@ def _null_space(rows: Array) -> Array:
     _, sizes, right = np.linalg.svd(rows)
     found: Array = right[np.count_nonzero(sizes > 1e-9 * sizes[0]) :].T
     return found
+
+
+def _reflected(free: Array, row: Array) -> Array:
+    """Columns that span what of `free` is zero along one row: a reflection takes it to an axis."""
+    normal = row / np.linalg.norm(row)
+    normal[0] += np.copysign(1.0, normal[0])
+    found: Array = free - np.outer(free @ normal, 2.0 / (normal @ normal) * normal)
+    return found[:, 1:]

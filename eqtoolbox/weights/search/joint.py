@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from eqtoolbox.weights.parameter import ContinuousSymmetry
@@ -19,6 +18,7 @@ from eqtoolbox.weights.search.moves import Move, move
 from eqtoolbox.weights.search.problem import Problem
 from eqtoolbox.weights.search.slopes import Slopes, units
 from eqtoolbox.weights.search.steady import Steady
+from eqtoolbox.weights.search.turned import TurnedSearch
 from eqtoolbox.weights.search.verification import (
     change,
     draw,
@@ -83,17 +83,21 @@ def proposed(problem: Problem, symmetry: ContinuousSymmetry) -> Candidate:
 
 
 def judged_together(
-    problem: Problem, candidates: Sequence[Candidate], beside: Sequence[list[Move]] = ()
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    beside: Sequence[list[Move]] = (),
+    turned: TurnedSearch | None = None,
 ) -> tuple[list[ContinuousSymmetry], list[float]]:
     """Each symmetry with its status, in their order; and how the loss changes by what is beside.
 
     Args:
         beside: two moves each of what else is to be tried, in the same evaluations.
+        turned: what else moves inputs along.
     """
     worst = [c.residual for c in candidates]
     exact = [k for k, c in enumerate(candidates) if not c.symmetry.tolerance]
     holding = [k for k in exact if worst[k] <= problem.small]
-    found, changes = _moved(problem, [candidates[k] for k in holding], beside)
+    found, changes = _moved(problem, [candidates[k] for k in holding], beside, turned)
     for k, residual in zip(holding, found, strict=True):
         worst[k] = max(worst[k], residual)
     again = [k for k in holding if worst[k] <= problem.small]
@@ -108,10 +112,16 @@ def judged_together(
 
 
 def _moved(
-    problem: Problem, holding: Sequence[Candidate], beside: Sequence[list[Move]]
+    problem: Problem,
+    holding: Sequence[Candidate],
+    beside: Sequence[list[Move]],
+    turned: TurnedSearch | None,
 ) -> tuple[list[float], list[float]]:
     """Residuals where all are moved, of order 1 where it is not small, else of order 0; beside."""
     moves = [*(c.moves for c in holding), *beside]
+    with_inputs = None if turned is None else turned.along(moves)
+    if with_inputs is not None:
+        return [with_inputs] * len(holding), [with_inputs] * len(beside)
     seen = problem.along(moves)
     worst = max(seen, default=0.0)
     if worst <= problem.small:
@@ -166,7 +176,7 @@ def _again(problem: Problem, holding: Sequence[Candidate]) -> list[float]:
     model is looked at twice for next to nothing.
     """
     members = [c for c in holding if c.slopes is not None]
-    if problem.value.dtype == torch.float64 and not problem.point.whole:
+    if problem.exact:
         return [0.0] * len(holding)
     asked, there = _along(problem, members, 1.0)
     found = {id(c): there.residual(k) for k, c in enumerate(asked)}
@@ -224,7 +234,7 @@ def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, 
     Formulas in place of kernels may not run where these do.
     """
     slopes = Slopes([c.symmetry for c in tried])
-    large = problem.value.dtype == torch.float64 and not problem.point.whole
+    large = problem.exact
     moves = [c.moves[:1] for c in tried]
     try:
         steady = Steady(problem.loss, problem.amounts if large else None)

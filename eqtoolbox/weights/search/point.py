@@ -106,6 +106,11 @@ class Point(Mapping[str, Tensor]):
             yield Point(self._source, self._dtype, seed, noise, self.statistics)
 
     @property
+    def large(self) -> bool:
+        """Whether there is one float64 copy alone, whose loss order 0 is decisive of."""
+        return not self.whole and self._dtype == torch.float64
+
+    @property
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self._source.items()}
 

@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
-from eqtoolbox.weights.search.moves import Move, moved
+from eqtoolbox.weights.epsilon import Noted
+from eqtoolbox.weights.search.moves import Move, moved, moved_alone
 from eqtoolbox.weights.search.point import Point, beside
 from eqtoolbox.weights.search.steady import Steady
+from eqtoolbox.weights.search.stream import Awaited, Receive
 from eqtoolbox.weights.search.verification import (
     Loss,
     changes_along,
     evaluated,
+    gradients,
     joint_changes,
     limit,
 )
-from eqtoolbox.weights.tracing.trace import Trace, trace, untraced
+from eqtoolbox.weights.tracing.trace import Trace, Tracer, recorded, trace, untraced
 
 Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
 MovedInputs = Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor]
@@ -36,6 +39,7 @@ class Problem:
     loss: Loss  # of as many as finite changes are looked at on
     outputs: Loss | None  # the model's output of these, where it is a single tensor
     moved_inputs: MovedInputs | None  # the loss of these where the model's inputs are moved
+    whole_moved_inputs: MovedInputs | None  # that of all samples
     point: Point
     value: Tensor  # of the loss
     made: Tensor | None = field(repr=False)  # the output
@@ -43,10 +47,16 @@ class Problem:
     trace: Trace = field(repr=False)
     generator: torch.Generator = field(repr=False)  # of orders and signs, on the CPU
     random: torch.Generator = field(repr=False)  # of elements, where the loss is
+    pending: list[Awaited] = field(default_factory=list, repr=False)  # what was traced, at most one
 
     @property
     def small(self) -> float:
         return limit(self.value.dtype)
+
+    @property
+    def exact(self) -> bool:
+        """Whether order 0 says it all: of a large model in float64."""
+        return self.value.dtype == torch.float64 and not self.point.whole
 
     @cached_property
     def amounts(self) -> list[Tensor]:
@@ -56,6 +66,20 @@ class Problem:
             RuntimeError: formulas in place of kernels do not run where these do.
         """
         return Steady.at(self.loss, self.point) if self.noted is None else self.noted
+
+    @property
+    def varied(self) -> bool:
+        """Whether each normalisation was seen to divide by something; False where none was."""
+        return self.noted is not None and all(bool(a.any()) for a in self.noted)
+
+    def gradient(self, receive: Receive) -> None:
+        """Parameters and the gradient of all samples: that of what was traced, the first time."""
+        if not self.pending:
+            gradients(self.whole, self.point, receive)
+            return
+        with self.point.scope():
+            own = self.pending.pop()
+            own.backward(receive, release=self.point.release, seen=self.point.seen)
 
     @property
     def all(self) -> tuple[Loss, Tensor] | None:
@@ -105,9 +129,17 @@ def posed(
     fixed = point.statistics.keys()
     run = partial(at_leaves, run or (lambda p: (None, loss(p))), fixed=fixed)
     loss = partial(at_leaves, loss, fixed=fixed)
+    pending: list[Awaited] = []
+    amounts: list[Tensor] | None = None
     try:
         with point.scope():
-            traced = trace(run, moved(point, ()), point.statistics)
+            if larger or not point.large:
+                traced = trace(run, moved(point, ()), point.statistics)
+            else:
+                noted = Noted()
+                traced, graph = _traced(run, point, noted)
+                pending.append(graph)
+                amounts = noted.amounts if noted.known else None
     except Exception as error:
         # whatever a model's own code raises under the recorder; the loss itself must run
         traced = untraced(point, evaluated(loss, point))
@@ -121,6 +153,8 @@ def posed(
             "in the batch and in the parameters"
         )
     value = evaluated(loss, point) if larger else traced.value
+    if value.dtype != torch.float64:  # then more is looked at before the gradient comes
+        pending.clear()
     outputs: Loss | None = None
     if traced.output is not None:
         outputs = partial(output_of, run)
@@ -130,13 +164,37 @@ def posed(
         loss=loss,
         outputs=outputs,
         moved_inputs=moved_inputs,
+        whole_moved_inputs=moved_inputs,
         point=point,
         value=value,
         made=traced.made,
+        noted=amounts,
         trace=traced,
         generator=generator,
         random=beside(value, generator),
+        pending=pending,
     )
+
+
+def _traced(run: Run, point: Point, noted: Noted) -> tuple[Trace, Awaited]:
+    """What ran at the point, and the value that it left with its graph."""
+    traced: list[Trace] = []
+
+    def evaluate(leaves: dict[str, Tensor]) -> Tensor:
+        losses: list[Tensor] = []
+
+        def kept(params: dict[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+            with noted:
+                output, loss = run(params)
+            losses.append(loss)
+            return output, loss
+
+        traced.append(recorded(kept, leaves, Tracer(), point.statistics))
+        return losses[0]
+
+    made = lambda name: moved_alone(point, name, ())
+    pending = Awaited(evaluate, list(point), made)
+    return traced[0], pending
 
 
 def output_of(run: Run, params: dict[str, Tensor]) -> Tensor:

@@ -112,10 +112,19 @@ class TranslationSearch:
                 length = whole[axis]
                 if length == count or length % count:
                     continue
-                if self._of_axis(name, g, axis, count) <= self._zero * largest:
+                if self._vanish(name, g, axis, count, self._zero * largest):
                     groups = torch.arange(count).repeat_interleave(length // count)
                     return shift(name, whole, axis, groups, count)
         return None
+
+    def _vanish(self, name: str, g: Tensor, axis: int, count: int, zero: float) -> bool:
+        """Whether the sums over an axis in so many groups do; a few of them say no most often."""
+        cut = None if name in self.vectors else self._shards.piece(name, g).dim
+        if cut is None and g.dim() > 1:
+            some = g.narrow(1 if axis == 0 else 0, 0, 1)
+            if _largest(_in_groups(some, axis, count)) > zero:
+                return False
+        return self._of_axis(name, g, axis, count) <= zero
 
     def _of_axis(self, name: str, g: Tensor, axis: int, count: int) -> float:
         """The largest sum over an axis in so many groups."""
@@ -124,9 +133,7 @@ class TranslationSearch:
             return _largest(self.columns[name])
         cut = None if name in self.vectors else piece.dim  # a vector is here as a whole
         if cut != axis:
-            sizes = *g.shape[:axis], count, g.shape[axis] // count, *g.shape[axis + 1 :]
-            blocks = g.reshape(sizes)
-            own = _largest(blocks.sum(axis + 1, dtype=torch.float64))
+            own = _largest(_in_groups(g, axis, count))
             return own if cut is None else self._most([own], {name: g})[0]
         into = torch.arange(piece.start, piece.stop, device=g.device)
         slots = *g.shape[:axis], count, *g.shape[axis + 1 :]
@@ -139,6 +146,12 @@ def group_counts(trace: Trace) -> list[int]:
     """Numbers of groups that an axis may be in, the largest first."""
     counts = {n.args[6] for n in trace.nodes if n.name == "native_group_norm"} | {1}
     return sorted(counts, reverse=True)
+
+
+def _in_groups(g: Tensor, axis: int, count: int) -> Tensor:
+    """Sums over an axis in so many groups."""
+    sizes = *g.shape[:axis], count, g.shape[axis] // count, *g.shape[axis + 1 :]
+    return g.reshape(sizes).sum(axis + 1, dtype=torch.float64)
 
 
 def _largest(tensor: Tensor) -> float:
