@@ -28,3 +28,20 @@ def apart(objective: Objective, params: Parameters, parts: int) -> tuple[float, 
         return math.inf, lines[0][:160] if lines else type(error).__name__
     found = abs(mean - whole) / max(abs(whole), 1e-30)
     return found, f"the loss of the batch is {found:.1e} off the mean of its pieces"
+
+
+def elsewhere(params: Parameters) -> Parameters:
+    """A point in general position, near enough for a loss to be finite.
+
+    Only what is not at random is moved, zeros and constants that a training begins with: the rest
+    of a large model needs no copy.
+    """
+    rng = torch.Generator().manual_seed(0)
+    found = dict(params)
+    for n, p in params.items():
+        low, high = p.detach().aminmax() if p.numel() else (p, p)
+        if p.numel() == 0 or (bool(low < high) and int(p.count_nonzero()) == p.numel()):
+            continue
+        size = max(abs(float(low)), abs(float(high)))
+        found[n] = p + torch.randn(p.shape, generator=rng).to(p) * (0.1 * size + 0.03)
+    return found

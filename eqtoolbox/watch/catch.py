@@ -101,6 +101,7 @@ class Catch:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or self._agenda.evaluates
         evaluated = evaluated and (together or not self._world.several)
+        self._tidy(before)
         snapshot = self._runner.governor.divided(snapshot) if evaluated else snapshot
         own = None if together else self._capture.own_share(self._taken.scale)
         self._tidy(before)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from eqtoolbox.expect.bounds import OWN
-from eqtoolbox.linalg.vectors import random_like
-from eqtoolbox.replay.divided import apart
+from eqtoolbox.replay.divided import apart, elsewhere
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
@@ -108,7 +107,7 @@ class Governor:
             if found[0] <= ROUNDED:
                 piece = call.split(parts)[0][0]
                 piece = piece if samples(piece) > 1 else call.split(parts // 2)[0][0]
-                found.append(apart(piece, _elsewhere(point), 2)[0])
+                found.append(apart(piece, elsewhere(point), 2)[0])
             return found[-1]
 
         return snapshot.shared.get("cut", (snapshot.identity, parts), off) <= ROUNDED
@@ -244,15 +243,6 @@ def check_limit(memory: float | None) -> None:
             "memory is the largest peak as a multiple of training's own, such as 1.25, at least 1, "
             f"or None for no limit, got {memory!r}"
         )
-
-
-def _elsewhere(params: Parameters) -> Parameters:
-    """A point in general position, near enough for a loss to be finite."""
-    rng = torch.Generator().manual_seed(0)
-    return {
-        n: p + random_like({n: p}, rng)[n] * (0.1 * float(p.detach().abs().mean()) + 0.03)
-        for n, p in params.items()
-    }
 
 
 def _numbers(objective: Objective) -> int:

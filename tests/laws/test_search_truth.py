@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import eqtoolbox as eq
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.members import members
 from eqtoolbox.weights.tracing import labels
 from eqtoolbox.weights.tracing.dims import atoms
@@ -454,6 +455,36 @@ def test_all_scales_of_a_random_program_are_found_and_no_other(seed: int, cut: b
         program = Program(seed, depth=3, cut=cut)
     verdict = compared(program.loss, program.params)
     assert verdict.same or not verdict.clear, verdict
+
+
+class Written(nn.Module):
+    """A random program as a model, whose output is its loss."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        drawn = {n: nn.Parameter(p.clone()) for n, p in program.params.items()}
+        self.drawn = nn.ParameterDict(drawn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.program.loss(dict(self.drawn.items()))
+
+
+# what reads a bias is a stack of matrices, or parts of the vector joined, cut out or added
+@pytest.mark.parametrize("seed", [1, 133, 194, 203, 212, 249, *range(4, 10)])
+def test_the_whole_search_of_a_random_program_ends_with_what_holds(seed: int) -> None:
+    model = Written(Program(seed)).double()
+    found = eq.weights.discover(model, torch.zeros(4, 1).double(), loss_fn=lambda m, x: m(x))
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    assert any(s.status == "verified" for s in found)
+    before = float(functional_call(model, params, torch.zeros(4, 1)))
+    for symmetry in found:
+        if not isinstance(symmetry, ContinuousSymmetry) or symmetry.status != "verified":
+            continue
+        unit = 0.3 * torch.randn(symmetry.dimension, dtype=torch.float64)
+        moved = {**params, **symmetry.transform(params, unit)}
+        after = float(functional_call(model, moved, torch.zeros(4, 1)))
+        assert after == pytest.approx(before, rel=1e-9), symmetry
 
 
 def test_a_scale_that_is_none_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.replay.tree import tensors
+from eqtoolbox.replay.window import in_pieces
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import samples
 from eqtoolbox.watch.snapshot import Snapshot
@@ -78,7 +79,9 @@ class Vitals:
             self._journal.failed(NAME, error)
 
     def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
-        single = objective.calls[-1]
+        single = whole = objective.calls[-1]
+        if snapshot.parts > 1:  # memory is short
+            single = whole.split(snapshot.parts)[0][0]
         with torch.no_grad():
             heard, output, loss = by_kernels(_heard, single, snapshot.before)
         if not math.isfinite(loss):  # what else was heard are numbers of something broken
@@ -99,10 +102,11 @@ class Vitals:
         with torch.no_grad():
             moved = {n: p.detach() for n, p in (snapshot.after or {}).items()}
             after = float(by_kernels(single.loss, moved))
-        self._emit("own_batch", after - loss, {"loss": loss})
+        part = {"samples_used": samples(single)} if snapshot.parts > 1 else {}
+        self._emit("own_batch", after - loss, {"loss": loss, **part})
         gradient = snapshot.slope(objective, scale)
         self._steps(snapshot, gradient, heard)
-        self._noise(snapshot, single, gradient)
+        self._noise(snapshot, whole, gradient)
 
     def _inputs(self, heard: Heard, single: Objective) -> None:
         if heard.inputs is not None:
@@ -185,7 +189,7 @@ class Vitals:
             return
         try:
             (half, one), (_, two) = single.split(2)
-            first = replayed_gradient(half, snapshot.before)
+            first = replayed_gradient(in_pieces(half, snapshot.parts // 2 or 1), snapshot.before)
         except LeavesTrace:
             raise
         except Exception:  # whatever a loss says to half of its batch

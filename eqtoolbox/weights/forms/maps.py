@@ -1,5 +1,6 @@
 """Maps between biases, and what reads one: the constants that a shift goes through."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,10 @@ class Map:
         """Length of the vectors that it takes."""
         return shape[1 if self.kind == "rows" else 0]
 
+    def height(self, shape: tuple[int, ...]) -> int:
+        """Length of the vectors that it makes."""
+        return shape[-1 if self.kind == "columns" else 0]
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -46,6 +51,15 @@ class Reader:
     maps: tuple[Map, ...]  # in the order that they are run
     bias: str
     factor: float = 1.0
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether each map takes what the one before makes, and the bias what the last one does.
+
+        Not where parts of a vector are cut out, joined or added on the way.
+        """
+        taken = [m.width(shapes[m.name]) for m in self.maps[1:]]
+        *made, last = [m.height(shapes[m.name]) for m in self.maps]
+        return taken == made and shapes[self.bias] == (last,)
 
     def along(self, params: Parameters, vector: Tensor) -> list[Tensor]:
         """`factor` times the vector before the first map and after each."""

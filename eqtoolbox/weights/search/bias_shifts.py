@@ -25,15 +25,15 @@ class Read:
 
 def vectors_read(trace: Trace) -> Iterator[Read]:
     """Vectors that only linear maps before biases read."""
-    uses = Uses.of(trace)
+    uses, shapes = Uses.of(trace), {n: tuple(v.shape) for n, v in trace.parameters.items()}
     for name, value in trace.parameters.items():
         if len(value.shape) != 1 or len(uses.readers.get(value.number, [])) != 1:
             continue
         made = uses.readers[value.number][0].outputs[0]
         if made is None:
             continue
-        found = tuple(dict.fromkeys(readers(uses, made)))
-        widths = {r.maps[0].width(tuple(trace.parameters[r.maps[0].name].shape)) for r in found}
+        found = tuple(r for r in dict.fromkeys(readers(uses, made)) if r.fits(shapes))
+        widths = {r.maps[0].width(shapes[r.maps[0].name]) for r in found}
         if len(widths) == 1 and name not in {r.bias for r in found}:
             yield Read(name=name, length=value.shape[0], width=widths.pop(), readers=found)
 

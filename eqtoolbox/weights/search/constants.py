@@ -37,14 +37,14 @@ class Uses:
         return cls(readers, makers, {v.number: n for n, v in trace.parameters.items()})
 
     def matrix(self, value: object) -> tuple[str, bool] | None:
-        """Name of the parameter that a value is, and whether it is transposed.
+        """Name of the matrix that a value is, and whether it is transposed; None of other shapes.
 
         Looked through are what makes a matrix a batch of equal ones and back.
         """
         turned = False
         while isinstance(value, Value):
             if value.number in self.names:
-                return self.names[value.number], turned
+                return (self.names[value.number], turned) if len(value.shape) == 2 else None
             maker = self.makers.get(value.number)
             if maker is None or maker.name not in ("t", "transpose", "expand", "view", "unsqueeze"):
                 return None
