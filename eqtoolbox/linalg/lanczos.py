@@ -21,6 +21,7 @@ from eqtoolbox.linalg.warm import WarmStart, begun
 
 MANY = 3  # pairs from which on two chains side by side cost less than one after the other
 DEEPER = 2  # products of each of two, beyond those of a chain that starts beside what was found
+ROOM = 1 << 24  # entries that a search of a small model may take for what spares it restarts
 
 Start = Vector | Sequence[Vector] | WarmStart | None
 Which = Literal["largest", "smallest", "both", "magnitude"]
@@ -92,8 +93,9 @@ def top_eigenpairs(
         until: a pair is there when its residual is small ("pairs"), or as soon as the bound of its
             value is ("values"), with the residual at most 3e-3 of the largest |eigenvalue|, or
             1e-2 in a search that goes on from an earlier one.
-        max_vectors: Krylov vectors in memory, at least K + 2; default K + 8. One more is the vector
-            to go on with, and one for each fresh chain; K + 2 more with a result to start from.
+        max_vectors: Krylov vectors in memory, at least K + 2; default K + 8, and up to 2K + 20 as
+            far as these have 2^24 entries. One more is the vector to go on with, and one for each
+            fresh chain; K + 2 more with a result to start from.
         confirm: products of each fresh chain, two more where two go side by side; 0 for none, after
             which `confirmed` stays False.
             Default 8, but 0 for a single pair (from each end) with a random start: its value cannot
@@ -116,7 +118,8 @@ def top_eigenpairs(
     """
     lower = k_smallest if which == "both" else 0
     count = k + lower
-    capacity = count + 8 if max_vectors is None else max_vectors
+    room = min(2 * count + 20, ROOM // operator.size)
+    capacity = max(count + 8, room) if max_vectors is None else max_vectors
     budget = 100 + 20 * count if max_matvecs is None else max_matvecs
     _validate(operator.size, k, lower, which, tol, budget, capacity, confirm)
     warm = isinstance(start, WarmStart)

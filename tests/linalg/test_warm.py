@@ -145,7 +145,7 @@ def test_turning_the_rows_beyond_changes_neither_space_nor_residuals(prescribed)
     krylov.turn(before.weights[:, -3:])
     after = krylov.ritz()
     torch.testing.assert_close(after.residuals, before.residuals)
-    rows = torch.stack([krylov._beyond.vector(i)["x"] for i in range(len(krylov._beyond))])
+    rows = torch.stack([krylov.basis.vector(i)["x"] for i in range(4, len(krylov.basis))])
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double())
     basis = torch.stack([krylov.basis.vector(i)["x"] for i in range(4)])
     rest = A @ basis.T - basis.T @ krylov._projected  # what H makes of the basis beyond it
