@@ -27,7 +27,7 @@ class Ritz:
     values: Tensor  # (m,) float64
     weights: Tensor  # (m, m) float64, column i the coordinates of Ritz vector i
     residuals: Tensor  # (m,) float64, ‖Hv − θv‖
-    couplings: Tensor  # (b, m) float64, |⟨r_j, Hv_i⟩| with each row beyond the space
+    couplings: Tensor  # (b, m) float64, ⟨r_j, Hv_i⟩ with each row beyond the space
 
 
 class Krylov:
@@ -113,7 +113,7 @@ class Krylov:
     def ritz(self) -> Ritz:
         """Eigenpairs of T with their residuals."""
         values, weights = torch.linalg.eigh(self._projected)
-        couplings = (self._couplings.T @ weights).abs()
+        couplings = self._couplings.T @ weights
         floor = self.asymmetry + self.operator.space.eps * self.scale + self._lost @ weights.abs()
         residuals = couplings.square().sum(dim=0).sqrt() + floor
         return Ritz(values=values, weights=weights, residuals=residuals, couplings=couplings)
