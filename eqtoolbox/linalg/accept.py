@@ -30,17 +30,18 @@ class Accept:
         size, residuals = float(ritz.values.abs().max()), ritz.residuals[wanted]
         if self.until == "values":
             near = residuals <= self._most * size
-            return self.reached(ritz, wanted) if bool(near.all()) else near
+            if not bool(near.all()):
+                return near
+            return self.reached(ritz, wanted, error_bounds(ritz, wanted))
         target = self.tol if self.loose else min(self.tol, self._settled)
         return residuals <= min(self.tol * size, target * size + asymmetry)
 
-    def reached(self, ritz: Ritz, wanted: Tensor) -> Tensor:
-        """Which of them are as good as was asked, (K,)."""
+    def reached(self, ritz: Ritz, wanted: Tensor, bounds: Tensor) -> Tensor:
+        """Which of them are as good as was asked, (K,); `bounds` are their `error_bounds`."""
         size, residuals = float(ritz.values.abs().max()), ritz.residuals[wanted]
         if self.until == "pairs":
             return residuals <= self.tol * size
-        small = error_bounds(ritz, wanted) <= self.tol * size
-        return small & (residuals <= self._most * size)
+        return (bounds <= self.tol * size) & (residuals <= self._most * size)
 
     @property
     def _settled(self) -> float:
@@ -92,8 +93,10 @@ def _lehmann(ritz: Ritz, wanted: Tensor, others: Tensor, sign: float) -> Tensor:
     bounds = torch.full((len(wanted),), float("inf"), dtype=torch.float64)
     values = sign * ritz.values
     end = (values[wanted] > values[others].max()).nonzero()[:, 0]
+    if not len(end):
+        return bounds
     gaps, order = (values[wanted[end]] - (values + ritz.residuals)[others].max()).sort()
-    if not len(end) or gaps[0] <= 0:
+    if gaps[0] <= 0:
         return bounds
     end, distances = end[order], gaps - gaps[0] / 2
     C = ritz.couplings[:, wanted[end]]

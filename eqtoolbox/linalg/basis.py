@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.vectors import Space, Vector, dot, pieces, wide
+from eqtoolbox.linalg.vectors import Space, Vector, pieces, wide
 from eqtoolbox.world.reducing import axis_of, reduced, totalled
 
 Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype, device and axis of its pieces
@@ -126,11 +126,12 @@ class Basis:
 
     def norm(self, w: Flat) -> float:
         """Euclidean norm of a flat vector, in float64."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for k, (axis, x) in enumerate(zip(self._axes, w, strict=True)):
-            found.setdefault(axis, {})[f"flat {k}"] = x  # no name of a parameter
-        squares = (reduced(axis, dot(part, part)) for axis, part in found.items())
-        return math.sqrt(sum(squares))
+        squares: dict[str, float] = {}
+        for axis, x in zip(self._axes, w, strict=True):
+            wider = None if x.device.type == "mps" else torch.float64
+            length = torch.linalg.vector_norm(x, dtype=wider).item()
+            squares[axis] = squares.get(axis, 0.0) + length**2
+        return math.sqrt(sum(reduced(axis, square) for axis, square in squares.items()))
 
     def subtract(self, w: Flat, coefficients: Tensor) -> None:
         """w ← w − Σ c_i q_i, in place."""

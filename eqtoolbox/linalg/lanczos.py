@@ -199,13 +199,13 @@ def _result(
     guard = krylov.image(ritz.weights[:, beyond[0]]) if len(beyond) else None
     errors = product_errors(operator, vectors)
     values, residuals = ritz.values[wanted], ritz.residuals[wanted] + errors
-    size = float(ritz.values.abs().max())
+    size, bounds = float(ritz.values.abs().max()), error_bounds(ritz, wanted)
     return EigenResult(
         values=values,
         vectors=vectors,
         residuals=residuals,
-        error_bounds=error_bounds(ritz, wanted) + errors,
-        converged=accept.reached(ritz, wanted),
+        error_bounds=bounds + errors,
+        converged=accept.reached(ritz, wanted, bounds),
         scale=size,
         asymmetry=krylov.asymmetry / krylov.scale if krylov.scale else 0.0,
         confirmed=confirmed,
