@@ -12,7 +12,7 @@ from eqtoolbox.world.reducing import axis_of, reduced, totalled
 
 Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype, device and axis of its pieces
 SHORT = 1 << 15  # entries of a float32 sum that is right to 1e-7
-BLOCK = 1 << 24  # entries that rows are allocated for at once: one row of a larger model
+BLOCK = 1 << 24  # entries that rows are allocated for at once, not touched until they come
 
 
 class Basis:
@@ -21,7 +21,7 @@ class Basis:
     One flat row per vector keeps the cost of m inner products at one pass over memory, however
     many tensors a model has. Matrix products are out of reach of autocast and TF32, which would
     silently round a float32 one to three digits. Memory is taken block by block as rows come, and
-    given back as they go: of a model of a million parameters and more row by row.
+    given back as they go: of a model of nine million parameters and more row by row.
 
     Example:
         >>> x = {"x": torch.tensor([3.0, 4.0])}

@@ -36,7 +36,7 @@ class EigenResult(WarmStart):
     # (K,) float64, ‖Hv − λv‖ in the unit of λ, and what Hv may be off by: an eigenvalue is as near
     residuals: Tensor
     # (K,) float64, and what |λ − eigenvalue| is at most where the gaps hide no other eigenvalue, as
-    # members of a cluster that was met as one do: min(r, r²/gap), and what Hv may be off by
+    # members of a cluster that was met as one do, and what Hv may be off by
     error_bounds: Tensor
     converged: Tensor  # (K,) bool, residual (of "values" the bound) <= tol · scale but for that
     scale: float  # largest |eigenvalue| known
@@ -83,7 +83,8 @@ def top_eigenpairs(
             and `k_smallest` smallest in one run.
         k_smallest: pairs from the lower end for "both".
         tol: a pair is converged when its residual is at most tol times the largest |eigenvalue|.
-            The search goes on to 3e-3 where tol is larger, unless it begins afresh with confirm=0.
+            Where tol is larger the search goes on to 3e-3, or to 1e-2 from an earlier one, unless
+            it begins afresh with confirm=0.
         max_matvecs: budget in products; default 100 + 20 per pair. Of products that are
             differences the errors are estimated within it, for two products a pair. Pairs that are
             not there yet are returned with `converged` False.
