@@ -7,12 +7,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from eqtoolbox.linalg.vectors import Space, Vector, dot, pieces, wide
+from eqtoolbox.linalg.vectors import Space, Vector, pieces, wide
 from eqtoolbox.world.reducing import axis_of, reduced, totalled
 
 Flat = list[Tensor]  # a vector laid out flat, one tensor per dtype, device and axis of its pieces
 SHORT = 1 << 15  # entries of a float32 sum that is right to 1e-7
-BLOCK = 1 << 20  # entries that rows are allocated for at once: one row of a larger model
+BLOCK = 1 << 24  # entries that rows are allocated for at once, not touched until they come
 
 
 class Basis:
@@ -21,7 +21,7 @@ class Basis:
     One flat row per vector keeps the cost of m inner products at one pass over memory, however
     many tensors a model has. Matrix products are out of reach of autocast and TF32, which would
     silently round a float32 one to three digits. Memory is taken block by block as rows come, and
-    given back as they go: of a model of a million parameters and more row by row.
+    given back as they go: of a model of nine million parameters and more row by row.
 
     Example:
         >>> x = {"x": torch.tensor([3.0, 4.0])}
@@ -80,22 +80,29 @@ class Basis:
         """Views of row i under their names."""
         return self.unpack([rows.row(i) for rows in self._rows])
 
-    def append(self, q: Flat) -> None:
-        """Add `q`, of norm 1 and orthogonal to the others, as the next row."""
+    def append(self, q: Flat, length: float = 1.0) -> None:
+        """Add `q` / `length`, of norm 1 and orthogonal to the others, as the next row."""
         for rows, x in zip(self._rows, q, strict=True):
             rows.resize(self._size + 1)
-            rows.row(self._size).copy_(x)
+            torch.div(x, length, out=rows.row(self._size))
         self._size += 1
 
-    def take(self, i: int) -> Flat:
-        """Remove row i, the later ones move up; returns a copy of it."""
-        taken = [rows.row(i).clone() for rows in self._rows]
-        self._size -= 1
-        for rows in self._rows:
-            for j in range(i, self._size):
-                rows.row(j).copy_(rows.row(j + 1))
-            rows.resize(self._size)
-        return taken
+    def move(self, i: int, to: int) -> None:
+        """Make row i row `to` <= i; those between move down."""
+        for rows in self._rows if to < i else ():
+            moved = rows.row(i).clone()
+            for j in range(i, to, -1):
+                rows.row(j).copy_(rows.row(j - 1))
+            rows.row(to).copy_(moved)
+
+    def reflect(self, mirror: Tensor) -> None:
+        """r_j ← r_j − 2 u_j Σ u_i r_i for the last rows, `mirror` u (b,) of norm 1."""
+        first = self._size - len(mirror)
+        total = [torch.zeros_like(rows.row(first)) for rows in self._rows]
+        self.subtract(total, torch.cat([mirror.new_zeros(first), mirror]))
+        for rows, x in zip(self._rows, total, strict=True):
+            for j, u in enumerate(mirror.tolist(), first):
+                rows.row(j).add_(x, alpha=2 * u)
 
     def include(self, v: Vector) -> None:
         """Span `v` as well: what is new in it becomes a row, if it is more than rounding."""
@@ -104,25 +111,27 @@ class Basis:
         self.orthogonalise(w)
         after = self.norm(w)
         if len(self) < self.capacity and after > 100 * self.space.eps * before:
-            self.append([x.div_(after) for x in w])
+            self.append(w, after)
 
-    def coefficients(self, w: Flat, first: int = 0) -> Tensor:
-        """⟨q_i, w⟩ for the rows from `first` on, shape (m - first,), float64 on the CPU."""
-        if first == self._size:
+    def coefficients(self, w: Flat, first: int = 0, last: int | None = None) -> Tensor:
+        """⟨q_i, w⟩ for the rows first … last - 1, by default all, float64 on the CPU."""
+        last = self._size if last is None else last
+        if first == last:
             return torch.zeros(0, dtype=torch.float64)
         found: dict[str, list[Tensor]] = {}
         for axis, rows, x in zip(self._axes, self._rows, w, strict=True):
-            parts = [_products(block, x).cpu() for block in rows.blocks(first, self._size)]
+            parts = [_products(block, x).cpu() for block in rows.blocks(first, last)]
             found.setdefault(axis, []).append(parts[0] if len(parts) == 1 else torch.cat(parts))
         return _sum([totalled(axis, _sum(parts)) for axis, parts in found.items()])
 
     def norm(self, w: Flat) -> float:
         """Euclidean norm of a flat vector, in float64."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for k, (axis, x) in enumerate(zip(self._axes, w, strict=True)):
-            found.setdefault(axis, {})[f"flat {k}"] = x  # no name of a parameter
-        squares = (reduced(axis, dot(part, part)) for axis, part in found.items())
-        return math.sqrt(sum(squares))
+        squares: dict[str, float] = {}
+        for axis, x in zip(self._axes, w, strict=True):
+            wider = None if x.device.type == "mps" else torch.float64
+            length = torch.linalg.vector_norm(x, dtype=wider).item()
+            squares[axis] = squares.get(axis, 0.0) + length**2
+        return math.sqrt(sum(reduced(axis, square) for axis, square in squares.items()))
 
     def subtract(self, w: Flat, coefficients: Tensor) -> None:
         """w ← w − Σ c_i q_i, in place."""
@@ -148,23 +157,26 @@ class Basis:
         return self.combine(self.coefficients(w)[:, None])[0]
 
     def combine(self, coefficients: Tensor) -> list[dict[str, Tensor]]:
-        """The vectors Σ_i c_ij q_i, one per column of `coefficients` (m, p)."""
+        """The vectors Σ_i c_ij q_i of the first m rows, one per column of `coefficients` (m, p)."""
         mixed = [rows.empty(coefficients.shape[1]) for rows in self._rows]
         self._mix(coefficients, mixed)
         return [self.unpack([x[j] for x in mixed]) for j in range(coefficients.shape[1])]
 
     def rotate(self, coefficients: Tensor) -> None:
-        """Replace the m rows by p <= m orthonormal combinations; `coefficients` is (m, p)."""
+        """Replace the first m rows by p <= m orthonormal combinations; `coefficients` is (m, p)."""
+        m, p = coefficients.shape
         self._mix(coefficients, [rows.rows() for rows in self._rows])
-        self._size = coefficients.shape[1]
         for rows in self._rows:
-            rows.resize(self._size)
+            for j in range(m, self._size):
+                rows.row(j - m + p).copy_(rows.row(j))
+            rows.resize(self._size - m + p)
+        self._size += p - m
 
     def _mix(self, coefficients: Tensor, targets: Sequence[Sequence[Tensor] | Tensor]) -> None:
         # piece by piece, so that a target may be the rows themselves
         for rows, target in zip(self._rows, targets, strict=True):
             mix = wide(coefficients.to(rows.device)).T
-            old = [_cut(block) for block in rows.blocks(0, self._size)]
+            old = [_cut(block) for block in rows.blocks(0, len(coefficients))]
             new = [_cut(row) for row in target]
             for here in range(len(old[0])):
                 whole = [wide(block[here]) for block in old]

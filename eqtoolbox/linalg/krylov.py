@@ -2,7 +2,8 @@
 
 Basis rows Q, T = QHQᵀ, and orthonormal rows R beyond them obey HQᵀ = QᵀT + RᵀSᵀ, so that a Ritz
 pair (θ, z) of T has the residual ‖HQᵀz − θQᵀz‖ = ‖Sᵀz‖ without a further product. R holds one row,
-the vector that the chain goes on with, and one more for each fresh start.
+the vector that the chain goes on with, and one more for each fresh start. Rows of both are stored
+one after the other, so that a product is made orthogonal to all of them in one pass.
 Reference: Wu & Simon 2000, Thick-restart Lanczos method for large symmetric eigenvalue problems;
 Ruhe 1979, Implementation aspects of band Lanczos algorithms.
 """
@@ -26,7 +27,7 @@ class Ritz:
     values: Tensor  # (m,) float64
     weights: Tensor  # (m, m) float64, column i the coordinates of Ritz vector i
     residuals: Tensor  # (m,) float64, ‖Hv − θv‖
-    couplings: Tensor  # (b, m) float64, |⟨r_j, Hv_i⟩| with each row beyond the space
+    couplings: Tensor  # (b, m) float64, ⟨r_j, Hv_i⟩ with each row beyond the space
 
 
 class Krylov:
@@ -44,15 +45,16 @@ class Krylov:
         generator: torch.Generator,
         start: Vector | Sequence[Vector] | None = None,
     ) -> None:
+        starts = [] if start is None else [start] if isinstance(start, Mapping) else start
         self.operator = operator
-        self.basis = Basis(operator.space, min(capacity, operator.size))
+        self.capacity = min(capacity, operator.size)
+        self.basis = Basis(operator.space, self.capacity + max(len(starts), 1) + 1)  # Q and R
+        self.size = 0  # dimension m of the space that H has been applied to: rows of Q
         self.matvecs = 0
         self.scale = 0.0  # largest ‖Hq‖ seen
         self.asymmetry = 0.0  # largest departure of QHQᵀ from its transpose seen
         self._generator = generator
         self._projected = torch.zeros(0, 0, dtype=torch.float64)  # T (m, m)
-        starts = [] if start is None else [start] if isinstance(start, Mapping) else start
-        self._beyond = Basis(operator.space, max(len(starts), 1))  # R, b rows
         self._couplings = torch.zeros(0, 0, dtype=torch.float64)  # S (m, b)
         self._lost = torch.zeros(0, dtype=torch.float64)  # (m,) remainders dropped as rounding
         if start is None:
@@ -66,20 +68,15 @@ class Krylov:
         length = self.basis.norm(w)
         if not 0 < length < math.inf:
             raise ValueError(f"start must be finite and not zero, got norm {length}")
-        self._beyond.orthogonalise(w)
+        self.basis.orthogonalise(w)
         new = self.basis.norm(w)
         if new > 100 * self.operator.space.eps * length:
             self._push(w, new)
 
     @property
-    def size(self) -> int:
-        """Dimension m of the space that H has been applied to."""
-        return len(self.basis)
-
-    @property
     def full(self) -> bool:
         """No room for another vector."""
-        return self.size == self.basis.capacity
+        return self.size >= self.capacity
 
     def step(self, row: int = -1) -> bool:
         """Take row `row` of R into the basis and apply H to it: one product.
@@ -87,38 +84,36 @@ class Krylov:
         Returns:
             Whether the chain goes on; False when its space is invariant to rounding.
         """
-        if not len(self._beyond):
+        if not self._beyond:
             self.refresh()
         w, predicted = self._product_of_next(row)
         # first pass: what symmetry predicts; second pass: what is left, rounding if H is symmetric
-        known = torch.cat([predicted, self.basis.coefficients(w, first=self.size - 1)])
+        known = torch.cat([predicted, self.basis.coefficients(w, self.size - 1, self.size)])
         self.basis.subtract(w, known)
         rest = self.basis.coefficients(w)
         self.basis.subtract(w, rest)
-        aside = self._subtract_beyond(w)
+        column, aside = known + rest[: self.size], rest[self.size :]
         beta = self.basis.norm(w)
-        removed = math.hypot(*rest.tolist(), *aside.tolist())
-        self._check(rest[:-1], math.hypot(*(known + rest).tolist(), *aside.tolist(), beta))
-        self._projected = _bordered(self._projected, known + rest)
+        self._check(rest[: self.size - 1], math.hypot(*column.tolist(), *aside.tolist(), beta))
+        self._projected = _bordered(self._projected, column)
         self._couplings = torch.cat([self._couplings, aside[None]])
         goes_on = beta > 100 * self.operator.space.eps * self.scale
         self._lost = torch.cat([self._lost, torch.tensor([0.0 if goes_on else beta]).double()])
         if goes_on:
             # where most of it was subtracted, what is left is orthogonal to rounding of that only
-            self._push(w, beta if beta > removed else self._cleaned(w))
+            self._push(w, beta if beta > float(rest.norm()) else self._cleaned(w))
             self._couplings[-1, -1] = beta
         return goes_on
 
     def _cleaned(self, w: Flat) -> float:
         """The norm of `w` once it is orthogonal to all rows again."""
         self.basis.subtract(w, self.basis.coefficients(w))
-        self._subtract_beyond(w)
         return self.basis.norm(w)
 
     def ritz(self) -> Ritz:
         """Eigenpairs of T with their residuals."""
         values, weights = torch.linalg.eigh(self._projected)
-        couplings = (self._couplings.T @ weights).abs()
+        couplings = self._couplings.T @ weights
         floor = self.asymmetry + self.operator.space.eps * self.scale + self._lost @ weights.abs()
         residuals = couplings.square().sum(dim=0).sqrt() + floor
         return Ritz(values=values, weights=weights, residuals=residuals, couplings=couplings)
@@ -127,6 +122,7 @@ class Krylov:
         """Keep the Ritz vectors with indices `keep` (p,) as the basis, and all of R."""
         mix = ritz.weights[:, keep]
         self.basis.rotate(mix)
+        self.size = len(keep)
         self._projected = torch.diag(ritz.values[keep])
         self._couplings = mix.T @ self._couplings
         self._lost = self._lost @ mix.abs()
@@ -137,10 +133,8 @@ class Krylov:
         Args:
             weights: its coordinates, (m,).
         """
-        inside = self.basis.combine((self._projected @ weights)[:, None])[0]
-        image = self.basis.pack(inside)
-        self._beyond.subtract(image, -(self._couplings.T @ weights))
-        return self.basis.unpack(image)
+        whole = torch.cat([self._projected @ weights, self._couplings.T @ weights])
+        return self.basis.combine(whole[:, None])[0]
 
     def leaving(self) -> float:
         """Share of the last product that neither the basis nor the rows before it hold."""
@@ -156,7 +150,7 @@ class Krylov:
         Args:
             wanted: coordinates of the Ritz vectors, (m, p).
         """
-        if len(self._beyond) > 1 and wanted.shape[1]:
+        if self._beyond > 1 and wanted.shape[1]:
             self._reflect(torch.linalg.svd(self._couplings.T @ wanted)[0][:, 0])
 
     def follow(self) -> None:
@@ -172,7 +166,7 @@ class Krylov:
         mirror = direction * (1.0 if direction[-1] <= 0 else -1.0)
         mirror[-1] -= 1.0
         mirror = mirror / mirror.norm()
-        self._beyond.rotate(torch.eye(len(mirror)).double() - 2 * torch.outer(mirror, mirror))
+        self.basis.reflect(mirror)
         self._couplings = self._couplings - 2 * (self._couplings @ mirror)[:, None] * mirror
 
     def refresh(self) -> None:
@@ -181,34 +175,31 @@ class Krylov:
         What the rows of R hold is part of it: something missing may hide in one of them.
         """
         w = self.basis.pack(random_like(self.operator.space.like, self._generator))
-        inside = torch.zeros(len(self._beyond), dtype=torch.float64)
-        for _ in range(2):
-            self.basis.orthogonalise(w)
-            inside += self._subtract_beyond(w)
+        inside = self.basis.orthogonalise(w)[self.size :]
         length = self.basis.norm(w)
         self._push(w, length)
         mixed = torch.cat([inside, torch.tensor([length], dtype=torch.float64)])
         if len(inside):
             self._reflect(mixed / mixed.norm())
 
+    @property
+    def _beyond(self) -> int:
+        """Rows b of R."""
+        return len(self.basis) - self.size
+
     def _product_of_next(self, row: int) -> tuple[Flat, Tensor]:
-        row %= len(self._beyond)
+        row %= self._beyond
         predicted = self._couplings[:, row]
         self._couplings = torch.cat([self._couplings[:, :row], self._couplings[:, row + 1 :]], 1)
-        self.basis.append(self._beyond.take(row))
-        w = self.basis.pack(self.operator(self.basis.vector(self.size - 1)))
+        self.basis.move(self.size + row, self.size)
+        w = self.basis.pack(self.operator(self.basis.vector(self.size)))
+        self.size += 1
         self.matvecs += 1
         return w, predicted
 
     def _push(self, w: Flat, length: float) -> None:
-        self._beyond.append([x.div_(length) for x in w])
+        self.basis.append(w, length)
         self._couplings = torch.cat([self._couplings, torch.zeros(self.size, 1).double()], dim=1)
-
-    def _subtract_beyond(self, w: Flat) -> Tensor:
-        """Make `w` orthogonal to R; returns its coefficients (b,)."""
-        coefficients = self._beyond.coefficients(w)
-        self._beyond.subtract(w, coefficients)
-        return coefficients
 
     def _check(self, rest: Tensor, length: float) -> None:
         if not math.isfinite(length):

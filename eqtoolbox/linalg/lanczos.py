@@ -21,6 +21,7 @@ from eqtoolbox.linalg.warm import WarmStart, begun
 
 MANY = 3  # pairs from which on two chains side by side cost less than one after the other
 DEEPER = 2  # products of each of two, beyond those of a chain that starts beside what was found
+ROOM = 1 << 24  # entries that a search of a small model may take for what spares it restarts
 
 Start = Vector | Sequence[Vector] | WarmStart | None
 Which = Literal["largest", "smallest", "both", "magnitude"]
@@ -35,7 +36,7 @@ class EigenResult(WarmStart):
     # (K,) float64, ‖Hv − λv‖ in the unit of λ, and what Hv may be off by: an eigenvalue is as near
     residuals: Tensor
     # (K,) float64, and what |λ − eigenvalue| is at most where the gaps hide no other eigenvalue, as
-    # members of a cluster that was met as one do: min(r, r²/gap), and what Hv may be off by
+    # members of a cluster that was met as one do, and what Hv may be off by
     error_bounds: Tensor
     converged: Tensor  # (K,) bool, residual (of "values" the bound) <= tol · scale but for that
     scale: float  # largest |eigenvalue| known
@@ -82,7 +83,8 @@ def top_eigenpairs(
             and `k_smallest` smallest in one run.
         k_smallest: pairs from the lower end for "both".
         tol: a pair is converged when its residual is at most tol times the largest |eigenvalue|.
-            The search goes on to 3e-3 where tol is larger, unless it begins afresh with confirm=0.
+            Where tol is larger the search goes on to 3e-3, or to 1e-2 from an earlier one, unless
+            it begins afresh with confirm=0.
         max_matvecs: budget in products; default 100 + 20 per pair. Of products that are
             differences the errors are estimated within it, for two products a pair. Pairs that are
             not there yet are returned with `converged` False.
@@ -92,8 +94,9 @@ def top_eigenpairs(
         until: a pair is there when its residual is small ("pairs"), or as soon as the bound of its
             value is ("values"), with the residual at most 3e-3 of the largest |eigenvalue|, or
             1e-2 in a search that goes on from an earlier one.
-        max_vectors: Krylov vectors in memory, at least K + 2; default K + 8. One more is the vector
-            to go on with, and one for each fresh chain; K + 2 more with a result to start from.
+        max_vectors: Krylov vectors in memory, at least K + 2; default K + 8, and up to 2K + 20 as
+            far as these have 2^24 entries. One more is the vector to go on with, and one for each
+            fresh chain; K + 2 more with a result to start from.
         confirm: products of each fresh chain, two more where two go side by side; 0 for none, after
             which `confirmed` stays False.
             Default 8, but 0 for a single pair (from each end) with a random start: its value cannot
@@ -116,7 +119,8 @@ def top_eigenpairs(
     """
     lower = k_smallest if which == "both" else 0
     count = k + lower
-    capacity = count + 8 if max_vectors is None else max_vectors
+    room = min(2 * count + 20, ROOM // operator.size)
+    capacity = max(count + 8, room) if max_vectors is None else max_vectors
     budget = 100 + 20 * count if max_matvecs is None else max_matvecs
     _validate(operator.size, k, lower, which, tol, budget, capacity, confirm)
     warm = isinstance(start, WarmStart)
@@ -196,13 +200,13 @@ def _result(
     guard = krylov.image(ritz.weights[:, beyond[0]]) if len(beyond) else None
     errors = product_errors(operator, vectors)
     values, residuals = ritz.values[wanted], ritz.residuals[wanted] + errors
-    size = float(ritz.values.abs().max())
+    size, bounds = float(ritz.values.abs().max()), error_bounds(ritz, wanted)
     return EigenResult(
         values=values,
         vectors=vectors,
         residuals=residuals,
-        error_bounds=error_bounds(ritz, wanted) + errors,
-        converged=accept.reached(ritz, wanted),
+        error_bounds=bounds + errors,
+        converged=accept.reached(ritz, wanted, bounds),
         scale=size,
         asymmetry=krylov.asymmetry / krylov.scale if krylov.scale else 0.0,
         confirmed=confirmed,

@@ -57,13 +57,33 @@ def test_memory_follows_the_rows(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 4 * N, 1 << 20])
-@pytest.mark.parametrize("i", [0, 3, ROWS - 1])
-def test_a_row_that_is_taken_leaves_the_others_in_order(monkeypatch, block: int, i: int) -> None:
+@pytest.mark.parametrize(("i", "to"), [(3, 3), (3, 0), (ROWS - 1, 2)])
+def test_a_row_that_is_moved_leaves_the_others_in_order(
+    monkeypatch, block: int, i: int, to: int
+) -> None:
     rows, Q = filled(monkeypatch, block)
-    (taken,) = rows.take(i)
-    assert torch.equal(taken, Q[i])
-    left = torch.cat([Q[:i], Q[i + 1 :]])
-    assert torch.equal(torch.stack([rows._rows[0].row(j) for j in range(len(rows))]), left)
+    rows.move(i, to)
+    assert torch.equal(kept(rows), torch.cat([Q[:to], Q[i : i + 1], Q[to:i], Q[i + 1 :]]))
+
+
+@pytest.mark.parametrize("block", [1, 4 * N, 1 << 20])
+def test_the_last_rows_are_reflected_and_those_behind_a_rotation_move_up(
+    monkeypatch, block: int
+) -> None:
+    rows, Q = filled(monkeypatch, block)
+    mirror = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
+    reflection = torch.eye(3).double() - 2 * torch.outer(mirror, mirror)
+    rows.reflect(mirror)
+    torch.testing.assert_close(kept(rows), torch.cat([Q[:-3], reflection @ Q[-3:]]))
+    mix = torch.eye(ROWS - 2, 4, dtype=torch.float64).flip(0)
+    behind = kept(rows)[-2:]
+    rows.rotate(mix)
+    torch.testing.assert_close(kept(rows)[-2:], behind)
+    assert len(rows) == 6
+
+
+def kept(rows: Basis) -> torch.Tensor:
+    return torch.stack([rows._rows[0].row(j) for j in range(len(rows))])
 
 
 @pytest.mark.parametrize("block", [1, 4 * N, 1 << 20])

@@ -235,6 +235,7 @@ def test_no_more_rows_are_in_memory_than_allowed_and_bounds_hold(drifting, monke
         exact = torch.linalg.eigvalsh(drifting(step))[-1].item()
         assert found.status == "ok"
         assert -1e-12 <= exact - found.value <= found.bound
-    assert max(seen) <= (rows or 12)
-    assert rows is None or max(seen) == rows
-    assert rows is not None or max(seen) > k + 4  # what limits are for
+    most = max(seen) - 1  # but for the vector to go on with
+    assert most <= (rows or 12)
+    assert rows is None or most == rows
+    assert rows is not None or most > k + 4  # what limits are for

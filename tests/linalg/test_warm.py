@@ -145,7 +145,7 @@ def test_turning_the_rows_beyond_changes_neither_space_nor_residuals(prescribed)
     krylov.turn(before.weights[:, -3:])
     after = krylov.ritz()
     torch.testing.assert_close(after.residuals, before.residuals)
-    rows = torch.stack([krylov._beyond.vector(i)["x"] for i in range(len(krylov._beyond))])
+    rows = torch.stack([krylov.basis.vector(i)["x"] for i in range(4, len(krylov.basis))])
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double())
     basis = torch.stack([krylov.basis.vector(i)["x"] for i in range(4)])
     rest = A @ basis.T - basis.T @ krylov._projected  # what H makes of the basis beyond it
@@ -174,3 +174,32 @@ def test_bounds_hold_for_wanted_values_that_are_close_to_each_other(prescribed):
         together.append(float(bounds.max()))
         alone.append(float(ritz.residuals[wanted].max()))
     assert sum(together) < 0.5 * sum(alone)
+
+
+def test_a_wanted_neighbour_does_not_spoil_a_bound(prescribed):
+    """Lehmann's: r²/gap to what is not wanted, at most twice that of half the gap."""
+    A, Q = prescribed([5.0, 4.9, *BULK])
+    noise = torch.randn(92, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    starts = [{"x": Q[:, i] + 0.005 * noise[:, j]} for j, i in enumerate((0, 1, 91))]
+    krylov = Krylov(MatrixOperator(A), 20, torch.Generator().manual_seed(0), starts)
+    for _ in starts:
+        krylov.step(0)
+    ritz, wanted = krylov.ritz(), torch.tensor([2, 1])
+    bounds, r = error_bounds(ritz, wanted), ritz.residuals[wanted]
+    exact = torch.tensor([5.0, 4.9]).double()
+    gaps = ritz.values[wanted] - ritz.values[0] - ritz.residuals[0]
+    assert ((ritz.values[wanted] - exact).abs() <= bounds).all()
+    assert (bounds <= 2.1 * r**2 / gaps).all()
+    assert (bounds < 0.5 * r).all()
+    assert (bounds < 0.5 * r**2 / 0.1).all()  # what the neighbour would leave of it
+
+
+def test_pairs_that_are_followed_are_there_at_the_tolerance(prescribed):
+    A, _ = prescribed([*TOP, *BULK])
+    cold = top_eigenpairs(MatrixOperator(A), 5, tol=1e-2)
+    B = turned(A, 0.02)
+    loose = top_eigenpairs(MatrixOperator(B), 5, tol=1e-2, start=cold, confirm=0)
+    tight = top_eigenpairs(MatrixOperator(B), 5, tol=3e-3, start=cold, confirm=0)
+    assert loose.converged.all() and float(loose.residuals.max()) <= 1e-2 * loose.scale
+    assert loose.matvecs < tight.matvecs
+    assert errors(loose, B, 5) <= 1e-3
