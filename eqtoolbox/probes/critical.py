@@ -12,6 +12,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.kinds import Count
 from eqtoolbox.record.record import Mode, Status
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.window import in_pieces
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
@@ -73,10 +74,12 @@ class CriticalSharpness(Probe):
         if snapshot.after is None:
             raise NotApplicable("no optimizer step here: what is measured is along one")
         objective, before, after = snapshot.objective, snapshot.before, snapshot.after
+        parts = snapshot.parts if snapshot.measured is snapshot.training else 1
+        evaluated = in_pieces(objective, parts)
 
         @torch.no_grad()
         def loss(c: float) -> float:
-            return float(objective.loss(_along(before, after, c)))
+            return float(evaluated.loss(_along(before, after, c)))
 
         here = loss(0.0)
         seen: dict[float, float] = {}

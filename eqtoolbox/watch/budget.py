@@ -29,9 +29,12 @@ class Budget:
 
         gap = steps ahead * cost / (its part of the income in these and of what is left),
 
-    with all that is left where the end is known. Else with two fifths of it, or with all where the
-    gap would be more than 40 steps, and later than a fifth of those so far. What it waits longer,
-    as it is not due, comes off the next gap. Whoever waited longest for its gap comes first.
+    with all that is left where the end is known, else with two fifths of it. Nobody waits longer
+    than a tenth of the plan, 40 steps and later a fifth of those so far; where that is too much
+    for what is left, all of them wait longer by one factor: of curves the dear ones have as many
+    points as others. Whole measurements where light ones would do are paid from what curves leave.
+    What it waits longer, as it is not due, comes off the next gap. Whoever waited longest for its
+    gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than half a second, the others wait for the next one; a first run counts
     as ten times what those before it took. A probe that can measure less for less (`lightens`) does

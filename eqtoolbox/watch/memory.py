@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from eqtoolbox.expect.bounds import OWN
 from eqtoolbox.replay.divided import apart, elsewhere
 from eqtoolbox.replay.gradients import leaf
+from eqtoolbox.replay.heap import give_back
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.tree import tensors
@@ -82,11 +83,10 @@ class Governor:
         try:
             saved = self._saved(snapshot, trained, once=True) * max(map(_numbers, trained.calls))
             left = max(self._room(snapshot), SLACK) - _bytes(snapshot.before.values())
-            parts, most = 1, min(PIECES, *map(samples, trained.calls))
-            while saved / parts > left and 2 * parts <= most:
-                parts *= 2
-            exact = parts == 1 or self._exact(snapshot, parts)
-            return replace(snapshot, parts=parts if exact else 1)
+            most = min(PIECES, *map(samples, trained.calls))
+            if saved <= left or most < 2 or not self._exact(snapshot, most):
+                return snapshot
+            return replace(snapshot, parts=most)
         except BaseException as error:  # what a loss says is told where it is measured
             if for_the_loop(error):
                 raise
@@ -186,7 +186,8 @@ class Governor:
 
         def counted() -> float:
             try:  # of two parts that the loss takes: what goes with the batch, and what does not
-                small, large = (one.split(parts)[0][0] for parts in (8, 4))
+                parts = min(8, samples(one))
+                small, large = (one.split(k)[0][0] for k in (parts, parts // 2))
                 least, most = (bytes_of(part, snapshot.before) for part in (small, large))
                 slope = (most - least) / (_numbers(large) - _numbers(small))
                 return slope + max(least - slope * _numbers(small), 0.0) / _numbers(one)
@@ -220,7 +221,10 @@ def saved(objective: Objective, params: Parameters) -> int:
             return 0
         raise
     del held  # alive until here, so that no storage was used twice
-    return sum(found.values())
+    total = sum(found.values())
+    if total > SLACK:
+        give_back()
+    return total
 
 
 def samples(objective: Objective | None) -> int:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 LIGHT = "/light"  # behind the name of a probe that measures less, for less
 BRIEF = 400  # steps that a run of unknown length is planned for at least
 POINTS = 10  # measurements of such a plan, of what can be paid
-STEADY = 0.4  # part of what is left that all spend in it, before the dear ones spend the rest
-WHOLE = 0.5  # and the same for measurements that could be light
+AFTER = 3.5  # and of the time behind it
+STEADY = 0.4  # part of what is left that all spend alike in a plan, before the dear ones' curves
+WHOLE = 0.5  # part of what curves leave that is for measurements that could be light
 
 
 @dataclass(kw_only=True)
@@ -55,10 +56,13 @@ def gaps(
     more, left = ahead / steps, max(left, 0.0)
     income = income * more
     even = (steps + ahead if known or steps >= BRIEF else BRIEF) / POINTS
+    points = ahead / even if known or steps >= BRIEF else (BRIEF - steps) / even + AFTER
     light = [wish for name, wish in wishes.items() if name + LIGHT not in wishes]
+    curves = sum(min((wish.due + 1) * more, points) * (wish.cost or 0.0) for wish in light)
+    sparse = max(curves / max(income + left, 1e-9), 1.0)  # as many points for each as are paid
     calm = part(wishes.values(), income + (1.0 if known else STEADY) * left, more)
-    eager = part(light, income + left, more)
-    whole = part(wishes.values(), income + WHOLE * left, more)  # where there is a light one, too
+    spare = max(left - curves, 0.0)  # pays for whole measurements where there are light ones
+    whole = part(wishes.values(), income + WHOLE * spare, more)
 
     def gap(name: str) -> float:
         wish = wishes[name]
@@ -68,9 +72,8 @@ def gaps(
         need = ahead * cost
         if name + LIGHT in wishes:
             return max(need / max(whole, 1e-9), 1.0)
-        soon = max(need / max(eager, 1e-9), 0.0 if known else even)
-        if wish.runs == 1:  # the first search is in the dark: it tells little of the next ones
-            soon = min(soon, even)
+        # the first search is in the dark: what it took tells little of the next ones
+        soon = even if wish.runs == 1 else even * sparse
         return max(min(need / max(calm, 1e-9), soon), 1.0)
 
     return gap
