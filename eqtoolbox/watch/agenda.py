@@ -131,6 +131,21 @@ class Agenda:
         """Whether a probe is among these: 1 for whole, 2 for light, 0 for neither."""
         return (2.0 if name in light else 1.0) if any(p.name == name for p in probes) else 0.0
 
+    def in_order(self, begun: Container[str]) -> list[Probe]:
+        """What is measured: those that evaluate, the light first, tell what the others read.
+
+        Where there is a budget all wait for the search of what keeps what the run begins with.
+
+        Args:
+            begun: names of the probes that have their reference.
+        """
+
+        def place(probe: Probe) -> tuple[bool, bool, float]:
+            searches = not probe.evaluates and probe.name not in begun
+            return self._budget.share is None or not searches, not probe.evaluates, probe.graphs
+
+        return sorted(self.run, key=place)
+
     def waits(self, probe: Probe, seconds: float) -> bool:
         """Whether a probe is put off to the next step, as others took `seconds` of this one.
 

@@ -114,8 +114,7 @@ class Catch:
             if snapshot.parts > 1:  # memory is short: who else asks for a gradient makes it anew
                 snapshot.slopes.clear()
             self._tidy(before)
-        # those that evaluate tell what others read; the light first, so that heavy ones wait
-        probes = sorted(self._agenda.run, key=lambda p: (not p.evaluates, p.graphs))
+        probes = self._agenda.in_order(self._runner.references)
         waited = self._world.waited
         for probe in probes:
             if self._agenda.waits(probe, sum(self._runner.seconds.values())):

@@ -61,8 +61,8 @@ def gaps(
     curves = sum(min((wish.due + 1) * more, points) * (wish.cost or 0.0) for wish in light)
     sparse = max(curves / max(income + left, 1e-9), 1.0)  # as many points for each as are paid
     calm = part(wishes.values(), income + (1.0 if known else STEADY) * left, more)
-    spare = max(left - curves, 0.0)  # pays for whole measurements where there are light ones
-    whole = part(wishes.values(), income + WHOLE * spare, more)
+    spare = max(income + left - curves, 0.0)  # pays for whole measurements that could be light
+    whole = part(wishes.values(), WHOLE * spare, more)
 
     def gap(name: str) -> float:
         wish = wishes[name]
