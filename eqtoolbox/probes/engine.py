@@ -197,21 +197,14 @@ def self_test(objective: Objective, params: Parameters, timing: bool = True) -> 
             "draw its random numbers from the global torch, numpy or python streams, which are "
             "frozen here"
         )
-    test = SelfTest(
-        mode="exact",
-        reason="",
-        repeat=repeat,
-        asymmetry=math.nan,
-        difference=math.nan,
-        coarsest=coarsest,
-    )
+    test = SelfTest(mode="exact", reason="", repeat=repeat, coarsest=coarsest)
     drawn = random_like(params, torch.Generator().manual_seed(0))
-    direction = scale(1 / max(norm(drawn), 1e-300), drawn)  # entries of 1 would overflow float16
+    direction = _unit(drawn)  # entries of 1 would overflow float16
     try:
         with operator(objective, params, test) as exact:  # type: ignore[union-attr]
             exact.instead = str  # what is said of it is the self-test's
             product = exact(direction)
-            along = scale(1 / max(norm(product), 1e-300), product)
+            along = _unit(product)
             second, seconds = timed(exact, along)
             nan = exact.differenced
     except torch.OutOfMemoryError:  # says nothing of the loss
@@ -245,7 +238,7 @@ def _differences_only(
             differenced = operator(objective, params, tried)
             first = differenced if isinstance(differenced, Hessian) else differenced.steady
             product = first(direction)
-            along = scale(1 / max(norm(product), 1e-300), product)
+            along = _unit(product)
             back = dot(direction, differenced(along))
         except FloatingPointError as error:  # no second derivative, as there is no first
             raise FloatingPointError(why) from error
@@ -257,6 +250,11 @@ def _differences_only(
             raise NotApplicable(f"{why}; and differences cannot replace it: {NO_FUNCTION}")
         return replace(tried, asymmetry=gap)
     raise NotApplicable(f"{why}; and there are no differences in its place: {refused}")
+
+
+def _unit(v: Parameters) -> Parameters:
+    """v over its length; itself where it has none."""
+    return scale(1 / length, v) if (length := norm(v)) > 1e-30 else v
 
 
 def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTest:

@@ -12,19 +12,23 @@ LEAST = 4  # samples, of which batch normalisation makes something
 
 
 def on_few(snapshot: Snapshot) -> Snapshot:
-    """The same step, measured on a quarter of its batch.
+    """The same step, measured on a quarter of its batch: another one from step to step.
 
-    The whole batch where that takes no longer, has too few samples, or is the only one that the
-    loss takes; and where ranks measure together, whose batches are parts already.
+    The whole batch where that takes no longer, has too few samples, cannot be cut, or where the
+    loss takes no such part of it or is not finite there, as means over what no sample of it has;
+    and where ranks measure together, whose batches are parts already.
     """
     measured = snapshot.measured
     if measured is None or snapshot.once < DEAR or snapshot.world.several:
         return snapshot
     if len(measured.calls) > 1 or samples(measured) < 4 * LEAST:
         return snapshot
-    few = replace(snapshot, measured=measured.halved().halved())
-    said = snapshot.shared.get("few", snapshot.identity, lambda: refused(few.objective, few.before))
-    return snapshot if said else few
+    try:
+        part = measured.calls[0].split(4)[snapshot.step % 4][0]
+    except ValueError:  # rows that belong together
+        return snapshot
+    few = replace(snapshot, measured=part)
+    return snapshot if refused(few.objective, few.before) else few
 
 
 def on_samples(row: Measurement, count: int) -> Measurement:

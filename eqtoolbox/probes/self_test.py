@@ -25,8 +25,8 @@ class SelfTest:
     mode: EngineMode
     reason: str  # why not the faster mode, or what the test could not see
     repeat: float  # relative change of the loss when evaluated again
-    asymmetry: float  # |<u, Hv> - <v, Hu>| / |Hv| with u along Hv
-    difference: float  # |Hu - differenced Hu| / |Hu|
+    asymmetry: float = math.nan  # |<u, Hv> - <v, Hu>| / |Hv| with u along Hv
+    difference: float = math.nan  # |Hu - differenced Hu| / |Hu|
     coarsest: float  # eps of the coarsest operation in the loss
     trained: float = math.nan  # the same as the loss trains, autocasts included
     jacobian_asymmetry: float = math.nan  # |J - J^T| / |J|, J the training gradient's derivative

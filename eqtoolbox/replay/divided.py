@@ -6,6 +6,8 @@ import torch
 
 from eqtoolbox.replay.objective import Objective, Parameters
 
+SMALL = 0.01  # of the largest entry of a tensor, up to which it may not matter where it is
+
 
 def apart(objective: Objective, params: Parameters, parts: int) -> tuple[float, str]:
     """|mean of the pieces' losses - L| / |L| and a sentence that says so.
@@ -33,15 +35,16 @@ def apart(objective: Objective, params: Parameters, parts: int) -> tuple[float, 
 def elsewhere(params: Parameters) -> Parameters:
     """A point in general position, near enough for a loss to be finite.
 
-    Only what is not at random is moved, zeros and constants that a training begins with: the rest
-    of a large model needs no copy.
+    Only what is not at random is moved, zeros, constants and small numbers that a training begins
+    with: the rest of a large model needs no copy.
     """
     rng = torch.Generator().manual_seed(0)
     found = dict(params)
     for n, p in params.items():
         low, high = p.detach().aminmax() if p.numel() else (p, p)
-        if p.numel() == 0 or (bool(low < high) and int(p.count_nonzero()) == p.numel()):
+        size = max(abs(float(low)), abs(float(high))) if p.numel() else 0.0
+        spread = size > SMALL and bool(low < high) and int(p.count_nonzero()) == p.numel()
+        if p.numel() == 0 or spread:
             continue
-        size = max(abs(float(low)), abs(float(high)))
         found[n] = p + torch.randn(p.shape, generator=rng).to(p) * (0.1 * size + 0.03)
     return found

@@ -3,8 +3,17 @@
 import ctypes
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from torch import Tensor
+
+LARGE = 2**22  # numbers in a model, from which on what malloc keeps of its copies is worth a trim
+
+
+def large(tensors: Iterable[Tensor]) -> bool:
+    """Whether these take much of the process's heap."""
+    return sum(t.numel() for t in tensors if t.device.type == "cpu") >= LARGE
 
 
 def give_back() -> None:

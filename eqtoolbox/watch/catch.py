@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.replay.gathered import Gathered
-from eqtoolbox.replay.heap import give_back
+from eqtoolbox.replay.heap import give_back, large
 from eqtoolbox.replay.identity import identity
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
@@ -33,7 +33,6 @@ PARTIAL = (
     "load_state_dict() was called here and not on every rank; all ranks load the state of the "
     "first one, or none loads any"
 )
-LARGE = 2**22  # parameters, from which on what malloc keeps between evaluations is worth a trim
 ANSWERED = ("ok", "not_converged")
 
 
@@ -136,8 +135,7 @@ class Catch:
 
     def _tidy(self, before: Parameters) -> None:
         """Have what was freed given back, where a model is large and another evaluation follows."""
-        on_host = (p.numel() for p in before.values() if p.device.type == "cpu")
-        if self._agenda.evaluates and sum(on_host) >= LARGE:
+        if self._agenda.evaluates and large(before.values()):
             give_back()
 
     def snapshot(

@@ -93,24 +93,27 @@ class Governor:
             return snapshot
 
     def _exact(self, snapshot: Snapshot, parts: int) -> bool:
-        """Whether the loss of the step is the mean of its pieces' losses, not at theta_t alone.
+        """Whether each loss of the step is the mean of its pieces' losses, not at theta_t alone.
 
-        At the start of a training every piece may have one loss, as log C of a head that is zero:
-        then their gradients need not have the mean. So another point is asked as well, of a piece
-        and its halves.
+        That is asked of every batch: a mean over what a mask leaves is one of pieces only where it
+        leaves as much of each. At the start of a training every piece may have one loss, as log C
+        of a head that is zero: then their gradients need not have the mean. So another point is
+        asked once, of a piece and its halves.
         """
+        assert snapshot.training is not None
+        calls, point = snapshot.training.calls, dict(snapshot.before)
 
         def off() -> float:
-            assert snapshot.training is not None
-            call, point = snapshot.training.calls[-1], dict(snapshot.before)
-            found = [apart(call, point, parts)[0]]
-            if found[0] <= ROUNDED:
+            found, there = [], elsewhere(point)
+            for call in calls:
                 piece = call.split(parts)[0][0]
                 piece = piece if samples(piece) > 1 else call.split(parts // 2)[0][0]
-                found.append(apart(piece, elsewhere(point), 2)[0])
-            return found[-1]
+                found.append(apart(piece, there, 2)[0])
+            return max(found)
 
-        return snapshot.shared.get("cut", (snapshot.identity, parts), off) <= ROUNDED
+        here = (apart(call, point, parts)[0] <= ROUNDED for call in calls)
+        about = snapshot.identity, parts, len(calls)
+        return all(here) and snapshot.shared.get("cut", about, off) <= ROUNDED
 
     def fitted(self, probe: Probe, snapshot: Snapshot) -> tuple[Probe, Snapshot, int]:
         """What measures what, and on how many samples; 0 where it is the whole batch.
@@ -152,6 +155,8 @@ class Governor:
         """Why only the whole batch is measured; empty where a part is as good, dropout apart."""
 
         def reason() -> str:
+            if len({one.loss_fn for one in snapshot.objective.calls}) > 1:
+                return "it is of several losses"
             with _Undropped():
                 call, at = snapshot.objective.calls[-1], snapshot.before
                 several = (2, 3) if samples(call) > 2 else (2,)  # one of them may fit by chance

@@ -275,12 +275,11 @@ def gradients(
 def refused(objective: Objective, params: Parameters) -> str:
     """What a loss says to a part of its batch that it does not take; empty where it does."""
     try:
-        objective.loss(params)
+        return "" if bool(objective.loss(params).isfinite()) else "the loss is not finite there"
     except LeavesTrace:
         raise
     except Exception as error:  # whatever a user's loss says
         return str(error).strip().partition("\n")[0][:160] or type(error).__name__
-    return ""
 
 
 def _same(one: Any, other: Any) -> bool:

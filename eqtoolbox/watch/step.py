@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.vectors import norms
+from eqtoolbox.replay.heap import give_back, large
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.gradient_scale import gradient_scale, scale_inside
@@ -104,8 +105,7 @@ class Step:
         given = {n: local(g.detach()) for n, g in found.items() if g is not None}
         scale, which = scale_inside(optimizer), id(optimizer)
         try:
-            torchs = type(optimizer).__module__.startswith("torch.optim.")
-            spares = self._spares.get(which, torchs and not self._closed)  # it may be called again
+            spares = self._spares.get(which, not self._closed and self._leaves(optimizer))
             if self._lends and scale == 1.0 and spares and _dense(given):
                 self._noted[which], self._norms[which] = given, norms(given.values())
                 return
@@ -123,6 +123,14 @@ class Step:
     def copied(self) -> bool:
         """Whether gradients were, all of them."""
         return not self._norms
+
+    def _leaves(self, optimizer: Any) -> bool:
+        """Whether gradients stay what they are up to the end of a step, as far as can be known.
+
+        Those of torch's own optimizers do, unless another one's turn or a hook comes after it.
+        """
+        alone = len(self._watched.optimizers) == len(optimizer._optimizer_step_post_hooks) == 1
+        return alone and type(optimizer).__module__.startswith("torch.optim.")
 
     def gradient(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
         """The gradients that the step used, of the parameters; None if there are none."""
@@ -157,10 +165,13 @@ class Step:
                 self.moved = True
 
     def over(self) -> None:
-        """Keep nothing of it."""
+        """Keep nothing of it; of a step that was evaluated nothing stays in the heap either."""
+        trims = not self._reuse and large((self.before or {}).values())
         self.before, self.scale, self.missed, self._noted = None, 1.0, None, {}
         self._norms, self._given = {}, {}
         self.moved = self.finite = self.stepped = False
+        if trims:
+            give_back()
 
     def forget(self) -> None:
         """Give all memory back."""

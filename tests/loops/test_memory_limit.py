@@ -167,12 +167,14 @@ def test_why_a_batch_cannot_be_cut_is_said(loss: Any, why: str) -> None:
 
 
 @pytest.mark.usefixtures("tight")
-def test_whether_a_batch_can_be_cut_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_a_batch_can_be_cut_is_asked_once_but_for_what_it_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[int] = []
     known = memory.apart
     monkeypatch.setattr(memory, "apart", lambda *given: asked.append(1) or known(*given))
     assert watched(Loss(graphs=3.0), memory=1.25)[1].facts["samples_used"]
-    assert asked == [1] * 4, "of the step's gradient at two points, of halves and of thirds"
+    assert len(asked) == 2 + 3, "of each gradient; of one elsewhere, of halves and of thirds"
 
 
 @pytest.mark.usefixtures("tight")
@@ -422,16 +424,46 @@ def of_fours(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @pytest.mark.usefixtures("tight")
-@pytest.mark.parametrize("loss", [cross_entropy, of_fours], ids=["zero head", "groups"])
-def test_pieces_that_are_no_mean_elsewhere_are_not_summed(loss: Any) -> None:
+@pytest.mark.parametrize(
+    ("loss", "size"),
+    [(cross_entropy, 0.0), (cross_entropy, 1e-6), (of_fours, None)],
+    ids=["zero head", "tiny head", "groups"],
+)
+def test_pieces_that_are_no_mean_elsewhere_are_not_summed(loss: Any, size: float | None) -> None:
     """With a head of zeros after batch normalisation every piece has the loss log C at first."""
     x, y = torch.randn(16, 6), torch.randint(3, (16,))
     layers = [nn.Linear(6, 256), nn.Tanh(), nn.Linear(256, 3)]
-    if loss is cross_entropy:
+    if size is not None:
         layers.insert(1, nn.BatchNorm1d(256))
-        nn.init.zeros_(layers[-1].weight), nn.init.zeros_(layers[-1].bias)
+        nn.init.normal_(layers[-1].weight, std=size), nn.init.zeros_(layers[-1].bias)
     parts, row = divided(nn.Sequential(*layers), loss, (x, y), memory=1.0)
     assert parts == 1 and row.value == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_batch_of_which_a_mask_leaves_more_of_some_pieces_is_not_cut() -> None:
+    """The first batch has no padding, and tells nothing of the next."""
+    torch.manual_seed(0)
+    model, sink, seen = mlp(6, 256, 3), MemorySink(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(16, 6), torch.randint(3, (16,))
+
+    class Sees(Loss):
+        def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+            seen.append(snapshot.parts)
+            return iter(())
+
+    probes = [Sees(0.0), eq.probes.CriticalSharpness()]
+    options: dict[str, Any] = {"schedule": 1, "budget": None, "memory": 1.25}
+    with eq.attach(model, optimizer, probes=probes, sinks=[sink], **options) as monitor:
+        loss = monitor.loss(cross_entropy)
+        for masked in (0, 9):
+            optimizer.zero_grad()
+            loss(model, (x, torch.where(torch.arange(16) < masked, -100, y))).backward()
+            optimizer.step()
+    assert seen[0] > 1 and seen[1] == 1
+    cosines = [r.value for r in sink.records if r.name == "monitor/closure_grad_cos"]
+    assert cosines == pytest.approx([1.0, 1.0], abs=1e-6)
 
 
 class Odd(Loss):

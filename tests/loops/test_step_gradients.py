@@ -250,6 +250,36 @@ def test_torchs_optimizers_lend_gradients_to_probes_that_keep_nothing(
     assert all(r.status == "ok" for r in sink.records if r.name.startswith("conservation/drift"))
 
 
+@pytest.mark.parametrize("who", ["another's backward", "a hook"])
+def test_gradients_that_change_before_a_step_is_over_are_copied_from_the_first_on(who: str) -> None:
+    torch.manual_seed(0)
+    model, sink, batch = mlp(6, 8, 3, activation=nn.Tanh), MemorySink(), blobs()
+    first, last = [*model[0].parameters()], [*model[-1].parameters()]
+    if who == "a hook":
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)]
+        negate = lambda *_: [p.grad.neg_() for p in model.parameters()]
+        optimizers[0].register_step_post_hook(negate)
+    else:
+        optimizers = [torch.optim.SGD(own, lr=0.1) for own in (last, first)]
+    probes = [Curvature(k=1), Conservation()]
+    options: dict[str, Any] = {"schedule": 1, "budget": None, "on_error": "raise"}
+    optimizer: Any = optimizers if len(optimizers) > 1 else optimizers[0]
+    with eq.attach(model, optimizer, probes=probes, sinks=[sink], **options) as monitor:
+        loss_fn = monitor.loss(cross_entropy)
+        for _ in range(2):
+            for one in optimizers:
+                one.zero_grad()
+            loss_fn(model, batch).backward()
+            optimizers[0].step()
+            if len(optimizers) > 1:
+                with torch.no_grad():
+                    for p in last:  # as the generator's backward does to the discriminator
+                        p.grad.add_(1.0)
+                optimizers[1].step()
+    checks = [r.value for r in sink.records if r.name == "monitor/closure_grad_cos"]
+    assert checks == pytest.approx([1.0, 1.0], abs=1e-6)
+
+
 def test_closures_called_elsewhere_leave_the_step_without_a_gradient() -> None:
     torch.manual_seed(0)
     model, batch = mlp(6, 8, 3, activation=nn.Tanh), blobs()

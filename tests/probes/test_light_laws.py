@@ -264,3 +264,52 @@ def test_a_loss_that_takes_its_whole_batch_alone_is_measured_on_that() -> None:
         rows = of_laws(found, step)
         assert {r.verdict for r in rows.values()} == {"holds"}, step
         assert not any("samples_used" in r.facts for r in rows.values())
+
+
+def edges() -> tuple[nn.Module, Any]:
+    """A graph, whose nodes are rows that belong together."""
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 128, bias=False), nn.Linear(128, 3)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            h = torch.relu(self.first(x))
+            out: Tensor = self.second(h.index_add(0, edge_index[1], h[edge_index[0]]))
+            return out
+
+    torch.manual_seed(0)
+    nodes = (torch.randn(600, 8), torch.randint(600, (2, 2000)), torch.randint(3, (600,)))
+    return Graph(), nodes
+
+
+def test_the_rows_of_a_graph_are_never_cut_apart() -> None:
+    model, batch = edges()
+    loss = lambda model, batch: F.cross_entropy(model(batch[0], batch[1]), batch[2])
+    found = measured(model, batch, light=(1, 2, 3, 4), steps=5, loss=loss)
+    for step in range(5):
+        rows = of_laws(found, step)
+        assert {(r.verdict, r.facts.count("samples_used")) for r in rows.values()} == {
+            ("holds", None)
+        }
+
+
+@pytest.mark.parametrize("missing", [float("nan"), None], ids=["is NaN", "raises"])
+def test_a_quarter_in_which_nothing_counts_is_left_for_the_whole(missing: float | None) -> None:
+    """Targets of the second and third quarter are masked."""
+    model, (x, y) = large()
+    y[8:24] = -100
+
+    def masked(model: nn.Module, batch: Any) -> Tensor:
+        if missing is None and bool((batch[1] == -100).all()):
+            raise RuntimeError("no target at all")
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    found = measured(model, (x, y), light=range(1, 9), steps=9, loss=masked)
+    for step in range(1, 9):
+        rows = of_laws(found, step)
+        assert rows and {r.verdict for r in rows.values()} == {"holds"}, step
+        assert {r.facts.count("samples_used") for r in rows.values()} == {
+            None if step % 4 in (1, 2) else 8
+        }

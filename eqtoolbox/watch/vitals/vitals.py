@@ -79,9 +79,7 @@ class Vitals:
             self._journal.failed(NAME, error)
 
     def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
-        single = whole = objective.calls[-1]
-        if snapshot.parts > 1:  # memory is short
-            single = whole.split(snapshot.parts)[0][0]
+        single = objective.calls[-1]
         with torch.no_grad():
             heard, output, loss = by_kernels(_heard, single, snapshot.before)
         if not math.isfinite(loss):  # what else was heard are numbers of something broken
@@ -101,12 +99,11 @@ class Vitals:
         self._modes(heard)
         with torch.no_grad():
             moved = {n: p.detach() for n, p in (snapshot.after or {}).items()}
-            after = float(by_kernels(single.loss, moved))
-        part = {"samples_used": samples(single)} if snapshot.parts > 1 else {}
-        self._emit("own_batch", after - loss, {"loss": loss, **part})
+            after = float(by_kernels(in_pieces(single, snapshot.parts).loss, moved))
+        self._emit("own_batch", after - loss, {"loss": loss})
         gradient = snapshot.slope(objective, scale)
         self._steps(snapshot, gradient, heard)
-        self._noise(snapshot, whole, gradient)
+        self._noise(snapshot, single, gradient)
 
     def _inputs(self, heard: Heard, single: Objective) -> None:
         if heard.inputs is not None:
