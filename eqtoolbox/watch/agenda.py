@@ -7,7 +7,7 @@ from eqtoolbox.record.schedule import following
 from eqtoolbox.watch.budget import LOSS, Budget
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.plan import LIGHT
-from eqtoolbox.watch.probe import Probe, Scheduled
+from eqtoolbox.watch.probe import Probe, Scheduled, ours
 from eqtoolbox.world.world import Retired, World
 
 AT_MOST = 1.0  # seconds that a search may hold up a step where there is a budget
@@ -61,7 +61,7 @@ class Agenda:
     @property
     def lends(self) -> bool:
         """Whether nothing that runs keeps a gradient: our own probes do not."""
-        return all(p.own or not p.evaluates for p in self.run)
+        return all(ours(p) or not p.evaluates for p in self.run)
 
     @property
     def seconds(self) -> float:

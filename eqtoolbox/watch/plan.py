@@ -45,7 +45,7 @@ def gaps(
         >>> wishes = {"dear": Wish(due=9, cost=2.0), "cheap": Wish(due=9, cost=0.01)}
         >>> gap = gaps(wishes, income=0.0, left=10.0, step=99, first=0, end=199)
         >>> gap("cheap"), round(gap("dear"), 1)
-        (1.0, 20.0)
+        (1.0, 19.9)
     """
     steps, ahead, known = (
         step + 1 - first,

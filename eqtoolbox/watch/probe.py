@@ -123,11 +123,6 @@ class Probe(ABC):
             made.load_state_dict(saved)
         return made
 
-    @property
-    def own(self) -> bool:
-        """Whether it is one of this library's, which draw from their generators alone."""
-        return type(self).__module__.startswith("eqtoolbox.")
-
     def leaner(self) -> "Probe | None":
         """The same for less memory, where there is no room for this; None: it takes no less."""
         return None
@@ -201,3 +196,8 @@ def record(
         segment=segment,
         hessian=hessian,
     )
+
+
+def ours(probe: Probe) -> bool:
+    """Whether it is one of this library's, which draw from their generators alone."""
+    return type(probe).__module__.startswith("eqtoolbox.")

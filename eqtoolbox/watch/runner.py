@@ -21,7 +21,7 @@ from eqtoolbox.replay.tree import check_batch
 from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import Governor, out_of_memory, samples
-from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, record
+from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, ours, record
 from eqtoolbox.watch.rows import headline, in_place_of, leaner_by, noted, on_part
 from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NoRoom, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
@@ -144,7 +144,7 @@ class Runner:
                 snapshot = snapshot.halved()
             known = probe.name in self.references
             evaluates = probe.evaluates or not known
-            draws = not probe.own  # ours draw from nothing
+            draws = not ours(probe)
             isolation = isolated_for(snapshot, self._model, draws) if evaluates else nullcontext()
             with self._scope(f"{probe.name} at step {snapshot.step}"), isolation, self._clock():
                 if snapshot.broken:

@@ -114,7 +114,7 @@ def train(how: str, trained: str, watched: bool) -> tuple[MemorySink, list[Tenso
     monitor = None
     if watched:
         monitor = eq.attach(
-            model, own, probes=[Curvature(k=1)], schedule=1, budget=None, sinks=[sink],
+            model, own, probes=[Curvature(k=1, tol=1e-3)], schedule=1, budget=None, sinks=[sink],
             on_error="raise", **options,
         )  # fmt: skip
     loss_fn = make(monitor)

@@ -20,6 +20,8 @@ Entries = tuple[Tensor, Tensor, Tensor, Tensor]  # of generators: which one, row
 def scaled(parts: Sequence[Scaled], tensor: Tensor, units: int) -> Tensor:
     """2 <K_a, K_b> of every unit over all pairs of parts that scale it: (units,), float64."""
     squares, total = tensor.double().square(), tensor.new_zeros(units, dtype=torch.float64)
+    if not tensor.numel():  # a shard without rows
+        return total
     views = []
     for view in sorted({view for view, *_ in parts}):
         columns = zip(*(part[1:] for part in parts if part[0] == view), strict=True)
