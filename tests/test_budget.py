@@ -221,7 +221,8 @@ def test_a_run_whose_end_is_known_is_measured_evenly_up_to_there(steps: int) -> 
         assert gap(at, steps) <= max(1.6 / len(at), 2 * dear[name][1] / steps)
         assert len(at) >= min(len(unknown[name]), 10)
     widest = [max(gap(of[n], steps) for n in dear) for of in (even, unknown)]
-    assert widest[0] < widest[1] or (steps == BRIEF and widest[0] < 1.05 * widest[1])
+    late = 1.5 / steps if steps == BRIEF else 0.0  # planned for that length anyway: a step's wait
+    assert widest[0] < widest[1] + late
     assert 0.8 * budget.allowed <= budget.spent <= budget.allowed
 
 

@@ -15,7 +15,7 @@ from eqtoolbox.probes.floors import Floors
 from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members, afar, moved_by
 from eqtoolbox.probes.law import rounding as rounding_of
 from eqtoolbox.probes.law_rows import dimension, known_of, residual, resting
-from eqtoolbox.probes.quarter import on_few, on_samples
+from eqtoolbox.probes.quarter import on_few
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.probes.self_test import ROUGH
 from eqtoolbox.probes.symmetries import FoundSymmetries
@@ -25,6 +25,7 @@ from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.memory import samples
 from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.rows import on_part
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 
@@ -98,9 +99,9 @@ class Noether(Probe):
     ) -> Iterator[Measurement]:
         yield from self.engine.report(snapshot)
         few = on_few(snapshot) if snapshot.light else snapshot
-        floors = self._floors(few, few is not snapshot)
-        for row in self._measured(few, floors, rng):
-            yield row if few is snapshot else on_samples(row, samples(few.measured))
+        part, count = few is not snapshot, samples(few.measured)
+        for row in self._measured(few, self._floors(few, part), rng):
+            yield on_part(row, f"on {count} samples of the batch", count) if part else row
 
     def _measured(
         self, snapshot: Snapshot, floors: Floors, rng: torch.Generator
@@ -135,7 +136,7 @@ class Noether(Probe):
         floors: Floors,
         rng: torch.Generator,
     ) -> Iterator[Measurement]:
-        """What every law lacks, beside the floors of the last whole measurement."""
+        """What every law lacks, beside floors that were found before."""
         objective = self.engine.objective(snapshot)
         sides = RightSides(objective, here, families, elements, asks=False)
         scale = here.curvature_scale()

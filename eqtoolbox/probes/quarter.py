@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 from eqtoolbox.watch.memory import samples
-from eqtoolbox.watch.probe import Measurement
-from eqtoolbox.watch.rows import on_part
 from eqtoolbox.watch.snapshot import Snapshot, refused
 
 DEAR = 2**20  # bytes that one evaluation saves, from which on samples take longer than Python does
@@ -29,8 +27,3 @@ def on_few(snapshot: Snapshot) -> Snapshot:
         return snapshot
     few = replace(snapshot, measured=part)
     return snapshot if refused(few.objective, few.before) else few
-
-
-def on_samples(row: Measurement, count: int) -> Measurement:
-    """A row that says on how many samples it was measured."""
-    return on_part(row, f"on {count} samples of the batch", count)
