@@ -92,3 +92,26 @@ def test_lazy_or_no_parameters_are_refused_with_a_reason() -> None:
         eq.weights.discover(nn.LazyLinear(3), (torch.ones(2, 4), torch.tensor([0, 1])))
     with pytest.raises(ValueError, match="no trainable parameters"):
         eq.weights.discover(nn.ReLU(), (torch.ones(1, 4), torch.tensor([0])))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (2, 0, 3), (0,)])
+def test_parameters_without_entries_hold_no_search_back(shape: tuple[int, ...]) -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+            self.empty = nn.Parameter(torch.zeros(shape))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.layers(x) + self.empty.sum()
+            return out
+
+    torch.manual_seed(0)
+    batch = torch.randn(16, 4), torch.randint(3, (16,))
+    loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+    found = {
+        s.family
+        for s in eq.weights.discover(Beside(), batch, loss_fn=loss)
+        if s.status == "verified"
+    }
+    assert {"rescale", "permutation"} <= found

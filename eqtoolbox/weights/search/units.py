@@ -21,8 +21,8 @@ def propose_permutations(members: "Iterable[Member]") -> Iterator[Permutation]:
     """Neighbours exchanged, within every block of a member's units by itself."""
     for member in members:
         owned, along = slots(member), slots(replace(member, entries=member.along))
-        if len(along) < len(member.along):
-            continue
+        if len(along) < len(member.along) or not all(len(e.rates) for e in member.entries):
+            continue  # statistics that do not move along, or a parameter without entries
         for number, block in enumerate(member.blocks if owned else ()):
             name = member.name if len(member.blocks) == 1 else f"{member.name} {number}"
             own, statistics = owned, along
