@@ -304,7 +304,7 @@ def test_a_first_run_may_take_ten_times_what_others_did(seconds: float, waits: b
     assert budget.waits("heavy", seconds) is waits
     budget.spend({"heavy": 0.3}, {}, 0.0)
     assert not budget.waits("heavy", seconds), "what it takes is known now"
-    assert budget.waits("heavy", 0.3)
+    assert budget.waits("heavy", 0.6)
 
 
 def with_light(steps: int, whole: float, light: float) -> tuple[list[int], list[int], Budget]:
@@ -353,11 +353,17 @@ def test_asking_changes_nothing() -> None:
     assert budget.state_dict() == before
 
 
-def test_what_goes_on_from_a_whole_measurement_is_whole_first() -> None:
-    budget = Budget(0.05, ["law"], 0.0, lightens=["law"], whole_first=["law"])
-    assert budget.choose(["law"], 0) == ["law"]
-    budget.spend({"law": 2.0}, {}, 0.0)
-    assert budget.choose(["law"], 25) == ["law" + LIGHT], "the whole is not paid"
+def test_where_the_first_light_one_is_a_whole_one_that_waits_until_it_is_paid() -> None:
+    budget = Budget(0.05, ["law"], 0.0, lightens=["law"], light_first=["law"])
+    assert budget.choose(["law"], 0) == ["law" + LIGHT]
+    assert not budget.follows("law")
+    budget.spend({"law" + LIGHT: 2.0}, {}, 0.0)
+    assert budget.choose(["law"], 25) == ["law" + LIGHT], "what less costs, nobody knows yet"
+    budget.spend({"law" + LIGHT: 0.2}, {}, 0.0)
+    assert budget.choose(["law"], 50) == [], "neither is paid"
+    rich = Budget(0.05, ["law"], 100.0, lightens=["law"], light_first=["law"])
+    rich.spend({"law" + LIGHT: 0.1}, {}, 0.0)
+    assert rich.choose(["law"], 25) == ["law"]
 
 
 def test_without_a_budget_exactly_what_is_due_runs() -> None:

@@ -44,8 +44,9 @@ def finite_difference(
     """Hv ≈ (g(θ+hv) − g(θ−hv)) / 2h or (g(θ+hv) − g(θ)) / h, with h = ρ‖g‖/‖Hv‖ for ‖v‖ = 1.
 
     That step changes the gradient by the fraction ρ of itself in every direction, however flat or
-    sharp; ‖Hv‖ is taken from the last product, and a step off by more than 4 is repeated. The
-    error of a smooth float32 loss is about 1e-4 (central) or 1e-3 (one-sided).
+    sharp; ‖Hv‖ is taken from the last product, and a step off by more than 4 is repeated, unless
+    it would be as long as one that held a kink. The error of a smooth float32 loss is about 1e-4
+    (central) or 1e-3 (one-sided).
 
     Args:
         loss_or_gradient: parameters -> scalar loss, or -> dict of gradients. The same randomness
@@ -116,12 +117,13 @@ class FiniteDifference(LinearOperator):
         if length == 0:
             return scale(0.0, v)
         unit = scale(1 / length, v)
-        step = self._step()
+        step, bent = self._step(), math.inf
         for _ in range(8):
             product, kink = self._difference(unit, step)
             self._stiffness = norm(product)
             right = self._step()
-            if step / 4 <= right <= 4 * step:
+            bent = min(bent, step) if kink > KINKED else bent
+            if step / 4 <= right <= 4 * step or (kink <= KINKED and 4 * right >= bent):
                 break
             step = right
         self.kink = max(self.kink, kink)

@@ -15,13 +15,16 @@ class Floors(State):
     Example:
         >>> floors = Floors()
         >>> floors.begin(step=7)
-        >>> floors.keep(Measurement("first_order", 1e-9, "rescale", floor=1e-8))
-        >>> floors.step, floors.of("first_order", "rescale"), floors.of("first_order", "scale")
-        (7, 1e-08, 0.0)
+        >>> floors.keep(7, Measurement("first_order", 1e-9, "rescale", floor=1e-8))
+        >>> floors.of("first_order", "rescale"), floors.of("first_order", "scale")
+        (1e-08, 0.0)
+        >>> floors.found("first_order")
+        7
     """
 
-    step: int = -1  # at which they were found
+    step: int = -1  # at which all of them were found
     kept: dict[str, float] = field(default_factory=dict)
+    anew: dict[str, int] = field(default_factory=dict)  # steps at which some were since
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> "Floors":
@@ -32,12 +35,18 @@ class Floors(State):
 
     def begin(self, step: int) -> None:
         """A measurement begins that finds them all."""
-        self.step, self.kept = step, {}
+        self.step, self.kept, self.anew = step, {}, {}
 
-    def keep(self, row: Measurement) -> None:
+    def keep(self, step: int, row: Measurement) -> None:
         """Keep the floor of this row, if it has one."""
         if row.floor is not None:
             self.kept[f"{row.quantity}/{row.target}"] = row.floor
+            if step != self.step:
+                self.anew[row.quantity] = step
+
+    def found(self, quantity: str) -> int:
+        """The step at which the floors of this quantity were found."""
+        return self.anew.get(quantity, self.step)
 
     def of(self, quantity: str, target: str) -> float:
         """The floor that was found; 0 where none was, by which nothing holds."""

@@ -19,6 +19,7 @@ Members = Mapping[str, Sequence[ContinuousSymmetry]]
 Elements = Mapping[str, Sequence[Tensor]]
 
 SAME = 100.0  # roundings between losses in two precisions of one and the same computation
+ALIKE = 0.05  # between their gradients, where the loss has become as small as its rounding
 FAR = 1e-3  # largest relative move between the two points whose rounding is compared
 
 
@@ -119,6 +120,12 @@ class Laws:
 
 def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> Parameters:
     """g - g in float64: all that rounding does to first-order laws; empty where not to be had."""
+    exact = in_float64(objective, params, gradient)
+    return {n: g.double() - exact.pop(n) for n, g in gradient.items() if n in exact}
+
+
+def in_float64(objective: Objective, params: Parameters, gradient: Parameters) -> Parameters:
+    """The gradient in float64; empty where there is none or where it is another computation's."""
     wide = {n: p.double() for n, p in params.items()}
     try:
         other = objective.to(torch.float64)
@@ -128,9 +135,11 @@ def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> 
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return {}  # the model insists on a type of its own
     eps = max(torch.finfo(p.dtype).eps for p in params.values())
-    if not abs(one - two) <= SAME * eps * abs(two):  # another dropout mask, say
-        return {}
-    return {n: g.double() - exact.pop(n) for n, g in gradient.items() if n in exact}
+    if abs(one - two) <= SAME * eps * abs(two):
+        return exact
+    apart = {n: gradient[n] - g for n, g in exact.items() if n in gradient}
+    alike = norm(apart) <= ALIKE * norm(exact)
+    return exact if alike else {}  # of another dropout mask, say
 
 
 @unobserved()

@@ -1,18 +1,27 @@
 """The laws of parameter symmetries: orders 0, 1 and 2, and the curvature they predict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.linalg.curvature import hessian
 from eqtoolbox.linalg.vectors import add, dot, norm
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.epsilon import explained
 from eqtoolbox.probes.epsilon import pull as epsilon_pull
 from eqtoolbox.probes.floors import Floors
-from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members, afar, moved_by
+from eqtoolbox.probes.law import (
+    Elements,
+    FirstOrder,
+    Laws,
+    Members,
+    afar,
+    in_float64,
+    moved_by,
+)
 from eqtoolbox.probes.law import rounding as rounding_of
 from eqtoolbox.probes.law_rows import dimension, known_of, residual, resting
 from eqtoolbox.probes.quarter import on_few
@@ -69,12 +78,13 @@ class Noether(Probe):
 
     Floors repeat the measurement at other parameters: one rounding away for gradient and loss, far
     enough for independent rounding errors for the second order (`eqtoolbox.probes.law.afar`). A
-    first-order law that fails by these is compared with the gradient in float64 before it is said
-    to be broken: few parameters that are rounded alike show less than the sums inside the loss.
+    law that fails by these is compared with itself in float64 before it is said to be broken: few
+    parameters that are rounded alike show less than the sums inside the loss.
 
     A light measurement has the laws alone, beside floors of the last one that found them
     (`floor_of_step`), on a quarter of a large batch (`samples_used`): they are true of any samples.
-    Where a law fails by these, what epsilon predicts is asked anew; if that is not it, all is.
+    Where a law fails by these, what epsilon predicts is asked anew, then floors of its order; if
+    those are not it, all is.
 
     Args:
         engine: how Hessian products are made; see `eqtoolbox.probes.engine.Engine`.
@@ -90,7 +100,7 @@ class Noether(Probe):
     graphs: ClassVar[float] = 4.0
     copies: ClassVar[float] = 20.0
     lightens: ClassVar[bool] = True
-    whole_first: ClassVar[bool] = True
+    light_first: ClassVar[bool] = True
 
     engine: Engine = field(default_factory=Engine, repr=False)
 
@@ -122,7 +132,7 @@ class Noether(Probe):
         else:
             floors.begin(snapshot.step)
             for row in self._whole(snapshot, here, families, symmetries, elements, rng):
-                floors.keep(row)
+                floors.keep(snapshot.step, row)
                 yield row
         if why is not None:
             raise why
@@ -148,33 +158,64 @@ class Noether(Probe):
         known = {f: floors.of("zeroth_order", f) for f in moving}
         zeroths = zeroth.of_all(moving, elements, {}, known)
         totals = {f: sides.laws[f].total(_eps(here.params), scale) for f in moving}
-        left = {f: floors.of("second_order", f) * total for f, total in totals.items()}
 
         def residuals(family: str) -> list[Measurement]:
             law, rates = sides.laws[family], sides.rates.get(family)
             size, total = here.size * law.length, totals[family]
-            first = floors.of("first_order", family)
-            second = max(left[f] for f in sides.sharing(family) if f in left) / total
-            zero = zeroths[family]
+            sharing = [f for f in sides.sharing(family) if f in totals]
+            second = max(floors.of("second_order", f) * totals[f] for f in sharing)
+            first, zero = floors.of("first_order", family), zeroths[family]
             if rates is not None:  # asked of epsilon since
                 of = sides.families[family], elements[family]
-                zero = zeroth.of(family, *of, rates, known[family])
-            first, second = max(first, abs(law.p) / size), max(second, law.p_slope / total)
+                zero = zeroth.of(family, *of, rates, floors.of("zeroth_order", family))
+            first, second = max(first, abs(law.p) / size), max(second, law.p_slope) / total
             rows = [
                 zero,
                 residual("first_order", family, abs(law.slope) / size, first, matvecs=0),
                 residual("second_order", family, law.defect / total, second, law.matvecs),
             ]
-            return [replace(row, facts={"floor_of_step": floors.step}) for row in rows]
+            return [
+                replace(row, facts={"floor_of_step": floors.found(row.quantity)}) for row in rows
+            ]
 
+        rows = {family: residuals(family) for family in moving}
+        for family in {row.target for row in _failing(rows)}:
+            if sides.asked(here.params, family):
+                rows[family] = residuals(family)
+        if failing := _failing(rows):
+            if any(row.quantity == "zeroth_order" for row in failing):
+                still = {row.target: moving[row.target] for row in failing}
+                zeroths |= zeroth.of_all(still, elements, {})
+            self._floors_anew(failing, floors, snapshot, here, sides, zeroths, totals, rng)
+            rows = {family: residuals(family) for family in moving}
         for family in sides.laws:
             yield from dimension(family, sides.families[family])
-            if sides.laws[family].length == 0:
-                yield from resting(family)
-                continue
-            rows = residuals(family)
-            fails = any(row.verdict != "holds" for row in rows)
-            yield from residuals(family) if fails and sides.asked(here.params, family) else rows
+            yield from rows[family] if family in rows else resting(family)
+
+    def _floors_anew(
+        self,
+        failing: Sequence[Measurement],
+        floors: Floors,
+        snapshot: Snapshot,
+        here: Laws,
+        sides: RightSides,
+        zeroths: Mapping[str, Measurement],
+        totals: Mapping[str, float],
+        rng: torch.Generator,
+    ) -> None:
+        """Find the floors of these rows at this step: rounding changes as training goes on."""
+        quantities, first = {row.quantity for row in failing}, 0.0
+        if "first_order" in quantities:
+            first = self._first_noise(snapshot, here, sides, rng)
+        if "second_order" in quantities:
+            self._compare(snapshot, here, sides, rng)
+        for row in failing:
+            found = {
+                "zeroth_order": zeroths[row.target].floor,
+                "first_order": max(first, sides.first_noise),
+                "second_order": sides.noise.get(row.target, 0.0) / totals[row.target],
+            }
+            floors.keep(snapshot.step, replace(row, floor=found[row.quantity]))
 
     def _whole(
         self,
@@ -190,15 +231,9 @@ class Noether(Probe):
         sides = RightSides(objective, here, families, elements)
         scale = here.curvature_scale()
         here.release()  # one graph at a time
-        near = self._gradient(snapshot, moved_by(snapshot.before, rounding, rng))
-        noise = max(norm(add(near, here.gradient, -1.0)) / here.size, _eps(here.params))
-        del near
-        far = replace(snapshot, before=moved_by(snapshot.before, afar(rounding), rng))
-        sides.compare(Laws(far.before, self.engine.operator(far)), here)
+        self._compare(snapshot, here, sides, rng)
         yield from sides.refused()
-        if any(left > HOLDS * noise for left in _left(here, sides)):
-            apart = rounding_of(objective, here.params, here.gradient)
-            noise = max(noise, norm(apart) / here.size if apart else 0.0)
+        noise = self._first_noise(snapshot, here, sides, rng)
         if snapshot.training is snapshot.measured:
             pull = epsilon_pull(objective, here.params, sides.slopes) if sides.epsilon else None
             snapshot.told[FirstOrder.__name__] = FirstOrder(max(noise, sides.first_noise), pull)
@@ -206,6 +241,31 @@ class Noether(Probe):
         yield from _laws(here, scale, sides, zeroth, noise)
         if symmetries:
             yield _bracket(here, symmetries, elements, rng, noise)
+
+    def _first_noise(
+        self, snapshot: Snapshot, here: Laws, sides: RightSides, rng: torch.Generator
+    ) -> float:
+        """What rounding leaves of first-order laws, over |g||K|."""
+        near = self._gradient(snapshot, moved_by(snapshot.before, self._rounding(snapshot), rng))
+        noise = max(norm(add(near, here.gradient, -1.0)) / here.size, _eps(here.params))
+        del near
+        if any(left > HOLDS * noise for left in _left(here, sides)):
+            apart = rounding_of(self.engine.objective(snapshot), here.params, here.gradient)
+            noise = max(noise, norm(apart) / here.size if apart else 0.0)
+        return noise
+
+    def _compare(
+        self, snapshot: Snapshot, here: Laws, sides: RightSides, rng: torch.Generator
+    ) -> None:
+        """Measure what rounding leaves of second-order laws; float64 judges those that fail."""
+        moved = moved_by(snapshot.before, afar(self._rounding(snapshot)), rng)
+        far = replace(snapshot, before=moved)
+        sides.compare(Laws(far.before, self.engine.operator(far)), here)
+        objective, failing = self.engine.objective(snapshot), sides.failing()
+        if failing and in_float64(objective, here.params, here.gradient):
+            objective = objective.to(torch.float64)
+            wide = {n: p.double() for n, p in here.params.items()}
+            sides.judge(failing, objective, Laws(wide, hessian(objective, wide)))
 
     def _floors(self, snapshot: Snapshot, few: bool) -> Floors:
         """The last floors of this loss, on few samples or the batch; none before the first."""
@@ -227,6 +287,11 @@ class Noether(Probe):
 
 def _eps(params: Parameters) -> float:
     return max(torch.finfo(p.dtype).eps for p in params.values())
+
+
+def _failing(rows: Mapping[str, Sequence[Measurement]]) -> list[Measurement]:
+    """Those of the rows of all families that do not hold."""
+    return [row for of in rows.values() for row in of if row.verdict != "holds"]
 
 
 def _left(here: Laws, sides: RightSides) -> Iterator[float]:

@@ -157,6 +157,28 @@ class RightSides:
                 self._apart(here, group.shared)
         self._groups.clear()
 
+    def failing(self) -> list[str]:
+        """Families whose second-order law is exact, and lacks more than was found of rounding."""
+        exact = self.laws.keys() - approximate(self.families).keys()
+        return [f for f in exact if self.laws[f].defect > HOLDS * self.noise[f]]
+
+    def judge(self, families: Sequence[str], objective: Objective, wide: Laws) -> None:
+        """What these laws lack here and not in float64 is rounding, too.
+
+        Args:
+            families: as of `failing`.
+            objective, wide: the loss and its laws in float64.
+        """
+        for family in families:
+            of = self.families[family], self.elements[family]
+            tangent, pulled = wide.terms(*of)
+            left = add(wide.operator(tangent), pulled)
+            if family in self._moving:
+                c = biases(objective, wide.params, {family: of[0]}, {family: of[1]})[family]
+                left = add(left, c.gradient, -1.0)
+            rounded = abs(self.laws[family].defect - norm(left))
+            self.noise[family] = max(self.noise[family], rounded)
+
     def _apart(self, here: Laws, families: Sequence[str]) -> None:
         """Measure the laws of these families again, each by a product of its own."""
         moving = {f: m for f, m in self._moving.items() if f in families}

@@ -97,8 +97,7 @@ class Agenda:
             self.light = {name.removesuffix(LIGHT) for name in now if name.endswith(LIGHT)}
             self.run = [p for p in self.todo if p.name in now or p.name in self.light]
             light = {p.name: p for p in self.run if p.name in self.light}
-            if self._budget.share is not None:  # and the whole, which nobody knows the cost of
-                self.later = {n: p for n, p in light.items() if self._budget.unknown(n)}
+            self.later = {n: p for n, p in light.items() if self._budget.follows(n)}
             self.loss = LOSS in now
 
     def _shared(self, step: int) -> dict[str, Probe]:

@@ -11,7 +11,7 @@ from eqtoolbox.watch.plan import LIGHT, Wish, gaps, part, room
 UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
-AT_ONCE = 0.5  # seconds that several probes may take together at one step
+AT_ONCE = 0.8  # seconds that several probes may take together at one step
 FIRST = 10.0  # times what lighter ones took: what a first run may take, which nobody knows
 SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
 
@@ -36,17 +36,18 @@ class Budget:
     What it waits longer, as it is not due, comes off the next gap. Whoever waited longest for its
     gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
-    hold a step up for more than half a second, the others wait for the next one; a first run counts
-    as ten times what those before it took. A probe that can measure less for less (`lightens`) does
-    so first, and where it is due and the whole is not paid; one that goes on from what a whole
-    measurement found (`whole_first`) only the latter.
+    hold a step up for more than 0.8 s, the others wait for the next one; a first run counts as ten
+    times what those before it took. A probe that can measure less for less (`lightens`) does so
+    first, and where it is due and the whole is not paid; the whole follows at once, as only it
+    tells what it costs. One whose first light measurement finds all that the next go on from
+    (`light_first`) takes at it what the whole one does, which runs only where that is paid.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
         names: of the probes.
         allowance: seconds beside the share.
         lightens: those that can measure less for less.
-        whole_first: of these, those whose first measurement is whole.
+        light_first: of these, those whose first light measurement takes what a whole one does.
         steps: where the run ends, if that is known.
 
     Raises:
@@ -68,7 +69,7 @@ class Budget:
         names: Sequence[str],
         allowance: float = ALLOWANCE,
         lightens: Sequence[str] = (),
-        whole_first: Sequence[str] = (),
+        light_first: Sequence[str] = (),
         steps: int | None = None,
     ) -> None:
         check_share(share)
@@ -79,7 +80,7 @@ class Budget:
         self.setup = 0.0  # seconds of the first run of each probe
         self._first: int | None = None  # step at which something was due first
         self._last = 0  # and last
-        self._whole_first = frozenset(whole_first)
+        self._light_first = {name + LIGHT: name for name in light_first}  # and the whole
         every = (*names, *(name + LIGHT for name in lightens))
         self._wishes = {name: Wish() for name in every} | {LOSS: Wish(cost=0.0)}
 
@@ -140,7 +141,9 @@ class Budget:
             again = cost - once.get(name, 0.0)
             if wish.cost is None:
                 self.setup += cost
-                wish.cost = own - once.get(name, 0.0)
+                whole = self._light_first.get(name, name)
+                told = whole if self.unknown(whole) else name  # the first light one is whole
+                self._wishes[told].cost = own - once.get(name, 0.0)
             else:
                 self.probing += cost
                 wish.cost = (again + wish.cost) / 2
@@ -158,7 +161,7 @@ class Budget:
         """
         if self.share is None:
             return [*dict.fromkeys((*waiting, *due))]
-        lighter = [name + LIGHT for name in due if self._lightens(name)]
+        lighter = [name + LIGHT for name in due if name + LIGHT in self._wishes]
         whole = [name for name in due if name + LIGHT not in lighter or not self.unknown(name)]
         asked = {name: self._wishes[name] for name in (*waiting, *whole, *lighter)}
         first = [name for name, wish in asked.items() if name in waiting or wish.cost is None]
@@ -189,9 +192,11 @@ class Budget:
         """Whether this did not run yet, so that nobody knows what it costs."""
         return self._wishes[name].cost is None
 
-    def _lightens(self, name: str) -> bool:
-        whole_first = name in self._whole_first and self.unknown(name)
-        return name + LIGHT in self._wishes and not whole_first
+    def follows(self, name: str) -> bool:
+        """Whether its first light measurement is followed by a whole one at the next step."""
+        return (
+            self.share is not None and self.unknown(name) and name + LIGHT not in self._light_first
+        )
 
     def waits(self, name: str, seconds: float) -> bool:
         """Whether a chosen probe is left for the next step, as others took `seconds` of this."""

@@ -83,8 +83,8 @@ class Course:
         self._journal = Journal(sinks, given.on_error, segment, not self._world.first)
         names = [s.probe.name for s in self.probes]
         lightens = [s.probe.name for s in self.probes if s.probe.lightens]
-        whole_first = [s.probe.name for s in self.probes if s.probe.whole_first]
-        rest = given.allowance, lightens, whole_first, given.steps
+        light_first = [s.probe.name for s in self.probes if s.probe.light_first]
+        rest = given.allowance, lightens, light_first, given.steps
         self._budget = Budget(given.budget, names, *rest)
         self._account = Account(self.optimizers, self._budget, self._journal)
         limits = TimeLimit(given.probe_timeout), Governor(given.memory)

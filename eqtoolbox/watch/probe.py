@@ -100,7 +100,7 @@ class Probe(ABC):
     sharded: ClassVar[bool] = False  # whether it measures pieces of parameters, too
     evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
     lightens: ClassVar[bool] = False  # True: measures less, for less, where `snapshot.light`
-    whole_first: ClassVar[bool] = False  # True: a light measurement needs a whole one before it
+    light_first: ClassVar[bool] = False  # True: the first light one finds what the next go on from
     graphs: ClassVar[float] = 3.0  # memory at most, in what autograd saves for one gradient,
     copies: ClassVar[float] = 6.0  # and beside that in copies of the parameters
     state: ClassVar[type[State] | None] = None  # class of the reference, where it is one

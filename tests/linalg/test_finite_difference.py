@@ -49,6 +49,21 @@ def test_a_gradient_function_serves_as_well_as_a_loss(mlp):
     torch.testing.assert_close(by_loss(params), by_gradient(params))
 
 
+def test_a_step_that_held_a_kink_is_not_tried_again():
+    """The longer step that the product asks for holds a kink, and the shorter one is right."""
+    rng = torch.Generator().manual_seed(0)
+    kinks = 1 + 1e-6 * torch.rand(2000, generator=rng).double()
+    params = {"x": torch.ones(1).double()}
+
+    def loss(p):
+        return (p["x"] ** 2 + (p["x"] - kinks).relu().sum()).sum()
+
+    for stiffness in (2.0, None):
+        H = FiniteDifference(loss, params, stiffness=stiffness)
+        assert H({"x": torch.ones(1).double()})["x"].item() == pytest.approx(2.0, rel=1e-2)
+        assert H.evaluations <= 1 + 2 * 3
+
+
 @pytest.mark.parametrize("scheme", ["central", "one_sided"])
 def test_kinks_are_refused(scheme):
     rng = torch.Generator().manual_seed(0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.probes.floors import Floors
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.record.record import Record
@@ -137,6 +138,26 @@ def test_a_law_that_does_not_hold_lightly_is_measured_as_a_whole(size: float) ->
     assert (2, "noether/bracket") in found
 
 
+@pytest.mark.parametrize("order", ORDERS[1:])
+def test_where_rounding_has_grown_floors_of_that_order_are_found_anew(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = Floors.of
+
+    def small(floors: Floors, quantity: str, target: str) -> float:
+        """As if rounding had been a thousandth of what it is."""
+        old = quantity == order and floors.found(order) < 2
+        return of(floors, quantity, target) / (1e3 if old else 1.0)
+
+    monkeypatch.setattr(Floors, "of", small)
+    found = measured(network("relu"), blobs(), light=(2,))
+    rows = of_laws(found, 2)
+    assert {r.verdict for r in rows.values()} == {"holds"}
+    told = {n.split("/")[1]: r.facts[KEPT] for n, r in rows.items()}
+    assert told == {quantity: 2 if quantity == order else 1 for quantity in ORDERS}
+    assert (2, "noether/bracket") not in found, "and nothing else is"
+
+
 def test_floors_of_one_loss_do_not_judge_another() -> None:
     smooth = lambda m, b: F.cross_entropy(m(b[0]), b[1], label_smoothing=0.1)
     found = measured(network("relu"), blobs(), light=range(4), steps=4, losses=(entropy, smooth))
@@ -170,7 +191,7 @@ def test_floors_go_on_with_a_resumed_run(tmp_path: Path) -> None:
     assert rows and {r.facts.count(KEPT) for r in rows.values()} == {0}
 
 
-def test_where_the_budget_is_short_the_first_is_whole_and_the_second_light() -> None:
+def test_where_the_budget_is_short_the_first_finds_all_and_the_second_light() -> None:
     sink, model = MemorySink(), network("relu")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     options: dict[str, Any] = {"budget": 1e-6, "allowance": 0.0, "schedule": 1}
