@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.weights.search import problem
 from tests.symmetry.architectures import Rotary, conv
 from tests.symmetry.expected import (
     EXPECTED,
@@ -22,8 +23,13 @@ from tests.symmetry.expected import (
 )
 
 
+@pytest.mark.parametrize("dear", [2**18, 0], ids=["all samples", "few samples"])
 @pytest.mark.parametrize("kind", {**EXPECTED, **TWINS})
-def test_the_group_has_the_expected_dimensions(kind: str) -> None:
+def test_the_group_has_the_expected_dimensions(
+    kind: str, dear: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at on all samples, and on few where that suffices."""
+    monkeypatch.setattr(problem, "_DEAR", dear)
     make, shape, expected = {**EXPECTED, **TWINS}[kind]
     found = found_in(make, shape)
     assert counts(found) == expected

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.weights.parameter import Parameters
-from eqtoolbox.weights.search import again, enough, find, point, turned
+from eqtoolbox.weights.search import again, enough, find, point, problem, turned
 from eqtoolbox.weights.search.clipped import unclipped
 from eqtoolbox.weights.search.found import Found, KnownSymmetries
 from eqtoolbox.weights.search.joint import Candidate
@@ -77,6 +77,26 @@ def test_few_samples_show_what_all_show(
     monkeypatch.setattr(find, "on_few", lambda problem, _: problem)
     assert told(eq.weights.discover(model, batch)) == told(few)
     assert max(s.residual for s in few if s.status == "verified") < 1e-10
+
+
+@pytest.mark.parametrize("posed", [images, perceptron])
+def test_of_a_small_model_what_takes_long_is_looked_at_on_few_samples(
+    posed: Callable[[], tuple[nn.Module, tuple[Tensor, Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are of all samples still: a unit that one of them lights is not inert."""
+    model, batch = posed()
+    with torch.no_grad():
+        inert, once = (0, 1) if isinstance(model[0], nn.Linear) else (9, 10)
+        model[-3 if isinstance(model[0], nn.Linear) else 1].bias[inert] = -50.0  # type: ignore
+        model[-3 if isinstance(model[0], nn.Linear) else 1].bias[once] = -2.0  # type: ignore
+    found, calls = {}, {}
+    for dear in (0, 2**40):
+        monkeypatch.setattr(problem, "_DEAR", dear)
+        found[dear], calls[dear] = evaluations(model, batch)
+    assert told(found[0]) == told(found[2**40])
+    assert any(s.status == "inert" for s in found[0])
+    assert set(calls[2**40]) == {COUNT} and len(set(calls[0])) == 2
+    assert calls[0].count(COUNT) < 0.6 * len(calls[2**40])
 
 
 def late(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -77,7 +77,7 @@ class DiscreteSearch:
         self.changes: list[float] = []
         passed: list[Move] = []
         whole = problem.point.whole  # else a piece may lack what is exchanged
-        if whole or problem.value.dtype != torch.float64:  # where order 0 is too coarse
+        if not problem.exact:
             elements = [moves[0] for moves in self.waiting]
             self.tried(problem.changes(self.waiting))
             passed = [
@@ -100,7 +100,7 @@ class DiscreteSearch:
         turned = [set(s.names) for s in larger if "sign_flip" in s.form.contains]
         if self.covariance.elements:
             elements = self.covariance.elements
-            gradients(problem.loss, problem.point, self.covariance.compare, elements)
+            gradients(problem.whole, problem.point, self.covariance.compare, elements)
         for proposal, order_0 in zip(self.proposed, self.changes, strict=True):
             own = set(proposal.names)
             if order_0 > problem.small or (proposal.family == "sign_flip" and own in turned):

@@ -32,13 +32,13 @@ class Divisible:
 
 
 def on_few(problem: Problem, samples: Divisible | None) -> Problem:
-    """The problem with finite changes of a large model looked at on few samples, where these do.
+    """The problem with finite changes looked at on few samples, where these do and are cheaper.
 
     What changes all of a batch changes its samples. The end of a way that keeps the loss is still
     looked at on all; so are order 1, and with it which units are inert and what is proposed.
     """
     point = problem.point
-    if samples is None or point.whole or problem.value.dtype != torch.float64:
+    if samples is None or not problem.exact:
         return problem
     number = enough(problem.trace, samples.count)
     if 2 * number > samples.count:

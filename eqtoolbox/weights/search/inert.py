@@ -27,7 +27,7 @@ def looked_at_elsewhere(problem: Problem, slopes: Slopes) -> None:
         if not still:
             return
         there = Slopes(still, lit=True)
-        gradients(problem.loss, point, there.add)
+        gradients(problem.whole, point, there.add)
         slopes.but_for(there)
 
 

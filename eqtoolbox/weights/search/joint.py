@@ -237,7 +237,8 @@ def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, 
     large = problem.exact
     moves = [c.moves[:1] for c in tried]
     try:
-        steady = Steady(problem.loss, problem.amounts if large else None)
+        loss = problem.loss if large else problem.whole  # as the slopes that it explains
+        steady = Steady(loss, problem.amounts if large else None)
         if large:
             if not steady.base:
                 return None
@@ -248,7 +249,8 @@ def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, 
         gradients(steady, problem.point, slopes.add, wanted=names)
         if not steady.base:
             return None
-        changes = joint_changes(steady, problem.point, moves, problem.value, problem.small, large)
+        value = problem.value if large else problem.trace.value
+        changes = joint_changes(steady, problem.point, moves, value, problem.small, large)
     except (LookupError, RuntimeError) as error:
         log.info("symmetries: epsilon could not be asked: %s", error)
         return None

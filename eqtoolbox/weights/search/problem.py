@@ -26,6 +26,8 @@ from eqtoolbox.weights.tracing.trace import Trace, Tracer, recorded, trace, untr
 Run = Callable[[dict[str, Tensor]], tuple[Tensor | None, Tensor]]
 MovedInputs = Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor]
 
+_DEAR = 2**18  # numbers that an evaluation makes, which take longer than calling its operations
+
 
 class NotFinite(ValueError, FloatingPointError):
     """The loss is NaN or infinite: a wrong call for who asks directly, a status for a probe."""
@@ -55,8 +57,13 @@ class Problem:
 
     @property
     def exact(self) -> bool:
-        """Whether order 0 says it all: of a large model in float64."""
-        return self.value.dtype == torch.float64 and not self.point.whole
+        """Whether order 0 says it all: in float64, where to look twice takes long."""
+        return self.value.dtype == torch.float64 and self.dear
+
+    @property
+    def dear(self) -> bool:
+        """Whether a model is large, or its evaluation takes longer than calling its operations."""
+        return not self.point.whole or self.trace.numbers >= _DEAR
 
     @cached_property
     def amounts(self) -> list[Tensor]:

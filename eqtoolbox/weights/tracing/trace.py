@@ -93,6 +93,11 @@ class Trace:
     statistics: dict[str, Value] = field(default_factory=dict)  # running ones, beside parameters
     _live: dict[tuple[int, ...], list[Node]] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def numbers(self) -> int:
+        """How many all operations make."""
+        return sum(made.size for node in self.nodes for made in node.outputs if made is not None)
+
     def live(self, *targets: Value) -> list[Node]:
         """The operations that `targets` depend on."""
         key = tuple(t.number for t in targets)
