@@ -96,8 +96,6 @@ class Agenda:
             now = self._budget.choose(self._names, step, [*waiting])
             self.light = {name.removesuffix(LIGHT) for name in now if name.endswith(LIGHT)}
             self.run = [p for p in self.todo if p.name in now or p.name in self.light]
-            light = {p.name: p for p in self.run if p.name in self.light}
-            self.later = {n: p for n, p in light.items() if self._budget.follows(n)}
             self.loss = LOSS in now
 
     def _shared(self, step: int) -> dict[str, Probe]:

@@ -38,9 +38,9 @@ class Budget:
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than 0.8 s, the others wait for the next one; a first run counts as ten
     times what those before it took. A probe that can measure less for less (`lightens`) does so
-    first, and where it is due and the whole is not paid; the whole follows at once, as only it
-    tells what it costs. One whose first light measurement finds all that the next go on from
-    (`light_first`) takes at it what the whole one does, which runs only where that is paid.
+    where it is due and the whole is not paid, after a first whole one. One whose first light
+    measurement finds all that the next go on from (`light_first`) takes at it what the whole one
+    does, which runs only where that is paid.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
@@ -161,7 +161,7 @@ class Budget:
         """
         if self.share is None:
             return [*dict.fromkeys((*waiting, *due))]
-        lighter = [name + LIGHT for name in due if name + LIGHT in self._wishes]
+        lighter = [name + LIGHT for name in due if self._lightens(name)]
         whole = [name for name in due if name + LIGHT not in lighter or not self.unknown(name)]
         asked = {name: self._wishes[name] for name in (*waiting, *whole, *lighter)}
         first = [name for name, wish in asked.items() if name in waiting or wish.cost is None]
@@ -192,11 +192,9 @@ class Budget:
         """Whether this did not run yet, so that nobody knows what it costs."""
         return self._wishes[name].cost is None
 
-    def follows(self, name: str) -> bool:
-        """Whether its first light measurement is followed by a whole one at the next step."""
-        return (
-            self.share is not None and self.unknown(name) and name + LIGHT not in self._light_first
-        )
+    def _lightens(self, name: str) -> bool:
+        light = name + LIGHT
+        return light in self._wishes and (light in self._light_first or not self.unknown(name))
 
     def waits(self, name: str, seconds: float) -> bool:
         """Whether a chosen probe is left for the next step, as others took `seconds` of this."""
