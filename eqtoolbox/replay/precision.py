@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from eqtoolbox.replay.modes import unheard
-from eqtoolbox.replay.thread.tables import settled_parameters
+from eqtoolbox.replay.thread.tables import live
 from eqtoolbox.replay.thread.unmixed import unmixed
 from eqtoolbox.replay.widened import widened
 
@@ -22,9 +22,9 @@ def computing(dtype: torch.dtype | None, mixed: bool, model: nn.Module) -> Itera
     """
     with ExitStack() as scope:
         if dtype == torch.float64:
-            with unheard():
-                every = settled_parameters(model).values()
-                trained = {p.dtype for p in every if p.is_floating_point()}
+            with unheard():  # what an evaluation exchanges for them is float64 already
+                every = (p for m in model.modules() for p in live(m._parameters).values())
+                trained = {p.dtype for p in every if p is not None and p.is_floating_point()}
             narrowest = min(trained, key=lambda one: one.itemsize, default=torch.float32)
             scope.enter_context(widened(narrowest))
         if dtype is not None or not mixed:

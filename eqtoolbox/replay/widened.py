@@ -28,7 +28,9 @@ _BORN = frozenset({torch.rand, torch.randn, torch.normal})
 _ALIKE = frozenset({torch.rand_like, torch.randn_like})
 _FILLED = frozenset({
     Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.cauchy_, Tensor.log_normal_,
+    Tensor.bernoulli_, Tensor.geometric_, Tensor.random_,
 })  # fmt: skip
+_SAMPLED = frozenset({torch.bernoulli, Tensor.bernoulli, torch.poisson, torch.multinomial})
 _AS_IT_IS = frozenset({int, float, bool, str, type(None)})
 _ASSIGNS = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
 
@@ -59,13 +61,17 @@ class Widened(OwnMode):
             return func(*args, **kwargs)
         if func in _CASTS:
             return args[0].to(torch.float64)
-        if func in _BORN and not any(isinstance(x, Tensor) for x in args):
+        if func in _BORN and not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())):
             return self._draw(func, args, kwargs, torch.get_default_dtype())
         if func in _ALIKE:
             return self._draw(func, args, kwargs, self.drawn)
         if func in _FILLED and args[0].dtype == torch.float64:
             narrow = torch.empty_like(args[0], dtype=self.drawn)
-            return args[0].copy_(func(narrow, *args[1:], **kwargs))
+            return args[0].copy_(func(narrow, *self._as_drawn(args[1:]), **self._as_drawn(kwargs)))
+        if func in _SAMPLED:
+            return self._each(func(*self._as_drawn(args), **self._as_drawn(kwargs)))
+        if func is torch.normal:
+            return self._normal(*args, **kwargs)
         written = 1 if _in_place(func) else 0
         if _narrow(args[written:], kwargs):
             args = (*args[:written], *self._each(args[written:]))
@@ -79,7 +85,26 @@ class Widened(OwnMode):
 
     def _draw(self, func: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
         asked = kwargs.get("dtype") or dtype
+        asked = self.drawn if asked == torch.float64 else asked  # that of a tensor, which is wide
         return self._each(func(*args, **{**kwargs, "dtype": asked}))
+
+    def _normal(self, mean: Any, std: Any = 1.0, *, generator: Any = None, out: Any = None) -> Any:
+        """As torch makes it of standard normal numbers, on which nothing depends."""
+        mean, std = (x.detach() if isinstance(x, Tensor) else x for x in (mean, std))
+        like = next(x for x in (mean, std) if isinstance(x, Tensor))
+        shape = torch.broadcast_shapes(*(x.shape for x in (mean, std) if isinstance(x, Tensor)))
+        drawn = torch.empty(shape, dtype=self.drawn, device=like.device)
+        made = self._wide(drawn.normal_(generator=generator)) * std + mean
+        return made if out is None else out.copy_(made)
+
+    def _as_drawn(self, given: Any) -> Any:
+        """Wide tensors among arguments in the type that training draws in."""
+        if isinstance(given, dict):
+            return {key: self._as_drawn(x) for key, x in given.items()}
+        if isinstance(given, tuple):
+            return tuple(self._as_drawn(x) for x in given)
+        wide = isinstance(given, Tensor) and given.dtype == torch.float64
+        return given.to(self.drawn) if wide else given
 
     def _each(self, given: Any) -> Any:
         """Types and tensors in plain containers, widened; what is wide already is itself."""
