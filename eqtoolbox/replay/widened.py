@@ -91,9 +91,7 @@ class Widened(OwnMode):
     def _normal(self, mean: Any, std: Any = 1.0, *, generator: Any = None, out: Any = None) -> Any:
         """As torch makes it of standard normal numbers, on which nothing depends."""
         mean, std = (x.detach() if isinstance(x, Tensor) else x for x in (mean, std))
-        like = next(x for x in (mean, std) if isinstance(x, Tensor))
-        shape = torch.broadcast_shapes(*(x.shape for x in (mean, std) if isinstance(x, Tensor)))
-        drawn = torch.empty(shape, dtype=self.drawn, device=like.device)
+        drawn = torch.empty_like(torch.as_tensor(mean + std), dtype=self.drawn)
         made = self._wide(drawn.normal_(generator=generator)) * std + mean
         return made if out is None else out.copy_(made)
 
