@@ -117,13 +117,20 @@ class FiniteDifference(LinearOperator):
         if length == 0:
             return scale(0.0, v)
         unit = scale(1 / length, v)
-        step, bent = self._step(), math.inf
+        step, bent, smooth = self._step(), math.inf, None
         for _ in range(8):
             product, kink = self._difference(unit, step)
             self._stiffness = norm(product)
             right = self._step()
-            bent = min(bent, step) if kink > KINKED else bent
-            if step / 4 <= right <= 4 * step or (kink <= KINKED and 4 * right >= bent):
+            if kink > KINKED:
+                bent = min(bent, step)
+            elif kink <= KINKED and (smooth is None or step > smooth[0]):
+                smooth = step, product, kink
+            if step / 4 <= right <= 4 * step:
+                break
+            if smooth is not None and 4 * right >= bent > smooth[0]:
+                step, product, kink = smooth
+                self._stiffness = norm(product)
                 break
             step = right
         self.kink = max(self.kink, kink)
@@ -187,15 +194,15 @@ class FiniteDifference(LinearOperator):
         return min(wanted if wanted > smallest else math.sqrt(smallest * largest), largest)
 
     def _difference(self, unit: Vector, step: float) -> tuple[dict[str, Tensor], float]:
-        """Hv and q, which is 0 when it was not measured or is rounding."""
+        """Hv and q, which is NaN when it was not measured or is rounding."""
         forward = self._gradient_at(add(self._point, unit, step))
         if self._scheme == "one_sided" and self._tested:
-            return scale(1 / step, add(forward, self.gradient, -1.0)), 0.0
+            return scale(1 / step, add(forward, self.gradient, -1.0)), math.nan
         backward = self._gradient_at(add(self._point, unit, -step))
         first = add(forward, backward, -1.0)
         second = norm(add(add(forward, backward), self.gradient, -2.0))
         rounding = 100 * self._eps * norm(self.gradient)
-        kink = second / norm(first) if norm(first) > rounding else 0.0
+        kink = second / norm(first) if norm(first) > rounding else math.nan
         return scale(0.5 / step, first), kink
 
     def _gradient_at(self, point: Mapping[str, Tensor]) -> dict[str, Tensor]:

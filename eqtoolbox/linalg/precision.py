@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _EXACT = frozenset({  # which round nothing: copies, and what is drawn or not yet written
     "alias", "clone", "detach", "lift_fresh", "empty", "empty_like", "rand", "rand_like", "randn",
     "randn_like", "normal", "normal_", "uniform_", "exponential_", "cauchy_", "log_normal_",
+    "bernoulli", "bernoulli_", "poisson", "geometric_", "random_",
 })  # fmt: skip
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from eqtoolbox.linalg.graph import differentiating, filled
 from eqtoolbox.linalg.vectors import add, zeros_like
-from eqtoolbox.probes.implicit_bias import Bias
-from eqtoolbox.probes.law import Elements, Members
+from eqtoolbox.probes.law import Bias, Elements, Members
 from eqtoolbox.record.record import verdict
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.probe import Measurement

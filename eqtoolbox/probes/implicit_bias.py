@@ -8,27 +8,17 @@ so that along a flow of the gradient a charge Q with K = grad Q moves by dQ/dt =
 bias. Yang & Ziyin 2025, arXiv 2512.21447.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.graph import differentiating, filled
 from eqtoolbox.linalg.vectors import add, norm, zeros_like
 from eqtoolbox.probes.inside import Inside
-from eqtoolbox.probes.law import Elements, Members
+from eqtoolbox.probes.law import Bias, Elements, Members
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
 
 ROUNDED = 100.0  # roundings between the gradient and that by way of the output
-
-
-@dataclass(frozen=True)
-class Bias:
-    """c of one element of an algebra, and its gradient."""
-
-    value: float
-    gradient: Parameters
 
 
 def biases(

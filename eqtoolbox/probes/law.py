@@ -19,7 +19,7 @@ Members = Mapping[str, Sequence[ContinuousSymmetry]]
 Elements = Mapping[str, Sequence[Tensor]]
 
 SAME = 100.0  # roundings between losses in two precisions of one and the same computation
-ALIKE = 0.05  # between their gradients, where the loss has become as small as its rounding
+ALIKE = 0.05  # between their gradients, where the loss is as small as rounding of numbers of size 1
 FAR = 1e-3  # largest relative move between the two points whose rounding is compared
 
 
@@ -50,6 +50,14 @@ class Law:
             scale: of the curvature.
         """
         return max(self.size + math.sqrt(eps) * scale * self.length, 1e-300)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """c of one element of an algebra, and its gradient."""
+
+    value: float
+    gradient: Parameters
 
 
 @dataclass(frozen=True)
@@ -137,9 +145,10 @@ def in_float64(objective: Objective, params: Parameters, gradient: Parameters) -
     eps = max(torch.finfo(p.dtype).eps for p in params.values())
     if abs(one - two) <= SAME * eps * abs(two):
         return exact
+    if abs(one - two) > SAME * eps:
+        return {}  # of another dropout mask, say
     apart = {n: gradient[n] - g for n, g in exact.items() if n in gradient}
-    alike = norm(apart) <= ALIKE * norm(exact)
-    return exact if alike else {}  # of another dropout mask, say
+    return exact if norm(apart) <= ALIKE * norm(exact) else {}
 
 
 @unobserved()

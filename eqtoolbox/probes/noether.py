@@ -1,37 +1,26 @@
 """The laws of parameter symmetries: orders 0, 1 and 2, and the curvature they predict."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.linalg.curvature import hessian
-from eqtoolbox.linalg.vectors import add, dot, norm
+from eqtoolbox.linalg.vectors import dot, norm
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.epsilon import explained
 from eqtoolbox.probes.epsilon import pull as epsilon_pull
 from eqtoolbox.probes.floors import Floors
-from eqtoolbox.probes.law import (
-    Elements,
-    FirstOrder,
-    Laws,
-    Members,
-    afar,
-    in_float64,
-    moved_by,
-)
-from eqtoolbox.probes.law import rounding as rounding_of
+from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members
+from eqtoolbox.probes.law_rounding import LawRounding
 from eqtoolbox.probes.law_rows import dimension, known_of, residual, resting
+from eqtoolbox.probes.light_laws import lightly
 from eqtoolbox.probes.quarter import on_few
 from eqtoolbox.probes.right_sides import RightSides
-from eqtoolbox.probes.self_test import ROUGH
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.zeroth_order import ZerothOrder
-from eqtoolbox.record.record import HOLDS, Mode, verdict
-from eqtoolbox.replay.gradient import replayed_gradient
-from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.record.record import Mode, verdict
 from eqtoolbox.watch.memory import samples
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.rows import on_part
@@ -123,181 +112,45 @@ class Noether(Probe):
             symmetries, why = {}, reason
         families = {**found.equivariances(), **symmetries}
         here = Laws(snapshot.before, self.engine.operator(snapshot))
+        rounding = LawRounding(engine=self.engine, snapshot=snapshot, here=here, rng=rng)
         elements = here.drawn(families, rng)
         rows: list[Measurement] = []
         if snapshot.light and floors.kept:
-            rows = [*self._light(snapshot, here, families, elements, floors, rng)]
+            rows = [*lightly(rounding, families, elements, floors)]
         if rows and all(row.verdict in (None, "holds") for row in rows):
             yield from rows
         else:
             floors.begin(snapshot.step)
-            for row in self._whole(snapshot, here, families, symmetries, elements, rng):
+            for row in _whole(rounding, families, symmetries, elements):
                 floors.keep(snapshot.step, row)
                 yield row
         if why is not None:
             raise why
-
-    def _light(
-        self,
-        snapshot: Snapshot,
-        here: Laws,
-        families: Members,
-        elements: Elements,
-        floors: Floors,
-        rng: torch.Generator,
-    ) -> Iterator[Measurement]:
-        """What every law lacks, beside floors that were found before."""
-        objective = self.engine.objective(snapshot)
-        sides = RightSides(objective, here, families, elements, asks=False)
-        scale = here.curvature_scale()
-        here.release()
-        zeroth = ZerothOrder(objective, here.params, self._rounding(snapshot), rng)
-        yield from sides.refused()
-
-        moving = {f: m for f, m in sides.families.items() if sides.laws[f].length > 0}
-        known = {f: floors.of("zeroth_order", f) for f in moving}
-        zeroths = zeroth.of_all(moving, elements, {}, known)
-        totals = {f: sides.laws[f].total(_eps(here.params), scale) for f in moving}
-
-        def residuals(family: str) -> list[Measurement]:
-            law, rates = sides.laws[family], sides.rates.get(family)
-            size, total = here.size * law.length, totals[family]
-            sharing = [f for f in sides.sharing(family) if f in totals]
-            second = max(floors.of("second_order", f) * totals[f] for f in sharing)
-            first, zero = floors.of("first_order", family), zeroths[family]
-            if rates is not None:  # asked of epsilon since
-                of = sides.families[family], elements[family]
-                zero = zeroth.of(family, *of, rates, floors.of("zeroth_order", family))
-            first, second = max(first, abs(law.p) / size), max(second, law.p_slope) / total
-            rows = [
-                zero,
-                residual("first_order", family, abs(law.slope) / size, first, matvecs=0),
-                residual("second_order", family, law.defect / total, second, law.matvecs),
-            ]
-            return [
-                replace(row, facts={"floor_of_step": floors.found(row.quantity)}) for row in rows
-            ]
-
-        rows = {family: residuals(family) for family in moving}
-        for family in {row.target for row in _failing(rows)}:
-            if sides.asked(here.params, family):
-                rows[family] = residuals(family)
-        if failing := _failing(rows):
-            if any(row.quantity == "zeroth_order" for row in failing):
-                still = {row.target: moving[row.target] for row in failing}
-                zeroths |= zeroth.of_all(still, elements, {})
-            self._floors_anew(failing, floors, snapshot, here, sides, zeroths, totals, rng)
-            rows = {family: residuals(family) for family in moving}
-        for family in sides.laws:
-            yield from dimension(family, sides.families[family])
-            yield from rows[family] if family in rows else resting(family)
-
-    def _floors_anew(
-        self,
-        failing: Sequence[Measurement],
-        floors: Floors,
-        snapshot: Snapshot,
-        here: Laws,
-        sides: RightSides,
-        zeroths: Mapping[str, Measurement],
-        totals: Mapping[str, float],
-        rng: torch.Generator,
-    ) -> None:
-        """Find the floors of these rows at this step: rounding changes as training goes on."""
-        quantities, first = {row.quantity for row in failing}, 0.0
-        if "first_order" in quantities:
-            first = self._first_noise(snapshot, here, sides, rng)
-        if "second_order" in quantities:
-            self._compare(snapshot, here, sides, rng)
-        for row in failing:
-            found = {
-                "zeroth_order": zeroths[row.target].floor,
-                "first_order": max(first, sides.first_noise),
-                "second_order": sides.noise.get(row.target, 0.0) / totals[row.target],
-            }
-            floors.keep(snapshot.step, replace(row, floor=found[row.quantity]))
-
-    def _whole(
-        self,
-        snapshot: Snapshot,
-        here: Laws,
-        families: Members,
-        symmetries: Members,
-        elements: Elements,
-        rng: torch.Generator,
-    ) -> Iterator[Measurement]:
-        """Every number, and the floors anew."""
-        objective, rounding = self.engine.objective(snapshot), self._rounding(snapshot)
-        sides = RightSides(objective, here, families, elements)
-        scale = here.curvature_scale()
-        here.release()  # one graph at a time
-        self._compare(snapshot, here, sides, rng)
-        yield from sides.refused()
-        noise = self._first_noise(snapshot, here, sides, rng)
-        if snapshot.training is snapshot.measured:
-            pull = epsilon_pull(objective, here.params, sides.slopes) if sides.epsilon else None
-            snapshot.told[FirstOrder.__name__] = FirstOrder(max(noise, sides.first_noise), pull)
-        zeroth = ZerothOrder(objective, here.params, rounding, rng)
-        yield from _laws(here, scale, sides, zeroth, noise)
-        if symmetries:
-            yield _bracket(here, symmetries, elements, rng, noise)
-
-    def _first_noise(
-        self, snapshot: Snapshot, here: Laws, sides: RightSides, rng: torch.Generator
-    ) -> float:
-        """What rounding leaves of first-order laws, over |g||K|."""
-        near = self._gradient(snapshot, moved_by(snapshot.before, self._rounding(snapshot), rng))
-        noise = max(norm(add(near, here.gradient, -1.0)) / here.size, _eps(here.params))
-        del near
-        if any(left > HOLDS * noise for left in _left(here, sides)):
-            apart = rounding_of(self.engine.objective(snapshot), here.params, here.gradient)
-            noise = max(noise, norm(apart) / here.size if apart else 0.0)
-        return noise
-
-    def _compare(
-        self, snapshot: Snapshot, here: Laws, sides: RightSides, rng: torch.Generator
-    ) -> None:
-        """Measure what rounding leaves of second-order laws; float64 judges those that fail."""
-        moved = moved_by(snapshot.before, afar(self._rounding(snapshot)), rng)
-        far = replace(snapshot, before=moved)
-        sides.compare(Laws(far.before, self.engine.operator(far)), here)
-        objective, failing = self.engine.objective(snapshot), sides.failing()
-        if failing and in_float64(objective, here.params, here.gradient):
-            objective = objective.to(torch.float64)
-            wide = {n: p.double() for n, p in here.params.items()}
-            sides.judge(failing, objective, Laws(wide, hessian(objective, wide)))
 
     def _floors(self, snapshot: Snapshot, few: bool) -> Floors:
         """The last floors of this loss, on few samples or the batch; none before the first."""
         about = snapshot.identity, self.engine.memory, self.engine.precision, self.engine.way, few
         return snapshot.shared.get("floors", about, Floors, Floors.restored)
 
-    def _rounding(self, snapshot: Snapshot) -> float:
-        return max(_eps(snapshot.before), self.engine.test(snapshot).coarsest)
 
-    def _gradient(self, snapshot: Snapshot, params: Parameters) -> Parameters:
-        """The gradient at other parameters, without the graph of a product where it is the same."""
-        test = self.engine.test(snapshot)
-        same = test.mode in ("exact", "rebuilt") and test.coarsest <= ROUGH
-        if same and all(p.dtype.itemsize > 2 for p in params.values()):
-            found = replayed_gradient(self.engine.objective(snapshot), params)
-            return {n: found[n] if n in found else torch.zeros_like(p) for n, p in params.items()}
-        return self.engine.operator(replace(snapshot, before=params)).gradient
-
-
-def _eps(params: Parameters) -> float:
-    return max(torch.finfo(p.dtype).eps for p in params.values())
-
-
-def _failing(rows: Mapping[str, Sequence[Measurement]]) -> list[Measurement]:
-    """Those of the rows of all families that do not hold."""
-    return [row for of in rows.values() for row in of if row.verdict != "holds"]
-
-
-def _left(here: Laws, sides: RightSides) -> Iterator[float]:
-    """What every first-order law lacks, over |g| |K|."""
-    for law in sides.laws.values():
-        yield abs(law.slope - law.p) / max(here.size * law.length, 1e-300)
+def _whole(
+    rounding: LawRounding, families: Members, symmetries: Members, elements: Elements
+) -> Iterator[Measurement]:
+    """Every number, and the floors anew."""
+    here, objective, snapshot = rounding.here, rounding.objective, rounding.snapshot
+    sides = RightSides(objective, here, families, elements)
+    scale = here.curvature_scale()
+    here.release()  # one graph at a time
+    rounding.of_second(sides)
+    yield from sides.refused()
+    noise = rounding.of_first(sides)
+    if snapshot.training is snapshot.measured:
+        pull = epsilon_pull(objective, here.params, sides.slopes) if sides.epsilon else None
+        snapshot.told[FirstOrder.__name__] = FirstOrder(max(noise, sides.first_noise), pull)
+    zeroth = ZerothOrder(objective, here.params, rounding.amount, rounding.rng)
+    yield from _laws(here, scale, sides, zeroth, noise)
+    if symmetries:
+        yield _bracket(here, symmetries, elements, rounding.rng, noise)
 
 
 def _laws(
@@ -305,6 +158,7 @@ def _laws(
 ) -> Iterator[Measurement]:
     """The numbers of every family that moves something; `scale` is that of the curvature."""
     first_noise = max(gradient_noise, sides.first_noise)
+    eps = max(torch.finfo(p.dtype).eps for p in here.params.values())
     predictions = []
     moving = {f: m for f, m in sides.families.items() if sides.laws[f].length > 0}
     zeroths = zeroth.of_all(moving, sides.elements, sides.rates)
@@ -315,8 +169,8 @@ def _laws(
             yield from resting(family)
             continue
         yield zeroths[family]
-        size, total = here.size * length, law.total(_eps(here.params), scale)
-        second_noise = max(sides.noise[family] / total, _eps(here.params))
+        size, total = here.size * length, law.total(eps, scale)
+        second_noise = max(sides.noise[family] / total, eps)
         first_left, second_left = 0.0, 0.0  # what epsilon leaves of the laws
         if family in sides.epsilon:
             yield from explained(family, law.slope, law.p, size, first_noise)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from eqtoolbox.linalg.vectors import add, dot, norm, zeros_like
 from eqtoolbox.probes.epsilon import Rates, approximate, predictions, rates, total_rates
-from eqtoolbox.probes.implicit_bias import Bias, biases
-from eqtoolbox.probes.law import Elements, Law, Laws, Members
+from eqtoolbox.probes.implicit_bias import biases
+from eqtoolbox.probes.law import Bias, Elements, Law, Laws, Members
 from eqtoolbox.record.record import HOLDS
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.thread.scope import unobserved

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import _get_current_function_mode_stack
 
 from eqtoolbox.replay.modes import OwnMode
+from eqtoolbox.replay.thread.scope import unobserved
 
 _WIDE = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
@@ -101,8 +103,12 @@ class Widened(OwnMode):
             return {key: self._as_drawn(x) for key, x in given.items()}
         if isinstance(given, tuple):
             return tuple(self._as_drawn(x) for x in given)
-        wide = isinstance(given, Tensor) and given.dtype == torch.float64
-        return given.to(self.drawn) if wide else given
+        if not isinstance(given, Tensor) or given.dtype != torch.float64:
+            return given
+        if is_functorch_wrapped_tensor(given):
+            return given.detach().to(self.drawn)
+        with unobserved():  # what is drawn is as exact as in training, and depends on nothing
+            return given.detach().to(self.drawn)
 
     def _each(self, given: Any) -> Any:
         """Types and tensors in plain containers, widened; what is wide already is itself."""

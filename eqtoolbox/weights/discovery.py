@@ -69,9 +69,8 @@ def _samples(objective: Objective) -> "Divisible | None":
     if not own or in_parts(opened(objective.batch)):
         return None
 
-    def first(number: int) -> tuple[Any, Any]:
-        part, _ = objective.split(len(own[0]) // number)[0]
-        return part.output_and_loss, part.loss_of_moved_inputs
+    def first(number: int) -> Any:
+        return objective.split(len(own[0]) // number)[0][0].output_and_loss
 
     return Divisible(count=len(own[0]), first=first)
 

@@ -61,7 +61,27 @@ def test_a_step_that_held_a_kink_is_not_tried_again():
     for stiffness in (2.0, None):
         H = FiniteDifference(loss, params, stiffness=stiffness)
         assert H({"x": torch.ones(1).double()})["x"].item() == pytest.approx(2.0, rel=1e-2)
-        assert H.evaluations <= 1 + 2 * 3
+        assert H.evaluations <= 1 + 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("slope", "curvature", "bend", "away"),
+    [(10.0, 0.01, 1.0, 1e-4), (1.0, 0.001, 100.0, 5e-2), (10.0, 0.1, 10.0, 1e-3)],
+)
+def test_a_difference_that_is_rounding_does_not_stand_for_one_without_a_kink(
+    slope, curvature, bend, away
+):
+    """The product is hidden by rounding at steps so short that they hold no kink."""
+    near = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kinks = (1 + away * (0.5 + near)).float()
+
+    def loss(p):
+        smooth = (curvature * p["x"] ** 2 / 2 + slope * p["x"]).sum()
+        return smooth + bend * (p["x"][0] - kinks).relu().mean()
+
+    H = finite_difference(loss, {"x": torch.ones(1)})
+    with pytest.raises(ValueError, match="smooth gradient"):
+        H({"x": torch.ones(1)})
 
 
 @pytest.mark.parametrize("scheme", ["central", "one_sided"])

@@ -37,6 +37,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "Beta": lambda x: Beta(1 + x, 1 + x).rsample(),
     "Bernoulli": lambda x: Bernoulli(x).sample(),
     "Categorical": lambda x: Categorical(x).sample(),
+    "one hot": lambda x: F.one_hot(Categorical(x).sample(), x.shape[1]).to(x),
     "Gumbel softmax": lambda x: F.gumbel_softmax(x),
     "by a generator": lambda x: torch.normal(x, x, generator=torch.Generator().manual_seed(2)),
 }
@@ -80,7 +81,19 @@ class Encoder(nn.Module):
         return self.second(torch.tanh(mean + self.drawn(mean) * (0.5 * log).exp()))
 
 
-@pytest.mark.parametrize("name", ["randn_like", "Normal", "Uniform", "bernoulli_", "dropout"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "randn_like",
+        "Normal",
+        "Uniform",
+        "bernoulli_",
+        "dropout",
+        "one hot",
+        "Bernoulli",
+        "Beta",
+    ],
+)
 def test_losses_that_draw_have_exact_products(name: str) -> None:
     """Other noise in float64 had been taken for wrong second derivatives, or for no judge."""
     torch.manual_seed(0)

@@ -80,10 +80,10 @@ def test_few_samples_show_what_all_show(
 
 
 @pytest.mark.parametrize("posed", [images, perceptron])
-def test_of_a_small_model_what_takes_long_is_looked_at_on_few_samples(
+def test_of_a_small_model_that_takes_long_order_0_says_it_all(
     posed: Callable[[], tuple[nn.Module, tuple[Tensor, Tensor]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients are of all samples still: a unit that one of them lights is not inert."""
+    """What is found is the same, by evaluations of all samples."""
     model, batch = posed()
     with torch.no_grad():
         inert, once = (0, 1) if isinstance(model[0], nn.Linear) else (9, 10)
@@ -95,8 +95,7 @@ def test_of_a_small_model_what_takes_long_is_looked_at_on_few_samples(
         found[dear], calls[dear] = evaluations(model, batch)
     assert told(found[0]) == told(found[2**40])
     assert any(s.status == "inert" for s in found[0])
-    assert set(calls[2**40]) == {COUNT} and len(set(calls[0])) == 2
-    assert calls[0].count(COUNT) < 0.6 * len(calls[2**40])
+    assert {*calls[0], *calls[2**40]} == {COUNT}
 
 
 def late(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -110,7 +109,7 @@ def late(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def test_few_samples_that_show_nothing_verify_nothing(
     more: float, few: bool, problems: list[Problem]
 ) -> None:
-    """What holds on the first samples, as anything does, has to hold on all in the end."""
+    """What holds on the first samples, as anything does, has to hold on all."""
     model, batch = images()
     found = eq.weights.discover(model, batch, lambda m, b: late(m, b) + more)
     (problem,) = problems
@@ -120,7 +119,7 @@ def test_few_samples_that_show_nothing_verify_nothing(
         return {"0.weight": params["0.weight"].flip(0)}
 
     false = Move(frozenset(["0.weight"]), True, wrong)
-    assert (max(problem.along([[false, false]])) < 1e-12) == few  # there and back
+    assert max(problem.along([[false, false]])) > 1e-3, "though it leads back"
     assert max(problem.along([[false]])) > 1e-3
     assert problem.changes([[false]]) == problem.along([[false]])
     assert any(s.family == "permutation" and s.status == "verified" for s in found)
@@ -162,18 +161,18 @@ def evaluations(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Found, 
     return found, calls
 
 
-def test_all_samples_are_evaluated_twice_once_for_trace_and_gradient(
+def test_all_samples_are_evaluated_for_trace_and_gradient_and_each_way_of_all_that_moves(
     problems: list[Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch = images()
     found, calls = evaluations(model, batch)
-    assert calls.count(COUNT) == 2
+    assert calls.count(COUNT) == 3
     assert set(calls) == {COUNT, 2}
     assert any(s.family == "input_rotation" for s in found), "beside all else, in no more"
     monkeypatch.setattr(turned.TurnedSearch, "along", lambda search, moves: None)
     same, more = evaluations(model, batch)
     assert told(same) == told(found)
-    assert (more.count(COUNT), len(more)) == (2, len(calls) + 2)
+    assert (more.count(COUNT), len(more)) == (5, len(calls) + 2)
 
 
 def test_inputs_that_do_not_turn_with_their_layer_spoil_nothing_else(

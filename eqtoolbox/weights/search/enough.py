@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import at_leaves
 from eqtoolbox.weights.epsilon import Noted
-from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, loss_of, output_of
+from eqtoolbox.weights.search.problem import Problem, Run, loss_of, output_of
 from eqtoolbox.weights.search.verification import evaluated
 from eqtoolbox.weights.tracing.trace import Node, Trace
 
@@ -27,25 +28,25 @@ class Divisible:
     """A batch that can be cut: how many samples it has, and what runs on the first of them."""
 
     count: int
-    first: Callable[[int], tuple[Run, MovedInputs]]
+    first: Callable[[int], Run]
 
 
 def on_few(problem: Problem, samples: Divisible | None) -> Problem:
-    """The problem with finite changes looked at on few samples, where these do and are cheaper.
+    """The problem of a large model with few samples for what fails, where these do.
 
-    What changes all of a batch changes its samples. The end of a way that keeps the loss is still
-    looked at on all; so are order 1, and with it which units are inert and what is proposed.
+    Whatever is verified keeps the loss of all samples, each way and back: some of them alone may
+    lie beyond a kink, or in an expert's share. So is order 1 of all, and with it which units are
+    inert and what is proposed.
     """
     point = problem.point
-    if samples is None or not problem.exact:
+    if samples is None or point.whole or problem.value.dtype != torch.float64:
         return problem
     number = enough(problem.trace, samples.count)
     if 2 * number > samples.count:
         return problem
     seen: list[Tensor] = []
     try:
-        run, moved_inputs = samples.first(number)
-        run = partial(at_leaves, run, fixed=point.statistics.keys())
+        run = partial(at_leaves, samples.first(number), fixed=point.statistics.keys())
 
         def both(params: dict[str, Tensor]) -> Tensor:
             with noted:
@@ -68,7 +69,6 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
         made=seen[0] if seen else None,
         value=value,
         noted=noted.amounts if noted.known else None,
-        moved_inputs=None if problem.moved_inputs is None else moved_inputs,
     )
 
 

@@ -33,7 +33,7 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     found = [judged(s, w, y.dtype) for s, w in zip(proposed, worst, strict=True)]
     exact = y.dtype == torch.float64  # where order 0 of all outputs is decisive
     near = [k for k, s in enumerate(found) if s.status == "approximate"]
-    asked = [k for k in range(len(found)) if not exact or (k in near and not problem.exact)]
+    asked = [k for k in range(len(found)) if not exact or (k in near and point.whole)]
     u = torch.randn(y.shape, generator=problem.random, dtype=y.dtype, device=problem.random.device)
     u = u.to(y)
     slopes = Slopes([proposed[k] for k in asked])

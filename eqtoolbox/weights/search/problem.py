@@ -38,10 +38,9 @@ class Problem:
     """A loss at one point with all that proposals are checked against."""
 
     whole: Loss  # of all samples, whose gradient is looked at
-    loss: Loss  # of as many as finite changes are looked at on
+    loss: Loss  # of as many as it takes to see what fails, and what epsilons explain
     outputs: Loss | None  # the model's output of these, where it is a single tensor
-    moved_inputs: MovedInputs | None  # the loss of these where the model's inputs are moved
-    whole_moved_inputs: MovedInputs | None  # that of all samples
+    moved_inputs: MovedInputs | None  # the loss of all where the model's inputs are moved
     point: Point
     value: Tensor  # of the loss
     made: Tensor | None = field(repr=False)  # the output
@@ -88,30 +87,15 @@ class Problem:
             own = self.pending.pop()
             own.backward(receive, release=self.point.release, seen=self.point.seen)
 
-    @property
-    def all(self) -> tuple[Loss, Tensor] | None:
-        """The loss of all samples and its value, where changes are looked at on a part of them."""
-        return None if self.loss is self.whole else (self.whole, self.trace.value)
-
     def along(self, moves: Sequence[Sequence[Move]], small: float | None = None) -> list[float]:
-        """Relative changes of the loss where all are moved, in the end that of all samples.
-
-        See `changes_along`.
-        """
-        return changes_along(
-            self.loss,
-            self.point,
-            moves,
-            self.value,
-            self.small if small is None else small,
-            self.all,
-        )
+        """Relative changes of the loss where all are moved; see `changes_along`."""
+        small = self.small if small is None else small
+        return changes_along(self.whole, self.point, moves, self.trace.value, small)
 
     def changes(self, moves: Sequence[Sequence[Move]], failing: bool = False) -> list[float]:
         """Relative change of the loss under each proposal's moves; see `joint_changes`."""
-        return joint_changes(
-            self.loss, self.point, moves, self.value, self.small, failing, self.all
-        )
+        value = self.trace.value
+        return joint_changes(self.whole, self.point, moves, value, self.small, failing)
 
 
 def posed(
@@ -171,7 +155,6 @@ def posed(
         loss=loss,
         outputs=outputs,
         moved_inputs=moved_inputs,
-        whole_moved_inputs=moved_inputs,
         point=point,
         value=value,
         made=traced.made,

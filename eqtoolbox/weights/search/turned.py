@@ -54,16 +54,16 @@ class TurnedSearch:
     def along(self, moves: Sequence[Sequence[Move]]) -> float | None:
         """Change of the loss at c and at -c where these are moved as well; None unless small."""
         problem = self.problem
-        few, whole = problem.moved_inputs, problem.whole_moved_inputs
-        if not self._waiting or len(self._every) != 1 or few is None or whole is None:
+        inputs = problem.moved_inputs
+        if not self._waiting or len(self._every) != 1 or inputs is None:
             return None
         self._waiting = False
         (own,) = self._every
-        last = own.loss(whole, -1.0), problem.value if problem.all is None else problem.all[1]
+        start, last = own.loss(inputs, 1.0), own.loss(inputs, -1.0)
         every = [*moves, [own.move(1.0), own.move(-2.0)]]
-        start, small = own.loss(few, 1.0), problem.small
+        small, value = problem.small, problem.trace.value
         try:
-            found = changes_along(start, problem.point, every, problem.value, small, last)
+            found = changes_along(start, problem.point, every, value, small, last)
         except RuntimeError:  # not the model's first argument
             return None
         self._found = max(found) if max(found) <= small else None
@@ -86,8 +86,8 @@ def _alone(problem: Problem, own: Turned) -> float:
     moved_inputs = problem.moved_inputs
     assert moved_inputs is not None, "nothing is proposed without"
     worst = max(
-        change(own.loss(moved_inputs, k), problem.point, [own.move(k)], problem.value)
-        for k in ((1.0, -1.0) if problem.exact else (1.0,))
+        change(own.loss(moved_inputs, k), problem.point, [own.move(k)], problem.trace.value)
+        for k in (1.0, -1.0)
     )
     return worst if problem.exact else max(worst, _slope(problem, moved_inputs, own))
 
