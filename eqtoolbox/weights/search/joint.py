@@ -249,7 +249,7 @@ def _unexplained(problem: Problem, tried: Sequence[Candidate]) -> tuple[Slopes, 
         gradients(steady, problem.point, slopes.add, wanted=names)
         if not steady.base:
             return None
-        value = problem.value if large else problem.trace.value
+        value = problem.value if large else problem.total
         changes = joint_changes(steady, problem.point, moves, value, problem.small, large)
     except (LookupError, RuntimeError) as error:
         log.info("symmetries: epsilon could not be asked: %s", error)
@@ -261,4 +261,4 @@ def _changes(problem: Problem, tried: Sequence[Candidate]) -> list[float]:
     """Change of the loss itself, together as far as the smallest tolerance allows."""
     small = min((c.symmetry.tolerance for c in tried), default=0.0)
     moves = [c.moves for c in tried]
-    return joint_changes(problem.whole, problem.point, moves, problem.trace.value, small)
+    return joint_changes(problem.whole, problem.point, moves, problem.total, small)

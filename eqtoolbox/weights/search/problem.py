@@ -42,12 +42,14 @@ class Problem:
     outputs: Loss | None  # the model's output of these, where it is a single tensor
     moved_inputs: MovedInputs | None  # the loss of all where the model's inputs are moved
     point: Point
-    value: Tensor  # of the loss
+    total: Tensor  # value of the loss of all samples
+    value: Tensor  # and of as many
     made: Tensor | None = field(repr=False)  # the output
     noted: list[Tensor] | None = field(default=None, repr=False)  # what epsilons are added to
     trace: Trace = field(repr=False)
     generator: torch.Generator = field(repr=False)  # of orders and signs, on the CPU
     random: torch.Generator = field(repr=False)  # of elements, where the loss is
+    dear: bool  # a large model, or an evaluation that takes longer than calling its operations
     pending: list[Awaited] = field(default_factory=list, repr=False)  # what was traced, at most one
 
     @property
@@ -58,11 +60,6 @@ class Problem:
     def exact(self) -> bool:
         """Whether order 0 says it all: in float64, where to look twice takes long."""
         return self.value.dtype == torch.float64 and self.dear
-
-    @property
-    def dear(self) -> bool:
-        """Whether a model is large, or its evaluation takes longer than calling its operations."""
-        return not self.point.whole or self.trace.numbers >= _DEAR
 
     @cached_property
     def amounts(self) -> list[Tensor]:
@@ -90,12 +87,11 @@ class Problem:
     def along(self, moves: Sequence[Sequence[Move]], small: float | None = None) -> list[float]:
         """Relative changes of the loss where all are moved; see `changes_along`."""
         small = self.small if small is None else small
-        return changes_along(self.whole, self.point, moves, self.trace.value, small)
+        return changes_along(self.whole, self.point, moves, self.total, small)
 
     def changes(self, moves: Sequence[Sequence[Move]], failing: bool = False) -> list[float]:
         """Relative change of the loss under each proposal's moves; see `joint_changes`."""
-        value = self.trace.value
-        return joint_changes(self.whole, self.point, moves, value, self.small, failing)
+        return joint_changes(self.whole, self.point, moves, self.total, self.small, failing)
 
 
 def posed(
@@ -156,12 +152,15 @@ def posed(
         outputs=outputs,
         moved_inputs=moved_inputs,
         point=point,
+        total=value,
         value=value,
         made=traced.made,
         noted=amounts,
         trace=traced,
         generator=generator,
         random=beside(value, generator),
+        # of several processes each has another share, and all take one way
+        dear=not point.whole or (traced.numbers >= _DEAR and not larger),
         pending=pending,
     )
 

@@ -61,7 +61,7 @@ class TurnedSearch:
         (own,) = self._every
         start, last = own.loss(inputs, 1.0), own.loss(inputs, -1.0)
         every = [*moves, [own.move(1.0), own.move(-2.0)]]
-        small, value = problem.small, problem.trace.value
+        small, value = problem.small, problem.total
         try:
             found = changes_along(start, problem.point, every, value, small, last)
         except RuntimeError:  # not the model's first argument
@@ -86,7 +86,7 @@ def _alone(problem: Problem, own: Turned) -> float:
     moved_inputs = problem.moved_inputs
     assert moved_inputs is not None, "nothing is proposed without"
     worst = max(
-        change(own.loss(moved_inputs, k), problem.point, [own.move(k)], problem.trace.value)
+        change(own.loss(moved_inputs, k), problem.point, [own.move(k)], problem.total)
         for k in (1.0, -1.0)
     )
     return worst if problem.exact else max(worst, _slope(problem, moved_inputs, own))
