@@ -25,6 +25,4 @@ def test_charges_take_a_part_of_a_shard(ranks: int) -> None:
     shard = runs[0]["shard"]
     assert shard == pytest.approx(4 * 12 * 1024**2 * 4e-6 / ranks, rel=0.01)
     assert min(r["step"] for r in runs) < 0.7 * shard  # a slab, and one tensor's exchange
-    assert (
-        min(r["reading"] for r in runs) < shard
-    )  # where all charges of large groups are looked at
+    assert min(r["reading"] for r in runs) < shard  # all charges of large groups are looked at
