@@ -172,7 +172,7 @@ def test_all_samples_are_evaluated_for_trace_and_gradient_and_each_way_of_all_th
     monkeypatch.setattr(turned.TurnedSearch, "along", lambda search, moves: None)
     same, more = evaluations(model, batch)
     assert told(same) == told(found)
-    assert (more.count(COUNT), len(more)) == (5, len(calls) + 2)
+    assert (more.count(COUNT), len(more)) == (5, len(calls) + 4)
 
 
 def test_inputs_that_do_not_turn_with_their_layer_spoil_nothing_else(

@@ -261,4 +261,4 @@ def _changes(problem: Problem, tried: Sequence[Candidate]) -> list[float]:
     """Change of the loss itself, together as far as the smallest tolerance allows."""
     small = min((c.symmetry.tolerance for c in tried), default=0.0)
     moves = [c.moves for c in tried]
-    return joint_changes(problem.whole, problem.point, moves, problem.total, small)
+    return problem.changes(moves, small=small)
