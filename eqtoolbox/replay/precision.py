@@ -24,7 +24,8 @@ def computing(dtype: torch.dtype | None, mixed: bool, model: nn.Module) -> Itera
         if dtype == torch.float64:
             with unheard():  # what an evaluation exchanges for them is float64 already
                 every = (p for m in model.modules() for p in live(m._parameters).values())
-                trained = {p.dtype for p in every if p is not None and p.is_floating_point()}
+                found = {p.dtype for p in every if p is not None}  # asked else, they are widened
+                trained = {dtype for dtype in found if dtype.is_floating_point}
             narrowest = min(trained, key=lambda one: one.itemsize, default=torch.float32)
             scope.enter_context(widened(narrowest))
         if dtype is not None or not mixed:
