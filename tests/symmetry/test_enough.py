@@ -119,7 +119,7 @@ def test_few_samples_that_show_nothing_verify_nothing(
         return {"0.weight": params["0.weight"].flip(0)}
 
     false = Move(frozenset(["0.weight"]), True, wrong)
-    assert (max(problem.along([[false, false]])) < 1e-12) == few  # there and back
+    assert max(problem.along([[false, false]])) > 1e-3, "though it leads back"
     assert max(problem.along([[false]])) > 1e-3
     assert problem.changes([[false]]) == problem.along([[false]])
     assert any(s.family == "permutation" and s.status == "verified" for s in found)
@@ -166,13 +166,13 @@ def test_all_samples_are_evaluated_for_trace_and_gradient_and_each_way_of_all_th
 ) -> None:
     model, batch = images()
     found, calls = evaluations(model, batch)
-    assert calls.count(COUNT) == 3  # one more, as inputs are turned
+    assert calls.count(COUNT) == 3
     assert set(calls) == {COUNT, 2}
     assert any(s.family == "input_rotation" for s in found), "beside all else, in no more"
     monkeypatch.setattr(turned.TurnedSearch, "along", lambda search, moves: None)
     same, more = evaluations(model, batch)
     assert told(same) == told(found)
-    assert (more.count(COUNT), len(more)) == (4, len(calls) + 2)
+    assert (more.count(COUNT), len(more)) == (5, len(calls) + 4)
 
 
 def test_inputs_that_do_not_turn_with_their_layer_spoil_nothing_else(

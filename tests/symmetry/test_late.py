@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.weights.search import problem
+from eqtoolbox.weights.search import point, problem
 
 Case = tuple[nn.Module, Tensor]
 
@@ -97,13 +97,16 @@ CASES: dict[str, tuple[Callable[[], Case], tuple[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["small", "dear"])
+@pytest.mark.parametrize("kind", ["small", "dear", "large"])
 @pytest.mark.parametrize("case", CASES)
 def test_what_late_samples_break_is_not_verified(
     case: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind == "dear":
         monkeypatch.setattr(problem, "_DEAR", 0)
+    if kind == "large":
+        monkeypatch.setattr(point, "_KEPT_MODEL", 0)
+        monkeypatch.setattr(point, "_KEPT_TENSOR", 500)
     make, (family, name) = CASES[case]
     torch.manual_seed(1)
     model, x = make()

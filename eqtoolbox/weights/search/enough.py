@@ -32,10 +32,11 @@ class Divisible:
 
 
 def on_few(problem: Problem, samples: Divisible | None) -> Problem:
-    """The problem with finite changes of a large model looked at on few samples, where these do.
+    """The problem of a large model with few samples for what fails, where these do.
 
-    What changes all of a batch changes its samples. The end of a way that keeps the loss is still
-    looked at on all; so are order 1, and with it which units are inert and what is proposed.
+    Whatever is verified keeps the loss of all samples, each way and back: some of them alone may
+    lie beyond a kink, or in an expert's share. So is order 1 of all, and with it which units are
+    inert and what is proposed.
     """
     point = problem.point
     if samples is None or point.whole or problem.value.dtype != torch.float64:

@@ -73,8 +73,8 @@ def find_symmetries(
             move along with channels that are exchanged.
         larger: whether `loss` is over more samples than `run` evaluates, as where several
             processes have a share each.
-        samples: of the batch, where it can be cut: then finite changes of a large model are looked
-            at on few of them.
+        samples: of the batch, where it can be cut: then few of them say, of a large model, what
+            fails and what epsilons explain.
 
     Returns:
         Proposals with their status: look at it before use. A group that holds is not listed again

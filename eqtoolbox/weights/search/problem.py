@@ -84,18 +84,17 @@ class Problem:
             own = self.pending.pop()
             own.backward(receive, release=self.point.release, seen=self.point.seen)
 
-    @property
-    def all(self) -> tuple[Loss, Tensor] | None:
-        """The loss of all samples and its value, where changes are looked at on a part of them."""
-        return None if self.loss is self.whole else (self.whole, self.total)
-
     def along(self, moves: Sequence[Sequence[Move]], small: float | None = None) -> list[float]:
-        """Relative changes of the loss where all are moved, in the end that of all samples.
+        """Relative changes of the loss where all are moved; see `changes_along`.
 
-        See `changes_along`.
+        Few samples, where these are looked at, say what fails, and all of them what holds.
         """
         small = self.small if small is None else small
-        return changes_along(self.loss, self.point, moves, self.value, small, self.all)
+        if self.loss is not self.whole:
+            found = changes_along(self.loss, self.point, moves, self.value, small)
+            if max(found, default=0.0) > small:
+                return found
+        return changes_along(self.whole, self.point, moves, self.total, small)
 
     def changes(
         self,
@@ -103,9 +102,17 @@ class Problem:
         failing: bool = False,
         small: float | None = None,
     ) -> list[float]:
-        """Relative change of the loss under each proposal's moves; see `joint_changes`."""
+        """Relative change of the loss under each proposal's moves; see `along`, `joint_changes`."""
         small = self.small if small is None else small
-        return joint_changes(self.loss, self.point, moves, self.value, small, failing, self.all)
+        if self.loss is self.whole:
+            return joint_changes(self.whole, self.point, moves, self.total, small, failing)
+        found = joint_changes(self.loss, self.point, moves, self.value, small, failing)
+        held = [k for k, change in enumerate(found) if change <= small]
+        kept = [moves[k] for k in held]
+        of_all = joint_changes(self.whole, self.point, kept, self.total, small)
+        for k, change in zip(held, of_all, strict=True):
+            found[k] = change
+        return found
 
 
 def posed(

@@ -59,7 +59,7 @@ class TurnedSearch:
             return None
         self._waiting = False
         (own,) = self._every
-        start, last = own.loss(inputs, 1.0), (own.loss(inputs, -1.0), problem.total)
+        start, last = own.loss(inputs, 1.0), own.loss(inputs, -1.0)
         every = [*moves, [own.move(1.0), own.move(-2.0)]]
         small, value = problem.small, problem.total
         try:

@@ -122,7 +122,7 @@ def changes_along(
     moves: Sequence[Sequence[Move]],
     value: Tensor,
     small: float,
-    last: tuple[Loss, Tensor] | None = None,
+    last: Loss | None = None,
 ) -> list[float]:
     """Relative change of the loss where all are moved once, then once more, and so on.
 
@@ -131,17 +131,13 @@ def changes_along(
 
     Args:
         moves: of every proposal as many, one to follow the other.
-        last: another loss with its value, which is to stay at the end of the way.
+        last: another loss of this value, which is to keep it at the end of the way.
     """
     found: list[float] = []
     steps = [*zip(*moves, strict=True)]
-    judges = [(loss, value)] * len(steps)
-    if last is not None and steps:
-        judges[-1] = last
-    losses = iter([own for own, _ in judges])
-    there = _on_the_way(lambda p: next(losses)(p), params, steps)
-    for (_, before), after in zip(judges, there, strict=False):
-        found.append(_change(after, before))
+    losses = iter([loss] * (len(steps) - 1) + [last or loss])
+    for after in _on_the_way(lambda p: next(losses)(p), params, steps):
+        found.append(_change(after, value))
         if found[-1] > small:
             break
     return found
@@ -154,7 +150,6 @@ def joint_changes(
     value: Tensor,
     small: float,
     failing: bool = False,
-    last: tuple[Loss, Tensor] | None = None,
 ) -> list[float]:
     """Relative change of the loss for each proposal, all tried together and halved where they fail.
 
@@ -162,18 +157,17 @@ def joint_changes(
         moves: for every proposal the moves to try, one to follow the other, as many for each.
         small: change up to which a set of proposals passes together.
         failing: whether it is known that they do not pass together.
-        last: see `changes_along`.
     """
     if not moves:
         return []
     if not failing or len(moves) == 1:
-        worst = max(changes_along(loss, params, moves, value, small, last), default=0.0)
+        worst = max(changes_along(loss, params, moves, value, small), default=0.0)
         if worst <= small or len(moves) == 1:
             return [worst] * len(moves)
     half = len(moves) // 2
-    first = joint_changes(loss, params, moves[:half], value, small, last=last)
+    first = joint_changes(loss, params, moves[:half], value, small)
     known = max(first) <= small  # then it is the others that fail
-    return first + joint_changes(loss, params, moves[half:], value, small, known, last)
+    return first + joint_changes(loss, params, moves[half:], value, small, known)
 
 
 def gradients(
