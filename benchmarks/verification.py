@@ -151,9 +151,9 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def ratio(more: int, less: int) -> dict[str, Any]:
-    """How much longer a network twice as deep takes: medians."""
+    """How much longer a network twice as deep takes, both too large to be kept whole: medians."""
     torch.manual_seed(0)
-    models = {depth: gpt(depth, 128) for depth in (less, more)}
+    models = {depth: gpt(depth, 192) for depth in (less, more)}
     rounds = [
         {depth: _searched(*posed, True)[0] for depth, posed in models.items()}
         for _ in range(REPEATS + 1)
