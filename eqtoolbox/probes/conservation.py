@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
+from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.probes.balance import balance
 from eqtoolbox.probes.drift import Drift
 from eqtoolbox.probes.forecast import report
 from eqtoolbox.probes.law_noise import law_noise
 from eqtoolbox.probes.ledger import CAUSES, Exact, Ledger
-from eqtoolbox.probes.leftover import sizes, squares, weights
+from eqtoolbox.probes.leftover import sizes
+from eqtoolbox.probes.passes import Passes, StepPass
 from eqtoolbox.probes.symmetries import charges as charges_of
 from eqtoolbox.record.record import Mode
 from eqtoolbox.replay.objective import Parameters
@@ -23,7 +25,7 @@ from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
-from eqtoolbox.weights.charges.charges import Change, Charges, Rates
+from eqtoolbox.weights.charges.charges import ChargeReading, Charges
 from eqtoolbox.world.shards import Shards
 
 
@@ -109,7 +111,7 @@ class Conservation(Probe):
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
         ledger = Ledger(of=charges.labels, measured=snapshot.step - 1)
-        sketched = ledger.read(charges, snapshot.before)
+        sketched = ledger.read(charges, charges.read(snapshot.before))
         ledger.start, ledger.reach = ledger.values, ledger.scales
         own = torch.promote_types(snapshot.before[charges.names[0]].dtype, torch.float32)
         for family, (values, scales, _) in sketched.items():  # as precise as what they are of
@@ -133,18 +135,45 @@ class Conservation(Probe):
     ) -> None:
         reference.act(shared.newest("charges"), before, after)
 
+    def ask(self, snapshot: Snapshot, reference: Ledger) -> Passes | None:
+        charges = charges_of(snapshot)
+        if snapshot.after is None or reference.stale or not reference.knows(charges):
+            return None
+        return self._passes(charges, snapshot, snapshot.after, reference)
+
+    def _passes(
+        self, charges: Charges, snapshot: Snapshot, after: Parameters, state: Ledger
+    ) -> Passes:
+        """All that is taken of the step's tensors: launched, and not waited for."""
+        kept, parcel = state.kept, Parcel()
+        keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
+        grows = keep or not bool((state.scales > 0).all())
+        unseen, approximate = state.unseen_at(snapshot.step), bool(state.leftover.left)
+        passes = Passes(
+            before=charges.read(snapshot.before, parcel) if unseen else None,
+            step=StepPass.of(charges, snapshot, after, approximate, parcel),
+            after=charges.read(after, parcel) if grows else None,
+            keep=keep,
+        )
+        parcel.send()
+        return passes
+
     def _measure(
         self, snapshot: Snapshot, after: Parameters, state: Ledger, rng: torch.Generator
     ) -> Iterator[Measurement]:
         charges = charges_of(snapshot)
         if not state.knows(charges):
             vars(state).update(vars(self.reference(snapshot, rng)))
-        since = snapshot.step - state.measured
-        state.caught_up(charges, snapshot.before, since)
         if state.stale:
+            if state.unseen_at(snapshot.step):
+                state.caught_up(charges, charges.read(snapshot.before), snapshot.step)
             found = law_noise(snapshot, charges, state.lengths, rng)
             (state.noise, state.leftover.left), state.stale = found, False
-        change, beside, why = _stepped(charges, snapshot, after, state)
+        passes = snapshot.asked or self._passes(charges, snapshot, after, state)
+        since = snapshot.step - state.measured
+        if passes.before is not None:
+            state.caught_up(charges, passes.before, snapshot.step)
+        change, beside, why = passes.step.told(state.values)
         finite = bool(beside.after.isfinite().all())
         if not finite and (lost := _lost(after, snapshot.shards)):
             raise FloatingPointError(f"the step made {lost} NaN or infinite")
@@ -163,15 +192,14 @@ class Conservation(Probe):
         if not why:
             causes = change.causes
             state.causes = state.causes + since * torch.stack([causes[cause] for cause in CAUSES])
-        kept = state.kept
-        keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
         left = state.leftover
         noise, epsilon = left.told(snapshot, charges, size, state.lengths, state.scales)
         predicted, steps = state.values, state.steps
-        scales = _grown(state.scales, charges, after)
+        scales = _grown(state.scales, charges, passes.after)
         exact: Exact = {}
-        if keep:
-            exact, state.kept = state.read(charges, after), snapshot.step
+        if passes.keep:
+            assert passes.after is not None, "what is kept was read"
+            exact, state.kept = state.read(charges, passes.after), snapshot.step
         drift = Drift(
             charges=charges,
             change=change,
@@ -185,64 +213,21 @@ class Conservation(Probe):
             epsilon=epsilon,
         )
         yield from drift.every_step(snapshot.step, size)
-        if keep:
+        if passes.keep:
             yield from drift.closure(predicted - state.values, steps)
             yield from drift.vectors()
             yield from drift.budget()
             state.acted = None
-            if snapshot.gradient is not None and math.isfinite(size):
+            if passes.step.pulled and math.isfinite(size):
                 yield from balance(charges, snapshot, change, state.values, state.balance)
             yield from report(charges, state.forecast, state.values, drift.reach, drift.eps)
 
 
-def _grown(scales: Tensor, charges: Charges, after: Parameters) -> Tensor:
+def _grown(scales: Tensor, charges: Charges, after: ChargeReading | None) -> Tensor:
     """The scales before a step; after it where parameters were born at zero."""
-    if bool((scales > 0).all()):
+    if after is None or bool((scales > 0).all()):
         return scales
-    return torch.where(scales > 0, scales, charges.scales(charges.read(after)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """Norms that come to the host along with what a step did to the charges."""
-
-    after: Tensor  # after the step, of every parameter
-    weights: Tensor  # of every weight and gain before it, where approximate laws ask for them
-    size: float  # |g|
-
-
-def _stepped(
-    charges: Charges, snapshot: Snapshot, after: Parameters, state: Ledger
-) -> tuple[Change, Beside, str]:
-    """What the step did to the charges, and why there is no budget where there is none."""
-    rates, gradient, why = _rates(snapshot, charges), snapshot.gradient, ""
-    before, size, shards = snapshot.before, math.nan, snapshot.shards
-    others = {n: g for n, g in (gradient or {}).items() if n not in set(charges.names)}
-    asked = weights(before) if state.leftover.left else {}
-    lists = [squares(own, shards) for own in (after, asked, others)]
-    home = before[charges.names[0]].device
-    beside = torch.cat([numbers.to(home) for numbers in lists])
-    if rates is None or gradient is None:
-        why = "the optimizer has no learning rate or was given no gradient"
-    else:
-        change = charges.step(state.values, before, after, gradient, rates, beside)
-        pull = float(change.beside[len(beside) - len(others) :].sum().sqrt())
-        size = math.hypot(change.pull, pull)
-        if not math.isfinite(size) and _moved(charges, before, after):
-            why = "the gradient is not finite, and yet the step moved the parameters"
-    if not math.isfinite(size):  # without a reason, loss scaling skipped it: all terms are zero
-        still = dict.fromkeys(charges.names, 0.0)
-        resting = Rates(lr=still, decay=still)
-        change = charges.step(state.values, before, after, None, resting, beside)
-    ended, now, _ = torch.split(change.beside.sqrt(), [len(numbers) for numbers in lists])
-    return change, Beside(after=ended, weights=now, size=size), why
-
-
-def _moved(charges: Charges, before: Parameters, after: Parameters) -> bool:
-    """Whether any of the charges' parameters is not what it was, wherever it is held."""
-    own = any(not torch.equal(before[n], after[n]) for n in charges.names)
-    beside, moved = before[charges.names[0]], torch.tensor([float(own)], dtype=torch.float64)
-    return bool(charges.shards.added(moved, beside) > 0)
+    return torch.where(scales > 0, scales, charges.scales(after))
 
 
 def _lost(after: Parameters, shards: Shards) -> str:
@@ -250,18 +235,6 @@ def _lost(after: Parameters, shards: Shards) -> str:
     own = [bool(not_finite({name: tensor})) for name, tensor in after.items()]
     every = shards.added(torch.tensor(own, dtype=torch.float64), next(iter(after.values())))
     return next((name for name, lost in zip(after, every.tolist(), strict=True) if lost), "")
-
-
-def _rates(snapshot: Snapshot, charges: Charges) -> Rates | None:
-    """Rates of the step; 0 for a parameter in nobody's group, None for an unknown rate."""
-    lr, decay = dict.fromkeys(charges.names, 0.0), dict.fromkeys(charges.names, 0.0)
-    for group in snapshot.groups:
-        own = [n for n in group.names if n in lr]
-        lr |= dict.fromkeys(own, -group.lr if group.maximize else group.lr)
-        decay |= dict.fromkeys(own, group.weight_decay)
-    if any(math.isnan(rate) for rate in lr.values()):
-        return None
-    return Rates(lr=lr, decay=decay)
 
 
 def _eps(snapshot: Snapshot) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor
 from eqtoolbox.probes.ledger import CAUSES, Ledger
 from eqtoolbox.record.record import VIOLATED, Verdict, verdict
 from eqtoolbox.watch.probe import Measurement
-from eqtoolbox.weights.charges.charges import Change, Charges
+from eqtoolbox.weights.charges.change import Change
+from eqtoolbox.weights.charges.charges import Charges
 
 TINY = 1e-300
 WITHIN = "within what the epsilon of normalisations may leave"

@@ -12,7 +12,8 @@ from eqtoolbox.probes.sgd import sgd
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
-from eqtoolbox.weights.charges.charges import Change, Charges
+from eqtoolbox.weights.charges.change import Change
+from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.charges.flow import ClosedForm
 
 TINY = 1e-300

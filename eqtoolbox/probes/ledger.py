@@ -67,16 +67,19 @@ class Ledger(State):
         self.values = self.values + jump
         self._size(charges, now)
 
-    def caught_up(self, charges: Charges, params: Parameters, since: int) -> None:
-        """Read the charges where they may have moved unseen.
+    def unseen_at(self, step: int) -> bool:
+        """Whether charges may have moved unseen before this step."""
+        return self.unseen or step - self.measured != 1
+
+    def caught_up(self, charges: Charges, reading: ChargeReading, step: int) -> None:
+        """Take what charges are before a step, where they may have moved unseen.
 
         What an act did that came before the charges were known, as where a run goes on, is the
         change since the last step, if that was the last measured.
         """
         known = self.values
-        if since != 1 or self.unseen:
-            self.read(charges, params)
-        if since == 1 and self.unseen:
+        self.read(charges, reading)
+        if self.unseen and step - self.measured == 1:
             self._count(self.values - known)
         self.unseen = False
 
@@ -88,13 +91,12 @@ class Ledger(State):
         """Whether this was begun for these charges: others are found where the loss changes."""
         return self.of in ([], charges.labels) and len(self.start) == charges.count
 
-    def read(self, charges: Charges, params: Parameters) -> Exact:
-        """Take everything about the charges from these parameters, exactly.
+    def read(self, charges: Charges, reading: ChargeReading) -> Exact:
+        """Take everything about the charges from a reading, exactly.
 
         Returns:
             What is sketched, whole.
         """
-        reading = charges.read(params)
         self.values, self.steps = charges.values(reading), 0
         self._size(charges, reading)
         return charges.sketched(reading)

@@ -123,6 +123,14 @@ class Probe(ABC):
             made.load_state_dict(saved)
         return made
 
+    def ask(self, snapshot: Snapshot, reference: Any) -> Any:
+        """Launch all that `measure` takes of the step's tensors, and wait for none of it.
+
+        On a GPU, `measure` is then called as the next step starts, with what is returned as
+        `snapshot.asked`; None: it measures at once. For probes that do not evaluate.
+        """
+        return None
+
     def leaner(self) -> "Probe | None":
         """The same for less memory, where there is no room for this; None: it takes no less."""
         return None

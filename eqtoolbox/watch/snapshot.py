@@ -86,6 +86,7 @@ class Snapshot:
     once: float = 0.0  # and where what it saves is differentiated once
     parts: int = 1  # of each batch over which gradients are summed, one after the other
     seconds: float = math.inf  # that a search may take before it says what it has by then
+    asked: Any = None  # what the probe that measures had launched of this step, see `Probe.ask`
     products: set[Product] = field(default_factory=set, repr=False, compare=False)  # inexact ones
     told: dict[str, Any] = field(default_factory=dict, repr=False)  # by probes, to later ones
     slopes: list[Slope] = field(default_factory=list, repr=False, compare=False)  # replayed so far

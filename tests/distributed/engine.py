@@ -16,7 +16,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eqtoolbox.weights.charges.charges import Charges, Rates
+from eqtoolbox.weights.charges.change import Rates
+from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.found import Found
 from eqtoolbox.weights.search.parted import Shown, find_parted, general

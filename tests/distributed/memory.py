@@ -7,7 +7,8 @@ import sys
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.charges.charges import Charges, Rates
+from eqtoolbox.weights.charges.change import Rates
+from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.families.diagonal import Rescale
 from eqtoolbox.weights.families.general_linear import GeneralLinear
 from eqtoolbox.weights.forms.diagonal import leg

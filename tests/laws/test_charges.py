@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqtoolbox.weights.charges.charges import Charges, Rates
+from eqtoolbox.weights.charges.change import Rates
+from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.discovery import find_symmetries
 from eqtoolbox.weights.families.compensation import Compensation
 from eqtoolbox.weights.families.general_linear import GeneralLinear

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.weights import families
-from eqtoolbox.weights.charges.charges import Charges, Rates
+from eqtoolbox.weights.charges.change import Rates
+from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.forms.diagonal import Diagonal, whole
 from eqtoolbox.weights.forms.form import Form
 from eqtoolbox.weights.forms.gram import Gram

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.weights.charges.charges import Change, Charges, Rates
+from eqtoolbox.weights.charges.change import Change, Rates
+from eqtoolbox.weights.charges.charges import Charges
 from eqtoolbox.weights.families.general_linear import GeneralLinear
 from eqtoolbox.weights.forms.gram import MatrixLeg
 from eqtoolbox.weights.forms.sketch import PROJECTIONS, Sketch

@@ -1,7 +1,7 @@
 """Charges: the conserved quantities of many symmetries, and what one step does to all of them."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eqtoolbox.expect.checked import checked
-from eqtoolbox.weights.charges.kinds import Taken, kinds_of, taken
+from eqtoolbox.linalg.parcel import Parcel
+from eqtoolbox.weights.charges.change import Change, Passed, Rates
+from eqtoolbox.weights.charges.kinds import kinds_of, taken
+from eqtoolbox.weights.charges.readout import Readout
+from eqtoolbox.weights.forms.form import Moments
 from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.forms.stack import Points
 from eqtoolbox.weights.parameter import ContinuousSymmetry, Parameters
@@ -20,55 +24,33 @@ from eqtoolbox.world.shards import ALONE, Shards
 
 STEP = (0, 1), (0, 2), (2, 2)  # theta with the gradient, with the update; the update with itself
 ITSELF = (0, 0)  # theta with itself
-FIRST = ((1.0,), (1.0,), (0.0,))  # a linear charge has no term of second order
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Learning rate and decay that an optimizer applies to each parameter in one step."""
-
-    lr: Mapping[str, float]  # sign included: negative where the optimizer ascends; 0 if not its
-    decay: Mapping[str, float]  # gamma: theta shrinks by |lr| gamma theta
-
-    @cached_property
-    def alike(self) -> bool:
-        """Whether all parameters learn and decay at the same rates."""
-        return len(set(self.lr.values())) == 1 and len(set(self.decay.values())) == 1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Change:
-    """One step's drift of every charge and its causes: (charges,) each, float64."""
-
-    drift: Tensor  # Q(theta + d) - Q(theta) = the sum of the causes
-    symmetry: Tensor  # -eta <K, g>: 0 while the symmetry holds, -eta c for an equivariance
-    decay: Tensor  # -eta gamma <K, theta>
-    finite_step: Tensor  # Q(d) for quadratic charges, 0 for linear ones
-    slopes: Tensor  # <K_i, g> of every generator, (dimension,)
-    learning_rates: Tensor  # sum_n (eta - eta_n) <K_n, g_n>: 0 where they are one
-    pull: float  # |g| over the parameters of all symmetries
-    beside: Tensor  # what came to the host along with it
-
-    @property
-    def optimizer(self) -> Tensor:
-        """<K, d + eta (g + gamma theta)>: what else than gradient flow the step was."""
-        rest = self.drift - self.symmetry - self.decay - self.finite_step
-        return rest - self.learning_rates
-
-    @property
-    def causes(self) -> dict[str, Tensor]:
-        """The causes by name."""
-        names = ("symmetry", "decay", "optimizer", "finite_step", "learning_rates")
-        return {c: getattr(self, c) for c in names}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChargeReading:
-    """What charges follow from at one point: moments of every kind."""
+    """What charges follow from at one point, read on the host when it is asked for."""
 
-    points: Points  # one
-    moments: list[Tensor]
-    whole: list[Tensor]  # of all charges that a sketch stands for
+    taken: Readout  # moments of every kind, and of what a sketch stands for
+    by_sizes: Readout  # of the absolute values of entries, of the kinds that scale by them
+    own: list[int]  # where the moments of each kind are
+    stands_for: list[int]  # and of all charges that it stands for
+    read_beside: Callable[[], Tensor]  # what else tells of |K_i|^2, of all kinds that have it
+    lengths: list[int]  # how many such numbers each kind has
+
+    @property
+    def moments(self) -> list[Tensor]:
+        """Of every kind."""
+        return [self.taken.moments[i] for i in self.own]
+
+    @property
+    def whole(self) -> list[Tensor]:
+        """Of all charges that a sketch stands for."""
+        return [self.taken.moments[i] for i in self.stands_for]
+
+    @property
+    def beside(self) -> list[Tensor | None]:
+        """What no moments tell of the lengths of every kind; None where they tell all."""
+        return [x if len(x) else None for x in torch.split(self.read_beside(), self.lengths)]
 
 
 @checked
@@ -133,16 +115,32 @@ class Charges:
         """How many charges there are."""
         return sum(self._counts)
 
-    def read(self, params: Parameters) -> ChargeReading:
-        """Everything that charges need to know of these parameters, in float64."""
+    def read(self, params: Parameters, parcel: Parcel | None = None) -> ChargeReading:
+        """Everything that charges need to know of these parameters, in float64.
+
+        Args:
+            params: where they are.
+            parcel: with which the numbers go to the host; without, they are sent on their own.
+        """
+        parcel = Parcel() if parcel is None else parcel
         every = list(dict.fromkeys(k for kind in self.kinds for k in (kind, kind.whole)))
         points = Points(given=(params,), shards=self.shards)
-        found = taken(every, self._layout, points, [ITSELF]).moments
-        moments, whole = (
-            [found[every.index(k)] for k in of]
-            for of in (self.kinds, [k.whole for k in self.kinds])
+        by_sizes, sized = self._by_sizes, replace(points, sizes=True)
+        found = [k.beside(points) for k in self.kinds]
+        home = torch.zeros(0, dtype=self._layout.dtype, device=self._layout.device)
+        beside = torch.cat([home, *(x.to(home) for x in found if x is not None)])
+        return ChargeReading(
+            taken=taken(every, self._layout, points, [ITSELF], parcel=parcel),
+            by_sizes=taken(by_sizes, self._layout, sized, [ITSELF], parcel=parcel),
+            own=[every.index(k) for k in self.kinds],
+            stands_for=[every.index(k.whole) for k in self.kinds],
+            lengths=[0 if x is None else len(x) for x in found],
+            read_beside=parcel.add(beside),
         )
-        return ChargeReading(points=points, moments=moments, whole=whole)
+
+    @property
+    def _by_sizes(self) -> list[Moments]:
+        return [kind for kind in self.kinds if kind.scaled_by_sizes]
 
     def values(self, reading: ChargeReading) -> Tensor:
         """Q of every charge: (charges,), float64."""
@@ -151,17 +149,14 @@ class Charges:
 
     def scales(self, reading: ChargeReading) -> Tensor:
         """Upper bound of |Q| of every charge at this size of parameters: (charges,)."""
-        by_sizes = [kind for kind in self.kinds if kind.scaled_by_sizes]
-        points = replace(reading.points, sizes=True)
-        sizes = taken(by_sizes, self._layout, points, [ITSELF]).moments if by_sizes else []
-        known = dict(zip(by_sizes, sizes, strict=True))
+        known = dict(zip(self._by_sizes, reading.by_sizes.moments, strict=True))
         pairs = zip(self.kinds, reading.whole, strict=True)
-        return torch.cat([k.scales(known.get(k, m), reading.points) for k, m in pairs])
+        return torch.cat([k.scales(known.get(k, m)) for k, m in pairs])
 
     def lengths(self, reading: ChargeReading) -> Tensor:
         """|K| of every generator: (dimension,), float64."""
-        pairs = zip(self.kinds, reading.whole, strict=True)
-        return torch.cat([k.lengths(m, reading.points) for k, m in pairs])
+        each = zip(self.kinds, reading.whole, reading.beside, strict=True)
+        return torch.cat([k.lengths(m, beside) for k, m, beside in each])
 
     def sketched(self, reading: ChargeReading) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Of families that a sketch stands for: all charges, their scales, their units."""
@@ -171,7 +166,7 @@ class Charges:
                 of = found.setdefault(family, [])
                 units = kind.whole.units + sum(int(u[-1]) + 1 for _, _, u in of)
                 charges = kind.whole.charge(moments)[0]
-                of.append((charges, kind.whole.scales(moments, reading.points), units))
+                of.append((charges, kind.whole.scales(moments), units))
         return {
             family: (torch.cat(q), torch.cat(s), torch.cat(u))
             for family, (q, s, u) in ((f, zip(*of, strict=True)) for f, of in found.items())
@@ -202,38 +197,47 @@ class Charges:
             rates: of the step.
             beside: further numbers that are added up over shards along with all this.
         """
+        return self.passed(before, after, gradient, rates, beside).change(values)
+
+    def passed(
+        self,
+        before: Parameters,
+        after: Parameters,
+        gradient: Parameters | None,
+        rates: Rates,
+        beside: Tensor | None = None,
+        parcel: Parcel | None = None,
+    ) -> Passed:
+        """The one pass through all tensors that `step` takes; its change is read from it later.
+
+        Args:
+            before, after, gradient, rates, beside: of `step`.
+            parcel: with which the numbers go to the host; without, they are sent on their own.
+        """
         points = Points(given=(before, gradient, after), update=True, shards=self.shards)
         shrink = {n: abs(rates.lr[n]) * rates.decay[n] for n in self.names}
         alike = len(set(shrink.values())) == 1  # then what decays is a multiple of Q
         pairs = STEP if alike else (*STEP, ITSELF)
-        found = taken(self.kinds, self._layout, points, pairs, (1,), beside)
-        paired, slopes = [], []
-        for kind, moments in zip(self.kinds, found.moments, strict=True):
-            forms = kind.pair(moments[: len(STEP)])
-            paired.append(forms if kind.quadratic else forms * forms.new_tensor(FIRST))
-            slopes.append(forms[0] if kind.alike else kind.slopes(moments))
-        law, first, second = torch.cat(paired, 1)
-        finite = 0.5 * second
-        pulled = self._rates(rates, law) * law
-        apart = torch.zeros_like(law)
-        if gradient is not None and len(set(rates.lr.values())) > 1:
-            apart = pulled - self._weighted(found, 0, rates.lr)
-        decay = shrink[self.names[0]] * self._degrees.to(values) * values if alike else None
-        return Change(
-            drift=first + finite,
-            symmetry=-pulled,
-            learning_rates=apart,
-            decay=-(self._weighted(found, len(STEP), shrink) if decay is None else decay),
-            finite_step=finite,
-            slopes=torch.cat(slopes),
-            pull=found.sizes[0],
-            beside=found.beside,
+        return Passed(
+            kinds=self.kinds,
+            taken=taken(self.kinds, self._layout, points, pairs, (1, 2), beside, parcel),
+            pulled=gradient is not None,
+            rates=rates,
+            rate=self._rate(rates),
+            shrink=shrink,
+            degrees=self._degrees,
         )
 
-    def _weighted(self, found: Taken, pair: int, weights: Mapping[str, float]) -> Tensor:
-        """<grad Q, w d> of every charge for one of the pairs (theta, d), w a weight a parameter."""
-        pairs = zip(self.kinds, found.moments, strict=True)
-        return torch.cat([k.weighted(m[pair : pair + 1], weights) for k, m in pairs])
+    def _rate(self, rates: Rates) -> Tensor | float:
+        """Learning rate of every charge: the largest among the parameters of its symmetry.
+
+        Where they differ, the rest of the pull is a cause of its own.
+        """
+        if rates.alike:
+            return next(iter(rates.lr.values()))
+        each = [max((rates.lr[n] for n in m.names), key=abs) for m in self.members]
+        counts = torch.tensor(self._counts)
+        return torch.tensor(each, dtype=torch.float64).repeat_interleave(counts)
 
     def error(
         self, family: str, vector: NDArray[np.float64], generators: bool = False
@@ -259,17 +263,6 @@ class Charges:
         where = (self.generators if generators else self.families)[family]
         norm = float(np.linalg.norm(vector[where]))
         return variance**0.5 / (2 * norm) if norm else 0.0
-
-    def _rates(self, rates: Rates, like: Tensor) -> Tensor | float:
-        """Learning rate of every charge: the largest among the parameters of its symmetry.
-
-        Where they differ, the rest of the pull is a cause of its own.
-        """
-        if rates.alike:
-            return next(iter(rates.lr.values()))
-        each = [max((rates.lr[n] for n in m.names), key=abs) for m in self.members]
-        counts = torch.tensor(self._counts)
-        return torch.tensor(each, dtype=like.dtype).repeat_interleave(counts).to(like)
 
     def unit(self, index: int) -> str:
         """Which unit of which symmetry a charge belongs to, in words."""

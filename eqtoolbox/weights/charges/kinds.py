@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from eqtoolbox.linalg.parcel import Parcel
+from eqtoolbox.weights.charges.readout import Readout
 from eqtoolbox.weights.forms.form import Moments
 from eqtoolbox.weights.forms.held import StackLayout
 from eqtoolbox.weights.forms.sketch import Sketch
@@ -14,15 +15,6 @@ from eqtoolbox.weights.forms.stack import Pair, Points, stacks
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 Kind = tuple[Moments, list[ContinuousSymmetry]]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Taken:
-    """What one walk through all stacks finds, on the host in float64."""
-
-    moments: list[Tensor]  # of every kind
-    sizes: list[float]  # |point| of those that were asked for
-    beside: Tensor  # numbers that were to come along
 
 
 def kinds_of(
@@ -51,8 +43,9 @@ def taken(
     pairs: Sequence[Pair],
     squares: Sequence[int] = (),
     beside: Tensor | None = None,
-) -> Taken:
-    """Moments of every kind, all of them from one stack before the next, and on the host.
+    parcel: Parcel | None = None,
+) -> Readout:
+    """Moments of every kind, all of them from one stack before the next.
 
     Whatever the device, a single copy to the host brings everything.
 
@@ -63,6 +56,7 @@ def taken(
         pairs: of points.
         squares: points of which |point|^2 is asked for.
         beside: further numbers to add up over all shards and bring along, (numbers,).
+        parcel: with which they go to the host; without, they are sent by themselves.
     """
     shapes = [(len(pairs), *kind.shape) for kind in kinds]
     sizes = [math.prod(shape) for shape in shapes]
@@ -87,9 +81,5 @@ def taken(
     *own, _, _ = torch.split(flat, sizes)
     for kind, into, shape in zip(kinds, own, shapes, strict=True):
         into.view(shape).add_(kind.rest(points, pairs))
-    *own, totals, more = torch.split(flat.cpu().double(), sizes)
-    return Taken(
-        moments=[m.view(shape) for m, shape in zip(own, shapes, strict=True)],
-        sizes=totals.sqrt().tolist(),
-        beside=more,
-    )
+    given = Parcel() if parcel is None else parcel
+    return Readout(read=given.add(flat), shapes=shapes, squared=len(squares), more=len(beside))

@@ -212,10 +212,10 @@ class Diagonals(Moments):
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
 
-    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+    def sizes(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments, magnitude=2)[0].clamp_min(0).sqrt()
 
-    def scales(self, moments: Tensor, points: Points) -> Tensor:
+    def scales(self, moments: Tensor) -> Tensor:
         return 0.5 * self._spread.of(moments, magnitude=1)[0]
 
 

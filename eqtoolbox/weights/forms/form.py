@@ -160,24 +160,27 @@ class Moments(ABC):
         return self.pair(moments * own.reshape(-1, *[1] * (moments.dim() - 2)))[0]
 
     @abstractmethod
-    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+    def sizes(self, moments: Tensor) -> Tensor:
         """|K_i| at point 0 of every generator whose parts do not meet: (dimension,), float64."""
 
-    def lengths(self, moments: Tensor, points: Points) -> Tensor:
-        """|K_i| at point 0 of every generator: (dimension,), float64."""
-        found = self.sizes(moments, points)
+    def beside(self, points: Points) -> Tensor | None:
+        """What no moments tell of |K_i|^2 at point 0: (dimension,), where it is; None: nothing."""
         if all(form.apart for form in self.forms):
+            return None
+        orders = zip(self.forms, self.orders, strict=True)
+        found = [torch.zeros(n) if f.apart else f.meetings(points) for f, n in orders]
+        home = next(x for f, x in zip(self.forms, found, strict=True) if not f.apart)
+        return torch.cat([x.to(home) for x in found])
+
+    def lengths(self, moments: Tensor, beside: Tensor | None) -> Tensor:
+        """|K_i| at point 0 of every generator, by what `beside` tells: (dimension,), float64."""
+        found = self.sizes(moments)
+        if beside is None:
             return found
-        whole = []
-        for form, own in zip(self.forms, torch.split(found, self.orders), strict=True):
-            if not form.apart:
-                more = form.meetings(points).to(own)
-                own = (own.square() + more).clamp_min(0).sqrt()
-            whole.append(own)
-        return torch.cat(whole)
+        return (found.square() + beside.to(found)).clamp_min(0).sqrt()
 
     @abstractmethod
-    def scales(self, moments: Tensor, points: Points) -> Tensor:
+    def scales(self, moments: Tensor) -> Tensor:
         """What |Q| of every charge could be at parameters of point 0's size: (charges,).
 
         From moments of the sizes of entries where `scaled_by_sizes`.
@@ -222,11 +225,11 @@ class Alone:
     @property
     def scale(self) -> Tensor:
         by_sizes = replace(self, points=replace(self.points, sizes=self.kind.scaled_by_sizes))
-        return self.kind.scales(by_sizes._moments((0, 0)), self.points)
+        return self.kind.scales(by_sizes._moments((0, 0)))
 
     @property
     def lengths(self) -> Tensor:
-        return self.kind.lengths(self._moments((0, 0)), self.points)
+        return self.kind.lengths(self._moments((0, 0)), self.kind.beside(self.points))
 
     @property
     def pairing(self) -> Tensor:

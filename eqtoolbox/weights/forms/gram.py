@@ -225,7 +225,7 @@ class Grams(Moments):
         total = self.signed.total(moments)
         return self._each(self._upper, total + total.mT)
 
-    def scales(self, moments: Tensor, points: Points) -> Tensor:
+    def scales(self, moments: Tensor) -> Tensor:
         """Of the lengths of the rows of every leg, whatever its sign."""
         roots = moments[0].diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         return self._each(self._upper, self.signed.outer(roots)[None])[0]
@@ -236,7 +236,7 @@ class Grams(Moments):
         first = self.forms[0].algebra.blocks_first
         return self._each(self._generators, (plus.mT + minus)[None], blocks_first=first)[0]
 
-    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+    def sizes(self, moments: Tensor) -> Tensor:
         """A_ij reads row j of a + leg, row i of a - leg: one entry a row and column of each A."""
         own = moments[:1].diagonal(dim1=-2, dim2=-1).clamp_min(0)
         plus, minus = (side.abs() for side in self.signed.sides(own))

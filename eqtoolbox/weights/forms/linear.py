@@ -163,11 +163,11 @@ class Sums(Moments):
     def pair(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments)
 
-    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+    def sizes(self, moments: Tensor) -> Tensor:
         added = torch.cat([moments.new_full((1, slots), count) for count, slots in self._added], 1)
         return self._spread.of(added, magnitude=2)[0].sqrt()
 
-    def scales(self, moments: Tensor, points: Points) -> Tensor:
+    def scales(self, moments: Tensor) -> Tensor:
         return self._spread.of(moments, magnitude=1)[0]
 
 

@@ -152,7 +152,8 @@ class MatrixView:
         """The matrices of these legs at one point."""
         rows = stack.each[point][tensors].movedim(self._axis + 1, 1)
         if self._scattered is not None:
-            rows = rows[:, self._scattered.to(rows.device)]
+            self._scattered = self._scattered.to(rows.device)  # there once
+            rows = rows[:, self._scattered]
         elif self._stretch is not None:
             before = stack.piece.first if self._axis == 0 else 0
             first, last = (max(end - before, 0) for end in self._stretch)

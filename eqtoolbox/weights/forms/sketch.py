@@ -66,16 +66,17 @@ class Sketch(Grams):
         ordered = torch.cat([self._upper_entries, self._upper_entries.flip(0)], 1)
         return self._among((plus.mT + minus)[None], ordered, 1.0)[0]
 
-    def scales(self, moments: Tensor, points: Points) -> Tensor:
+    def scales(self, moments: Tensor) -> Tensor:
         """Alike within a block, of the exact norm that the moments of all charges say."""
-        return self._alike(self._all.scales(moments, points), self._upper_entries.shape[1])
+        return self._alike(self._all.scales(moments), self._upper_entries.shape[1])
 
-    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+    def beside(self, points: Points) -> Tensor | None:
+        """Of all charges that these stand for."""
+        return self._all.beside(points)
+
+    def lengths(self, moments: Tensor, beside: Tensor | None) -> Tensor:
         """Alike within a block, too."""
-        return self._alike(self._all.lengths(moments, points), 2 * self._upper_entries.shape[1])
-
-    def lengths(self, moments: Tensor, points: Points) -> Tensor:
-        return self.sizes(moments, points)
+        return self._alike(self._all.lengths(moments, beside), 2 * self._upper_entries.shape[1])
 
     def variance(self, vector: NDArray[np.float64]) -> float:
         """By a jackknife over the s_a: blocks draw theirs on their own, so that theirs add up."""

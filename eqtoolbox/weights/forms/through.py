@@ -146,15 +146,18 @@ class Throughs(Moments):
     def weighted(self, moments: Tensor, weights: Mapping[str, float]) -> Tensor:
         return moments.new_zeros(0)
 
-    def sizes(self, moments: Tensor, points: Points) -> Tensor:
+    def sizes(self, moments: Tensor) -> Tensor:
+        """Of the sources alone."""
+        return moments.new_ones(sum(self.orders))
+
+    def beside(self, points: Points) -> Tensor:
+        """What the readers take back: squared norms of columns."""
         found = []
         for form in self.forms:
-            squares = moments.new_ones(form.dimension)
-            for bias in form.biases:
-                readers = [r for r in form.readers if r.bias == bias]
-                squares = squares + columns(points, readers, form.dimension).to(squares)
-            found.append(squares.sqrt())
+            own = {b: [r for r in form.readers if r.bias == b] for b in form.biases}
+            of_each = [columns(points, readers, form.dimension) for readers in own.values()]
+            found.append(torch.stack(of_each).sum(0))
         return torch.cat(found)
 
-    def scales(self, moments: Tensor, points: Points) -> Tensor:
+    def scales(self, moments: Tensor) -> Tensor:
         return moments.new_zeros(0)

@@ -204,7 +204,8 @@ class _Together:
         """|K_i| of every generator at these tensors."""
         points = Points(given=(tensors,), shards=self.layout.shards)
         (moments,) = taken([self.kind], self.layout, points, [(0, 0)]).moments
-        return self.kind.lengths(moments, points).to(self.layout.device, self.layout.dtype)
+        found = self.kind.lengths(moments, self.kind.beside(points))
+        return found.to(self.layout.device, self.layout.dtype)
 
 
 def _alike(forms: Sequence[Form], layout: StackLayout) -> Iterator[_Together]:
