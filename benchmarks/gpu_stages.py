@@ -105,7 +105,11 @@ def one_product(task: Task, device: str, retain: bool) -> dict[str, float]:
 
 
 def charges(device: str, tiny: bool) -> Found:
-    """Conservation at every step: what it adds to a step, and to memory."""
+    """Conservation at every step: what it adds to a step, and to memory.
+
+    Steps that are waited for one by one, each of which records budgets, too, as the first do; and
+    steps that run as a loop runs them, where nobody waits, which record drifts and laws.
+    """
     task = gpt(device, tiny)
     plain = train(task, 12, None)
     own = peak(device)
@@ -115,6 +119,17 @@ def charges(device: str, tiny: bool) -> Found:
     yield "milliseconds_a_step", 1e3 * added
     yield "in_steps", added / statistics.median(plain[2:])
     yield "gib", {"training": own, "with": peak(device)}
+    few, many, seldom = 4, 24, [Conservation(growth=100.0)]
+    for schedule in (1, 10):
+        each = {}
+        for probes in (None, seldom):
+            took = train(gpt(device, tiny), many, probes, free=few, schedule=schedule, budget=None)
+            each[probes is None] = sum(took[few:]) / (many - few)
+        added = each[False] - each[True]
+        yield (
+            f"free_schedule_{schedule}",
+            {"milliseconds": 1e3 * added, "in_steps": added / each[True]},
+        )
 
 
 def defaults(device: str, tiny: bool) -> Found:
@@ -158,9 +173,13 @@ def train(
     steps: int,
     probes: Any,
     scaler: torch.amp.GradScaler | None = None,
+    free: int | None = None,
     **options: Any,
 ) -> list[float]:
-    """Seconds of every step; nothing is attached where there are no probes."""
+    """Seconds of every step; nothing is attached where there are no probes.
+
+    From step `free` on nobody waits for the device before the last one.
+    """
     device = task.batches[0][0].device.type
     optimizer, monitor, loss = task.optimizer(), None, task.loss
     scaler = scaler or torch.amp.GradScaler(device, enabled=False)
@@ -171,12 +190,14 @@ def train(
         loss = monitor.loss(loss)
     spent = []
     for batch in islice(cycle(task.batches), steps):
-        began = clock(device)
+        waits = free is None or len(spent) <= free
+        began = clock(device) if waits else time.perf_counter()
         scaler.scale(loss(task.model, batch)).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        spent.append(clock(device) - began)
+        last = len(spent) == steps - 1
+        spent.append((clock(device) if last or waits else time.perf_counter()) - began)
     if monitor is not None:
         monitor.close()
     return spent

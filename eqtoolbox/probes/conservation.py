@@ -135,28 +135,37 @@ class Conservation(Probe):
     ) -> None:
         reference.act(shared.newest("charges"), before, after)
 
-    def ask(self, snapshot: Snapshot, reference: Ledger) -> Passes | None:
-        charges = charges_of(snapshot)
-        if snapshot.after is None or reference.stale or not reference.knows(charges):
+    def ask(self, snapshot: Snapshot, reference: Ledger, parcel: Parcel) -> Passes | None:
+        charges: Charges | None = snapshot.shared.known("charges", snapshot.identity)
+        if snapshot.after is None or charges is None:
             return None
-        return self._passes(charges, snapshot, snapshot.after, reference)
+        reads = self._keeps(reference, snapshot.step) or reference.born_at_zero
+        waits = charges.meet and (reads or reference.unseen_at(snapshot.step))
+        if waits or reference.stale or not reference.knows(charges):
+            return None
+        return self._passes(charges, snapshot, snapshot.after, reference, parcel)
+
+    def _keeps(self, state: Ledger, step: int) -> bool:
+        """Whether budgets and vectors are recorded at this step."""
+        return state.kept is None or step >= max(state.kept + 1, state.kept * (1 + self.growth))
 
     def _passes(
-        self, charges: Charges, snapshot: Snapshot, after: Parameters, state: Ledger
+        self,
+        charges: Charges,
+        snapshot: Snapshot,
+        after: Parameters,
+        state: Ledger,
+        parcel: Parcel,
     ) -> Passes:
         """All that is taken of the step's tensors: launched, and not waited for."""
-        kept, parcel = state.kept, Parcel()
-        keep = kept is None or snapshot.step >= max(kept + 1, kept * (1 + self.growth))
-        grows = keep or not bool((state.scales > 0).all())
+        keep = self._keeps(state, snapshot.step)
         unseen, approximate = state.unseen_at(snapshot.step), bool(state.leftover.left)
-        passes = Passes(
+        return Passes(
             before=charges.read(snapshot.before, parcel) if unseen else None,
             step=StepPass.of(charges, snapshot, after, approximate, parcel),
-            after=charges.read(after, parcel) if grows else None,
+            after=charges.read(after, parcel) if keep or state.born_at_zero else None,
             keep=keep,
         )
-        parcel.send()
-        return passes
 
     def _measure(
         self, snapshot: Snapshot, after: Parameters, state: Ledger, rng: torch.Generator
@@ -169,11 +178,11 @@ class Conservation(Probe):
                 state.caught_up(charges, charges.read(snapshot.before), snapshot.step)
             found = law_noise(snapshot, charges, state.lengths, rng)
             (state.noise, state.leftover.left), state.stale = found, False
-        passes = snapshot.asked or self._passes(charges, snapshot, after, state)
+        passes = snapshot.asked or self._passes(charges, snapshot, after, state, Parcel())
         since = snapshot.step - state.measured
         if passes.before is not None:
             state.caught_up(charges, passes.before, snapshot.step)
-        change, beside, why = passes.step.told(state.values)
+        change, beside, why = passes.step.told(state.values, snapshot.gradient is not None)
         finite = bool(beside.after.isfinite().all())
         if not finite and (lost := _lost(after, snapshot.shards)):
             raise FloatingPointError(f"the step made {lost} NaN or infinite")
@@ -218,7 +227,7 @@ class Conservation(Probe):
             yield from drift.vectors()
             yield from drift.budget()
             state.acted = None
-            if passes.step.pulled and math.isfinite(size):
+            if snapshot.gradient is not None and math.isfinite(size):
                 yield from balance(charges, snapshot, change, state.values, state.balance)
             yield from report(charges, state.forecast, state.values, drift.reach, drift.eps)
 

@@ -67,6 +67,11 @@ class Ledger(State):
         self.values = self.values + jump
         self._size(charges, now)
 
+    @property
+    def born_at_zero(self) -> bool:
+        """Whether there are charges whose parameters were zero, so that they had no scale."""
+        return bool((self.scales <= 0).any())
+
     def unseen_at(self, step: int) -> bool:
         """Whether charges may have moved unseen before this step."""
         return self.unseen or step - self.measured != 1

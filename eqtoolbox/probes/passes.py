@@ -30,7 +30,6 @@ class StepPass:
     """The pass through a step, with norms that come to the host along with it."""
 
     passed: Passed
-    pulled: bool  # whether the optimizer was given a gradient
     why: str  # why there is no budget, as far as that is known before anything is read
     counts: list[int]  # of the norms
 
@@ -64,18 +63,19 @@ class StepPass:
         beside = torch.cat([numbers.to(home) for numbers in lists])
         return cls(
             passed=charges.passed(before, after, gradient, rates, beside, parcel),
-            pulled=snapshot.gradient is not None,
             why=why,
             counts=[*map(len, lists)],
         )
 
-    def told(self, values: Tensor) -> tuple[Change, Beside, str]:
+    def told(self, values: Tensor, given: bool) -> tuple[Change, Beside, str]:
         """What the step did to the charges, and why there is no budget where there is none.
 
         Args:
             values: of the charges before it.
+            given: whether the gradient turned out to be what the optimizer was given.
         """
-        change, why, size = self.passed.change(values), self.why, math.nan
+        change, size = self.passed.change(values), math.nan
+        why = self.why if given else NO_BUDGET
         ended, now, others = torch.split(change.beside, self.counts)
         if not why:
             size = math.hypot(change.pull, float(others.sum().sqrt()))

@@ -1,13 +1,12 @@
 """The account: what the monitor itself records, of the training step and of its own cost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.budget import Budget
 from eqtoolbox.watch.capture.holders import instead
@@ -42,10 +41,13 @@ class Account:
         self._budget = budget
         self._journal = journal
 
-    def step(self, loss: float | None, named: Mapping[str, nn.Parameter]) -> None:
-        """Loss and learning rate of the step; `named` holds the model's parameters."""
+    def loss(self, loss: float | None) -> None:
+        """That of the step, where it is a number."""
         if loss is not None:
             self._journal.emit("training/loss", loss)
+
+    def rate(self, named: Mapping[str, nn.Parameter]) -> None:
+        """Learning rate of the step; `named` holds the model's parameters."""
         groups = parameter_groups(self._optimizers, named)
         rates = {g.lr for g in groups if g.names and math.isfinite(g.lr)}
         if len(rates) == 1:
@@ -55,19 +57,20 @@ class Account:
         self,
         before: Parameters,
         after: Parameters,
-        gradient: Parameters | None,
+        not_finite: Callable[[], str],
         moved: bool = False,
     ) -> None:
         """Whether the step moved anything: gradient scalers skip steps inside fused optimizers.
 
         Args:
-            before, after, gradient: of the step.
+            before, after: of the step.
+            not_finite: tells the first gradient that is not; empty if there is none.
             moved: whether it was seen to.
         """
         moved = moved or any(not torch.equal(p, after[n]) for n, p in before.items() if n in after)
         note = "" if moved else "no parameter changed: skipped, or a learning rate of zero"
         self._journal.emit("training/applied", float(moved), note=note)
-        culprit = "" if moved or gradient is None else not_finite(gradient)
+        culprit = "" if moved else not_finite()
         self._lost_in_row = self._lost_in_row + 1 if culprit else 0
         if culprit:
             self.lose(1, culprit)

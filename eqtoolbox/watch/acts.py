@@ -25,6 +25,7 @@ class Acts:
         taken: the step that is being taken, if one is.
         shared, runner, journal, probes: of the monitor.
         attached: whether it watches.
+        settle: reads what is still to be read of the last step.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Acts:
         journal: Journal,
         probes: Sequence[Scheduled],
         attached: Callable[[], bool],
+        settle: Callable[[], None],
     ) -> None:
         self._watched, self._taken, self._shared = watched, taken, shared
         self._runner, self._journal, self._probes = runner, journal, probes
-        self._attached = attached
+        self._attached, self._settle = attached, settle
         _LISTENING.add(self)
 
     def hears(self, own: set[int]) -> bool:
@@ -64,6 +66,7 @@ class Acts:
             said: one sentence on what was done.
             moved: each parameter before and after, by identity.
         """
+        self._settle()
         named = {n: p.detach() for n, p in self._watched.trainable().items()}
         now = {n: moved[id(p)] for n, p in self._watched.trainable().items() if id(p) in moved}
         before = named | {n: pair[0].detach() for n, pair in now.items()}
@@ -71,10 +74,8 @@ class Acts:
         self._journal.event("info", f"act.{act}", said)
         for probe in (s.probe for s in self._probes):
             if probe.name in self._runner.references:
-                reference = probe.restored(self._runner.references[probe.name])
-                self._runner.references[probe.name] = reference
                 try:
-                    probe.acted(before, after, reference, self._shared)
+                    probe.acted(before, after, self._runner.reference(probe), self._shared)
                 except BaseException as error:
                     self._journal.failed(probe.name, error)
         self._journal.flush()

@@ -188,6 +188,10 @@ class Budget:
                 on_time = min(max(wish.last + apart, step - apart / 2), step)
                 wish.last = step if wish.last < 0 else on_time
 
+    def answered(self, name: str) -> None:
+        """A probe that ran at an earlier step gave a number after all."""
+        self._wishes[name].points += 1
+
     def unknown(self, name: str) -> bool:
         """Whether this did not run yet, so that nobody knows what it costs."""
         return self._wishes[name].cost is None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.replay.gathered import Gathered
 from eqtoolbox.replay.heap import give_back, large
 from eqtoolbox.replay.identity import identity
@@ -17,6 +18,7 @@ from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.faithfulness import Faithfulness
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.rows import answers
 from eqtoolbox.watch.runner import Runner
 from eqtoolbox.watch.shared import Shared
 from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
@@ -33,7 +35,6 @@ PARTIAL = (
     "load_state_dict() was called here and not on every rank; all ranks load the state of the "
     "first one, or none loads any"
 )
-ANSWERED = ("ok", "not_converged")
 
 
 class Catch:
@@ -95,7 +96,8 @@ class Catch:
         snapshot = self.snapshot(step, before, after, named, together)
         self._parameters_changed(before)
         self._watched.tell(self._journal.event)
-        self._account.applied(before, after, snapshot.gradient, self._taken.stepped)
+        given = snapshot.gradient or {}
+        self._account.applied(before, after, lambda: not_finite(given), self._taken.stepped)
         if not self.faithful.checked:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or self._agenda.evaluates
@@ -122,8 +124,7 @@ class Catch:
             seen = replace(snapshot, light=True) if light else snapshot
             rows = self._runner.run(probe, seen, probe.name in self._agenda.together)
             self._tidy(before)
-            said = f"{probe.name}/{probe.headline}"
-            if any(row.name.startswith(said) and row.status in ANSWERED for row in rows):
+            if answers(probe, rows):
                 self._agenda.answered.add(probe.name)
             if self._runner.refused and not self._capture.refused:
                 self.faithful.refuse(self._runner.refused)
@@ -145,6 +146,7 @@ class Catch:
         after: Parameters | None,
         named: dict[str, nn.Parameter],
         together: bool | None = None,
+        waits: bool = True,
     ) -> Snapshot:
         """The step frozen.
 
@@ -155,8 +157,10 @@ class Catch:
             named: the live parameters.
             together: whether all ranks measure it: the loss is then that of all of them. None:
                 where no rank can by itself.
+            waits: whether the device may be waited for; else the weights of its losses are not
+                known, nor whether its gradient is the one that the optimizer was given.
         """
-        training = self._capture.training(self._taken.scale)
+        training = self._capture.training(self._taken.scale if waits else None)
         measured: Objective | None = training
         if self.probe_batch is not None:
             measured = self._capture.on(self.probe_batch, self._random)
@@ -168,7 +172,8 @@ class Catch:
             measured = training if same else self._everywhere(measured)
         optimizers = self._watched.optimizers
         known = dict.fromkeys(type(o).__name__ for o in optimizers)
-        gradient = None if self._capture.pending.moved else self._taken.gradient(named)
+        own = self._taken.gradient if waits else self._taken.lent
+        gradient = None if self._capture.pending.moved else own(named)
         return Snapshot(
             step=step,
             before=before,
@@ -264,6 +269,11 @@ class Catch:
                 "resume=True, but load_state_dict() was not called: steps go on after the last "
                 "recorded one, and drift is counted from here",
             )
+
+    def settled(self, before: Parameters) -> bool:
+        """Whether nothing about the loss or the parameters is to be found out first."""
+        same = self.shapes == {n: p.shape for n, p in before.items()}
+        return same and self.faithful.settled and not self._watched.cut
 
     def _parameters_changed(self, before: Parameters) -> None:
         """Start references anew where parameters were added, unfrozen, frozen or reshaped."""

@@ -57,6 +57,10 @@ class Clock:
         self._left_at = time.perf_counter()
         self._busy += self._left_at - started
 
+    def hold(self) -> None:
+        """Training goes on; what was done since `earn` is paid later, by those who did it."""
+        self._left_at = time.perf_counter()
+
     def pay(self, started: float, spent: dict[str, float], once: Mapping[str, float]) -> float:
         """What the step took since then, and before, is shared by what was measured; the time.
 

@@ -43,6 +43,11 @@ class Faithfulness:
         self._harmless = False
         self._warned: set[str] = set()
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is evaluated any more to find out if the loss may be trusted."""
+        return self.checked and (self._harmless or bool(self._capture.refused))
+
     def harmless(self, objective: Objective | None, params: Parameters) -> bool:
         """Whether the loss is one and can be evaluated without a trace; warns where not."""
         if objective is None or self._harmless:

@@ -5,8 +5,8 @@ import math
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -53,6 +53,15 @@ class Journal:
     def elsewhere(self) -> bool:
         """Whether this is another process, forked from the journal's own."""
         return os.getpid() != self._process
+
+    @contextmanager
+    def at(self, step: int) -> Iterator[None]:
+        """Write as at an earlier step."""
+        now, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = now
 
     def write(self, record: Record) -> Record:
         """Complete a record by step, segment and spelling, mark what is no number, pass it on."""

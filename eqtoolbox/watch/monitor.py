@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eqtoolbox.expect import notebook
 from eqtoolbox.expect.fit import fitted
-from eqtoolbox.expect.kinds import Natural, Positive
+from eqtoolbox.expect.kinds import Positive
 from eqtoolbox.record.record import Record
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.replay.eager import eager
@@ -51,8 +51,6 @@ class Monitor(Course):
         return f"Monitor({type(self.model).__name__}, {names}; step {self.step}, {state})"
 
     _repr_html_ = notebook.text
-
-    # -- what a user calls ----------------------------------------------------------------------
 
     def loss(self, function: F) -> F:
         """Decorate `loss_fn(model, batch, ...) -> loss`, so that probes can evaluate it.
@@ -115,14 +113,6 @@ class Monitor(Course):
         self._capture.decorate = fitted("decorate", decorate, str)
         self._capture.observed = fitted("observed", observed, str)
 
-    def count_from(self, step: int) -> None:
-        """Give the coming optimizer step this number, where the training loop counts itself."""
-        step = fitted("step", step, Natural)
-        if step != self.step:
-            self._first += step - self.step
-            self.step = step
-            self._arm()
-
     def add_sink(self, sink: Sink) -> None:
         """Send records to one more place; of several processes the first one's."""
         if self._world.first:
@@ -130,6 +120,7 @@ class Monitor(Course):
 
     def pass_on(self, act: Callable[[Sink], Any]) -> None:
         """Have every sink do something; one that fails is disabled, after one warning."""
+        self._settle()
         self._journal.each(act)
 
     def latest(self, name: str) -> float | None:
@@ -138,6 +129,7 @@ class Monitor(Course):
         Args:
             name: of the record, such as "curvature/stability".
         """
+        self._settle()
         newest = self._journal.latest.get(fitted("name", name, str))
         return None if newest is None else newest.value
 
@@ -155,6 +147,7 @@ class Monitor(Course):
                 "probe_now() needs a batch: give probe_batch= to attach, or call "
                 "monitor.observe(batch) with loss_fn= first"
             )
+        self._settle()
         started = time.perf_counter()
         before = self._watched.copied()
         with self._gate:
@@ -191,6 +184,7 @@ class Monitor(Course):
     def _validate(
         self, batch: Any, loss_fn: LossFunction | None, probes: list[Probe], written: list[Record]
     ) -> None:
+        self._settle()
         started = self._clock.earn()
         with torch.inference_mode(False), self._gate:  # what is made in it has no derivatives
             batch = map_tensors(lambda x: x.clone() if x.is_inference() else x, batch)
@@ -211,12 +205,14 @@ class Monitor(Course):
     @property
     def run(self) -> Any:
         """The run as its directory holds it now, an `eqtoolbox.Run`; ValueError without one."""
+        self._settle()
         if self._journal.reads is None:
             raise ValueError("there is no run to read; give attach(run_dir=...) a directory")
         return self._journal.reads()
 
     def detach(self) -> None:
         """Take every hook off; the model and the optimizer are as they were."""
+        self._settle()
         self._watch_starts(False)
         for handle in self._handles:
             handle.remove()
@@ -236,16 +232,16 @@ class Monitor(Course):
         self.detach()
         self._world.close()
         if attached and self.probes and not told:
-            steps, measured = self.step - self._first, self._budget.measured
-            self._safely(self._account.ended, self._waiting, steps, measured)
+            ended = self._waiting, self.step - self._first, self._budget.measured
+            self._safely(self._account.ended, *ended)
         if attached:
             self._clock.earn()
             if self._budget.measured and self._world.first:
                 self._journal.step = max(self.step - 1, 0)
                 self._catch.vitals.losses(self._journal.step)
                 self._account.settled(self._catch.vitals.samples)
-                summary = self._account.summary(self.step - self._first)
-                print(f"eqtoolbox: {summary}", file=sys.stderr)
+                said = self._account.summary(self.step - self._first)
+                print(f"eqtoolbox: {said}", file=sys.stderr)
         self._journal.close()
 
     def __enter__(self) -> "Monitor":
@@ -258,6 +254,7 @@ class Monitor(Course):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same records: step, references, findings."""
+        self._settle()
         return self._catch.state_dict() | {
             "step": self.step,
             "references": self._runner.state_dict(),
@@ -276,6 +273,7 @@ class Monitor(Course):
             KeyError, TypeError, ValueError: `state` is no monitor state; nothing of it is taken.
         """
         check_state(state)
+        self._settle()
         self._safely(self._catch.meet)
         self._first += state["step"] - self.step
         self.step = state["step"]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.words import shown
+from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.record.facts import NO_FACTS, Facts
 from eqtoolbox.record.record import Mode, Product, Record, Status, Verdict
 from eqtoolbox.record.schedule import Schedule
@@ -123,11 +124,17 @@ class Probe(ABC):
             made.load_state_dict(saved)
         return made
 
-    def ask(self, snapshot: Snapshot, reference: Any) -> Any:
+    def ask(self, snapshot: Snapshot, reference: Any, parcel: Parcel) -> Any:
         """Launch all that `measure` takes of the step's tensors, and wait for none of it.
 
-        On a GPU, `measure` is then called as the next step starts, with what is returned as
-        `snapshot.asked`; None: it measures at once. For probes that do not evaluate.
+        For probes that do not evaluate. On a GPU `measure` is then called as the next step starts,
+        with what is returned as `snapshot.asked`, and reads what has arrived on the host by then;
+        of the snapshot's gradient nothing is left. None: it measures at once.
+
+        Args:
+            snapshot: of the step that is over; its gradient may yet turn out to be changed.
+            reference: as `measure` gets it.
+            parcel: takes the numbers to the host.
         """
         return None
 

@@ -1,10 +1,10 @@
 """Rows: what is said beside a measurement, or in place of one."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
-from eqtoolbox.record.record import Status
+from eqtoolbox.record.record import Record, Status
 from eqtoolbox.watch.probe import Measurement, Probe
 
 
@@ -40,3 +40,9 @@ def in_place_of(probe: Probe, failed: Callable[[str, BaseException], object]) ->
 def headline(probe: Probe, status: Status, note: str) -> Measurement:
     """The row that says why there is no number."""
     return Measurement(probe.headline, math.nan, status=status, note=note)
+
+
+def answers(probe: Probe, rows: Sequence[Record]) -> bool:
+    """Whether these records of a probe have its number."""
+    said = f"{probe.name}/{probe.headline}"
+    return any(row.name.startswith(said) and row.status in ("ok", "not_converged") for row in rows)

@@ -1,6 +1,5 @@
 """The runner: due probes measure a snapshot, each in isolation, paid for and never fatal."""
 
-import gc
 import hashlib
 import time
 import zlib
@@ -18,6 +17,7 @@ from eqtoolbox.record.record import Record
 from eqtoolbox.replay.isolation import isolated
 from eqtoolbox.replay.thread.scope import LeavesTrace, current
 from eqtoolbox.replay.tree import check_batch
+from eqtoolbox.watch.device import free, synchronize
 from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import Governor, out_of_memory, samples
@@ -65,13 +65,21 @@ class Runner:
         self._told: set[str] = set()  # probes of which it was said that they do not fit
         self._instead: Probe | None = None  # of the probe that has just found no room
 
-    def run(self, probe: Probe, snapshot: Snapshot, together: bool | None = None) -> list[Record]:
+    def run(
+        self,
+        probe: Probe,
+        snapshot: Snapshot,
+        together: bool | None = None,
+        launched: float | None = None,
+    ) -> list[Record]:
         """Measure and write; `take` tells what it took.
 
         Args:
             probe: that measures.
             snapshot: what it measures.
             together: whether all ranks do, and not this one by itself; None: where they must.
+            launched: seconds that launching it took, where it only reads: nothing else is waited
+                for.
         """
         self._together = self._world.sharded if together is None else together
         snapshot = snapshot if self._together else snapshot.of_one()
@@ -85,8 +93,9 @@ class Runner:
             if row.quantity == UNMEASURED:
                 said = f"the claim {row.target} is not measured by {probe.name}: {row.note}"
                 self._journal.warn(probe.name, said)
-        synchronize(self._model)
-        seconds = time.perf_counter() - started
+        if launched is None:
+            synchronize(self._model)
+        seconds = time.perf_counter() - started + (launched or 0.0)
         self.seconds[probe.name] = seconds
         told: dict[str, Any] = {"step": self._journal.step, "segment": self._journal.segment}
         told["hessian"] = max(snapshot.products, default=None)  # held, where a part of it is
@@ -111,6 +120,11 @@ class Runner:
         for spent in (self.seconds, self.once):
             spent[probe.name] += spent.pop(other.name)
         return written
+
+    def reference(self, probe: Probe) -> Any:
+        """What the probe compares with; it has one."""
+        made = self.references[probe.name] = probe.restored(self.references[probe.name])
+        return made
 
     def take(self) -> tuple[dict[str, float], dict[str, float]]:
         """Seconds of each probe since the last `take`, and those that no later run takes again."""
@@ -167,8 +181,7 @@ class Runner:
                     with uncounted():
                         lean, snapshot, used = self.governor.fitted(probe, snapshot)
                 made = snapshot.shared.seconds
-                reference = probe.restored(self.references[probe.name])
-                self.references[probe.name] = reference
+                reference = self.reference(probe)
                 try:
                     rows.extend(lean.measure(snapshot, reference, rng))
                     self._same_draws(rng)
@@ -258,11 +271,11 @@ class Runner:
                 "its batch",
             )
             self.halved.add(name)
-            _free()
+            free()
             rows, fits = self._measured(probe, snapshot)
             if fits:
                 return rows
-        _free()
+        free()
         self._journal.disable(name, f"{name} is disabled: it ran out of memory on half of a batch")
         note = "out of memory, on half of the batch, too: disabled"
         return [headline(probe, "failed", note)]
@@ -280,16 +293,3 @@ def isolated_for(snapshot: Snapshot, model: nn.Module, draws: bool = False) -> A
     """The scope in which a snapshot may be measured."""
     objective = snapshot.measured or snapshot.training
     return isolated(model) if objective is None else objective.isolated(draws=draws)
-
-
-def synchronize(model: nn.Module) -> None:
-    """Wait for the accelerator, so that clocks tell what was really spent."""
-    device = next((p.device for p in model.parameters()), None)
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()

@@ -82,6 +82,10 @@ class Shared:
             del found[next(iter(found))]
         return made
 
+    def known(self, kind: str, about: Hashable) -> Any:
+        """The finding of this kind about something, if it was asked for before; else None."""
+        return self._found.get(kind, {}).get(about)
+
     def _missed_by_any(self, kind: str, missing: bool) -> bool:
         """Whether a rank has not what is asked for, where all ask: they make it together."""
         if not self._world.inside:

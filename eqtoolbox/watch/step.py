@@ -1,12 +1,15 @@
 """A step: what one optimizer step began from and which gradients it used, kept until it is over."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.linalg.vectors import norms
 from eqtoolbox.replay.heap import give_back, large
 from eqtoolbox.replay.objective import Parameters
@@ -14,6 +17,32 @@ from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.gradient_scale import gradient_scale, scale_inside
 from eqtoolbox.watch.snapshot import gradients
 from eqtoolbox.world.layout import local
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What is asked of a step whose gradients were not copied; read when it has arrived."""
+
+    finite: Callable[[], Tensor]  # whether theta_t was
+    stepped: Callable[[], Tensor]  # whether its smallest tensor moved
+    before: dict[int, Callable[[], Tensor]]  # norms of the gradients as each optimizer stepped
+    after: dict[int, tuple[tuple[str, ...], Callable[[], Tensor]]]  # and then, with their names
+
+    @property
+    def changed(self) -> list[int]:
+        """The optimizers that changed their gradients."""
+        then = {which: own().nan_to_num(nan=-1.0) for which, own in self.before.items()}
+        now = {which: own().nan_to_num(nan=-1.0) for which, (_, own) in self.after.items()}
+        return [which for which, own in then.items() if not torch.equal(own, now[which])]
+
+    @property
+    def not_finite(self) -> str:
+        """The first gradient whose norm is not; empty if there is none."""
+        for names, norms_of in self.after.values():
+            for name, norm in zip(names, norms_of().tolist(), strict=True):
+                if not math.isfinite(norm):
+                    return name
+        return ""
 
 
 class Step:
@@ -141,28 +170,46 @@ class Step:
                 self._memory.pop(_gradient_of(which), None)
         self._given = {}
         if self._norms:
-            self._look(named)
-        noted = {n: g for of in self._noted.values() for n, g in of.items()}
-        return None if self.moved else gradients(named, noted)
+            look = self.look(named, Parcel())
+            self.finite, self.stepped = bool(look.finite()), bool(look.stepped())
+            self.moved = self.moved or not self.stayed(look)
+        return None if self.moved else self.lent(named)
 
-    def _look(self, named: Mapping[str, nn.Parameter]) -> None:
-        """Whether gradients stayed, theta_t is finite, its smallest tensor moved: one question."""
+    def lent(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
+        """The gradients that were noted, whether the optimizer left them as they were or not."""
+        return gradients(named, {n: g for of in self._noted.values() for n, g in of.items()})
+
+    @property
+    def lends(self) -> bool:
+        """Whether all gradients are still the optimizer's own, so that `look` has to tell."""
+        return bool(self._norms) and self._norms.keys() == self._noted.keys() and not self.moved
+
+    def look(self, named: Mapping[str, nn.Parameter], parcel: Parcel) -> Look:
+        """Whether gradients stayed, theta_t is finite, its smallest tensor moved: one question.
+
+        Args:
+            named: the parameters.
+            parcel: with which the answers go to the host.
+        """
         assert self.before is not None, "gradients are noted at theta_t only"
         least, now = min(
             ((p, local(named[n])) for n, p in self.before.items() if n in named),
             key=lambda pair: pair[0].numel(),
         )
-        asked = [norms(self.before.values()).isfinite().all()]
-        asked.append((least != now).any() if least.shape == now.shape else asked[0])
-        for which, before in self._norms.items():
-            here = norms(self._noted[which].values())
-            asked.append((here.nan_to_num(nan=-1.0) == before.nan_to_num(nan=-1.0)).all())
-        home = asked[0].device
-        self.finite, self.stepped, *stayed = torch.stack([x.to(home) for x in asked]).tolist()
-        for which, same in zip(self._norms, stayed, strict=True):
-            if not same:
-                self._spares[which] = False  # from the next such step on they are copied
-                self.moved = True
+        finite = norms(self.before.values()).isfinite().all()
+        moved = (least != now).any() if least.shape == now.shape else finite
+        of = {w: (tuple(g), norms(g.values())) for w, g in self._noted.items() if w in self._norms}
+        return Look(
+            finite=parcel.add(finite),
+            stepped=parcel.add(moved),
+            before={which: parcel.add(own) for which, own in self._norms.items()},
+            after={which: (names, parcel.add(own)) for which, (names, own) in of.items()},
+        )
+
+    def stayed(self, look: Look) -> bool:
+        """Whether gradients did; where not, they are copied from the next step on."""
+        self._spares.update(dict.fromkeys(look.changed, False))
+        return not look.changed
 
     def over(self) -> None:
         """Keep nothing of it; of a step that was evaluated nothing stays in the heap either."""

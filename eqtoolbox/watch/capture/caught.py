@@ -2,18 +2,19 @@
 
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace as fx
 
+from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.linalg.vectors import wide
 from eqtoolbox.replay.eager import recorded
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.watch.capture.backward import Key
-from eqtoolbox.world.layout import local
 
 
 class Hook:
@@ -79,9 +80,20 @@ class Caught:
             self.handle.remove()
 
 
+@dataclass
+class Numbers:
+    """What is left of a caught loss where nobody evaluates it again: its numbers."""
+
+    value: Tensor | None
+    weight: Tensor | float | None
+
+
+C = TypeVar("C", Caught, Numbers)
+
+
 def weighted(
-    losses: Sequence[Caught], scale: float = 1.0, summed: bool = False
-) -> list[tuple[Caught, float]]:
+    losses: Sequence[C], scale: float = 1.0, summed: bool = False
+) -> list[tuple[C, float]]:
     """Losses that a backward reached, with their weights; the scale of a scaler divided out.
 
     Where no backward was seen (batches given by `observe`, or a function that runs the backward
@@ -97,6 +109,24 @@ def weighted(
     return [(c, 1.0 if summed else 1 / len(losses)) for c in losses]
 
 
+def sent(losses: Sequence[Caught], parcel: Parcel) -> Callable[[], list[Numbers]] | None:
+    """The numbers of losses, which go to the host with a parcel: call it when that has arrived.
+
+    None where they are of no plain kind.
+    """
+    held = [t for c in losses for t in (c.value, c.weight) if isinstance(t, Tensor)]
+    if any(type(t) is not Tensor or t.is_complex() or t.numel() != 1 for t in held):
+        return None
+
+    def add(number: Any) -> Callable[[], Any]:
+        if not isinstance(number, Tensor):
+            return lambda: number
+        return parcel.add(number.detach().reshape(()))
+
+    each = [(add(c.value), add(c.weight)) for c in losses]
+    return lambda: [Numbers(value(), weight()) for value, weight in each]
+
+
 def numbers(given: Sequence[Tensor]) -> list[float]:
     """What tensors of one entry hold, in one question to the device."""
     if any(type(t) is not Tensor or t.is_complex() for t in given):
@@ -109,11 +139,3 @@ def numbers(given: Sequence[Tensor]) -> list[float]:
 def guessed(losses: Sequence[Caught]) -> bool:
     """Whether the weights of several losses are not known."""
     return len(losses) > 1 and all(c.weight is None for c in losses)
-
-
-def gradients_are_clear(parameters: Iterable[Tensor]) -> bool:
-    """Whether nothing is accumulated in `.grad`: none set, or zeros only."""
-    grads = [local(p.grad) for p in parameters if p.grad is not None]
-    # a sparse gradient that several backwards added to has no operation of its own for this
-    values = [g._values() if g.is_sparse else g for g in grads]
-    return not any(bool(v.count_nonzero()) for v in values)

@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.replay.unwrap import processes, unwrapped
 from eqtoolbox.replay.window import Window
 from eqtoolbox.watch.capture.catching import Catching, loss_of
-from eqtoolbox.watch.capture.caught import Caught, numbers, traced
+from eqtoolbox.watch.capture.caught import Caught, Numbers, numbers, sent, traced, weighted
 from eqtoolbox.watch.capture.losses import CriterionOfPair, OwnLoss, SpreadCall, as_call
 from eqtoolbox.watch.capture.own_share import OwnShare
 from eqtoolbox.watch.capture.start import fresh, versions_of
@@ -200,22 +201,37 @@ class LossCapture(Catching):
 
     # -- taking ---------------------------------------------------------------------------------
 
-    def training(self, scale: float = 1.0) -> Objective | None:
+    def training(self, scale: float | None = 1.0) -> Objective | None:
         """Objective of the step's own batches with their weights; None when none was caught.
 
         Args:
-            scale: by which a gradient scaler had multiplied the losses.
+            scale: by which a gradient scaler had multiplied the losses; None: their weights do not
+                matter and are not asked for.
         """
-        parts = self.pending.weighted(scale)
+        every = [(c, 1.0) for c in self.pending.losses]
+        parts = every if scale is None else self.pending.weighted(scale)
         if parts:
             return Window.of(tuple((c.objective, w) for c, w in parts))
         loss_fn = self._wrapped or self.loss_fn
         known = loss_fn is not None and self.unused is not None
         return self._objective(loss_fn, self.unused) if known else None  # type: ignore[arg-type]
 
-    def value(self, scale: float = 1.0) -> float | None:
-        """The loss that the training loop saw, with the same weights; None if it is no number."""
-        parts = self.pending.weighted(scale)
+    def sent(self, parcel: Parcel) -> Callable[[], list[Numbers]] | None:
+        """The numbers of the step's losses, with a parcel; None where they have to be asked for."""
+        return sent(self.pending.losses, parcel)
+
+    def value(self, scale: float = 1.0, losses: list[Numbers] | None = None) -> float | None:
+        """The loss that the training loop saw, with the same weights; None if it is no number.
+
+        Args:
+            scale: by which a gradient scaler had multiplied the losses.
+            losses: those of the step, where they were sent.
+        """
+        parts: list[tuple[Caught, float]] | list[tuple[Numbers, float]]
+        if losses is None:
+            parts = self.pending.weighted(scale)
+        else:
+            parts = weighted(losses, scale, self.pending.summed)
         terms = [(w, c.value) for c, w in parts if c.value is not None and c.value.numel() == 1]
         if not terms or len(terms) < len(parts):
             return None

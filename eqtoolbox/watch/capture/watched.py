@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import FunctionType, MethodType
 from typing import Any
@@ -14,7 +14,6 @@ from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.loss_parameters import LossParameters, clones
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.replay.reach.reach import modules_in
-from eqtoolbox.watch.capture.caught import gradients_are_clear
 from eqtoolbox.world.layout import local
 from eqtoolbox.world.placement import accumulates, gathered_now
 
@@ -198,3 +197,11 @@ def _numbered(name: str) -> Iterator[str]:
 def _few(names: list[str]) -> str:
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
+
+
+def gradients_are_clear(parameters: Iterable[Tensor]) -> bool:
+    """Whether nothing is accumulated in `.grad`: none set, or zeros only."""
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
+    # a sparse gradient that several backwards added to has no operation of its own for this
+    values = [g._values() if g.is_sparse else g for g in grads]
+    return not any(bool(v.count_nonzero()) for v in values)

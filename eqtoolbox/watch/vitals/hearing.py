@@ -1,10 +1,13 @@
 """Hearing: the loss of every step, kept on its device and read at due steps only."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+from eqtoolbox.linalg.parcel import Parcel
 
 BLOCK = 256  # losses that are stacked at a time
 MOST = 12  # numbers that stand for the losses between two due steps
@@ -54,11 +57,15 @@ class Hearing:
         Of each stretch the farthest from the median of all is told, so that nothing that stands
         out is lost.
         """
+        return self.sent(held_out, Parcel())()
+
+    def sent(self, held_out: bool, parcel: Parcel) -> Callable[[], list[float]]:
+        """The same, which go to the host with a parcel and are told when they have arrived."""
         new, old = self._new[held_out], self._old[held_out]
-        blocks = [block.cpu().double() for block in (*old, *([_stacked(new)] if new else []))]
+        blocks = [parcel.add(block) for block in (*old, *([_stacked(new)] if new else []))]
         new.clear()
         old.clear()
-        return thinned(torch.cat(blocks)).tolist() if blocks else []
+        return lambda: thinned(torch.cat([b() for b in blocks])).tolist() if blocks else []
 
 
 def _stacked(losses: list[Tensor]) -> Tensor:

@@ -2,13 +2,14 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.linalg.vectors import dot, norm, not_finite
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
@@ -50,16 +51,28 @@ class Vitals:
 
     def losses(self, step: int) -> None:
         """Tell the losses of every step since the last time; that fails by itself alone."""
+        self.sent(step, Parcel())()
+
+    def sent(self, step: int, parcel: Parcel) -> Callable[[], None]:
+        """The same, where they go to the host with a parcel: call it when that has arrived."""
+        first, self._begun = min(self._begun + 1, step), step
         try:
-            for held_out, name in ((False, "losses"), (True, "held_out")):
-                values = self._hearing.told(held_out)
-                if values:
-                    told = [v if math.isfinite(v) else "nan" for v in values]
-                    facts = {"losses": told, "first": min(self._begun + 1, step)}
-                    self._emit(name, values[-1], facts, always=True)
+            heard = [self._hearing.sent(held_out, parcel) for held_out in (False, True)]
         except BaseException as error:
             self._journal.failed(NAME, error)
-        self._begun = step
+            return lambda: None
+
+        def tell() -> None:
+            try:
+                for name, read in zip(("losses", "held_out"), heard, strict=True):
+                    if values := read():
+                        told = [v if math.isfinite(v) else "nan" for v in values]
+                        facts = {"losses": told, "first": first}
+                        self._emit(name, values[-1], facts, always=True)
+            except BaseException as error:
+                self._journal.failed(NAME, error)
+
+        return tell
 
     def take(self, snapshot: Snapshot, scale: float = 1.0) -> None:
         """Evaluate the loss of the step before and after it, and tell what shows."""

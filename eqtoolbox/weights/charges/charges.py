@@ -104,6 +104,7 @@ class Charges:
             [float(1 + k.quadratic) for k in self.kinds]
         ).repeat_interleave(torch.tensor([sum(k.counts) for k in self.kinds]))
         self.moving = {m.family for m in self.members if m.equivariant}  # they move outputs too
+        self.meet = not all(m.form.apart for m in self.members)  # then `read` waits for the device
 
     @cached_property
     def labels(self) -> list[str]:

@@ -61,7 +61,7 @@ def taken(
     shapes = [(len(pairs), *kind.shape) for kind in kinds]
     sizes = [math.prod(shape) for shape in shapes]
     if beside is None:
-        beside = torch.zeros(0, dtype=layout.dtype)
+        beside = torch.zeros(0, dtype=layout.dtype, device=layout.device)
     sizes += [len(squares), len(beside)]
     flat = torch.zeros(sum(sizes), dtype=layout.dtype, device=layout.device)
     *own, totals, more = torch.split(flat, sizes)

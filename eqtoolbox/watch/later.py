@@ -1,0 +1,146 @@
+"""Later: due steps that nobody waits for: launched as they end, read as the next step starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eqtoolbox.linalg.parcel import Parcel
+from eqtoolbox.replay.objective import Parameters
+from eqtoolbox.watch.account import Account
+from eqtoolbox.watch.agenda import Agenda
+from eqtoolbox.watch.budget import Budget
+from eqtoolbox.watch.capture.caught import Numbers
+from eqtoolbox.watch.capture.loss_capture import LossCapture
+from eqtoolbox.watch.capture.watched import Watched
+from eqtoolbox.watch.device import Timer, works_apart
+from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.probe import Probe
+from eqtoolbox.watch.rows import answers
+from eqtoolbox.watch.runner import Runner
+from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.step import Look, Step
+from eqtoolbox.watch.vitals.vitals import Vitals
+from eqtoolbox.world.layout import local
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Launched:
+    """What is on its way to the host of one step."""
+
+    losses: Callable[[], list[Numbers]]
+    scale: float  # of a gradient scaler
+    heard: Callable[[], None]  # tells the losses of every step
+    look: Look
+    snapshot: Snapshot  # without batches and gradients
+    asked: list[tuple[Probe, Any]]
+    timer: Timer
+
+
+class Later:
+    """Measures without waiting for the device what needs no evaluation of the loss.
+
+    At the end of such a step all passes over its tensors are launched, and one copy brings their
+    numbers to the host while training goes on. They are read before the next step moves a
+    parameter, by when the device has long gone past them, and recorded as that step's. The copies
+    of the parameters are those that every due step uses anew: nothing more is held meanwhile.
+
+    Args:
+        watched, capture, taken: of the training.
+        journal, runner, account, agenda, budget, vitals: of the monitor.
+        settled: whether nothing is to be found out first, given theta_t.
+        freeze: makes the snapshot of a step, as `Catch.snapshot`.
+    """
+
+    def __init__(
+        self,
+        watched: Watched,
+        capture: LossCapture,
+        taken: Step,
+        journal: Journal,
+        runner: Runner,
+        account: Account,
+        agenda: Agenda,
+        budget: Budget,
+        vitals: Vitals,
+        *,
+        settled: Callable[[Parameters], bool],
+        freeze: Callable[..., Snapshot],
+    ) -> None:
+        self._watched, self._capture, self._taken = watched, capture, taken
+        self._journal, self._runner = journal, runner
+        self._account, self._agenda = account, agenda
+        self._budget, self._vitals = budget, vitals
+        self._settled, self._freeze = settled, freeze
+        self._launched: Launched | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The one that is still to be read, if there is one."""
+        return None if self._launched is None else self._launched.snapshot.step
+
+    def launch(self, step: int) -> bool:
+        """Launch what is measured of the step that is over; False where that is to be waited for.
+
+        Nothing is recorded or remembered then.
+        """
+        before = self._taken.before
+        if before is None or not self._may_launch(before):
+            return False
+        try:
+            return self._launch(step, before)
+        except Exception:  # what measures at once meets it again, and tells it
+            return False
+
+    def _launch(self, step: int, before: Parameters) -> bool:
+        timer, parcel = Timer(next(iter(before.values())).device), Parcel()
+        named = self._watched.named()
+        after = {n: local(p.detach()) for n, p in named.items() if n in before}
+        losses, look = self._capture.sent(parcel), self._taken.look(named, parcel)
+        snapshot = self._freeze(step, before, after, named, together=False, waits=False)
+        asked = [(p, p.ask(snapshot, self._runner.reference(p), parcel)) for p in self._agenda.run]
+        if losses is None or any(numbers is None for _, numbers in asked):
+            return False
+        heard = self._vitals.sent(step, parcel)
+        parcel.send()
+        timer.stop()
+        known = None if snapshot.gradient is None else dict[str, Any]()
+        self._launched = Launched(
+            losses=losses,
+            scale=self._taken.scale,
+            heard=heard,
+            look=look,
+            snapshot=replace(snapshot, gradient=known, training=None, measured=None, state={}),
+            asked=asked,
+            timer=timer,
+        )
+        return True
+
+    def read(self) -> None:
+        """Measure what was launched."""
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return
+        took, look = launched.timer.seconds(), launched.look
+        self._watched.tell(self._journal.event)
+        self._account.loss(self._capture.value(launched.scale, launched.losses()))
+        launched.heard()
+        snapshot = replace(launched.snapshot, finite=bool(look.finite()))
+        if not self._taken.stayed(look):
+            snapshot = replace(snapshot, gradient=None)
+        assert snapshot.after is not None, "a step was launched"
+        bad = look.not_finite if snapshot.gradient is not None else ""
+        moved = bool(look.stepped())
+        self._account.applied(snapshot.before, snapshot.after, lambda: bad, moved)
+        for probe, numbers in launched.asked:
+            seen = replace(snapshot, asked=numbers)
+            if answers(probe, self._runner.run(probe, seen, False, took)):
+                self._budget.answered(probe.name)
+            took = 0.0
+
+    def _may_launch(self, before: Parameters) -> bool:
+        """Whether nothing has to be evaluated, looked at or decided on the host first."""
+        agenda, known = self._agenda, self._runner.references
+        due = bool(agenda.run) and not agenda.light and all(p.name in known for p in agenda.run)
+        lent = self._taken.lends and not self._capture.pending.moved
+        launches = due and not agenda.evaluates and lent and works_apart(before)
+        return launches and self._settled(before)
