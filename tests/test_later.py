@@ -93,7 +93,7 @@ def forgetful(model: nn.Module) -> torch.optim.Optimizer:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps that were launched, while this device passes for one that works on its own."""
     found: list[int] = []
-    launch, read = later.Later._launch, Parcel._read
+    launch, read = later.ReadLater._launch, Parcel._read
     launching = [False]
 
     def counted(self: Any, step: int, before: Any) -> bool:
@@ -108,7 +108,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return read(self)
 
     monkeypatch.setattr(later, "works_apart", lambda tensors: True)
-    monkeypatch.setattr(later.Later, "_launch", counted)
+    monkeypatch.setattr(later.ReadLater, "_launch", counted)
     monkeypatch.setattr(Parcel, "_read", guarded)
     return found
 
@@ -176,7 +176,7 @@ def test_nothing_is_launched_where_there_is_nothing_to_wait_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Negative control: on a CPU everything is measured at once."""
-    monkeypatch.setattr(later.Later, "_launch", lambda *_: pytest.fail("it was launched"))
+    monkeypatch.setattr(later.ReadLater, "_launch", lambda *_: pytest.fail("it was launched"))
     assert told(train()[0])
 
 

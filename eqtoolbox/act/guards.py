@@ -16,6 +16,7 @@ from eqtoolbox.record.sink import Sink
 from eqtoolbox.replay.eager import eager
 from eqtoolbox.watch.aloud import tell, warn
 from eqtoolbox.watch.monitor import Monitor
+from eqtoolbox.watch.nested import nested
 from eqtoolbox.watch.snapshot import ParameterGroup, parameter_groups
 
 LEAST = 1e-6  # of a rate: what is left of it while nothing is known
@@ -185,6 +186,8 @@ class Guard:
 
     @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if nested(optimizer):
+            return
         self._restore()
         if self._closed or not self.monitor.attached:
             return
@@ -200,7 +203,8 @@ class Guard:
 
     @eager
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self._restore()
+        if not nested(optimizer):
+            self._restore()
 
     def _restore(self) -> None:
         """Every rate is again the object that it was."""

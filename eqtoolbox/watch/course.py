@@ -8,6 +8,7 @@ from eqtoolbox.expect.kinds import Natural
 from eqtoolbox.replay.eager import eager, recorded, untraced
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.watch.due_steps import DueSteps
+from eqtoolbox.watch.nested import nested
 from eqtoolbox.watch.step import closure_of, look_first
 
 RECORDED = (
@@ -77,7 +78,7 @@ class Course(DueSteps):
 
     @eager
     def _step_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if current() is not None or recorded():
+        if current() is not None or recorded() or nested(optimizer):
             return None
         self._settle()
         if not self._agenda.catches:
@@ -87,8 +88,8 @@ class Course(DueSteps):
 
     @untraced
     def _step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if current() is not None:  # a loss that is evaluated again steps an optimizer itself
-            return
+        if current() is not None or (optimizer is not None and nested(optimizer)):
+            return  # a loss that is evaluated again steps an optimizer itself
         if self._recorded():
             return
         started = time.perf_counter()
@@ -126,7 +127,7 @@ class Course(DueSteps):
     @eager
     def _one_starts(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         """One of several optimizers starts."""
-        if current() is not None or recorded():
+        if current() is not None or recorded() or nested(optimizer):
             return None
         if self._open and id(optimizer) in self._stepped:
             self._close_step()
@@ -142,7 +143,7 @@ class Course(DueSteps):
 
     @eager
     def _one_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if current() is not None or self._recorded():
+        if current() is not None or self._recorded() or nested(optimizer):
             return
         self._capture.pending.step_pauses()
         self._stepped.add(id(optimizer))

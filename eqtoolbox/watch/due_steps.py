@@ -19,7 +19,7 @@ from eqtoolbox.watch.clock import Clock
 from eqtoolbox.watch.device import synchronize
 from eqtoolbox.watch.interrupts import Gate
 from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.later import Later
+from eqtoolbox.watch.later import ReadLater
 from eqtoolbox.watch.memory import Governor
 from eqtoolbox.watch.options import Options
 from eqtoolbox.watch.probe import Scheduled
@@ -97,7 +97,7 @@ class DueSteps(ABC):
         )
         self._several = len(self.optimizers) > 1
         alone = not (self._several or self._world.several)
-        self._later = Later(
+        self._later = ReadLater(
             *(*seen, *by, self._budget, self._catch.vitals),
             settled=lambda before: alone and self._catch.settled(before),
             freeze=self._catch.snapshot,

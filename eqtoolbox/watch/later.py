@@ -18,7 +18,7 @@ from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.rows import answers
 from eqtoolbox.watch.runner import Runner
 from eqtoolbox.watch.snapshot import Snapshot
-from eqtoolbox.watch.step import Look, Step
+from eqtoolbox.watch.step import Looked, Step
 from eqtoolbox.watch.vitals.vitals import Vitals
 from eqtoolbox.world.layout import local
 
@@ -30,13 +30,13 @@ class Launched:
     losses: Callable[[], list[Numbers]]
     scale: float  # of a gradient scaler
     heard: Callable[[], None]  # tells the losses of every step
-    look: Look
+    look: Looked
     snapshot: Snapshot  # without batches and gradients
     asked: list[tuple[Probe, Any]]
     timer: Timer
 
 
-class Later:
+class ReadLater:
     """Measures without waiting for the device what needs no evaluation of the loss.
 
     At the end of such a step all passes over its tensors are launched, and one copy brings their
@@ -124,12 +124,12 @@ class Later:
         self._watched.tell(self._journal.event)
         self._account.loss(self._capture.value(launched.scale, launched.losses()))
         launched.heard()
-        snapshot = replace(launched.snapshot, finite=bool(look.finite()))
+        finite, moved = look.told().bool().tolist()
+        snapshot = replace(launched.snapshot, finite=finite)
         if not self._taken.stayed(look):
             snapshot = replace(snapshot, gradient=None)
         assert snapshot.after is not None, "a step was launched"
         bad = look.not_finite if snapshot.gradient is not None else ""
-        moved = bool(look.stepped())
         self._account.applied(snapshot.before, snapshot.after, lambda: bad, moved)
         for probe, numbers in launched.asked:
             seen = replace(snapshot, asked=numbers)

@@ -20,11 +20,10 @@ from eqtoolbox.world.layout import local
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Looked:
     """What is asked of a step whose gradients were not copied; read when it has arrived."""
 
-    finite: Callable[[], Tensor]  # whether theta_t was
-    stepped: Callable[[], Tensor]  # whether its smallest tensor moved
+    told: Callable[[], Tensor]  # whether theta_t was finite, and whether its smallest tensor moved
     before: dict[int, Callable[[], Tensor]]  # norms of the gradients as each optimizer stepped
     after: dict[int, tuple[tuple[str, ...], Callable[[], Tensor]]]  # and then, with their names
 
@@ -171,7 +170,7 @@ class Step:
         self._given = {}
         if self._norms:
             look = self.look(named, Parcel())
-            self.finite, self.stepped = bool(look.finite()), bool(look.stepped())
+            self.finite, self.stepped = look.told().bool().tolist()
             self.moved = self.moved or not self.stayed(look)
         return None if self.moved else self.lent(named)
 
@@ -184,7 +183,7 @@ class Step:
         """Whether all gradients are still the optimizer's own, so that `look` has to tell."""
         return bool(self._norms) and self._norms.keys() == self._noted.keys() and not self.moved
 
-    def look(self, named: Mapping[str, nn.Parameter], parcel: Parcel) -> Look:
+    def look(self, named: Mapping[str, nn.Parameter], parcel: Parcel) -> Looked:
         """Whether gradients stayed, theta_t is finite, its smallest tensor moved: one question.
 
         Args:
@@ -199,14 +198,13 @@ class Step:
         finite = norms(self.before.values()).isfinite().all()
         moved = (least != now).any() if least.shape == now.shape else finite
         of = {w: (tuple(g), norms(g.values())) for w, g in self._noted.items() if w in self._norms}
-        return Look(
-            finite=parcel.add(finite),
-            stepped=parcel.add(moved),
+        return Looked(
+            told=parcel.add(torch.stack([finite, moved.to(finite.device)])),
             before={which: parcel.add(own) for which, own in self._norms.items()},
             after={which: (names, parcel.add(own)) for which, (names, own) in of.items()},
         )
 
-    def stayed(self, look: Look) -> bool:
+    def stayed(self, look: Looked) -> bool:
         """Whether gradients did; where not, they are copied from the next step on."""
         self._spares.update(dict.fromkeys(look.changed, False))
         return not look.changed

@@ -30,7 +30,7 @@ def numbers(records: list[Record]) -> dict[tuple[int, str], float]:
 def test_it_waits_for_nothing_and_says_the_same(
     gpu: str, training: Training, schedule: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch, launched = later.Later._launch, list[int]()
+    launch, launched = later.ReadLater._launch, list[int]()
 
     def strict(self: Any, step: int, before: Any) -> bool:
         if launched:  # the first time indices are brought to the device
@@ -45,7 +45,7 @@ def test_it_waits_for_nothing_and_says_the_same(
     options = {"schedule": schedule}
     given = replace(training, device=gpu, probes=[Conservation()], options=options)
     without, _ = given.run(attached=False)
-    monkeypatch.setattr(later.Later, "_launch", strict)
+    monkeypatch.setattr(later.ReadLater, "_launch", strict)
     with_, records = given.run(attached=True)
     assert len(launched) == (STEPS - 1) // schedule, "some of it was waited for"
     assert same(with_, without)

@@ -13,7 +13,7 @@ import eqtoolbox as eq
 from eqtoolbox.replay.embeddings import embedding_bag
 from eqtoolbox.replay.operations import Operations
 from eqtoolbox.sinks.memory import MemorySink
-from eqtoolbox.watch.capture.caught import gradients_are_clear
+from eqtoolbox.watch.capture.watched import gradients_are_clear
 
 ROWS, WIDTH = 9, 4
 WHOLE = torch.randint(0, ROWS, (5, 3), generator=torch.Generator().manual_seed(0))
