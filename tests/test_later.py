@@ -214,6 +214,18 @@ def test_steps_that_move_nothing_are_told_alike(launched: list[int]) -> None:
     same(launched, between=rests, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1))
 
 
+def test_what_moves_parameters_between_steps_is_no_step(launched: list[int]) -> None:
+    """As clipping does: whether the step moved any is known as it ends."""
+
+    def clips(step: int, monitor: Monitor, rule: Any) -> None:
+        rule.param_groups[0]["lr"] = 0.0 if step % 3 == 1 else 0.1
+        with torch.no_grad():
+            for p in monitor.model.parameters():
+                p.clamp_(-0.3, 0.3)
+
+    same(launched, between=clips, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1))
+
+
 def test_parameters_that_are_frozen_begin_anew(launched: list[int]) -> None:
     def freezes(step: int, monitor: Monitor, rule: Any) -> None:
         if step == 9:

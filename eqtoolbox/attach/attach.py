@@ -30,6 +30,7 @@ from eqtoolbox.replay.unwrap import (
     other_process,
     processes,
     refuse_engine,
+    refuse_scripted,
     refuse_sharded,
     unwrapped,
 )
@@ -97,6 +98,7 @@ def attach(given: Arguments) -> Monitor:
     attached_at = _caller()
     let_go(optimizers, None if counted else given.run_dir, attached_at)
     _check(model, optimizers)
+    refuse_scripted("criterion", given.criterion)
     _check_probe_batch(given, model)
     off = switched_off()
     scheduled = _scheduled(given)
@@ -173,6 +175,7 @@ def _checked_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}")
     refuse_sharded(model)
+    refuse_scripted("model", unwrapped(model))
     return unwrapped(model)
 
 

@@ -69,7 +69,7 @@ def _module(module: nn.Module, seen: _Seen, flags: bool = True) -> Hashable:
         seen.add(id(m))
         own, kind = m.__dict__, type(m)
         found += (kind, m.training if flags else None, _constants(own, kind, seen))
-        children = own["_modules"].items()  # of a scripted module it is no dict
+        children = own.get("_modules", m._modules).items()  # of a scripted module it is no dict
         if children:
             found.append(tuple([name for name, _ in children]))
             waiting += [child for _, child in children]

@@ -30,7 +30,12 @@ def map_tensors(change: Leaf, batch: Any) -> Any:
 def tensors(batch: Any) -> list[Tensor]:
     """Every tensor in the batch, in order."""
     found: list[Tensor] = []
-    map_tensors(lambda x: found.append(x), batch)
+
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(note, batch)
     return found
 
 

@@ -41,6 +41,25 @@ def refuse_sharded(model: nn.Module) -> None:
             raise TypeError(f"{name} is partitioned by DeepSpeed ZeRO; {_INSTEAD}")
 
 
+def refuse_scripted(what: str, given: Any) -> None:
+    """Refuse what torch.jit.script made: it takes no hooks, and its parameters are its own.
+
+    Args:
+        what: the argument's name.
+        given: a module, or None.
+
+    Raises:
+        TypeError: with what works instead.
+    """
+    plain = nn.Module.register_forward_pre_hook
+    if given is not None and type(given).register_forward_pre_hook is not plain:
+        raise TypeError(
+            f"{what} expected a module that takes hooks, got a {type(given).__name__} of "
+            f"torch.jit.script: give the module that it was made of, which holds the same "
+            "parameters, and call that in the loop; torch.compile works as it is"
+        )
+
+
 def refuse_engine(given: Any) -> None:
     """Refuse an engine of DeepSpeed given as the model, or an optimizer that it wrapped.
 

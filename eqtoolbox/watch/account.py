@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.budget import Budget
 from eqtoolbox.watch.capture.holders import instead
 from eqtoolbox.watch.capture.waiting import PATIENCE, Waiting
@@ -53,21 +52,13 @@ class Account:
         if len(rates) == 1:
             self._journal.emit("training/learning_rate", rates.pop())
 
-    def applied(
-        self,
-        before: Parameters,
-        after: Parameters,
-        not_finite: Callable[[], str],
-        moved: bool = False,
-    ) -> None:
+    def applied(self, moved: bool, not_finite: Callable[[], str]) -> None:
         """Whether the step moved anything: gradient scalers skip steps inside fused optimizers.
 
         Args:
-            before, after: of the step.
+            moved: whether it did.
             not_finite: tells the first gradient that is not; empty if there is none.
-            moved: whether it was seen to.
         """
-        moved = moved or any(not torch.equal(p, after[n]) for n, p in before.items() if n in after)
         note = "" if moved else "no parameter changed: skipped, or a learning rate of zero"
         self._journal.emit("training/applied", float(moved), note=note)
         culprit = "" if moved else not_finite()

@@ -97,7 +97,9 @@ class Catch:
         self._parameters_changed(before)
         self._watched.tell(self._journal.event)
         given = snapshot.gradient or {}
-        self._account.applied(before, after, lambda: not_finite(given), self._taken.stepped)
+        pairs = [(p, after[n]) for n, p in before.items() if n in after]
+        moved = self._taken.stepped or any(not torch.equal(p, now) for p, now in pairs)
+        self._account.applied(moved, lambda: not_finite(given))
         if not self.faithful.checked:
             self._warn_of_lost_state()
         evaluated = not self.faithful.checked or self._agenda.evaluates

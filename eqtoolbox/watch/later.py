@@ -95,7 +95,7 @@ class ReadLater:
         timer, parcel = Timer(next(iter(before.values())).device), Parcel()
         named = self._watched.named()
         after = {n: local(p.detach()) for n, p in named.items() if n in before}
-        losses, look = self._capture.sent(parcel), self._taken.look(named, parcel)
+        losses, look = self._capture.sent(parcel), self._taken.look(named, parcel, every=True)
         snapshot = self._freeze(step, before, after, named, together=False, waits=False)
         asked = [(p, p.ask(snapshot, self._runner.reference(p), parcel)) for p in self._agenda.run]
         if losses is None or any(numbers is None for _, numbers in asked):
@@ -130,7 +130,7 @@ class ReadLater:
             snapshot = replace(snapshot, gradient=None)
         assert snapshot.after is not None, "a step was launched"
         bad = look.not_finite if snapshot.gradient is not None else ""
-        self._account.applied(snapshot.before, snapshot.after, lambda: bad, moved)
+        self._account.applied(moved, lambda: bad)
         for probe, numbers in launched.asked:
             seen = replace(snapshot, asked=numbers)
             if answers(probe, self._runner.run(probe, seen, False, took)):

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -241,7 +242,8 @@ class Monitor(Course):
                 self._catch.vitals.losses(self._journal.step)
                 self._account.settled(self._catch.vitals.samples)
                 said = self._account.summary(self.step - self._first)
-                print(f"eqtoolbox: {said}", file=sys.stderr)
+                with suppress(ValueError, OSError):  # of a stream that is closed
+                    print(f"eqtoolbox: {said}", file=sys.stderr)
         self._journal.close()
 
     def __enter__(self) -> "Monitor":

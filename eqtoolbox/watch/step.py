@@ -183,23 +183,26 @@ class Step:
         """Whether all gradients are still the optimizer's own, so that `look` has to tell."""
         return bool(self._norms) and self._norms.keys() == self._noted.keys() and not self.moved
 
-    def look(self, named: Mapping[str, nn.Parameter], parcel: Parcel) -> Looked:
+    def look(
+        self, named: Mapping[str, nn.Parameter], parcel: Parcel, every: bool = False
+    ) -> Looked:
         """Whether gradients stayed, theta_t is finite, its smallest tensor moved: one question.
 
         Args:
             named: the parameters.
             parcel: with which the answers go to the host.
+            every: whether all tensors are looked at for whether they moved, not the smallest alone.
         """
         assert self.before is not None, "gradients are noted at theta_t only"
-        least, now = min(
-            ((p, local(named[n])) for n, p in self.before.items() if n in named),
-            key=lambda pair: pair[0].numel(),
-        )
+        pairs = [(p, local(named[n])) for n, p in self.before.items() if n in named]
+        if not every:
+            pairs = [min(pairs, key=lambda pair: pair[0].numel())]
         finite = norms(self.before.values()).isfinite().all()
-        moved = (least != now).any() if least.shape == now.shape else finite
+        each = [(p != now).any().to(finite.device) for p, now in pairs if p.shape == now.shape]
+        moved = torch.stack(each).any() if each else finite
         of = {w: (tuple(g), norms(g.values())) for w, g in self._noted.items() if w in self._norms}
         return Looked(
-            told=parcel.add(torch.stack([finite, moved.to(finite.device)])),
+            told=parcel.add(torch.stack([finite, moved])),
             before={which: parcel.add(own) for which, own in self._norms.items()},
             after={which: (names, parcel.add(own)) for which, (names, own) in of.items()},
         )

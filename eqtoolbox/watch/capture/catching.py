@@ -1,6 +1,5 @@
 """Catching: what hooks on a model and its criterion keep of a loss for the step it belongs to."""
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,15 +12,18 @@ from eqtoolbox.replay.belongings import Belongings, used_by
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
 from eqtoolbox.replay.scalar import loss_tensor
+from eqtoolbox.replay.thread.apart import Apart
 from eqtoolbox.replay.thread.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.capture.backward import node_of
 from eqtoolbox.watch.capture.between import Answered, Between, NotFollowed
-from eqtoolbox.watch.capture.caught import Caught, Hook
+from eqtoolbox.watch.capture.caught import Caught, Hook, Reached, in_transform
+from eqtoolbox.watch.capture.compiled import InPlace, compiled_around, compiled_in_place
 from eqtoolbox.watch.capture.concealed import Concealed
 from eqtoolbox.watch.capture.losses import Criterion, OwnLoss
 from eqtoolbox.watch.capture.own_share import OwnShare
 from eqtoolbox.watch.capture.pending import Pending
+from eqtoolbox.watch.capture.reasons import IN_TRANSFORM, NOT_ON_OUTPUT
 from eqtoolbox.watch.capture.start import Start, buffers_of, fresh
 from eqtoolbox.watch.capture.stopwatch import Stopwatch
 from eqtoolbox.watch.capture.watched import Watched
@@ -56,6 +58,7 @@ class Catching:
         self.observed = "loss_fn= with monitor.observe(batch)"
         self.silent: frozenset[str] = frozenset()  # streams that it draws from without a word
         self.missed = ""  # why nothing could be caught although the model was called
+        self.unanswered = False  # whether the criterion was called, and no call of the model seen
         self.replays = True  # whether the coming step is evaluated again
         self.pending = Pending(watched)
         self._share: OwnShare | None = None  # of a gradient that several processes average
@@ -73,7 +76,7 @@ class Catching:
         self._given: Any = None  # what the criterion is called with: of the model, and beside it
         self._made: tuple[Between | None, bool] = (None, False)  # how its arguments were last made
         self._calls: Any = ((), {})
-        self._handles: list[Concealed] = []
+        self._handles: list[Concealed | InPlace] = []
         self._ears: list[Concealed] = []
         if criterion is not None and loss_fn is None:
             self._hear(criterion)
@@ -94,7 +97,7 @@ class Catching:
         if loss is not None and loss.requires_grad:
             caught.node = node_of(loss)
             caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
-                _Reached(self, caught)
+                Reached(self, caught)
             )
         self.pending.add(caught, loss)
 
@@ -112,11 +115,26 @@ class Catching:
             if module is not None:
                 pre = Hook(self, f"_{name}_called", module)
                 post = Hook(self, f"_{name}_answered", module)
+                if compiled_in_place(module):
+                    self._handles.append(InPlace(module, pre, post))
+                    continue
                 handles = (
                     module.register_forward_pre_hook(pre, with_kwargs=True, prepend=True),
                     module.register_forward_hook(post, with_kwargs=True),
                 )
                 self._handles += [Concealed(handle) for handle in handles]
+
+    def _compiled_since(self) -> bool:
+        """Whether what the loop calls was compiled since hooks were put on it; they move along."""
+        around = compiled_around(self.model) if self.called is self.model else None
+        plain = [h for h in self._handles if isinstance(h, Concealed)]
+        if around is None and not (plain and compiled_in_place(self.called)):
+            return False
+        self.called = self.called if around is None else around
+        self._remove()
+        if self._armed and self._wrapped is None:
+            self._install()
+        return True
 
     def _remove(self) -> None:
         for handle in self._handles:
@@ -125,7 +143,23 @@ class Catching:
 
     def _hear(self, module: nn.Module) -> None:
         """Hear every loss that the module gives from now on, at steps that are not due, too."""
-        self._ears.append(Concealed(module.register_forward_hook(Hook(self, "_heard", module))))
+        self._ears.append(Concealed(module.register_forward_hook(Hook(self, "_eared", module))))
+
+    def _eared(self, module: nn.Module, args: Any, loss: Any) -> None:
+        self._heard(module, args, loss)
+        if torch.is_grad_enabled() and not self._armed:
+            self._passed(loss)
+
+    def _passed(self, result: Any) -> None:
+        """A loss is not caught; after many without a step a cause is looked for."""
+        waiting = self.pending.waiting
+        waiting.losses += 1
+        if waiting.losses == waiting.far:
+            try:
+                with Apart():
+                    waiting.idle(loss_of(result))
+            except Exception as error:
+                self.fail(error)
 
     def _heard(self, module: nn.Module, args: Any, loss: Any) -> None:
         with unobserved():  # by modes of the user's
@@ -139,6 +173,9 @@ class Catching:
 
     def _model_called(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self._begun is not None or not torch.is_grad_enabled() or not self.pending.belongs():
+            return
+        if in_transform():
+            self.missed = IN_TRANSFORM
             return
         _let_end(model)
         self._start = self._now(self._known)
@@ -174,25 +211,24 @@ class Catching:
 
     def _criterion_called(self, criterion: nn.Module, args: Any, kwargs: Any) -> None:
         self._given = None
-        if self._output is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or in_transform():
+            return
+        if self._output is None:
+            self.unanswered = True
             return
         why = ""
         try:
             given = map_tensors(lambda x: Between.of(self._output, x) or x, (args, kwargs))
         except NotFollowed as reason:
-            why = f"after {reason}, which cannot be done again here"
+            why = f"after {reason}"
         else:
             if any(isinstance(leaf, Between) for leaf in tree_leaves(given)):
                 _let_end(criterion)
                 self._given = self._calls, fresh(given)
                 self._made = _first(given)
                 return
-        self.missed = (
-            f"the criterion was not called on the model's own output{', but ' + why if why else ''}"
-            ": give the loss as a function. Ready to paste, with your own line in place of output:"
-            "\n    loss_fn = monitor.loss(lambda model, x, y: criterion(output(model(x)), y))"
-            "\nand call loss_fn(model, x, y) where the loop calls the criterion"
-        )
+        why = f", but {why}, which cannot be done again here" if why else ""
+        self.missed = NOT_ON_OUTPUT.format(why=why)
 
     def _criterion_answered(self, criterion: nn.Module, args: Any, kwargs: Any, loss: Any) -> None:
         given, self._given = self._given, None  # the output may be given to it again
@@ -228,23 +264,6 @@ class Catching:
     def _known(self) -> Any:
         """The loss function as far as it is known before the model is called."""
         return self._wrapped or self.loss_fn or self.criterion
-
-
-class _Reached:
-    """A tensor hook that tells which gradient arrived at a loss; keeps neither side alive."""
-
-    def __init__(self, capture: Catching, caught: Caught) -> None:
-        self._capture = weakref.ref(capture)
-        self._caught = weakref.ref(caught)
-
-    def __call__(self, gradient: Tensor) -> None:
-        capture, caught = self._capture(), self._caught()
-        if capture is not None and caught is not None:
-            try:
-                with capture.stopwatch:
-                    capture.pending.reached(caught, gradient)
-            except BaseException as error:
-                capture.fail(error)
 
 
 def _let_end(module: nn.Module) -> None:

@@ -49,6 +49,11 @@ class Hook:
         return Hook, ()
 
 
+def in_transform() -> bool:
+    """Whether what runs is inside a transform of torch.func."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
 def traced() -> bool:
     """Whether the module runs to be compiled, exported or recorded."""
     compiled = torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
@@ -78,6 +83,23 @@ class Caught:
         """Take the hook off the loss."""
         if self.handle is not None:
             self.handle.remove()
+
+
+class Reached:
+    """A tensor hook that tells which gradient arrived at a loss; keeps neither side alive."""
+
+    def __init__(self, capture: Any, caught: Caught) -> None:
+        self._capture = weakref.ref(capture)
+        self._caught = weakref.ref(caught)
+
+    def __call__(self, gradient: Tensor) -> None:
+        capture, caught = self._capture(), self._caught()
+        if capture is not None and caught is not None:
+            try:
+                with capture.stopwatch:
+                    capture.pending.reached(caught, gradient)
+            except BaseException as error:
+                capture.fail(error)
 
 
 @dataclass

@@ -14,9 +14,24 @@ from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
 from eqtoolbox.replay.thread.scope import current
 from eqtoolbox.replay.unwrap import processes, unwrapped
 from eqtoolbox.replay.window import Window
-from eqtoolbox.watch.capture.catching import Catching, loss_of
-from eqtoolbox.watch.capture.caught import Caught, Numbers, numbers, sent, traced, weighted
-from eqtoolbox.watch.capture.losses import CriterionOfPair, OwnLoss, SpreadCall, as_call
+from eqtoolbox.watch.capture import reasons
+from eqtoolbox.watch.capture.catching import Catching
+from eqtoolbox.watch.capture.caught import (
+    Caught,
+    Numbers,
+    in_transform,
+    numbers,
+    sent,
+    traced,
+    weighted,
+)
+from eqtoolbox.watch.capture.losses import (
+    CriterionOfPair,
+    OwnLoss,
+    SpreadCall,
+    as_call,
+    by_position,
+)
 from eqtoolbox.watch.capture.own_share import OwnShare
 from eqtoolbox.watch.capture.start import fresh, versions_of
 
@@ -67,8 +82,6 @@ class LossCapture(Catching):
     def wrap(self, function: F) -> F:
         """`function(model, batch, ...)`, whose calls with gradients enabled are caught."""
 
-        waiting = self.pending.waiting
-
         def hear(result: Any) -> None:
             if not traced():
                 try:
@@ -87,9 +100,7 @@ class LossCapture(Catching):
             result = function(*args, **kwargs)
             hear(result)
             if torch.is_grad_enabled():
-                waiting.losses += 1
-                if waiting.losses == waiting.far:
-                    self._waits(result)
+                self._passed(result)
             return result
 
         self._wrapped = function
@@ -156,12 +167,14 @@ class LossCapture(Catching):
 
     def _call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call the decorated function and catch what it was given and what it gave."""
-        objective, versions = None, []
+        objective, versions, own, named = None, [], args, kwargs
         try:
             with self.stopwatch:
-                owner = self._owner(args)
+                if not own:
+                    own, named = by_position(function, kwargs)
+                owner = self._owner(own)
                 if owner is not None:
-                    batch, versions = fresh((args[1:], kwargs)), versions_of((args[1:], kwargs))
+                    batch, versions = fresh((own[1:], named)), versions_of((own[1:], named))
                     self._start, self._autocast = None, self._around()
                     loss_fn = SpreadCall(function, None if owner is self.model else owner)
                     objective = self._objective(loss_fn, batch)
@@ -171,7 +184,7 @@ class LossCapture(Catching):
         try:
             if objective is not None:
                 with self.stopwatch:
-                    changed = versions != versions_of((args[1:], kwargs))
+                    changed = versions != versions_of((own[1:], named))
                     self._catch(replace(objective, mutates=changed), result)
         except BaseException as error:
             self.fail(error)
@@ -188,8 +201,8 @@ class LossCapture(Catching):
                 f"monitor.loss decorates loss_fn(model, batch, ...), but the first argument "
                 f"was {got}: let the function call the model itself"
             )
-        elif torch._C._functorch.maybe_current_level() is not None:
-            self.missed = "the loss runs inside a torch.func transform, where it cannot be caught"
+        elif in_transform():
+            self.missed = reasons.IN_TRANSFORM
         elif given is not self.model and all(m is not self.model for m in given.modules()):
             self.missed = (
                 f"the function that monitor.loss decorates was called with another "
@@ -272,23 +285,11 @@ class LossCapture(Catching):
         """Why no loss is known, and what to do."""
         if self.refused or self.missed:
             return self.refused or self.missed
+        if self._wrapped is None and self._compiled_since():
+            return reasons.COMPILED_SINCE
         if self.loss_fn is not None:
-            return "no batch is known: call monitor.observe(batch) in each step or give probe_batch"
-        if self.criterion is not None:
-            return (
-                f"the {type(self.criterion).__name__} that was given as criterion= is not called "
-                "in the training step: call that very object, criterion(model(x), ...), or "
-                f"{self.decorate}"
-            )
-        return (
-            f"no loss is known: {self.decorate} (outside of torch.compile, where it is compiled), "
-            f"or give criterion= (a module), or {self.observed}"
-        )
-
-    def _waits(self, result: Any) -> None:
-        """Many losses were evaluated since the last step, and none of them is caught."""
-        try:
-            with self.stopwatch:
-                self.pending.waiting.idle(loss_of(result))
-        except Exception as error:
-            self.fail(error)
+            return reasons.NO_BATCH
+        if self.criterion is None:
+            return reasons.NO_LOSS.format(how=self.decorate, observed=self.observed)
+        which = reasons.UNSEEN if self.unanswered else reasons.UNCALLED
+        return which.format(kind=type(self.criterion).__name__, how=self.decorate)

@@ -1,5 +1,6 @@
 """Losses: functions of (model, batch) made from what the training loop itself called."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,3 +91,12 @@ def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), dict(batch)
     return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
+
+
+def by_position(function: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a function was given by name alone, as positions and names; as it is where none fits."""
+    try:
+        bound = inspect.signature(function).bind(**kwargs)
+    except (TypeError, ValueError):
+        return (), kwargs
+    return bound.args, bound.kwargs

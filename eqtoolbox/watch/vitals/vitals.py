@@ -205,7 +205,8 @@ class Vitals:
         except Exception:  # whatever a loss says to half of its batch
             return
         # the gradient of the rest is (total g - one first) / two, of which no copy is made
-        total, first = one + two, {n: first[n] for n in gradient}
+        total = one + two
+        first = {n: first[n] if n in first else torch.zeros_like(g) for n, g in gradient.items()}
         whole, own, both = dot(gradient, gradient), dot(first, first), dot(first, gradient)
         rest = total**2 * whole - 2 * total * one * both + one**2 * own
         if own > 0 and rest > 0:
