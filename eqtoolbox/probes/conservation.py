@@ -23,7 +23,7 @@ from eqtoolbox.record.record import Mode
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.shared import Shared
-from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import OTHER, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.weights.charges.charges import ChargeReading, Charges
 from eqtoolbox.world.shards import Shards
@@ -220,6 +220,7 @@ class Conservation(Probe):
             noise=noise,
             shrunk=left.shrunk(beside.weights),
             epsilon=epsilon,
+            other=snapshot.told.get(OTHER, ""),
         )
         yield from drift.every_step(snapshot.step, size)
         if passes.keep:

@@ -16,6 +16,7 @@ from eqtoolbox.weights.charges.charges import Charges
 
 TINY = 1e-300
 WITHIN = "within what the epsilon of normalisations may leave"
+OTHERS = "the gradient that was used is not that of the loss"
 PREDICTED = "the epsilon of normalisations predicts"
 
 
@@ -33,6 +34,7 @@ class Drift:
     noise: float = 0.0  # of first-order laws at this step, where it was measured; over |g| |K|
     shrunk: float = 1.0  # of variances through other tensors than a family's own
     epsilon: Mapping[str, Tensor] = field(default_factory=dict)  # p of generators, where known
+    other: str = ""  # why the gradient that was used is not the loss's, where that was seen
 
     @property
     def total(self) -> Tensor:
@@ -116,6 +118,7 @@ class Drift:
                 beyond = verdict(value, max(left, floor)) == "violated"
                 said = "violated" if beyond else "unresolved"
             near = family in self.epsilon or bool(left and said == "unresolved")
+            other = f"{OTHERS}: {self.other}" if self.other and said == "violated" else ""
             yield Measurement(
                 "first_order",
                 value,
@@ -123,7 +126,7 @@ class Drift:
                 stderr=error / whole if error is not None else None,
                 floor=floor,
                 verdict=said,
-                note=told if near else "",
+                note=told if near else other,
                 facts={"epsilon": True} if near else {},
             )
 

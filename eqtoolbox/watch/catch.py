@@ -21,7 +21,7 @@ from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.rows import answers
 from eqtoolbox.watch.runner import Runner
 from eqtoolbox.watch.shared import Shared
-from eqtoolbox.watch.snapshot import Snapshot, optimizer_state, parameter_groups
+from eqtoolbox.watch.snapshot import OTHER, Snapshot, optimizer_state, parameter_groups
 from eqtoolbox.watch.step import Step
 from eqtoolbox.watch.vitals.vitals import Vitals
 from eqtoolbox.world.layout import local
@@ -194,6 +194,7 @@ class Catch:
             shared=self.shared,
             identity=identity(measured, before) if measured else (),
             seconds=self._agenda.seconds,
+            told={OTHER: self.faithful.other},
         )
 
     def _everywhere(self, own: Objective | None) -> Objective | None:

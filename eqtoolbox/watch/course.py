@@ -151,6 +151,7 @@ class Course(DueSteps):
             self._close_step()
 
     def _close_step(self) -> None:
+        self._taken.partial = len(self._stepped) < len(self.optimizers)
         self._open = False
         self._stepped.clear()
         if not self._agenda.catches:

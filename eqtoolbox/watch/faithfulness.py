@@ -23,7 +23,7 @@ from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.interrupts import for_the_loop
 from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.snapshot import Snapshot
+from eqtoolbox.watch.snapshot import OTHER, Snapshot
 from eqtoolbox.world.reducing import reducing
 from eqtoolbox.world.world import Retired, World
 
@@ -38,6 +38,7 @@ class Faithfulness:
     def __init__(self, capture: LossCapture, journal: Journal, world: World | None = None) -> None:
         self._world = world or World()
         self.checked = False  # whether it was asked before
+        self.other = ""  # why the gradient that was used is another than the loss's; empty if not
         self._capture = capture
         self._journal = journal
         self._harmless = False
@@ -94,7 +95,7 @@ class Faithfulness:
         if snapshot.measured is None:
             self._journal.warn("monitor", snapshot.why_no_loss)
         if snapshot.gradient is None:
-            why = "the optimizer evaluates the loss several times in one step"
+            why = "the loss is evaluated several times in one step, or not every optimizer steps"
             row = Record(step=0, name=CHECK, value=math.nan, status="not_applicable", note=why)
             if first:
                 self._journal.write(row)
@@ -152,6 +153,8 @@ class Faithfulness:
         if summed:
             replayed = {n: found.ratio * r for n, r in replayed.items()}
             found = self._judged(snapshot, replayed, 0.0, own)
+        self.other = found.cause if found.cosine < MIN_COSINE else ""
+        snapshot.told[OTHER] = self.other
         note = f"{caught} losses before the step, {reached} of them reached by a backward"
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
         cause = {"cause": found.cause} if found.cause else {}

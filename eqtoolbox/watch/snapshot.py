@@ -1,8 +1,4 @@
-"""A snapshot: one optimizer step, frozen for measuring.
-
-Everything about step t refers to the parameters before it, theta_t, and to the step that led to
-theta_{t+1} = theta_t + update.
-"""
+"""A snapshot: one optimizer step, from theta_t to theta_{t+1}, frozen for measuring."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -27,6 +23,7 @@ from eqtoolbox.world.world import World
 
 REMEDY = "monitor.loss"
 REMEDIES = (REMEDY, "callback.loss")  # what reasons name that giving a loss would mend
+OTHER = "other gradient"  # told: why the one that was used is not the loss's
 
 
 class NoRoom(Exception):

@@ -61,6 +61,7 @@ class Step:
         self.scale = 1.0  # of a gradient scaler
         self.missed: BaseException | None = None  # why it could not be kept
         self.moved = False  # whether a closure was called at other parameters
+        self.partial = False  # whether not all of several optimizers stepped
         self.finite = self.stepped = False  # whether theta_t was seen to be, and to be left
         self._watched = watched
         self._memory: dict[str, Parameters] = {}  # of copies that only those see who keep nothing
@@ -172,7 +173,7 @@ class Step:
             look = self.look(named, Parcel())
             self.finite, self.stepped = look.told().bool().tolist()
             self.moved = self.moved or not self.stayed(look)
-        return None if self.moved else self.lent(named)
+        return None if self.moved or self.partial else self.lent(named)
 
     def lent(self, named: Mapping[str, nn.Parameter]) -> Parameters | None:
         """The gradients that were noted, whether the optimizer left them as they were or not."""
@@ -217,7 +218,7 @@ class Step:
         trims = not self._reuse and large((self.before or {}).values())
         self.before, self.scale, self.missed, self._noted = None, 1.0, None, {}
         self._norms, self._given = {}, {}
-        self.moved = self.finite = self.stepped = False
+        self.moved = self.finite = self.stepped = self.partial = False
         if trims:
             give_back()
 

@@ -243,3 +243,45 @@ def test_a_closed_stream_stops_no_close(stream: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stderr", stream)
     monitor.close()
     assert closed
+
+
+def test_an_optimizer_that_steps_rarely_breaks_no_law() -> None:
+    """Of parameters whose optimizer did not step no gradient was used: nothing is said of laws."""
+    torch.manual_seed(0)
+    model, sink = net(), MemorySink()
+    often = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    rarely = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    options: dict[str, Any] = {"schedule": 1, "budget": None, "sinks": [sink]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with eq.attach(model, [often, rarely], **options) as monitor:
+            loss = monitor.loss(lambda m, x, y: F.cross_entropy(m(x), y))
+            for step, (x, y) in enumerate(batches(12)):
+                model.zero_grad()
+                loss(model, x, y).backward()
+                often.step()
+                if step % 4 == 3:
+                    rarely.step()
+    assert monitor.step == 12
+    assert not [r.name for r in sink.records if r.verdict == "violated"]
+    assert {r.step for r in sink.records if r.name == "curvature/sharpness"} == set(range(12))
+    judged = {r.step for r in sink.records if r.name == "conservation/first_order/rescale"}
+    assert judged == {3, 7, 11}
+
+
+def test_laws_of_a_gradient_that_was_changed_say_what_changed_it() -> None:
+    model, sink = net(), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options: dict[str, Any] = {"schedule": 1, "budget": None, "sinks": [sink]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with eq.attach(model, optimizer, **options) as monitor:
+            loss = monitor.loss(lambda m, x, y: F.cross_entropy(m(x), y))
+            for x, y in batches(4):
+                optimizer.zero_grad()
+                loss(model, x, y).backward()
+                nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+                optimizer.step()
+    laws = [r for r in sink.records if r.name == "conservation/first_order/rescale"]
+    assert {r.verdict for r in laws} == {"violated"}
+    assert all("not that of the loss" in r.note for r in laws if r.step)

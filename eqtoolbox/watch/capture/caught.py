@@ -74,6 +74,7 @@ class Caught:
         self.objective = objective
         self.value = value  # as the training loop saw it
         self.weight: Tensor | float | None = weight
+        self.used = False  # whether an optimizer stepped by it, of several
         self.started = False  # whether random state and buffers are those of its own forward
         self.handle: Any = None
         self.node: Key | None = None  # of the tape, whose loss it is

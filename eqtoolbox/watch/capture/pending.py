@@ -60,6 +60,8 @@ class Pending:
     def step_pauses(self) -> None:
         """The optimizer returned: what is caught from now on belongs to the coming step."""
         self._inside = None
+        for caught in self._step:
+            caught.used = True
 
     def drop(self) -> None:
         """Forget the step."""
@@ -145,7 +147,8 @@ class Pending:
         task = torch._C._current_graph_task_id()
         if task != self._task:
             self._task = task
-            known = [c for c in (*self._step, *self.coming) if c.weight is not None]
+            losses = (*self._step, *self.coming)
+            known = [c for c in losses if c.weight is not None and not c.used]
             clear = self._watched.clear()
             self.stale = self.stale if known else not clear
             if known and clear:

@@ -83,7 +83,7 @@ def again(problem: Problem, known: KnownSymmetries, samples: Divisible | None = 
         every += apart(same, inert.get(id(s), ()))
     names = {(s.family, s.name) for s in every if s.status == "inert"}
     said = [note for key, note in slopes.inert_notes() if key in names]
-    notes = [*problem.trace.notes, *pinned.notes(), *said]
+    notes = [*problem.trace.notes, *pinned.notes(), *said, *shifts.notes()]
     return Found(exchanged(every), notes, structure, known.largest)
 
 

@@ -243,4 +243,5 @@ def _continuous(
     each = [(k, s) for k, parts in sorted(chosen.items()) for s in parts]
     found = [s for k, s in each if k < members_found or s.status != "broken"]
     names = {(s.family, s.name) for s in found if s.status == "inert"}
-    return found, [note for key, note in slopes.inert_notes() if key in names]
+    said = [note for key, note in slopes.inert_notes() if key in names]
+    return found, [*said, *shown.shifts.notes()]

@@ -1,6 +1,7 @@
 """Shifts: translations, compensations and bias shifts, proposed from a trace and from gradients."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from eqtoolbox.weights.forms.linear import Term, column_sums, shift
 from eqtoolbox.weights.tracing.trace import Trace, layer_name
 from eqtoolbox.world.shards import ALONE, Piece, Shards, embedded
 
+FEW = 8
 _ZERO = 1e-9  # gradient sums below this share of the largest entry count as zero
+T = TypeVar("T")
 
 
 class TranslationSearch:
@@ -36,6 +39,8 @@ class TranslationSearch:
         self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
         self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
         self._order, self._counts, self._shards, self._zero = order, counts, shards, zero
+        self._silent: dict[str, list[Tensor]] = {}  # by layer: indices of matrices without a slope
+        self._unread: dict[str, int] = {}  # entries of vectors that no sample of the batch reads
         self._shifts: dict[str, Term] = {}
         self._largest = 0.0
 
@@ -55,6 +60,8 @@ class TranslationSearch:
         for (name, g), most in zip(given.items(), largest, strict=True):
             if g.dim():
                 self.columns[name] = self._sums(name, g)
+            if g.dim() > 1 and shards.piece(name, g).dim is None:
+                self._silent.setdefault(layer_name(name), []).extend(_silent(g))
             if g.dim() > 1 and most:
                 found = self._of_groups(name, g, most)
                 if found is not None:
@@ -79,7 +86,7 @@ class TranslationSearch:
             return embedded(sums, Piece(piece.whole[-1:], 0, piece.start, piece.stop), self._shards)
         return self._shards.total(sums)
 
-    def in_order(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def in_order(self, found: Mapping[str, T]) -> dict[str, T]:
         """By parameter, in the model's order and not in that of the backward."""
         return {name: found[name] for name in self._order if name in found}
 
@@ -99,11 +106,30 @@ class TranslationSearch:
     def _of_vector(self, name: str, g: Tensor) -> Term | None:
         if not bool(g.any()):
             return None
-        zero = g.abs() <= self._zero * self._largest
+        zero = (g.abs() <= self._zero * self._largest) & ~self._not_read(name, g)
         if bool(zero.any()) and g.numel() > 1:
             groups = torch.where(zero, zero.long().cumsum(0) - 1, -1)
             return shift(name, g.shape, 0, groups.cpu(), int(zero.sum()))
         return self._of_groups(name, g, float(g.abs().max()))
+
+    def _not_read(self, name: str, g: Tensor) -> Tensor:
+        """Entries of a vector without any slope, and units of matrices beside it: (entries,).
+
+        No sample reads them, as outputs that a mask or an index leaves out: another one may. What
+        a norm takes back has slopes that are rounding, and matrices beside it that have more.
+        """
+        beside = [s for s in self._silent.get(layer_name(name), ()) if len(s) == len(g)]
+        found = g == 0
+        if beside:
+            found &= torch.stack(beside).any(0).to(found.device)
+        self._unread[name] = int(found.sum())
+        return found
+
+    def notes(self) -> Iterator[str]:
+        """What was not tried as translations, as nothing of the batch reads it."""
+        for name, count in self.in_order(self._unread).items():
+            if count:
+                yield f"{name}: {count} entries that no sample of this batch reads are not tried"
 
     def _of_groups(self, name: str, g: Tensor, largest: float) -> Term | None:
         whole = g.shape if name in self.vectors else self._shards.piece(name, g).whole
@@ -140,6 +166,15 @@ class TranslationSearch:
         sums = g.new_zeros(slots, dtype=torch.float64)
         sums.index_add_(axis, into * count // piece.whole[axis], g.double())
         return _largest(self._shards.total(sums))
+
+
+def _silent(g: Tensor) -> Iterator[Tensor]:
+    """Indices of the first axis, and of the last, at which everything is zero: (length,) each."""
+    for rows in (g.flatten(1), g.flatten(0, -2).mT):
+        some = ~rows[:, :FEW].any(1)  # a few entries of each say no most often
+        if bool(some.any()):
+            some[some.clone()] = ~rows[some].any(1)
+        yield some
 
 
 def group_counts(trace: Trace) -> list[int]:
