@@ -13,7 +13,7 @@ from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.weights.charges.change import Change, Passed, Rates
 from eqtoolbox.weights.charges.charges import ChargeReading, Charges
 
-NO_BUDGET = "the optimizer has no learning rate or was given no gradient"
+NO_BUDGET = "no learning rate, no gradient, or several optimizers of which not all stepped"
 
 
 @dataclass(frozen=True, kw_only=True)

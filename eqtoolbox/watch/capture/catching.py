@@ -11,18 +11,17 @@ from torch.utils._pytree import tree_leaves
 from eqtoolbox.replay.belongings import Belongings, used_by
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective
-from eqtoolbox.replay.scalar import loss_tensor
 from eqtoolbox.replay.thread.apart import Apart
 from eqtoolbox.replay.thread.scope import LeavesTrace, unobserved
 from eqtoolbox.replay.tree import map_tensors
 from eqtoolbox.watch.capture.backward import node_of
 from eqtoolbox.watch.capture.between import Answered, Between, NotFollowed
-from eqtoolbox.watch.capture.caught import Caught, Hook, Reached, in_transform
-from eqtoolbox.watch.capture.compiled import InPlace, compiled_around, compiled_in_place
+from eqtoolbox.watch.capture.caught import Arrived, Caught, Hook, in_transform, loss_of
 from eqtoolbox.watch.capture.concealed import Concealed
 from eqtoolbox.watch.capture.losses import Criterion, OwnLoss
 from eqtoolbox.watch.capture.own_share import OwnShare
 from eqtoolbox.watch.capture.pending import Pending
+from eqtoolbox.watch.capture.programs import InPlace, compiled_around, compiled_in_place
 from eqtoolbox.watch.capture.reasons import IN_TRANSFORM, NOT_ON_OUTPUT
 from eqtoolbox.watch.capture.start import Start, buffers_of, fresh
 from eqtoolbox.watch.capture.stopwatch import Stopwatch
@@ -69,6 +68,7 @@ class Catching:
         self._wrapped: LossFunction | None = None
         self.fail: Callable[[BaseException], None] = _raise
         self._own_loss = False
+        self._searches = 5  # for a compiled model that are left: each takes a moment
         self._start: Start | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
         self._begun: tuple[Objective, Any, list[int]] | None = None
@@ -97,7 +97,7 @@ class Catching:
         if loss is not None and loss.requires_grad:
             caught.node = node_of(loss)
             caught.handle = loss.register_hook(  # type: ignore[no-untyped-call]
-                Reached(self, caught)
+                Arrived(self, caught)
             )
         self.pending.add(caught, loss)
 
@@ -126,12 +126,19 @@ class Catching:
 
     def _compiled_since(self) -> bool:
         """Whether what the loop calls was compiled since hooks were put on it; they move along."""
-        around = compiled_around(self.model) if self.called is self.model else None
+        self._searches -= 1
+        around = None
+        if self.called is self.model and self._searches >= 0:
+            around = compiled_around(self.model)
         plain = [h for h in self._handles if isinstance(h, Concealed)]
         if around is None and not (plain and compiled_in_place(self.called)):
             return False
-        self.called = self.called if around is None else around
         self._remove()
+        if around is not None:
+            self.called = around
+            if self._own_loss:
+                self.deaf()
+                self._hear(around)
         if self._armed and self._wrapped is None:
             self._install()
         return True
@@ -271,14 +278,6 @@ def _let_end(module: nn.Module) -> None:
     hooks: Any = module._forward_hooks
     for key in [key for key, hook in [*hooks.items()] if isinstance(hook, Hook)]:
         hooks.move_to_end(key)
-
-
-def loss_of(result: Any) -> Tensor | None:
-    """The scalar in what a loss function returned; None where there is none."""
-    try:
-        return loss_tensor(result)
-    except TypeError:
-        return None
 
 
 def _raise(error: BaseException) -> None:

@@ -14,6 +14,7 @@ from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.linalg.vectors import wide
 from eqtoolbox.replay.eager import recorded
 from eqtoolbox.replay.objective import Objective
+from eqtoolbox.replay.scalar import loss_tensor
 from eqtoolbox.watch.capture.backward import Key
 
 
@@ -86,7 +87,7 @@ class Caught:
             self.handle.remove()
 
 
-class Reached:
+class Arrived:
     """A tensor hook that tells which gradient arrived at a loss; keeps neither side alive."""
 
     def __init__(self, capture: Any, caught: Caught) -> None:
@@ -162,3 +163,11 @@ def numbers(given: Sequence[Tensor]) -> list[float]:
 def guessed(losses: Sequence[Caught]) -> bool:
     """Whether the weights of several losses are not known."""
     return len(losses) > 1 and all(c.weight is None for c in losses)
+
+
+def loss_of(result: Any) -> Tensor | None:
+    """The scalar in what a loss function returned; None where there is none."""
+    try:
+        return loss_tensor(result)
+    except TypeError:
+        return None

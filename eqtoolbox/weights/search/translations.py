@@ -60,8 +60,9 @@ class TranslationSearch:
         for (name, g), most in zip(given.items(), largest, strict=True):
             if g.dim():
                 self.columns[name] = self._sums(name, g)
-            if g.dim() > 1 and shards.piece(name, g).dim is None:
-                self._silent.setdefault(layer_name(name), []).extend(_silent(g))
+            if g.dim() > 1:
+                whole = shards.piece(name, g).dim is None
+                self._silent.setdefault(layer_name(name), []).extend(_silent(g) if whole else ())
             if g.dim() > 1 and most:
                 found = self._of_groups(name, g, most)
                 if found is not None:
@@ -118,10 +119,10 @@ class TranslationSearch:
         No sample reads them, as outputs that a mask or an index leaves out: another one may. What
         a norm takes back has slopes that are rounding, and matrices beside it that have more.
         """
-        beside = [s for s in self._silent.get(layer_name(name), ()) if len(s) == len(g)]
-        found = g == 0
-        if beside:
-            found &= torch.stack(beside).any(0).to(found.device)
+        found, beside = g == 0, self._silent.get(layer_name(name))
+        if beside is not None:  # of pieces of matrices nothing is known
+            silent = [s.to(found.device) for s in beside if len(s) == len(g)]
+            found = found & torch.stack([torch.zeros_like(found), *silent]).any(0)
         self._unread[name] = int(found.sum())
         return found
 

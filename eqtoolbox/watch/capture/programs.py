@@ -1,4 +1,4 @@
-"""Compiled: calls of a module of which torch.compile made a program, where no hook of ours runs."""
+"""Programs: calls of a module that torch.compile made one of, where no hook of ours runs."""
 
 import gc
 import sys
