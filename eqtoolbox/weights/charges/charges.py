@@ -212,7 +212,11 @@ class Charges:
         """The one pass through all tensors that `step` takes; its change is read from it later.
 
         Args:
-            before, after, gradient, rates, beside: of `step`.
+            before: as of `step`, like what follows.
+            after: its end.
+            gradient: at `before`.
+            rates: of the step.
+            beside: further numbers to bring along.
             parcel: with which the numbers go to the host; without, they are sent on their own.
         """
         points = Points(given=(before, gradient, after), update=True, shards=self.shards)
