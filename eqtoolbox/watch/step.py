@@ -210,8 +210,9 @@ class Step:
 
     def stayed(self, look: Looked) -> bool:
         """Whether gradients did; where not, they are copied from the next step on."""
-        self._spares.update(dict.fromkeys(look.changed, False))
-        return not look.changed
+        changed = look.changed
+        self._spares.update(dict.fromkeys(changed, False))
+        return not changed
 
     def over(self) -> None:
         """Keep nothing of it; of a step that was evaluated nothing stays in the heap either."""

@@ -123,14 +123,19 @@ def weighted(
     Where no backward was seen (batches given by `observe`, or a function that runs the backward
     itself) all losses count equally: their mean is taken, or their sum.
     """
-    reached = [(c, c.weight) for c in losses if isinstance(c.weight, Tensor)]
-    if reached:
-        found = zip(reached, numbers([weight for _, weight in reached]), strict=True)
-        return [(c, w / scale) for (c, _), w in found if w != 0.0]
+    told = reached(losses)
+    if told:
+        found = zip(told, numbers([c.weight for c in told]), strict=True)  # type: ignore[misc]
+        return [(c, w / scale) for c, w in found if w != 0.0]
     given = [(c, float(c.weight)) for c in losses if c.weight is not None]
     if len(given) == len(losses):
         return given
     return [(c, 1.0 if summed else 1 / len(losses)) for c in losses]
+
+
+def reached(losses: Sequence[C]) -> list[C]:
+    """Those that a backward reached, as far as it was seen."""
+    return [c for c in losses if isinstance(c.weight, Tensor)]
 
 
 def sent(losses: Sequence[Caught], parcel: Parcel) -> Callable[[], list[Numbers]] | None:

@@ -21,6 +21,7 @@ from eqtoolbox.watch.capture.caught import (
     Numbers,
     in_transform,
     numbers,
+    reached,
     sent,
     traced,
     weighted,
@@ -221,8 +222,10 @@ class LossCapture(Catching):
             scale: by which a gradient scaler had multiplied the losses; None: their weights do not
                 matter and are not asked for.
         """
-        every = [(c, 1.0) for c in self.pending.losses]
-        parts = every if scale is None else self.pending.weighted(scale)
+        if scale is None:
+            parts = [(c, 1.0) for c in reached(self.pending.losses) or self.pending.losses]
+        else:
+            parts = self.pending.weighted(scale)
         if parts:
             return Window.of(tuple((c.objective, w) for c, w in parts))
         loss_fn = self._wrapped or self.loss_fn

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.parcel import Parcel
-from eqtoolbox.linalg.vectors import dot, norm, not_finite
+from eqtoolbox.linalg.vectors import dot, fitted_to, norm, not_finite
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
@@ -205,8 +205,7 @@ class Vitals:
         except Exception:  # whatever a loss says to half of its batch
             return
         # the gradient of the rest is (total g - one first) / two, of which no copy is made
-        total = one + two
-        first = {n: first[n] if n in first else torch.zeros_like(g) for n, g in gradient.items()}
+        total, first = one + two, fitted_to(gradient, first)
         whole, own, both = dot(gradient, gradient), dot(first, first), dot(first, gradient)
         rest = total**2 * whole - 2 * total * one * both + one**2 * own
         if own > 0 and rest > 0:

@@ -71,7 +71,7 @@ def taken(
     points.whole(
         pairs[0][1], [name for kind in kinds for name in kind.read_whole]
     )  # all by one sum
-    for stack in stacks(layout, points, pairs):
+    for stack in stacks(layout, points, pairs) if kinds or squares else ():
         for k, square in enumerate(() if stack.piece.again else squares):
             point = stack.each[square].view(-1)
             totals[k] += torch.dot(point, point)

@@ -23,7 +23,7 @@ class Readout:
         sizes = [*map(math.prod, self.shapes), self.squared, self.more]
         return [*torch.split(self.read(), sizes)]
 
-    @property
+    @cached_property
     def moments(self) -> list[Tensor]:
         """Of every kind."""
         return [m.view(shape) for m, shape in zip(self._parts, self.shapes, strict=False)]

@@ -1,5 +1,6 @@
 """Shifts: translations, compensations and bias shifts, proposed from a trace and from gradients."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -39,6 +40,7 @@ class TranslationSearch:
         self.vectors: dict[str, Tensor] = {}  # gradients of one axis, kept
         self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
         self._order, self._counts, self._shards, self._zero = order, counts, shards, zero
+        self._sizes = Counter(map(layer_name, order))  # how many parameters each layer has
         self._silent: dict[str, list[Tensor]] = {}  # by layer: indices of matrices without a slope
         self._unread: dict[str, int] = {}  # entries of vectors that no sample of the batch reads
         self._shifts: dict[str, Term] = {}
@@ -60,7 +62,7 @@ class TranslationSearch:
         for (name, g), most in zip(given.items(), largest, strict=True):
             if g.dim():
                 self.columns[name] = self._sums(name, g)
-            if g.dim() > 1:
+            if g.dim() > 1 and self._sizes[layer_name(name)] > 1:
                 whole = shards.piece(name, g).dim is None
                 self._silent.setdefault(layer_name(name), []).extend(_silent(g) if whole else ())
             if g.dim() > 1 and most:
@@ -172,10 +174,8 @@ class TranslationSearch:
 def _silent(g: Tensor) -> Iterator[Tensor]:
     """Indices of the first axis, and of the last, at which everything is zero: (length,) each."""
     for rows in (g.flatten(1), g.flatten(0, -2).mT):
-        some = ~rows[:, :FEW].any(1)  # a few entries of each say no most often
-        if bool(some.any()):
-            some[some.clone()] = ~rows[some].any(1)
-        yield some
+        silent = ~rows[:, :FEW].any(1)  # a few entries of each say no most often
+        yield silent & ~rows.any(1) if bool(silent.any()) else silent
 
 
 def group_counts(trace: Trace) -> list[int]:
