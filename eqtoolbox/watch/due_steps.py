@@ -96,10 +96,10 @@ class DueSteps(ABC):
             world=self._world,
         )
         self._several = len(self.optimizers) > 1
-        alone = not (self._several or self._world.several)
         self._later = ReadLater(
             *(*seen, *by, self._budget, self._catch.vitals),
-            settled=lambda before: alone and self._catch.settled(before),
+            alone=not (self._several or self._world.several),
+            settled=self._catch.settled,
             freeze=self._catch.snapshot,
         )
         told = self._catch.shared, self._runner, self._journal, self.probes
@@ -168,8 +168,10 @@ class DueSteps(ABC):
             self._gate.holding = True
             taken.over()
             self._capture.drop()
-            if later:
+            if later and run:
                 self._clock.hold()
+            elif later:
+                self._clock.leave(started)
             else:
                 spent, once = map(self._agenda.paid, self._runner.take())
                 self._pay(started, spent | {LOSS: 0.0} if self._agenda.loss else spent, once)

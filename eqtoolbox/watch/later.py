@@ -14,6 +14,7 @@ from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.device import Timer, works_apart
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.memory import out_of_memory
 from eqtoolbox.watch.probe import Probe
 from eqtoolbox.watch.rows import answers
 from eqtoolbox.watch.runner import Runner
@@ -27,9 +28,17 @@ from eqtoolbox.world.layout import local
 class Launched:
     """What is on its way to the host of one step."""
 
+    step: int
     losses: Callable[[], list[Numbers]]
     scale: float  # of a gradient scaler
     heard: Callable[[], None]  # tells the losses of every step
+    measured: "Probed | None"  # None where the loss alone is due
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probed:
+    """What of it is for probes."""
+
     look: Looked
     snapshot: Snapshot  # without batches and gradients
     asked: list[tuple[Probe, Any]]
@@ -47,6 +56,7 @@ class ReadLater:
     Args:
         watched, capture, taken: of the training.
         journal, runner, account, agenda, budget, vitals: of the monitor.
+        alone: whether one process trains, by one optimizer.
         settled: whether nothing is to be found out first, given theta_t.
         freeze: makes the snapshot of a step, as `Catch.snapshot`.
     """
@@ -63,6 +73,7 @@ class ReadLater:
         budget: Budget,
         vitals: Vitals,
         *,
+        alone: bool,
         settled: Callable[[Parameters], bool],
         freeze: Callable[..., Snapshot],
     ) -> None:
@@ -70,60 +81,81 @@ class ReadLater:
         self._journal, self._runner = journal, runner
         self._account, self._agenda = account, agenda
         self._budget, self._vitals = budget, vitals
-        self._settled, self._freeze = settled, freeze
+        self._alone, self._settled, self._freeze = alone, settled, freeze
         self._launched: Launched | None = None
 
     @property
     def step(self) -> int | None:
         """The one that is still to be read, if there is one."""
-        return None if self._launched is None else self._launched.snapshot.step
+        return None if self._launched is None else self._launched.step
 
     def launch(self, step: int) -> bool:
-        """Launch what is measured of the step that is over; False where that is to be waited for.
-
-        Nothing is recorded or remembered then.
-        """
-        before = self._taken.before
-        if before is None or not self._may_launch(before):
+        """Launch what is told of the step that is over; False where that is to be waited for."""
+        before, run = self._taken.before, bool(self._agenda.run)
+        if not self._alone or (run and (before is None or not self._may_launch(before))):
+            return False
+        if not works_apart(before if run and before else self._watched.trainable()):
             return False
         try:
-            return self._launch(step, before)
-        except Exception:  # what measures at once meets it again, and tells it
+            return self._launch(step, before if run else None)
+        except BaseException as error:
+            if not out_of_memory(error):  # what measures at once has its own ways with that
+                raise
             return False
 
-    def _launch(self, step: int, before: Parameters) -> bool:
-        timer, parcel = Timer(next(iter(before.values())).device), Parcel()
-        named = self._watched.named()
-        after = {n: local(p.detach()) for n, p in named.items() if n in before}
-        losses, look = self._capture.sent(parcel), self._taken.look(named, parcel, every=True)
-        snapshot = self._freeze(step, before, after, named, together=False, waits=False)
-        asked = [(p, p.ask(snapshot, self._runner.reference(p), parcel)) for p in self._agenda.run]
-        if losses is None or any(numbers is None for _, numbers in asked):
+    def _launch(self, step: int, before: Parameters | None) -> bool:
+        parcel = Parcel()
+        losses = self._capture.sent(parcel)
+        if losses is None:
+            return False
+        measured = None if before is None else self._measured(step, before, parcel)
+        if measured is None and before is not None:
             return False
         heard = self._vitals.sent(step, parcel)
         parcel.send()
-        timer.stop()
-        known = None if snapshot.gradient is None else dict[str, Any]()
+        scale = self._taken.scale
+        if measured is not None:
+            measured.timer.stop()
         self._launched = Launched(
-            losses=losses,
-            scale=self._taken.scale,
-            heard=heard,
-            look=look,
-            snapshot=replace(snapshot, gradient=known, training=None, measured=None, state={}),
-            asked=asked,
-            timer=timer,
+            step=step, losses=losses, scale=scale, heard=heard, measured=measured
         )
         return True
 
+    def _measured(self, step: int, before: Parameters, parcel: Parcel) -> Probed | None:
+        """What probes ask for, launched; None where one of them measures at once."""
+        timer, named = Timer(next(iter(before.values())).device), self._watched.named()
+        after = {n: local(p.detach()) for n, p in named.items() if n in before}
+        look = self._taken.look(named, parcel, every=True)
+        snapshot = self._freeze(step, before, after, named, together=False, waits=False)
+        asked = [(probe, self._asked(probe, snapshot, parcel)) for probe in self._agenda.run]
+        if any(numbers is None for _, numbers in asked):
+            return None
+        known = None if snapshot.gradient is None else dict[str, Any]()
+        kept = replace(snapshot, gradient=known, training=None, measured=None, state={})
+        return Probed(look=look, snapshot=kept, asked=asked, timer=timer)
+
+    def _asked(self, probe: Probe, snapshot: Snapshot, parcel: Parcel) -> Any:
+        try:
+            return probe.ask(snapshot, self._runner.reference(probe), parcel)
+        except BaseException as error:
+            if out_of_memory(error):
+                raise
+            self._journal.failed(probe.name, error)
+            return None
+
     def read(self) -> None:
-        """Measure what was launched."""
+        """Tell and measure what was launched."""
         launched, self._launched = self._launched, None
         if launched is None:
             return
-        took, look = launched.timer.seconds(), launched.look
-        self._watched.tell(self._journal.event)
         self._account.loss(self._capture.value(launched.scale, launched.losses()))
         launched.heard()
+        if launched.measured is not None:
+            self._read(launched.measured)
+
+    def _read(self, launched: Probed) -> None:
+        took, look = launched.timer.seconds(), launched.look
+        self._watched.tell(self._journal.event)
         finite, moved = look.told().bool().tolist()
         snapshot = replace(launched.snapshot, finite=finite)
         if not self._taken.stayed(look):
@@ -140,7 +172,6 @@ class ReadLater:
     def _may_launch(self, before: Parameters) -> bool:
         """Whether nothing has to be evaluated, looked at or decided on the host first."""
         agenda, known = self._agenda, self._runner.references
-        due = bool(agenda.run) and not agenda.light and all(p.name in known for p in agenda.run)
+        due = not agenda.light and all(p.name in known for p in agenda.run)
         lent = self._taken.lends and not self._capture.pending.moved
-        launches = due and not agenda.evaluates and lent and works_apart(before)
-        return launches and self._settled(before)
+        return due and not agenda.evaluates and lent and self._settled(before)

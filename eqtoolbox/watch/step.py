@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.parcel import Parcel
-from eqtoolbox.linalg.vectors import norms
+from eqtoolbox.linalg.vectors import SMALL, norms
 from eqtoolbox.replay.heap import give_back, large
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.capture.watched import Watched
@@ -196,8 +196,7 @@ class Step:
         """
         assert self.before is not None, "gradients are noted at theta_t only"
         pairs = [(p, local(named[n])) for n, p in self.before.items() if n in named]
-        if not every:
-            pairs = [min(pairs, key=lambda pair: pair[0].numel())]
+        pairs = _few(pairs) if every else [min(pairs, key=lambda pair: pair[0].numel())]
         finite = norms(self.before.values()).isfinite().all()
         each = [(p != now).any().to(finite.device) for p, now in pairs if p.shape == now.shape]
         moved = torch.stack(each).any() if each else finite
@@ -249,6 +248,14 @@ class Step:
         if now:
             torch._foreach_copy_(list(kept.values()), list(now.values()))
         return dict(kept)
+
+
+def _few(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The same tensors, small ones joined: calls would cost more."""
+    alike = [(a.reshape(-1), b.reshape(-1)) for a, b in pairs if a.shape == b.shape]
+    small = [pair for pair in alike if len(pair[0]) <= SMALL]
+    joined = [(torch.cat([a for a, _ in small]), torch.cat([b for _, b in small]))] if small else []
+    return joined + [pair for pair in alike if len(pair[0]) > SMALL]
 
 
 def closure_of(args: Any, kwargs: Any) -> Any:
