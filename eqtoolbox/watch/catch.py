@@ -163,6 +163,8 @@ class Catch:
                 known, nor whether its gradient is the one that the optimizer was given.
         """
         training = self._capture.training(self._taken.scale if waits else None)
+        if training is None:
+            self._capture.follow()
         measured: Objective | None = training
         if self.probe_batch is not None:
             measured = self._capture.on(self.probe_batch, self._random)

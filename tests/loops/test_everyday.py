@@ -89,6 +89,26 @@ def test_what_is_compiled_is_watched_whenever_that_was(when: int, place: bool, o
     assert all("compiled after attach" in n for n in notes if "loss" in n)
 
 
+@pytest.mark.parametrize("place", [False, True], ids=["around", "in place"])
+def test_a_criterion_compiled_after_attach_is_heard(place: bool) -> None:
+    model, criterion, sink = net(), nn.CrossEntropyLoss(), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options: dict[str, Any] = {"schedule": 2, "budget": None, "on_error": "raise"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own, and that one step was missed
+        with eq.attach(model, optimizer, criterion=criterion, sinks=[sink], **options):
+            called: Any = criterion
+            if place:
+                criterion.compile(backend="eager")
+            else:
+                called = torch.compile(criterion, backend="eager")
+            for x, y in batches():
+                optimizer.zero_grad()
+                called(model(x), y).backward()
+                optimizer.step()
+    assert measured(sink.records) == {2, 4, 6}
+
+
 def test_forward_called_by_hand_is_said_to_be() -> None:
     model, criterion, sink = net(), nn.CrossEntropyLoss(), MemorySink()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -68,7 +68,8 @@ class Catching:
         self._wrapped: LossFunction | None = None
         self.fail: Callable[[BaseException], None] = _raise
         self._own_loss = False
-        self._searches = 5  # for a compiled model that are left: each takes a moment
+        self._searches = 5  # for what was compiled that are left: each takes a moment
+        self.followed = False  # whether the last one found it
         self._start: Start | None = None
         self._autocast: tuple[str, torch.dtype] | None = None
         self._begun: tuple[Objective, Any, list[int]] | None = None
@@ -124,24 +125,27 @@ class Catching:
                 )
                 self._handles += [Concealed(handle) for handle in handles]
 
-    def _compiled_since(self) -> bool:
-        """Whether what the loop calls was compiled since hooks were put on it; they move along."""
-        self._searches -= 1
-        around = None
-        if self.called is self.model and self._searches >= 0:
-            around = compiled_around(self.model)
-        plain = [h for h in self._handles if isinstance(h, Concealed)]
-        if around is None and not (plain and compiled_in_place(self.called)):
-            return False
+    def follow(self) -> None:
+        """Where no loss was caught: what the loop calls may have been compiled since `attach`."""
+        self.followed, self._searches = False, self._searches - 1
+        if self._wrapped is not None or self._searches < 0:
+            return
+        around = compiled_around(self.model) if self.called is self.model else None
+        judging = None if self.criterion is None else compiled_around(self.criterion)
+        plain = any(isinstance(h, Concealed) for h in self._handles)
+        inside = [m for m in (self.called, self.criterion) if m is not None]
+        self.followed = around is not None or judging is not None
+        self.followed = self.followed or (plain and any(map(compiled_in_place, inside)))
+        if not self.followed:
+            return
         self._remove()
-        if around is not None:
-            self.called = around
-            if self._own_loss:
-                self.deaf()
-                self._hear(around)
-        if self._armed and self._wrapped is None:
+        self.called = self.called if around is None else around
+        self.criterion = self.criterion if judging is None else judging
+        self.deaf()
+        if self.criterion is not None or self._own_loss:
+            self._hear(self.called if self.criterion is None else self.criterion)
+        if self._armed:
             self._install()
-        return True
 
     def _remove(self) -> None:
         for handle in self._handles:

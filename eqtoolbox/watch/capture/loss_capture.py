@@ -288,7 +288,7 @@ class LossCapture(Catching):
         """Why no loss is known, and what to do."""
         if self.refused or self.missed:
             return self.refused or self.missed
-        if self._wrapped is None and self._compiled_since():
+        if self.followed:
             return reasons.COMPILED_SINCE
         if self.loss_fn is not None:
             return reasons.NO_BATCH

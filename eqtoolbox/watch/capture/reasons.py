@@ -21,6 +21,7 @@ NOT_ON_OUTPUT = (
     "\nand call loss_fn(model, x, y) where the loop calls the criterion"
 )
 COMPILED_SINCE = (
-    "the model was compiled after attach(): its losses are caught from the next step on"
+    "the model, or the criterion, was compiled after attach(): losses are caught from the next "
+    "step on"
 )
 IN_TRANSFORM = "the loss runs inside a torch.func transform, where it cannot be caught"
