@@ -103,6 +103,15 @@ def gpt(depth: int, width: int, tokens: int = 512) -> tuple[nn.Module, Any]:
     return Transformer(depth, width, tokens), (drawn[0], drawn[1])
 
 
+def gpt2() -> tuple[nn.Module, Any]:
+    """transformers' GPT-2 of 124 M parameters, random, whose table is its head, on 16 tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokens = torch.randint(0, 50257, (1, 16))
+    model = GPT2LMHeadModel(GPT2Config(loss_type="ForCausalLM")).eval()
+    return model, {"input_ids": tokens, "labels": tokens}
+
+
 def digits() -> tuple[nn.Module, Any]:
     """A small convolutional net, on 32 images."""
     return DigitNet(), (torch.randn(32, 1, 8, 8), torch.arange(32) % 10)
@@ -121,6 +130,7 @@ def llama() -> tuple[nn.Module, Any]:
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "DigitNet": digits,
     "gpt, 2 layers of 32": lambda: gpt(2, 32, 64),
+    "GPT-2": gpt2,
     "gpt, 12 layers of 768": lambda: gpt(12, 768, 50257),
     "resnet-101": lambda: resnet((3, 4, 23, 3)),
     "Llama 7B on meta": llama,

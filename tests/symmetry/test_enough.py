@@ -146,6 +146,29 @@ def test_shifts_that_clip_are_left_out_before_all_else_is_moved(
     assert told(eq.weights.discover(images()[0], batch)) == told(first)
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("away", [2.0, 3.0])
+def test_all_else_is_moved_once_whichever_way_shifts_clip(
+    seed: int, away: float, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias far from its kink reaches it one way alone, or beyond half of the way."""
+    halved: list[int] = []
+    asked = problem.joint_changes
+
+    def noted(loss: Any, point: Any, moves: Sequence[Any], *given: Any) -> list[float]:
+        halved.append(len(moves))
+        return asked(loss, point, moves, *given)
+
+    monkeypatch.setattr(problem, "joint_changes", noted)
+    model, batch = images()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        model[1].bias[:4] = away + torch.rand(4)  # type: ignore[index,union-attr,operator]
+        model[4].bias[:9] = away + torch.rand(9)  # type: ignore[index,union-attr,operator]
+    eq.weights.discover(model, batch)
+    assert max(halved, default=0) <= 1, "none but what an epsilon may break"
+
+
 def evaluations(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Found, list[int]]:
     """What is found, and on how many samples each evaluation was."""
 

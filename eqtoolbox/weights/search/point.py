@@ -15,7 +15,7 @@ from eqtoolbox.replay.widened import Widened
 
 _KEPT_MODEL = 2**22  # entries up to which a whole model is kept
 _KEPT_TENSOR = 2**14  # entries up to which a tensor of a larger model is kept
-_MAPPED = 2**22  # entries of a tensor whose memory the system takes back at once
+_LARGE = 2**20  # entries of a tensor whose memory goes back as soon as a backward has read it last
 _FAR = (1000, 2000, 3000)  # seeds
 _SMALL = 2**16  # entries up to which a tensor is moved whatever it holds
 
@@ -86,7 +86,7 @@ class Point(Mapping[str, Tensor]):
 
     def release(self, name: str) -> None:
         """Give back the memory of a large tensor that nobody reads until it is written again."""
-        if self._source[name].numel() >= _MAPPED:
+        if self._source[name].numel() >= _LARGE:
             self._written.pop(name, None)
             self._filled_at.pop(name, None)
 

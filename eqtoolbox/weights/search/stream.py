@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from eqtoolbox.replay.embeddings import SparseRows
 from eqtoolbox.replay.heap import give_back
 from eqtoolbox.replay.thread.interception import Intercepted
 from eqtoolbox.replay.thread.scope import unobserved
@@ -50,7 +51,8 @@ class Awaited:
                 self._read.add(owner)
             return tensor
 
-        with saved_tensors_hooks(packed, lambda saved: saved), _counted_hooks() as others:
+        hooks = saved_tensors_hooks(packed, lambda saved: saved)
+        with hooks, _counted_hooks() as others, SparseRows(self._leaves.values()):
             self._value = function(self._leaves)
         self._stay = bool(others) or _own_functions(self._value)
 
@@ -93,6 +95,8 @@ class Awaited:
         def hand_over(name: str, gradient: Tensor) -> Tensor:
             nonlocal freed
             arrived.add(name)
+            nothing = _nothing_like(gradient)
+            gradient = gradient.to_dense()  # of a table that is only looked up in
             waiting[name] = kept[name] if name in kept else again(name), gradient
             if sum(g.numel() for _, g in waiting.values()) >= _TOGETHER:
                 receive_waiting()
@@ -102,7 +106,7 @@ class Awaited:
             if freed >= _PAGES:
                 freed = 0
                 give_back()
-            return gradient.new_zeros(()).expand(gradient.shape)  # nothing is left to keep
+            return nothing  # is left to keep
 
         for name in leaves.keys() - self._read:
             let_go(name)
@@ -128,6 +132,13 @@ def streamed(
 ) -> None:
     """The gradient of a function at once: see `Awaited`."""
     Awaited(function, names, made).backward(receive, wanted, release, seen)
+
+
+def _nothing_like(gradient: Tensor) -> Tensor:
+    """Zeros of the same shape and layout that take no memory."""
+    if gradient.is_sparse:
+        return torch.zeros_like(gradient)
+    return gradient.new_zeros(()).expand(gradient.shape)
 
 
 @contextmanager
