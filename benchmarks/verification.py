@@ -1,9 +1,9 @@
 """Claim: a search with its verification takes few evaluations, and one float64 copy of the model.
 
 Seconds of the processor of `discover`, each model in a process of its own: of the first call, with
-all that it imports, and of a later one. Memory is the peak of the first call less what the process
-held before it, as a multiple of the parameters. Llama is on meta, and only proposed. The ratio of
-depths is that of medians of interleaved runs.
+all that it imports, and the median of later ones on other weights. Memory is the peak of the first
+call less what the process held before it, as a multiple of the parameters. Llama is on meta, and
+only proposed. The ratio of depths is that of medians of interleaved runs.
 
     python benchmarks/verification.py [model]
 """
@@ -142,15 +142,21 @@ def measure(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model, batch = MODELS[name]()
     meta = any(p.is_meta for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
     first, found = _searched(model, batch, not meta)
     peak = _status("VmHWM") - before
-    later = [_searched(model, batch, not meta)[0] for _ in range(REPEATS if first < 1 else 1)]
+    later = []
+    for seed in range(1, REPEATS + 1):
+        torch.manual_seed(seed)
+        del model, batch
+        model, batch = MODELS[name]()
+        later.append(_searched(model, batch, not meta)[0])
     verified = [s.residual for s in found if s.status == "verified"]
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "cpu_seconds_first": round(first, 2),
         "cpu_seconds_later": round(statistics.median(later), 3),
         "peak_mib": round(peak / MIB),
