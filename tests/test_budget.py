@@ -394,6 +394,19 @@ def test_the_budget_of_a_checkpoint_of_before_is_taken() -> None:
     assert budget.choose(["a"], 900) == ["a"]
 
 
+def test_runs_without_an_answer_are_not_said_to_want_budget() -> None:
+    """As of a run that diverged: more of them would answer no more."""
+    budget = Budget(0.05, ["laws"])
+    for step in range(300):
+        due = ["laws"] if step % 10 == 0 else []
+        if budget.choose(due, step):
+            budget.spend({"laws": 1.0}, {}, 0.0)
+            budget.took(due, {"laws": step == 0}, step)
+        budget.earn(STEP)
+    assert budget.points["laws"][0] == 1
+    assert budget.expected(2.0)["laws"][0] <= 3
+
+
 def test_twice_the_budget_would_give_about_as_many_points_as_it_does() -> None:
     dear = {"laws": (1.0, 10), "sharpness": (2.0, 10)}
     ran, budget = simulated(400, dear, setup=0.0)

@@ -259,6 +259,7 @@ def _facts(
                 ("lr", g.lr),
                 ("weight_decay", g.weight_decay),
                 ("momentum", g.momentum),
+                ("maximize", g.maximize),
             )
         }
         for g in parameter_groups(optimizers, dict(model.named_parameters()))

@@ -110,7 +110,7 @@ class Conservation(Probe):
         charges = charges_of(snapshot)
         if not any(m.charges for m in charges.members):
             raise NotApplicable("the symmetries found conserve nothing")
-        ledger = Ledger(of=charges.labels, measured=snapshot.step - 1)
+        ledger = Ledger(of=charges.labels, begun=snapshot.step, measured=snapshot.step - 1)
         sketched = ledger.read(charges, charges.read(snapshot.before))
         ledger.start, ledger.reach = ledger.values, ledger.scales
         own = torch.promote_types(snapshot.before[charges.names[0]].dtype, torch.float32)

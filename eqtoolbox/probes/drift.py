@@ -69,7 +69,8 @@ class Drift:
                 error, scale = None, 1.0
             error = error / scale if error is not None else None
             drift = drift / scale if drift > TINY else 0.0
-            yield Measurement("drift", drift, family, stderr=error, floor=rounding)
+            begun = {"begun": self.state.begun} if self.state.begun else {}
+            yield Measurement("drift", drift, family, stderr=error, floor=rounding, facts=begun)
             unit = charges.unit(int(charges.unit_starts[index]))
             note = unit if error is None else f"{unit}, by random elements"
             yield Measurement("worst_drift", worst, family, note=note, facts={"which": note})

@@ -37,6 +37,7 @@ class Ledger(State):
     steps: int = 0  # since the charges were read
     causes: Tensor = NO_CAUSES  # their sums since the start, (causes, charges)
     noise: dict[str, tuple[float, float]] = field(default_factory=dict)  # of laws: |.|, over |g|
+    begun: int = 0  # the step before which they were read first
     measured: int = -1  # the last step that was
     acts: Tensor | None = None  # what acts did to the charges since the start
     acted: Tensor | None = None  # and since budgets were last recorded

@@ -34,8 +34,10 @@ def stability_scale(snapshot: Snapshot) -> Parameters:
     Zero for parameters that the optimizer does not move.
 
     Raises:
-        NotApplicable: the rule of this optimizer is not known, or it keeps no state yet.
+        NotApplicable: the rule of this optimizer is not known, it keeps no state yet, or it climbs.
     """
+    if any(group.maximize for group in snapshot.groups):
+        raise NotApplicable("the optimizer maximises: what its steps bear is the lowest curvature")
     rule = _rule(snapshot, "and Curvature(stability_scale=...) takes a rule of your own")
     scale = {}
     for name, parameter in snapshot.before.items():

@@ -4,13 +4,12 @@ A sparse gradient saves memory in a long training; a replay differentiates it ag
 compares it, and torch has few of these operations for sparse tensors (torch 2.13).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 
 def dense(function: Callable[..., Tensor], place: int, flag: str) -> Callable[..., Tensor]:
@@ -32,70 +31,6 @@ def dense(function: Callable[..., Tensor], place: int, flag: str) -> Callable[..
         return function(*args[:place], **{**kwargs, flag: False})
 
     return look_up
-
-
-class SparseRows(TorchFunctionMode):
-    """Scope in which tables have gradients of the rows that are looked up, differentiated once.
-
-    A dense one is as large as the table, and so is its sum with that of another lookup or of a
-    head that is tied to the table.
-
-    Args:
-        tables: leaves; what is computed from others may have no sparse gradient.
-
-    Example:
-        >>> table = torch.eye(3, requires_grad=True)
-        >>> with SparseRows([table]):
-        ...     rows = F.embedding(torch.tensor([2]), table)
-        >>> torch.autograd.grad(rows.sum(), table)[0].layout
-        torch.sparse_coo
-    """
-
-    def __init__(self, tables: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._tables = {id(table) for table in tables}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        given = _LOOKUPS[func](*args, **kwargs) if func in _LOOKUPS else None
-        if given is None or id(given[0]) not in self._tables:
-            return func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():  # what lies below may have them dense
-            return torch.embedding(*given, False, True)
-
-
-def _of_module(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> tuple[Tensor, Tensor, int] | None:
-    if max_norm is not None or scale_grad_by_freq:
-        return None
-    padding = -1 if padding_idx is None else padding_idx % len(weight)
-    return weight, input, padding
-
-
-def _of_kernel(
-    weight: Tensor,
-    indices: Tensor,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> tuple[Tensor, Tensor, int] | None:
-    return None if scale_grad_by_freq else (weight, indices, padding_idx)
-
-
-# table, indices and padding of a call; None where its gradient cannot be sparse
-_LOOKUPS: dict[Any, Callable[..., tuple[Tensor, Tensor, int] | None]] = {
-    F.embedding: _of_module,
-    torch.embedding: _of_kernel,
-}
 
 
 def embedding_bag(
@@ -126,7 +61,7 @@ def embedding_bag(
         )  # fmt: skip
     bag, bags = _bags(input, offsets, include_last_offset)
     rows = F.embedding(input.reshape(-1), weight, None, max_norm, norm_type)
-    counted = torch.ones_like(rows[:, :1])
+    counted = rows.new_ones(len(rows), 1)
     if padding_idx is not None:
         counted = (input.reshape(-1, 1) != padding_idx % len(weight)).to(rows)
     rows = rows * counted

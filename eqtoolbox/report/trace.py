@@ -198,7 +198,7 @@ def judged(record: Record) -> Verdict | None:
     floor, size = record.floor, abs(record.value)
     if floor is None or not (record.verdict or record.name.startswith(LAWS)):
         return record.verdict
-    if size <= floor and record.verdict != "trivial":
+    if size <= floor and record.verdict not in ("trivial", "unresolved"):
         return "holds"
     return record.verdict or verdict(size, floor)
 

@@ -235,19 +235,17 @@ class Budget:
         return f"{spent} of {self.allowed:.3g} s ({self.allowance:g} s and {allowed})"
 
     def expected(self, times: float) -> dict[str, tuple[int, int]]:
-        """What `points` would about be with so many times the budget."""
+        """What `points` would about be with so many times the budget, where as many runs answer."""
         more = (times - 1) * self.allowed + max(self.left, 0.0)
         spent = sum(wish.runs * (wish.cost or 0.0) for wish in self._wishes.values())
         each = part(self._wishes.values(), spent + more)
         most = math.inf if self._steps else room(self._last + 1)
-        return self._of_probes(
-            {
-                name: max(wish.points, int(min(wish.due, each / max(wish.cost or 0.0, 1e-9), most)))
-                if wish.points
-                else 0
-                for name, wish in self._wishes.items()
-            }
-        )
+
+        def bought(wish: Wish) -> int:
+            runs = min(wish.due, each / max(wish.cost or 0.0, 1e-9), most)
+            return max(wish.points, int(runs * wish.points / max(wish.runs, wish.points, 1)))
+
+        return self._of_probes({name: bought(wish) for name, wish in self._wishes.items()})
 
     def _of_probes(self, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
         """Counts of whole and light ones together, as far as they were due, and how often that."""

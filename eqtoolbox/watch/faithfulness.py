@@ -29,6 +29,7 @@ from eqtoolbox.world.world import Retired, World
 
 CHECK = "monitor/closure_grad_cos"
 RATIO = "monitor/closure_grad_ratio"
+ZERO = "the gradient is zero: it has no direction to compare"
 UNTRAINED = "monitor/parameters_untrained"
 
 
@@ -148,6 +149,12 @@ class Faithfulness:
         found: GradientCheck,
         own: Parameters | None,
     ) -> bool:
+        compared = (*replayed.values(), *(own or snapshot.gradient or {}).values())
+        if math.isnan(found.cosine) and not any(bool(g.any()) for g in compared):
+            for name in (CHECK, RATIO):
+                row = Record(step=0, name=name, value=math.nan, status="not_applicable", note=ZERO)
+                self._journal.write(row)
+            return False
         caught, reached = self._capture.pending.counts
         summed = self._capture.pending.learn_weights(found.ratio)
         if summed:

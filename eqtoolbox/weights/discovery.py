@@ -265,6 +265,9 @@ def _parts(model: nn.Module, batch: Any) -> tuple[Any, Any]:
 
 def _needed(model: nn.Module) -> int:
     """Number of arguments that the model cannot be called without."""
-    given = inspect.signature(model.forward).parameters.values()
+    try:
+        given = inspect.signature(model.forward).parameters.values()
+    except ValueError:  # what torch.jit traced has none
+        return 1
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in kinds and p.default is p.empty for p in given)

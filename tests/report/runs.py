@@ -82,7 +82,8 @@ def series(name: str, values: Iterable[float], *, every: int = 10, **fields: Any
 
 def with_facts(row: Record) -> Record:
     """The record as format 2 has it: what its note tells as facts, and a note without them."""
-    return replace(row, facts=Facts(facts_in(row.name, row.status, row.note)), note="told anew")
+    told = Facts(facts_in(row.name, row.status, row.note)) if row.note else row.facts
+    return replace(row, facts=told, note="told anew")
 
 
 def missing(name: str, steps: Iterable[int], status: Any, note: str = "") -> list[Record]:

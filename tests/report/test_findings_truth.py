@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from eqtoolbox.record.facts import Facts
 from eqtoolbox.record.record import Record
 from eqtoolbox.report import Finding, Run
 from tests.report.runs import missing, series
@@ -125,3 +126,56 @@ def test_the_prediction_of_an_approximate_symmetrys_curvature_names_epsilon(
     assert "predicted by the gradient alone" in the(make_run(rows), "curvature along").text
     rows += series("noether/epsilon/scale", [1e-9] * 6, floor=1e-7)
     assert "by gradient and epsilon alone" in the(make_run(rows), "curvature along").text
+
+
+def test_a_floor_that_was_too_large_to_tell_is_no_law_that_holds(make_run: MakeRun) -> None:
+    rows = series(f"{LAW}/translation", [0.0018] * 12, floor=1.1, verdict="unresolved")
+    assert not [f for f in make_run(rows).findings() if "obeys" in f.text]
+    rows = series(f"{LAW}/translation", [0.0018] * 12, floor=0.01, verdict="holds")
+    assert the(make_run(rows), "obeys the translation law at 12 of 12").level == "good"
+
+
+@pytest.mark.parametrize(
+    ("step", "told"), [(90, "drifted 10 % since step 40"), (40, "drifted 10 % in step 40")]
+)
+def test_a_drift_is_counted_from_where_it_began(make_run: MakeRun, step: int, told: str) -> None:
+    """Not from the start of the run where parameters were unfrozen later."""
+    facts = Facts({"begun": 40})
+    row = Record(step=step, name="conservation/drift/rescale", value=0.1, facts=facts)
+    assert told in the(make_run([row]), "charges drifted").text
+
+
+def test_a_law_of_a_gradient_alone_is_not_held_against_the_loss(make_run: MakeRun) -> None:
+    """As of a straight-through estimator: the loss keeps what its replaced derivative does not."""
+    laws = [
+        series(f"noether/{order}_order/homogeneity", [value] * 12, floor=2e-5, verdict=verdict)
+        for order, value, verdict in (("zeroth", 1e-7, "holds"), ("first", 7e-4, "violated"))
+    ]
+    text = the(make_run(*laws), "homogeneity law is broken").text
+    assert "the loss itself keeps this symmetry" in text and "lacks" not in text
+    text = the(make_run(laws[1]), "homogeneity law is broken").text
+    assert "the loss as trained lacks this symmetry" in text
+
+
+def test_a_fall_within_the_first_fifth_is_no_scatter(make_run: MakeRun) -> None:
+    first = [0.3 - 0.09 * i for i in range(14)]  # to -0.87
+    rest = [-0.99 - 1e-4 * (i % 7) for i in range(56)]
+    assert "loss fell" in the(make_run(series("training/loss", first + rest)), "training loss").text
+    flat = [(-1) ** i * 0.2 + 0.001 * (i % 5) for i in range(70)]
+    assert "no fall" in the(make_run(series("training/loss", flat)), "training loss").text
+
+
+def test_a_loss_that_is_maximised_is_not_said_to_rise(make_run: MakeRun) -> None:
+    rows = series("training/loss", [-1.0 + 0.9 * i / 99 for i in range(100)])
+    groups = [{"lr": 0.5, "weight_decay": 0.0, "momentum": 0.0, "maximize": True}]
+    run = make_run(rows, optimizer={"class": "SGD", "groups": groups})
+    assert "maximises its loss" in the(run, "which went from -0.9").text
+    assert not [f for f in run.findings() if f.level in ("warning", "alarm")]
+
+
+def test_losses_of_both_signs_are_not_thrown_by_their_scatter(make_run: MakeRun) -> None:
+    """Of policy gradients: the first are small by chance, none is larger than others."""
+    values = [0.02 + 0.3 * ((7 * i) % 11 - 5) / 5 for i in range(300)]
+    values[0] = 0.02
+    rows = series("training/loss", values)
+    assert not [f for f in make_run(rows).findings() if f.level == "alarm"]

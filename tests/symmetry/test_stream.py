@@ -1,18 +1,13 @@
 """The gradient of a large model, parameter by parameter, is the gradient."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from eqtoolbox.replay.operations import Operations
 from eqtoolbox.weights.search import stream
 from eqtoolbox.weights.search.stream import Awaited, streamed
 
@@ -167,34 +162,3 @@ def test_a_gradient_that_is_awaited_comes_once_asked_for() -> None:
     awaited.backward(lambda _, g: later.update(g))
     assert now.keys() == later.keys() == params.keys()
     assert all(torch.equal(g, later[n]) for n, g in now.items())
-
-
-class Strided(TorchDispatchMode):
-    """Keeps the memory of a table's size and more that operations make."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.size = table.nbytes
-        self.kept = {table.data_ptr(): table}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.layout == torch.strided:
-            storage = out.untyped_storage()
-            if storage.nbytes() >= self.size:
-                self.kept[storage.data_ptr()] = out
-        return out
-
-
-@pytest.mark.parametrize("around", [nullcontext, Operations])
-def test_looking_up_in_a_table_makes_one_gradient_of_its_size(around: Any) -> None:
-    """The one that is handed over; whatever is around, as replays that make gradients dense."""
-    table = torch.randn(50, 3, dtype=torch.float64)
-    rows = torch.tensor([2, 4, 2])
-    loss = lambda p: (F.embedding(rows, p["t"]) * F.embedding(rows + 1, p["t"])).sum()
-    with around():
-        awaited = Awaited(loss, ["t"], lambda name: table)
-    strided = Strided(table)
-    with strided:
-        awaited.backward(lambda _, g: None, seen=lambda name: table)
-    assert len(strided.kept) == 2, "with the table itself"

@@ -124,6 +124,8 @@ class Signs:
         values = self.losses[1]
         if not self.finite:
             return "not finite"
+        if self.option("maximize"):  # its loss is to grow, and how far is not known
+            return "unknown"
         values = values[np.isfinite(values)]
         if len(values) < LEAST:
             return "unknown"

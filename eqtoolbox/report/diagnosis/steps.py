@@ -40,6 +40,15 @@ def peak(signs: Signs) -> float:
     return float(values.max()) if values.size else 0.0
 
 
+def usual(signs: Signs) -> float:
+    """The size of the first losses; of both signs the largest, as most are small by chance."""
+    values = signs.losses[1][np.isfinite(signs.losses[1])]
+    first = values[: max(1, len(values) // 5)]
+    if first.size and first.min() < 0 < first.max():
+        return float(np.abs(first).max())
+    return abs(signs.level[0])
+
+
 def rate_too_high(signs: Signs) -> Symptom | None:
     """Steps that overshoot: they raise the loss of their own batch, or the loss grows."""
     if signs.state not in ("stuck", "grew", "little"):
@@ -48,7 +57,7 @@ def rate_too_high(signs: Signs) -> Symptom | None:
     beyond = stability is not None and stability > EDGE
     size = signs.told("vital/weight_decay", "weight")
     thrown = size.size > 1 and size[-1] > THROWN * size[0]
-    far = peak(signs) > FAR * abs(signs.level[0]) or thrown
+    far = peak(signs) > FAR * usual(signs) or thrown
     if share < OFTEN and not (beyond and share > OFTEN / 2) and not far:
         return None
     raised = f"{percent(share)} of the measured steps raise the loss of their own batch"

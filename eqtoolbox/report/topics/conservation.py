@@ -70,7 +70,7 @@ def conservation(run: Log) -> Iterator[Finding]:
         held = law_held(run, family)  # then the charges moved by what its floor allows
         undecided = law_undecided(run, family)
         broken = broken and not held and not undecided
-        span = "since the start" if drift.last.step else "in the first step"
+        span = _span(drift.last)
         about = f" ± {percent(last.stderr)}" if last.stderr else ""
         beside = trace(run, f"conservation/closure/{family}")
         moved = beside is not None and beside.verdict == "violated"
@@ -78,6 +78,14 @@ def conservation(run: Log) -> Iterator[Finding]:
         text = f"{charges} drifted {percent(size)}{about} {span}{causes}{far}."
         told = BROKEN_LAW if broken else ""
         yield Finding(level="note", text=text, evidence=tuple(evidence), id=told)
+
+
+def _span(drift: Record) -> str:
+    """Since when a drift is counted: not from the start where parameters were added later."""
+    begun = drift.facts.number("begun")
+    if begun:
+        return f"since step {begun:.0f}" if drift.step > begun else f"in step {begun:.0f}"
+    return "since the start" if drift.step else "in the first step"
 
 
 def _exact(drift: Curve) -> Record:

@@ -71,7 +71,13 @@ def laws(run: Log) -> Iterator[Finding]:
             worst = present[broken[0]]
             when = worst.since([judged(r) == "violated" for r in worst.records])
             what = listing([said[order] for order in broken])
-            text = f"{law} is broken {when}: {what}; the loss as trained lacks this symmetry."
+            why = "the loss as trained lacks this symmetry"
+            if verdicts.get("zeroth") == "holds":
+                why = (
+                    "the loss itself keeps this symmetry: what autograd takes for its derivative "
+                    "is another's, as of a straight-through estimator or a detached part"
+                )
+            text = f"{law} is broken {when}: {what}; {why}."
             yield Finding(
                 level="note", text=text, evidence=evidence, dated=worst.once, id=BROKEN_LAW
             )

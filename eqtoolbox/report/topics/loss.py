@@ -38,13 +38,16 @@ def loss_trend(run: Log) -> Iterator[Finding]:
         for step, value, part in zip(steps, (first, last), (fifths[0], fifths[-1]), strict=True)
     )
     moved = f"from {number(first)} in the first fifth of the run to {number(last)} in the last"
-    if end - before > _uncertainty(compared[-2], compared[-1]):
+    if Signs(run).option("maximize"):
+        text = f"The optimizer maximises its loss, which went {moved}."
+        yield Finding(level="note", text=text, evidence=evidence)
+    elif end - before > _uncertainty(compared[-2], compared[-1]):
         rising = f"from {number(previous)} to {number(last)} between the last two fifths"
         text = f"The training loss is rising: {rising} of the run."
         gained = first - min(float(np.median(part)) for part in fifths)
         level: Level = "warning" if last - previous > LOST * gained else "note"
         yield Finding(level=level, text=text, evidence=evidence, id="loss-rising")
-    elif start - end > _uncertainty(compared[0], compared[-1]):
+    elif start - end > _uncertainty(compared[0], compared[-1]) or _above(fifths[0], fifths[-1]):
         falls = before - end > _uncertainty(compared[-2], compared[-1])
         tail = ", and is still falling" if falls else "; no further fall shows in the last fifth"
         text = f"The training loss fell {moved}{tail}."
@@ -52,6 +55,17 @@ def loss_trend(run: Log) -> Iterator[Finding]:
     else:
         text = f"The training loss shows no fall beyond its own scatter ({moved})."
         yield Finding(level="note", text=text, evidence=evidence)
+
+
+def _above(first: np.ndarray, last: np.ndarray) -> bool:
+    """Whether the first lie above the last, by three standard errors of the ranks' sum.
+
+    A fall within the first fifth is no scatter of it (Mann & Whitney 1947).
+    """
+    higher, lower = first[:, None], last[None]
+    above = float((higher > lower).mean() + 0.5 * (higher == lower).mean())
+    error = math.sqrt((len(first) + len(last) + 1) / (12 * len(first) * len(last)))
+    return above - 0.5 > STANDARD_ERRORS * error
 
 
 def _uncertainty(*parts: np.ndarray) -> float:

@@ -101,6 +101,7 @@ def find_symmetries(
         continuous, inert = _continuous(problem, shown, turned)
     pinned = shown.state.pinned.joined(shown.discrete.pinned)
     notes = [*problem.trace.notes, *pinned.notes(), *_unseen(shown.state), *inert]
+    notes += [] if shown.slopes.finite else [_NOT_FINITE]
     moving_inputs = turned.holding()
     discrete = shown.discrete.holding(problem, continuous)
     every = [*continuous, *equivariances(problem), *moving_inputs, *discrete]
@@ -150,6 +151,12 @@ def propose_symmetries(
 _UNVERIFIED = (
     "proposed from the computation alone: nothing was verified, and translations, compensations "
     "and bias shifts, which gradients propose, were not looked for"
+)
+
+
+_NOT_FINITE = (
+    "the gradient is not finite where the loss is, as of a root in a branch that is not taken: "
+    "symmetries of what it is of count as broken, and shifts of it were not looked for"
 )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from eqtoolbox.weights.parameter import ContinuousSymmetry
 from eqtoolbox.weights.search.moves import Move, move
 from eqtoolbox.weights.search.problem import Problem
-from eqtoolbox.weights.search.slopes import Slopes, units
+from eqtoolbox.weights.search.slopes import Slopes, over, units
 from eqtoolbox.weights.search.steady import Steady
 from eqtoolbox.weights.search.turned import TurnedSearch
 from eqtoolbox.weights.search.verification import (
@@ -94,6 +94,9 @@ def judged_together(
         beside: two moves each of what else is to be tried, in the same evaluations.
         turned: what else moves inputs along.
     """
+    near = [k for k, c in enumerate(candidates) if c.symmetry.tolerance]
+    # first, as most of the point is left as it is
+    normalised = _normalised(problem, [candidates[k] for k in near])
     worst = [c.residual for c in candidates]
     exact = [k for k, c in enumerate(candidates) if not c.symmetry.tolerance]
     holding = [k for k in exact if worst[k] <= problem.small]
@@ -105,8 +108,7 @@ def judged_together(
         worst[k] = max(worst[k], order_1)
     dtype = problem.value.dtype
     each = [judged(c.symmetry, worst[k], dtype) for k, c in enumerate(candidates)]
-    near = [k for k, c in enumerate(candidates) if c.symmetry.tolerance]
-    for k, symmetry in zip(near, _normalised(problem, [candidates[k] for k in near]), strict=True):
+    for k, symmetry in zip(near, normalised, strict=True):
         each[k] = symmetry
     return each, changes
 
@@ -222,7 +224,7 @@ def _normalised(problem: Problem, candidates: Sequence[Candidate]) -> list[Conti
 def _residual(candidate: Candidate, slopes: Tensor | None, size: float) -> float:
     if slopes is None:
         return candidate.residual
-    relative = float(slopes.norm()) / candidate.size if candidate.size > 0 else 0.0
+    relative = over(float(slopes.norm()), candidate.size)
     change = float((slopes * candidate.element.to(slopes)).sum().abs()) / size
     return max(relative, change)
 

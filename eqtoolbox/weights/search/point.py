@@ -56,11 +56,11 @@ class Point(Mapping[str, Tensor]):
         self._filled_at: dict[str, int] = {}  # version of what is written
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._kept:
-            return self._kept[name]
+        if name in self._kept and self._filled_at[name] == self._kept[name]._version:
+            return self._kept[name]  # which nobody has written to, as a maximal norm does
         made = self._filled(self._empty(name), name)
         if made.numel() <= self._limit:
-            self._kept[name] = made
+            self._kept[name], self._filled_at[name] = made, made._version
         return made
 
     def written(self, name: str) -> Tensor | None:

@@ -144,8 +144,7 @@ def posed(
             if larger or not point.large:
                 traced = trace(run, moved(point, ()), point.statistics)
             else:
-                noted = Noted()
-                traced, graph = _traced(run, point, noted)
+                traced, noted, graph = _traced(run, point)
                 pending.append(graph)
                 amounts = noted.amounts if noted.known else None
     except Exception as error:
@@ -186,12 +185,13 @@ def posed(
     )
 
 
-def _traced(run: Run, point: Point, noted: Noted) -> tuple[Trace, Awaited]:
-    """What ran at the point, and the value that it left with its graph."""
-    traced: list[Trace] = []
+def _traced(run: Run, point: Point) -> tuple[Trace, Noted, Awaited]:
+    """What ran at the point, what epsilons were added to, and the value left with its graph."""
+    seen: list[tuple[Trace, Noted]] = []
 
     def evaluate(leaves: dict[str, Tensor]) -> Tensor:
         losses: list[Tensor] = []
+        noted = Noted()
 
         def kept(params: dict[str, Tensor]) -> tuple[Tensor | None, Tensor]:
             with noted:
@@ -199,12 +199,12 @@ def _traced(run: Run, point: Point, noted: Noted) -> tuple[Trace, Awaited]:
             losses.append(loss)
             return output, loss
 
-        traced.append(recorded(kept, leaves, Tracer(), point.statistics))
+        seen.append((recorded(kept, leaves, Tracer(), point.statistics), noted))
         return losses[0]
 
     made = lambda name: moved_alone(point, name, ())
     pending = Awaited(evaluate, list(point), made)
-    return traced[0], pending
+    return *seen[-1], pending
 
 
 def output_of(run: Run, params: dict[str, Tensor]) -> Tensor:

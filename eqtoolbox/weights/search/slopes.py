@@ -86,8 +86,7 @@ class Slopes:
 
     def residual(self, k: int) -> float:
         """Largest |<g, K_i>| of a symmetry's generators over its scale."""
-        scale = self.scale(k)
-        return self.largest(k) / scale if scale > 0 else 0.0
+        return over(self.largest(k), self.scale(k))
 
     def largest(self, k: int) -> float:
         """Largest |<g, K_i>| of a symmetry's generators."""
@@ -95,7 +94,12 @@ class Slopes:
 
     def overall(self, k: int) -> float:
         """|slopes| over the scale of all units together: how far a group holds on the whole."""
-        return float(self.of(k).norm()) / self.sizes[k] if self.sizes[k] > 0 else 0.0
+        return over(float(self.of(k).norm()), self.sizes[k])
+
+    @property
+    def finite(self) -> bool:
+        """Whether the gradient of all that is moved was."""
+        return all(map(math.isfinite, self.sizes))
 
     def inert(self, k: int) -> list[int]:
         """Units of a diagonal group of which no entry has a gradient, or all are zero."""
@@ -137,6 +141,18 @@ class Slopes:
 _PIECE = 2**20  # entries that are widened at a time
 _ROUNDING = 1e-10  # of slopes in float64, relative
 _NAMED = 8  # units that a note lists
+
+
+def over(slope: float, scale: float) -> float:
+    """A slope over what it counts relative to: 0 where that is 0, infinite where one is not finite.
+
+    Example:
+        >>> over(1.0, 4.0), over(0.0, 0.0), over(0.0, float("nan"))
+        (0.25, 0.0, inf)
+    """
+    if not (math.isfinite(slope) and math.isfinite(scale)):
+        return math.inf
+    return slope / scale if scale > 0 else 0.0
 
 
 def units(form: Form) -> int:

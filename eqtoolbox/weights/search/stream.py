@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from eqtoolbox.replay.embeddings import SparseRows
 from eqtoolbox.replay.heap import give_back
 from eqtoolbox.replay.thread.interception import Intercepted
 from eqtoolbox.replay.thread.scope import unobserved
@@ -17,6 +16,7 @@ from eqtoolbox.replay.thread.scope import unobserved
 _PAGES = 2**24  # entries of gradients after which what they took goes back to the system
 _TOGETHER = 2**18  # entries of gradients that are received together
 _ENTERED = Intercepted(("torch.autograd.graph", "saved_tensors_hooks"), "__enter__")
+_HOOKED = Intercepted(("torch", "Tensor"), "register_hook")
 Receive = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
 
 
@@ -39,7 +39,7 @@ class Awaited:
     ) -> None:
         give_back()
         self._made = made
-        self._leaves = {n: made(n).detach().requires_grad_() for n in names}
+        self._leaves = self._fresh(names)
         self._kept = {n: leaf.detach() for n, leaf in self._leaves.items()}
         each = self._leaves.items()
         owners = {leaf.untyped_storage().data_ptr(): n for n, leaf in each if leaf.numel()}
@@ -51,10 +51,17 @@ class Awaited:
                 self._read.add(owner)
             return tensor
 
-        hooks = saved_tensors_hooks(packed, lambda saved: saved)
-        with hooks, _counted_hooks() as others, SparseRows(self._leaves.values()):
+        try:
+            with saved_tensors_hooks(packed, lambda saved: saved), _reading_later() as others:
+                self._value = function(self._leaves)
+            self._stay = bool(others) or _own_functions(self._value)
+        except Exception:  # derivatives of torch.func suffer no such hooks
+            self._leaves = self._fresh(names)
             self._value = function(self._leaves)
-        self._stay = bool(others) or _own_functions(self._value)
+            self._stay, self._read = True, set(names)
+
+    def _fresh(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return {n: self._made(n).detach().requires_grad_() for n in names}
 
     def backward(
         self,
@@ -95,8 +102,6 @@ class Awaited:
         def hand_over(name: str, gradient: Tensor) -> Tensor:
             nonlocal freed
             arrived.add(name)
-            nothing = _nothing_like(gradient)
-            gradient = gradient.to_dense()  # of a table that is only looked up in
             waiting[name] = kept[name] if name in kept else again(name), gradient
             if sum(g.numel() for _, g in waiting.values()) >= _TOGETHER:
                 receive_waiting()
@@ -106,7 +111,7 @@ class Awaited:
             if freed >= _PAGES:
                 freed = 0
                 give_back()
-            return nothing  # is left to keep
+            return gradient.new_zeros(()).expand(gradient.shape)  # nothing is left to keep
 
         for name in leaves.keys() - self._read:
             let_go(name)
@@ -134,23 +139,19 @@ def streamed(
     Awaited(function, names, made).backward(receive, wanted, release, seen)
 
 
-def _nothing_like(gradient: Tensor) -> Tensor:
-    """Zeros of the same shape and layout that take no memory."""
-    if gradient.is_sparse:
-        return torch.zeros_like(gradient)
-    return gradient.new_zeros(()).expand(gradient.shape)
-
-
 @contextmanager
-def _counted_hooks() -> Iterator[list[object]]:
-    """Hooks on saved tensors that others enter meanwhile, as checkpoints do."""
+def _reading_later() -> Iterator[list[object]]:
+    """What may read parameters in the backward and is entered meanwhile.
+
+    Hooks on saved tensors, as of checkpoints, and hooks on tensors.
+    """
     entered: list[object] = []
 
-    def noted(enter: Any, hooks: saved_tensors_hooks) -> None:
-        entered.append(hooks)
-        enter(hooks)
+    def noted(original: Any, one: Any, *given: Any) -> Any:
+        entered.append(one)
+        return original(one, *given)
 
-    with _ENTERED.answered_by(noted):
+    with _ENTERED.answered_by(noted), _HOOKED.answered_by(noted):
         yield entered
 
 

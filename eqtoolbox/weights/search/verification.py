@@ -72,15 +72,24 @@ def _on_the_way(
 ) -> Iterator[Tensor]:
     """The function after each step from `params`, which goes on from where the last one led."""
     large = isinstance(params, Point) and not params.whole
+    owned = params.lasting if isinstance(params, Point) else ()
     there: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
-    for number, moves in enumerate(steps):
+    gone: list[Sequence[Move]] = []
+    versions: list[int] = []
+    for moves in steps:
         if large:
             give_back()
-        if number:
-            moved_on(there, params.lasting if isinstance(params, Point) else (), moves)
+        if versions != [t._version for t in there.values()]:  # the function wrote to parameters
+            there = moved(params, gone[0])
+            for before in gone[1:]:
+                moved_on(there, owned, before)
+        if gone:
+            moved_on(there, owned, moves)
         else:
             there = moved(params, moves)
+        gone.append(moves)
+        versions = [t._version for t in there.values()]
         statistics = _statistics(params, moves, statistics)
         if large:
             give_back()
