@@ -29,6 +29,7 @@ class FoundSymmetries:
 
     proposed: tuple[ParameterSymmetry, ...]  # everything, with its status; broken ones included
     saved: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as plain values
+    notes: tuple[str, ...] = ()  # what was not analysed
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> "FoundSymmetries":
@@ -47,10 +48,10 @@ class FoundSymmetries:
             with objective.isolated():
                 if snapshot.world.sharded:
                     parted = _parted(snapshot)
-                    return cls(tuple(parted), parted.state_dict())
+                    return cls(tuple(parted), parted.state_dict(), parted.notes)
                 found = _find(snapshot, known)
             return snapshot.world.of_first(
-                "symmetries", lambda: cls(tuple(found), found.state_dict())
+                "symmetries", lambda: cls(tuple(found), found.state_dict(), found.notes)
             )
 
         def restore(saved: Any) -> FoundSymmetries:
@@ -80,7 +81,7 @@ class FoundSymmetries:
             if s.status in ("verified", "approximate") and isinstance(s, ContinuousSymmetry)
         ]
         if not usable:
-            raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
+            raise NotApplicable(self._none)
         return sorted(usable, key=lambda s: s.family)
 
     def by_family(self) -> Families:
@@ -91,8 +92,13 @@ class FoundSymmetries:
         """
         usable = [s for s in self.continuous() if not s.equivariant]
         if not usable:
-            raise NotApplicable("no continuous parameter symmetry found in what the loss runs")
+            raise NotApplicable(self._none)
         return _grouped(usable)
+
+    @property
+    def _none(self) -> str:
+        why = "no continuous parameter symmetry found in what the loss runs"
+        return f"{why} ({'; '.join(self.notes)})" if self.notes else why
 
     def equivariances(self) -> Families:
         """Equivariances by family: they move the outputs too."""

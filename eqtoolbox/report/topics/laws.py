@@ -1,10 +1,11 @@
 """Which laws does the loss obey: identities of order 0, 1 and 2 of its symmetries."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
 from eqtoolbox.report.figures import Panel, Plot, by_target
-from eqtoolbox.report.finding import BROKEN_LAW, FEW, Finding
+from eqtoolbox.report.finding import BROKEN_LAW, FEW, Evidence, Finding
 from eqtoolbox.report.log import Log
 from eqtoolbox.report.topic import Topic
 from eqtoolbox.report.trace import Curve, floor_words, judged, trace, traces
@@ -47,6 +48,19 @@ def found(run: Log) -> Iterator[Finding]:
             )
             text = f"The proposed symmetry {row.get('name')} failed its check{residual}; not used."
             yield Finding(level="note", text=text)
+
+
+def unfound(run: Log) -> Iterator[Finding]:
+    """Why no law of a parameter symmetry was measured, where one was asked for."""
+    if traces(run, "noether/dimension") or traces(run, "conservation/drift"):
+        return
+    name = "noether/second_order"
+    tried = run.records(name)[-1:] if name in run else []
+    why = tried[-1].facts.text("why") if tried else ""
+    if why:
+        evidence = (Evidence(name=tried[-1].name, step=tried[-1].step, value=math.nan),)
+        text = f"No law of a parameter symmetry was measured: {why}."
+        yield Finding(level="note", text=text, evidence=evidence)
 
 
 def laws(run: Log) -> Iterator[Finding]:
@@ -184,5 +198,5 @@ TOPIC = Topic(
     slug="laws",
     explanation="Every symmetry of the parameters imposes identities on loss, gradient and "
     "Hessian; their charts stand beside the charges that they conserve.",
-    rules=(found, laws, epsilon),
+    rules=(found, unfound, laws, epsilon),
 )
