@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SHORT = 100  # records that are made at once; those of longer traces when they are asked for
 RECENT = 5  # measurements that make up "now": odd, so that one outlier is always outvoted
+ORDERED = 0.9  # share of pairs from which two sets of measurements lie apart
 NO_PROBES = ("training", "monitor", "cost", "vital")  # first words of names that no probe has
 LAWS = (  # quantities that are zero when a law holds, so that their floor alone can judge them
     "equivariance/relative_error/",
@@ -95,6 +96,16 @@ class Curve:
         """Median of the first measurements, as many as leave the last ones out."""
         count = max(1, min(RECENT, len(self.records) - RECENT))
         return _median(r.value for r in self.records[:count])
+
+    @property
+    def apart(self) -> bool:
+        """Whether first and last measurements lie apart: nine in ten pairs are in one order.
+
+        Of medians alone batches of a few samples make a rise or a fall.
+        """
+        first = self.values[: max(1, min(RECENT, len(self.records) - RECENT))]
+        above = float((self.values[-RECENT:, None] > first).mean())
+        return not 1 - ORDERED < above < ORDERED
 
     @property
     def floor(self) -> float | None:

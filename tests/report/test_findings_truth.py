@@ -179,3 +179,18 @@ def test_losses_of_both_signs_are_not_thrown_by_their_scatter(make_run: MakeRun)
     values[0] = 0.02
     rows = series("training/loss", values)
     assert not [f for f in make_run(rows).findings() if f.level == "alarm"]
+
+
+@pytest.mark.parametrize(("first", "told"), [([0.9, 1.1, 4.0, 1.0, 6.0], False), ([1.0] * 5, True)])
+def test_scatter_of_batches_is_no_rise_of_the_sharpness(
+    make_run: MakeRun, first: list[float], told: bool
+) -> None:
+    values = [*first, *[2.0] * 5, 3.0, 0.95, 3.1, 5.0, 2.9]
+    if told:
+        values[-4] = 3.2
+    rows = series("curvature/sharpness", values), series("curvature/stability", values)
+    texts = " ".join(f.text for f in make_run(*rows).findings())
+    assert ("The sharpness rose" in texts) == told
+    low = [series(f"curvature/{n}", [v / 10 for v in values]) for n in ("sharpness", "stability")]
+    texts = " ".join(f.text for f in make_run(*low).findings())
+    assert ("at the start" in texts) == told

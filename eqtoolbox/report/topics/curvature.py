@@ -25,7 +25,7 @@ def sharpening(run: Log) -> Iterator[Finding]:
     if top is None or len(top.records) < 6 or top.start <= 0 or top.now <= 0:
         return
     ratio = top.now / top.start
-    if 1 / CHANGED < ratio < CHANGED:
+    if 1 / CHANGED < ratio < CHANGED or not top.apart:
         return
     moved = f"rose {ratio:.2g}x" if ratio > 1 else f"fell {1 / ratio:.2g}x"
     text = f"The sharpness {moved}, from {number(top.start)} to {number(top.now)}."

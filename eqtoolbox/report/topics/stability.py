@@ -59,6 +59,7 @@ def stability(run: Log) -> Iterator[Finding]:
         place = f"at the edge of stability {when}"
     else:
         rose = len(values) > 1 and certain.start > 0 and now / certain.start >= CHANGED
+        rose = rose and certain.apart
         place = "below the edge of stability"
         place += f", up from {number(certain.start)} at the start" if rose else ""
         crossed = sum(v > 1 for v in values)
