@@ -156,7 +156,7 @@ _UNVERIFIED = (
 
 _NOT_FINITE = (
     "the gradient is not finite where the loss is, as of a root in a branch that is not taken: "
-    "symmetries of what it is of count as broken, and shifts of it were not looked for"
+    "symmetries of parameters that have it count as broken, and their shifts are not looked for"
 )
 
 
