@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from discovery import gpt2
 from environment import store
 from torch import Tensor, nn
 
@@ -101,15 +102,6 @@ def gpt(depth: int, width: int, tokens: int = 512) -> tuple[nn.Module, Any]:
     """On one sequence of 16 tokens."""
     drawn = torch.randint(0, tokens, (2, 1, 16))
     return Transformer(depth, width, tokens), (drawn[0], drawn[1])
-
-
-def gpt2() -> tuple[nn.Module, Any]:
-    """transformers' GPT-2 of 124 M parameters, random, whose table is its head, on 16 tokens."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    tokens = torch.randint(0, 50257, (1, 16))
-    model = GPT2LMHeadModel(GPT2Config(loss_type="ForCausalLM")).eval()
-    return model, {"input_ids": tokens, "labels": tokens}
 
 
 def digits() -> tuple[nn.Module, Any]:

@@ -26,6 +26,10 @@ def _whole(value: Any) -> bool:
     return type(value) is int
 
 
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _time(value: Any) -> bool:
     return _number(value) and 0 <= value < YEAR_9999
 
@@ -39,10 +43,11 @@ _WANTED: dict[Check, str] = {
     _number: "a number",
     _count: "an int >= 0",
     _whole: "an int",
+    _flag: "true or false",
     _time: "seconds since 1970",
     _share: "a number >= 0",
 }
-_GROUP = {"lr": _number, "weight_decay": _number, "momentum": _number}
+_GROUP = {"lr": _number, "weight_decay": _number, "momentum": _number, "maximize": _flag}
 _SYMMETRY = {
     "name": _word, "family": _word, "dimension": _count, "status": _word, "residual": _number,
 }  # fmt: skip

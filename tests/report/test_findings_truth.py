@@ -1,5 +1,6 @@
 """Sentences say no more than their numbers: when, how sure, and relative to what."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_a_law_of_a_gradient_alone_is_not_held_against_the_loss(make_run: MakeRu
         for order, value, verdict in (("zeroth", 1e-7, "holds"), ("first", 7e-4, "violated"))
     ]
     text = the(make_run(*laws), "homogeneity law is broken").text
-    assert "the loss itself keeps this symmetry" in text and "lacks" not in text
+    assert "a finite transformation leaves the loss as it is" in text and "lacks" not in text
     text = the(make_run(laws[1]), "homogeneity law is broken").text
     assert "the loss as trained lacks this symmetry" in text
 
@@ -194,3 +195,25 @@ def test_scatter_of_batches_is_no_rise_of_the_sharpness(
     low = [series(f"curvature/{n}", [v / 10 for v in values]) for n in ("sharpness", "stability")]
     texts = " ".join(f.text for f in make_run(*low).findings())
     assert ("at the start" in texts) == told
+
+
+@pytest.mark.parametrize("odd", ["yes", [1], {}, 10**400])
+def test_whether_a_loss_is_maximised_is_told_by_a_truth_value_alone(
+    make_run: MakeRun, odd: Any
+) -> None:
+    """A run directory may come from anybody."""
+    rows = series("training/loss", [1.0 - 0.9 * i / 99 for i in range(100)])
+    groups = [{"lr": 0.5, "weight_decay": 0.0, "momentum": 0.0, "maximize": odd}]
+    run = make_run(rows, optimizer={"class": "SGD", "groups": groups})
+    assert "loss fell" in the(run, "training loss").text
+    assert any("maximize" in event["message"] for event in run.events)
+
+
+def test_a_reason_for_which_nothing_was_measured_is_told_once(make_run: MakeRun) -> None:
+    facts = Facts({"why": "no loss is known", "remedy": "call monitor.observe(batch)"})
+    row = Record(
+        step=0, name="noether/second_order", value=math.nan, status="not_applicable", facts=facts
+    )
+    assert [f.text for f in make_run([row]).findings() if "no loss is known" in f.text] == [
+        "Nothing was measured: no loss is known."
+    ]

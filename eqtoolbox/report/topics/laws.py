@@ -57,7 +57,7 @@ def unfound(run: Log) -> Iterator[Finding]:
     name = "noether/second_order"
     tried = run.records(name)[-1:] if name in run else []
     why = tried[-1].facts.text("why") if tried else ""
-    if why:
+    if why and not tried[-1].facts.text("remedy"):  # else nothing was measured, as is told
         evidence = (Evidence(name=tried[-1].name, step=tried[-1].step, value=math.nan),)
         text = f"No law of a parameter symmetry was measured: {why}."
         yield Finding(level="note", text=text, evidence=evidence)
@@ -88,8 +88,9 @@ def laws(run: Log) -> Iterator[Finding]:
             why = "the loss as trained lacks this symmetry"
             if verdicts.get("zeroth") == "holds":
                 why = (
-                    "the loss itself keeps this symmetry: what autograd takes for its derivative "
-                    "is another's, as of a straight-through estimator or a detached part"
+                    "a finite transformation leaves the loss as it is, to its floor: the break is "
+                    "smaller than that, or what autograd takes for the derivative is another's, as "
+                    "of a straight-through estimator or a detached part"
                 )
             text = f"{law} is broken {when}: {what}; {why}."
             yield Finding(

@@ -51,11 +51,14 @@ class Awaited:
                 self._read.add(owner)
             return tensor
 
+        refused = False
         try:
             with saved_tensors_hooks(packed, lambda saved: saved), _reading_later() as others:
                 self._value = function(self._leaves)
             self._stay = bool(others) or _own_functions(self._value)
-        except Exception:  # derivatives of torch.func suffer no such hooks
+        except RuntimeError:  # derivatives of torch.func suffer no such hooks
+            refused = True
+        if refused:  # what fails for another reason does so again, and is told
             self._leaves = self._fresh(names)
             self._value = function(self._leaves)
             self._stay, self._read = True, set(names)
