@@ -56,6 +56,7 @@ class Loop:
         zero: bool = True,
         held_out: Any = None,
         scaler: Any = None,
+        passes: bool = False,
         **attach: Any,
     ) -> None:
         attach = {"schedule": max(1, steps // 16), "budget": None, "probes": PROBES} | attach
@@ -63,6 +64,8 @@ class Loop:
             watched = monitor.loss(loss)
             for step in range(steps):
                 value = watched(model, next(batches))
+                if passes and not bool(value.isfinite()):
+                    continue
                 (scaler.scale(value) if scaler else value).backward()
                 if clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -318,6 +321,18 @@ def spike(loop: Loop) -> None:
             yield a, (b * 30 if step == corrupt else b)
 
     loop(m, SGD(m.parameters(), lr=0.01), mse, some(), 240)
+
+
+@case("loss-not-finite-at-times")
+def nothing_to_learn(loop: Loop) -> None:
+    """Now and then no label of a batch counts, and the loop passes over it."""
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+
+    def some() -> Iterator[Batch]:
+        for step, (a, b) in enumerate(batches(x, y)):
+            yield a, (torch.full_like(b, -100) if step % 40 == 17 else b)
+
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, some(), 240, passes=True)
 
 
 @case("not-finite")

@@ -1,29 +1,24 @@
 """The engine: how Hessian products of the model at hand are computed, chosen by a self-test."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-import torch
-
 from eqtoolbox.expect.checked import checked
 from eqtoolbox.linalg.curvature import Hessian
-from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.product_program import ProductProgram
-from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.probes.compiled import bind, by_a_program, given, programmed
-from eqtoolbox.probes.fastest import timed
-from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure
 from eqtoolbox.probes.operators import (
     HALF,
     PARTS,
     DifferentiatedOperator,
-    by_the_fastest_way,
     operator,
 )
-from eqtoolbox.probes.self_test import NO_FUNCTION, ROUGH, EngineMode, SelfTest, compared
+from eqtoolbox.probes.portion import on_few
+from eqtoolbox.probes.proving import self_test, valued
+from eqtoolbox.probes.self_test import ROUGH, EngineMode, SelfTest
 from eqtoolbox.record.record import Status
 from eqtoolbox.replay.divided import apart
 from eqtoolbox.replay.objective import Objective, Parameters
@@ -33,7 +28,6 @@ from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 Memory = Literal["fast", "low"]
 Choice = Literal["fastest", "retained", "compiled"]
 ProbePrecision = Literal["full", "as_trained"]
-RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
 EXACT = 1e-5  # change of the loss by splitting the batch that rounding explains
 
 
@@ -153,11 +147,12 @@ class Engine:
             if any(p.is_complex() for p in params.values()):
                 raise NotApplicable("complex parameters: their Hessian is not supported")
             way = "retained" if snapshot.world.several else self.way  # whose clocks differ
-            test = self_test(objective, params, timing=way == "fastest")
+            few = self.objective(on_few(snapshot))
+            test = self_test(objective, params, timing=way == "fastest", few=few)
             if way == "compiled":
                 test = by_a_program(objective, params, test, partial(self._program, snapshot))
             if snapshot.measured is not None:
-                test = replace(test, trained=_valued(snapshot.measured, params)[1])
+                test = replace(test, trained=valued(snapshot.measured, params)[1])
             return Tested(_thrifty(objective, params, test) if self.memory == "low" else test)
 
         about = snapshot.identity, self.memory, self.precision, self.way, objective.autocast
@@ -172,91 +167,6 @@ class Engine:
         return snapshot.shared.get("program", about, make)
 
 
-def self_test(objective: Objective, params: Parameters, timing: bool = True) -> SelfTest:
-    """Choose a mode: is the loss repeatable, are products symmetric and equal to differences?
-
-    Exact products of a loss that detaches a part, or passes a gradient through what has none, are
-    its second derivative with that part held: symmetric, and not the derivative of the gradient
-    that trains, whose asymmetry tells them from products that are wrong.
-
-    Costs about 8 gradients, of which 3 are in float64 where the loss has kinks.
-
-    Args:
-        objective, params: the loss and where it is differentiated.
-        timing: whether the fastest way to exact products is looked for.
-
-    Raises:
-        NotApplicable: the loss is random, or no mode gives right products.
-        FloatingPointError: the loss or its gradient is not finite.
-    """
-    first, coarsest = _valued(objective, params)
-    repeat = abs(first - _value(objective, params)) / max(abs(first), 1e-30)
-    if repeat > RANDOM:
-        raise NotApplicable(
-            f"the loss is random: evaluated twice on the same batch it changed by {repeat:.1%}; "
-            "draw its random numbers from the global torch, numpy or python streams, which are "
-            "frozen here"
-        )
-    test = SelfTest(mode="exact", reason="", repeat=repeat, coarsest=coarsest)
-    drawn = random_like(params, torch.Generator().manual_seed(0))
-    direction = _unit(drawn)  # entries of 1 would overflow float16
-    try:
-        with operator(objective, params, test) as exact:  # type: ignore[union-attr]
-            exact.instead = str  # what is said of it is the self-test's
-            product = exact(direction)
-            along = _unit(product)
-            second, seconds = timed(exact, along)
-            nan = exact.differenced
-    except torch.OutOfMemoryError:  # says nothing of the loss
-        raise
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        if isinstance(error, ValueError) and "must depend on the parameters" in str(error):
-            raise
-        why = f"no exact products ({_first_line(error)})"
-        return _differences_only(objective, params, direction, test, why)
-    except FloatingPointError as error:
-        nan = str(error)
-    if nan:
-        return _differences_only(objective, params, direction, test, nan)
-    test = replace(
-        test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
-    )
-    test = compared(objective, params, along, second, test)
-    if not timing:
-        return test
-    return by_the_fastest_way(objective, params, test, along, second, seconds)
-
-
-def _differences_only(
-    objective: Objective, params: Parameters, direction: Parameters, test: SelfTest, why: str
-) -> SelfTest:
-    """The self-test of differences alone: are they smooth and symmetric?"""
-    bent, refused = structure(objective, params).bent, ""
-    for smooth in (False, True) if bent else (True, False):  # a kink asks for float64 first
-        tried = replace(test, mode="differenced", reason=why, smooth=smooth)
-        try:
-            differenced = operator(objective, params, tried)
-            first = differenced if isinstance(differenced, Hessian) else differenced.steady
-            product = first(direction)
-            along = _unit(product)
-            back = dot(direction, differenced(along))
-        except FloatingPointError as error:  # no second derivative, as there is no first
-            raise FloatingPointError(why) from error
-        except NO_DIFFERENCES as error:
-            refused = refused or _first_line(error)
-            continue
-        gap = abs(norm(product) - back) / max(norm(product), 1e-300)
-        if gap > WRONG:
-            raise NotApplicable(f"{why}; and differences cannot replace it: {NO_FUNCTION}")
-        return replace(tried, asymmetry=gap)
-    raise NotApplicable(f"{why}; and there are no differences in its place: {refused}")
-
-
-def _unit(v: Parameters) -> Parameters:
-    """v over its length; itself where it has none."""
-    return scale(1 / length, v) if (length := norm(v)) > 1e-30 else v
-
-
 def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTest:
     """The mode that needs little memory: split if that is exact, else differenced if smooth."""
     if test.mode == "differenced":
@@ -268,13 +178,6 @@ def _thrifty(objective: Objective, params: Parameters, test: SelfTest) -> SelfTe
     return replace(test, mode=mode, reason=f"low memory, but {why}; {test.reason}")
 
 
-def _valued(objective: Objective, params: Parameters) -> tuple[float, float]:
-    """The loss, and eps of the coarsest operation in it."""
-    with Precision() as precision:
-        value = _value(objective, params)
-    return value, precision.eps
-
-
 def _mixed(precision: ProbePrecision, test: SelfTest) -> str:
     """What was done about the half precision that a loss trains in."""
     kind = "float16" if test.trained == HALF else "half precision"
@@ -284,13 +187,3 @@ def _mixed(precision: ProbePrecision, test: SelfTest) -> str:
         return f"full: the loss casts to {kind} by itself, which no autocast does and stays on"
     scaled = ", the loss scaled where it is differentiated" if test.coarsest == HALF else ""
     return f"as_trained: with operations in {kind}{scaled}"
-
-
-def _value(loss: Callable[[Parameters], torch.Tensor], params: Parameters) -> float:
-    with torch.no_grad():
-        return float(loss(params))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

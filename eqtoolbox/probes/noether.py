@@ -16,7 +16,7 @@ from eqtoolbox.probes.law import Elements, FirstOrder, Laws, Members
 from eqtoolbox.probes.law_rounding import LawRounding
 from eqtoolbox.probes.law_rows import dimension, known_of, residual, resting
 from eqtoolbox.probes.light_laws import lightly
-from eqtoolbox.probes.quarter import on_few
+from eqtoolbox.probes.portion import on_few
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.probes.symmetries import FoundSymmetries
 from eqtoolbox.probes.zeroth_order import ZerothOrder
@@ -71,7 +71,7 @@ class Noether(Probe):
     parameters that are rounded alike show less than the sums inside the loss.
 
     A light measurement has the laws alone, beside floors of the last one that found them
-    (`floor_of_step`), on a quarter of a large batch (`samples_used`): they are true of any samples.
+    (`floor_of_step`), on some of a large batch (`samples_used`): they are true of any samples.
     Where a law fails by these, what epsilon predicts is asked anew, then floors of its order; if
     those are not it, all is.
 

@@ -11,7 +11,7 @@ from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import current
-from eqtoolbox.world.reducing import axis_of, reduced
+from eqtoolbox.world.reducing import axis_of, reduced, totalled
 
 MIN_COSINE = 0.99  # replayed against training gradient; below it the loss is another
 RANDOM = 1e-4  # relative change of a loss evaluated again; rounding gives 1e-7
@@ -106,8 +106,9 @@ def compare(
     names = [n for n in replayed if n in gradient]
     r = {n: replayed[n].detach() for n in names}
     g = {n: gradient[n].detach() for n in names}
-    one, two = _norm(r), _norm(g)
-    cosine = _dot(r, g) / (one * two) if one * two > 0 else math.nan
+    one, inner, two = _products(r, g)
+    one, two = math.sqrt(one), math.sqrt(two)
+    cosine = inner / (one * two) if one * two > 0 else math.nan
     ratio = two / one if one > 0 else math.nan
     wrong = cosine < MIN_COSINE
     changed = _change(r, g, told) if wrong else ""
@@ -199,6 +200,19 @@ def _dot(a: Parameters, b: Parameters) -> float:
         own = sum(float((x.conj() * y).real.sum()) for x, y in _pieces(a[name], b[name]))
         found[axis] = found.get(axis, 0.0) + own
     return sum(reduced(axis, found[axis]) for axis in sorted(found))
+
+
+def _products(a: Parameters, b: Parameters) -> tuple[float, float, float]:
+    """<a, a>, <a, b> and <b, b>, of one reading."""
+    found: dict[str, Tensor] = {}  # by the axis along which shards lie
+    for name in a:
+        axis = axis_of(name, a[name])
+        for piece in _pieces(a[name], b[name]):
+            rows = torch.stack(piece)
+            own = (rows.conj() @ rows.T).real.cpu()
+            found[axis] = found[axis] + own if axis in found else own
+    total = sum((totalled(axis, found[axis]) for axis in sorted(found)), torch.zeros(2, 2))
+    return float(total[0, 0]), float(total[0, 1]), float(total[1, 1])
 
 
 def _norm_of(*terms: tuple[float, Parameters]) -> float:

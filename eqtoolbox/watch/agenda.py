@@ -4,7 +4,7 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from eqtoolbox.record.schedule import following
-from eqtoolbox.watch.budget import LOSS, Budget
+from eqtoolbox.watch.budget import LOSS, VITAL, Budget
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.plan import LIGHT
 from eqtoolbox.watch.probe import Probe, Scheduled, ours
@@ -40,6 +40,8 @@ class Agenda:
         self.later: dict[str, Probe] = {}  # and what is put off to the step after it
         self.light: set[str] = set()  # names of probes that measure less, for less
         self.loss = False  # whether the loss is told
+        self.heard = False  # whether vital signs are taken
+        self._hears = False  # whether they are wanted
         self.answered: set[str] = set()  # names of probes that gave a number
         self.together: set[str] = set()  # names of probes that all ranks run at the coming step
         self._begun: set[str] = set()  # and of those that they ran once
@@ -90,13 +92,15 @@ class Agenda:
         waiting = {} if "monitor" in disabled else self.later
         self.todo = [*dict.fromkeys((*due.values(), *waiting.values()))]
         self.run, self.later, self.light, self.loss = [], {}, set(), False
-        self.answered, self._names = set(), [*due]
+        self.answered, self._names, self._hears, self.heard = set(), [*due], False, False
         if self.todo:
             self._names.append(LOSS)
+            if self._budget.unknown(VITAL) or any(p.evaluates for p in self.todo):
+                self._names.append(VITAL)
             now = self._budget.choose(self._names, step, [*waiting])
             self.light = {name.removesuffix(LIGHT) for name in now if name.endswith(LIGHT)}
             self.run = [p for p in self.todo if p.name in now or p.name in self.light]
-            self.loss = LOSS in now
+            self.loss, self._hears = LOSS in now, VITAL in now
 
     def _shared(self, step: int) -> dict[str, Probe]:
         """What all ranks measure together if the first one wants it: the same on each of them."""
@@ -128,29 +132,29 @@ class Agenda:
         """Whether a probe is among these: 1 for whole, 2 for light, 0 for neither."""
         return (2.0 if name in light else 1.0) if any(p.name == name for p in probes) else 0.0
 
-    def in_order(self, begun: Container[str]) -> list[Probe]:
+    def in_order(self, begun: Container[str]) -> list[Probe | None]:
         """What is measured: those that evaluate, the light first, tell what the others read.
 
         Where there is a budget all wait for the search of what keeps what the run begins with.
+        None stands where vital signs have their turn.
 
         Args:
             begun: names of the probes that have their reference.
         """
+        bounded = self._budget.share is not None
+        searches = [p for p in self.run if bounded and not p.evaluates and p.name not in begun]
+        others = [p for p in self.run if p not in searches]
+        others.sort(key=lambda probe: (not probe.evaluates, probe.graphs))
+        return [*searches, None, *others]
 
-        def place(probe: Probe) -> tuple[bool, bool, float]:
-            searches = not probe.evaluates and probe.name not in begun
-            return self._budget.share is None or not searches, not probe.evaluates, probe.graphs
-
-        return sorted(self.run, key=place)
-
-    def waits(self, probe: Probe, seconds: float) -> bool:
+    def waits(self, probe: Probe, seconds: Mapping[str, float]) -> bool:
         """Whether a probe is put off to the next step, as others took `seconds` of this one.
 
         Those that call no model are not: they keep what the run begins with.
         """
         if not probe.evaluates:
             return False
-        waits = self._budget.waits(self._paid(probe), seconds)
+        waits = self._budget.waits(self._paid(probe), sum(seconds.values()))
         if probe.name in self.together:
             waits = bool(self._world.decided(f"wait of {probe.name}", [float(waits)])[0])
         if waits:
@@ -158,6 +162,16 @@ class Agenda:
             self.later[self._paid(probe)] = probe
             return True
         return False
+
+    def hears(self, seconds: Mapping[str, float], guess: float) -> bool:
+        """Whether vital signs are taken now, as probes took `seconds` of this step.
+
+        Args:
+            seconds: of each.
+            guess: what they may take the first time.
+        """
+        self.heard = self._hears and not self._budget.waits(VITAL, sum(seconds.values()), guess)
+        return self.heard
 
     def part(self, step: int) -> None:
         """The ranks go their own ways: nothing is measured any more, at the coming step either."""
@@ -171,8 +185,8 @@ class Agenda:
         """The step is over."""
         if self.todo:
             ran = {self._paid(probe): probe.name in self.answered for probe in self.run}
-            if self.loss:
-                ran[LOSS] = True
+            told = {LOSS: self.loss, VITAL: self.heard}
+            ran |= {name: True for name, was in told.items() if was}
             self._budget.took(self._names, ran, step)
 
     def paid(self, seconds: Mapping[str, float]) -> dict[str, float]:

@@ -10,6 +10,8 @@ from eqtoolbox.watch.plan import LIGHT, Wish, gaps, part, room
 
 UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
+VITAL = "vital"  # the vital signs, taken where a loss is evaluated anyway
+APART = (LOSS, VITAL)  # what no probe measures
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
 AT_ONCE = 0.8  # seconds that several probes may take together at one step
 FIRST = 10.0  # times what lighter ones took: what a first run may take, which nobody knows
@@ -82,7 +84,7 @@ class Budget:
         self._last = 0  # and last
         self._light_first = {name + LIGHT: name for name in light_first}  # and the whole
         every = (*names, *(name + LIGHT for name in lightens))
-        self._wishes = {name: Wish() for name in every} | {LOSS: Wish(cost=0.0)}
+        self._wishes = {name: Wish() for name in every} | {LOSS: Wish(cost=0.0), VITAL: Wish()}
 
     @property
     def overhead(self) -> float:
@@ -200,9 +202,16 @@ class Budget:
         light = name + LIGHT
         return light in self._wishes and (light in self._light_first or not self.unknown(name))
 
-    def waits(self, name: str, seconds: float) -> bool:
-        """Whether a chosen probe is left for the next step, as others took `seconds` of this."""
-        cost = FIRST * seconds if self.unknown(name) else self._wishes[name].cost or 0.0
+    def waits(self, name: str, seconds: float, guess: float | None = None) -> bool:
+        """Whether what was chosen is left for the next step, as others took `seconds` of this.
+
+        Args:
+            name: of it.
+            seconds: of the others.
+            guess: what a first run may take, where more is known than what theirs took.
+        """
+        first = FIRST * seconds if guess is None else guess
+        cost = first if self.unknown(name) else self._wishes[name].cost or 0.0
         return self.share is not None and seconds > 0 and seconds + cost > AT_ONCE
 
     def _afforded(self, asked: Mapping[str, Wish], step: int, first: Sequence[str]) -> list[str]:
@@ -249,7 +258,7 @@ class Budget:
 
     def _of_probes(self, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
         """Counts of whole and light ones together, as far as they were due, and how often that."""
-        names = [n for n in self._wishes if n != LOSS and not n.endswith(LIGHT)]
+        names = [n for n in self._wishes if n not in APART and not n.endswith(LIGHT)]
         due = {
             n: max(self._wishes[m].due for m in self._wishes if m in (n, n + LIGHT)) for n in names
         }

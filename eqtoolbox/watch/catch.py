@@ -1,5 +1,6 @@
 """The catch: an optimizer step that is over, frozen into a snapshot and measured by due probes."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
 from eqtoolbox.watch.account import Account
 from eqtoolbox.watch.agenda import Agenda
+from eqtoolbox.watch.budget import VITAL
 from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.faithfulness import Faithfulness
@@ -30,10 +32,6 @@ from eqtoolbox.world.world import Retired, World
 SHARDED = (
     "the parameters were sharded after attach(); attach after fully_shard() or "
     "accelerator.prepare()"
-)
-PARTIAL = (
-    "load_state_dict() was called here and not on every rank; all ranks load the state of the "
-    "first one, or none loads any"
 )
 
 
@@ -108,19 +106,20 @@ class Catch:
         snapshot = self._runner.governor.divided(snapshot) if evaluated else snapshot
         own = None if together else self._capture.own_share(self._taken.scale)
         self._tidy(before)
+        started = time.perf_counter()
         if evaluated and self.faithful.check(snapshot, own, self._taken.scale):
             snapshot = self.snapshot(step, before, after, named, together)
+        checking = time.perf_counter() - started
         self._tidy(before)
         known = not self._world.several or (snapshot.slopes and not self._world.sharded)
-        if evaluated and self._world.first and known:
-            self.vitals.take(snapshot, self._taken.scale)
-            if snapshot.parts > 1:  # memory is short: who else asks for a gradient makes it anew
-                snapshot.slopes.clear()
-            self._tidy(before)
-        probes = self._agenda.in_order(self._runner.references)
+        hears = evaluated and self._world.first and known
         waited = self._world.waited
-        for probe in probes:
-            if self._agenda.waits(probe, sum(self._runner.seconds.values())):
+        for probe in self._agenda.in_order(self._runner.references):
+            if probe is None:
+                if hears and self._agenda.hears(self._runner.seconds, 2 * checking):
+                    self._hear(snapshot)
+                continue
+            if self._agenda.waits(probe, self._runner.seconds):
                 continue
             light = probe.name in self._agenda.light
             seen = replace(snapshot, light=True) if light else snapshot
@@ -135,6 +134,15 @@ class Catch:
         if together:
             took = sum(self._runner.seconds.values()) - (self._world.waited - waited)
             self._account.by_rank(self._world.each("seconds", took))
+
+    def _hear(self, snapshot: Snapshot) -> None:
+        """Take vital signs, as if they were a probe's."""
+        started = time.perf_counter()
+        self.vitals.take(snapshot, self._taken.scale)
+        self._runner.seconds[VITAL] = time.perf_counter() - started
+        if snapshot.parts > 1:  # memory is short: who else asks for a gradient makes it anew
+            snapshot.slopes.clear()
+        self._tidy(snapshot.before)
 
     def _tidy(self, before: Parameters) -> None:
         """Have what was freed given back, where a model is large and another evaluation follows."""
@@ -238,18 +246,6 @@ class Catch:
             identity=identity(measured, before) if measured else (),
             seconds=self._agenda.seconds,
         )
-
-    def meet(self) -> None:
-        """Take a state together with all other ranks.
-
-        Raises:
-            Retired: another rank takes none.
-        """
-        try:
-            self._world.each("load_state_dict()", None)
-        except Retired:
-            self._journal.warn("monitor", PARTIAL)
-            raise
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

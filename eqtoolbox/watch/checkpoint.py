@@ -5,7 +5,13 @@ from typing import Any
 
 from eqtoolbox.expect.fit import fitted
 from eqtoolbox.expect.kinds import Natural
+from eqtoolbox.watch.journal import Journal
+from eqtoolbox.world.world import Retired, World
 
+PARTIAL = (
+    "load_state_dict() was called here and not on every rank; all ranks load the state of the "
+    "first one, or none loads any"
+)
 NEEDED: dict[str, Any] = {
     "step": Natural,
     "references": Mapping[str, Any],
@@ -59,6 +65,19 @@ def check_state(state: Any) -> None:
         )
     for name in OF_BUDGET.keys() & state["budget"].keys():
         fitted(f"state['budget'][{name!r}]", state["budget"][name], OF_BUDGET[name])
+
+
+def meet(world: World, journal: Journal) -> None:
+    """Take a state together with all other ranks.
+
+    Raises:
+        Retired: another rank takes none.
+    """
+    try:
+        world.each("load_state_dict()", None)
+    except Retired:
+        journal.warn("monitor", PARTIAL)
+        raise
 
 
 def _have(where: str, table: Mapping[str, Any], kinds: Mapping[str, Any], what: str) -> None:

@@ -18,7 +18,7 @@ from eqtoolbox.record.sink import Sink
 from eqtoolbox.replay.eager import eager
 from eqtoolbox.replay.objective import LossFunction
 from eqtoolbox.replay.tree import map_tensors
-from eqtoolbox.watch.checkpoint import check_state
+from eqtoolbox.watch.checkpoint import check_state, meet
 from eqtoolbox.watch.course import Course
 from eqtoolbox.watch.held_out import held_out
 from eqtoolbox.watch.interrupts import told as message_of
@@ -276,7 +276,7 @@ class Monitor(Course):
         """
         check_state(state)
         self._settle()
-        self._safely(self._catch.meet)
+        self._safely(meet, self._world, self._journal)
         self._first += state["step"] - self.step
         self.step = state["step"]
         self._catch.load_state_dict(state)

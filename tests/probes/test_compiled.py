@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg import product_program
-from eqtoolbox.probes import compiled, engine, fastest
+from eqtoolbox.probes import compiled, engine, fastest, proving
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.tracking import Tracking
@@ -26,7 +26,7 @@ def quick(monkeypatch):
     def timed(product, v):
         return product(v), 1.0 if getattr(product, "_retain", False) else 0.1
 
-    for module in (fastest, engine, compiled):
+    for module in (fastest, proving, compiled):
         monkeypatch.setattr(module, "timed", timed)
     monkeypatch.setattr(product_program, "_inductor", lambda graph, inputs: graph)
 

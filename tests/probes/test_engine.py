@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from eqtoolbox.linalg import finite_difference, hessian
 from eqtoolbox.linalg.vectors import add, norm, random_like, scale
-from eqtoolbox.probes.engine import Engine, SelfTest, _thrifty, self_test
+from eqtoolbox.probes.engine import Engine, SelfTest, _thrifty
 from eqtoolbox.probes.operators import operator
+from eqtoolbox.probes.proving import self_test
 from eqtoolbox.replay import isolation
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.vectors import add, norm, random_like
-from eqtoolbox.probes import engine, fastest, operators
+from eqtoolbox.probes import engine, fastest, operators, proving
 from eqtoolbox.probes.curvature import Curvature
-from eqtoolbox.probes.engine import Engine, self_test
+from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.fastest import faster
 from eqtoolbox.probes.operators import operator
+from eqtoolbox.probes.proving import self_test
 from eqtoolbox.probes.tracking import Tracking
 from tests.probes.test_engine import Around, D, First, objective
 from tests.probes.test_shared import attached, cross_entropy, net, step
@@ -78,7 +79,7 @@ def eager(monkeypatch):
         retained = getattr(product, "_retain", False)
         return product(v), 1.0 if retained else 0.1
 
-    for module in (fastest, engine):
+    for module in (fastest, proving):
         monkeypatch.setattr(module, "timed", timed)
 
 
@@ -128,7 +129,7 @@ def test_a_way_that_has_to_be_loaded_is_not_asked_for_products_that_take_less(mo
 
     def asked(seconds: float) -> bool:
         ways = []
-        monkeypatch.setattr(engine, "timed", lambda product, v: (product(v), seconds))
+        monkeypatch.setattr(proving, "timed", lambda product, v: (product(v), seconds))
         monkeypatch.setattr(operators, "faster", lambda *given: ways.append(given) or False)
         with loss.isolated():
             assert self_test(loss, loss.parameters()).way == "retained"
@@ -156,6 +157,6 @@ def test_running_out_of_memory_is_no_lack_of_second_derivatives(monkeypatch) -> 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     loss = objective(Around(nn.Tanh()))
-    monkeypatch.setattr("eqtoolbox.probes.engine.timed", full)
+    monkeypatch.setattr("eqtoolbox.probes.proving.timed", full)
     with loss.isolated(), pytest.raises(torch.OutOfMemoryError):
         self_test(loss, loss.parameters())

@@ -18,8 +18,9 @@ import eqtoolbox as eq
 from eqtoolbox.linalg import FunctionOperator, hessian
 from eqtoolbox.linalg.asymmetry import asymmetry
 from eqtoolbox.probes.curvature import Curvature
-from eqtoolbox.probes.engine import _thrifty, self_test
+from eqtoolbox.probes.engine import _thrifty
 from eqtoolbox.probes.operators import operator
+from eqtoolbox.probes.proving import self_test
 from eqtoolbox.record.record import Record
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.snapshot import NotApplicable

@@ -228,13 +228,13 @@ def test_epsilon_is_asked_lightly_only_where_a_law_fails_by_what_is_kept(
     assert 0 < len(asked) < 2 * 7 and all(asked)
 
 
-def large() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    """A network whose 32 images take more than Python does."""
+def large(samples: int = 32, size: int = 16) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A network whose images take more than Python does."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU()
     model = nn.Sequential(*layers, nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten())
-    model.append(nn.Linear(16 * 12 * 12, 5))
-    return model, (torch.randn(32, 3, 16, 16), torch.randint(5, (32,)))
+    model.append(nn.Linear(16 * (size - 4) ** 2, 5))
+    return model, (torch.randn(samples, 3, size, size), torch.randint(5, (samples,)))
 
 
 @pytest.mark.parametrize("memory", [1.25, None])
@@ -250,6 +250,24 @@ def test_light_measurements_of_a_large_batch_take_a_quarter_of_it(memory: float 
         rows = of_laws(found, step)
         assert len(rows) >= 9 and {r.verdict for r in rows.values()} == {"holds"}, step
         assert rows.keys() == of_laws(found, 0).keys()
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "used"),
+    [(64, 24, 8), (128, 16, 16), (32, 24, 8), (16, 32, 8), (12, 32, None), (32, 8, None)],
+)
+def test_the_larger_a_batch_the_smaller_the_part_that_is_taken(
+    samples: int, size: int, used: int | None
+) -> None:
+    """Down to an eighth of it, and to eight samples, or to four without batch normalisation."""
+    model, batch = large(samples, size)
+    rows = of_laws(measured(model, batch, light=(1,), steps=2), 1)
+    assert {r.facts.count("samples_used") for r in rows.values()} == {used}
+    assert {r.verdict for r in rows.values()} == {"holds"}
+    model[1] = nn.GroupNorm(4, 16)  # type: ignore[index]
+    rows = of_laws(measured(model, batch, light=(1,), steps=2), 1)
+    fewer = None if size == 8 else max(samples // 8, 4)
+    assert {r.facts.count("samples_used") for r in rows.values()} == {fewer}
 
 
 def test_a_law_that_a_quarter_of_the_batch_breaks_is_said_to_be_broken() -> None:

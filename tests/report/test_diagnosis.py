@@ -84,6 +84,7 @@ SPIKED = [2.0 * 0.9**k for k in range(40)]
 SPIKED[25] = 3.0
 NOISY = [2.0 * 0.9**k * (1.3 if k % 2 else 1.0) for k in range(40)]
 GROWING = [2.3 * 3.0**k for k in range(6)] + [float("nan")] * 10
+GAPPED = [float("nan") if k in (4, 9) else loss for k, loss in enumerate(FALLING)]
 CALM = [*FALLING[:6], *[float("nan")] * 10]
 
 # id, the run that has it, the look-alike that has not (losses, signs, info)
@@ -135,6 +136,7 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("overfit", (FALLING, {"held_out": [2.0, 1.5, *[2.2] * 14]}, {}),
      (FALLING, {"held_out": [1.1 * x for x in FALLING]}, {})),
     ("loss-spike", (SPIKED, {}, {}), (NOISY, {}, {})),
+    ("loss-not-finite-at-times", (GAPPED, {}, {}), (CALM, {}, {})),
     ("no-signal", (FLAT, {"halves": (-0.02, {"samples": 32}), "update_ratio": 0.02}, {}),
      (FALLING, {"halves": (-0.02, {"samples": 32})}, {})),
     ("not-learning", (FLAT, {}, {}), (FALLING, {}, {})),

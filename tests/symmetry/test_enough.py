@@ -83,7 +83,7 @@ def test_few_samples_show_what_all_show(
 def test_of_a_small_model_that_takes_long_order_0_says_it_all(
     posed: Callable[[], tuple[nn.Module, tuple[Tensor, Tensor]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is found is the same, by evaluations of all samples."""
+    """What is found is the same, by evaluations of few samples beside those of all."""
     model, batch = posed()
     with torch.no_grad():
         inert, once = (0, 1) if isinstance(model[0], nn.Linear) else (9, 10)
@@ -95,7 +95,8 @@ def test_of_a_small_model_that_takes_long_order_0_says_it_all(
         found[dear], calls[dear] = evaluations(model, batch)
     assert told(found[0]) == told(found[2**40])
     assert any(s.status == "inert" for s in found[0])
-    assert {*calls[0], *calls[2**40]} == {COUNT}
+    assert {*calls[2**40]} == {COUNT}
+    assert COUNT in calls[0] and ({*calls[0]} == {COUNT} or min(calls[0]) <= COUNT / 2)
 
 
 def late(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

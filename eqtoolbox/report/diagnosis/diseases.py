@@ -12,6 +12,10 @@ REVIVE = (
     "use LeakyReLU or GELU",
     "check the biases: large negative ones keep units silent",
 )
+SLOWER = (
+    "lower the learning rate by 3 to 10",
+    "warm it up over the first few per cent of the run",
+)
 PLAYBOOK = "Godbole et al. 2023, Tuning Playbook"
 
 DISEASES: tuple[Disease, ...] = (
@@ -44,11 +48,7 @@ DISEASES: tuple[Disease, ...] = (
         level="alarm",
         symptom=loop.diverged,
         told_from="a loss that is NaN by arithmetic was calm before",
-        remedy=(
-            "lower the learning rate by 3 to 10",
-            "warm it up over the first few per cent of the run",
-            "clip the gradient's norm at its usual size",
-        ),
+        remedy=(*SLOWER, "clip the gradient's norm at its usual size"),
         source=PLAYBOOK,
         explains=(*LOST, "learning-rate-too-high", "not-finite"),
     ),
@@ -100,8 +100,7 @@ DISEASES: tuple[Disease, ...] = (
         symptom=data.unscaled,
         told_from="a standardised table with entries outside [-1, 1] is fine",
         remedy=(
-            "standardise each column: subtract the mean and divide by the standard deviation of "
-            "the training data",
+            "standardise each column by mean and standard deviation of the training data",
             "divide pixels by 255",
         ),
         source="LeCun et al. 1998, Efficient BackProp",
@@ -147,10 +146,7 @@ DISEASES: tuple[Disease, ...] = (
         level="warning",
         symptom=steps.rate_too_high,
         told_from="at the edge of stability the loss falls; by noise few steps raise it",
-        remedy=(
-            "lower the learning rate by 3 to 10",
-            "warm it up over the first few per cent of the run",
-        ),
+        remedy=SLOWER,
         source="Cohen et al. 2021 (2103.00065)",
         explains=(*OUTCOME, "beyond-edge", "constant-output", "loss-spike", "vanishing-gradient",
                   "learning-rate-too-low", "exploding-gradient"),
@@ -179,9 +175,8 @@ DISEASES: tuple[Disease, ...] = (
         symptom=signal.vanishing,
         told_from="before a dead layer gradients are exactly 0",
         remedy=(
-            "use ReLU or GELU instead of sigmoid or tanh",
+            "use ReLU or GELU instead of sigmoid or tanh, and Xavier or He initialisation",
             "add residual connections or normalisation (BatchNorm, LayerNorm)",
-            "use Xavier or He initialisation",
         ),
         source="Glorot & Bengio 2010",
         explains=(*OUTCOME, "constant-output", "learning-rate-too-low"),
@@ -249,8 +244,7 @@ DISEASES: tuple[Disease, ...] = (
         told_from="without a held-out loss this cannot be seen",
         remedy=(
             "stop at the smallest held-out loss",
-            "augment the data, or get more of them",
-            "regularise: weight decay, dropout, a smaller network",
+            "augment the data, get more of them, or regularise: weight decay, a smaller network",
         ),
         source="Prechelt 1998, Early Stopping",
     ),
@@ -261,6 +255,14 @@ DISEASES: tuple[Disease, ...] = (
         told_from="noise of the batches is of the scatter's size",
         remedy=("look at the batch of that step: labels, scale, NaN", "clip the gradient's norm"),
         source="Takase et al. 2023 (2312.16903)",
+    ),
+    Disease(
+        id="loss-not-finite-at-times",
+        level="warning",
+        symptom=loop.at_times,
+        told_from="a loss that is lost stays NaN",
+        remedy=("look at these batches: no target that counts, an empty sample, NaN among inputs",),
+        source="Goodfellow et al. 2016, Deep Learning, 4.1",
     ),
     Disease(
         id="no-signal",

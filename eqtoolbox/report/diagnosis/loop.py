@@ -42,6 +42,18 @@ def not_finite(signs: Signs) -> Symptom | None:
     return Symptom(text=text, names=("vital/risk",), where="the loss", step=signs.lost_at)
 
 
+def at_times(signs: Signs) -> Symptom | None:
+    """A loss that is NaN or infinite for some batches, which the loop passes over."""
+    steps, values = signs.losses
+    bad = steps[~np.isfinite(values)]
+    if not bad.size or signs.lost_at is not None:
+        return None
+    when = f"about step {bad[0]}"
+    when = when if bad[0] == bad[-1] else f"times between {when} and {bad[-1]}"
+    text = f"The loss is NaN or infinite at {when}, and finite after that: some batches give none."
+    return Symptom(text=text, names=("vital/losses",), where="the data", step=int(bad[0]))
+
+
 def diverged(signs: Signs) -> Symptom | None:
     """A loss that grew until it was not finite."""
     if signs.lost_at is None or not _grew(signs):

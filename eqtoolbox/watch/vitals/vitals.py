@@ -17,6 +17,7 @@ from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.replay.window import in_pieces
+from eqtoolbox.watch.budget import VITAL
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import samples
 from eqtoolbox.watch.snapshot import Snapshot
@@ -24,7 +25,6 @@ from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
 from eqtoolbox.watch.vitals.strides import Strides
 
-NAME = "vital"
 BATCHES = 5  # in a row on which a unit that is silent counts as such
 NAMED = 6  # layers that facts name
 DRAWN = 16  # layers whose numbers facts hold, evenly over the depth
@@ -59,7 +59,7 @@ class Vitals:
         try:
             heard = [self._hearing.sent(held_out, parcel) for held_out in (False, True)]
         except BaseException as error:
-            self._journal.failed(NAME, error)
+            self._journal.failed(VITAL, error)
             return lambda: None
 
         def tell() -> None:
@@ -70,14 +70,14 @@ class Vitals:
                         facts = {"losses": told, "first": first}
                         self._emit(name, values[-1], facts, always=True)
             except BaseException as error:
-                self._journal.failed(NAME, error)
+                self._journal.failed(VITAL, error)
 
         return tell
 
     def take(self, snapshot: Snapshot, scale: float = 1.0) -> None:
         """Evaluate the loss of the step before and after it, and tell what shows."""
         objective = snapshot.training
-        if objective is None or NAME in self._journal.disabled or snapshot.after is None:
+        if objective is None or VITAL in self._journal.disabled or snapshot.after is None:
             return
         if snapshot.broken:
             return
@@ -85,11 +85,11 @@ class Vitals:
             self.samples = samples(objective)
             with objective.isolated():
                 self._take(snapshot, objective, scale)
-            self._journal.succeeded(NAME)
+            self._journal.succeeded(VITAL)
         except LeavesTrace:
-            self._journal.disabled.add(NAME)
+            self._journal.disabled.add(VITAL)
         except BaseException as error:
-            self._journal.failed(NAME, error)
+            self._journal.failed(VITAL, error)
 
     def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
         single = objective.calls[-1]
@@ -233,7 +233,7 @@ class Vitals:
     ) -> None:
         if always or math.isfinite(value):
             known = {k: v for k, v in (facts or {}).items() if _finite(v)}
-            self._journal.emit(f"{NAME}/{name}", value, facts=known, stderr=stderr)
+            self._journal.emit(f"{VITAL}/{name}", value, facts=known, stderr=stderr)
 
 
 def _spread(rows: Tensor) -> tuple[float, float, float]:

@@ -32,14 +32,14 @@ class Divisible:
 
 
 def on_few(problem: Problem, samples: Divisible | None) -> Problem:
-    """The problem of a large model with few samples for what fails, where these do.
+    """The problem of a dear evaluation with few samples for what fails, where these do.
 
     Whatever is verified keeps the loss of all samples, each way and back: some of them alone may
     lie beyond a kink, or in an expert's share. So is order 1 of all, and with it which units are
     inert and what is proposed.
     """
     point = problem.point
-    if samples is None or point.whole or problem.value.dtype != torch.float64:
+    if samples is None or not problem.dear or problem.value.dtype != torch.float64:
         return problem
     number = enough(problem.trace, samples.count)
     if 2 * number > samples.count:

@@ -1,0 +1,150 @@
+"""Proving: Hessian products of the model at hand are tried before they are trusted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from eqtoolbox.linalg.curvature import Hessian
+from eqtoolbox.linalg.precision import Precision
+from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
+from eqtoolbox.probes.fastest import timed
+from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure
+from eqtoolbox.probes.operators import by_the_fastest_way, operator
+from eqtoolbox.probes.self_test import NO_FUNCTION, SelfTest, compared
+from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.watch.snapshot import NotApplicable
+
+RANDOM = 1e-4  # change of the loss when evaluated again; rounding gives 1e-7
+
+
+def self_test(
+    objective: Objective,
+    params: Parameters,
+    timing: bool = True,
+    few: Objective | None = None,
+) -> SelfTest:
+    """Choose a mode: is the loss repeatable, are products symmetric and equal to differences?
+
+    Exact products of a loss that detaches a part, or passes a gradient through what has none, are
+    its second derivative with that part held: symmetric, and not the derivative of the gradient
+    that trains, whose asymmetry tells them from products that are wrong.
+
+    Costs about 5 gradients of the batch and 4 of few samples, of which 3 are in float64 where the
+    loss has kinks.
+
+    Args:
+        objective, params: the loss and where it is differentiated.
+        timing: whether the fastest way to exact products is looked for.
+        few: the same loss on some of the samples, on which products are compared with differences:
+            what is wrong with operations shows on any. None: on all.
+
+    Raises:
+        NotApplicable: the loss is random, or no mode gives right products.
+        FloatingPointError: the loss or its gradient is not finite.
+    """
+    first, coarsest = valued(objective, params)
+    repeat = abs(first - _value(objective, params)) / max(abs(first), 1e-30)
+    if repeat > RANDOM:
+        raise NotApplicable(
+            f"the loss is random: evaluated twice on the same batch it changed by {repeat:.1%}; "
+            "draw its random numbers from the global torch, numpy or python streams, which are "
+            "frozen here"
+        )
+    test = SelfTest(mode="exact", reason="", repeat=repeat, coarsest=coarsest)
+    drawn = random_like(params, torch.Generator().manual_seed(0))
+    direction = _unit(drawn)  # entries of 1 would overflow float16
+    try:
+        with operator(objective, params, test) as exact:  # type: ignore[union-attr]
+            exact.instead = str  # what is said of it is the self-test's
+            product = exact(direction)
+            along = _unit(product)
+            second, seconds = timed(exact, along)
+            nan = exact.differenced
+    except torch.OutOfMemoryError:  # says nothing of the loss
+        raise
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if isinstance(error, ValueError) and "must depend on the parameters" in str(error):
+            raise
+        why = f"no exact products ({_first_line(error)})"
+        return _differences_only(objective, params, direction, test, why)
+    except FloatingPointError as error:
+        nan = str(error)
+    if nan:
+        return _differences_only(objective, params, direction, test, nan)
+    test = replace(
+        test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
+    )
+    least, product = _on_few(few or objective, objective, params, along, second, test)
+    test = compared(least, params, along, product, test)
+    if not timing:
+        return test
+    return by_the_fastest_way(objective, params, test, along, second, seconds)
+
+
+def _on_few(
+    few: Objective,
+    objective: Objective,
+    params: Parameters,
+    along: Parameters,
+    product: Parameters,
+    test: SelfTest,
+) -> tuple[Objective, Parameters]:
+    """The loss on few samples and its product along a direction; of all where these have none."""
+    if few is objective:
+        return objective, product
+    try:
+        with operator(few, params, test) as exact:  # type: ignore[union-attr]
+            exact.instead = str
+            found = exact(along)
+            there = norm(found) > 0 and not exact.differenced
+    except (*NO_DIFFERENCES, FloatingPointError):
+        there = False
+    return (few, found) if there else (objective, product)
+
+
+def _differences_only(
+    objective: Objective, params: Parameters, direction: Parameters, test: SelfTest, why: str
+) -> SelfTest:
+    """The self-test of differences alone: are they smooth and symmetric?"""
+    bent, refused = structure(objective, params).bent, ""
+    for smooth in (False, True) if bent else (True, False):  # a kink asks for float64 first
+        tried = replace(test, mode="differenced", reason=why, smooth=smooth)
+        try:
+            differenced = operator(objective, params, tried)
+            first = differenced if isinstance(differenced, Hessian) else differenced.steady
+            product = first(direction)
+            along = _unit(product)
+            back = dot(direction, differenced(along))
+        except FloatingPointError as error:  # no second derivative, as there is no first
+            raise FloatingPointError(why) from error
+        except NO_DIFFERENCES as error:
+            refused = refused or _first_line(error)
+            continue
+        gap = abs(norm(product) - back) / max(norm(product), 1e-300)
+        if gap > WRONG:
+            raise NotApplicable(f"{why}; and differences cannot replace it: {NO_FUNCTION}")
+        return replace(tried, asymmetry=gap)
+    raise NotApplicable(f"{why}; and there are no differences in its place: {refused}")
+
+
+def _unit(v: Parameters) -> Parameters:
+    """v over its length; itself where it has none."""
+    return scale(1 / length, v) if (length := norm(v)) > 1e-30 else v
+
+
+def valued(objective: Objective, params: Parameters) -> tuple[float, float]:
+    """The loss, and eps of the coarsest operation in it."""
+    with Precision() as precision:
+        value = _value(objective, params)
+    return value, precision.eps
+
+
+def _value(loss: Callable[[Parameters], torch.Tensor], params: Parameters) -> float:
+    with torch.no_grad():
+        return float(loss(params))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
