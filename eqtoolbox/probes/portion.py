@@ -16,16 +16,16 @@ MOST = 8  # portions
 def on_few(snapshot: Snapshot) -> Snapshot:
     """The same step, measured on a half to an eighth of its batch: another one from step to step.
 
-    As little as keeps a quarter of `DEAR` and `LEAST` samples, or `SPREAD`. The whole batch where that takes no
-    longer, has too few samples, cannot be cut, or where the loss takes no such part of it or is not
-    finite there, as means over what no sample of it has; and where ranks measure together, whose
-    batches are parts already.
+    As little as keeps a quarter of `DEAR` and `LEAST` samples, or `SPREAD`. The whole batch where
+    that takes no longer, has too few samples, cannot be cut, or where the loss takes no such part
+    of it or is not finite there, as means over what no sample of it has; and where ranks measure
+    together, whose batches are parts already.
     """
     measured = snapshot.measured
     if measured is None or snapshot.once < DEAR or snapshot.world.several:
         return snapshot
-    spread = any(isinstance(m, _BatchNorm) and m.training for m in measured.calls[0].model.modules())
-    least = SPREAD if spread else LEAST
+    modules = measured.calls[0].model.modules()
+    least = SPREAD if any(isinstance(m, _BatchNorm) and m.training for m in modules) else LEAST
     parts = min(samples(measured) // least, int(4 * snapshot.once / DEAR), MOST)
     if len(measured.calls) > 1 or parts < 2:
         return snapshot
