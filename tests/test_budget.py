@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.integrations.attachment import Attachment
+from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.budget import LOSS, Budget
 from eqtoolbox.watch.plan import BRIEF, LIGHT
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable
+from eqtoolbox.watch.vitals.vitals import Vitals
 from tests.conftest import blobs, mlp
 
 
@@ -102,6 +104,48 @@ def test_catching_counts_as_the_monitors_time(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "fresh", lambda batch: (time.sleep(0.004), fresh(batch))[1])
     run(20, [sink], pause=0.002)
     assert last(sink, "cost/overhead") > 1.0, "4 ms are caught for each 2 ms of training"
+
+
+@pytest.mark.parametrize(("budget", "most"), [(None, 200), (0.05, 20)])
+def test_vital_signs_are_paid_like_a_probe(
+    monkeypatch: pytest.MonkeyPatch, budget: float | None, most: int
+) -> None:
+    """Where the loss is evaluated anyway: at all of these steps, or as often as is paid."""
+    taken, sink = [], MemorySink()
+
+    def take(self: Vitals, snapshot: Any, scale: float) -> None:
+        taken.append(snapshot.step)
+        time.sleep(0.1 if budget else 0.0)
+
+    monkeypatch.setattr(Vitals, "take", take)
+    run(200, [sink], budget=budget, allowance=3.0, pause=0.002)
+    evaluated = [r.step for r in sink.records if r.name == "quick/number" and r.status == "ok"]
+    assert taken[0] == 0 and {*taken[1:]} <= {*evaluated}
+    assert len(taken) == most if budget is None else 4 <= len(taken) < most < len(evaluated)
+    assert max(b - a for a, b in pairwise([*taken, 200])) <= 80, "they are spread"
+
+
+def test_vital_signs_wait_where_a_search_holds_the_step_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, sink = Conservation.reference, MemorySink()
+
+    def slow(self: Conservation, snapshot: Any, rng: Any) -> Any:
+        time.sleep(0.9)
+        return found(self, snapshot, rng)
+
+    monkeypatch.setattr(Conservation, "reference", slow)
+    torch.manual_seed(0)
+    model = mlp(6, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probes = [Conservation(), Quick()]
+    with eq.attach(model, optimizer, probes=probes, schedule=1, sinks=[sink]) as monitor:
+        loss_fn = monitor.loss(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
+        for _ in range(5):
+            loss_fn(model, blobs()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    first = {name: min(r.step for r in sink.records if r.name == name) for name in
+             ("conservation/drift/rescale", "quick/number", "vital/own_batch")}  # fmt: skip
+    assert first == {"conservation/drift/rescale": 0, "quick/number": 1, "vital/own_batch": 1}
 
 
 def test_a_dear_catch_is_left_out_with_the_probes_it_would_be_for(

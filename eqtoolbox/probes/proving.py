@@ -36,8 +36,9 @@ def self_test(
     Args:
         objective, params: the loss and where it is differentiated.
         timing: whether the fastest way to exact products is looked for.
-        few: the same loss on some of the samples, on which products are compared with differences:
-            what is wrong with operations shows on any. None: on all.
+        few: the same loss on some of the samples, on which products are compared with differences
+            where all operations are torch's own: what is wrong with these shows on any samples.
+            None: on all.
 
     Raises:
         NotApplicable: the loss is random, or no mode gives right products.
@@ -75,15 +76,18 @@ def self_test(
     test = replace(
         test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
     )
-    least, product = _on_few(few or objective, objective, params, along, second, test)
-    test = compared(least, params, along, product, test)
+    made = structure(objective, params)
+    if made.cuts or made.custom:  # which some samples may run and others not
+        few = None
+    least, product = _on_few(few, objective, params, along, second, test)
+    test = compared(least, params, along, product, test, made)
     if not timing:
         return test
     return by_the_fastest_way(objective, params, test, along, second, seconds)
 
 
 def _on_few(
-    few: Objective,
+    few: Objective | None,
     objective: Objective,
     params: Parameters,
     along: Parameters,
@@ -91,7 +95,7 @@ def _on_few(
     test: SelfTest,
 ) -> tuple[Objective, Parameters]:
     """The loss on few samples and its product along a direction; of all where these have none."""
-    if few is objective:
+    if few is None or few is objective:
         return objective, product
     try:
         with operator(few, params, test) as exact:  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from eqtoolbox.probes.field import Comparison, Structure, compare, structure
+from eqtoolbox.probes.field import Comparison, Structure, compare
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
 
@@ -41,7 +41,12 @@ class SelfTest:
 
 
 def compared(
-    objective: Objective, params: Parameters, along: Parameters, exact: Parameters, test: SelfTest
+    objective: Objective,
+    params: Parameters,
+    along: Parameters,
+    exact: Parameters,
+    test: SelfTest,
+    made: Structure,
 ) -> SelfTest:
     """The self-test after comparing an exact product with the derivative of the gradient.
 
@@ -49,12 +54,12 @@ def compared(
         objective, params: the loss and where it is differentiated.
         along, exact: a direction and its exact product.
         test: what is known so far.
+        made: what the loss is made of.
 
     Raises:
         NotApplicable: exact products are wrong, and nothing can replace them.
     """
     doubt = test.asymmetry > max(ASYMMETRY, 2 * test.coarsest)
-    made = structure(objective, params)
     if test.coarsest > ROUGH:  # differences of half precision are off by tens of percent
         found = Comparison(why_not="low precision")
     else:

@@ -42,7 +42,8 @@ class Budget:
     times what those before it took. A probe that can measure less for less (`lightens`) does so
     where it is due and the whole is not paid, after a first whole one. One whose first light
     measurement finds all that the next go on from (`light_first`) takes at it what the whole one
-    does, which runs only where that is paid.
+    does, which runs only where that is paid. Vital signs are paid as if a probe took them, where a
+    loss is evaluated anyway, from the first such step on that no search held up.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
