@@ -2,6 +2,7 @@
 
 import logging
 import random
+import signal
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -11,6 +12,9 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell runs behind `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HOOKS_OF_ALL_MODULES = [
     name
