@@ -323,6 +323,30 @@ def spike(loop: Loop) -> None:
     loop(m, SGD(m.parameters(), lr=0.01), mse, some(), 240)
 
 
+@case()
+def game(loop: Loop) -> None:
+    """The generator of a game of two, whose other player learns, too."""
+    x = images()[0].flatten(1) * 2 - 1
+    judge, made = net(64, 128, 64, 1, act=nn.LeakyReLU), nn.Sequential(net(16, 128, 64), nn.Tanh())
+    other = Adam(judge.parameters(), lr=2e-4, betas=(0.5, 0.999))
+
+    def some() -> Iterator[Any]:
+        while True:
+            real, z = x[torch.randint(len(x), (64,))], torch.randn(64, 16)
+            with torch.no_grad():
+                false = made(z)
+            margin = F.softplus(-judge(real)).mean() + F.softplus(judge(false)).mean()
+            other.zero_grad()
+            margin.backward()
+            other.step()
+            yield torch.randn(64, 16), judge
+
+    def fooled(model: nn.Module, batch: Any) -> Tensor:
+        return F.softplus(-batch[1](model(batch[0]))).mean()
+
+    loop(made, Adam(made.parameters(), lr=2e-4, betas=(0.5, 0.999)), fooled, some(), 600)
+
+
 @case("loss-not-finite-at-times")
 def nothing_to_learn(loop: Loop) -> None:
     """Now and then no label of a batch counts, and the loop passes over it."""

@@ -6,7 +6,7 @@ from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import LEARNED, STUCK, Signs
 from eqtoolbox.report.diagnosis.steps import clipped_share
 from eqtoolbox.report.finding import Level
-from eqtoolbox.report.words import number
+from eqtoolbox.report.words import number, percent
 
 APART = 1e3  # largest over smallest spread of the columns
 LARGE = 20.0  # root mean square of what the first layer is given; standardised inputs have 1
@@ -15,6 +15,8 @@ GAP = 1.5  # held-out over training loss
 ROSE = 1.15  # held-out loss over its smallest
 MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
 OUTLIER = 10.0  # robust standard deviations
+ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
+MOVED = 3.0  # times the loss by which the steps together have lowered it, each on its own batch
 BACK = 0.5  # of what the run began with: so high a spike throws it back
 
 
@@ -37,6 +39,28 @@ def unscaled(signs: Signs) -> Symptom | None:
         level = "note" if signs.state == "learned" else level
         return Symptom(text=text, names=names, where="the data", level=level)
     return None
+
+
+def moving_target(signs: Signs) -> Symptom | None:
+    """A loss that stays though every step lowers it, for all samples alike."""
+    halves, own = signs.curve("vital/halves"), signs.curve("vital/own_batch")
+    if signs.state not in ("stuck", "little", "grew") or halves is None or own is None:
+        return None
+    if min(len(halves.records), len(own.records)) < 4:
+        return None
+    agree = float(np.median(halves.values))
+    at = np.abs(signs.told("vital/own_batch", "loss"))
+    each = float(np.median(own.values)) / max(float(np.nanmedian(at)), 1e-300)
+    if agree < ALIKE or -each * signs.length < MOVED:
+        return None
+    start, end = signs.level
+    text = (
+        f"The loss was {number(start)} and is {number(end)}, though each step lowers it by "
+        f"{percent(-each)} on its batch and halves of a batch agree (cosine {number(agree, 2)}): "
+        "what the loss asks for moves, as where two players train against each other, with a "
+        "target network, or in data that drift, or something undoes the steps."
+    )
+    return Symptom(text=text, names=("vital/own_batch", "vital/halves"))
 
 
 def no_signal(signs: Signs) -> Symptom | None:

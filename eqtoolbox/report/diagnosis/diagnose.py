@@ -10,7 +10,8 @@ MONITOR = ("measurements-failed", "measurements-non-finite", "errors")  # what a
 def diagnose(signs: Signs) -> tuple[list[Finding], set[str]]:
     """Findings of the diseases that a run has, and the ids of findings that these explain.
 
-    A disease explains what else is found of the same id.
+    A disease explains what else is found of the same id; one that is milder here than the table
+    has it explains nothing.
     """
     found, explained = [], set[str]()
     for disease in DISEASES:
@@ -19,7 +20,8 @@ def diagnose(signs: Signs) -> tuple[list[Finding], set[str]]:
         finding = disease.of(signs)
         if finding is not None:
             found.append(finding)
-            explained.update((disease.id, *disease.explains) if finding.level != "note" else ())
+            mild = finding.level == "note" != disease.level
+            explained.update(() if mild else (disease.id, *disease.explains))
     if any(finding.level != "note" for finding in found):
         explained.update(MONITOR)
     return found, explained

@@ -2,9 +2,9 @@
 
 from eqtoolbox.report.diagnosis import data, loop, signal, steps
 from eqtoolbox.report.diagnosis.disease import Disease
+from eqtoolbox.report.diagnosis.of_data import OF_DATA, OUTCOME
 
 DEAD = ("dead-layer", "dead-units")
-OUTCOME = ("not-learning", "no-signal", "loss-rising")
 LOST = (*OUTCOME, "loss-not-finite", "measurements-non-finite", "measurements-failed", "errors",
         "beyond-edge")  # fmt: skip
 REVIVE = (
@@ -237,64 +237,5 @@ DISEASES: tuple[Disease, ...] = (
         source="Wu & He 2018 (1803.08494)",
         explains=OUTCOME,
     ),
-    Disease(
-        id="overfit",
-        level="warning",
-        symptom=data.overfit,
-        told_from="without a held-out loss this cannot be seen",
-        remedy=(
-            "stop at the smallest held-out loss",
-            "augment the data, get more of them, or regularise: weight decay, a smaller network",
-        ),
-        source="Prechelt 1998, Early Stopping",
-    ),
-    Disease(
-        id="loss-spike",
-        level="warning",
-        symptom=data.spike,
-        told_from="noise of the batches is of the scatter's size",
-        remedy=("look at the batch of that step: labels, scale, NaN", "clip the gradient's norm"),
-        source="Takase et al. 2023 (2312.16903)",
-    ),
-    Disease(
-        id="loss-not-finite-at-times",
-        level="warning",
-        symptom=loop.at_times,
-        told_from="a loss that is lost stays NaN",
-        remedy=("look at these batches: no target that counts, an empty sample, NaN among inputs",),
-        source="Goodfellow et al. 2016, Deep Learning, 4.1",
-    ),
-    Disease(
-        id="no-signal",
-        level="warning",
-        symptom=data.no_signal,
-        told_from="steps are long enough and gradients arrive",
-        remedy=(
-            "check that inputs and labels belong together: print some pairs",
-            "train on one batch alone: if that works, the labels do not follow from the inputs",
-        ),
-        source="McCandlish et al. 2018 (1812.06162)",
-        explains=("not-learning",),
-    ),
-    Disease(
-        id="not-learning",
-        level="warning",
-        symptom=data.not_learning,
-        told_from="no rule knows why",
-        remedy=(
-            "train on one batch of a few samples: if that fails, model or loss is at fault",
-            "try learning rates 10 times higher and lower",
-            "check that inputs and labels belong together",
-        ),
-        source="Karpathy 2019, A Recipe for Training Neural Networks",
-        explains=("loss-rising",),
-    ),
-    Disease(
-        id="norms-grow",
-        level="note",
-        symptom=steps.norms_grow,
-        told_from="growth of other weights is normal; only a symmetry tells that it is idle",
-        remedy=("add weight decay, or normalise these weights",),
-        source="Kosson et al. 2023 (2305.17212)",
-    ),
+    *OF_DATA,
 )  # fmt: skip
