@@ -4,7 +4,7 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from eqtoolbox.record.schedule import following
-from eqtoolbox.watch.budget import LOSS, VITAL, Budget
+from eqtoolbox.watch.budget import FIRST, LOSS, VITAL, Budget
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.plan import LIGHT
 from eqtoolbox.watch.probe import Probe, Scheduled, ours
@@ -154,7 +154,9 @@ class Agenda:
         """
         if not probe.evaluates:
             return False
-        waits = self._budget.waits(self._paid(probe), sum(seconds.values()))
+        every = sum(seconds.values())
+        probed = every - seconds.get(VITAL, 0.0)  # whose time tells nothing of a probe's
+        waits = self._budget.waits(self._paid(probe), every, FIRST * probed)
         if probe.name in self.together:
             waits = bool(self._world.decided(f"wait of {probe.name}", [float(waits)])[0])
         if waits:

@@ -209,7 +209,7 @@ class Budget:
         Args:
             name: of it.
             seconds: of the others.
-            guess: what a first run may take, where more is known than what theirs took.
+            guess: what a first run may take; None: ten times what they took.
         """
         first = FIRST * seconds if guess is None else guess
         cost = first if self.unknown(name) else self._wishes[name].cost or 0.0
