@@ -23,17 +23,19 @@ D = TypeVar("D", bound=DiagonalSymmetry)
 def looked_at_elsewhere(problem: Problem, slopes: Slopes) -> None:
     """Units of a small model that are inert at its point may live, and be tested, at another.
 
-    Where the parameters are given on all samples, and far from there on as many as are enough.
+    On as many samples as are enough, and last where the parameters are given on all of them.
     """
-    loss = problem.whole
-    for point in problem.point.others() if problem.point.whole else ():
+    points = [*problem.point.others()] if problem.point.whole else []
+    looks = [(problem.loss, point) for point in points]
+    if problem.loss is not problem.whole:
+        looks += [(problem.whole, point) for point in points[:1]]
+    for loss, point in looks:
         still = [s for k, s in enumerate(slopes.symmetries) if slopes.inert(k)]
         if not still:
             return
         there = Slopes(still, lit=True)
         gradients(loss, point, there.add)
         slopes.but_for(there)
-        loss = problem.loss
 
 
 def apart(symmetry: S, inert: Sequence[int]) -> Iterator[S]:
