@@ -1,6 +1,7 @@
 """Portion: some of a batch, for what is true of a loss on any samples, as its symmetries are."""
 
 from dataclasses import replace
+from random import Random  # of a step: whatever their period, no steps keep to one portion
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,7 +31,7 @@ def on_few(snapshot: Snapshot) -> Snapshot:
     if len(measured.calls) > 1 or parts < 2:
         return snapshot
     try:
-        part = measured.calls[0].split(parts)[snapshot.step % parts][0]
+        part = measured.calls[0].split(parts)[Random(snapshot.step).randrange(parts)][0]
     except ValueError:  # rows that belong together
         return snapshot
     few = replace(snapshot, measured=part)

@@ -135,10 +135,11 @@ def _change(r: Parameters, g: Parameters, told: Circumstances) -> str:
             "that the step is given the sum of both; take that gradient by torch.autograd.grad, or "
             "name what it is for in backward(inputs=...)"
         )
-    limit = max(float(x.abs().max()) for x in g.values())
-    clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}
-    if _norm_of((1.0, clipped), (-1.0, g)) <= SAME * _norm(g):
-        return f"the gradient was clipped by value at {limit:.3g}"
+    if not any(x.is_complex() for x in r.values()):  # which nobody clips by value
+        limit = max(float(x.abs().max()) for x in g.values() if x.numel())
+        clipped = {n: x.clamp(-limit, limit) for n, x in r.items()}
+        if _norm_of((1.0, clipped), (-1.0, g)) <= SAME * _norm(g):
+            return f"the gradient was clipped by value at {limit:.3g}"
     odd = [n for n in r if _norm({n: r[n]}) > 0 and _norm({n: g[n]}) == 0]
     return f"the loop set the gradient of {odd[0]} to zero" if odd else ""
 
@@ -150,7 +151,7 @@ def _cause(r: Parameters, g: Parameters, before: Parameters, told: Circumstances
     shrink = _part_along(r, g, theta)
     if shrink is not None:
         return f"an L2 regulariser outside the loss function (about {shrink / 2:.3g} |theta|^2)"
-    if _part_along(r, g, {n: x.sign() for n, x in theta.items()}) is not None:
+    if _part_along(r, g, {n: x.sgn() for n, x in theta.items()}) is not None:
         return "an L1 regulariser outside the loss function"
     if told.hooked:
         return f"{told.hooked[0]} has a hook that may change its gradient"

@@ -4,9 +4,9 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from eqtoolbox.record.schedule import following
-from eqtoolbox.watch.budget import FIRST, LOSS, VITAL, Budget
+from eqtoolbox.watch.budget import FIRST, LOSS, Budget
 from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.plan import LIGHT
+from eqtoolbox.watch.plan import LIGHT, VITAL
 from eqtoolbox.watch.probe import Probe, Scheduled, ours
 from eqtoolbox.world.world import Retired, World
 

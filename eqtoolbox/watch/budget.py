@@ -6,11 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from eqtoolbox.watch.allowed import check_allowance, check_share
-from eqtoolbox.watch.plan import LIGHT, Wish, gaps, part, room
+from eqtoolbox.watch.plan import LIGHT, VITAL, Wish, gaps, part, room
 
 UNSEEN = 8e-6  # seconds a step that no clock inside the monitor sees (benchmarks/surface_budget.py)
 LOSS = "training"  # the loss and the learning rate, measured where nothing else is
-VITAL = "vital"  # the vital signs, taken where a loss is evaluated anyway
 APART = (LOSS, VITAL)  # what no probe measures
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
 AT_ONCE = 0.8  # seconds that several probes may take together at one step

@@ -15,11 +15,11 @@ from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
 from eqtoolbox.watch.account import Account
 from eqtoolbox.watch.agenda import Agenda
-from eqtoolbox.watch.budget import VITAL
 from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.faithfulness import Faithfulness
 from eqtoolbox.watch.journal import Journal
+from eqtoolbox.watch.plan import VITAL
 from eqtoolbox.watch.rows import answers
 from eqtoolbox.watch.runner import Runner
 from eqtoolbox.watch.shared import Shared

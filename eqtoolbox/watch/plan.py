@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+VITAL = "vital"  # the vital signs, taken where a loss is evaluated anyway
 LIGHT = "/light"  # behind the name of a probe that measures less, for less
 BRIEF = 400  # steps that a run of unknown length is planned for at least
 POINTS = 10  # measurements of such a plan, of what can be paid
+SOON = 0.5  # of an even gap: so long vital signs wait at most, of which diagnoses need several
 AFTER = 3.5  # and of the time behind it
 STEADY = 0.4  # part of what is left that all spend alike in a plan, before the dear ones' curves
 WHOLE = 0.5  # part of what curves leave that is for measurements that could be light
@@ -72,6 +74,8 @@ def gaps(
         need = ahead * cost
         if name + LIGHT in wishes:
             return max(need / max(whole, 1e-9), 1.0)
+        if name == VITAL:
+            return max(min(need / max(calm, 1e-9), SOON * even), 1.0)
         # the first search is in the dark: what it took tells little of the next ones
         soon = even if wish.runs == 1 else even * sparse
         return max(min(need / max(calm, 1e-9), soon), 1.0)

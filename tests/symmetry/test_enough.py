@@ -83,7 +83,7 @@ def test_few_samples_show_what_all_show(
 def test_of_a_small_model_that_takes_long_order_0_says_it_all(
     posed: Callable[[], tuple[nn.Module, tuple[Tensor, Tensor]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is found is the same, by evaluations of few samples beside those of all."""
+    """What is found is the same, by evaluations of few samples for units that live elsewhere."""
     model, batch = posed()
     with torch.no_grad():
         inert, once = (0, 1) if isinstance(model[0], nn.Linear) else (9, 10)
@@ -97,6 +97,54 @@ def test_of_a_small_model_that_takes_long_order_0_says_it_all(
     assert any(s.status == "inert" for s in found[0])
     assert {*calls[2**40]} == {COUNT}
     assert COUNT in calls[0] and ({*calls[0]} == {COUNT} or min(calls[0]) <= COUNT / 2)
+
+
+class Damped(nn.Module):
+    """Outputs of the last samples alone are damped, beyond a size that no trace shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        large = torch.from_numpy(h.detach().norm(dim=1).numpy() > 30.0)
+        out: Tensor = self.b(h / (1.0 + large.to(h))[:, None])
+        return out
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_outputs_of_few_samples_verify_no_equivariance(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(problem, "_DEAR", 0)
+    if large:
+        monkeypatch.setattr(point, "_KEPT_MODEL", 0)
+        monkeypatch.setattr(point, "_KEPT_TENSOR", 500)
+    torch.manual_seed(0)
+    x = torch.randn(64, 64)
+    x[32:] *= 7 + 7 * torch.rand(32, 1)
+    found = eq.weights.discover(Damped(), (x, torch.randint(3, (64,))))
+    assert {s.family for s in found if s.status == "verified"} >= {"head_scale", "permutation"}
+    assert not [s for s in found if s.family in ("homogeneity", "rescale") and s.status != "broken"]
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.2])
+def test_units_that_few_samples_show_nothing_of_are_looked_for_on_all(
+    shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    model.append(nn.Linear(64, 3))
+    with torch.no_grad():
+        model[0].weight[:32] = -model[0].weight[:32].abs()  # type: ignore[operator, index]
+        model[0].bias[:32] = -shift  # type: ignore[index, operator]
+    batch = torch.randn(256, 16).abs(), torch.randint(3, (256,))
+    found = {}
+    for dear in (0, 2**40):
+        monkeypatch.setattr(problem, "_DEAR", dear)
+        found[dear] = told(eq.weights.discover(model, batch))
+    assert found[0] == found[2**40]
 
 
 def late(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -190,13 +238,13 @@ def test_all_samples_are_evaluated_for_trace_and_gradient_and_each_way_of_all_th
 ) -> None:
     model, batch = images()
     found, calls = evaluations(model, batch)
-    assert calls.count(COUNT) == 3
+    assert calls.count(COUNT) == 4, "and outputs where what keeps them is moved"
     assert set(calls) == {COUNT, 2}
     assert any(s.family == "input_rotation" for s in found), "beside all else, in no more"
     monkeypatch.setattr(turned.TurnedSearch, "along", lambda search, moves: None)
     same, more = evaluations(model, batch)
     assert told(same) == told(found)
-    assert (more.count(COUNT), len(more)) == (5, len(calls) + 4)
+    assert (more.count(COUNT), len(more)) == (6, len(calls) + 4)
 
 
 def test_inputs_that_do_not_turn_with_their_layer_spoil_nothing_else(

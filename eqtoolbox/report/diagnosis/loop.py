@@ -48,6 +48,9 @@ def at_times(signs: Signs) -> Symptom | None:
     bad = steps[~np.isfinite(values)]
     if not bad.size or signs.lost_at is not None:
         return None
+    before = values[steps < bad[0]]
+    if before.size > 1 and _rose(before):  # it diverged, and weights were written back
+        return None
     when = f"about step {bad[0]}"
     when = when if bad[0] == bad[-1] else f"times between {when} and {bad[-1]}"
     text = f"The loss is NaN or infinite at {when}, and finite after that: some batches give none."
@@ -75,8 +78,14 @@ def _before(signs: Signs) -> np.ndarray:
 
 def _grew(signs: Signs) -> bool:
     """Whether the loss had grown before it was lost."""
-    values = np.abs(_before(signs))
-    return values.size > 1 and float(values[-5:].max()) > GREW * float(np.median(values[:3]))
+    values = _before(signs)
+    return values.size > 1 and _rose(values)
+
+
+def _rose(values: np.ndarray) -> bool:
+    """Whether the last losses are far above the first."""
+    sizes = np.abs(values)
+    return float(sizes[-5:].max()) > GREW * float(np.median(sizes[:3]))
 
 
 def evaluation_mode(signs: Signs) -> Symptom | None:

@@ -17,9 +17,9 @@ from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import LeavesTrace
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.replay.window import in_pieces
-from eqtoolbox.watch.budget import VITAL
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import samples
+from eqtoolbox.watch.plan import VITAL
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing

@@ -17,6 +17,7 @@ from eqtoolbox.weights.tracing.trace import Node, Trace
 _LEAST = 2  # samples: a loss of one against the others is none
 # of a unit: of two values batch statistics make 1 and -1, and one may well lie where it is flat
 _VALUES = 8
+_SHARE = 0.1  # of the loss of all, by samples, up to which rounding is what it is of all
 _FLAT = frozenset({
     "relu", "relu6", "clamp", "clamp_min", "clamp_max", "hardtanh", "hardsigmoid", "hardswish",
     "leaky_relu", "threshold", "prelu", "rrelu", "rrelu_with_noise", "hardshrink", "softshrink",
@@ -32,8 +33,10 @@ class Divisible:
 
 
 def on_few(problem: Problem, samples: Divisible | None) -> Problem:
-    """The problem of a dear evaluation with few samples for what fails, where these do.
+    """The problem with few samples for what fails, where these do.
 
+    Of a small model whose evaluation is dear they say alone which units live elsewhere, of a large
+    one whatever fails.
     Whatever is verified keeps the loss of all samples, each way and back: some of them alone may
     lie beyond a kink, or in an expert's share. So is order 1 of all, and with it which units are
     inert and what is proposed.
@@ -62,9 +65,15 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
         return problem
     if not all(bool(x.isfinite().all()) and bool(x.any()) for x in (value, *seen)):
         return problem
+    if abs(float(value)) < _SHARE * abs(float(problem.total)) * number / samples.count:
+        return problem  # as of samples that are learned, whose loss is next to rounding
+    loss = partial(loss_of, run)
+    if point.whole:
+        return replace(problem, few=loss)
     return replace(
         problem,
-        loss=partial(loss_of, run),
+        loss=loss,
+        few=loss,
         outputs=partial(output_of, run) if seen else None,
         made=seen[0] if seen else None,
         value=value,

@@ -21,6 +21,8 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
 
     Of a large model in float64 order 0 of all outputs is decisive, also of what an epsilon leaves.
 
+    Few samples say what fails, where these are looked at, and all of them what is verified.
+
     order 0: |f(T_c theta) - R_c f| / |f|, of all outputs; order 1, where that is not decisive:
     |u . (J K_c - rho_c)| for a random u, over the scale of both terms (`search.slopes`).
     """
@@ -50,7 +52,26 @@ def equivariances(problem: Problem) -> Iterator[ContinuousSymmetry]:
     for k in (k for k in near if k not in asked):
         trials, known = [Trial(found[k], drawn[k])], lambda: problem.amounts
         (found[k],) = explained(outputs, point, y, trials, u, known)
+    if problem.every_output is not outputs:
+        found = _of_all(problem, found, drawn)
     yield from (s for s in found if s.status != "broken")
+
+
+def _of_all(
+    problem: Problem, found: Sequence[ContinuousSymmetry], drawn: Sequence[Tensor]
+) -> list[ContinuousSymmetry]:
+    """The same, where what is verified on few samples is on all."""
+    outputs, y = problem.every_output, problem.made_of_all
+    assert outputs is not None, "few samples have outputs where all have"
+    assert y is not None
+    held = [k for k, s in enumerate(found) if s.status == "verified"]
+    elements = [(found[k], drawn[k]) for k in held]
+    defects = _each(outputs, problem.point, y, elements, problem.small)
+    whole = {
+        k: judged(s, max(s.residual, defect), y.dtype)
+        for k, (s, _), defect in zip(held, elements, defects, strict=True)
+    }
+    return [whole.get(k, s) for k, s in enumerate(found)]
 
 
 def _each(
@@ -104,9 +125,9 @@ def propose_equivariances(problem: Problem) -> list[ContinuousSymmetry]:
 def confirmed(problem: Problem, known: Sequence[ParameterSymmetry]) -> bool:
     """Whether outputs move with all of these, to rounding or to what an epsilon may leave."""
     every = [s for s in known if isinstance(s, ContinuousSymmetry)]
-    y = problem.made
-    if not every or problem.outputs is None or y is None:
+    outputs, y = problem.every_output, problem.made_of_all
+    if not every or outputs is None or y is None:
         return not every
     elements = [(s, draw(s, y, problem.random)) for s in every]
-    defects = _each(problem.outputs, problem.point, y, elements, problem.small)
+    defects = _each(outputs, problem.point, y, elements, problem.small)
     return all(d <= max(s.tolerance, problem.small) for s, d in zip(every, defects, strict=True))

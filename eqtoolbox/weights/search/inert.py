@@ -1,5 +1,6 @@
 """Inert: units that nothing was seen of, apart from those whose law was put to the test."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -23,13 +24,11 @@ D = TypeVar("D", bound=DiagonalSymmetry)
 def looked_at_elsewhere(problem: Problem, slopes: Slopes) -> None:
     """Units of a small model that are inert at its point may live, and be tested, at another.
 
-    On as many samples as are enough, and last where the parameters are given on all of them.
+    At all of these on as many samples as are enough, and for what is left on all samples.
     """
     points = [*problem.point.others()] if problem.point.whole else []
-    looks = [(problem.loss, point) for point in points]
-    if problem.loss is not problem.whole:
-        looks += [(problem.whole, point) for point in points[:1]]
-    for loss, point in looks:
+    losses = dict.fromkeys([problem.few, problem.whole])
+    for loss, point in itertools.product(losses, points):
         still = [s for k, s in enumerate(slopes.symmetries) if slopes.inert(k)]
         if not still:
             return

@@ -39,12 +39,15 @@ class Problem:
 
     whole: Loss  # of all samples, whose gradient is looked at
     loss: Loss  # of as many as it takes to see what fails, and what epsilons explain
+    few: Loss  # of as many, for what is verified on all afterwards
     outputs: Loss | None  # the model's output of these, where it is a single tensor
+    every_output: Loss | None  # and of all
     moved_inputs: MovedInputs | None  # the loss of all where the model's inputs are moved
     point: Point
     total: Tensor  # value of the loss of all samples
     value: Tensor  # and of as many
-    made: Tensor | None = field(repr=False)  # the output
+    made: Tensor | None = field(repr=False)  # the output of as many
+    made_of_all: Tensor | None = field(repr=False)
     noted: list[Tensor] | None = field(default=None, repr=False)  # what epsilons are added to
     trace: Trace = field(repr=False)
     generator: torch.Generator = field(repr=False)  # of orders and signs, on the CPU
@@ -169,12 +172,15 @@ def posed(
     return Problem(
         whole=loss,
         loss=loss,
+        few=loss,
         outputs=outputs,
+        every_output=outputs,
         moved_inputs=moved_inputs,
         point=point,
         total=value,
         value=value,
         made=traced.made,
+        made_of_all=traced.made,
         noted=amounts,
         trace=traced,
         generator=generator,
