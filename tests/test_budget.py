@@ -187,6 +187,17 @@ def test_what_a_step_makes_necessary_is_shared_by_what_was_measured() -> None:
     assert budget.spent == pytest.approx(3.0)
 
 
+def test_a_first_light_run_behind_a_whole_one_is_no_set_up() -> None:
+    budget = Budget(0.1, ["a"], lightens=["a"])
+    budget.spend({"a": 2.0}, {"a": 0.5}, shared=0.0)
+    budget.spend({"a" + LIGHT: 0.5}, {}, shared=0.0)
+    assert (budget.setup, budget.probing) == (2.0, 0.5)
+    first = Budget(0.1, ["a"], lightens=["a"], light_first=["a"])
+    first.spend({"a" + LIGHT: 2.0}, {"a" + LIGHT: 0.5}, shared=0.0)
+    first.spend({"a" + LIGHT: 0.5}, {}, shared=0.0)
+    assert (first.setup, first.probing) == (2.0, 0.5)
+
+
 # -- the pool -----------------------------------------------------------------------------------
 
 COSTS = {"drift": (0.005, 10), "errors": (0.02, 25), "laws": (0.25, 25), "sharpness": (0.3, 25)}

@@ -141,13 +141,15 @@ class Budget:
         for name, own in seconds.items():
             wish, cost = self._wishes[name], own + shared / len(seconds)
             again = cost - once.get(name, 0.0)
-            if wish.cost is None:
+            if self._begun(name):
+                self.probing += cost
+            else:
                 self.setup += cost
+            if wish.cost is None:
                 whole = self._light_first.get(name, name)
                 told = whole if self.unknown(whole) else name  # the first light one is whole
                 self._wishes[told].cost = own - once.get(name, 0.0)
             else:
-                self.probing += cost
                 wish.cost = (again + wish.cost) / 2
             wish.runs += 1
         if not seconds:
@@ -197,6 +199,12 @@ class Budget:
     def unknown(self, name: str) -> bool:
         """Whether this did not run yet, so that nobody knows what it costs."""
         return self._wishes[name].cost is None
+
+    def _begun(self, name: str) -> bool:
+        """Whether it ran before, whole or light, or takes nothing the first time."""
+        whole = name.removesuffix(LIGHT)
+        either = [self._wishes[n] for n in (whole, whole + LIGHT) if n in self._wishes]
+        return any(wish.runs or wish.cost is not None for wish in either)
 
     def _lightens(self, name: str) -> bool:
         light = name + LIGHT
