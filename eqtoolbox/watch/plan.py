@@ -8,8 +8,8 @@ VITAL = "vital"  # the vital signs, taken where a loss is evaluated anyway
 LIGHT = "/light"  # behind the name of a probe that measures less, for less
 BRIEF = 400  # steps that a run of unknown length is planned for at least
 POINTS = 10  # measurements of such a plan, of what can be paid
-SOON = 0.5  # of an even gap: so long vital signs wait at most, of which diagnoses need several
 AFTER = 3.5  # and of the time behind it
+SOON = 0.5  # of an even gap: so long vital signs wait at most, of which diagnoses need several
 STEADY = 0.4  # part of what is left that all spend alike in a plan, before the dear ones' curves
 WHOLE = 0.5  # part of what curves leave that is for measurements that could be light
 

@@ -297,3 +297,14 @@ def test_a_claim_that_is_violated_a_little_is_unusual(
     found = make_run(signs_of(FALLING), rows, preset=preset).findings()
     assert grave(make_run(signs_of(FALLING), rows, preset=preset)) == []
     assert ("nothing-unusual" in {f.id for f in found}) is usual
+
+
+def test_steps_of_which_no_loss_is_known_move_no_target(make_run: MakeRun) -> None:
+    changed = {"halves": (0.95, {"samples": 32}), "own_batch": (-0.2, {})}
+    assert [f.id for f in grave(make_run(signs_of(FLAT, **changed)))] == ["not-learning"]
+
+
+def test_a_loss_that_was_lost_by_long_steps_is_not_laid_to_the_data(make_run: MakeRun) -> None:
+    losses = [*FALLING[:4], 50.0, 4e3, float("nan"), *FALLING[7:]]
+    found = make_run(signs_of(losses)).findings()
+    assert "loss-not-finite-at-times" not in {f.id for f in found}

@@ -48,10 +48,11 @@ def moving_target(signs: Signs) -> Symptom | None:
         return None
     if min(len(halves.records), len(own.records)) < 4:
         return None
-    agree = float(np.median(halves.values))
-    at = np.abs(signs.told("vital/own_batch", "loss"))
-    each = float(np.median(own.values)) / max(float(np.nanmedian(at)), 1e-300)
-    if agree < ALIKE or -each * signs.length < MOVED:
+    agree, at = float(np.median(halves.values)), np.abs(signs.told("vital/own_batch", "loss"))
+    if agree < ALIKE or not np.nanmax(at, initial=0.0) > 0:
+        return None
+    each = float(np.median(own.values) / np.nanmedian(at))
+    if not -each * signs.length >= MOVED:
         return None
     start, end = signs.level
     text = (
