@@ -21,7 +21,7 @@ from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.record.sink import Sink
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.budget import LOSS, Budget
-from eqtoolbox.watch.plan import BRIEF, LIGHT
+from eqtoolbox.watch.plan import BRIEF, LIGHT, VITAL
 from eqtoolbox.watch.probe import Measurement, Probe
 from eqtoolbox.watch.snapshot import NotApplicable
 from eqtoolbox.watch.vitals.vitals import Vitals
@@ -106,23 +106,32 @@ def test_catching_counts_as_the_monitors_time(monkeypatch: pytest.MonkeyPatch) -
     assert last(sink, "cost/overhead") > 1.0, "4 ms are caught for each 2 ms of training"
 
 
-@pytest.mark.parametrize(("budget", "most"), [(None, 200), (0.05, 20)])
-def test_vital_signs_are_paid_like_a_probe(
-    monkeypatch: pytest.MonkeyPatch, budget: float | None, most: int
+@pytest.mark.parametrize("budget", [None, 0.05])
+def test_vital_signs_are_taken_where_a_loss_is_evaluated_anyway(
+    monkeypatch: pytest.MonkeyPatch, budget: float | None
 ) -> None:
-    """Where the loss is evaluated anyway: at all of these steps, or as often as is paid."""
     taken, sink = [], MemorySink()
-
-    def take(self: Vitals, snapshot: Any, scale: float) -> None:
-        taken.append(snapshot.step)
-        time.sleep(0.1 if budget else 0.0)
-
-    monkeypatch.setattr(Vitals, "take", take)
-    run(200, [sink], budget=budget, allowance=3.0, pause=0.002)
+    monkeypatch.setattr(Vitals, "take", lambda self, seen, scale: taken.append(seen.step))
+    run(60, [sink], budget=budget)
     evaluated = [r.step for r in sink.records if r.name == "quick/number" and r.status == "ok"]
     assert taken[0] == 0 and {*taken[1:]} <= {*evaluated}
-    assert len(taken) == most if budget is None else 4 <= len(taken) < most < len(evaluated)
-    assert max(b - a for a, b in pairwise([*taken, 200])) <= 80, "they are spread"
+    assert budget or taken == [*range(60)], "at all of these where there is no budget"
+
+
+@pytest.mark.parametrize(("cost", "least", "most"), [(0.01, 38, 40), (0.6, 10, 20)])
+def test_vital_signs_are_paid_like_a_probe_but_wait_half_a_gap_at_most(
+    cost: float, least: int, most: int
+) -> None:
+    """Beside a probe for which all that is left is spent."""
+    budget, taken = Budget(0.05, ["dear"], steps=None), list[int]()
+    for step in range(0, 400, 10):
+        now = budget.choose(["dear", VITAL], step)
+        budget.spend({name: {"dear": 0.5, VITAL: cost}[name] for name in now}, {}, 0.0)
+        budget.took(["dear", VITAL], dict.fromkeys(now, True), step)
+        taken += [step] * (VITAL in now)
+        budget.earn(0.5)
+    assert taken[0] == 0 and least <= len(taken) <= most
+    assert max(b - a for a, b in pairwise([*taken, 400])) <= 60
 
 
 def test_vital_signs_wait_where_a_search_holds_the_step_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,11 +54,11 @@ def by_the_fastest_way(
     other = replace(test, way="forward")
     forward, retained = operator(objective, params, other), operator(objective, params, test)
     rounding = max(ROUNDING, 10 * test.coarsest)
-    with _quiet(forward) as new, _quiet(retained) as known:
+    with quiet(forward) as new, quiet(retained) as known:
         return other if faster(new, known, along, product, seconds, rounding) else test
 
 
-def _quiet(made: DifferentiatedOperator) -> Hessian:
+def quiet(made: DifferentiatedOperator) -> Hessian:
     """Of an exact mode: what is said of its products is the self-test's."""
     assert isinstance(made, Hessian)
     made.instead = str

@@ -210,9 +210,9 @@ def _products(a: Parameters, b: Parameters) -> tuple[float, float, float]:
         axis = axis_of(name, a[name])
         for piece in _pieces(a[name], b[name]):
             rows = torch.stack(piece)
-            own = (rows.conj() @ rows.T).real.cpu()
-            found[axis] = found[axis] + own if axis in found else own
-    total = sum((totalled(axis, found[axis]) for axis in sorted(found)), torch.zeros(2, 2))
+            own = (rows.conj() @ rows.T).real
+            found[axis] = found[axis] + own.to(found[axis].device) if axis in found else own
+    total = sum((totalled(axis, found[axis].cpu()) for axis in sorted(found)), torch.zeros(2, 2))
     return float(total[0, 0]), float(total[0, 1]), float(total[1, 1])
 
 

@@ -83,7 +83,7 @@ def test_few_samples_show_what_all_show(
 def test_of_a_small_model_that_takes_long_order_0_says_it_all(
     posed: Callable[[], tuple[nn.Module, tuple[Tensor, Tensor]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is found is the same, by evaluations of few samples for units that live elsewhere."""
+    """What is found is the same, by evaluations of all samples."""
     model, batch = posed()
     with torch.no_grad():
         inert, once = (0, 1) if isinstance(model[0], nn.Linear) else (9, 10)
@@ -95,8 +95,7 @@ def test_of_a_small_model_that_takes_long_order_0_says_it_all(
         found[dear], calls[dear] = evaluations(model, batch)
     assert told(found[0]) == told(found[2**40])
     assert any(s.status == "inert" for s in found[0])
-    assert {*calls[2**40]} == {COUNT}
-    assert COUNT in calls[0] and ({*calls[0]} == {COUNT} or min(calls[0]) <= COUNT / 2)
+    assert {*calls[0], *calls[2**40]} == {COUNT}
 
 
 class Damped(nn.Module):
@@ -130,7 +129,7 @@ def test_outputs_of_few_samples_verify_no_equivariance(
 
 
 @pytest.mark.parametrize("shift", [0.01, 0.2])
-def test_units_that_few_samples_show_nothing_of_are_looked_for_on_all(
+def test_units_that_live_elsewhere_are_found_where_an_evaluation_is_dear_too(
     shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(3)

@@ -33,16 +33,14 @@ class Divisible:
 
 
 def on_few(problem: Problem, samples: Divisible | None) -> Problem:
-    """The problem with few samples for what fails, where these do.
+    """The problem of a large model with few samples for what fails, where these do.
 
-    Of a small model whose evaluation is dear they say alone which units live elsewhere, of a large
-    one whatever fails.
     Whatever is verified keeps the loss of all samples, each way and back: some of them alone may
     lie beyond a kink, or in an expert's share. So is order 1 of all, and with it which units are
     inert and what is proposed.
     """
     point = problem.point
-    if samples is None or not problem.dear or problem.value.dtype != torch.float64:
+    if samples is None or point.whole or problem.value.dtype != torch.float64:
         return problem
     number = enough(problem.trace, samples.count)
     if 2 * number > samples.count:
@@ -67,13 +65,9 @@ def on_few(problem: Problem, samples: Divisible | None) -> Problem:
         return problem
     if abs(float(value)) < _SHARE * abs(float(problem.total)) * number / samples.count:
         return problem  # as of samples that are learned, whose loss is next to rounding
-    loss = partial(loss_of, run)
-    if point.whole:
-        return replace(problem, few=loss)
     return replace(
         problem,
-        loss=loss,
-        few=loss,
+        loss=partial(loss_of, run),
         outputs=partial(output_of, run) if seen else None,
         made=seen[0] if seen else None,
         value=value,

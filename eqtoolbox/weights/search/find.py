@@ -209,6 +209,7 @@ def _shown(problem: Problem, model: nn.Module | None, largest: float) -> _Shown:
         discrete.covariance.add(gradient)
 
     problem.gradient(receive)
+    looked_at_elsewhere(problem, slopes)
     return _Shown(chains=chains, slopes=slopes, shifts=shifts, discrete=discrete, state=state)
 
 
@@ -228,7 +229,6 @@ def _continuous(
 ) -> tuple[list[ContinuousSymmetry], list[str]]:
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
     slopes, discrete = shown.slopes, shown.discrete
-    looked_at_elsewhere(problem, slopes)
     members_found = len(shown.chains)
     with unobserved():
         candidates = iter([candidate(problem, slopes, k) for k in range(len(slopes.symmetries))])

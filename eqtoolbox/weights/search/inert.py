@@ -1,6 +1,5 @@
 """Inert: units that nothing was seen of, apart from those whose law was put to the test."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -22,18 +21,13 @@ D = TypeVar("D", bound=DiagonalSymmetry)
 
 
 def looked_at_elsewhere(problem: Problem, slopes: Slopes) -> None:
-    """Units of a small model that are inert at its point may live, and be tested, at another.
-
-    At all of these on as many samples as are enough, and for what is left on all samples.
-    """
-    points = [*problem.point.others()] if problem.point.whole else []
-    losses = dict.fromkeys([problem.few, problem.whole])
-    for loss, point in itertools.product(losses, points):
+    """Units of a small model that are inert at its point may live, and be tested, at another."""
+    for point in problem.point.others() if problem.point.whole else ():
         still = [s for k, s in enumerate(slopes.symmetries) if slopes.inert(k)]
         if not still:
             return
         there = Slopes(still, lit=True)
-        gradients(loss, point, there.add)
+        gradients(problem.whole, point, there.add)
         slopes.but_for(there)
 
 

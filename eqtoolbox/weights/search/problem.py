@@ -39,7 +39,6 @@ class Problem:
 
     whole: Loss  # of all samples, whose gradient is looked at
     loss: Loss  # of as many as it takes to see what fails, and what epsilons explain
-    few: Loss  # of as many, for what is verified on all afterwards
     outputs: Loss | None  # the model's output of these, where it is a single tensor
     every_output: Loss | None  # and of all
     moved_inputs: MovedInputs | None  # the loss of all where the model's inputs are moved
@@ -172,7 +171,6 @@ def posed(
     return Problem(
         whole=loss,
         loss=loss,
-        few=loss,
         outputs=outputs,
         every_output=outputs,
         moved_inputs=moved_inputs,
