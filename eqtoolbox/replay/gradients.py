@@ -12,6 +12,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
 from eqtoolbox.replay.modes import unheard
+from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.tree import map_tensors
 
 Made = TypeVar("Made")
@@ -35,7 +36,7 @@ def valued(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
     if differentiated():
         return function(*args, **kwargs)
     with torch.inference_mode(False), torch.enable_grad():
-        made = function(*args, **kwargs)
+        made = by_kernels(function, *args, **kwargs)
     found: Made = map_tensors(_freed, made)
     return found
 

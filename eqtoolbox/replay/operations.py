@@ -183,23 +183,23 @@ def _attends(mode: Operations, args: Any, kwargs: Any) -> Tensor:
     return attention(*args, **kwargs)
 
 
-def by_kernels(function: Callable[..., Made], *args: Any) -> Made:
-    """`function(*args)`, which differentiates once at most: evaluated as the training does.
+def by_kernels(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+    """`function(*args, **kwargs)`, differentiated once at most: evaluated as the training does.
 
     Where a loss itself differentiates what a kernel has no derivative of, by formulas after all.
     """
     replay = current()
     if replay is None or replay.once:
-        return function(*args)
+        return function(*args, **kwargs)
     replay.once = True
     try:
-        return function(*args)
+        return function(*args, **kwargs)
     except RuntimeError as error:
         if "implemented" not in str(error):
             raise
     finally:
         replay.once = False
-    return function(*args)
+    return function(*args, **kwargs)
 
 
 def opened(function: Any) -> Callable[..., Any]:

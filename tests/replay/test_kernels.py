@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import eqtoolbox as eq
 from eqtoolbox.probes.law_noise import USUAL
+from eqtoolbox.probes.prediction import predicting
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective
@@ -71,6 +72,20 @@ def test_a_gradient_is_taken_by_the_kernel_that_trains() -> None:
     assert fused
     for mine, its in zip(found.values(), wanted, strict=True):
         assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_a_value_alone_is_evaluated_by_the_kernel_that_trains() -> None:
+    torch.manual_seed(0)
+    model, batch = Attends(0.0), torch.randn(2, 1, 5, 4)
+    given: dict[str, Any] = {"random": RandomState.seeded(0), "buffers": {}}
+    objective = Objective(model=model, loss_fn=plain, batch=batch, **given)
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    with torch.no_grad(), Names() as names:
+        value = objective.loss(params)
+        outputs = predicting(objective, params, lambda f: f.of_inputs(batch))
+    assert torch.equal(value, plain(model, batch)) and torch.equal(outputs, model(batch))
+    assert any("_flash_" in name for name in names.seen)
+    assert not any("_attention_math" in name or "softmax" in name for name in names.seen)
 
 
 def heads(z: Tensor) -> tuple[Tensor, ...]:
