@@ -90,6 +90,7 @@ class Noether(Probe):
     copies: ClassVar[float] = 20.0
     lightens: ClassVar[bool] = True
     light_first: ClassVar[bool] = True
+    on_any_part: ClassVar[bool] = True
 
     engine: Engine = field(default_factory=Engine, repr=False)
 

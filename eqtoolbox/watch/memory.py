@@ -44,8 +44,9 @@ class Governor:
 
     `Probe.graphs` and `Probe.copies`. Where that is more than is left (and more than 256 MiB), it
     measures a half, a quarter, ... of the batch, if the loss of the batch is the mean of those of
-    its pieces; or something leaner measures (`Probe.leaner`); else nothing. The gradients that
-    every due step asks for are summed over pieces then. On an accelerator it also leaves a tenth
+    its pieces, or if what it measures is true on any samples (`Probe.on_any_part`); or something
+    leaner measures (`Probe.leaner`); else nothing. The gradients that every due step asks for are
+    summed over pieces then. On an accelerator it also leaves a tenth
     of the memory free.
 
     Args:
@@ -143,6 +144,9 @@ class Governor:
             return snapshot, 0
         if copies > room:
             raise NoRoom(no_room(graphs + copies, room, "copies of the parameters"))
+        if probe.on_any_part and len(measured.calls) == 1:
+            part = snapshot.within(measured, probe.copies, probe.graphs)
+            return replace(snapshot, measured=part), samples(part)
         if why := self._whole(snapshot):
             raise NoRoom(no_room(graphs + copies, room, f"a batch that cannot be cut ({why})"))
         while graphs + copies > room:

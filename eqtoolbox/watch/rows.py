@@ -14,7 +14,9 @@ def noted(row: Measurement, said: str) -> Measurement:
 
 
 def on_part(row: Measurement, said: str, count: int) -> Measurement:
-    """A row that says on how many samples it was measured."""
+    """A row that says on how many samples it was measured, if it does not yet."""
+    if "samples_used" in row.facts:
+        return row
     return replace(noted(row, said), facts={**row.facts, "samples_used": count})
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 import eqtoolbox.watch.memory as memory
+from eqtoolbox.probes.noether import Noether
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.memory import Governor, samples, saved
 from eqtoolbox.watch.probe import Measurement, Probe
@@ -141,6 +142,25 @@ def test_a_batch_that_cannot_be_cut_is_skipped_and_said(loss: Any, model: Any, s
     assert all(math.isnan(r.value) for r in rows)
     assert "a batch that cannot be cut" in rows[0].note
     assert "give a larger memory=" in rows[0].note
+
+
+@pytest.mark.usefixtures("tight")
+def test_laws_are_true_of_any_part_of_a_batch_that_cannot_be_cut() -> None:
+    """Batch normalisation: of what is measured of the batch itself nothing fits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(),
+        nn.Linear(64, 3),
+    )  # fmt: skip
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(4096, 6, generator=draw), torch.randint(0, 3, (4096,), generator=draw)
+    rows = watched(Noether(), model=model, batch=(x, y), memory=3.0)
+    laws = [r for r in rows if "/second_order/" in r.name]
+    assert len({r.name for r in laws}) > 1 and {r.verdict for r in laws} == {"holds"}
+    assert all(8 <= r.facts["samples_used"] < 4096 for r in laws)
+    with pytest.warns(RuntimeWarning, match="a batch that cannot be cut"):
+        rows = watched(Loss(graphs=4.0), model=model, batch=(x, y), memory=3.0)
+    assert {r.status for r in rows} == {"skipped_memory"}
 
 
 def fixed(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
