@@ -5,6 +5,7 @@ into tensors of the training or draws random numbers is announced to the replay 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import signature
 from types import FunctionType, MethodWrapperType
 from typing import Any, TypeVar
@@ -179,7 +180,8 @@ def _attends(mode: Operations, args: Any, kwargs: Any) -> Tensor:
     """By torch's own choice of a kernel where that will do: no T x T weights are kept."""
     replay, dropped = current(), kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
     if replay is not None and replay.once and not dropped:  # masks are the same everywhere
-        return F.scaled_dot_product_attention(*args, **kwargs)
+        with suppress(RuntimeError):  # one that the model chose, which has no float64
+            return F.scaled_dot_product_attention(*args, **kwargs)
     return attention(*args, **kwargs)
 
 

@@ -54,3 +54,46 @@ def test_products_are_compared_on_few_samples_where_all_operations_are_torchs_ow
     assert row.facts["mode"] == ("held" if held else "exact")
     assert row.status == "ok" and (row.value > 0.01) == held
     assert of == [SAMPLES if held else 8]
+
+
+class Raw(torch.autograd.Function):
+    """The sine, whose backward is of raw data: its second derivative is lost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.x = x.detach()
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * ctx.x.cos()
+
+
+class Beside(nn.Module):
+    """A sharp part that is right, and one beside it of a hundredth of its curvature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharp, self.flat = nn.Linear(8, 8), nn.Linear(8, 64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sharp(x).sum(1), Raw.apply(self.flat(x))
+
+
+def of_both(model: nn.Module, batch: Tensor) -> Tensor:
+    sharp, flat = model(batch)
+    return sharp.square().mean() + 0.2 * (flat - 1).square().sum(1).mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_second_derivative_that_is_wrong_beside_what_is_sharp_is_seen(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, batch, sink = Beside(), torch.randn(64, 8), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    probes = [Curvature(k=1, smallest=False)]
+    with eq.attach(model, optimizer, probes=probes, schedule=1, sinks=[sink]) as monitor:
+        monitor.loss(of_both)(model, batch).backward()
+        optimizer.step()
+    (row,) = [r for r in sink.records if r.name == "curvature/self_test/difference"]
+    assert row.facts["mode"] == "differenced" and row.value > 0.03
+    assert "look at the backward of Raw" in row.note
