@@ -138,3 +138,30 @@ def test_experts_are_exchanged_with_their_rows_of_the_router() -> None:
 def test_a_skip_without_a_scale_of_its_own_is_not_homogeneous() -> None:
     torch.manual_seed(0)
     assert not any(s.family == "homogeneity" for s in found_in(Skip()))
+
+
+def _of_weights(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return 0.01 * sum(p.square().sum() for p in model.parameters())
+
+
+def _of_units(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return 0.01 * model[1](model[0](batch[0])).square().mean()
+
+
+def _of_outputs(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.zeros(())
+
+
+@pytest.mark.parametrize(
+    ("beside", "found"), [(_of_weights, False), (_of_units, False), (_of_outputs, True)]
+)
+def test_homogeneity_is_that_of_losses_that_see_parameters_by_the_output_alone(
+    beside: Callable[..., Tensor], found: bool
+) -> None:
+    """What else the loss has of them, c = <dl/dy, rho> does not tell."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1]) + beside(model, batch)
+
+    families = {s.family for s in eq.weights.discover(network(), (X, Y), loss)}
+    assert ("homogeneity" in families) == found

@@ -10,7 +10,7 @@ from eqtoolbox.weights.search.member import EPSILON_LEFT
 from eqtoolbox.weights.tracing.exponents import contract
 from eqtoolbox.weights.tracing.propagation import Propagation, everywhere
 from eqtoolbox.weights.tracing.rules import propagate
-from eqtoolbox.weights.tracing.trace import Trace
+from eqtoolbox.weights.tracing.trace import Trace, Value
 
 Array = NDArray[np.float64]
 
@@ -19,9 +19,10 @@ def propose_homogeneity(trace: Trace) -> Iterator[Homogeneity]:
     """The rates nearest to 1 under which the output scales; all positive, or nothing.
 
     The same propagation as for single units, with whole tensors as units: its nullspace holds the
-    rates and, as one more unknown, the degree.
+    rates and, as one more unknown, the degree. None where the loss sees parameters otherwise than by
+    the output, as penalties on weights do: what scales the output tells nothing of such a loss.
     """
-    if trace.output is None:
+    if trace.output is None or not _by_output_alone(trace, trace.output):
         return
     used = {v.number for node in trace.live(trace.output) for v in node.inputs}
     named = {n: v for n, v in trace.parameters.items() if v.number in used}
@@ -60,6 +61,19 @@ def propose_homogeneity(trace: Trace) -> Iterator[Homogeneity]:
         degree=float(rates[-1]),
         tolerance=EPSILON_LEFT if any(state.normalised) else 0.0,
     )
+
+
+def _by_output_alone(trace: Trace, output: Value) -> bool:
+    """Whether all that the loss has of the parameters is what the output has of them."""
+    within = trace.live(output)
+    moving = {v.number for v in trace.parameters.values()}
+    for node in within:
+        if any(v.number in moving for v in node.inputs):
+            moving.update(made.number for made in node.outputs if made is not None)
+    moving.discard(output.number)
+    known = set(map(id, within))
+    beyond = (node for node in trace.live(trace.loss) if id(node) not in known)
+    return not any(v.number in moving for node in beyond for v in node.inputs)
 
 
 def _nearest_to_one(basis: Array, degree: Array, matrices: NDArray[np.bool_]) -> Array | None:
