@@ -23,7 +23,7 @@ from eqtoolbox.probes.top_space import QUICK, TopSpace, quickly
 from eqtoolbox.record.record import Mode, Status
 from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement, Probe
-from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
+from eqtoolbox.watch.snapshot import TIMES, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 
 # Adam's first metrics amplify the rounding of H where a gradient is zero; the residual tells
@@ -242,21 +242,26 @@ class Curvature(Probe):
         rng: torch.Generator,
         seconds: float,
     ) -> Measurement:
-        """Largest eigenvalue of S^1/2 H S^1/2; a multiple of the sharpness where S is a number."""
+        """Largest eigenvalue of S^1/2 H S^1/2; a multiple of the sharpness where S is a number.
+
+        Of a gradient that the loop divides or clips before the step, as many times as that is left.
+        """
+        times = snapshot.told.get(TIMES, 1.0)
+        facts = {} if times == 1.0 else {"times": times}
         try:
             scale = self.stability_scale(snapshot)
         except NotApplicable as reason:
             return Measurement("stability", math.nan, status="not_applicable", note=str(reason))
         moved, factors = moving(scale, snapshot.world)
         if len(moved) == len(scale) and len(factors) == 1 and snapshot.optimizer == "SGD":
-            factor = factors.pop()
+            factor = times * factors.pop()
             return Measurement(
                 "stability",
                 factor * float(found.values[0]),
                 stderr=factor * float(found.residuals[0]),
                 status=_status(bool(found.converged[0])),
                 note=f"sharpness * {factor:.3g}",
-                facts={"factor": factor} if math.isfinite(factor) else {},
+                facts=facts | ({"factor": factor} if math.isfinite(factor) else {}),
             )
         if not moved:
             note = "the learning rate is zero"
@@ -281,12 +286,12 @@ class Curvature(Probe):
             known.felt_quick = quickly(top, known.felt_quick)
         return Measurement(
             "stability",
-            float(top.values[0]),
-            stderr=float(top.residuals[0]),
+            times * float(top.values[0]),
+            stderr=times * float(top.residuals[0]),
             status=_status(bool(top.converged[0])),
             matvecs=top.matvecs,
             note=f"Hessian in the metric of {snapshot.optimizer}",
-            facts={"metric": snapshot.optimizer},
+            facts=facts | {"metric": snapshot.optimizer},
         )
 
 

@@ -9,6 +9,7 @@ from eqtoolbox.record.record import Record
 from eqtoolbox.replay.calls import hooks_of_all_modules
 from eqtoolbox.replay.gradient import (
     MIN_COSINE,
+    SAME,
     Circumstances,
     GradientCheck,
     compare,
@@ -23,7 +24,7 @@ from eqtoolbox.watch.capture.loss_capture import LossCapture
 from eqtoolbox.watch.capture.watched import Watched
 from eqtoolbox.watch.interrupts import for_the_loop
 from eqtoolbox.watch.journal import Journal
-from eqtoolbox.watch.snapshot import OTHER, Snapshot
+from eqtoolbox.watch.snapshot import OTHER, TIMES, Snapshot
 from eqtoolbox.world.reducing import reducing
 from eqtoolbox.world.world import Retired, World
 
@@ -162,6 +163,8 @@ class Faithfulness:
             found = self._judged(snapshot, replayed, 0.0, own)
         self.other = found.cause if found.cosine < MIN_COSINE else ""
         snapshot.told[OTHER] = self.other
+        if found.cosine >= MIN_COSINE and abs(found.ratio - 1) > SAME:
+            snapshot.told[TIMES] = found.ratio
         note = f"{caught} losses before the step, {reached} of them reached by a backward"
         self._journal.emit(CHECK, found.cosine, note=note if caught > 1 else found.cause)
         cause = {"cause": found.cause} if found.cause else {}

@@ -24,6 +24,7 @@ from eqtoolbox.world.world import World
 REMEDY = "monitor.loss"
 REMEDIES = (REMEDY, "callback.loss")  # what reasons name that giving a loss would mend
 OTHER = "other gradient"  # told: why the one that was used is not the loss's
+TIMES = "times gradient"  # told: how many times the loss's the one that was used is
 
 
 class NoRoom(Exception):

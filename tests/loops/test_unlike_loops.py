@@ -46,6 +46,7 @@ def test_drift_says_where_it_began_once_more_parameters_train() -> None:
         loss_fn=loss_fn,
         sinks=[sink],
         probes={"conservation": {"schedule": 1}},
+        budget=None,
     ) as monitor:
         for step in range(6):
             if step == 4:

@@ -223,6 +223,36 @@ def test_parameter_groups_with_their_own_rates_share_one_ratio() -> None:
     assert value(records, "curvature/stability") == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("make", [sgd, lambda p: torch.optim.Adam(p, lr=0.01)])
+def test_the_stability_of_steps_does_not_depend_on_where_a_gradient_is_divided(make: Any) -> None:
+    """A sum whose gradient the loop divides by the samples trains as the mean does."""
+
+    def trained(reduction: str) -> list[Record]:
+        torch.manual_seed(0)
+        model, batch, sink = mlp(6, 8, 3), blobs(), MemorySink()
+        optimizer = make(model.parameters())
+        probes = [Curvature(k=1, smallest=False)]
+        loss = lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction=reduction)
+        with eq.attach(
+            model, optimizer, probes=probes, sinks=[sink], schedule=1, budget=None
+        ) as monitor:
+            for _ in range(3):
+                optimizer.zero_grad()
+                monitor.loss(loss)(model, batch).backward()
+                for p in model.parameters():
+                    assert p.grad is not None
+                    p.grad.div_(len(batch[0]) if reduction == "sum" else 1)
+                optimizer.step()
+        return [r for r in sink.records if r.name == "curvature/stability" and r.status == "ok"]
+
+    of_mean, of_sum = trained("mean"), trained("sum")
+    assert len(of_mean) == len(of_sum) >= 2
+    for one, other in zip(of_mean, of_sum, strict=True):
+        assert other.value == pytest.approx(one.value, rel=0.02)
+        assert "times" not in one.facts
+        assert other.facts["times"] == pytest.approx(1 / len(blobs()[0]), rel=1e-3)
+
+
 def test_an_optimizer_without_a_known_threshold_is_not_applicable() -> None:
     records, _ = run([Curvature(k=1)], lambda p: torch.optim.Adamax(p, lr=0.01), steps=1)
     (record,) = [r for r in records if r.name == "curvature/stability"]

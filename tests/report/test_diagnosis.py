@@ -170,6 +170,16 @@ def test_a_disease_is_named_first_and_its_look_alike_is_not(
     assert id not in {f.id for f in make_run(signs_of(losses, **changed), **info).findings()}
 
 
+def test_a_gradient_that_the_loop_divides_is_not_clipped(make_run: MakeRun) -> None:
+    """One multiple of every norm; what clipping leaves has one length."""
+    ids = lambda rows: {f.id for f in make_run(rows).findings()}
+    norms = [2.0 * 0.8**k for k in range(STEPS)]
+    divided = signs_of(FALLING, gradient_norm=norms, **{RATIO: 0.03, **COSINE})
+    assert "always-clipped" not in ids(divided)
+    clipped = signs_of(FALLING, gradient_norm=norms, **{RATIO: [0.02 / n for n in norms], **COSINE})
+    assert "always-clipped" in ids(clipped)
+
+
 @pytest.mark.parametrize(("fall", "said"), [(0.0, "does not fall"), (0.25, "hardly falls")])
 def test_a_loss_that_falls_a_little_is_not_said_to_stay(
     fall: float, said: str, make_run: MakeRun

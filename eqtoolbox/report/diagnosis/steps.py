@@ -13,6 +13,7 @@ NOTHING = 0.05  # of the weights: so much at most they move in the whole run
 HARDLY = 0.02  # of the loss: so much at most all steps together lower it
 CLIPPED = 0.5  # of the gradient that is left
 ALWAYS = 0.8  # share of steps
+ROUNDED = 1e-3  # relative, up to which multiples of a gradient are one
 HEAVY = 0.95  # momentum beyond which its memory may be longer than the run allows
 MEMORY = 0.05  # of the run: how long momentum may remember
 SHRUNK = 0.7  # of the weights' norm at the start
@@ -111,9 +112,16 @@ def rate_too_low(signs: Signs) -> Symptom | None:
 
 
 def clipped_share(signs: Signs) -> float:
-    """Share of the measured steps whose gradient was cut to less than `CLIPPED`."""
+    """Share of the measured steps whose gradient was cut to less than `CLIPPED`.
+
+    One that is the same multiple at every step though its norm is not was divided, not clipped.
+    """
     ratio, cosine = (signs.curve(f"monitor/closure_grad_{n}") for n in ("ratio", "cos"))
     if ratio is None or cosine is None or len(ratio.records) < 3 or cosine.now < 0.9:
+        return 0.0
+    norm = signs.curve("vital/gradient_norm")
+    varies = norm is not None and np.ptp(norm.values) > np.median(norm.values) / 10
+    if varies and np.ptp(ratio.values) < ROUNDED * ratio.now:
         return 0.0
     return float(np.mean(ratio.values < CLIPPED))
 

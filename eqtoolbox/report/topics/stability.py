@@ -46,7 +46,10 @@ def stability(run: Log) -> Iterator[Finding]:
     if certain is None:
         return
     now, values = certain.now, certain.values.tolist()
-    what = f"{_threshold_words(run, certain.last.facts)} = {number(now)}"
+    facts = certain.last.facts
+    what = f"{_threshold_words(run, facts)} = {number(now)}"
+    if (times := _times(facts)) != 1:
+        what += f" (of gradients that the loop makes {number(times)} times as long)"
     level: Level = "good"
     dated, evidence = False, [certain.evidence()]
     if now >= BEYOND:
@@ -82,9 +85,12 @@ def overshoot(run: Log) -> Iterator[Finding]:
     bend, rate = trace(run, "curvature/gradient_rayleigh"), trace(run, "training/learning_rate")
     if bend is None or rate is None or not _plain_sgd(run):
         return
-    ratio = bend.now * rate.last.value / 2
+    bears = trace(run, "curvature/stability")
+    times = 1.0 if bears is None else _times(bears.last.facts)
+    ratio = bend.now * times * rate.last.value / 2
     if ratio > 1:
-        text = f"A step along the gradient overshoots: lr/2 × gᵀHg/gᵀg = {number(ratio)} > 1, "
+        by = "" if times == 1 else f"{number(times)} × "
+        text = f"A step along the gradient overshoots: {by}lr/2 × gᵀHg/gᵀg = {number(ratio)} > 1, "
         text += "the loss of its own batch rises to second order."
         evidence = (bend.evidence(), rate.latest())
         yield Finding(level="warning", text=text, evidence=evidence, id="beyond-edge")
@@ -102,6 +108,11 @@ def _with_certified_sharpness(run: Log, stability: Curve) -> Curve | None:
     attempts = np.union1d(run.rows(stability.name).steps, uncertain)
     attempts = np.setdiff1d(attempts, rows.steps[rows.having("skipped_budget")])
     return replace(kept, unanswered=int((attempts > kept.last.step).sum()))
+
+
+def _times(facts: Facts) -> float:
+    """How many times the loss's gradient the one is that the optimizer is given."""
+    return facts.number("times") or 1.0
 
 
 def _threshold_words(run: Log, facts: Facts) -> str:

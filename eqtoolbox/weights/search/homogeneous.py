@@ -19,8 +19,8 @@ def propose_homogeneity(trace: Trace) -> Iterator[Homogeneity]:
     """The rates nearest to 1 under which the output scales; all positive, or nothing.
 
     The same propagation as for single units, with whole tensors as units: its nullspace holds the
-    rates and, as one more unknown, the degree. None where the loss sees parameters otherwise than by
-    the output, as penalties on weights do: what scales the output tells nothing of such a loss.
+    rates and, as one more unknown, the degree. None where the loss sees parameters beside the
+    output, as penalties on weights do: what scales the output tells nothing of such a loss.
     """
     if trace.output is None or not _by_output_alone(trace, trace.output):
         return
