@@ -214,3 +214,38 @@ def test_the_run_of_a_monitor_is_read_while_it_goes_on(tmp_path: Path) -> None:
     assert monitor.run.findings()
     with pytest.raises(ValueError, match="no run to read"):
         _ = attached(None).run
+
+
+UNCLOSED = """
+import sys
+import torch
+import eqtoolbox as eq
+
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+monitor = eq.attach(model, optimizer, probes="light", run_dir=sys.argv[1], schedule=10)
+loss_fn = monitor.loss(lambda model, x: model(x).square().mean())
+for step in range(18):
+    x = torch.randn(8, 4) * (float("inf") if step == 16 else 1.0)
+    optimizer.zero_grad()
+    loss_fn(model, x).backward()
+    optimizer.step()
+    if step == 17 and sys.argv[2] == "dies":
+        raise FloatingPointError("the loss is NaN")
+"""
+
+
+@pytest.mark.parametrize("how", ["dies", "ends"])
+def test_a_program_that_closes_nothing_loses_no_losses(tmp_path: Path, how: str) -> None:
+    home = tmp_path / "run"
+    ran = subprocess.run(
+        [sys.executable, "-c", UNCLOSED, str(home), how], capture_output=True, text=True
+    )
+    assert ("FloatingPointError" in ran.stderr) == (how == "dies")
+    assert "eqtoolbox: 18 steps" in ran.stderr
+    run = eq.Run(home)
+    assert run.info["finished"] and run.last_step == 17
+    assert any("since step 16" in f.text for f in run.findings() if f.level == "alarm")
+    said = [event for event in run.events if "the loss is NaN" in str(event)]
+    assert bool(said) == (how == "dies")

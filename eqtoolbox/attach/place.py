@@ -1,5 +1,6 @@
 """Place: which directory a run gets, and the forgotten monitors that stand in its way."""
 
+import atexit
 import builtins
 import os
 import re
@@ -76,6 +77,16 @@ def opened(monitor: Monitor, run_dir: Path | None) -> None:
     """Remember a monitor until it is closed or forgotten by everybody."""
     place = None if run_dir is None else run_dir.resolve()
     _OPEN[monitor] = _Opened(place, _lines(monitor.attached_at), _execution())
+
+
+@atexit.register
+def _program_ends() -> None:
+    """Close what nobody closed, after the error that ended the program if one did."""
+    error = None if interactive() else getattr(sys, "last_value", None)
+    for monitor in [*_OPEN]:
+        if monitor.abandoned:
+            with suppress(Exception):  # of a directory that is gone
+                monitor.__exit__(None, error, None)
 
 
 def let_go(

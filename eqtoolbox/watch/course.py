@@ -39,6 +39,11 @@ class Course(DueSteps):
         """Whether it watches: not any more once it is detached or closed."""
         return bool(self._handles)
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether it watches on, in the process that attached it, and no other rank does."""
+        return self.attached and not self._journal.elsewhere and not self._world.several
+
     def count_from(self, step: int) -> None:
         """Give the coming optimizer step this number, where the training loop counts itself."""
         step = fitted("step", step, Natural)
