@@ -308,3 +308,57 @@ def test_a_loss_that_was_lost_by_long_steps_is_not_laid_to_the_data(make_run: Ma
     losses = [*FALLING[:4], 50.0, 4e3, float("nan"), *FALLING[7:]]
     found = make_run(signs_of(losses)).findings()
     assert "loss-not-finite-at-times" not in {f.id for f in found}
+
+
+LONG = 200
+TAIL = np.abs(np.random.default_rng(0).standard_t(1.2, LONG))
+SURROGATE = np.random.default_rng(0).normal(-0.1, 0.1, LONG)
+LEAPT = [2.3 * 0.97**k if k < 100 else max(0.3, 90 * 0.9 ** (k - 100)) for k in range(LONG)]
+LOST = [*LEAPT[:100], *[90.0] * 100]
+
+
+@pytest.mark.parametrize(
+    ("losses", "of"),
+    [
+        ([float(x + 1.5 * 0.99**k) for k, x in enumerate(TAIL)], "heavy tails"),
+        ([float(x) for x in np.where(np.arange(LONG) == 150, 2.0, SURROGATE)], "of both signs"),
+        ([-2.3 - 0.05 * k for k in range(LONG)], "falling below 0"),
+    ],
+)
+def test_a_loss_that_is_large_at_times_is_not_laid_to_long_steps(
+    losses: list[float], of: str, make_run: MakeRun
+) -> None:
+    run = make_run(signs_of(losses, constant_loss=None))
+    assert "learning-rate-too-high" not in {f.id for f in run.findings()}, of
+
+
+def test_weights_that_are_thrown_are_laid_to_long_steps(make_run: MakeRun) -> None:
+    rows = [
+        dataclasses.replace(r, facts=Facts({"weight": 5.0 + r.step}))
+        if r.name == "vital/weight_decay"
+        else r
+        for r in signs_of([40.0, 65.0, 30.0, *[2.31, 2.3] * 10])
+    ]
+    found = grave(make_run(rows))[0]
+    assert (found.id, found.level) == ("learning-rate-too-high", "alarm")
+    assert "does not fall below that of a guess" in found.text
+
+
+@pytest.mark.parametrize(("losses", "level"), [(LEAPT, "warning"), (LOST, "alarm")])
+def test_an_outlier_batch_that_throws_a_calm_run_is_named(
+    losses: list[float], level: str, make_run: MakeRun
+) -> None:
+    (found,) = grave(make_run(signs_of(losses)))
+    assert (found.id, found.level, found.step) == ("loss-spike", level, 1000)
+    assert "outlier" in found.text and "0.129 to 90" in found.text
+    long = {"own_batch": (0.3, {"loss": 2.3})}
+    again = {f.id for f in make_run(signs_of(losses, **long)).findings()}
+    assert ("learning-rate-too-high" in again) is (level == "alarm")
+
+
+def test_many_losses_far_above_its_start_outrank_a_fall_but_one_throw_does_not(
+    make_run: MakeRun,
+) -> None:
+    swings = [2.3] * 40 + [0.5, 0.5, 0.5, 90.0] * 40
+    assert Signs(make_run(signs_of(swings))).state == "grew"
+    assert Signs(make_run(signs_of(LEAPT))).state == "learned"

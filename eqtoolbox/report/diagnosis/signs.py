@@ -131,11 +131,12 @@ class Signs:
             return "unknown"
         end, idle = self.level[1], self.best_idle
         size = abs(idle) or 1.0
-        last = values[-max(1, len(values) // 5) :]
+        first, last = values[: max(1, len(values) // 5)], values[-max(1, len(values) // 5) :]
         few = max(1, min(5, len(values) // LEAST))
         noise = scatter(last) * math.sqrt(1 + len(last) / few)  # of the start, too
-        wild = float(np.quantile(values[len(values) // 2 :], 0.9))  # many are far above the start
-        if end - self.level[0] > max((GREW - 1) * size, noise) or wild - idle > GREW * size:
+        # many are far above the start, and above the largest of the batches that came first
+        wild = np.quantile(last, 0.9) - max(idle, np.quantile(first, 0.9)) > GREW * size
+        if end - self.level[0] > max((GREW - 1) * size, noise) or wild:
             return "grew"
         if self.constant_loss is not None and end < LEARNED * self.constant_loss:
             return "learned"  # before this run, if not in it
@@ -147,6 +148,17 @@ class Signs:
     def idle(self) -> bool:
         """Whether it is known that nothing was learned."""
         return self.state in ("stuck", "grew", "not finite")
+
+    @property
+    def course(self) -> str:
+        """What the loss of a run that learned little or nothing does, as a verb."""
+        start, end = self.level
+        if self.state == "grew":
+            return "grows" if end > start else "swings"
+        if self.state == "little":
+            return "hardly falls"
+        fell = start - end > (1 - LEARNED) * abs(start)
+        return "does not fall below that of a guess" if fell else "does not fall"
 
     @cached_property
     def constant(self) -> bool:

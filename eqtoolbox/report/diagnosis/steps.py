@@ -3,6 +3,7 @@
 import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
+from eqtoolbox.report.diagnosis.leap import FAR, leap
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
@@ -18,7 +19,6 @@ MEMORY = 0.05  # of the run: how long momentum may remember
 SHRUNK = 0.7  # of the weights' norm at the start
 FORGETS = 5e-3  # of the weights that decay takes a step: usual recipes take 1e-5 to 1e-3
 RESTS = 0.2  # of the loss of a model that learned nothing: what is left above it is much
-FAR = 3.0  # times its start: a loss that was so high was thrown there
 GROWN, MUCH = 2.0, 30.0  # times |w|² at the start
 THROWN = 5.0  # times the weights' norm at the start, in a run that learns nothing
 EDGE = 2.0  # times the edge of stability
@@ -34,10 +34,12 @@ def rises(signs: Signs) -> float:
     return float(np.mean(change.values > RISES * size))
 
 
-def peak(signs: Signs) -> float:
-    """The largest loss of the run."""
-    values = np.abs(signs.losses[1][np.isfinite(signs.losses[1])])
-    return float(values.max()) if values.size else 0.0
+def thrown_up(signs: Signs) -> float | None:
+    """The largest loss of the run, where it is far above its start."""
+    values = signs.losses[1][np.isfinite(signs.losses[1])]
+    start = signs.level[0]
+    far = values.size and float(values.max()) - start > (FAR - 1) * usual(signs)
+    return float(values.max()) if far else None
 
 
 def usual(signs: Signs) -> float:
@@ -50,23 +52,27 @@ def usual(signs: Signs) -> float:
 
 
 def rate_too_high(signs: Signs) -> Symptom | None:
-    """Steps that overshoot: they raise the loss of their own batch, or the loss grows."""
-    if signs.state not in ("stuck", "grew", "little"):
-        return None
+    """Steps that overshoot: they raise the loss of their own batch, or throw the weights far.
+
+    A loss that is far above its start alone is no sign: batches may differ by as much.
+    """
     share, stability = rises(signs), signs.now("curvature/stability")
+    if signs.state not in ("stuck", "grew", "little") or (share < OFTEN / 2 and leap(signs)):
+        return None
     beyond = stability is not None and stability > EDGE
     size = signs.told("vital/weight_decay", "weight")
     thrown = size.size > 1 and size[-1] > THROWN * size[0]
-    far = peak(signs) > FAR * usual(signs) or thrown
+    top = thrown_up(signs) if share > OFTEN / 2 else None
+    far = thrown or top is not None
     if share < OFTEN and not (beyond and share > OFTEN / 2) and not far:
         return None
     raised = f"{percent(share)} of the measured steps raise the loss of their own batch"
-    if far:
-        raised = f"it threw the loss up to {number(peak(signs))}"
+    if top is not None:
+        raised = f"it threw the loss up to {number(top)}"
     if thrown:
         raised = f"it threw the weights to {number(size[-1] / size[0], 2)}x their first norm"
     text = (
-        f"The learning rate is too high: {raised}, and the loss does not fall "
+        f"The learning rate is too high: {raised}, and the loss {signs.course} "
         f"({number(signs.level[0])} at the start, {number(signs.level[1])} at the end)."
     )
     names = ("vital/own_batch", "vital/update_ratio", "curvature/stability")
@@ -147,10 +153,9 @@ def decay_too_strong(signs: Signs) -> Symptom | None:
     kept = float(np.median(size[-5:]) / size[0])
     if kept > SHRUNK or decay * rate * signs.length < 1 - SHRUNK:
         return None
-    falls = "does not fall" if signs.idle else "hardly falls"
     text = (
         f"Weight decay is too strong: it shrank the weights to {percent(kept)} of their first "
-        f"norm, and the loss {falls} ({number(signs.level[1])} at the end)."
+        f"norm, and the loss {signs.course} ({number(signs.level[1])} at the end)."
     )
     return Symptom(text=text, names=names)
 
