@@ -122,6 +122,13 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
      (FLAT, {"gradient_depth": (1e-6, {"first": "0.weight", "last": "8.weight", "layers": 5})}, {}),
      (FALLING, {"gradient_depth": (1e-2, {"first": "0.weight", "last": "8.weight", "layers": 5})},
       {})),
+    ("zero-gradient",
+     (FLAT, {"gradient_norm": 0.0, "update_ratio": (0.0, {"most": 0.0})}, {}),
+     (FLAT, {"gradient_norm": 1e-9, "update_ratio": (0.0, {"most": 0.0})}, {})),
+    ("schedule-ended",
+     (FLAT, {"training/learning_rate": [0.1 * 0.1**k for k in range(STEPS)],
+             "update_ratio": (1e-9, {"most": 1e-9})}, {}),
+     (FLAT, {"training/learning_rate": [0.1 * 0.9**k for k in range(STEPS)]}, {})),
     ("learning-rate-too-low",
      (FLAT, {"update_ratio": (1e-6, {"most": 2e-6}), "own_batch": (-1e-6, {"loss": 2.3})}, {}),
      (FALLING, {"update_ratio": (1e-4, {"most": 2e-4})}, {})),
@@ -362,3 +369,37 @@ def test_many_losses_far_above_its_start_outrank_a_fall_but_one_throw_does_not(
     swings = [2.3] * 40 + [0.5, 0.5, 0.5, 90.0] * 40
     assert Signs(make_run(signs_of(swings))).state == "grew"
     assert Signs(make_run(signs_of(LEAPT))).state == "learned"
+
+
+@pytest.mark.parametrize(
+    ("rates", "id", "said"),
+    [
+        ([0.0] * STEPS, "learning-rate-too-low", "is 0 at all measured steps"),
+        ([1e-7] * STEPS, "learning-rate-too-low", "the weights hardly move"),
+        ([0.1] * 4 + [1e-9] * 12, "schedule-ended", "at step 40 of 151"),
+        ([0.1] * 4 + [0.0] * 12, "schedule-ended", "from 0.1 to 0 at step 40"),
+        ([1e-9] * 12 + [0.1] * 4, "learning-rate-too-low", "the weights hardly move"),  # a warm-up
+        ([0.1] * 14 + [1e-9] * 2, "learning-rate-too-low", "the weights hardly move"),
+    ],
+)
+def test_why_weights_hardly_move_is_told_from_the_learning_rate(
+    rates: list[float], id: str, said: str, make_run: MakeRun
+) -> None:
+    still = {"update_ratio": (1e-8, {"most": 1e-8}), "training/learning_rate": rates}
+    found = grave(make_run(signs_of(FLAT, **still)))[0]
+    assert found.id == id and said in found.text
+
+
+def test_weights_that_moved_before_a_schedule_ended_are_not_said_to_stay(make_run: MakeRun) -> None:
+    rows = [
+        dataclasses.replace(r, facts=Facts({"most": 0.03 * 0.1 ** (r.step / 10)}))
+        if r.name == "vital/update_ratio"
+        else r
+        for r in signs_of(FLAT)
+    ]
+    assert "learning-rate-too-low" not in {f.id for f in make_run(rows).findings()}
+
+
+def test_a_gradient_of_a_loss_that_is_zero_is_no_fault(make_run: MakeRun) -> None:
+    run = make_run(signs_of([0.0] * STEPS, gradient_norm=0.0))
+    assert "zero-gradient" not in {f.id for f in run.findings()}

@@ -1,6 +1,7 @@
 """Symptoms of the steps: too long, too short, clipped, pulled by momentum or by decay."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.leap import FAR, leap
@@ -12,6 +13,7 @@ OFTEN = 0.4  # share of steps that raise the loss of their own batch: noise alon
 RISES = 1e-3  # of the loss, from which a rise counts
 NOTHING = 0.05  # of the weights: so much at most they move in the whole run
 HARDLY = 0.02  # of the loss: so much at most all steps together lower it
+ENDED = 1e-3  # of its largest: what a schedule leaves of a learning rate that is at its end
 CLIPPED = 0.5  # of the gradient that is left
 ALWAYS = 0.8  # share of steps
 HEAVY = 0.95  # momentum beyond which its memory may be longer than the run allows
@@ -98,9 +100,15 @@ def rate_too_low(signs: Signs) -> Symptom | None:
     ratio = signs.curve("vital/update_ratio")
     if signs.state not in ("stuck", "little") or ratio is None or clipped_share(signs) > ALWAYS:
         return None
+    names = ("vital/update_ratio", "vital/own_batch", "vital/gradient_norm")
+    rate = signs.curve("training/learning_rate")
+    if rate is not None and not rate.values.any():
+        text = "The learning rate is 0 at all measured steps: nothing is trained."
+        remedy = ("set the optimizer's lr", "look at what a schedule or a warm-up makes of it")
+        return Symptom(text=text, names=("training/learning_rate",), remedy=remedy)
     most = signs.told("vital/update_ratio", "most")
     most = most[np.isfinite(most)]
-    reach = (float(np.median(most)) if most.size else ratio.now) * signs.length
+    reach = (float(np.mean(most)) if most.size else ratio.now) * signs.length
     falls = signs.curve("vital/own_batch")
     fall = 1.0
     if falls is not None and signs.level[0]:
@@ -109,11 +117,53 @@ def rate_too_low(signs: Signs) -> Symptom | None:
         return None
     text = (
         f"The learning rate is too low: the weights hardly move, by {number(ratio.now, 2)} of "
-        f"their size a step, at most {percent(reach)} in the whole run, and the loss stays flat."
+        f"their size a step, at most {percent(reach)} in the whole run, and the loss "
+        f"{signs.course}."
     )
-    return Symptom(
-        text=text, names=("vital/update_ratio", "vital/own_batch", "vital/gradient_norm")
+    return Symptom(text=text, names=names)
+
+
+def schedule_ended(signs: Signs) -> Symptom | None:
+    """A schedule that has brought the learning rate to nearly 0 before half of the run."""
+    rate = signs.curve("training/learning_rate")
+    if signs.state not in ("stuck", "little", "grew") or rate is None or not rate.values.any():
+        return None
+    began = _since(rate.values < ENDED * rate.values.max())
+    if began is None or rate.steps[began] > signs.length / 2:
+        return None
+    step = int(rate.steps[began])
+    text = (
+        f"The schedule brought the learning rate from {number(rate.values.max())} to "
+        f"{number(rate.values[began])} at step {step} of {signs.length}, and to "
+        f"{number(rate.values[-1])} at the end: hardly anything is learned after that "
+        f"({number(signs.level[1])} at the end). Is it stepped per batch instead of per epoch?"
     )
+    names = ("training/learning_rate", "vital/update_ratio")
+    return Symptom(text=text, names=names, where="the schedule", step=step)
+
+
+def zero_gradient(signs: Signs) -> Symptom | None:
+    """Gradients that are exactly 0, of a loss that is not."""
+    norm = signs.curve("vital/gradient_norm")
+    if signs.state not in ("stuck", "little", "grew") or norm is None or len(norm.records) < 3:
+        return None
+    began = _since(norm.values == 0)
+    if began is None or began > len(norm.values) // 2 or not signs.level[1]:
+        return None
+    step = int(norm.steps[began])
+    text = (
+        f"The gradient is exactly 0 since step {step}, and the loss is not "
+        f"({number(signs.level[1])}): it is lost to rounding, as by underflow in half precision, "
+        "or what the loss reads of the model has no slope, as behind round or argmax."
+    )
+    return Symptom(text=text, names=("vital/gradient_norm", "vital/update_ratio"), step=step)
+
+
+def _since(flags: NDArray[np.bool_]) -> int | None:
+    """Where that began which holds from there to the end; None where it does not at the end."""
+    false = np.flatnonzero(~flags)
+    began = int(false[-1]) + 1 if false.size else 0
+    return began if began < len(flags) else None
 
 
 def clipped_share(signs: Signs) -> float:
