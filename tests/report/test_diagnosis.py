@@ -403,3 +403,19 @@ def test_weights_that_moved_before_a_schedule_ended_are_not_said_to_stay(make_ru
 def test_a_gradient_of_a_loss_that_is_zero_is_no_fault(make_run: MakeRun) -> None:
     run = make_run(signs_of([0.0] * STEPS, gradient_norm=0.0))
     assert "zero-gradient" not in {f.id for f in run.findings()}
+
+
+@pytest.mark.parametrize(("norm", "told"), [(0.7, False), (3e3, True)])
+def test_gradients_explode_beside_the_usual_size_of_a_difference_near_zero(
+    norm: float, told: bool, make_run: MakeRun
+) -> None:
+    losses = [3e-4, 3e-4, *[0.1 * (-1) ** k for k in range(14)]]
+    changed = {"constant_loss": None, "gradient_norm": [*[0.3] * 15, norm]}
+    found = {f.id for f in make_run(signs_of(losses, **changed)).findings()}
+    assert ("exploding-gradient" in found) is told
+
+
+def test_gradients_of_a_loss_that_is_as_large_do_not_explode(make_run: MakeRun) -> None:
+    losses = [2.3, 2e4, *FALLING[2:]]
+    run = make_run(signs_of(losses, gradient_norm=[0.5, 5e4, *[0.5] * 14]))
+    assert "exploding-gradient" not in {f.id for f in run.findings()}
