@@ -419,3 +419,23 @@ def test_gradients_of_a_loss_that_is_as_large_do_not_explode(make_run: MakeRun) 
     losses = [2.3, 2e4, *FALLING[2:]]
     run = make_run(signs_of(losses, gradient_norm=[0.5, 5e4, *[0.5] * 14]))
     assert "exploding-gradient" not in {f.id for f in run.findings()}
+
+
+@pytest.mark.parametrize(("share", "state"), [(0.95, "little"), (0.99, "stuck"), (1.0, "stuck")])
+def test_a_weak_signal_is_told_from_none_by_a_guess_on_the_same_batches(
+    share: float, state: str, make_run: MakeRun
+) -> None:
+    guesses = np.exp(np.random.default_rng(0).normal(0, 0.5, STEPS)).tolist()  # batches differ
+    rows = [
+        dataclasses.replace(r, facts=Facts({"loss": share * guesses[r.step // 10]}))
+        if r.name == "vital/own_batch"
+        else r
+        for r in signs_of([share * x for x in guesses], constant_loss=guesses, halves=0.05)
+    ]
+    run = make_run(rows)
+    assert Signs(run).state == state
+    (found,) = [f for f in run.findings() if f.id == "no-signal"]
+    assert found.level == ("note" if state == "little" else "warning")
+    assert found.text.startswith(
+        "The signal is weak: the loss lies 5 %" if share < 0.97 else "No s"
+    )

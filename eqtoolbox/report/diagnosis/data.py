@@ -77,12 +77,25 @@ def no_signal(signs: Signs) -> Symptom | None:
     agree = float(np.median(halves.values[len(halves.values) // 4 :]))
     if agree > AGREE or signs.constant:
         return None
+    names = ("vital/halves", "vital/update_ratio")
+    if signs.below_guess is not None:
+        below, error = (percent(share) for share in signs.below_guess)
+        text = (
+            f"The signal is weak: the loss lies {below} (± {error}) below that of a guess on the "
+            f"same batches, and gradients of two halves of a batch hardly agree (cosine "
+            f"{number(agree, 2)})."
+        )
+        remedy = (
+            "take larger batches, or more steps at a smaller learning rate",
+            "look at a held-out loss: labels that are learned by heart do not lower it",
+        )
+        return Symptom(text=text, names=names, level="note", remedy=remedy)
     text = (
         f"No signal: the loss ({number(signs.level[1])}) hardly falls below that of a guess, and "
         f"the gradients of two halves of a batch do not agree (cosine {number(agree, 2)}), as with "
         "shuffled labels."
     )
-    return Symptom(text=text, names=("vital/halves", "vital/update_ratio"), where="the data")
+    return Symptom(text=text, names=names, where="the data")
 
 
 def not_learning(signs: Signs) -> Symptom | None:
