@@ -136,9 +136,64 @@ def test_the_best_constant_of_binary_targets_is_that_of_each_channel(
     given = {"self": logit, "target": target, "pos_weight": heaviness}
     heard.note("binary_cross_entropy_with_logits", given, least)
     assert heard.of(float(least)) == pytest.approx(float(least), rel=1e-6)
-    unknown = Targets()  # a weight for each number
-    unknown.note("binary_cross_entropy", given | {"weight": target}, least)
-    assert unknown.of(float(least)) is None
+
+
+COUNT = 4000  # samples: so many that best constants in and out of the batch agree
+DRAW = torch.Generator().manual_seed(0)
+CLASSES = torch.multinomial(torch.tensor([0.8, 0.15, 0.05]), COUNT, True, generator=DRAW)
+HIDDEN = torch.where(torch.rand(COUNT, generator=DRAW) < 0.85, -100, CLASSES)
+BITS = (torch.rand(COUNT, 2, generator=DRAW) < torch.tensor([0.1, 0.4])).double()
+REALS = torch.randn(COUNT, 2, generator=DRAW).double() ** 3
+HEAVY = torch.rand(COUNT, 2, generator=DRAW).double() * (1 + 3 * BITS)
+OF_CLASS = torch.tensor([0.4, 2.0, 7.0]).double()
+PIXELS = CLASSES.reshape(40, 10, 10)
+LOSSES = {
+    "classes": (F.cross_entropy, CLASSES, {}),
+    "hidden classes": (F.cross_entropy, HIDDEN, {}),
+    "hidden by a class": (F.cross_entropy, CLASSES, {"ignore_index": 0}),
+    "weighted classes": (F.cross_entropy, CLASSES, {"weight": OF_CLASS}),
+    "hidden weighted classes": (F.cross_entropy, HIDDEN, {"weight": OF_CLASS}),
+    "pixels": (F.cross_entropy, PIXELS, {"weight": OF_CLASS}),
+    "squares": (F.mse_loss, REALS, {}),
+    "smooth distances": (F.smooth_l1_loss, REALS, {"beta": 0.3}),
+    "huber": (F.huber_loss, REALS, {"delta": 2.0}),
+    "bits": (F.binary_cross_entropy_with_logits, BITS, {}),
+    "weighted ones": (F.binary_cross_entropy_with_logits, BITS, {"pos_weight": OF_CLASS[:2]}),
+    "weighted bits": (F.binary_cross_entropy_with_logits, BITS, {"weight": HEAVY}),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_best_constant_is_the_least_of_this_very_loss(kind: str, reduction: str) -> None:
+    loss, target, options = LOSSES[kind]
+    width = 3 if loss is F.cross_entropy else 2
+    free = torch.zeros([1, width, *[1] * (target.dim() - 1 if width == 3 else 0)]).double()
+    shape = [len(target), width, *target.shape[1 if width == 3 else 2 :]]
+    value = lambda: loss(free.expand(shape), target, reduction=reduction, **options)
+    search = torch.optim.LBFGS([free.requires_grad_()], max_iter=200, line_search_fn="strong_wolfe")
+
+    def slope() -> torch.Tensor:
+        search.zero_grad()
+        least = value() / (COUNT if reduction == "sum" else 1)
+        least.backward()
+        return least
+
+    search.step(slope)
+    least = float(value().detach())
+    with torch.no_grad():
+        assert listen(value, {}).targets.of(least) == pytest.approx(least, rel=6e-3)
+
+
+def test_of_a_loss_of_which_nothing_counts_no_constant_is_known() -> None:
+    nothing = torch.full((4,), -100)
+    for reduction in ("mean", "sum"):
+        value = lambda how=reduction: F.cross_entropy(torch.zeros(4, 3), nothing, reduction=how)
+        assert listen(value, {}).targets.of(0.0) is None
+    smooth = lambda: F.cross_entropy(
+        3 * F.one_hot(CLASSES, 3).double(), CLASSES, label_smoothing=0.3
+    )
+    assert listen(smooth, {}).targets.of(float(smooth())) is None
 
 
 def test_no_copy_of_the_update_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

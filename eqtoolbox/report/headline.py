@@ -17,7 +17,7 @@ STATES = {
     "learned": "It learned",
     "little": "It learned a little",
     "stuck": "It did not learn",
-    "grew": "It did not learn: the loss grew",
+    "grew": "It did not learn",
     "not finite": "It broke",
     "unknown": "Too few losses are known to say whether it learned",
 }
@@ -32,8 +32,10 @@ def verdict(run: Log, findings: Sequence[Finding]) -> str:
     if signs.state == "not finite":
         said += f": loss or parameters are not finite from step {signs.lost_at} on"
     elif signs.state != "unknown":
-        joined = " from" if signs.state == "grew" else ": the loss went from"
-        said += f"{joined} {number(signs.level[0])} to {number(signs.level[1])}"
+        start, end = signs.level
+        went = "grew" if signs.state == "grew" and end > start else "went"
+        said += f": the loss {went} from {number(start)} to {number(end)}"
+        said += " and swings" if signs.state == "grew" and end <= start else ""
     alarms, warnings = (sum(f.level == x for f in findings) for x in ("alarm", "warning"))
     counted = [plural(n, word) for n, word in ((alarms, "alarm"), (warnings, "warning")) if n]
     if not counted:

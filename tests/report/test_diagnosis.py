@@ -122,6 +122,13 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
      (FLAT, {"gradient_depth": (1e-6, {"first": "0.weight", "last": "8.weight", "layers": 5})}, {}),
      (FALLING, {"gradient_depth": (1e-2, {"first": "0.weight", "last": "8.weight", "layers": 5})},
       {})),
+    ("zero-gradient",
+     (FLAT, {"gradient_norm": 0.0, "update_ratio": (0.0, {"most": 0.0})}, {}),
+     (FLAT, {"gradient_norm": 1e-9, "update_ratio": (0.0, {"most": 0.0})}, {})),
+    ("schedule-ended",
+     (FLAT, {"training/learning_rate": [0.1 * 0.1**k for k in range(STEPS)],
+             "update_ratio": (1e-9, {"most": 1e-9})}, {}),
+     (FLAT, {"training/learning_rate": [0.1 * 0.9**k for k in range(STEPS)]}, {})),
     ("learning-rate-too-low",
      (FLAT, {"update_ratio": (1e-6, {"most": 2e-6}), "own_batch": (-1e-6, {"loss": 2.3})}, {}),
      (FALLING, {"update_ratio": (1e-4, {"most": 2e-4})}, {})),
@@ -318,3 +325,127 @@ def test_a_loss_that_was_lost_by_long_steps_is_not_laid_to_the_data(make_run: Ma
     losses = [*FALLING[:4], 50.0, 4e3, float("nan"), *FALLING[7:]]
     found = make_run(signs_of(losses)).findings()
     assert "loss-not-finite-at-times" not in {f.id for f in found}
+
+
+LONG = 200
+TAIL = np.abs(np.random.default_rng(0).standard_t(1.2, LONG))
+SURROGATE = np.random.default_rng(0).normal(-0.1, 0.1, LONG)
+LEAPT = [2.3 * 0.97**k if k < 100 else max(0.3, 90 * 0.9 ** (k - 100)) for k in range(LONG)]
+LOST = [*LEAPT[:100], *[90.0] * 100]
+
+
+@pytest.mark.parametrize(
+    ("losses", "of"),
+    [
+        ([float(x + 1.5 * 0.99**k) for k, x in enumerate(TAIL)], "heavy tails"),
+        ([float(x) for x in np.where(np.arange(LONG) == 150, 2.0, SURROGATE)], "of both signs"),
+        ([-2.3 - 0.05 * k for k in range(LONG)], "falling below 0"),
+    ],
+)
+def test_a_loss_that_is_large_at_times_is_not_laid_to_long_steps(
+    losses: list[float], of: str, make_run: MakeRun
+) -> None:
+    run = make_run(signs_of(losses, constant_loss=None))
+    assert "learning-rate-too-high" not in {f.id for f in run.findings()}, of
+
+
+def test_weights_that_are_thrown_are_laid_to_long_steps(make_run: MakeRun) -> None:
+    rows = [
+        dataclasses.replace(r, facts=Facts({"weight": 5.0 + r.step}))
+        if r.name == "vital/weight_decay"
+        else r
+        for r in signs_of([40.0, 65.0, 30.0, *[2.31, 2.3] * 10])
+    ]
+    found = grave(make_run(rows))[0]
+    assert (found.id, found.level) == ("learning-rate-too-high", "alarm")
+    assert "does not fall below that of a guess" in found.text
+
+
+@pytest.mark.parametrize(("losses", "level"), [(LEAPT, "warning"), (LOST, "alarm")])
+def test_an_outlier_batch_that_throws_a_calm_run_is_named(
+    losses: list[float], level: str, make_run: MakeRun
+) -> None:
+    (found,) = grave(make_run(signs_of(losses)))
+    assert (found.id, found.level, found.step) == ("loss-spike", level, 1000)
+    assert "outlier" in found.text and "0.129 to 90" in found.text
+    long = {"own_batch": (0.3, {"loss": 2.3})}
+    again = {f.id for f in make_run(signs_of(losses, **long)).findings()}
+    assert ("learning-rate-too-high" in again) is (level == "alarm")
+
+
+def test_many_losses_far_above_its_start_outrank_a_fall_but_one_throw_does_not(
+    make_run: MakeRun,
+) -> None:
+    swings = [2.3] * 40 + [0.5, 0.5, 0.5, 90.0] * 40
+    assert Signs(make_run(signs_of(swings))).state == "grew"
+    assert Signs(make_run(signs_of(LEAPT))).state == "learned"
+
+
+@pytest.mark.parametrize(
+    ("rates", "id", "said"),
+    [
+        ([0.0] * STEPS, "learning-rate-too-low", "is 0 at all measured steps"),
+        ([1e-7] * STEPS, "learning-rate-too-low", "the weights hardly move"),
+        ([0.1] * 4 + [1e-9] * 12, "schedule-ended", "at step 40 of 151"),
+        ([0.1] * 4 + [0.0] * 12, "schedule-ended", "from 0.1 to 0 at step 40"),
+        ([1e-9] * 12 + [0.1] * 4, "learning-rate-too-low", "the weights hardly move"),  # a warm-up
+        ([0.1] * 14 + [1e-9] * 2, "learning-rate-too-low", "the weights hardly move"),
+    ],
+)
+def test_why_weights_hardly_move_is_told_from_the_learning_rate(
+    rates: list[float], id: str, said: str, make_run: MakeRun
+) -> None:
+    still = {"update_ratio": (1e-8, {"most": 1e-8}), "training/learning_rate": rates}
+    found = grave(make_run(signs_of(FLAT, **still)))[0]
+    assert found.id == id and said in found.text
+
+
+def test_weights_that_moved_before_a_schedule_ended_are_not_said_to_stay(make_run: MakeRun) -> None:
+    rows = [
+        dataclasses.replace(r, facts=Facts({"most": 0.03 * 0.1 ** (r.step / 10)}))
+        if r.name == "vital/update_ratio"
+        else r
+        for r in signs_of(FLAT)
+    ]
+    assert "learning-rate-too-low" not in {f.id for f in make_run(rows).findings()}
+
+
+def test_a_gradient_of_a_loss_that_is_zero_is_no_fault(make_run: MakeRun) -> None:
+    run = make_run(signs_of([0.0] * STEPS, gradient_norm=0.0))
+    assert "zero-gradient" not in {f.id for f in run.findings()}
+
+
+@pytest.mark.parametrize(("norm", "told"), [(0.7, False), (3e3, True)])
+def test_gradients_explode_beside_the_usual_size_of_a_difference_near_zero(
+    norm: float, told: bool, make_run: MakeRun
+) -> None:
+    losses = [3e-4, 3e-4, *[0.1 * (-1) ** k for k in range(14)]]
+    changed = {"constant_loss": None, "gradient_norm": [*[0.3] * 15, norm]}
+    found = {f.id for f in make_run(signs_of(losses, **changed)).findings()}
+    assert ("exploding-gradient" in found) is told
+
+
+def test_gradients_of_a_loss_that_is_as_large_do_not_explode(make_run: MakeRun) -> None:
+    losses = [2.3, 2e4, *FALLING[2:]]
+    run = make_run(signs_of(losses, gradient_norm=[0.5, 5e4, *[0.5] * 14]))
+    assert "exploding-gradient" not in {f.id for f in run.findings()}
+
+
+@pytest.mark.parametrize(("share", "state"), [(0.95, "little"), (0.99, "stuck"), (1.0, "stuck")])
+def test_a_weak_signal_is_told_from_none_by_a_guess_on_the_same_batches(
+    share: float, state: str, make_run: MakeRun
+) -> None:
+    guesses = np.exp(np.random.default_rng(0).normal(0, 0.5, STEPS)).tolist()  # batches differ
+    rows = [
+        dataclasses.replace(r, facts=Facts({"loss": share * guesses[r.step // 10]}))
+        if r.name == "vital/own_batch"
+        else r
+        for r in signs_of([share * x for x in guesses], constant_loss=guesses, halves=0.05)
+    ]
+    run = make_run(rows)
+    assert Signs(run).state == state
+    (found,) = [f for f in run.findings() if f.id == "no-signal"]
+    assert found.level == ("note" if state == "little" else "warning")
+    assert found.text.startswith(
+        "The signal is weak: the loss lies 5 %" if share < 0.97 else "No s"
+    )

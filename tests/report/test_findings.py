@@ -541,6 +541,17 @@ def test_a_rising_loss_is_a_warning(make_run: MakeRun) -> None:
     assert the(run, "loss is rising").level == "warning"
 
 
+@pytest.mark.parametrize(("fifth", "first"), [(-0.01, "see whether the batches"), (0.01, "lower")])
+def test_a_loss_that_rises_though_each_step_lowers_its_batch_is_first_laid_to_the_data(
+    fifth: float, first: str, make_run: MakeRun
+) -> None:
+    values = np.concatenate([np.linspace(2, 0.5, 80), np.linspace(0.5, 3, 20)])
+    own = series("vital/own_batch", [*[-0.01] * 4, fifth] * 20)
+    found = the(make_run(series("training/loss", values), own), "loss is rising")
+    assert found.level == "warning" and found.remedy[0].startswith(first)
+    assert ("though each step lowers" in found.text) is (fifth < 0)
+
+
 def test_a_steep_fall_of_the_loss_is_no_scatter(make_run: MakeRun) -> None:
     values = [0.3 * 0.5**i if i < 8 else 4e-4 for i in range(40)]
     assert the(make_run(series("training/loss", values)), "training loss fell").level == "good"

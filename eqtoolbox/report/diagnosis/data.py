@@ -3,6 +3,7 @@
 import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
+from eqtoolbox.report.diagnosis.leap import OUTLIER, leap
 from eqtoolbox.report.diagnosis.signs import LEARNED, STUCK, Signs
 from eqtoolbox.report.diagnosis.steps import clipped_share
 from eqtoolbox.report.finding import Level
@@ -14,7 +15,6 @@ AGREE = 0.3  # cosine of the gradients of two halves of a batch: less is noise
 GAP = 1.5  # held-out over training loss
 ROSE = 1.15  # held-out loss over its smallest
 MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
-OUTLIER = 10.0  # robust standard deviations
 ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
 MOVED = 3.0  # times the loss by which the steps together have lowered it, each on its own batch
 BACK = 0.5  # of what the run began with: so high a spike throws it back
@@ -77,12 +77,25 @@ def no_signal(signs: Signs) -> Symptom | None:
     agree = float(np.median(halves.values[len(halves.values) // 4 :]))
     if agree > AGREE or signs.constant:
         return None
+    names = ("vital/halves", "vital/update_ratio")
+    if signs.below_guess is not None:
+        below, error = (percent(share) for share in signs.below_guess)
+        text = (
+            f"The signal is weak: the loss lies {below} (± {error}) below that of a guess on the "
+            f"same batches, and gradients of two halves of a batch hardly agree (cosine "
+            f"{number(agree, 2)})."
+        )
+        remedy = (
+            "take larger batches, or more steps at a smaller learning rate",
+            "look at a held-out loss: labels that are learned by heart do not lower it",
+        )
+        return Symptom(text=text, names=names, level="note", remedy=remedy)
     text = (
         f"No signal: the loss ({number(signs.level[1])}) hardly falls below that of a guess, and "
         f"the gradients of two halves of a batch do not agree (cosine {number(agree, 2)}), as with "
         "shuffled labels."
     )
-    return Symptom(text=text, names=("vital/halves", "vital/update_ratio"), where="the data")
+    return Symptom(text=text, names=names, where="the data")
 
 
 def not_learning(signs: Signs) -> Symptom | None:
@@ -120,6 +133,21 @@ def overfit(signs: Signs) -> Symptom | None:
 
 
 def spike(signs: Signs) -> Symptom | None:
+    """A loss far above those around it, or one that throws the run far above its start."""
+    found = _isolated(signs)
+    thrown = leap(signs)
+    if found is not None or thrown is None:
+        return found
+    text = (
+        f"The loss leaps from {number(thrown.before)} to {number(thrown.loss)} at about step "
+        f"{thrown.step}, far above its start, and the steps after it are thrown, too: the batch of "
+        "that step is an outlier, or the step before it was far too long."
+    )
+    level: Level | None = "alarm" if signs.idle else None
+    return Symptom(text=text, names=("vital/losses",), step=thrown.step, level=level)
+
+
+def _isolated(signs: Signs) -> Symptom | None:
     """A loss far above those around it, from which the run recovers."""
     steps, values = signs.losses
     if signs.state not in ("learned", "little") or len(values) < 30:

@@ -159,7 +159,7 @@ DISEASES: tuple[Disease, ...] = (
         remedy=REVIVE,
         source="Sokar et al. 2023 (2302.12902)",
         explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low",
-                  "dead-units"),
+                  "dead-units", "zero-gradient"),
     ),
     Disease(
         id="dead-units",
@@ -179,7 +179,31 @@ DISEASES: tuple[Disease, ...] = (
             "add residual connections or normalisation (BatchNorm, LayerNorm)",
         ),
         source="Glorot & Bengio 2010",
-        explains=(*OUTCOME, "constant-output", "learning-rate-too-low"),
+        explains=(*OUTCOME, "constant-output", "learning-rate-too-low", "zero-gradient"),
+    ),
+    Disease(
+        id="zero-gradient",
+        level="alarm",
+        symptom=steps.zero_gradient,
+        told_from="gradients that vanish are small, and before a dead layer units are silent",
+        remedy=(
+            "scale the loss (torch.amp.GradScaler), or take bfloat16 or float32",
+            "look for detach, round, argmax or a clamp between the parameters and the loss",
+        ),
+        source="Micikevicius et al. 2018 (1710.03740)",
+        explains=(*OUTCOME, "constant-output", "learning-rate-too-low", "schedule-ended"),
+    ),
+    Disease(
+        id="schedule-ended",
+        level="warning",
+        symptom=steps.schedule_ended,
+        told_from="a learning rate that is too low was so from the start",
+        remedy=(
+            "call scheduler.step() once per epoch where its lengths are epochs",
+            "or give it the number of steps of the whole run",
+        ),
+        source="torch.optim.lr_scheduler",
+        explains=(*OUTCOME, "learning-rate-too-low"),
     ),
     Disease(
         id="learning-rate-too-low",

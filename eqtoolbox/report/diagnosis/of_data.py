@@ -21,9 +21,10 @@ OF_DATA: tuple[Disease, ...] = (
         id="loss-spike",
         level="warning",
         symptom=data.spike,
-        told_from="noise of the batches is of the scatter's size",
+        told_from="noise of the batches is of the scatter's size, and long steps throw it at once",
         remedy=("look at the batch of that step: labels, scale, NaN", "clip the gradient's norm"),
         source="Takase et al. 2023 (2312.16903)",
+        explains=("not-learning", "loss-rising"),
     ),
     Disease(
         id="loss-not-finite-at-times",

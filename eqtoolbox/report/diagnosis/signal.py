@@ -44,14 +44,21 @@ def vanishing(signs: Signs) -> Symptom | None:
 
 
 def exploding(signs: Signs) -> Symptom | None:
-    """Gradients that are enormous where the loss is not."""
-    norm, loss = signs.curve("vital/gradient_norm"), signs.best_idle
+    """Gradients that are enormous where the loss is not.
+
+    Of a loss that is near 0 at the start, as a difference is, its usual size is what counts.
+    """
+    norm = signs.curve("vital/gradient_norm")
     weight = signs.told("vital/weight_decay", "weight")
-    if norm is None or not np.isfinite(loss) or loss == 0 or not np.isfinite(weight[:1]).any():
+    steps, losses = signs.losses
+    known = np.isfinite(losses)
+    if norm is None or not known.any() or not np.isfinite(weight[:1]).any():
         return None
     at = int(norm.values.argmax())
-    grown = float(norm.values[at]) * float(weight[0]) / abs(loss)
-    if grown < ENORMOUS or _unscaled(signs):
+    here = float(np.interp(norm.steps[at], steps[known], np.abs(losses[known])))
+    loss = max(abs(signs.best_idle), float(np.median(np.abs(losses[known]))), here)
+    grown = float(norm.values[at]) * float(weight[0])
+    if not loss or grown < ENORMOUS * loss or _unscaled(signs):
         return None
     if at and (signs.state in ("grew", "not finite") or rate_too_high(signs)):
         return None  # long steps brought it there

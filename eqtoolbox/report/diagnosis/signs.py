@@ -18,6 +18,7 @@ LEAST = 8  # losses from which it can be said whether they fell
 LEARNED = 0.85  # of the loss at the start, or of the best constant output, whichever is less
 STUCK = 0.95  # the same above which nothing was learned
 GREW = 1.5
+WEAK = 0.03  # below the best constant on the same batches: less may be how that was estimated
 CONSTANT = 1e-4  # spread of the outputs over a batch, relative to their size
 
 
@@ -119,6 +120,28 @@ class Signs:
         return min(self.level[0], self.constant_loss or math.inf)
 
     @cached_property
+    def below_guess(self) -> tuple[float, float] | None:
+        """By what share the later losses lie below the best constant on their very batches.
+
+        The median and three standard errors of it, where it is more than these and than nothing:
+        batches that differ a lot hide a weak signal from the losses alone.
+        """
+        known = self.curve("vital/constant_loss")
+        if known is None or self.constant_loss is None or "vital/own_batch" not in self.run:
+            return None
+        losses = self.told("vital/own_batch", "loss")
+        steps = self.run.rows("vital/own_batch").steps
+        _, here, there = np.intersect1d(steps, known.steps, return_indices=True)
+        with np.errstate(all="ignore"):
+            shares = 1 - losses[here] / known.values[there]
+        shares = shares[len(shares) // 2 :]
+        shares = shares[np.isfinite(shares)]
+        if len(shares) < LEAST:
+            return None
+        below, error = float(np.median(shares)), scatter(shares)
+        return (below, error) if below > max(error, WEAK) else None
+
+    @cached_property
     def state(self) -> State:
         """Whether the run learned: its loss at the end, by the scatter of the batches."""
         values = self.losses[1]
@@ -131,22 +154,34 @@ class Signs:
             return "unknown"
         end, idle = self.level[1], self.best_idle
         size = abs(idle) or 1.0
-        last = values[-max(1, len(values) // 5) :]
+        first, last = values[: max(1, len(values) // 5)], values[-max(1, len(values) // 5) :]
         few = max(1, min(5, len(values) // LEAST))
         noise = scatter(last) * math.sqrt(1 + len(last) / few)  # of the start, too
-        wild = float(np.quantile(values[len(values) // 2 :], 0.9))  # many are far above the start
-        if end - self.level[0] > max((GREW - 1) * size, noise) or wild - idle > GREW * size:
+        # many are far above the start, and above the largest of the batches that came first
+        wild = np.quantile(last, 0.9) - max(idle, np.quantile(first, 0.9)) > GREW * size
+        if end - self.level[0] > max((GREW - 1) * size, noise) or wild:
             return "grew"
         if self.constant_loss is not None and end < LEARNED * self.constant_loss:
             return "learned"  # before this run, if not in it
         if self.level[0] - end <= noise or idle - end <= (1 - STUCK) * size:
-            return "stuck"
+            return "stuck" if self.below_guess is None else "little"
         return "learned" if idle - end > (1 - LEARNED) * size else "little"
 
     @cached_property
     def idle(self) -> bool:
         """Whether it is known that nothing was learned."""
         return self.state in ("stuck", "grew", "not finite")
+
+    @property
+    def course(self) -> str:
+        """What the loss of a run that learned little or nothing does, as a verb."""
+        start, end = self.level
+        if self.state == "grew":
+            return "grows" if end > start else "swings"
+        if self.state == "little":
+            return "hardly falls"
+        fell = start - end > (1 - LEARNED) * abs(start)
+        return "does not fall below that of a guess" if fell else "does not fall"
 
     @cached_property
     def constant(self) -> bool:

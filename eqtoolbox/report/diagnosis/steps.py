@@ -1,8 +1,10 @@
 """Symptoms of the steps: too long, too short, clipped, pulled by momentum or by decay."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eqtoolbox.report.diagnosis.disease import Symptom
+from eqtoolbox.report.diagnosis.leap import FAR, leap
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
@@ -11,6 +13,7 @@ OFTEN = 0.4  # share of steps that raise the loss of their own batch: noise alon
 RISES = 1e-3  # of the loss, from which a rise counts
 NOTHING = 0.05  # of the weights: so much at most they move in the whole run
 HARDLY = 0.02  # of the loss: so much at most all steps together lower it
+ENDED = 1e-3  # of its largest: what a schedule leaves of a learning rate that is at its end
 CLIPPED = 0.5  # of the gradient that is left
 ALWAYS = 0.8  # share of steps
 ROUNDED = 1e-3  # relative, up to which multiples of a gradient are one
@@ -19,7 +22,6 @@ MEMORY = 0.05  # of the run: how long momentum may remember
 SHRUNK = 0.7  # of the weights' norm at the start
 FORGETS = 5e-3  # of the weights that decay takes a step: usual recipes take 1e-5 to 1e-3
 RESTS = 0.2  # of the loss of a model that learned nothing: what is left above it is much
-FAR = 3.0  # times its start: a loss that was so high was thrown there
 GROWN, MUCH = 2.0, 30.0  # times |w|² at the start
 THROWN = 5.0  # times the weights' norm at the start, in a run that learns nothing
 EDGE = 2.0  # times the edge of stability
@@ -35,10 +37,12 @@ def rises(signs: Signs) -> float:
     return float(np.mean(change.values > RISES * size))
 
 
-def peak(signs: Signs) -> float:
-    """The largest loss of the run."""
-    values = np.abs(signs.losses[1][np.isfinite(signs.losses[1])])
-    return float(values.max()) if values.size else 0.0
+def thrown_up(signs: Signs) -> float | None:
+    """The largest loss of the run, where it is far above its start."""
+    values = signs.losses[1][np.isfinite(signs.losses[1])]
+    start = signs.level[0]
+    far = values.size and float(values.max()) - start > (FAR - 1) * usual(signs)
+    return float(values.max()) if far else None
 
 
 def usual(signs: Signs) -> float:
@@ -51,23 +55,27 @@ def usual(signs: Signs) -> float:
 
 
 def rate_too_high(signs: Signs) -> Symptom | None:
-    """Steps that overshoot: they raise the loss of their own batch, or the loss grows."""
-    if signs.state not in ("stuck", "grew", "little"):
-        return None
+    """Steps that overshoot: they raise the loss of their own batch, or throw the weights far.
+
+    A loss that is far above its start alone is no sign: batches may differ by as much.
+    """
     share, stability = rises(signs), signs.now("curvature/stability")
+    if signs.state not in ("stuck", "grew", "little") or (share < OFTEN / 2 and leap(signs)):
+        return None
     beyond = stability is not None and stability > EDGE
     size = signs.told("vital/weight_decay", "weight")
     thrown = size.size > 1 and size[-1] > THROWN * size[0]
-    far = peak(signs) > FAR * usual(signs) or thrown
+    top = thrown_up(signs) if share > OFTEN / 2 else None
+    far = thrown or top is not None
     if share < OFTEN and not (beyond and share > OFTEN / 2) and not far:
         return None
     raised = f"{percent(share)} of the measured steps raise the loss of their own batch"
-    if far:
-        raised = f"it threw the loss up to {number(peak(signs))}"
+    if top is not None:
+        raised = f"it threw the loss up to {number(top)}"
     if thrown:
         raised = f"it threw the weights to {number(size[-1] / size[0], 2)}x their first norm"
     text = (
-        f"The learning rate is too high: {raised}, and the loss does not fall "
+        f"The learning rate is too high: {raised}, and the loss {signs.course} "
         f"({number(signs.level[0])} at the start, {number(signs.level[1])} at the end)."
     )
     names = ("vital/own_batch", "vital/update_ratio", "curvature/stability")
@@ -93,9 +101,15 @@ def rate_too_low(signs: Signs) -> Symptom | None:
     ratio = signs.curve("vital/update_ratio")
     if signs.state not in ("stuck", "little") or ratio is None or clipped_share(signs) > ALWAYS:
         return None
+    names = ("vital/update_ratio", "vital/own_batch", "vital/gradient_norm")
+    rate = signs.curve("training/learning_rate")
+    if rate is not None and not rate.values.any():
+        text = "The learning rate is 0 at all measured steps: nothing is trained."
+        remedy = ("set the optimizer's lr", "look at what a schedule or a warm-up makes of it")
+        return Symptom(text=text, names=("training/learning_rate",), remedy=remedy)
     most = signs.told("vital/update_ratio", "most")
     most = most[np.isfinite(most)]
-    reach = (float(np.median(most)) if most.size else ratio.now) * signs.length
+    reach = (float(np.mean(most)) if most.size else ratio.now) * signs.length
     falls = signs.curve("vital/own_batch")
     fall = 1.0
     if falls is not None and signs.level[0]:
@@ -104,11 +118,53 @@ def rate_too_low(signs: Signs) -> Symptom | None:
         return None
     text = (
         f"The learning rate is too low: the weights hardly move, by {number(ratio.now, 2)} of "
-        f"their size a step, at most {percent(reach)} in the whole run, and the loss stays flat."
+        f"their size a step, at most {percent(reach)} in the whole run, and the loss "
+        f"{signs.course}."
     )
-    return Symptom(
-        text=text, names=("vital/update_ratio", "vital/own_batch", "vital/gradient_norm")
+    return Symptom(text=text, names=names)
+
+
+def schedule_ended(signs: Signs) -> Symptom | None:
+    """A schedule that has brought the learning rate to nearly 0 before half of the run."""
+    rate = signs.curve("training/learning_rate")
+    if signs.state not in ("stuck", "little", "grew") or rate is None or not rate.values.any():
+        return None
+    began = _since(rate.values < ENDED * rate.values.max())
+    if began is None or rate.steps[began] > signs.length / 2:
+        return None
+    step = int(rate.steps[began])
+    text = (
+        f"The schedule brought the learning rate from {number(rate.values.max())} to "
+        f"{number(rate.values[began])} at step {step} of {signs.length}, and to "
+        f"{number(rate.values[-1])} at the end: hardly anything is learned after that "
+        f"({number(signs.level[1])} at the end). Is it stepped per batch instead of per epoch?"
     )
+    names = ("training/learning_rate", "vital/update_ratio")
+    return Symptom(text=text, names=names, where="the schedule", step=step)
+
+
+def zero_gradient(signs: Signs) -> Symptom | None:
+    """Gradients that are exactly 0, of a loss that is not."""
+    norm = signs.curve("vital/gradient_norm")
+    if signs.state not in ("stuck", "little", "grew") or norm is None or len(norm.records) < 3:
+        return None
+    began = _since(norm.values == 0)
+    if began is None or began > len(norm.values) // 2 or not signs.level[1]:
+        return None
+    step = int(norm.steps[began])
+    text = (
+        f"The gradient is exactly 0 since step {step}, and the loss is not "
+        f"({number(signs.level[1])}): it is lost to rounding, as by underflow in half precision, "
+        "or what the loss reads of the model has no slope, as behind round or argmax."
+    )
+    return Symptom(text=text, names=("vital/gradient_norm", "vital/update_ratio"), step=step)
+
+
+def _since(flags: NDArray[np.bool_]) -> int | None:
+    """Where that began which holds from there to the end; None where it does not at the end."""
+    false = np.flatnonzero(~flags)
+    began = int(false[-1]) + 1 if false.size else 0
+    return began if began < len(flags) else None
 
 
 def clipped_share(signs: Signs) -> float:
@@ -155,10 +211,9 @@ def decay_too_strong(signs: Signs) -> Symptom | None:
     kept = float(np.median(size[-5:]) / size[0])
     if kept > SHRUNK or decay * rate * signs.length < 1 - SHRUNK:
         return None
-    falls = "does not fall" if signs.idle else "hardly falls"
     text = (
         f"Weight decay is too strong: it shrank the weights to {percent(kept)} of their first "
-        f"norm, and the loss {falls} ({number(signs.level[1])} at the end)."
+        f"norm, and the loss {signs.course} ({number(signs.level[1])} at the end)."
     )
     return Symptom(text=text, names=names)
 

@@ -19,6 +19,12 @@ from eqtoolbox.report.words import number
 FIFTH = 5  # the loss is compared between fifths of the run
 STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of the batches
 LOST = 0.1  # share of what the loss had fallen: a smaller rise is no matter
+NEARLY = 0.9  # share of steps
+HARDER = (
+    "see whether the batches have become harder, as in a curriculum or in data that drift: then "
+    "judge it by a loss on data that stay",
+    "otherwise lower the learning rate, or let it decay towards the end",
+)
 NOISY = 100  # records from which a running median is drawn over the loss
 
 
@@ -44,9 +50,13 @@ def loss_trend(run: Log) -> Iterator[Finding]:
     elif end - before > _uncertainty(compared[-2], compared[-1]):
         rising = f"from {number(previous)} to {number(last)} between the last two fifths"
         text = f"The training loss is rising: {rising} of the run."
+        remedy: tuple[str, ...] = ()
+        if _each_falls(run, loss.steps[-2 * len(fifths[-1])]):
+            text = f"{text[:-1]}, though each step lowers the loss of its own batch."
+            remedy = HARDER
         gained = first - min(float(np.median(part)) for part in fifths)
         level: Level = "warning" if last - previous > LOST * gained else "note"
-        yield Finding(level=level, text=text, evidence=evidence, id="loss-rising")
+        yield Finding(level=level, text=text, evidence=evidence, id="loss-rising", remedy=remedy)
     elif start - end > _uncertainty(compared[0], compared[-1]) or _above(fifths[0], fifths[-1]):
         falls = before - end > _uncertainty(compared[-2], compared[-1])
         tail = ", and is still falling" if falls else "; no further fall shows in the last fifth"
@@ -55,6 +65,13 @@ def loss_trend(run: Log) -> Iterator[Finding]:
     else:
         text = f"The training loss shows no fall beyond its own scatter ({moved})."
         yield Finding(level="note", text=text, evidence=evidence)
+
+
+def _each_falls(run: Log, since: int) -> bool:
+    """Whether nearly all measured steps from here on lower the loss of their own batch."""
+    own = trace(run, "vital/own_batch")
+    late = np.zeros(0) if own is None else own.values[own.steps >= since]
+    return len(late) >= 3 and float(np.mean(late < 0)) >= NEARLY
 
 
 def _above(first: np.ndarray, last: np.ndarray) -> bool:

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SAME = 1e-3  # relative difference of the loss and that of the kind that was seen
+MEAN, SUM = 1, 2  # reductions, as ATen numbers them
+MEANS = 8  # weighted ones from the median, to the best constant of Huber's loss
+TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass
@@ -22,36 +26,80 @@ class Targets:
     def note(self, name: str, given: dict[str, Any], result: Any) -> None:
         """Note an operation, if it is a loss."""
         if name.startswith("nll_loss"):
-            counts = torch.bincount(given["target"].flatten().clamp_min(0)).double()
-            share = counts[counts > 0] / counts.sum()
-            entropy = float(-(share * share.log()).sum())
-            entropy += (len(share) - 1) / (2 * float(counts.sum()))  # Miller 1955: of few samples
-            self._take("cross_entropy", result[0], entropy)
-        elif name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
-            target = given["target"]
-            rows = target.detach().double().flatten(1) if target.dim() > 1 else target.double()
-            if len(rows) > 1 and name == "mse_loss":
-                self._take(name, result, float(rows.var(0).mean()))
-            elif len(rows) > 1:
-                self._take(name, result, float((rows - rows.median(0)[0]).abs().mean()))
-        elif name.startswith("binary_cross_entropy") and given.get("weight") is None:
-            target = given["target"].detach().double()
-            pooled = [d for d in range(target.dim()) if d != 1 or target.dim() == 1]  # and pixels
-            no = 1 - target.mean(pooled, keepdim=True)
-            heavy = given.get("pos_weight")
-            yes = (1 - no) * (1.0 if heavy is None else heavy.detach().double())
-            best = yes / (yes + no)
-            terms = (yes + no) * (torch.special.entr(best) + torch.special.entr(1 - best))
-            self._take("binary_cross_entropy", result, float(terms.mean()))
+            self._take("cross_entropy", given, result[0], *_of_classes(given))
+        elif name == "mse_loss":
+            self._take(name, given, result, *_of_squares(given))
+        elif name in ("smooth_l1_loss", "huber_loss"):
+            self._take(name, given, result, *_of_distances(name, given))
+        elif name.startswith("binary_cross_entropy"):
+            self._take("binary_cross_entropy", given, result, *_of_bits(given))
 
-    def _take(self, kind: str, result: Any, constant: float) -> None:
+    def _take(
+        self, kind: str, given: dict[str, Any], result: Any, constant: float, weight: float
+    ) -> None:
+        """Keep a loss and the least mean over its targets, which together have this weight."""
         if isinstance(result, Tensor) and result.numel() == 1:
-            self.kind, self.value, self.constant = kind, float(result), constant
+            summed = given.get("reduction", MEAN) == SUM
+            self.kind, self.value = kind, float(result)
+            self.constant = constant * weight if summed else constant
 
     def of(self, loss: float) -> float | None:
         """What a constant output reaches, if this is the loss itself."""
         whole = abs(self.value - loss) <= SAME * max(abs(loss), 1e-6)
         return self.constant if whole and math.isfinite(self.constant) else None
+
+
+def _of_classes(given: dict[str, Any]) -> tuple[float, float]:
+    """Entropy of the classes that count, by their weights, and the sum of these weights."""
+    target = given["target"].flatten()
+    target = target[target != given.get("ignore_index", -100)]
+    counts = torch.bincount(target).double()
+    each = given.get("weight")
+    each = torch.ones_like(counts) if each is None else each.detach().double()[: len(counts)]
+    each, counts = each[counts > 0], counts[counts > 0]
+    total = float((each * counts).sum())
+    share = each * counts / max(total, TINY)
+    few = each.sum() / max(total, TINY) - (share.square() / counts).sum()  # Miller 1955, weighted
+    return (float(torch.special.entr(share).sum() + few / 2) if total else math.nan), total
+
+
+def _of_squares(given: dict[str, Any]) -> tuple[float, float]:
+    """Variance of each number of a target over the batch, without bias."""
+    rows = _rows(given)
+    return (float(rows.var(0).mean()) if len(rows) > 1 else math.nan), rows.numel()
+
+
+def _of_distances(name: str, given: dict[str, Any]) -> tuple[float, float]:
+    """Huber's loss of the best constant, by weighted means, each of which lowers it."""
+    rows = _rows(given)
+    if len(rows) < 2:
+        return math.nan, rows.numel()
+    width = float(given.get("delta" if name == "huber_loss" else "beta", 1.0))
+    best = rows.median(0)[0]
+    for _ in range(MEANS):
+        near = width / (rows - best).abs().clamp_min(width)
+        best = (near * rows).sum(0) / near.sum(0)
+    least = float(F.huber_loss(best.expand_as(rows), rows, delta=width))
+    return (least if name == "huber_loss" else least / width), rows.numel()
+
+
+def _of_bits(given: dict[str, Any]) -> tuple[float, float]:
+    """Entropy of the bits of each channel, by the weights of ones and of numbers."""
+    target = given["target"].detach().double()
+    each, ones = given.get("weight"), given.get("pos_weight")
+    yes = target if ones is None else target * ones.detach().double()
+    no = 1 - target
+    if each is not None:
+        yes, no = yes * each.detach().double(), no * each.detach().double()
+    pooled = [d for d in range(target.dim()) if d != 1 or target.dim() == 1]  # and pixels
+    yes, no = yes.mean(pooled), no.mean(pooled)
+    entr = torch.special.entr
+    return float((entr(yes) + entr(no) - entr(yes + no)).mean()), target.numel()
+
+
+def _rows(given: dict[str, Any]) -> Tensor:
+    target: Tensor = given["target"].detach().double()
+    return target.flatten(1) if target.dim() > 1 else target
 
 
 def are_probabilities(x: Tensor, dim: int) -> bool:
