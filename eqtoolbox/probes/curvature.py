@@ -144,7 +144,7 @@ class Curvature(Probe):
         yield from secondary(bears, "stability")
         top = found.vectors[:k]
         status: Status = "ok" if bool(found.converged[:k].all()) else "not_converged"
-        gradient = snapshot.gradient or operator.gradient
+        gradient = snapshot.whole_gradient or operator.gradient
         yield from overlaps(snapshot, gradient, top, status)
         yield from secondary(of_symmetries(snapshot, top, rng, status), "symmetry_overlap")
         yield from secondary(along(operator, gradient), "gradient_rayleigh")
