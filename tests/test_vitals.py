@@ -303,6 +303,26 @@ def test_columns_that_never_vary_have_no_scale() -> None:
     assert Inputs.of(x[:3]) is None
 
 
+@pytest.mark.parametrize(
+    ("norm", "samples", "counts"),
+    [
+        (nn.BatchNorm2d(3), 2, [(32, True)]),
+        (nn.BatchNorm2d(3).eval(), 2, [(32, False)]),
+        (nn.BatchNorm2d(3), 1, [(16, True)]),
+        (nn.BatchNorm2d(3, affine=False), 2, [(32, True)]),
+        (nn.InstanceNorm2d(3), 2, []),
+        (nn.InstanceNorm2d(3, affine=True), 2, []),
+        (nn.InstanceNorm2d(3, affine=True, track_running_stats=True), 1, []),
+        (nn.GroupNorm(1, 3), 2, []),
+    ],
+)
+def test_statistics_of_a_batch_norm_are_of_all_numbers_of_a_channel(
+    norm: nn.Module, samples: int, counts: list[tuple[int, bool]]
+) -> None:
+    x = torch.randn(samples, 3, 4, 4)
+    assert listen(lambda: norm(x), dict(norm.named_parameters())).batch_norms == counts
+
+
 def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
     facts = trained(tmp_path / "run", net=net.eval()).records("vital/eval_mode")[-1].facts
