@@ -15,7 +15,7 @@ from eqtoolbox.linalg.warm import WarmStart
 from eqtoolbox.probes.alignment import along, decrease, of_symmetries, overlaps, turn
 from eqtoolbox.probes.critical import CriticalSharpness
 from eqtoolbox.probes.engine import Engine
-from eqtoolbox.probes.gauss_newton_share import SHARE, gauss_newton_share
+from eqtoolbox.probes.gauss_newton_share import gauss_newton_share
 from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import ACROSS, orbit_free_sharpness
 from eqtoolbox.probes.secondary import secondary
@@ -154,7 +154,7 @@ class Curvature(Probe):
             yield from secondary(turn(top, reference.top, status), "turn")
             reference.top = top
         if self.split:
-            yield from secondary(gauss_newton_share(snapshot, found), SHARE)
+            yield from secondary(gauss_newton_share(snapshot, found), "gauss_newton_share")
         if self.orbit_free and not snapshot.world.sharded:  # it moves whole parameters
             budget = self.tol, self.max_matvecs
             yield from secondary(orbit_free_sharpness(snapshot, self.engine, *budget, rng), ACROSS)

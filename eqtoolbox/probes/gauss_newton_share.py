@@ -11,8 +11,6 @@ from eqtoolbox.replay.objective import Parameters
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
-SHARE = "gauss_newton_share"
-
 
 def gauss_newton_share(snapshot: Snapshot, found: EigenResult) -> Iterator[Measurement]:
     """v^T G v / lambda at the top eigenvector: 1 when the model's own curvature plays no part.
@@ -43,7 +41,7 @@ def gauss_newton_share(snapshot: Snapshot, found: EigenResult) -> Iterator[Measu
         raise NotApplicable(f"its product cannot be computed: {reason}") from reason
     share = dot(vector, product) / top
     yield Measurement(
-        SHARE,
+        "gauss_newton_share",
         share,
         stderr=abs(share) * residual / abs(top),
         status="ok" if bool(found.converged[0]) else "not_converged",
