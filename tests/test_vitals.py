@@ -295,6 +295,25 @@ def test_probabilities_are_told_from_logits() -> None:
     assert not listen(lambda: F.cross_entropy(x.log_softmax(-1), y), {}).probabilities
 
 
+def test_what_a_step_of_several_micro_batches_did_is_told_of_the_last(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, loss_fn = nn.Linear(4, 1), lambda model, batch: F.mse_loss(model(batch[0]), batch[1])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(2)]
+    how = {"budget": None, "schedule": 1, "probes": PROBES}
+    with eq.attach(net, optimizer, run_dir=tmp_path / "run", **how) as monitor:
+        watched = monitor.loss(loss_fn)
+        for batch in batches:
+            (watched(net, batch) / 2).backward()
+        before = [float(loss_fn(net, batch).detach()) for batch in batches]
+        optimizer.step()
+        after = [float(loss_fn(net, batch).detach()) for batch in batches]
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    (row,) = eq.Run(tmp_path / "run").records("vital/own_batch")
+    assert row.value == pytest.approx(changes[-1], rel=1e-4)
+    assert row.value != pytest.approx(sum(changes) / 2, rel=1e-2)
+
+
 def test_columns_that_never_vary_have_no_scale() -> None:
     x = torch.randn(50, 3) * torch.tensor([1.0, 0.0, 100.0])
     found = Inputs.of(x)
