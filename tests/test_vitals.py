@@ -350,12 +350,51 @@ def test_probabilities_are_told_from_logits() -> None:
     assert not listen(lambda: F.cross_entropy(x.log_softmax(-1), y), {}).probabilities
 
 
+def test_what_a_step_of_several_micro_batches_did_is_told_of_the_last(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, loss_fn = nn.Linear(4, 1), lambda model, batch: F.mse_loss(model(batch[0]), batch[1])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(2)]
+    how = {"budget": None, "schedule": 1, "probes": PROBES}
+    with eq.attach(net, optimizer, run_dir=tmp_path / "run", **how) as monitor:
+        watched = monitor.loss(loss_fn)
+        for batch in batches:
+            (watched(net, batch) / 2).backward()
+        before = [float(loss_fn(net, batch).detach()) for batch in batches]
+        optimizer.step()
+        after = [float(loss_fn(net, batch).detach()) for batch in batches]
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    (row,) = eq.Run(tmp_path / "run").records("vital/own_batch")
+    assert row.value == pytest.approx(changes[-1], rel=1e-4)
+    assert row.value != pytest.approx(sum(changes) / 2, rel=1e-2)
+
+
 def test_columns_that_never_vary_have_no_scale() -> None:
     x = torch.randn(50, 3) * torch.tensor([1.0, 0.0, 100.0])
     found = Inputs.of(x)
     assert found is not None and found.constant == 1
     assert 30 < found.ratio < 300
     assert Inputs.of(x[:3]) is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "samples", "counts"),
+    [
+        (nn.BatchNorm2d(3), 2, [(32, True)]),
+        (nn.BatchNorm2d(3).eval(), 2, [(32, False)]),
+        (nn.BatchNorm2d(3), 1, [(16, True)]),
+        (nn.BatchNorm2d(3, affine=False), 2, [(32, True)]),
+        (nn.InstanceNorm2d(3), 2, []),
+        (nn.InstanceNorm2d(3, affine=True), 2, []),
+        (nn.InstanceNorm2d(3, affine=True, track_running_stats=True), 1, []),
+        (nn.GroupNorm(1, 3), 2, []),
+    ],
+)
+def test_statistics_of_a_batch_norm_are_of_all_numbers_of_a_channel(
+    norm: nn.Module, samples: int, counts: list[tuple[int, bool]]
+) -> None:
+    x = torch.randn(samples, 3, 4, 4)
+    assert listen(lambda: norm(x), dict(norm.named_parameters())).batch_norms == counts
 
 
 def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Alignment: how gradient, update, momentum and symmetries lie in the sharpest directions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,38 +22,53 @@ def overlaps(
     snapshot: Snapshot,
     gradient: Parameters,
     top: Sequence[Parameters],
-    rng: torch.Generator,
     status: Status,
 ) -> Iterator[Measurement]:
-    """Energy shares |V^T x|^2 / |x|^2 in span(V) of gradient, update, momentum, symmetries.
+    """Energy shares |V^T x|^2 / |x|^2 in span(V) of gradient, update and momentum.
 
-    A symmetry's is that of a random element of its algebra. A random vector has k / n.
+    A random vector has k / n.
     """
-    note = f"top {len(top)} directions"
     vectors: list[tuple[str, str, Mapping[str, Tensor] | None]] = [
         ("gradient_overlap", "", gradient),
         ("update_overlap", "", _update(snapshot)),
         ("momentum_overlap", "", momentum_buffer(snapshot)),
-        *(("symmetry_overlap", family, tangent) for family, tangent in _tangents(snapshot, rng)),
     ]
+    yield from _shares(top, vectors, status)
+
+
+def of_symmetries(
+    snapshot: Snapshot, top: Sequence[Parameters], rng: torch.Generator, status: Status
+) -> Iterator[Measurement]:
+    """The same of symmetries, each by a random element of its algebra."""
+    tangents = (("symmetry_overlap", *found) for found in _tangents(snapshot, rng))
+    yield from _shares(top, tangents, status)
+
+
+def _shares(
+    top: Sequence[Parameters],
+    vectors: Iterable[tuple[str, str, Mapping[str, Tensor] | None]],
+    status: Status,
+) -> Iterator[Measurement]:
     span = Basis.spanning(top)
     for quantity, target, vector in vectors:
         if vector is not None and norm(vector) > 0:
-            share = share_in(span, vector)
+            share, note = share_in(span, vector), f"top {len(top)} directions"
             yield Measurement(quantity, share, target, status=status, note=note)
 
 
-def along(
-    snapshot: Snapshot, operator: DifferentiatedOperator, gradient: Parameters
-) -> Iterator[Measurement]:
-    """Curvature x^T H x / x^T x along gradient and update, and the decrease of the loss they imply.
+def along(operator: DifferentiatedOperator, gradient: Parameters) -> Iterator[Measurement]:
+    """Curvature x^T H x / x^T x along the gradient."""
+    if norm(gradient) > 0:
+        rayleigh = dot(gradient, operator(gradient)) / dot(gradient, gradient)
+        yield Measurement("gradient_rayleigh", rayleigh, matvecs=1)
+
+
+def decrease(snapshot: Snapshot, operator: DifferentiatedOperator) -> Iterator[Measurement]:
+    """Curvature along the update, and the decrease of the loss that it implies.
 
     predicted_decrease = -g.d - d^T H d / 2 for the update d; actual_decrease = L(theta_t) -
     L(theta_{t+1}) on the same batch.
     """
-    if norm(gradient) > 0:
-        rayleigh = dot(gradient, operator(gradient)) / dot(gradient, gradient)
-        yield Measurement("gradient_rayleigh", rayleigh, matvecs=1)
     update = _update(snapshot)
     if update is None or norm(update) == 0 or snapshot.after is None:
         return

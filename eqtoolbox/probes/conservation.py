@@ -216,6 +216,7 @@ class Conservation(Probe):
             scales=scales,
             eps=_eps(snapshot),
             why=why,
+            known=passes.step.known,
             exact=exact,
             noise=noise,
             shrunk=left.shrunk(beside.weights),

@@ -24,8 +24,10 @@ class Covariance:
         self._snapshot, self._engine = snapshot, engine
         self._direction = random_like(snapshot.before, rng)
         self.gradient, self._product = self._at(snapshot.before, self._direction)
-        nudged = _nudged(snapshot.before, engine.test(snapshot).coarsest, rng)
-        self.floors = self._apart(*self._at(nudged, self._direction))
+        coarsest = engine.test(snapshot).coarsest
+        least = max(coarsest, *(torch.finfo(p.dtype).eps for p in snapshot.before.values()))
+        near = self._at(_nudged(snapshot.before, coarsest, rng), self._direction)
+        self.floors = [max(least, apart) for apart in self._apart(*near)]  # sums round, too
 
     def residuals(
         self, members: list[DiscreteSymmetry], rng: torch.Generator

@@ -12,12 +12,13 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.deadline import now
 from eqtoolbox.linalg import EigenResult, preconditioned, top_eigenpairs
 from eqtoolbox.linalg.warm import WarmStart
-from eqtoolbox.probes.alignment import along, overlaps, turn
+from eqtoolbox.probes.alignment import along, decrease, of_symmetries, overlaps, turn
 from eqtoolbox.probes.critical import CriticalSharpness
 from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.gauss_newton_share import gauss_newton_share
 from eqtoolbox.probes.operators import DifferentiatedOperator
-from eqtoolbox.probes.orbit_free import orbit_free_sharpness
+from eqtoolbox.probes.orbit_free import ACROSS, orbit_free_sharpness
+from eqtoolbox.probes.secondary import secondary
 from eqtoolbox.probes.stability import moving, stability_scale
 from eqtoolbox.probes.top_space import QUICK, TopSpace, quickly
 from eqtoolbox.record.record import Mode, Status
@@ -139,19 +140,24 @@ class Curvature(Probe):
         found = self._search(operator, k, smallest, reference, rng, SEARCH * snapshot.seconds)
         yield from self._eigenvalues(found, k)
         left = max(ends - now(), 0.0)
-        yield self._stability(snapshot, operator, found, reference, rng, left)
+        bears = self._stability(snapshot, operator, found, reference, rng, left)
+        yield from secondary(bears, "stability")
         top = found.vectors[:k]
         status: Status = "ok" if bool(found.converged[:k].all()) else "not_converged"
-        gradient = snapshot.gradient or operator.gradient
-        yield from overlaps(snapshot, gradient, top, rng, status)
-        yield from along(snapshot, operator, gradient)
+        gradient = snapshot.whole_gradient or operator.gradient
+        yield from overlaps(snapshot, gradient, top, status)
+        yield from secondary(of_symmetries(snapshot, top, rng, status), "symmetry_overlap")
+        yield from secondary(along(operator, gradient), "gradient_rayleigh")
+        decreases = "update_rayleigh", "predicted_decrease", "actual_decrease"
+        yield from secondary(decrease(snapshot, operator), *decreases)
         if self.angles:
-            yield from turn(top, reference.top, status)
+            yield from secondary(turn(top, reference.top, status), "turn")
             reference.top = top
         if self.split:
-            yield gauss_newton_share(snapshot, found)
+            yield from secondary(gauss_newton_share(snapshot, found), "gauss_newton_share")
         if self.orbit_free and not snapshot.world.sharded:  # it moves whole parameters
-            yield from orbit_free_sharpness(snapshot, self.engine, self.tol, self.max_matvecs, rng)
+            budget = self.tol, self.max_matvecs
+            yield from secondary(orbit_free_sharpness(snapshot, self.engine, *budget, rng), ACROSS)
 
     def _search(
         self,
@@ -210,7 +216,8 @@ class Curvature(Probe):
         if not found.converged[0] and not known.vectors and self._reuses(operator):
             known.vectors, known.guard, known.quick = found.vectors, found.guard, QUICK
         if snapshot.optimizer == "SGD":
-            yield self._stability(snapshot, operator, found, known, rng, snapshot.seconds)
+            bears = self._stability(snapshot, operator, found, known, rng, snapshot.seconds)
+            yield from secondary(bears, "stability")
 
     def _eigenvalues(self, found: EigenResult, k: int) -> Iterator[Measurement]:
         for i, value in enumerate(found.values.tolist()):
@@ -241,21 +248,15 @@ class Curvature(Probe):
         known: TopSpace,
         rng: torch.Generator,
         seconds: float,
-    ) -> Measurement:
-        """Largest eigenvalue of S^1/2 H S^1/2; a multiple of the sharpness where S is a number.
-
-        Of a gradient that the loop divides or clips before the step, as many times as that is left.
-        """
+    ) -> Iterator[Measurement]:
+        """Largest eigenvalue of S^1/2 H S^1/2, times what a loop leaves of a gradient it divides."""
         times = snapshot.told.get(TIMES, 1.0)
         facts = {} if times == 1.0 else {"times": times}
-        try:
-            scale = self.stability_scale(snapshot)
-        except NotApplicable as reason:
-            return Measurement("stability", math.nan, status="not_applicable", note=str(reason))
+        scale = self.stability_scale(snapshot)
         moved, factors = moving(scale, snapshot.world)
         if len(moved) == len(scale) and len(factors) == 1 and snapshot.optimizer == "SGD":
             factor = times * factors.pop()
-            return Measurement(
+            yield Measurement(
                 "stability",
                 factor * float(found.values[0]),
                 stderr=factor * float(found.residuals[0]),
@@ -263,9 +264,9 @@ class Curvature(Probe):
                 note=f"sharpness * {factor:.3g}",
                 facts=facts | ({"factor": factor} if math.isfinite(factor) else {}),
             )
+            return
         if not moved:
-            note = "the learning rate is zero"
-            return Measurement("stability", math.nan, status="not_applicable", note=note)
+            raise NotApplicable("the learning rate is zero")
         felt = preconditioned(
             operator.restrict(*moved), {n: 1 / s for n, s in moved.items()}, accuracy=AMPLIFIED
         )
@@ -284,7 +285,7 @@ class Curvature(Probe):
         if self._reuses(operator):
             known.felt = top.vectors[:1]
             known.felt_quick = quickly(top, known.felt_quick)
-        return Measurement(
+        yield Measurement(
             "stability",
             times * float(top.values[0]),
             stderr=times * float(top.residuals[0]),

@@ -109,7 +109,7 @@ class Discrete(Probe):
             yield from _distances(family, found, equal, floor)
             nearest += found
         noise: float | None = None
-        gradient = snapshot.gradient
+        gradient = snapshot.whole_gradient
         if differentiates:
             yield from self.engine.report(snapshot)
         if self.laws:

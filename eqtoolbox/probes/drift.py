@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Drift:
     noise: float = 0.0  # of first-order laws at this step, where it was measured; over |g| |K|
     shrunk: float = 1.0  # of variances through other tensors than a family's own
     epsilon: Mapping[str, Tensor] = field(default_factory=dict)  # p of generators, where known
+    known: frozenset[str] | None = None  # parameters whose gradient is; None: all of them
     other: str = ""  # why the gradient that was used is not the loss's, where that was seen
 
     @property
@@ -100,7 +102,7 @@ class Drift:
     def _first_order(self, size: float) -> Iterator[Measurement]:
         slopes = self.change.slopes.cpu().numpy()
         for family, where in self.charges.generators.items():
-            if family in self.charges.moving:
+            if family in self.charges.moving or not self._is_known(family):
                 continue
             noise, ratio = self.state.noise[family]
             floor = max(noise / max(size, TINY), ratio, self.eps, self.noise)
@@ -130,6 +132,11 @@ class Drift:
                 note=told if near else other,
                 facts={"epsilon": True} if near else {},
             )
+
+    def _is_known(self, family: str) -> bool:
+        """Whether the gradient is, of all that the family moves."""
+        own = (m.names for m in self.charges.members if m.family == family)
+        return self.known is None or self.known.issuperset(chain.from_iterable(own))
 
     def _left(self, family: str, whole: float) -> float:
         """What the nature of an approximate law may leave of it now, relative; else 0."""

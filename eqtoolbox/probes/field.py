@@ -211,6 +211,8 @@ class _Cuts(TorchFunctionMode):
             cut = "data" if name == "__get__" else name
         elif cuts(func, args, kwargs or {}):
             cut = f"autograd.{name}"
+        elif func in (F.embedding, F.embedding_bag) and (kwargs or {}).get("max_norm") is not None:
+            cut = "max_norm"  # which writes to the table and is not differentiated
         else:
             cut = "" if torch.is_grad_enabled() or name == "__get__" else "no_grad"
         if cut and any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(args)):

@@ -58,7 +58,8 @@ class Histograms(Probe):
             raise NotApplicable("no parameter has an entry")
         yield from _spread("weight", before, drawn)
         if snapshot.gradient is not None:
-            yield from _spread("gradient", snapshot.gradient, drawn)
+            used = [n for n in drawn if n in snapshot.gradient]
+            yield from _spread("gradient", snapshot.gradient, used)
 
 
 def _spread(quantity: str, given: Mapping[str, Tensor], names: list[str]) -> Iterator[Measurement]:

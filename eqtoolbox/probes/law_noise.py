@@ -32,9 +32,10 @@ def law_noise(
     try:
         part = snapshot.within(objective, 2.5, 1.3, once=True)
     except NoRoom:
-        if snapshot.gradient is None:
+        given = snapshot.whole_gradient
+        if given is None:
             raise
-        size, law = _norm(snapshot.gradient, shards), charges.slopes(before, snapshot.gradient)
+        size, law = _norm(given, shards), charges.slopes(before, given)
         change = torch.zeros_like(law)
         least = USUAL * max(torch.finfo(p.dtype).eps for p in before.values()) * size
     else:

@@ -74,7 +74,7 @@ def _find_anew(
     totals: Mapping[str, float],
 ) -> None:
     """Find the floors of these rows at this step: rounding changes as training goes on."""
-    quantities, first = {row.quantity for row in failing}, 0.0
+    quantities, first, eps = {row.quantity for row in failing}, 0.0, rounding.eps
     if "first_order" in quantities:
         first = rounding.of_first(sides)
     if "second_order" in quantities:
@@ -83,7 +83,7 @@ def _find_anew(
         found = {
             "zeroth_order": zeroths[row.target].floor,
             "first_order": max(first, sides.first_noise),
-            "second_order": sides.noise.get(row.target, 0.0) / totals[row.target],
+            "second_order": max(sides.noise.get(row.target, 0.0) / totals[row.target], eps),
         }
         floors.keep(rounding.snapshot.step, replace(row, floor=found[row.quantity]))
 

@@ -26,7 +26,7 @@ from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 from eqtoolbox.weights.orbit.canonical import canonical
 from eqtoolbox.weights.orbit.tangent_space import TangentSpace
 
-QUANTITY = "orbit_free_sharpness"
+ACROSS = "orbit_free_sharpness"
 BALANCED = {torch.float64: 1e-13, torch.float32: 1e-7}  # what rounding leaves
 SAME = 0.05  # relative change of the loss at the canonical point that is still the same network
 
@@ -47,7 +47,7 @@ def orbit_free_sharpness(
         families = FoundSymmetries.of(snapshot).by_family()
     except NotApplicable as reason:
         note = f"{reason}: it would be the sharpness itself"
-        yield Measurement(QUANTITY, math.nan, status="not_applicable", note=note)
+        yield Measurement(ACROSS, math.nan, status="not_applicable", note=note)
         return
     usable = [s for members in families.values() for s in members]
     dtype = max((p.dtype for p in snapshot.before.values()), key=lambda d: torch.finfo(d).eps)
@@ -55,7 +55,7 @@ def orbit_free_sharpness(
     try:
         point = canonical(usable, snapshot.before, settled=settled)
     except ValueError as reason:
-        yield Measurement(QUANTITY, math.nan, status="not_applicable", note=str(reason))
+        yield Measurement(ACROSS, math.nan, status="not_applicable", note=str(reason))
         return
     there = replace(snapshot, before={n: p.to(snapshot.before[n]) for n, p in point.params.items()})
     operator = engine.operator(there)
@@ -66,14 +66,14 @@ def orbit_free_sharpness(
     note = f"across {space.dimension} symmetry directions, balanced to {point.imbalance:.0e} in "
     note += f"{point.rounds} rounds, loss changed by {change:.0e}"
     if not change <= SAME:
-        yield Measurement(QUANTITY, math.nan, status="not_applicable", note=note)
+        yield Measurement(ACROSS, math.nan, status="not_applicable", note=note)
         return
     found = top_eigenpairs(
         operator.project_off(space.project), 1, tol=tol, max_matvecs=max_matvecs, generator=rng
     )
     settled_there = point.imbalance <= 10 * settled
     yield Measurement(
-        QUANTITY,
+        ACROSS,
         float(found.values[0]),
         stderr=float(found.residuals[0]),
         status="ok" if bool(found.converged[0]) and settled_there else "not_converged",

@@ -32,6 +32,7 @@ class StepPass:
     passed: Passed
     why: str  # why there is no budget, as far as that is known before anything is read
     counts: list[int]  # of the norms
+    known: frozenset[str] | None = None  # parameters whose gradient is known; None: nobody's
 
     @classmethod
     def of(
@@ -56,12 +57,17 @@ class StepPass:
             gradient, why, rates = None, NO_BUDGET, Rates(lr=still, decay=still)
         else:
             why = ""
+        known = gradient
+        if gradient is not None:  # what no optimizer holds does not move by it
+            rest = [n for n in charges.names if n not in gradient]
+            gradient = {**gradient, **{n: torch.zeros_like(before[n]) for n in rest}}
         others = {n: g for n, g in (gradient or {}).items() if n not in set(charges.names)}
         asked = weights(before) if approximate else {}
         lists = [squares(own, shards) for own in (after, asked, others)]
         home = before[charges.names[0]].device
         beside = torch.cat([numbers.to(home) for numbers in lists])
         return cls(
+            known=None if known is None else frozenset(known),
             passed=charges.passed(before, after, gradient, rates, beside, parcel),
             why=why,
             counts=[*map(len, lists)],

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqtoolbox.replay.embeddings import dense, embedding_bag
+from eqtoolbox.replay.embeddings import dense, embedding, embedding_bag
 from eqtoolbox.replay.graph import leaves_of
 from eqtoolbox.replay.modes import OwnMode
 from eqtoolbox.replay.thread.scope import current
@@ -256,7 +256,7 @@ def _runs(twin: Callable[..., Tensor]) -> Any:
 
 
 _TWINS: dict[Any, Any] = {
-    F.embedding: _runs(dense(F.embedding, 6, "sparse")),
+    F.embedding: _runs(embedding),
     torch.embedding: _runs(dense(torch.embedding, 4, "sparse")),
     torch.gather: _runs(dense(torch.gather, 3, "sparse_grad")),
     Tensor.gather: _runs(dense(torch.gather, 3, "sparse_grad")),

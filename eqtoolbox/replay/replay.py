@@ -65,7 +65,7 @@ class Replay:
     def protect(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep these as they are, too."""
         with unobserved():
-            self._live.add(tensors.items(), self._kept)
+            self._live.add((((None, name), t) for name, t in tensors.items()), self._kept)
 
     def widen(self, roots: Iterable[Any]) -> None:
         """Take in what else an evaluation uses."""

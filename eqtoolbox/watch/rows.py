@@ -44,6 +44,15 @@ def headline(probe: Probe, status: Status, note: str) -> Measurement:
     return Measurement(probe.headline, math.nan, status=status, note=note)
 
 
+def ended(rows: list[Measurement], probe: Probe, status: Status, note: str) -> None:
+    """Say why a measurement ended early: with its number where it has one, else in its place."""
+    for k, row in enumerate(rows):
+        if (row.quantity, row.target) == (probe.headline, ""):
+            rows[k] = noted(row, f"other numbers are missing: {note}")
+            return
+    rows.append(headline(probe, status, note))
+
+
 def answers(probe: Probe, rows: Sequence[Record]) -> bool:
     """Whether these records of a probe have its number."""
     said = f"{probe.name}/{probe.headline}"

@@ -22,7 +22,7 @@ from eqtoolbox.watch.interrupts import told
 from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import Governor, out_of_memory, samples
 from eqtoolbox.watch.probe import UNMEASURED, Measurement, Probe, ours, record
-from eqtoolbox.watch.rows import headline, in_place_of, leaner_by, noted, on_part
+from eqtoolbox.watch.rows import ended, headline, in_place_of, leaner_by, noted, on_part
 from eqtoolbox.watch.snapshot import REMEDIES, REMEDY, NoRoom, NotApplicable, Snapshot
 from eqtoolbox.watch.state import State
 from eqtoolbox.watch.time_limit import TimeLimit
@@ -206,15 +206,15 @@ class Runner:
             rows.append(replace(row, facts={"remedy": REMEDY}) if lacks else row)
         except Kinked as reason:
             why = f"the loss has no second derivative that differences could stand in for: {reason}"
-            rows.append(headline(probe, "not_applicable", why))
+            ended(rows, probe, "not_applicable", why)
         except FloatingPointError as reason:
-            rows.append(headline(probe, "non_finite", str(reason)))
+            ended(rows, probe, "non_finite", str(reason))
         except OutOfTime:
             self._stopped(probe, rows, time.perf_counter() - began)
         except BaseException as error:
             if out_of_memory(error):
                 return [], False
-            rows.append(headline(probe, "failed", told(error)))
+            ended(rows, probe, "failed", told(error))
             self._journal.failed(probe.name, error)
         else:
             self._journal.succeeded(probe.name)

@@ -65,7 +65,7 @@ class Snapshot:
     step: int
     before: Parameters  # theta_t, trainable parameters by name
     after: Parameters | None  # theta_{t+1}; None outside an optimizer step
-    gradient: Parameters | None  # at theta_t, as the optimizer was given; None if it has none
+    gradient: Parameters | None  # at theta_t, as the optimizer was given, of what it holds at least
     groups: tuple[ParameterGroup, ...]
     optimizer: str  # class name
     state: dict[str, dict[str, Any]]  # the optimizer's, by parameter name, after the step
@@ -99,6 +99,11 @@ class Snapshot:
         if self.after is None:
             raise NotApplicable("no optimizer step here: updates are measured in step()")
         return {n: _wide(self.after[n]) - _wide(self.before[n]) for n in self.before}
+
+    @property
+    def whole_gradient(self) -> Parameters | None:
+        """The gradient that was given, where it is known of all parameters; else None."""
+        return self.gradient if self.gradient and len(self.gradient) == len(self.before) else None
 
     @cached_property
     def objective(self) -> Objective:
@@ -246,28 +251,6 @@ def optimizer_state(
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of `model` that require gradients, by name."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-
-def gradients(
-    named: Mapping[str, nn.Parameter], known: Parameters | None = None
-) -> Parameters | None:
-    """Detached `.grad` of every trainable parameter, zero where unset; None if none is set.
-
-    Args:
-        named: the model's parameters.
-        known: gradients that were noted before they were thrown away.
-    """
-    parameters = {n: p for n, p in named.items() if p.requires_grad}
-    found = dict(known or {})
-    for name, p in parameters.items():
-        if name not in found and p.grad is not None:
-            own = local(p.grad.detach())
-            found[name] = own if own.layout == torch.strided else own.to_dense()
-    if not found:
-        return None
-    return {
-        n: found[n] if n in found else torch.zeros_like(local(p)) for n, p in parameters.items()
-    }
 
 
 @torch.no_grad()

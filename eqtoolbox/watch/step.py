@@ -13,9 +13,8 @@ from eqtoolbox.linalg.parcel import Parcel
 from eqtoolbox.linalg.vectors import SMALL, norms
 from eqtoolbox.replay.heap import give_back, large
 from eqtoolbox.replay.objective import Parameters
-from eqtoolbox.watch.capture.watched import Watched
+from eqtoolbox.watch.capture.watched import Watched, gradients
 from eqtoolbox.watch.gradient_scale import gradient_scale, scale_inside
-from eqtoolbox.watch.snapshot import gradients
 from eqtoolbox.world.layout import local
 
 

@@ -296,3 +296,40 @@ def test_closures_called_elsewhere_leave_the_step_without_a_gradient() -> None:
         optimizer.step(evaluate)
     monitor.close()
     assert probe.given == [None]
+
+
+@pytest.mark.parametrize("evaluates", [True, False], ids=["evaluated", "read"])
+@pytest.mark.filterwarnings("ignore:.*in no attached optimizer")
+@pytest.mark.parametrize("clears", ["model", "optimizer"])
+def test_gradients_that_nobody_clears_are_not_those_of_a_step(clears: str, evaluates: bool) -> None:
+    """Only the head is in the optimizer, and the body is not frozen."""
+    torch.manual_seed(0)
+    model, sink, batch = mlp(6, 8, 3), MemorySink(), blobs()
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    kept = Gradients(model, evaluates)
+    probes: list[Probe] = [kept, Conservation(), *([Curvature(k=3)] if evaluates else [])]
+    how: Any = {"schedule": 1, "budget": None, "sinks": [sink], "on_error": "raise"}
+    truth, bends = [], []
+    with eq.attach(model, optimizer, probes=probes, **how) as monitor:
+        watched = monitor.loss(cross_entropy)
+        for _ in range(4):
+            (model if clears == "model" else optimizer).zero_grad()
+            named = dict(model.named_parameters())
+            loss = cross_entropy(model, batch)
+            own = torch.autograd.grad(loss, [*named.values()], create_graph=True)
+            size = torch.stack([g.square().sum() for g in own]).sum()
+            product = torch.autograd.grad(size / 2, [*named.values()])
+            bent = torch.stack([(g * h).sum() for g, h in zip(own, product, strict=True)]).sum()
+            bends.append(float((bent / size).detach()))
+            truth.append({n: g.detach() for n, g in zip(named, own, strict=True)})
+            watched(model, batch).backward()
+            optimizer.step()
+    names = {*truth[0]} if clears == "model" else {"2.weight", "2.bias"}
+    for given, true in zip(kept.given[1:], truth[1:], strict=True):
+        assert given.keys() == names
+        torch.testing.assert_close(given, {n: true[n] for n in names})
+    first = {r.name: r.verdict for r in sink.records if r.step == 3 and "first_order" in r.name}
+    assert ("conservation/first_order/rescale" in first) == (clears == "model")
+    assert {*first.values()} == {"holds"}
+    rayleigh = [r.value for r in sink.records if r.name == "curvature/gradient_rayleigh"]
+    assert rayleigh == pytest.approx(bends if evaluates else [], rel=1e-3)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes.alignment import turn
 from eqtoolbox.probes.curvature import Curvature, Reuse
+from eqtoolbox.probes.secondary import secondary
 from eqtoolbox.probes.spectrum import Spectrum
 from eqtoolbox.probes.top_space import TopSpace
 from eqtoolbox.probes.tracking import Tracking
@@ -286,6 +287,83 @@ def test_gauss_newton_explains_all_of_a_linear_model_and_not_all_of_a_deep_one()
     share = value(deep, "curvature/gauss_newton_share")
     assert 0 < share < 1.5
     assert abs(share - 1) > 1e-4
+
+
+def hinge(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return F.relu(batch[2] - batch[1] * model(batch[0])).mean()
+
+
+def test_a_loss_that_is_flat_at_first_has_curvature_later() -> None:
+    x = blobs()[0].double()
+    margin = torch.full((64, 1), -5.0, dtype=torch.float64)  # met: the loss is 0
+    batch, steps = (x, x.sum(1, keepdim=True).sign(), margin), range(6)
+    torch.manual_seed(0)
+    model, sink = mlp(6, 8, 1, activation=nn.Tanh).double(), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    how: Any = {"schedule": 1, "budget": None, "sinks": [sink], "on_error": "raise"}
+    with eq.attach(model, optimizer, probes=[Curvature(k=1, split=True)], **how) as monitor:
+        watched = monitor.loss(hinge)
+        for step in steps:
+            margin.fill_(-5.0 if step < 4 else 1.0)
+            optimizer.zero_grad()
+            watched(model, batch).backward()
+            optimizer.step()
+    sharpness = [r for r in sink.records if r.name == "curvature/sharpness"]
+    assert [(r.step, r.status) for r in sharpness] == [(k, "ok") for k in steps]
+    assert [r.value > 0.0 for r in sharpness] == [k >= 4 for k in steps]
+    shares = [r for r in sink.records if r.name == "curvature/gauss_newton_share"]
+    assert [r.status == "ok" for r in shares] == [k >= 4 for k in steps]
+    assert "curvature is 0" in shares[0].note
+
+
+def test_a_share_that_cannot_be_computed_is_said_by_its_own_name() -> None:
+    def each(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        one = lambda x, y: F.cross_entropy(model(x[None]), y[None])
+        return torch.vmap(one)(*batch).mean()
+
+    records, _ = run([Curvature(k=1, split=True)], loss=each, steps=1)
+    status = {r.name: r.status for r in records}
+    assert status["curvature/sharpness"] == "ok"
+    assert status["curvature/gauss_newton_share"] == "not_applicable"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError, "not_applicable"), (FloatingPointError, "non_finite"), (TypeError, None)],
+)
+def test_what_is_secondary_fails_by_itself_and_other_errors_go_on(
+    error: type[Exception], status: str | None
+) -> None:
+    def rows() -> Iterator[Measurement]:
+        yield Measurement("first", 1.0)
+        raise error("why")
+
+    if status is None:
+        with pytest.raises(error, match="why"):
+            list(secondary(rows(), "first", "second"))
+        return
+    first, second = secondary(rows(), "first", "second")
+    assert (first.value, first.status) == (1.0, "ok")
+    assert (second.quantity, second.status, second.note) == ("second", status, "why")
+
+
+def test_a_probe_that_ends_early_says_its_number_once() -> None:
+    class Broken(Curvature):
+        def measure(self, *given: Any) -> Iterator[Measurement]:
+            yield Measurement("sharpness", 1.0)
+            raise ArithmeticError("later")
+
+    model, sink = mlp(6, 3).double(), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    how: Any = {"schedule": 1, "budget": None, "sinks": [sink]}
+    x, y = blobs()
+    with eq.attach(model, optimizer, probes=[Broken()], **how) as monitor:
+        monitor.loss(cross_entropy)(model, (x.double(), y)).backward()
+        with pytest.warns(RuntimeWarning, match="later"):
+            optimizer.step()
+    (row,) = [r for r in sink.records if r.name == "curvature/sharpness"]
+    assert (row.value, row.status) == (1.0, "ok")
+    assert "other numbers are missing: ArithmeticError: later" in row.note
 
 
 def test_symmetry_directions_hold_little_of_the_sharp_space() -> None:

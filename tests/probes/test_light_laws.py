@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import eqtoolbox as eq
 from eqtoolbox.probes.floors import Floors
+from eqtoolbox.probes.light_laws import _find_anew
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.probes.right_sides import RightSides
 from eqtoolbox.record.record import Record
@@ -99,6 +101,18 @@ def test_a_light_measurement_has_every_law_as_a_whole_one_has_it(kind: str) -> N
         shared = "second_order" in name and row.floor > before[name].floor  # by the largest of all
         assert kept or shared or (predicted and row.floor > 0), name
         assert ((1, "noether/bracket") in found, (2, "noether/bracket") in found) == (True, False)
+
+
+def test_floors_that_are_found_anew_are_never_below_rounding() -> None:
+    floors, none = Floors(), lambda sides: 0.0
+    snapshot = SimpleNamespace(step=3)
+    rounding = SimpleNamespace(eps=1e-7, snapshot=snapshot, of_first=none, of_second=none)
+    row = Measurement("second_order", 1e-9, "rescale", floor=0.0, verdict="violated")
+    zero = Measurement("zeroth_order", 0.0, "rescale", floor=1e-7)
+    sides = SimpleNamespace(noise={"rescale": 0.0}, first_noise=0.0)
+    given: Any = ([row], floors, rounding, sides, {"rescale": zero}, {"rescale": 1.0})
+    _find_anew(*given)
+    assert floors.of("second_order", "rescale") == 1e-7
 
 
 def test_a_light_measurement_evaluates_the_loss_half_as_often(

@@ -1,7 +1,9 @@
 """Laws of lookups: values are torch's, gradients of a replay are dense and differentiate twice."""
 
 import copy
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -72,6 +74,88 @@ def test_outside_of_a_replay_gradients_are_sparse(name: str) -> None:
     table = torch.randn(ROWS, WIDTH, requires_grad=True)
     (first,) = torch.autograd.grad(LOOKUPS[name](table).tanh().sum(), table)
     assert first.layout == torch.sparse_coo
+
+
+LIMITED: dict[str, Callable[[Tensor], Tensor]] = {
+    "embedding": lambda t: F.embedding(WHOLE, t, max_norm=1.5),
+    "norm 1": lambda t: F.embedding(WHOLE, t, 2, 1.5, 1.0, True),
+    "largest entry": lambda t: F.embedding(WHOLE, t, max_norm=1.0, norm_type=math.inf),
+    "bag": lambda t: F.embedding_bag(WHOLE, t, max_norm=1.5, mode="sum"),
+    "largest of a bag": lambda t: F.embedding_bag(WHOLE, t, max_norm=1.5, mode="max"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_long_rows_are_shortened_in_what_a_replay_looks_up_and_not_in_the_table(name: str) -> None:
+    values = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(3))
+    made = []
+    for mode in (Operations(), nullcontext()):
+        table = values.clone().requires_grad_()
+        with mode:
+            rows = LIMITED[name](table)
+            (slope,) = torch.autograd.grad(rows.tanh().sum(), table)
+        made.append((rows, slope, table.detach()))
+    (rows, slope, kept), (want, of_torch, written) = made
+    torch.testing.assert_close((rows, slope), (want, of_torch))
+    assert torch.equal(kept, values)
+    assert not torch.equal(written, values), "torch's own writes"
+
+
+LABELS = WHOLE[:, 0] % 3
+
+
+class Limited(nn.Sequential):
+    """Reads rows of at most length 1 from a table that has longer ones."""
+
+    def __init__(self) -> None:
+        table = nn.Embedding(ROWS, WIDTH, max_norm=1.0)
+        super().__init__(table, nn.Tanh(), nn.Flatten(), nn.Linear(3 * WIDTH, 3))
+
+
+def limited(watched: bool) -> tuple[nn.Module, MemorySink]:
+    torch.manual_seed(0)
+    model = Limited()
+    optimizer, sink = torch.optim.SGD(model.parameters(), lr=0.5), MemorySink()
+    one = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])
+    how = {"probes": "standard", "budget": None, "schedule": 1, "on_error": "raise"}
+    monitor = eq.attach(model, optimizer, **how, sinks=[sink]) if watched else None
+    loss = monitor.loss(one) if monitor else one
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(model, (WHOLE, LABELS)).backward()
+        optimizer.step()
+    if monitor:
+        monitor.close()
+    return model, sink
+
+
+def test_a_table_of_limited_rows_is_measured_and_trains_as_without_a_monitor() -> None:
+    (model, sink), (alone, _) = limited(True), limited(False)
+    assert all(map(torch.equal, model.state_dict().values(), alone.state_dict().values()))
+    assert {r.status for r in sink.records} <= {"ok", "not_applicable"}
+    values = {r.name: r.value for r in sink.records if r.step == 0}
+    assert values["monitor/closure_grad_cos"] == pytest.approx(1.0, abs=1e-6)
+    assert values["monitor/closure_grad_ratio"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_products_are_of_the_loss_at_the_shortened_rows() -> None:
+    torch.manual_seed(0)
+    model = Limited()
+    with torch.no_grad():
+        model(WHOLE)  # writes
+    at = {n: p.detach().double() for n, p in model.named_parameters()}
+    flat = torch.cat([p.reshape(-1) for p in at.values()])
+
+    def of_vector(x: Tensor) -> Tensor:
+        rows = x.split([p.numel() for p in at.values()])
+        table, w, b = (r.view_as(p) for r, p in zip(rows, at.values(), strict=True))
+        return F.cross_entropy(table[WHOLE].tanh().flatten(1) @ w.T + b, LABELS)
+
+    top = torch.linalg.eigvalsh(torch.func.hessian(of_vector)(flat))[-1].item()
+    _, sink = limited(watched=True)
+    values = {r.name: r for r in sink.records if r.step == 0}
+    assert values["curvature/sharpness"].value == pytest.approx(top, rel=1e-3)
+    assert "max_norm cut it off" in values["discrete/self_test/asymmetry"].note
 
 
 def test_a_sparse_gradient_that_was_added_to_is_seen() -> None:

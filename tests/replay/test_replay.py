@@ -71,6 +71,18 @@ def test_a_write_without_a_word_is_found_by_its_version() -> None:
         teacher.weight.add_(1.0)
 
 
+def test_a_parameter_that_was_written_into_is_named() -> None:
+    model = nn.Linear(2, 2)
+    given = model.weight.detach().clone()
+    with pytest.raises(LeavesTrace, match=r"wrote into weight by an operation"), isolated(model):
+        replay = current()
+        assert replay is not None
+        replay.protect({"weight": given})
+        with torch._C.DisableTorchFunction():
+            given.add_(1.0)
+        replay.begin(None)
+
+
 @pytest.mark.parametrize("how", ["in place", "data", "set_", "foreach", "out", "item"])
 def test_announced_writes_are_undone_and_leave_no_version(how: str) -> None:
     teacher = nn.Linear(2, 2)

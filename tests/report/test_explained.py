@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from eqtoolbox.replay.gradient import compare
 from eqtoolbox.report import Run, write_page
 from eqtoolbox.report.explained import explained, markdown, meanings, near
 from tests.report.runs import series, write_run
@@ -81,6 +83,13 @@ def test_every_entry_says_all_and_explains_its_places() -> None:
         assert m.formula and m.reading, m.pattern
         assert set(re.findall(r"<\w+>", m.pattern)) <= m.letters.keys()
         assert "http" not in str(m)
+
+
+def test_the_ratio_of_gradients_is_explained_as_it_is_recorded() -> None:
+    ratio = explained("monitor/closure_grad_ratio")
+    replayed, trained = {"w": torch.full((4,), 3.0)}, {"w": torch.ones(4)}
+    assert compare(replayed, trained, replayed).ratio == pytest.approx(1 / 3)
+    assert ratio is not None and ratio.formula.startswith("‖g‖ / ‖g'‖, g' the gradient of the loss")
 
 
 def test_letters_are_those_of_the_formula() -> None:

@@ -108,10 +108,12 @@ def softmax_twice(signs: Signs) -> Symptom | None:
 
 
 def tiny_batches(signs: Signs) -> Symptom | None:
-    """BatchNorm with the statistics of a handful of samples."""
+    """BatchNorm with the statistics of a handful of numbers."""
     count = signs.now("vital/batch_norm")
     if count is None or count > USUAL:
         return None
-    text = f"BatchNorm takes its statistics from batches of {number(count)}: they are noise, and "
+    text = (
+        f"BatchNorm takes statistics from {number(count)} numbers a channel: they are noise, and "
+    )
     text += "the model in evaluation differs from the one that trains."
     return Symptom(text=text, names=("vital/batch_norm",), where="BatchNorm")

@@ -26,6 +26,7 @@ class Pending:
     def __init__(self, watched: Watched) -> None:
         self.summed = False  # losses of unknown weight: their sum, not their mean
         self.stale = False  # whether gradients were left when the first backward of the step came
+        self.fresh: frozenset[str] = frozenset()  # parameters whose gradients began at this step
         self.beside = ""  # what the step differentiates beside the losses that were caught
         self.moved = False  # whether a closure evaluated the loss at other parameters
         self.coming: list[Caught] = []  # losses of the step that comes
@@ -68,7 +69,7 @@ class Pending:
         for caught in self._step:
             caught.release()
         self._step, self._inside, self._places = [], None, set()
-        self.stale, self.beside = False, ""
+        self.stale, self.beside, self.fresh = False, "", frozenset()
 
     def forget(self) -> None:
         """Forget the coming step, too."""
@@ -151,6 +152,7 @@ class Pending:
             known = [c for c in losses if c.weight is not None and not c.used]
             clear = self._watched.clear()
             self.stale = self.stale if known else not clear
+            self.fresh = self.fresh if known and not clear else frozenset(self._watched.fresh())
             if known and clear:
                 self.waiting.cleared()
                 for earlier in known:  # their gradients were thrown away

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import FunctionType, MethodType
 from typing import Any
@@ -72,6 +72,12 @@ class Watched:
         """Whether no gradient is accumulated in what an attached optimizer holds."""
         clear = gradients_are_clear(self.held().values())
         return clear and (self._own is None or not accumulates(self.model))
+
+    def fresh(self) -> dict[str, Any]:
+        """What is held, and what is not if its gradients are clear: nobody may clear these."""
+        held = self.held()
+        rest = {n: p for n, p in self.trainable().items() if n not in held}
+        return {**held, **rest} if gradients_are_clear(rest.values()) else held
 
     def held(self) -> dict[str, Any]:
         """Those of them that an attached optimizer holds; all, where it holds none as they are."""
@@ -197,6 +203,28 @@ def _numbered(name: str) -> Iterator[str]:
 def _few(names: list[str]) -> str:
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
+
+
+def gradients(
+    named: Mapping[str, nn.Parameter], known: Parameters | None = None
+) -> Parameters | None:
+    """Detached `.grad` of every trainable parameter, zero where unset; None if none is set.
+
+    Args:
+        named: the model's parameters.
+        known: gradients that were noted before they were thrown away.
+    """
+    parameters = {n: p for n, p in named.items() if p.requires_grad}
+    found = dict(known or {})
+    for name, p in parameters.items():
+        if name not in found and p.grad is not None:
+            own = local(p.grad.detach())
+            found[name] = own if own.layout == torch.strided else own.to_dense()
+    if not found:
+        return None
+    return {
+        n: found[n] if n in found else torch.zeros_like(local(p)) for n, p in parameters.items()
+    }
 
 
 def gradients_are_clear(parameters: Iterable[Tensor]) -> bool:

@@ -33,7 +33,7 @@ class Heard:
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
     probabilities: bool = False  # what the loss takes for logits are probabilities already
-    batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # samples, trains
+    batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # numbers a channel, trains
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
 
 
@@ -99,11 +99,19 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name.endswith("native_layer_norm") or name == "embedding":
             self.normed = True
         elif name in _NORMS:
-            trains = bool(given.get("training", given.get("train", False)))
-            heard.batch_norms.append((given["input"].shape[0], trains))
-            self.normed = True
+            self._normalised(given)
         else:
             heard.targets.note(name, given, result)
+
+    def _normalised(self, given: dict[str, Any]) -> None:
+        """By a batch norm, or by an instance norm, to which samples are channels of a single one.
+
+        The gains of that are copied for each sample, those of a batch norm are a parameter.
+        """
+        self.normed, x, gain = True, given["input"], given.get("weight")
+        if x.shape[0] > 1 or (gain is not None and _place(gain) in self.names):
+            trains = bool(given.get("training", given.get("train", False)))
+            self.heard.batch_norms.append((x.numel() // x.shape[1], trains))
 
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
         tensors = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]

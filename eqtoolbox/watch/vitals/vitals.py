@@ -178,7 +178,7 @@ class Vitals:
 
     def _steps(self, snapshot: Snapshot, gradient: Parameters, heard: Heard) -> None:
         layers = Strides.of(snapshot, gradient, heard.order)
-        used = snapshot.gradient
+        used = snapshot.whole_gradient
         self._emit("gradient_norm", norm(gradient), {"used": norm(used)} if used else {})
         self._emit("update_norm", layers.whole)
         ratios, slopes = layers.ratios, layers.slopes
