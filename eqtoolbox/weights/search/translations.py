@@ -41,8 +41,10 @@ class TranslationSearch:
         self.columns: dict[str, Tensor] = {}  # sums over all axes but the last
         self._order, self._counts, self._shards, self._zero = order, counts, shards, zero
         self._sizes = Counter(map(layer_name, order))  # how many parameters each layer has
-        self._silent: dict[str, list[Tensor]] = {}  # by layer: indices of matrices without a slope
+        self._beside: dict[str, list[Tensor]] = {}  # by layer: slopes of matrices at each index
         self._unread: dict[str, int] = {}  # entries of vectors that no sample of the batch reads
+        self._seen: dict[str, Tensor] = {}  # entries of vectors that were read at another point
+        self._sloping: dict[str, Tensor] = {}  # entries of vectors that have a slope after all
         self._shifts: dict[str, Term] = {}
         self._largest = 0.0
 
@@ -64,7 +66,7 @@ class TranslationSearch:
                 self.columns[name] = self._sums(name, g)
             if g.dim() > 1 and self._sizes[layer_name(name)] > 1:
                 whole = shards.piece(name, g).dim is None
-                self._silent.setdefault(layer_name(name), []).extend(_silent(g) if whole else ())
+                self._beside.setdefault(layer_name(name), []).extend(_sizes(g) if whole else ())
             if g.dim() > 1 and most:
                 found = self._of_groups(name, g, most)
                 if found is not None:
@@ -106,14 +108,62 @@ class TranslationSearch:
             dimension = sum(s.count for s in shifts)
             yield Translation(name=layer, dimension=dimension, shifts=tuple(shifts))
 
+    @property
+    def unseen(self) -> bool:
+        """Whether of single entries to propose some were read at no other point."""
+        seen = {n: self._noted(self._seen, n) for n in self.vectors}
+        return any(bool((self._flat(n, g) & ~seen[n]).any()) for n, g in self.vectors.items())
+
+    def but_for(self, there: "TranslationSearch") -> None:
+        """Without entries that have a slope at another point."""
+        least = self._zero * there._largest
+        for name, g in there.vectors.items():
+            self._seen[name] = self._noted(self._seen, name) | ~there._not_read(name, g)
+            self.settle({name: g.abs() > least})
+
+    def doubted(self) -> dict[str, Tensor]:
+        """Gradients of vectors of which entries are next to nothing and no row beside has more.
+
+        Slopes that vanish, as behind saturated units, do so together with those of the matrix of
+        their layer; those of what a norm takes back are rounding by themselves.
+        """
+        found: dict[str, Tensor] = {}
+        for name, g in self.vectors.items():
+            rows = self._rows(name, g)
+            known = (rows > 0).any(0) & ((rows * self._zero >= g.abs()) | (rows == 0)).all(0)
+            if bool((self._flat(name, g) & ~known).any()):
+                found[name] = g
+        return found
+
+    def settle(self, sloping: Mapping[str, Tensor]) -> None:
+        """Take note of entries of vectors that have a slope."""
+        for name, some in sloping.items():
+            self._sloping[name] = self._noted(self._sloping, name) | some
+
+    def _noted(self, masks: Mapping[str, Tensor], name: str) -> Tensor:
+        return masks.get(name, torch.zeros_like(self.vectors[name], dtype=torch.bool))
+
+    def _flat(self, name: str, g: Tensor) -> Tensor:
+        """Which entries of a vector have no slope but rounding."""
+        small = g.abs() <= self._zero * self._largest
+        return small & ~self._not_read(name, g) & ~self._noted(self._sloping, name)
+
     def _of_vector(self, name: str, g: Tensor) -> Term | None:
         if not bool(g.any()):
             return None
-        zero = (g.abs() <= self._zero * self._largest) & ~self._not_read(name, g)
+        zero = self._flat(name, g)
         if bool(zero.any()) and g.numel() > 1:
             groups = torch.where(zero, zero.long().cumsum(0) - 1, -1)
             return shift(name, g.shape, 0, groups.cpu(), int(zero.sum()))
         return self._of_groups(name, g, float(g.abs().max()))
+
+    def _rows(self, name: str, g: Tensor) -> Tensor:
+        """Slopes of matrices beside a vector at each of its indices: (axes, entries).
+
+        Of pieces of matrices nothing is known.
+        """
+        beside = [s.to(g) for s in self._beside.get(layer_name(name), ()) if len(s) == len(g)]
+        return torch.stack(beside) if beside else g.new_zeros(0, len(g))
 
     def _not_read(self, name: str, g: Tensor) -> Tensor:
         """Entries of a vector without any slope, and units of matrices beside it: (entries,).
@@ -121,10 +171,9 @@ class TranslationSearch:
         No sample reads them, as outputs that a mask or an index leaves out: another one may. What
         a norm takes back has slopes that are rounding, and matrices beside it that have more.
         """
-        found, beside = g == 0, self._silent.get(layer_name(name))
-        if beside is not None:  # of pieces of matrices nothing is known
-            silent = [s.to(found.device) for s in beside if len(s) == len(g)]
-            found = found & torch.stack([torch.zeros_like(found), *silent]).any(0)
+        found, beside = g == 0, self._beside.get(layer_name(name))
+        if beside is not None:
+            found = found & (self._rows(name, g) == 0).any(0)
         self._unread[name] = int(found.sum())
         return found
 
@@ -171,11 +220,12 @@ class TranslationSearch:
         return _largest(self._shards.total(sums))
 
 
-def _silent(g: Tensor) -> Iterator[Tensor]:
-    """Indices of the first axis, and of the last, at which everything is zero: (length,) each."""
+def _sizes(g: Tensor) -> Iterator[Tensor]:
+    """Slopes at indices of the first axis, and of the last, 0 where there is none: (length,)."""
     for rows in (g.flatten(1), g.flatten(0, -2).mT):
-        silent = ~rows[:, :FEW].any(1)  # a few entries of each say no most often
-        yield silent & ~rows.any(1) if bool(silent.any()) else silent
+        few = rows[:, :FEW].abs().amax(1)  # a few entries of each say enough most often
+        silent = few == 0
+        yield torch.where(silent, rows.abs().amax(1), few) if bool(silent.any()) else few
 
 
 def group_counts(trace: Trace) -> list[int]:
