@@ -19,6 +19,7 @@ from eqtoolbox.weights.search.compensations import propose_compensations
 from eqtoolbox.weights.search.discrete import DiscreteProposals
 from eqtoolbox.weights.search.find import without_numbers
 from eqtoolbox.weights.search.found import Found, structure_of
+from eqtoolbox.weights.search.groups import Stretch, stretches
 from eqtoolbox.weights.search.head import propose_head
 from eqtoolbox.weights.search.homogeneous import propose_homogeneity
 from eqtoolbox.weights.search.inert import apart, exchanged
@@ -29,7 +30,7 @@ from eqtoolbox.weights.search.point import Point
 from eqtoolbox.weights.search.problem import Run
 from eqtoolbox.weights.search.shifts import translations
 from eqtoolbox.weights.search.slopes import Slopes
-from eqtoolbox.weights.search.translations import TranslationSearch, group_counts
+from eqtoolbox.weights.search.translations import TranslationSearch
 from eqtoolbox.weights.search.verification import draw, joint_changes, judged, limit
 from eqtoolbox.weights.tracing.propagation import LARGEST
 from eqtoolbox.world.shards import Shards
@@ -46,7 +47,7 @@ class Shown:
     moving: list[ContinuousSymmetry]  # that move outputs
     discrete: list[ParameterSymmetry]
     order: list[str]  # of the parameters
-    counts: list[int]  # of groups that an axis may be in
+    stretches: list[Stretch]  # of an axis that may be groups
     read: list[Read]  # vectors that only linear maps read
     notes: list[str]
     structure: str
@@ -131,7 +132,7 @@ def shown(
         moving=[*whole, *head],
         discrete=list(discrete.proposed),
         order=list(traced.parameters),
-        counts=group_counts(traced),
+        stretches=stretches(traced),
         read=list(vectors_read(traced)),
         notes=[*traced.notes, *pinned.notes()],
         structure=structure_of(traced),
@@ -214,7 +215,7 @@ def _shifts(
     dtype = next(iter(params.values())).dtype
     rounding = _ROUNDINGS * torch.finfo(dtype).eps
     zero = rounding if dtype != torch.float64 else 1e-9
-    search = TranslationSearch(seen.order, seen.counts, shards, zero)
+    search = TranslationSearch(seen.order, seen.stretches, shards, zero)
     search.add({name: gradient[name] for name in seen.order})
     flatly, common = translations(search)
     points = Points(given=(params, gradient), shards=shards)

@@ -54,7 +54,7 @@ class Needed:
         """Blocks of an input that the needed results of an operation depend on."""
         total: Wanted = set()
         own = state.of(value)
-        made = [o for o in node.outputs if o is not None and o.number not in state.zeros]
+        made = [o for o in node.outputs if o is not None and not state.nothing(o)]
         if any(o.number in read and not state.moves(o) for o in made):
             return None
         for result in filter(state.moves, made):

@@ -27,8 +27,9 @@ FAILURES = (IndexError, KeyError, TypeError, ValueError, AttributeError, StopIte
 UNIFORM = {"zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "new_ones", "fill"}
 SPREADS = {"expand", "view", "unsqueeze", "clone", "_to_copy", "detach"}
 RESHAPES = {"view", "unsqueeze", "squeeze", "reshape", "expand", "_to_copy", "t", "_unsafe_view"}
-ZEROS = {"zeros", "zeros_like", "new_zeros"}
-MOVES = {"view", "unbind", "select", "t", "transpose", "expand", "_unsafe_view", "squeeze"}
+ZEROS = {"zeros", "zeros_like", "new_zeros", "zero"}
+FULL = {"full", "full_like", "new_full", "fill"}
+MOVES = RESHAPES | SPREADS | {"unbind", "select", "slice", "transpose", "permute", "repeat"}
 
 
 @dataclass
@@ -92,6 +93,10 @@ class Propagation:
     def moves(self, value: Any) -> bool:
         """Whether it depends on parameters."""
         return isinstance(value, Value) and value.number in self.carried
+
+    def nothing(self, value: Value) -> bool:
+        """Whether it is zero, and carries nothing along."""
+        return value.number in self.zeros and not self.moves(value)
 
     def make(self, value: Value, axes: list[Dim]) -> Carried:
         """A result on these axes; its exponent comes in the second pass."""
@@ -225,6 +230,8 @@ def _follow(state: Propagation, node: Node) -> None:
     if _is_zero(state, node):
         state.zeros.update(outputs)
         return
+    if node.name == "mul" and 0 in node.args:  # carried along as well, as units that are inert
+        state.zeros.update(outputs)
     if not any(map(state.moves, inputs)):
         if node.name == "expand":
             state.spread.update(dict.fromkeys(outputs, _repeated(inputs[0], made_by(node))))
@@ -280,7 +287,9 @@ def _is_zero(state: Propagation, node: Node) -> bool:
     """Whether the operation makes zeros, or only moves or multiplies them."""
     if node.name in ("mul", "mm", "bmm"):
         return any(v.number in state.zeros for v in node.inputs)
-    return node.name in ZEROS or (node.name in MOVES and node.args[0].number in state.zeros)
+    if node.name in ZEROS or (node.name in FULL and 0 in node.args[1:]):
+        return True
+    return node.name in MOVES and node.args[0].number in state.zeros
 
 
 def everywhere(carried: Carried, form: Linear) -> Exponent:

@@ -26,7 +26,7 @@ def _matmul(state: Propagation, node: Node) -> None:
     added = node.args[0] if node.name in ("addmm", "baddbmm", "addmv") else None
     left, right = node.args[-2:] if added is None else node.args[1:3]
     made = made_by(node)
-    if left.number in state.zeros and added is not None:
+    if state.nothing(left) and added is not None:
         axes = [Dim(n) for n in made.shape]
         _contracted(state, made, axes, [], [], added)
         return
