@@ -303,6 +303,17 @@ def test_columns_that_never_vary_have_no_scale() -> None:
     assert Inputs.of(x[:3]) is None
 
 
+def test_the_spread_of_outputs_is_told_beside_their_size(tmp_path: Path) -> None:
+    net = nn.Linear(4, 1)
+    nn.init.constant_(net.bias, 50.0)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        outputs = net(torch.randn(32, 4))  # the data of `trained`, as `net` draws nothing there
+    row = trained(tmp_path / "run", net=net).records("vital/output_spread")[0]
+    assert row.facts["spread"] == pytest.approx(float(outputs.std()), rel=1e-4)
+    assert row.value == pytest.approx(float(outputs.std() / outputs.abs().mean()), rel=1e-4)
+
+
 def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
     facts = trained(tmp_path / "run", net=net.eval()).records("vital/eval_mode")[-1].facts

@@ -308,3 +308,19 @@ def test_a_loss_that_was_lost_by_long_steps_is_not_laid_to_the_data(make_run: Ma
     losses = [*FALLING[:4], 50.0, 4e3, float("nan"), *FALLING[7:]]
     found = make_run(signs_of(losses)).findings()
     assert "loss-not-finite-at-times" not in {f.id for f in found}
+
+
+@pytest.mark.parametrize(("grows", "told"), [(True, False), (False, True)])
+def test_an_offset_that_outgrows_the_spread_is_no_collapse(
+    grows: bool, told: bool, make_run: MakeRun
+) -> None:
+    """Targets of 50 +- 1 under a loss of no known kind: the ratio falls, the spread does not."""
+    size = [0.1, *[50.0 if grows else 0.1] * (STEPS - 1)]
+    rows = [
+        dataclasses.replace(r, facts=Facts({"spread": r.value * size[r.step // 10]}))
+        if r.name == "vital/output_spread"
+        else r
+        for r in signs_of(FALLING, constant_loss=None, output_spread=[0.9, *[0.016] * (STEPS - 1)])
+    ]
+    ids = {f.id for f in make_run(rows).findings()}
+    assert ("collapsed-representation" in ids) is told

@@ -7,6 +7,7 @@ import numpy as np
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import CONSTANT, Signs
 from eqtoolbox.report.diagnosis.steps import rate_too_high
+from eqtoolbox.report.trace import RECENT
 from eqtoolbox.report.words import number, percent
 
 LOST = 1e-3  # of the last layer's gradient that reaches the first
@@ -15,6 +16,7 @@ DEAD, BORNE = 0.25, 0.5  # share of a layer's units: fewer are usual, and more w
 SEEN = 3  # batches on which a unit must be silent
 ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
 COLLAPSED = 0.1  # spread of the outputs, where the loss is content with them
+VANISHED = 0.1  # of what the spread was at first
 NAUGHT = 1e-4  # size of what the first layer is given; standardised inputs have 1
 SHARP = 0.25  # entropy of attention over that of uniform one
 
@@ -96,7 +98,10 @@ def collapsed(signs: Signs) -> Symptom | None:
     spread = signs.curve("vital/output_spread")
     if signs.state != "learned" or signs.constant_loss is not None or spread is None:
         return None
-    if spread.now > COLLAPSED or spread.now > spread.records[0].value / 10:
+    differ = signs.told(spread.name, "spread")  # in the outputs' own unit: an offset shrinks none
+    if spread.now > COLLAPSED or spread.now > spread.records[0].value * VANISHED:
+        return None
+    if float(np.median(differ[-RECENT:])) > differ[0] * VANISHED:
         return None
     text = (
         f"The representation collapsed: outputs differ by {number(spread.now, 2)} of their size "

@@ -129,7 +129,7 @@ class Vitals:
             self._emit("constant_loss", constant, {"kind": heard.targets.kind})
         if isinstance(output, Tensor) and output.is_floating_point() and len(output) > 1:
             size, spread, largest = _spread(output.detach().reshape(len(output), -1))
-            self._emit("output_spread", spread / max(size, 1e-300))
+            self._emit("output_spread", spread / max(size, 1e-300), {"spread": spread})
             self._emit("largest_output", largest)
         self._emit("probabilities", float(heard.probabilities))
         if heard.attention.calls:
