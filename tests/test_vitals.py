@@ -278,6 +278,42 @@ def test_units_that_give_nothing_are_seen_behind_products_and_convolutions() -> 
     assert clamped.silent == {}
 
 
+class OwnHinge(nn.Module):
+    """A model that gives out its own loss."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(-100 - self.net(x)).mean()
+
+
+def test_units_are_those_of_the_model_and_not_what_its_loss_rectifies() -> None:
+    torch.manual_seed(0)
+    x, critic = torch.randn(64, 3), nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU())
+    nn.init.constant_(net[2].bias, -100.0)  # dead is what it gives out
+    params = dict(net.named_parameters())
+    met = lambda f: F.relu(-1e3 - f)  # a margin that every sample keeps
+    head = dict(critic.named_parameters(prefix="head"))
+    nn.init.constant_(critic[0].bias, -100.0)  # and a layer of the criterion
+    losses = {
+        "hinge": lambda: met(net(x)).mean(),
+        "two calls": lambda: met(net(x)).mean() + met(net(-x)).mean(),
+        "another's": lambda: met(critic(net(x))).mean(),
+    }
+    for name, loss in losses.items():
+        silent = listen(loss, params, net).silent
+        assert {layer: bool(of.all()) for layer, of in silent.items()} == {"0": False, "2": True}, (
+            name
+        )
+    trained = listen(lambda: met(critic(net(x))).mean(), params | head, net).silent
+    assert bool(trained["head.0"].all()) and set(trained) == {"0", "2", "head.0"}
+    own = OwnHinge(net[:3])
+    assert set(listen(lambda: own(x), dict(own.named_parameters()), own).silent) == {"net.0"}
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_are_heard(kind: str) -> None:
     torch.manual_seed(0)

@@ -1,14 +1,16 @@
 """The ear: one evaluation of the loss, and what its operations say of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eqtoolbox.replay.thread.scope import unobserved
+from eqtoolbox.replay.thread.scope import only_here, unobserved
+from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.inputs import Inputs
 from eqtoolbox.watch.vitals.targets import Targets, are_probabilities
@@ -37,8 +39,16 @@ class Heard:
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
 
 
-def listen(run: Callable[[], Any], params: Mapping[str, Tensor]) -> Heard:
+def listen(
+    run: Callable[[], Any], params: Mapping[str, Tensor], model: nn.Module | None = None
+) -> Heard:
     """Run a function of these very tensors and note what its operations are given and give.
+
+    Args:
+        run: the function.
+        params: the tensors.
+        model: what the function calls, if that is not all of it: what runs after the model
+            returned is no layer.
 
     Example:
         >>> w = -torch.ones(2, 3)
@@ -46,7 +56,8 @@ def listen(run: Callable[[], Any], params: Mapping[str, Tensor]) -> Heard:
         [True, True]
     """
     heard = Heard()
-    with torch.no_grad(), _Ear(params, heard):
+    ear = _Ear(params, heard)
+    with torch.no_grad(), ear, ear.within(model):
         run()
     return heard
 
@@ -61,6 +72,35 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.axis = -1  # of the units of what comes next
         self.normed = False  # whether a table or a norm came before the first product
         self.soft: dict[int, Tensor] = {}  # results of softmax and sigmoid
+        self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
+
+    @contextmanager
+    def within(self, model: nn.Module | None) -> Iterator[None]:
+        """Scope in which units are what a later product takes, or what the model gives out."""
+
+        def begin(*_: Any) -> None:
+            self.units.clear()
+
+        def end(_: Any, __: Any, output: Any) -> None:
+            if all(x.dim() for x in tensors(output)):  # it gave no loss of its own
+                self._settle()
+            self.units.clear()
+
+        hooks = (
+            ()
+            if model is None
+            else (
+                model.register_forward_pre_hook(only_here(begin)),
+                model.register_forward_hook(only_here(end)),
+            )
+        )
+        try:
+            yield
+            if model is None:
+                self._settle()
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -81,7 +121,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._product(name, given, result[0] if isinstance(result, tuple) else result)
         elif name in _RECTIFIERS and result.dim() > 1 and _from_zero(given):
             units = result.movedim(self.axis, 0).flatten(1)
-            self._layered(heard.silent, (units <= 0).all(1).cpu())
+            self.units.append((self._layer, (units <= 0).all(1).cpu()))
         elif name in _SQUASHERS and isinstance(result, Tensor):
             low, high = _SQUASHERS[name]
             near = ((result - low).abs() < _NEAR) | ((result - high).abs() < _NEAR)
@@ -109,6 +149,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
         named = [self.names.get(_place(t)) for t in tensors]
         if any(named):
+            self._settle()
             self.axis = 1 if name == "convolution" else -1
             if not self.heard.order and not self.normed:
                 other = next((t for t, n in zip(tensors, named, strict=True) if n is None), None)
@@ -139,9 +180,13 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Of the last product, by its parameter."""
         return self.heard.order[-1].removesuffix(".weight") if self.heard.order else "the input"
 
-    def _layered(self, table: dict[str, Tensor], found: Tensor) -> None:
-        known = table.get(self._layer)
-        table[self._layer] = found if known is None or known.shape != found.shape else known & found
+    def _settle(self) -> None:
+        """Count the units that wait: they are some layer's."""
+        table = self.heard.silent
+        for layer, found in self.units:
+            known = table.get(layer)
+            table[layer] = found if known is None or known.shape != found.shape else known & found
+        self.units.clear()
 
 
 def _from_zero(given: dict[str, Any]) -> bool:

@@ -260,8 +260,8 @@ def _heard(single: Objective, params: Parameters) -> tuple[Heard, Any, float]:
     """What an evaluation says, its output and its loss."""
     made: list[Any] = []
     try:
-        heard = listen(lambda: made.extend(single.output_and_loss(params)), params)
+        heard = listen(lambda: made.extend(single.output_and_loss(params)), params, single.model)
     except RuntimeError:  # an output within `torch.func.vmap` is none outside of it
-        heard = listen(lambda: made.extend((None, single.loss(params))), params)
+        heard = listen(lambda: made.extend((None, single.loss(params))), params, single.model)
         return heard, None, float(made[1])
     return heard, heard.last if made[0] is None else made[0], float(made[1])  # of several calls
