@@ -350,6 +350,32 @@ def test_the_spread_of_outputs_is_told_beside_their_size(tmp_path: Path) -> None
     assert row.value == pytest.approx(float(outputs.std() / outputs.abs().mean()), rel=1e-4)
 
 
+class Conditioned(nn.Module):
+    """Embeds one context of the whole batch before its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context, self.enter, self.out = nn.Linear(1, 8), nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.context(torch.full((len(x), 1), 0.3))
+        return self.out(F.silu(self.enter(x) * scale))
+
+
+def test_an_input_that_varies_is_found_behind_a_context_that_does_not() -> None:
+    torch.manual_seed(0)
+    net = Conditioned()
+    blind = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
+    for model, x, constant in (
+        (net, torch.randn(32, 3), 0),
+        (net, torch.ones(32, 3), 1),  # the context is told, and nothing varies behind it
+        (blind, torch.ones(32, 3), 3),  # what dropout varies is no input
+    ):
+        found = listen(lambda m=model, x=x: m(x), dict(model.named_parameters()), model).inputs
+        assert found is not None and found.constant == constant
+        assert found.columns == (3 if model is blind or not constant else 1)
+
+
 def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
     facts = trained(tmp_path / "run", net=net.eval()).records("vital/eval_mode")[-1].facts

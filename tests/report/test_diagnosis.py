@@ -324,3 +324,14 @@ def test_an_offset_that_outgrows_the_spread_is_no_collapse(
     ]
     ids = {f.id for f in make_run(rows).findings()}
     assert ("collapsed-representation" in ids) is told
+
+
+@pytest.mark.parametrize(("losses", "told"), [(FALLING, False), (FLAT, True)])
+def test_an_input_of_which_outputs_were_learned_is_not_constant(
+    losses: list[float], told: bool, make_run: MakeRun
+) -> None:
+    constant = (1.0, {"rms": 1.0, "columns": 1, "constant": 1})
+    run = make_run(signs_of(losses, input_scale=constant))
+    assert ("constant-input" in {f.id for f in run.findings()}) is told
+    blind = make_run(signs_of(losses, input_scale=constant, output_spread=1e-8))
+    assert "constant-input" in {f.id for f in blind.findings()}

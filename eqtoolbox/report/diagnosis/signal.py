@@ -118,6 +118,8 @@ def constant_input(signs: Signs) -> Symptom | None:
     tiny = size is not None and size < NAUGHT
     if not columns or (facts.count("constant") != columns and not tiny):
         return None
+    if signs.state == "learned" and not signs.constant:  # some input arrives by another way
+        return None
     what = "nearly 0" if tiny else "constant"
     text = f"The input is {what}: the first layer is given the same numbers for every sample, so "
     text += "that the outputs cannot depend on it and the input is ignored."

@@ -31,7 +31,7 @@ class Heard:
     silent: dict[str, Tensor] = field(default_factory=dict)  # by layer: units that gave nothing
     saturated: dict[str, float] = field(default_factory=dict)  # by layer: share of its numbers
     last: Any = None  # what the last product gave
-    inputs: Inputs | None = None  # of the first product
+    inputs: Inputs | None = None  # of the first product, if possible one that varies
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
     probabilities: bool = False  # what the loss takes for logits are probabilities already
@@ -71,6 +71,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.heard = heard
         self.axis = -1  # of the units of what comes next
         self.normed = False  # whether a table or a norm came before the first product
+        self.drawn = False  # whether the model drew random numbers: what varies may be they alone
         self.soft: dict[int, Tensor] = {}  # results of softmax and sigmoid
         self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
 
@@ -80,6 +81,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def begin(*_: Any) -> None:
             self.units.clear()
+            self.drawn = False
 
         def end(_: Any, __: Any, output: Any) -> None:
             if all(x.dim() for x in tensors(output)):  # it gave no loss of its own
@@ -113,6 +115,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         with unobserved():
             self._note(name, given, result)
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
         return result
 
     def _note(self, name: str, given: dict[str, Any], result: Any) -> None:
@@ -146,23 +149,32 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             heard.targets.note(name, given, result)
 
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
-        tensors = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
-        named = [self.names.get(_place(t)) for t in tensors]
+        operands = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
+        named = [self.names.get(_place(t)) for t in operands]
         if any(named):
             self._settle()
             self.axis = 1 if name == "convolution" else -1
-            if not self.heard.order and not self.normed:
-                other = next((t for t, n in zip(tensors, named, strict=True) if n is None), None)
-                if other is not None and other.is_floating_point():
-                    self.heard.inputs = Inputs.of(other, self.axis)
+            other = next((t for t, n in zip(operands, named, strict=True) if n is None), None)
+            if other is not None and other.is_floating_point() and not self.normed:
+                self._input(other)
             self.heard.last = result
             self.heard.order += [n for n in named if n and n not in self.heard.order]
             if result.is_floating_point():
                 half = result.dtype in (torch.float16, torch.bfloat16)
                 size = torch.linalg.vector_norm(result, dtype=torch.float32 if half else None)
                 self.heard.scales[self._layer] = size / max(result.numel(), 1) ** 0.5
-        elif name in ("bmm", "baddbmm") and tensors and _place(tensors[0]) in self.soft:
-            self.heard.attention.weights(self.soft[_place(tensors[0])])
+        elif name in ("bmm", "baddbmm") and operands and _place(operands[0]) in self.soft:
+            self.heard.attention.weights(self.soft[_place(operands[0])])
+
+    def _input(self, x: Tensor) -> None:
+        """Take what the first product is given; of one that is constant, the next that varies."""
+        known = self.heard.inputs
+        if not self.heard.order:
+            self.heard.inputs = Inputs.of(x, self.axis)
+        elif known is not None and known.constant == known.columns and not self.drawn:
+            found = Inputs.of(x, self.axis)
+            if found is not None and 2 * found.constant <= found.columns:  # rounding varies few
+                self.heard.inputs = found
 
     def _risk(self, name: str, given: dict[str, Any]) -> None:
         """How near an operation is to where it, or its slope, is not finite."""
