@@ -258,6 +258,20 @@ def test_attention_of_equal_keys_is_uniform_and_of_huge_ones_one_hot(
     assert plain.attention.entropy == pytest.approx(entropy, abs=1e-3)
 
 
+def test_a_softmax_of_scores_that_are_no_product_of_two_inputs_is_no_attention() -> None:
+    torch.manual_seed(0)
+    x, gate, experts = torch.randn(8, 6), torch.randn(4, 6), torch.randn(8, 4, 3)
+    mixed = listen(lambda: F.linear(x, gate).softmax(-1)[:, None] @ experts, {"gate.weight": gate})
+    assert not mixed.attention.calls
+    attended = torch.randn(2, 5, 6)
+    scores = lambda q: (q @ attended.mT / 2).masked_fill(torch.ones(5, 5).triu(1) > 0, -1e9)
+    query = torch.randn(6, 6)
+    found = listen(
+        lambda: scores(F.linear(attended, query)).softmax(-1) @ attended, {"q.weight": query}
+    )
+    assert found.attention.calls == 1
+
+
 def test_hidden_keys_do_not_count() -> None:
     attention = Attention()
     weights = torch.tensor([[[0.5, 0.5, 0.0, 0.0]]])

@@ -335,3 +335,15 @@ def test_an_input_of_which_outputs_were_learned_is_not_constant(
     assert ("constant-input" in {f.id for f in run.findings()}) is told
     blind = make_run(signs_of(losses, input_scale=constant, output_spread=1e-8))
     assert "constant-input" in {f.id for f in blind.findings()}
+
+
+@pytest.mark.parametrize(
+    ("losses", "first", "told"),
+    [(FALLING, 0.9, False), (FALLING, 0.1, True), (FLAT, 0.9, True)],
+    ids=["taught to", "from the start", "not learned"],
+)
+def test_attention_that_was_taught_to_look_one_key_up_is_not_saturated(
+    losses: list[float], first: float, told: bool, make_run: MakeRun
+) -> None:
+    run = make_run(signs_of(losses, attention_entropy=[first, *[0.02] * (STEPS - 1)]))
+    assert ("saturated-attention" in {f.id for f in run.findings()}) is told

@@ -139,15 +139,18 @@ def ignored_input(signs: Signs) -> Symptom | None:
 
 
 def saturated_attention(signs: Signs) -> Symptom | None:
-    """Attention that looks at one key only."""
-    entropy = signs.now("vital/attention_entropy")
-    if entropy is None or entropy > SHARP:
+    """Attention that looks at one key only, and was not taught to by the data."""
+    curve = signs.curve("vital/attention_entropy")
+    if curve is None or curve.now > SHARP:
+        return None
+    if signs.state == "learned" and curve.records[0].value > SHARP:
         return None
     logit = signs.facts("vital/attention_entropy").number("logit")
     large = "" if logit is None else f", its logits reach {number(logit, 2)}"
     text = (
-        f"Attention is saturated: its entropy is {number(entropy, 2)} of that of uniform attention"
-        f"{large}, so that nearly one-hot weights pass little gradient to queries and keys."
+        f"Attention is saturated: its entropy is {number(curve.now, 2)} of that of uniform "
+        f"attention{large}, so that nearly one-hot weights pass little gradient to queries and "
+        "keys."
     )
     return Symptom(text=text, names=("vital/attention_entropy",), where="attention")
 

@@ -73,6 +73,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.normed = False  # whether a table or a norm came before the first product
         self.drawn = False  # whether the model drew random numbers: what varies may be they alone
         self.soft: dict[int, Tensor] = {}  # results of softmax and sigmoid
+        self.scores = 0  # numbers of the last product, if both its sides depend on the input
+        self.attends: set[int] = set()  # softmaxes of such scores: of queries with keys
         self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
 
     @contextmanager
@@ -88,14 +90,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._settle()
             self.units.clear()
 
-        hooks = (
-            ()
-            if model is None
-            else (
-                model.register_forward_pre_hook(only_here(begin)),
-                model.register_forward_hook(only_here(end)),
-            )
-        )
+        hooks = [model.register_forward_pre_hook(only_here(begin))] if model is not None else []
+        hooks += [model.register_forward_hook(only_here(end))] if model is not None else []
         try:
             yield
             if model is None:
@@ -135,6 +131,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.soft[_place(result)] = result
         elif name in ("_softmax", "_safe_softmax"):
             self.soft[_place(result)] = result
+            if self.scores == result.numel():
+                self.attends.add(_place(result))
         elif name == "_log_softmax":
             heard.probabilities = are_probabilities(given["self"], int(given["dim"]))
         elif name.startswith("_scaled_dot_product"):
@@ -151,6 +149,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
         operands = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
         named = [self.names.get(_place(t)) for t in operands]
+        self.scores = 0 if any(named) or "bmm" not in name else result.numel()
         if any(named):
             self._settle()
             self.axis = 1 if name == "convolution" else -1
@@ -163,7 +162,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 half = result.dtype in (torch.float16, torch.bfloat16)
                 size = torch.linalg.vector_norm(result, dtype=torch.float32 if half else None)
                 self.heard.scales[self._layer] = size / max(result.numel(), 1) ** 0.5
-        elif name in ("bmm", "baddbmm") and operands and _place(operands[0]) in self.soft:
+        elif name in ("bmm", "baddbmm") and operands and _place(operands[0]) in self.attends:
             self.heard.attention.weights(self.soft[_place(operands[0])])
 
     def _input(self, x: Tensor) -> None:
