@@ -455,3 +455,40 @@ def test_the_scale_of_a_gradient_scaler_is_told(tmp_path: Path) -> None:
             scaler.update()
             optimizer.zero_grad()
     assert eq.Run(tmp_path / "run").series("vital/loss_scale")[1].tolist() == [256.0] * 3
+
+
+class Cut(nn.Module):
+    """Two layers, of which the first may be detached, and a second head for odd steps."""
+
+    def __init__(self, cut: bool) -> None:
+        super().__init__()
+        self.first, self.head, self.other = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 1)
+        self.cut = cut
+
+    def forward(self, x: torch.Tensor, odd: bool) -> torch.Tensor:
+        h = self.first(x).tanh()
+        return (self.other if odd else self.head)(h.detach() if self.cut else h)
+
+
+@pytest.mark.parametrize("case", ["cut", "frozen", "no optimizer", "never called", "in turns"])
+def test_parameters_that_never_get_a_gradient_are_told(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Cut(case != "in turns" and case != "never called")
+    net.first.requires_grad_(case != "frozen")
+    held = [*net.head.parameters(), *net.other.parameters()]
+    held += [*net.first.parameters()] if case not in ("frozen", "no optimizer") else []
+    optimizer = torch.optim.SGD(held, lr=0.1)
+    x, y = torch.randn(32, 4), torch.randn(32, 1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 4, "probes": PROBES}
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(lambda model, batch: F.mse_loss(model(batch[0], batch[2]), batch[1]))
+        for step in range(17):  # those that are measured are even
+            odd = case != "never called" and bool(step % 2)
+            loss(net, (x, y, odd)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    row = eq.Run(tmp_path).records("vital/no_gradient")[-1]
+    left = {"cut": ("first",), "never called": ("other",)}.get(case, ())
+    assert row.facts.texts("layers") == left
+    assert row.value == {"cut": 40, "never called": 9}.get(case, 0)
+    assert row.facts.flag("before") is (case == "cut") and row.facts["steps"] == 5

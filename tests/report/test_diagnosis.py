@@ -79,6 +79,7 @@ COSINE = {"monitor/closure_grad_cos": 1.0}
 HEAVY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.995}]}}
 DECAY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "weight_decay": 0.5}]}}
 NO_DECAY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "weight_decay": 0.0}]}}
+CUT = {"entries": 90, "total": 100, "layers": ("0", "2"), "before": False, "steps": 16}
 SHRINKING = [0.01 + k / 100 for k in range(STEPS)]
 SPIKED = [2.0 * 0.9**k for k in range(40)]
 SPIKED[25] = 3.0
@@ -108,6 +109,8 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("decay-too-strong",
      (FLAT, {"weight_decay": 0.9, "update_ratio": (0.01, {"most": 0.02, "weight": 5.0})}, DECAY),
      (FALLING, {}, DECAY)),
+    ("no-gradient", (FALLING, {"no_gradient": (90.0, CUT | {"before": True})}, {}),
+     (FALLING, {"no_gradient": (0.0, CUT | {"entries": 0})}, {})),
     ("always-clipped", (FLAT, {RATIO: 1e-3, **COSINE}, {}),
      (FALLING, {RATIO: [0.3] * 3 + [1.0] * 13, **COSINE}, {})),
     ("learning-rate-too-high", (FLAT, {"own_batch": (0.3, {"loss": 2.3})}, {}),
@@ -347,3 +350,17 @@ def test_attention_that_was_taught_to_look_one_key_up_is_not_saturated(
 ) -> None:
     run = make_run(signs_of(losses, attention_entropy=[first, *[0.02] * (STEPS - 1)]))
     assert ("saturated-attention" in {f.id for f in run.findings()}) is told
+
+
+@pytest.mark.parametrize(
+    ("entries", "before", "steps", "level"),
+    [(5, False, 16, "note"), (5, True, 16, "warning"), (60, False, 16, "warning"),
+     (60, True, 2, None)],
+)  # fmt: skip
+def test_few_parameters_without_a_gradient_are_a_note_and_no_praise(
+    entries: int, before: bool, steps: int, level: str | None, make_run: MakeRun
+) -> None:
+    told = CUT | {"entries": entries, "before": before, "steps": steps}
+    found = {f.id: f for f in make_run(signs_of(FALLING, no_gradient=(1.0, told))).findings()}
+    assert (found["no-gradient"].level if level else None) == level
+    assert ("nothing-unusual" in found) is ("no-gradient" not in found) is (level is None)

@@ -117,6 +117,19 @@ DISEASES: tuple[Disease, ...] = (
                   "learning-rate-too-high", "beyond-edge", *DEAD),
     ),
     Disease(
+        id="no-gradient",
+        level="warning",
+        symptom=signal.no_gradient,
+        told_from="frozen parameters require none, and experts that rest at times move at others",
+        remedy=(
+            "look for detach(), no_grad() or item() between these layers and the loss",
+            "check that forward calls them, and that the loss uses what they give",
+            "if it is meant, freeze them: requires_grad_(False)",
+        ),
+        source="torch.Tensor.detach",
+        explains=OUTCOME,
+    ),
+    Disease(
         id="always-clipped",
         level="warning",
         symptom=steps.always_clipped,

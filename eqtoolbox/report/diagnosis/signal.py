@@ -7,8 +7,9 @@ import numpy as np
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import CONSTANT, Signs
 from eqtoolbox.report.diagnosis.steps import rate_too_high
+from eqtoolbox.report.finding import Level
 from eqtoolbox.report.trace import RECENT
-from eqtoolbox.report.words import number, percent
+from eqtoolbox.report.words import listing, number, percent
 
 LOST = 1e-3  # of the last layer's gradient that reaches the first
 SATURATED = 0.8  # share of a layer's numbers at an end of their range
@@ -18,6 +19,7 @@ ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
 COLLAPSED = 0.1  # spread of the outputs, where the loss is content with them
 VANISHED = 0.1  # of what the spread was at first
 NAUGHT = 1e-4  # size of what the first layer is given; standardised inputs have 1
+LARGE = 0.25  # share of the parameters
 SHARP = 0.25  # entropy of attention over that of uniform one
 
 
@@ -65,6 +67,23 @@ def exploding(signs: Signs) -> Symptom | None:
     )
     names = ("vital/gradient_norm", "vital/gradient_depth")
     return Symptom(text=text, names=names, step=norm.records[at].step)
+
+
+def no_gradient(signs: Signs) -> Symptom | None:
+    """Parameters that train by name and get no gradient at any step."""
+    facts = signs.facts("vital/no_gradient")
+    count, total, layers = facts.count("entries"), facts.count("total"), facts.texts("layers")
+    steps = facts.count("steps") or 0
+    if not count or not total or steps < SEEN:
+        return None
+    text = (
+        f"{count:,} of {total:,} parameters got no gradient at any of {steps} measured steps: "
+        f"layers {listing(list(layers))} are cut off from the loss, or never called."
+    )
+    grave = facts.flag("before") or count > LARGE * total
+    where = layers[0] if layers else ""
+    level: Level | None = None if grave else "note"
+    return Symptom(text=text, names=("vital/no_gradient",), where=where, level=level)
 
 
 def dead_layer(signs: Signs) -> Symptom | None:

@@ -24,6 +24,7 @@ from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
 from eqtoolbox.watch.vitals.strides import Strides
+from eqtoolbox.watch.vitals.unreached import Unreached
 
 BATCHES = 5  # in a row on which a unit that is silent counts as such
 NAMED = 6  # layers that facts name
@@ -46,6 +47,7 @@ class Vitals:
         self._model, self._hearing, self._journal = model, hearing, journal
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
+        self._unreached = Unreached()
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
@@ -116,6 +118,8 @@ class Vitals:
         self._emit("own_batch", after - loss, {"loss": loss})
         gradient = snapshot.slope(objective, scale)
         self._steps(snapshot, gradient, heard)
+        told = self._unreached.look(snapshot, gradient, heard.order)
+        self._emit("no_gradient", told.entries, vars(told))
         self._noise(snapshot, single, gradient)
 
     def _inputs(self, heard: Heard, single: Objective) -> None:
