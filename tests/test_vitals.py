@@ -343,6 +343,12 @@ def test_probabilities_are_told_from_logits() -> None:
     assert listen(lambda: F.cross_entropy(x.softmax(-1), y), {}).probabilities
     assert not listen(lambda: F.cross_entropy(x, y), {}).probabilities
     assert not listen(lambda: F.cross_entropy(x.log_softmax(-1), y), {}).probabilities
+    binary, logit = F.binary_cross_entropy_with_logits, x[:, :1]
+    assert listen(lambda: binary(logit.sigmoid()[:, 0], y % 2.0), {}).probabilities == "sigmoid"
+    assert not listen(lambda: binary(logit.abs().clamp(max=1)[:, 0], y % 2.0), {}).probabilities
+    assert not listen(
+        lambda: F.binary_cross_entropy(logit.sigmoid()[:, 0], y % 2.0), {}
+    ).probabilities
 
 
 def test_columns_that_never_vary_have_no_scale() -> None:

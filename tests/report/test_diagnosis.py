@@ -364,3 +364,9 @@ def test_few_parameters_without_a_gradient_are_a_note_and_no_praise(
     found = {f.id: f for f in make_run(signs_of(FALLING, no_gradient=(1.0, told))).findings()}
     assert (found["no-gradient"].level if level else None) == level
     assert ("nothing-unusual" in found) is ("no-gradient" not in found) is (level is None)
+
+
+@pytest.mark.parametrize(("of", "said"), [("softmax", "softmax is"), ("sigmoid", "sigmoid is")])
+def test_what_is_applied_twice_is_named(of: str, said: str, make_run: MakeRun) -> None:
+    found = make_run(signs_of(FALLING, probabilities=(1.0, {"of": of}))).findings()
+    assert [f.id for f in found if f"{said} applied twice" in f.text] == ["softmax-twice"]

@@ -71,7 +71,7 @@ DISEASES: tuple[Disease, ...] = (
         level="warning",
         symptom=loop.softmax_twice,
         told_from="log_softmax before cross_entropy changes nothing",
-        remedy=("return logits: remove the softmax at the end of the model",),
+        remedy=("return logits: remove the softmax or sigmoid at the end of the model",),
         source="torch.nn.CrossEntropyLoss",
         explains=OUTCOME,
     ),

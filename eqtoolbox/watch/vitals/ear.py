@@ -34,7 +34,7 @@ class Heard:
     inputs: Inputs | None = None  # of the first product, if possible one that varies
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
-    probabilities: bool = False  # what the loss takes for logits are probabilities already
+    probabilities: str = ""  # what made probabilities of what the loss takes for logits
     batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # samples, trains
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
 
@@ -134,7 +134,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self.scores == result.numel():
                 self.attends.add(_place(result))
         elif name == "_log_softmax":
-            heard.probabilities = are_probabilities(given["self"], int(given["dim"]))
+            twice = are_probabilities(given["self"], int(given["dim"]))
+            heard.probabilities = "softmax" if twice else ""
         elif name.startswith("_scaled_dot_product"):
             heard.attention.scaled(given)
         elif name.endswith("native_layer_norm") or name == "embedding":
@@ -144,6 +145,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             heard.batch_norms.append((given["input"].shape[0], trains))
             self.normed = True
         else:
+            if name == "binary_cross_entropy_with_logits":
+                heard.probabilities = "sigmoid" if self._squashed(given["self"]) else ""
             heard.targets.note(name, given, result)
 
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
@@ -190,6 +193,11 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _layer(self) -> str:
         """Of the last product, by its parameter."""
         return self.heard.order[-1].removesuffix(".weight") if self.heard.order else "the input"
+
+    def _squashed(self, logits: Tensor) -> bool:
+        """Whether a sigmoid gave these logits: they lie where it put them, between 0 and 1."""
+        made = _place(logits) in self.soft and logits.numel() > 0
+        return made and bool((logits >= 0).all()) and bool((logits <= 1).all())
 
     def _settle(self) -> None:
         """Count the units that wait: they are some layer's."""

@@ -135,7 +135,7 @@ class Vitals:
             size, spread, largest = _spread(output.detach().reshape(len(output), -1))
             self._emit("output_spread", spread / max(size, 1e-300), {"spread": spread})
             self._emit("largest_output", largest)
-        self._emit("probabilities", float(heard.probabilities))
+        self._emit("probabilities", float(heard.probabilities != ""), {"of": heard.probabilities})
         if heard.attention.calls:
             facts = {"logit": heard.attention.logit}
             facts = facts if math.isfinite(heard.attention.logit) else {}
