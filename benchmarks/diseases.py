@@ -418,6 +418,12 @@ def detached(loop: Loop) -> None:
     loop(m, SGD(m.parameters(), lr=0.1), ce, batches(x.flatten(1), y, 64), 200)
 
 
+@case("constant-target")
+def one_class(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x, torch.full_like(y, 3), 64), 200)
+
+
 @case("training-in-eval-mode")
 def evaluating(loop: Loop) -> None:
     m, (x, y) = conv().eval(), images()

@@ -18,6 +18,7 @@ from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.ear import listen
 from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
 from eqtoolbox.watch.vitals.inputs import Inputs
+from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.targets import Targets
 
 PROBES = {"curvature": {"k": 1}}
@@ -498,3 +499,37 @@ def test_parameters_that_never_get_a_gradient_are_told(case: str, tmp_path: Path
     assert row.facts.texts("layers") == left
     assert row.value == {"cut": 40, "never called": 9}.get(case, 0)
     assert row.facts.flag("before") is (case == "cut") and row.facts["steps"] == 5
+
+
+CLASSES = {"cross_entropy": F.cross_entropy, "mse": lambda out, y: F.mse_loss(out[:, 0], y.float())}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("case", ["one label", "several", "the loss's own"])
+def test_labels_that_are_all_the_same_are_told(case: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(32, 4)
+    y = torch.randint(0, 3, (32,)) if case == "several" else torch.full((32,), 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(
+            lambda model, batch: CLASSES[kind](
+                model(batch[0]), y.clone() if case == "the loss's own" else batch[1]
+            )
+        )
+        for _ in range(4):
+            loss(net, (x, x if case == "the loss's own" else y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = eq.Run(tmp_path).records("vital/constant_loss")
+    assert [row.facts.flag("alike") for row in rows] == [case == "one label"] * 2
+
+
+def test_labels_are_compared_with_what_the_batch_holds_in_any_shape() -> None:
+    x, two = torch.randn(8, 3), torch.full((8,), 2)
+    assert are_alike(two[:, None].float(), [x, two]) and are_alike(two, [x, two[None, :]])
+    assert not are_alike(two, [x, two + 1]) and not are_alike(two[:1], [two])
+    column = torch.tensor([1.0, 5.0]).expand(8, 2)  # each column is a number of its own
+    assert are_alike(column, [x, column]) and not are_alike(column, [x, torch.ones(8, 2)])
+    assert not are_alike(torch.zeros(8, 0), [x])

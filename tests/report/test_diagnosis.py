@@ -103,6 +103,8 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("constant-input",
      (FLAT, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 9})}, {}),
      (FALLING, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 2})}, {})),
+    ("constant-target", (FALLING, {"constant_loss": (0.0, {"alike": True})}, {}),
+     (FALLING, {"constant_loss": (0.0, {"alike": False})}, {})),
     ("inputs-not-scaled",
      (FLAT, {"input_scale": (4e4, {"rms": 200.0, "columns": 9, "constant": 0})}, {}),
      (FALLING, {"input_scale": (30.0, {"rms": 3.0, "columns": 9, "constant": 0})}, {})),

@@ -95,6 +95,18 @@ DISEASES: tuple[Disease, ...] = (
                   *DEAD, "learning-rate-too-low"),
     ),
     Disease(
+        id="constant-target",
+        level="warning",
+        symptom=data.constant_target,
+        told_from="zeros or ones that the loss makes itself are no labels",
+        remedy=(
+            "print the targets of a few batches: a wrong column, or a sorted data set",
+            "of classes so rare that no measured batch held one: draw them more often",
+        ),
+        source="Karpathy 2019, A Recipe for Training Neural Networks",
+        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "learning-rate-too-low"),
+    ),
+    Disease(
         id="inputs-not-scaled",
         level="warning",
         symptom=data.unscaled,

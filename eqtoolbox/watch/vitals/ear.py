@@ -34,6 +34,7 @@ class Heard:
     inputs: Inputs | None = None  # of the first product, if possible one that varies
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
+    asked: Tensor | None = None  # targets of the last loss that takes some
     probabilities: str = ""  # what made probabilities of what the loss takes for logits
     batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # samples, trains
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
@@ -147,6 +148,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             if name == "binary_cross_entropy_with_logits":
                 heard.probabilities = "sigmoid" if self._squashed(given["self"]) else ""
+            heard.asked = given.get("target", heard.asked)
             heard.targets.note(name, given, result)
 
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:

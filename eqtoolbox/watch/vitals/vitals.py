@@ -23,6 +23,7 @@ from eqtoolbox.watch.plan import VITAL
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
+from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.strides import Strides
 from eqtoolbox.watch.vitals.unreached import Unreached
 
@@ -106,7 +107,8 @@ class Vitals:
             return
         self._inputs(heard, single)
         self._outputs(heard, output, loss)
-        output = heard.last = None  # as large as all logits
+        self._targets(heard, single, loss)
+        output = heard.last = heard.asked = None  # as large as all logits
         if scale != 1:
             self._emit("loss_scale", scale)
         self._scales(heard)
@@ -128,9 +130,6 @@ class Vitals:
             self._emit("input_scale", heard.inputs.ratio, told)
 
     def _outputs(self, heard: Heard, output: Any, loss: float) -> None:
-        constant = heard.targets.of(loss)
-        if constant is not None:
-            self._emit("constant_loss", constant, {"kind": heard.targets.kind})
         if isinstance(output, Tensor) and output.is_floating_point() and len(output) > 1:
             size, spread, largest = _spread(output.detach().reshape(len(output), -1))
             self._emit("output_spread", spread / max(size, 1e-300), {"spread": spread})
@@ -144,6 +143,14 @@ class Vitals:
             worst = sorted(heard.risks.items(), key=lambda item: item[1])
             names = [name for name, _ in worst]
             self._emit("risk", float(len(names)), {"what": names, "least": [x for _, x in worst]})
+
+    def _targets(self, heard: Heard, single: Objective, loss: float) -> None:
+        constant = heard.targets.of(loss)
+        if constant is not None and heard.asked is not None:
+            kind = heard.targets.kind
+            labels = kind.endswith("entropy") or bool(heard.asked.any())  # a residual is to be 0
+            alike = labels and are_alike(heard.asked, tensors(single.batch))
+            self._emit("constant_loss", constant, {"kind": kind, "alike": alike})
 
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
