@@ -329,6 +329,13 @@ def test_units_are_those_of_the_model_and_not_what_its_loss_rectifies() -> None:
     assert set(listen(lambda: own(x), dict(own.named_parameters()), own).silent) == {"net.0"}
 
 
+def test_saturation_of_what_is_given_out_is_told_from_that_of_hidden_layers() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Sigmoid())
+    nn.init.constant_(net[2].bias, 100.0)
+    heard = listen(lambda: net(torch.zeros(8, 3)), dict(net.named_parameters()), net)
+    assert heard.saturated == {"0": 0.0, "2": 1.0} and heard.hidden == {"0": 0.0}
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_are_heard(kind: str) -> None:
     torch.manual_seed(0)

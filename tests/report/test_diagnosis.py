@@ -372,3 +372,22 @@ def test_few_parameters_without_a_gradient_are_a_note_and_no_praise(
 def test_what_is_applied_twice_is_named(of: str, said: str, make_run: MakeRun) -> None:
     found = make_run(signs_of(FALLING, probabilities=(1.0, {"of": of}))).findings()
     assert [f.id for f in found if f"{said} applied twice" in f.text] == ["softmax-twice"]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "rests", "told"),
+    [(0.95, 0.8, True), (0.95, 0.0, False), (0.5, 0.8, False)],
+    ids=["saturated", "learned all the same", "outputs only"],
+)
+def test_a_run_that_rests_behind_saturated_layers_is_not_praised(
+    hidden: float, rests: float, told: bool, make_run: MakeRun
+) -> None:
+    losses = [rests + (1 - rests / 2.3) * x for x in FALLING]
+    facts = {"layer": "4", "hidden": hidden, "hidden_layer": "0"}
+    found = make_run(signs_of(losses, saturated=(0.97, facts))).findings()
+    ids = {f.id: f for f in found}
+    assert ("vanishing-gradient" in ids) is told and ("nothing-unusual" in ids) is not told
+    assert not told or (ids["vanishing-gradient"].level, ids["vanishing-gradient"].where) == (
+        "note",
+        "0",
+    )

@@ -6,7 +6,7 @@ import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import CONSTANT, Signs
-from eqtoolbox.report.diagnosis.steps import rate_too_high
+from eqtoolbox.report.diagnosis.steps import RESTS, rate_too_high
 from eqtoolbox.report.finding import Level
 from eqtoolbox.report.trace import RECENT
 from eqtoolbox.report.words import listing, number, percent
@@ -27,6 +27,8 @@ def vanishing(signs: Signs) -> Symptom | None:
     """Gradients that do not reach the first layers."""
     depth, facts = signs.now("vital/gradient_depth"), signs.facts("vital/gradient_depth")
     saturated, layer = signs.now("vital/saturated"), signs.facts("vital/saturated").text("layer")
+    if signs.state == "learned":
+        return _rests_saturated(signs)
     if signs.state not in ("stuck", "little", "grew") or _whole_layer(signs):
         return None
     first, last = facts.text("first"), facts.text("last")
@@ -45,6 +47,21 @@ def vanishing(signs: Signs) -> Symptom | None:
         )
         return Symptom(text=text, names=("vital/saturated",), where=layer)
     return None
+
+
+def _rests_saturated(signs: Signs) -> Symptom | None:
+    """Layers that learn little in a run that learned by those behind them."""
+    facts, rest = signs.facts("vital/saturated"), signs.level[1]
+    share = signs.told("vital/saturated", "hidden")
+    flat = share.size > 0 and float(np.median(share[-RECENT:])) > SATURATED
+    if not flat or share[0] < SATURATED or rest < RESTS * signs.best_idle:
+        return None
+    layer = facts.text("hidden_layer")
+    text = (
+        f"Gradients hardly pass {layer}: {percent(float(share[-1]))} of what its activation gives "
+        f"was at an end of its range from the start, and the loss is still {number(rest)}."
+    )
+    return Symptom(text=text, names=("vital/saturated",), where=layer, level="note")
 
 
 def exploding(signs: Signs) -> Symptom | None:

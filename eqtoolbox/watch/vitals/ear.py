@@ -30,6 +30,7 @@ class Heard:
     scales: dict[str, Tensor] = field(default_factory=dict)  # by layer: rms of what it gave
     silent: dict[str, Tensor] = field(default_factory=dict)  # by layer: units that gave nothing
     saturated: dict[str, float] = field(default_factory=dict)  # by layer: share of its numbers
+    hidden: dict[str, float] = field(default_factory=dict)  # the same of what later products take
     last: Any = None  # what the last product gave
     inputs: Inputs | None = None  # of the first product, if possible one that varies
     attention: Attention = field(default_factory=Attention)
@@ -77,6 +78,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.scores = 0  # numbers of the last product, if both its sides depend on the input
         self.attends: set[int] = set()  # softmaxes of such scores: of queries with keys
         self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
+        self.ends: list[tuple[str, float]] = []  # saturated shares since then
 
     @contextmanager
     def within(self, model: nn.Module | None) -> Iterator[None]:
@@ -84,6 +86,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def begin(*_: Any) -> None:
             self.units.clear()
+            self.ends.clear()
             self.drawn = False
 
         def end(_: Any, __: Any, output: Any) -> None:
@@ -125,10 +128,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in _SQUASHERS and isinstance(result, Tensor):
             low, high = _SQUASHERS[name]
             near = ((result - low).abs() < _NEAR) | ((result - high).abs() < _NEAR)
-            layer = self._layer
-            heard.saturated[layer] = max(
-                heard.saturated.get(layer, 0.0), float(near.double().mean())
-            )
+            self.ends.append((self._layer, float(near.double().mean())))
+            _larger(heard.saturated, self.ends[-1:])
             self.soft[_place(result)] = result
         elif name in ("_softmax", "_safe_softmax"):
             self.soft[_place(result)] = result
@@ -157,6 +158,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.scores = 0 if any(named) or "bmm" not in name else result.numel()
         if any(named):
             self._settle()
+            _larger(self.heard.hidden, self.ends)
+            self.ends.clear()
             self.axis = 1 if name == "convolution" else -1
             other = next((t for t, n in zip(operands, named, strict=True) if n is None), None)
             if other is not None and other.is_floating_point() and not self.normed:
@@ -208,6 +211,12 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             known = table.get(layer)
             table[layer] = found if known is None or known.shape != found.shape else known & found
         self.units.clear()
+
+
+def _larger(table: dict[str, float], found: list[tuple[str, float]]) -> None:
+    """Keep the largest share of each layer."""
+    for layer, share in found:
+        table[layer] = max(table.get(layer, 0.0), share)
 
 
 def _from_zero(given: dict[str, Any]) -> bool:

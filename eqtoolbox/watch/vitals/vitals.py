@@ -175,7 +175,9 @@ class Vitals:
             self._emit("silent", shares[worst[0]], {**told, "batches": facts[worst[0]]})
         if heard.saturated:
             layer = max(heard.saturated, key=lambda name: heard.saturated[name])
-            self._emit("saturated", heard.saturated[layer], {"layer": layer})
+            inner = max(heard.hidden.items(), key=lambda item: item[1], default=("", 0.0))
+            about = {"layer": layer, "hidden": inner[1], "hidden_layer": inner[0]}
+            self._emit("saturated", heard.saturated[layer], about)
 
     def _modes(self, heard: Heard) -> None:
         named = [(n, m) for n, m in self._model.named_modules() if isinstance(m, _ONE_FEATURE)]
