@@ -408,6 +408,22 @@ def left_out(loop: Loop) -> None:
     loop(m, Adam(m[4].parameters(), lr=3e-3), ce, batches(x, y), 200)
 
 
+@case("no-gradient")
+def detached(loop: Loop) -> None:
+    class Detached(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x).detach())
+
+    m, (x, y) = Detached(net(64, 64, 64), nn.Linear(64, 10)), images()
+    loop(m, SGD(m.parameters(), lr=0.1), ce, batches(x.flatten(1), y, 64), 200)
+
+
+@case("constant-target")
+def one_class(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x, torch.full_like(y, 3), 64), 200)
+
+
 @case("training-in-eval-mode")
 def evaluating(loop: Loop) -> None:
     m, (x, y) = conv().eval(), images()

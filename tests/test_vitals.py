@@ -18,6 +18,7 @@ from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.ear import listen
 from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
 from eqtoolbox.watch.vitals.inputs import Inputs
+from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.targets import Targets
 
 PROBES = {"curvature": {"k": 1}}
@@ -313,6 +314,20 @@ def test_attention_of_equal_keys_is_uniform_and_of_huge_ones_one_hot(
     assert plain.attention.entropy == pytest.approx(entropy, abs=1e-3)
 
 
+def test_a_softmax_of_scores_that_are_no_product_of_two_inputs_is_no_attention() -> None:
+    torch.manual_seed(0)
+    x, gate, experts = torch.randn(8, 6), torch.randn(4, 6), torch.randn(8, 4, 3)
+    mixed = listen(lambda: F.linear(x, gate).softmax(-1)[:, None] @ experts, {"gate.weight": gate})
+    assert not mixed.attention.calls
+    attended = torch.randn(2, 5, 6)
+    scores = lambda q: (q @ attended.mT / 2).masked_fill(torch.ones(5, 5).triu(1) > 0, -1e9)
+    query = torch.randn(6, 6)
+    found = listen(
+        lambda: scores(F.linear(attended, query)).softmax(-1) @ attended, {"q.weight": query}
+    )
+    assert found.attention.calls == 1
+
+
 def test_hidden_keys_do_not_count() -> None:
     attention = Attention()
     weights = torch.tensor([[[0.5, 0.5, 0.0, 0.0]]])
@@ -333,6 +348,49 @@ def test_units_that_give_nothing_are_seen_behind_products_and_convolutions() -> 
     assert clamped.silent == {}
 
 
+class OwnHinge(nn.Module):
+    """A model that gives out its own loss."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(-100 - self.net(x)).mean()
+
+
+def test_units_are_those_of_the_model_and_not_what_its_loss_rectifies() -> None:
+    torch.manual_seed(0)
+    x, critic = torch.randn(64, 3), nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU())
+    nn.init.constant_(net[2].bias, -100.0)  # dead is what it gives out
+    params = dict(net.named_parameters())
+    met = lambda f: F.relu(-1e3 - f)  # a margin that every sample keeps
+    head = dict(critic.named_parameters(prefix="head"))
+    nn.init.constant_(critic[0].bias, -100.0)  # and a layer of the criterion
+    losses = {
+        "hinge": lambda: met(net(x)).mean(),
+        "two calls": lambda: met(net(x)).mean() + met(net(-x)).mean(),
+        "another's": lambda: met(critic(net(x))).mean(),
+    }
+    for name, loss in losses.items():
+        silent = listen(loss, params, net).silent
+        assert {layer: bool(of.all()) for layer, of in silent.items()} == {"0": False, "2": True}, (
+            name
+        )
+    trained = listen(lambda: met(critic(net(x))).mean(), params | head, net).silent
+    assert bool(trained["head.0"].all()) and set(trained) == {"0", "2", "head.0"}
+    own = OwnHinge(net[:3])
+    assert set(listen(lambda: own(x), dict(own.named_parameters()), own).silent) == {"net.0"}
+
+
+def test_saturation_of_what_is_given_out_is_told_from_that_of_hidden_layers() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Sigmoid())
+    nn.init.constant_(net[2].bias, 100.0)
+    heard = listen(lambda: net(torch.zeros(8, 3)), dict(net.named_parameters()), net)
+    assert heard.saturated == {"0": 0.0, "2": 1.0} and heard.hidden == {"0": 0.0}
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_are_heard(kind: str) -> None:
     torch.manual_seed(0)
@@ -348,6 +406,12 @@ def test_probabilities_are_told_from_logits() -> None:
     assert listen(lambda: F.cross_entropy(x.softmax(-1), y), {}).probabilities
     assert not listen(lambda: F.cross_entropy(x, y), {}).probabilities
     assert not listen(lambda: F.cross_entropy(x.log_softmax(-1), y), {}).probabilities
+    binary, logit = F.binary_cross_entropy_with_logits, x[:, :1]
+    assert listen(lambda: binary(logit.sigmoid()[:, 0], y % 2.0), {}).probabilities == "sigmoid"
+    assert not listen(lambda: binary(logit.abs().clamp(max=1)[:, 0], y % 2.0), {}).probabilities
+    assert not listen(
+        lambda: F.binary_cross_entropy(logit.sigmoid()[:, 0], y % 2.0), {}
+    ).probabilities
 
 
 def test_what_a_step_of_several_micro_batches_did_is_told_of_the_last(tmp_path: Path) -> None:
@@ -395,6 +459,43 @@ def test_statistics_of_a_batch_norm_are_of_all_numbers_of_a_channel(
 ) -> None:
     x = torch.randn(samples, 3, 4, 4)
     assert listen(lambda: norm(x), dict(norm.named_parameters())).batch_norms == counts
+
+
+def test_the_spread_of_outputs_is_told_beside_their_size(tmp_path: Path) -> None:
+    net = nn.Linear(4, 1)
+    nn.init.constant_(net.bias, 50.0)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        outputs = net(torch.randn(32, 4))  # the data of `trained`, as `net` draws nothing there
+    row = trained(tmp_path / "run", net=net).records("vital/output_spread")[0]
+    assert row.facts["spread"] == pytest.approx(float(outputs.std()), rel=1e-4)
+    assert row.value == pytest.approx(float(outputs.std() / outputs.abs().mean()), rel=1e-4)
+
+
+class Conditioned(nn.Module):
+    """Embeds one context of the whole batch before its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context, self.enter, self.out = nn.Linear(1, 8), nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.context(torch.full((len(x), 1), 0.3))
+        return self.out(F.silu(self.enter(x) * scale))
+
+
+def test_an_input_that_varies_is_found_behind_a_context_that_does_not() -> None:
+    torch.manual_seed(0)
+    net = Conditioned()
+    blind = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
+    for model, x, constant in (
+        (net, torch.randn(32, 3), 0),
+        (net, torch.ones(32, 3), 1),  # the context is told, and nothing varies behind it
+        (blind, torch.ones(32, 3), 3),  # what dropout varies is no input
+    ):
+        found = listen(lambda m=model, x=x: m(x), dict(model.named_parameters()), model).inputs
+        assert found is not None and found.constant == constant
+        assert found.columns == (3 if model is blind or not constant else 1)
 
 
 def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
@@ -462,3 +563,74 @@ def test_the_scale_of_a_gradient_scaler_is_told(tmp_path: Path) -> None:
             scaler.update()
             optimizer.zero_grad()
     assert eq.Run(tmp_path / "run").series("vital/loss_scale")[1].tolist() == [256.0] * 3
+
+
+class Cut(nn.Module):
+    """Two layers, of which the first may be detached, and a second head for odd steps."""
+
+    def __init__(self, cut: bool) -> None:
+        super().__init__()
+        self.first, self.head, self.other = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 1)
+        self.cut = cut
+
+    def forward(self, x: torch.Tensor, odd: bool) -> torch.Tensor:
+        h = self.first(x).tanh()
+        return (self.other if odd else self.head)(h.detach() if self.cut else h)
+
+
+@pytest.mark.parametrize("case", ["cut", "frozen", "no optimizer", "never called", "in turns"])
+def test_parameters_that_never_get_a_gradient_are_told(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Cut(case != "in turns" and case != "never called")
+    net.first.requires_grad_(case != "frozen")
+    held = [*net.head.parameters(), *net.other.parameters()]
+    held += [*net.first.parameters()] if case not in ("frozen", "no optimizer") else []
+    optimizer = torch.optim.SGD(held, lr=0.1)
+    x, y = torch.randn(32, 4), torch.randn(32, 1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 4, "probes": PROBES}
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(lambda model, batch: F.mse_loss(model(batch[0], batch[2]), batch[1]))
+        for step in range(17):  # those that are measured are even
+            odd = case != "never called" and bool(step % 2)
+            loss(net, (x, y, odd)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    row = eq.Run(tmp_path).records("vital/no_gradient")[-1]
+    left = {"cut": ("first",), "never called": ("other",)}.get(case, ())
+    assert row.facts.texts("layers") == left
+    assert row.value == {"cut": 40, "never called": 9}.get(case, 0)
+    assert row.facts.flag("before") is (case == "cut") and row.facts["steps"] == 5
+
+
+CLASSES = {"cross_entropy": F.cross_entropy, "mse": lambda out, y: F.mse_loss(out[:, 0], y.float())}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("case", ["one label", "several", "the loss's own"])
+def test_labels_that_are_all_the_same_are_told(case: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(32, 4)
+    y = torch.randint(0, 3, (32,)) if case == "several" else torch.full((32,), 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(
+            lambda model, batch: CLASSES[kind](
+                model(batch[0]), y.clone() if case == "the loss's own" else batch[1]
+            )
+        )
+        for _ in range(4):
+            loss(net, (x, x if case == "the loss's own" else y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = eq.Run(tmp_path).records("vital/constant_loss")
+    assert [row.facts.flag("alike") for row in rows] == [case == "one label"] * 2
+
+
+def test_labels_are_compared_with_what_the_batch_holds_in_any_shape() -> None:
+    x, two = torch.randn(8, 3), torch.full((8,), 2)
+    assert are_alike(two[:, None].float(), [x, two]) and are_alike(two, [x, two[None, :]])
+    assert not are_alike(two, [x, two + 1]) and not are_alike(two[:1], [two])
+    column = torch.tensor([1.0, 5.0]).expand(8, 2)  # each column is a number of its own
+    assert are_alike(column, [x, column]) and not are_alike(column, [x, torch.ones(8, 2)])
+    assert not are_alike(torch.zeros(8, 0), [x])

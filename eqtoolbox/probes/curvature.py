@@ -249,7 +249,7 @@ class Curvature(Probe):
         rng: torch.Generator,
         seconds: float,
     ) -> Iterator[Measurement]:
-        """Largest eigenvalue of S^1/2 H S^1/2, times what a loop leaves of a gradient it divides."""
+        """Largest eigenvalue of S^1/2 H S^1/2, times what a loop leaves of the gradient."""
         times = snapshot.told.get(TIMES, 1.0)
         facts = {} if times == 1.0 else {"times": times}
         scale = self.stability_scale(snapshot)

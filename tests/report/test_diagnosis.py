@@ -79,6 +79,7 @@ COSINE = {"monitor/closure_grad_cos": 1.0}
 HEAVY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "momentum": 0.995}]}}
 DECAY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "weight_decay": 0.5}]}}
 NO_DECAY = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "weight_decay": 0.0}]}}
+CUT = {"entries": 90, "total": 100, "layers": ("0", "2"), "before": False, "steps": 16}
 SHRINKING = [0.01 + k / 100 for k in range(STEPS)]
 SPIKED = [2.0 * 0.9**k for k in range(40)]
 SPIKED[25] = 3.0
@@ -102,12 +103,16 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("constant-input",
      (FLAT, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 9})}, {}),
      (FALLING, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 2})}, {})),
+    ("constant-target", (FALLING, {"constant_loss": (0.0, {"alike": True})}, {}),
+     (FALLING, {"constant_loss": (0.0, {"alike": False})}, {})),
     ("inputs-not-scaled",
      (FLAT, {"input_scale": (4e4, {"rms": 200.0, "columns": 9, "constant": 0})}, {}),
      (FALLING, {"input_scale": (30.0, {"rms": 3.0, "columns": 9, "constant": 0})}, {})),
     ("decay-too-strong",
      (FLAT, {"weight_decay": 0.9, "update_ratio": (0.01, {"most": 0.02, "weight": 5.0})}, DECAY),
      (FALLING, {}, DECAY)),
+    ("no-gradient", (FALLING, {"no_gradient": (90.0, CUT | {"before": True})}, {}),
+     (FALLING, {"no_gradient": (0.0, CUT | {"entries": 0})}, {})),
     ("always-clipped", (FLAT, {RATIO: 1e-3, **COSINE}, {}),
      (FALLING, {RATIO: [0.3] * 3 + [1.0] * 13, **COSINE}, {})),
     ("learning-rate-too-high", (FLAT, {"own_batch": (0.3, {"loss": 2.3})}, {}),
@@ -448,4 +453,82 @@ def test_a_weak_signal_is_told_from_none_by_a_guess_on_the_same_batches(
     assert found.level == ("note" if state == "little" else "warning")
     assert found.text.startswith(
         "The signal is weak: the loss lies 5 %" if share < 0.97 else "No s"
+    )
+
+
+@pytest.mark.parametrize(("grows", "told"), [(True, False), (False, True)])
+def test_an_offset_that_outgrows_the_spread_is_no_collapse(
+    grows: bool, told: bool, make_run: MakeRun
+) -> None:
+    """Targets of 50 +- 1 under a loss of no known kind: the ratio falls, the spread does not."""
+    size = [0.1, *[50.0 if grows else 0.1] * (STEPS - 1)]
+    rows = [
+        dataclasses.replace(r, facts=Facts({"spread": r.value * size[r.step // 10]}))
+        if r.name == "vital/output_spread"
+        else r
+        for r in signs_of(FALLING, constant_loss=None, output_spread=[0.9, *[0.016] * (STEPS - 1)])
+    ]
+    ids = {f.id for f in make_run(rows).findings()}
+    assert ("collapsed-representation" in ids) is told
+
+
+@pytest.mark.parametrize(("losses", "told"), [(FALLING, False), (FLAT, True)])
+def test_an_input_of_which_outputs_were_learned_is_not_constant(
+    losses: list[float], told: bool, make_run: MakeRun
+) -> None:
+    constant = (1.0, {"rms": 1.0, "columns": 1, "constant": 1})
+    run = make_run(signs_of(losses, input_scale=constant))
+    assert ("constant-input" in {f.id for f in run.findings()}) is told
+    blind = make_run(signs_of(losses, input_scale=constant, output_spread=1e-8))
+    assert "constant-input" in {f.id for f in blind.findings()}
+
+
+@pytest.mark.parametrize(
+    ("losses", "first", "told"),
+    [(FALLING, 0.9, False), (FALLING, 0.1, True), (FLAT, 0.9, True)],
+    ids=["taught to", "from the start", "not learned"],
+)
+def test_attention_that_was_taught_to_look_one_key_up_is_not_saturated(
+    losses: list[float], first: float, told: bool, make_run: MakeRun
+) -> None:
+    run = make_run(signs_of(losses, attention_entropy=[first, *[0.02] * (STEPS - 1)]))
+    assert ("saturated-attention" in {f.id for f in run.findings()}) is told
+
+
+@pytest.mark.parametrize(
+    ("entries", "before", "steps", "level"),
+    [(5, False, 16, "note"), (5, True, 16, "warning"), (60, False, 16, "warning"),
+     (60, True, 2, None)],
+)  # fmt: skip
+def test_few_parameters_without_a_gradient_are_a_note_and_no_praise(
+    entries: int, before: bool, steps: int, level: str | None, make_run: MakeRun
+) -> None:
+    told = CUT | {"entries": entries, "before": before, "steps": steps}
+    found = {f.id: f for f in make_run(signs_of(FALLING, no_gradient=(1.0, told))).findings()}
+    assert (found["no-gradient"].level if level else None) == level
+    assert ("nothing-unusual" in found) is ("no-gradient" not in found) is (level is None)
+
+
+@pytest.mark.parametrize(("of", "said"), [("softmax", "softmax is"), ("sigmoid", "sigmoid is")])
+def test_what_is_applied_twice_is_named(of: str, said: str, make_run: MakeRun) -> None:
+    found = make_run(signs_of(FALLING, probabilities=(1.0, {"of": of}))).findings()
+    assert [f.id for f in found if f"{said} applied twice" in f.text] == ["softmax-twice"]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "rests", "told"),
+    [(0.95, 0.8, True), (0.95, 0.0, False), (0.5, 0.8, False)],
+    ids=["saturated", "learned all the same", "outputs only"],
+)
+def test_a_run_that_rests_behind_saturated_layers_is_not_praised(
+    hidden: float, rests: float, told: bool, make_run: MakeRun
+) -> None:
+    losses = [rests + (1 - rests / 2.3) * x for x in FALLING]
+    facts = {"layer": "4", "hidden": hidden, "hidden_layer": "0"}
+    found = make_run(signs_of(losses, saturated=(0.97, facts))).findings()
+    ids = {f.id: f for f in found}
+    assert ("vanishing-gradient" in ids) is told and ("nothing-unusual" in ids) is not told
+    assert not told or (ids["vanishing-gradient"].level, ids["vanishing-gradient"].where) == (
+        "note",
+        "0",
     )

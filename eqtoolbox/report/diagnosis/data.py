@@ -15,6 +15,7 @@ AGREE = 0.3  # cosine of the gradients of two halves of a batch: less is noise
 GAP = 1.5  # held-out over training loss
 ROSE = 1.15  # held-out loss over its smallest
 MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
+SEEN = 3  # batches whose targets must be alike
 ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
 MOVED = 3.0  # times the loss by which the steps together have lowered it, each on its own batch
 BACK = 0.5  # of what the run began with: so high a spike throws it back
@@ -39,6 +40,17 @@ def unscaled(signs: Signs) -> Symptom | None:
         level = "note" if signs.state == "learned" else level
         return Symptom(text=text, names=names, where="the data", level=level)
     return None
+
+
+def constant_target(signs: Signs) -> Symptom | None:
+    """Labels of a batch that are the same for all of its samples, in every batch."""
+    name = "vital/constant_loss"
+    rows = signs.run.rows(name) if name in signs.run else ()
+    if len(rows) < SEEN or not all(row.facts.flag("alike") for row in rows):
+        return None
+    text = "The targets are constant: all samples of all measured batches have the same, so that "
+    text += "a constant output fits them, and a loss that falls has learned nothing of the inputs."
+    return Symptom(text=text, names=(name, "vital/losses"), where="the data")
 
 
 def moving_target(signs: Signs) -> Symptom | None:

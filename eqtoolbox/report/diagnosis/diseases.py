@@ -71,7 +71,7 @@ DISEASES: tuple[Disease, ...] = (
         level="warning",
         symptom=loop.softmax_twice,
         told_from="log_softmax before cross_entropy changes nothing",
-        remedy=("return logits: remove the softmax at the end of the model",),
+        remedy=("return logits: remove the softmax or sigmoid at the end of the model",),
         source="torch.nn.CrossEntropyLoss",
         explains=OUTCOME,
     ),
@@ -95,6 +95,18 @@ DISEASES: tuple[Disease, ...] = (
                   *DEAD, "learning-rate-too-low"),
     ),
     Disease(
+        id="constant-target",
+        level="warning",
+        symptom=data.constant_target,
+        told_from="zeros or ones that the loss makes itself are no labels",
+        remedy=(
+            "print the targets of a few batches: a wrong column, or a sorted data set",
+            "of classes so rare that no measured batch held one: draw them more often",
+        ),
+        source="Karpathy 2019, A Recipe for Training Neural Networks",
+        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "learning-rate-too-low"),
+    ),
+    Disease(
         id="inputs-not-scaled",
         level="warning",
         symptom=data.unscaled,
@@ -115,6 +127,19 @@ DISEASES: tuple[Disease, ...] = (
         source="Kosson et al. 2023 (2305.17212)",
         explains=(*OUTCOME, "vanishing-gradient", "constant-output", "learning-rate-too-low",
                   "learning-rate-too-high", "beyond-edge", *DEAD),
+    ),
+    Disease(
+        id="no-gradient",
+        level="warning",
+        symptom=signal.no_gradient,
+        told_from="frozen parameters require none, and experts that rest at times move at others",
+        remedy=(
+            "look for detach(), no_grad() or item() between these layers and the loss",
+            "check that forward calls them, and that the loss uses what they give",
+            "if it is meant, freeze them: requires_grad_(False)",
+        ),
+        source="torch.Tensor.detach",
+        explains=OUTCOME,
     ),
     Disease(
         id="always-clipped",

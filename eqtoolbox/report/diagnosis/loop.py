@@ -102,8 +102,10 @@ def softmax_twice(signs: Signs) -> Symptom | None:
     """Probabilities where the loss expects logits."""
     if (signs.now("vital/probabilities") or 0) < 1:
         return None
-    text = "Cross-entropy is given probabilities, rows that sum to 1, where it expects logits: "
-    text += "softmax is applied twice, and the loss cannot fall to 0."
+    made = signs.facts("vital/probabilities").text("of") or "softmax"
+    rows = ", rows that sum to 1," if made == "softmax" else ""
+    text = f"Cross-entropy is given probabilities{rows} where it expects logits: {made} is applied "
+    text += "twice, and the loss cannot fall to 0."
     return Symptom(text=text, names=("vital/probabilities",), where="the output of the model")
 
 

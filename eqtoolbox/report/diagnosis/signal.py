@@ -6,8 +6,10 @@ import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import CONSTANT, Signs
-from eqtoolbox.report.diagnosis.steps import rate_too_high
-from eqtoolbox.report.words import number, percent
+from eqtoolbox.report.diagnosis.steps import RESTS, rate_too_high
+from eqtoolbox.report.finding import Level
+from eqtoolbox.report.trace import RECENT
+from eqtoolbox.report.words import listing, number, percent
 
 LOST = 1e-3  # of the last layer's gradient that reaches the first
 SATURATED = 0.8  # share of a layer's numbers at an end of their range
@@ -15,7 +17,9 @@ DEAD, BORNE = 0.25, 0.5  # share of a layer's units: fewer are usual, and more w
 SEEN = 3  # batches on which a unit must be silent
 ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
 COLLAPSED = 0.1  # spread of the outputs, where the loss is content with them
+VANISHED = 0.1  # of what the spread was at first
 NAUGHT = 1e-4  # size of what the first layer is given; standardised inputs have 1
+LARGE = 0.25  # share of the parameters
 SHARP = 0.25  # entropy of attention over that of uniform one
 
 
@@ -23,6 +27,8 @@ def vanishing(signs: Signs) -> Symptom | None:
     """Gradients that do not reach the first layers."""
     depth, facts = signs.now("vital/gradient_depth"), signs.facts("vital/gradient_depth")
     saturated, layer = signs.now("vital/saturated"), signs.facts("vital/saturated").text("layer")
+    if signs.state == "learned":
+        return _rests_saturated(signs)
     if signs.state not in ("stuck", "little", "grew") or _whole_layer(signs):
         return None
     first, last = facts.text("first"), facts.text("last")
@@ -41,6 +47,21 @@ def vanishing(signs: Signs) -> Symptom | None:
         )
         return Symptom(text=text, names=("vital/saturated",), where=layer)
     return None
+
+
+def _rests_saturated(signs: Signs) -> Symptom | None:
+    """Layers that learn little in a run that learned by those behind them."""
+    facts, rest = signs.facts("vital/saturated"), signs.level[1]
+    share = signs.told("vital/saturated", "hidden")
+    flat = share.size > 0 and float(np.median(share[-RECENT:])) > SATURATED
+    if not flat or share[0] < SATURATED or rest < RESTS * signs.best_idle:
+        return None
+    layer = facts.text("hidden_layer")
+    text = (
+        f"Gradients hardly pass {layer}: {percent(float(share[-1]))} of what its activation gives "
+        f"was at an end of its range from the start, and the loss is still {number(rest)}."
+    )
+    return Symptom(text=text, names=("vital/saturated",), where=layer, level="note")
 
 
 def exploding(signs: Signs) -> Symptom | None:
@@ -70,6 +91,23 @@ def exploding(signs: Signs) -> Symptom | None:
     )
     names = ("vital/gradient_norm", "vital/gradient_depth")
     return Symptom(text=text, names=names, step=norm.records[at].step)
+
+
+def no_gradient(signs: Signs) -> Symptom | None:
+    """Parameters that train by name and get no gradient at any step."""
+    facts = signs.facts("vital/no_gradient")
+    count, total, layers = facts.count("entries"), facts.count("total"), facts.texts("layers")
+    steps = facts.count("steps") or 0
+    if not count or not total or steps < SEEN:
+        return None
+    text = (
+        f"{count:,} of {total:,} parameters got no gradient at any of {steps} measured steps: "
+        f"layers {listing(list(layers))} are cut off from the loss, or never called."
+    )
+    grave = facts.flag("before") or count > LARGE * total
+    where = layers[0] if layers else ""
+    level: Level | None = None if grave else "note"
+    return Symptom(text=text, names=("vital/no_gradient",), where=where, level=level)
 
 
 def dead_layer(signs: Signs) -> Symptom | None:
@@ -103,7 +141,10 @@ def collapsed(signs: Signs) -> Symptom | None:
     spread = signs.curve("vital/output_spread")
     if signs.state != "learned" or signs.constant_loss is not None or spread is None:
         return None
-    if spread.now > COLLAPSED or spread.now > spread.records[0].value / 10:
+    differ = signs.told(spread.name, "spread")  # in the outputs' own unit: an offset shrinks none
+    if spread.now > COLLAPSED or spread.now > spread.records[0].value * VANISHED:
+        return None
+    if float(np.median(differ[-RECENT:])) > differ[0] * VANISHED:
         return None
     text = (
         f"The representation collapsed: outputs differ by {number(spread.now, 2)} of their size "
@@ -119,6 +160,8 @@ def constant_input(signs: Signs) -> Symptom | None:
     size = facts.number("rms")
     tiny = size is not None and size < NAUGHT
     if not columns or (facts.count("constant") != columns and not tiny):
+        return None
+    if signs.state == "learned" and not signs.constant:  # some input arrives by another way
         return None
     what = "nearly 0" if tiny else "constant"
     text = f"The input is {what}: the first layer is given the same numbers for every sample, so "
@@ -139,15 +182,18 @@ def ignored_input(signs: Signs) -> Symptom | None:
 
 
 def saturated_attention(signs: Signs) -> Symptom | None:
-    """Attention that looks at one key only."""
-    entropy = signs.now("vital/attention_entropy")
-    if entropy is None or entropy > SHARP:
+    """Attention that looks at one key only, and was not taught to by the data."""
+    curve = signs.curve("vital/attention_entropy")
+    if curve is None or curve.now > SHARP:
+        return None
+    if signs.state == "learned" and curve.records[0].value > SHARP:
         return None
     logit = signs.facts("vital/attention_entropy").number("logit")
     large = "" if logit is None else f", its logits reach {number(logit, 2)}"
     text = (
-        f"Attention is saturated: its entropy is {number(entropy, 2)} of that of uniform attention"
-        f"{large}, so that nearly one-hot weights pass little gradient to queries and keys."
+        f"Attention is saturated: its entropy is {number(curve.now, 2)} of that of uniform "
+        f"attention{large}, so that nearly one-hot weights pass little gradient to queries and "
+        "keys."
     )
     return Symptom(text=text, names=("vital/attention_entropy",), where="attention")
 

@@ -1,14 +1,16 @@
 """The ear: one evaluation of the loss, and what its operations say of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eqtoolbox.replay.thread.scope import unobserved
+from eqtoolbox.replay.thread.scope import only_here, unobserved
+from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.inputs import Inputs
 from eqtoolbox.watch.vitals.targets import Targets, are_probabilities
@@ -28,17 +30,27 @@ class Heard:
     scales: dict[str, Tensor] = field(default_factory=dict)  # by layer: rms of what it gave
     silent: dict[str, Tensor] = field(default_factory=dict)  # by layer: units that gave nothing
     saturated: dict[str, float] = field(default_factory=dict)  # by layer: share of its numbers
+    hidden: dict[str, float] = field(default_factory=dict)  # the same of what later products take
     last: Any = None  # what the last product gave
-    inputs: Inputs | None = None  # of the first product
+    inputs: Inputs | None = None  # of the first product, if possible one that varies
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
-    probabilities: bool = False  # what the loss takes for logits are probabilities already
+    asked: Tensor | None = None  # targets of the last loss that takes some
+    probabilities: str = ""  # what made probabilities of what the loss takes for logits
     batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # numbers a channel, trains
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
 
 
-def listen(run: Callable[[], Any], params: Mapping[str, Tensor]) -> Heard:
+def listen(
+    run: Callable[[], Any], params: Mapping[str, Tensor], model: nn.Module | None = None
+) -> Heard:
     """Run a function of these very tensors and note what its operations are given and give.
+
+    Args:
+        run: the function.
+        params: the tensors.
+        model: what the function calls, if that is not all of it: what runs after the model
+            returned is no layer.
 
     Example:
         >>> w = -torch.ones(2, 3)
@@ -46,7 +58,8 @@ def listen(run: Callable[[], Any], params: Mapping[str, Tensor]) -> Heard:
         [True, True]
     """
     heard = Heard()
-    with torch.no_grad(), _Ear(params, heard):
+    ear = _Ear(params, heard)
+    with torch.no_grad(), ear, ear.within(model):
         run()
     return heard
 
@@ -60,7 +73,36 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.heard = heard
         self.axis = -1  # of the units of what comes next
         self.normed = False  # whether a table or a norm came before the first product
+        self.drawn = False  # whether the model drew random numbers: what varies may be they alone
         self.soft: dict[int, Tensor] = {}  # results of softmax and sigmoid
+        self.scores = 0  # numbers of the last product, if both its sides depend on the input
+        self.attends: set[int] = set()  # softmaxes of such scores: of queries with keys
+        self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
+        self.ends: list[tuple[str, float]] = []  # saturated shares since then
+
+    @contextmanager
+    def within(self, model: nn.Module | None) -> Iterator[None]:
+        """Scope in which units are what a later product takes, or what the model gives out."""
+
+        def begin(*_: Any) -> None:
+            self.units.clear()
+            self.ends.clear()
+            self.drawn = False
+
+        def end(_: Any, __: Any, output: Any) -> None:
+            if all(x.dim() for x in tensors(output)):  # it gave no loss of its own
+                self._settle()
+            self.units.clear()
+
+        hooks = [model.register_forward_pre_hook(only_here(begin))] if model is not None else []
+        hooks += [model.register_forward_hook(only_here(end))] if model is not None else []
+        try:
+            yield
+            if model is None:
+                self._settle()
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -73,6 +115,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         with unobserved():
             self._note(name, given, result)
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
         return result
 
     def _note(self, name: str, given: dict[str, Any], result: Any) -> None:
@@ -81,19 +124,20 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._product(name, given, result[0] if isinstance(result, tuple) else result)
         elif name in _RECTIFIERS and result.dim() > 1 and _from_zero(given):
             units = result.movedim(self.axis, 0).flatten(1)
-            self._layered(heard.silent, (units <= 0).all(1).cpu())
+            self.units.append((self._layer, (units <= 0).all(1).cpu()))
         elif name in _SQUASHERS and isinstance(result, Tensor):
             low, high = _SQUASHERS[name]
             near = ((result - low).abs() < _NEAR) | ((result - high).abs() < _NEAR)
-            layer = self._layer
-            heard.saturated[layer] = max(
-                heard.saturated.get(layer, 0.0), float(near.double().mean())
-            )
+            self.ends.append((self._layer, float(near.double().mean())))
+            _larger(heard.saturated, self.ends[-1:])
             self.soft[_place(result)] = result
         elif name in ("_softmax", "_safe_softmax"):
             self.soft[_place(result)] = result
+            if self.scores == result.numel():
+                self.attends.add(_place(result))
         elif name == "_log_softmax":
-            heard.probabilities = are_probabilities(given["self"], int(given["dim"]))
+            twice = are_probabilities(given["self"], int(given["dim"]))
+            heard.probabilities = "softmax" if twice else ""
         elif name.startswith("_scaled_dot_product"):
             heard.attention.scaled(given)
         elif name.endswith("native_layer_norm") or name == "embedding":
@@ -101,6 +145,9 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in _NORMS:
             self._normalised(given)
         else:
+            if name == "binary_cross_entropy_with_logits":
+                heard.probabilities = "sigmoid" if self._squashed(given["self"]) else ""
+            heard.asked = given.get("target", heard.asked)
             heard.targets.note(name, given, result)
 
     def _normalised(self, given: dict[str, Any]) -> None:
@@ -114,22 +161,35 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.heard.batch_norms.append((x.numel() // x.shape[1], trains))
 
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
-        tensors = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
-        named = [self.names.get(_place(t)) for t in tensors]
+        operands = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
+        named = [self.names.get(_place(t)) for t in operands]
+        self.scores = 0 if any(named) or "bmm" not in name else result.numel()
         if any(named):
+            self._settle()
+            _larger(self.heard.hidden, self.ends)
+            self.ends.clear()
             self.axis = 1 if name == "convolution" else -1
-            if not self.heard.order and not self.normed:
-                other = next((t for t, n in zip(tensors, named, strict=True) if n is None), None)
-                if other is not None and other.is_floating_point():
-                    self.heard.inputs = Inputs.of(other, self.axis)
+            other = next((t for t, n in zip(operands, named, strict=True) if n is None), None)
+            if other is not None and other.is_floating_point() and not self.normed:
+                self._input(other)
             self.heard.last = result
             self.heard.order += [n for n in named if n and n not in self.heard.order]
             if result.is_floating_point():
                 half = result.dtype in (torch.float16, torch.bfloat16)
                 size = torch.linalg.vector_norm(result, dtype=torch.float32 if half else None)
                 self.heard.scales[self._layer] = size / max(result.numel(), 1) ** 0.5
-        elif name in ("bmm", "baddbmm") and tensors and _place(tensors[0]) in self.soft:
-            self.heard.attention.weights(self.soft[_place(tensors[0])])
+        elif name in ("bmm", "baddbmm") and operands and _place(operands[0]) in self.attends:
+            self.heard.attention.weights(self.soft[_place(operands[0])])
+
+    def _input(self, x: Tensor) -> None:
+        """Take what the first product is given; of one that is constant, the next that varies."""
+        known = self.heard.inputs
+        if not self.heard.order:
+            self.heard.inputs = Inputs.of(x, self.axis)
+        elif known is not None and known.constant == known.columns and not self.drawn:
+            found = Inputs.of(x, self.axis)
+            if found is not None and 2 * found.constant <= found.columns:  # rounding varies few
+                self.heard.inputs = found
 
     def _risk(self, name: str, given: dict[str, Any]) -> None:
         """How near an operation is to where it, or its slope, is not finite."""
@@ -147,9 +207,24 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Of the last product, by its parameter."""
         return self.heard.order[-1].removesuffix(".weight") if self.heard.order else "the input"
 
-    def _layered(self, table: dict[str, Tensor], found: Tensor) -> None:
-        known = table.get(self._layer)
-        table[self._layer] = found if known is None or known.shape != found.shape else known & found
+    def _squashed(self, logits: Tensor) -> bool:
+        """Whether a sigmoid gave these logits: they lie where it put them, between 0 and 1."""
+        made = _place(logits) in self.soft and logits.numel() > 0
+        return made and bool((logits >= 0).all()) and bool((logits <= 1).all())
+
+    def _settle(self) -> None:
+        """Count the units that wait: they are some layer's."""
+        table = self.heard.silent
+        for layer, found in self.units:
+            known = table.get(layer)
+            table[layer] = found if known is None or known.shape != found.shape else known & found
+        self.units.clear()
+
+
+def _larger(table: dict[str, float], found: list[tuple[str, float]]) -> None:
+    """Keep the largest share of each layer."""
+    for layer, share in found:
+        table[layer] = max(table.get(layer, 0.0), share)
 
 
 def _from_zero(given: dict[str, Any]) -> bool:

@@ -23,7 +23,9 @@ from eqtoolbox.watch.plan import VITAL
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
+from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.strides import Strides
+from eqtoolbox.watch.vitals.unreached import Unreached
 
 BATCHES = 5  # in a row on which a unit that is silent counts as such
 NAMED = 6  # layers that facts name
@@ -46,6 +48,7 @@ class Vitals:
         self._model, self._hearing, self._journal = model, hearing, journal
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
+        self._unreached = Unreached()
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
@@ -104,7 +107,8 @@ class Vitals:
             return
         self._inputs(heard, single)
         self._outputs(heard, output, loss)
-        output = heard.last = None  # as large as all logits
+        self._targets(heard, single, loss)
+        output = heard.last = heard.asked = None  # as large as all logits
         if scale != 1:
             self._emit("loss_scale", scale)
         self._scales(heard)
@@ -116,6 +120,8 @@ class Vitals:
         self._emit("own_batch", after - loss, {"loss": loss})
         gradient = snapshot.slope(objective, scale)
         self._steps(snapshot, gradient, heard)
+        told = self._unreached.look(snapshot, gradient, heard.order)
+        self._emit("no_gradient", told.entries, vars(told))
         self._noise(snapshot, single, gradient)
 
     def _inputs(self, heard: Heard, single: Objective) -> None:
@@ -124,14 +130,11 @@ class Vitals:
             self._emit("input_scale", heard.inputs.ratio, told)
 
     def _outputs(self, heard: Heard, output: Any, loss: float) -> None:
-        constant = heard.targets.of(loss)
-        if constant is not None:
-            self._emit("constant_loss", constant, {"kind": heard.targets.kind})
         if isinstance(output, Tensor) and output.is_floating_point() and len(output) > 1:
             size, spread, largest = _spread(output.detach().reshape(len(output), -1))
-            self._emit("output_spread", spread / max(size, 1e-300))
+            self._emit("output_spread", spread / max(size, 1e-300), {"spread": spread})
             self._emit("largest_output", largest)
-        self._emit("probabilities", float(heard.probabilities))
+        self._emit("probabilities", float(heard.probabilities != ""), {"of": heard.probabilities})
         if heard.attention.calls:
             facts = {"logit": heard.attention.logit}
             facts = facts if math.isfinite(heard.attention.logit) else {}
@@ -140,6 +143,14 @@ class Vitals:
             worst = sorted(heard.risks.items(), key=lambda item: item[1])
             names = [name for name, _ in worst]
             self._emit("risk", float(len(names)), {"what": names, "least": [x for _, x in worst]})
+
+    def _targets(self, heard: Heard, single: Objective, loss: float) -> None:
+        constant = heard.targets.of(loss)
+        if constant is not None and heard.asked is not None:
+            kind = heard.targets.kind
+            labels = kind.endswith("entropy") or bool(heard.asked.any())  # a residual is to be 0
+            alike = labels and are_alike(heard.asked, tensors(single.batch))
+            self._emit("constant_loss", constant, {"kind": kind, "alike": alike})
 
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
@@ -164,7 +175,9 @@ class Vitals:
             self._emit("silent", shares[worst[0]], {**told, "batches": facts[worst[0]]})
         if heard.saturated:
             layer = max(heard.saturated, key=lambda name: heard.saturated[name])
-            self._emit("saturated", heard.saturated[layer], {"layer": layer})
+            inner = max(heard.hidden.items(), key=lambda item: item[1], default=("", 0.0))
+            about = {"layer": layer, "hidden": inner[1], "hidden_layer": inner[0]}
+            self._emit("saturated", heard.saturated[layer], about)
 
     def _modes(self, heard: Heard) -> None:
         named = [(n, m) for n, m in self._model.named_modules() if isinstance(m, _ONE_FEATURE)]
@@ -260,8 +273,8 @@ def _heard(single: Objective, params: Parameters) -> tuple[Heard, Any, float]:
     """What an evaluation says, its output and its loss."""
     made: list[Any] = []
     try:
-        heard = listen(lambda: made.extend(single.output_and_loss(params)), params)
+        heard = listen(lambda: made.extend(single.output_and_loss(params)), params, single.model)
     except RuntimeError:  # an output within `torch.func.vmap` is none outside of it
-        heard = listen(lambda: made.extend((None, single.loss(params))), params)
+        heard = listen(lambda: made.extend((None, single.loss(params))), params, single.model)
         return heard, None, float(made[1])
     return heard, heard.last if made[0] is None else made[0], float(made[1])  # of several calls
