@@ -602,10 +602,13 @@ def test_parameters_that_never_get_a_gradient_are_told(case: str, tmp_path: Path
     assert row.facts.flag("before") is (case == "cut") and row.facts["steps"] == 5
 
 
-CLASSES = {"cross_entropy": F.cross_entropy, "mse": lambda out, y: F.mse_loss(out[:, 0], y.float())}
+OF_LABELS = {
+    "cross_entropy": F.cross_entropy,
+    "mse": lambda out, y: F.mse_loss(out[:, 0], y.float()),
+}
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", OF_LABELS)
 @pytest.mark.parametrize("case", ["one label", "several", "the loss's own"])
 def test_labels_that_are_all_the_same_are_told(case: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -615,7 +618,7 @@ def test_labels_that_are_all_the_same_are_told(case: str, kind: str, tmp_path: P
     how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
     with eq.attach(net, optimizer, **how) as monitor:
         loss = monitor.loss(
-            lambda model, batch: CLASSES[kind](
+            lambda model, batch: OF_LABELS[kind](
                 model(batch[0]), y.clone() if case == "the loss's own" else batch[1]
             )
         )

@@ -130,6 +130,7 @@ def test_a_light_measurement_evaluates_the_loss_half_as_often(
     assert 0 < calls(3, light=(2,)) - before <= (calls(3) - before) / 2
 
 
+@pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("size", [1e-3, 1e-2])
 def test_a_law_that_does_not_hold_lightly_is_measured_as_a_whole(size: float) -> None:
     """The loss gets a penalty after its laws were found to hold."""
@@ -285,6 +286,7 @@ def test_the_larger_a_batch_the_smaller_the_part_that_is_taken(
     assert {r.facts.count("samples_used") for r in rows.values()} == {fewer}
 
 
+@pytest.mark.usefixtures("planted")
 def test_a_law_that_a_quarter_of_the_batch_breaks_is_said_to_be_broken() -> None:
     model, batch = large()
     penalty = torch.zeros(())
