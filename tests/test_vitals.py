@@ -444,20 +444,20 @@ def test_columns_that_never_vary_have_no_scale() -> None:
 @pytest.mark.parametrize(
     ("norm", "samples", "counts"),
     [
-        (nn.BatchNorm2d(3), 2, [(32, True)]),
-        (nn.BatchNorm2d(3).eval(), 2, [(32, False)]),
-        (nn.BatchNorm2d(3), 1, [(16, True)]),
-        (nn.BatchNorm2d(3, affine=False), 2, [(32, True)]),
+        (nn.BatchNorm2d(3), 2, [(8, True)]),
+        (nn.BatchNorm2d(3).eval(), 2, [(8, False)]),
+        (nn.BatchNorm2d(3), 1, [(4, True)]),
+        (nn.BatchNorm2d(3, affine=False), 2, [(8, True)]),
         (nn.InstanceNorm2d(3), 2, []),
         (nn.InstanceNorm2d(3, affine=True), 2, []),
         (nn.InstanceNorm2d(3, affine=True, track_running_stats=True), 1, []),
         (nn.GroupNorm(1, 3), 2, []),
     ],
 )
-def test_statistics_of_a_batch_norm_are_of_all_numbers_of_a_channel(
+def test_statistics_of_a_batch_norm_are_of_samples_and_of_patches(
     norm: nn.Module, samples: int, counts: list[tuple[int, bool]]
 ) -> None:
-    x = torch.randn(samples, 3, 4, 4)
+    x = torch.randn(samples, 3, 16, 16)
     assert listen(lambda: norm(x), dict(norm.named_parameters())).batch_norms == counts
 
 

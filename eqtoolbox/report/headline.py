@@ -19,7 +19,7 @@ STATES = {
     "stuck": "It did not learn",
     "grew": "It did not learn",
     "not finite": "It broke",
-    "unknown": "Too few losses are known to say whether it learned",
+    "unknown": "The loss does not say whether it learned",
 }
 
 
@@ -31,6 +31,8 @@ def verdict(run: Log, findings: Sequence[Finding]) -> str:
     said = STATES[signs.state]
     if signs.state == "not finite":
         said += f": loss or parameters are not finite from step {signs.lost_at} on"
+    elif signs.state == "unknown" and signs.told_by_few:
+        said = "Too few losses are known to say whether it learned"
     elif signs.state != "unknown":
         start, end = signs.level
         went = "grew" if signs.state == "grew" and end > start else "went"

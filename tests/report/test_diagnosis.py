@@ -354,6 +354,12 @@ def test_a_loss_that_is_large_at_times_is_not_laid_to_long_steps(
     assert "learning-rate-too-high" not in {f.id for f in run.findings()}, of
 
 
+def test_a_surrogate_about_zero_does_not_say_whether_the_run_learned(make_run: MakeRun) -> None:
+    losses = [float(x) for x in np.random.default_rng(1).normal(-0.02, 0.1, LONG)]
+    assert Signs(make_run(signs_of(losses, constant_loss=None))).state == "unknown"
+    assert Signs(make_run(signs_of([x + 2 for x in losses], constant_loss=None))).state == "stuck"
+
+
 def test_weights_that_are_thrown_are_laid_to_long_steps(make_run: MakeRun) -> None:
     rows = [
         dataclasses.replace(r, facts=Facts({"weight": 5.0 + r.step}))

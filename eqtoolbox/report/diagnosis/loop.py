@@ -110,12 +110,11 @@ def softmax_twice(signs: Signs) -> Symptom | None:
 
 
 def tiny_batches(signs: Signs) -> Symptom | None:
-    """BatchNorm with the statistics of a handful of numbers."""
+    """BatchNorm with the statistics of a handful of samples."""
     count = signs.now("vital/batch_norm")
     if count is None or count > USUAL:
         return None
-    text = (
-        f"BatchNorm takes statistics from {number(count)} numbers a channel: they are noise, and "
-    )
+    text = f"BatchNorm takes statistics of about {number(count)} samples or patches of images: "
+    text += "they are noise, and "
     text += "the model in evaluation differs from the one that trains."
     return Symptom(text=text, names=("vital/batch_norm",), where="BatchNorm")

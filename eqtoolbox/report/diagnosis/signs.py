@@ -164,8 +164,15 @@ class Signs:
         if self.constant_loss is not None and end < LEARNED * self.constant_loss:
             return "learned"  # before this run, if not in it
         if self.level[0] - end <= noise or idle - end <= (1 - STUCK) * size:
-            return "stuck" if self.below_guess is None else "little"
+            signed = self.constant_loss is None and first.min() < 0 < first.max()
+            stays: State = "unknown" if signed else "stuck"  # a surrogate about 0 has no level
+            return stays if self.below_guess is None else "little"
         return "learned" if idle - end > (1 - LEARNED) * size else "little"
+
+    @property
+    def told_by_few(self) -> bool:
+        """Whether too few losses are known to say whether it learned."""
+        return int(np.isfinite(self.losses[1]).sum()) < LEAST
 
     @cached_property
     def idle(self) -> bool:

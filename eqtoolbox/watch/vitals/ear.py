@@ -19,6 +19,7 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "convolution", "mkldnn_rnn_l
 _RECTIFIERS = ("relu", "relu_", "hardtanh", "hardtanh_", "threshold", "threshold_", "clamp_min")
 _SQUASHERS = {"sigmoid": (0.0, 1.0), "sigmoid_": (0.0, 1.0), "tanh": (-1, 1), "tanh_": (-1, 1)}
 _NORMS = ("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm")
+PATCH = 64  # positions of an image that are as good as one, as neighbours are alike
 _NEAR = 0.01  # to an end of its range a unit counts as saturated
 
 
@@ -37,7 +38,7 @@ class Heard:
     targets: Targets = field(default_factory=Targets)
     asked: Tensor | None = None  # targets of the last loss that takes some
     probabilities: str = ""  # what made probabilities of what the loss takes for logits
-    batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # numbers a channel, trains
+    batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # independent ones, trains
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
 
 
@@ -158,7 +159,8 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.normed, x, gain = True, given["input"], given.get("weight")
         if x.shape[0] > 1 or (gain is not None and _place(gain) in self.names):
             trains = bool(given.get("training", given.get("train", False)))
-            self.heard.batch_norms.append((x.numel() // x.shape[1], trains))
+            patches = max(x[0, 0].numel() // PATCH, 1)
+            self.heard.batch_norms.append((x.shape[0] * patches, trains))
 
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
         operands = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
