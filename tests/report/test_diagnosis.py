@@ -357,6 +357,9 @@ def test_a_loss_that_is_large_at_times_is_not_laid_to_long_steps(
 def test_a_surrogate_about_zero_does_not_say_whether_the_run_learned(make_run: MakeRun) -> None:
     losses = [float(x) for x in np.random.default_rng(1).normal(-0.02, 0.1, LONG)]
     assert Signs(make_run(signs_of(losses, constant_loss=None))).state == "unknown"
+    back = [-0.15 - 0.6 * np.exp(-(((k - 80) / 40) ** 2)) for k in range(LONG)]  # of a policy
+    run = make_run(signs_of([float(x) for x in back], constant_loss=None))
+    assert Signs(run).state == "unknown" and not grave(run)
     assert Signs(make_run(signs_of([x + 2 for x in losses], constant_loss=None))).state == "stuck"
 
 

@@ -164,7 +164,7 @@ class Signs:
         if self.constant_loss is not None and end < LEARNED * self.constant_loss:
             return "learned"  # before this run, if not in it
         if self.level[0] - end <= noise or idle - end <= (1 - STUCK) * size:
-            signed = self.constant_loss is None and first.min() < 0 < first.max()
+            signed = self.constant_loss is None and values.min() < 0
             stays: State = "unknown" if signed else "stuck"  # a surrogate about 0 has no level
             return stays if self.below_guess is None else "little"
         return "learned" if idle - end > (1 - LEARNED) * size else "little"

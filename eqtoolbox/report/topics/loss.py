@@ -55,7 +55,8 @@ def loss_trend(run: Log) -> Iterator[Finding]:
             text = f"{text[:-1]}, though each step lowers the loss of its own batch."
             remedy = HARDER
         gained = first - min(float(np.median(part)) for part in fifths)
-        level: Level = "warning" if last - previous > LOST * gained else "note"
+        grave = last - previous > LOST * gained and Signs(run).state != "unknown"
+        level: Level = "warning" if grave else "note"
         yield Finding(level=level, text=text, evidence=evidence, id="loss-rising", remedy=remedy)
     elif start - end > _uncertainty(compared[0], compared[-1]) or _above(fifths[0], fifths[-1]):
         falls = before - end > _uncertainty(compared[-2], compared[-1])
