@@ -13,7 +13,7 @@ from eqtoolbox.expect.kinds import Count, NotNegative
 from eqtoolbox.weights.parameter import ParameterSymmetry
 from eqtoolbox.weights.tracing.trace import Trace, Value, each_of
 
-VERSION = 1  # of the search: what an earlier one found is looked for anew
+VERSION = 2  # of the search: what an earlier one found is looked for anew
 _SIZE = 100_000  # rows of a saved result, letters of a name
 
 
