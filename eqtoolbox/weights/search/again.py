@@ -25,7 +25,7 @@ from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import each_member
 from eqtoolbox.weights.search.moves import Move
 from eqtoolbox.weights.search.problem import Problem
-from eqtoolbox.weights.search.shifts import propose_shifts
+from eqtoolbox.weights.search.shifts import propose_shifts, sift
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
 
@@ -62,6 +62,7 @@ def again(problem: Problem, known: KnownSymmetries, samples: Divisible | None = 
     problem.gradient(receive)
     problem = on_few(problem, samples)
     looked_at_elsewhere(problem, slopes)
+    sift(problem, shifts)
     flat = propose_shifts(problem, shifts)
     pairs = _paired(
         _whole(known.rows),

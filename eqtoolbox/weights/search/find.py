@@ -27,7 +27,7 @@ from eqtoolbox.weights.search.member import proposals
 from eqtoolbox.weights.search.members import each_member
 from eqtoolbox.weights.search.modules import propose_from_modules
 from eqtoolbox.weights.search.problem import MovedInputs, Problem, Run, posed
-from eqtoolbox.weights.search.shifts import propose_shifts
+from eqtoolbox.weights.search.shifts import propose_shifts, sift
 from eqtoolbox.weights.search.slopes import Slopes
 from eqtoolbox.weights.search.translations import TranslationSearch
 from eqtoolbox.weights.search.turned import TurnedSearch
@@ -230,6 +230,7 @@ def _continuous(
     """Symmetries of the loss: of every member the largest group that holds, then shifts; notes."""
     slopes, discrete = shown.slopes, shown.discrete
     members_found = len(shown.chains)
+    sift(problem, shown.shifts)
     with unobserved():
         candidates = iter([candidate(problem, slopes, k) for k in range(len(slopes.symmetries))])
         waiting = [[next(candidates) for _ in trials] for trials in shown.chains]

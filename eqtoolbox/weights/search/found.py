@@ -81,7 +81,7 @@ class KnownSymmetries:
     It says what to try first and nothing else: that it holds is for a check to say.
 
     Example:
-        >>> saved = {"version": 1, "structure": "ab", "largest": 0.1, "found": []}
+        >>> saved = {"version": 2, "structure": "ab", "largest": 0.1, "found": []}
         >>> KnownSymmetries.of(saved).rows
         ()
         >>> KnownSymmetries.of({**saved, "found": [["a", 3]]})

@@ -19,7 +19,6 @@ _SMALL = 0.01  # of weights, at which they saturate nothing
 
 def propose_shifts(problem: Problem, shifts: TranslationSearch) -> list[ContinuousSymmetry]:
     """What the gradient proposes: order 1 holds."""
-    _sift(problem, shifts)
     flatly, common = translations(shifts)
     point, vectors = problem.point, shifts.vectors
 
@@ -34,8 +33,11 @@ def propose_shifts(problem: Problem, shifts: TranslationSearch) -> list[Continuo
     ]
 
 
-def _sift(problem: Problem, shifts: TranslationSearch) -> None:
-    """Leave out single entries whose slopes cancel at one point alone, and those that vanish."""
+def sift(problem: Problem, shifts: TranslationSearch) -> None:
+    """Leave out single entries whose slopes cancel at one point alone, and those that vanish.
+
+    The loss is evaluated for it: within what observes draws and writes.
+    """
     for point in (problem.point, *problem.point.others()) if problem.point.whole else ():
         if not shifts.unseen:
             break
