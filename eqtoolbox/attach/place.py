@@ -7,7 +7,7 @@ import re
 import sys
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -83,10 +83,10 @@ def opened(monitor: Monitor, run_dir: Path | None) -> None:
 def _program_ends() -> None:
     """Close what nobody closed, after the error that ended the program if one did."""
     error = None if interactive() else getattr(sys, "last_value", None)
-    for monitor in [*_OPEN]:
-        if monitor.abandoned:
-            with suppress(Exception):  # of a directory that is gone
-                monitor.__exit__(None, error, None)
+    with ExitStack() as ends:  # all of them, though one fails: Python then prints why
+        for monitor in [*_OPEN]:
+            if monitor.abandoned:
+                ends.callback(monitor.__exit__, None, error, None)
 
 
 def let_go(

@@ -185,8 +185,8 @@ class Catch:
         optimizers = self._watched.optimizers
         known = dict.fromkeys(type(o).__name__ for o in optimizers)
         own = self._taken.gradient if waits else self._taken.lent
-        known_of = {*self._capture.pending.fresh, *self._watched.held()}
-        used = {n: p for n, p in named.items() if n in known_of}
+        began = self._capture.pending.fresh or self._watched.held().keys()
+        used = {n: p for n, p in named.items() if n in began}
         gradient = None if self._capture.pending.moved else own(used)
         return Snapshot(
             step=step,

@@ -46,8 +46,7 @@ class Governor:
     measures a half, a quarter, ... of the batch, if the loss of the batch is the mean of those of
     its pieces, or if what it measures is true on any samples (`Probe.on_any_part`); or something
     leaner measures (`Probe.leaner`); else nothing. The gradients that every due step asks for are
-    summed over pieces then. On an accelerator it also leaves a tenth
-    of the memory free.
+    summed over pieces then. On an accelerator it also leaves a tenth of the memory free.
 
     Args:
         limit: of the peak, over training's own; None for no limit.

@@ -115,6 +115,5 @@ def tiny_batches(signs: Signs) -> Symptom | None:
     if count is None or count > USUAL:
         return None
     text = f"BatchNorm takes statistics of about {number(count)} samples or patches of images: "
-    text += "they are noise, and "
-    text += "the model in evaluation differs from the one that trains."
+    text += "they are noise, and the model in evaluation differs from the one that trains."
     return Symptom(text=text, names=("vital/batch_norm",), where="BatchNorm")
