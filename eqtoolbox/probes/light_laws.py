@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from eqtoolbox.probes.epsilon import approximate
 from eqtoolbox.probes.floors import Floors
 from eqtoolbox.probes.law import Elements, Members
 from eqtoolbox.probes.law_rounding import LawRounding
@@ -24,7 +25,6 @@ def lightly(
     """
     here, objective = rounding.here, rounding.objective
     sides = RightSides(objective, here, families, elements, asks=False)
-    scale = here.curvature_scale()
     here.release()
     zeroth = ZerothOrder(objective, here.params, rounding.amount, rounding.rng)
     yield from sides.refused()
@@ -32,7 +32,7 @@ def lightly(
     moving = {f: m for f, m in sides.families.items() if sides.laws[f].length > 0}
     known = {f: floors.of("zeroth_order", f) for f in moving}
     zeroths = zeroth.of_all(moving, elements, {}, known)
-    totals = {f: sides.laws[f].total(rounding.eps, scale) for f in moving}
+    totals = {f: sides.laws[f].total(rounding.eps, floors.scale) for f in moving}
 
     def residuals(family: str) -> list[Measurement]:
         law, rates = sides.laws[family], sides.rates.get(family)
@@ -74,18 +74,22 @@ def _find_anew(
     totals: Mapping[str, float],
 ) -> None:
     """Find the floors of these rows at this step: rounding changes as training goes on."""
-    quantities, first, eps = {row.quantity for row in failing}, 0.0, rounding.eps
+    step, quantities, first = rounding.snapshot.step, {row.quantity for row in failing}, 0.0
+    near = approximate(sides.families)
     if "first_order" in quantities:
         first = rounding.of_first(sides)
-    if "second_order" in quantities:
+    again = {row.target for row in failing if row.quantity == "second_order"}
+    if again:
         rounding.of_second(sides)
+        again |= {f for f in totals if f not in near}  # no exact law shares a product any more
+    for family in again:
+        noise = max(sides.noise.get(family, 0.0) / totals[family], rounding.eps)
+        floors.keep(step, Measurement("second_order", 0.0, family, floor=noise))
     for row in failing:
-        found = {
-            "zeroth_order": zeroths[row.target].floor,
-            "first_order": max(first, sides.first_noise),
-            "second_order": max(sides.noise.get(row.target, 0.0) / totals[row.target], eps),
-        }
-        floors.keep(rounding.snapshot.step, replace(row, floor=found[row.quantity]))
+        if row.quantity == "zeroth_order":
+            floors.keep(step, replace(row, floor=zeroths[row.target].floor))
+        elif row.quantity == "first_order":
+            floors.keep(step, replace(row, floor=max(first, sides.first_noise)))
 
 
 def _failing(rows: Mapping[str, Sequence[Measurement]]) -> list[Measurement]:

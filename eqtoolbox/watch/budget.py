@@ -13,6 +13,7 @@ LOSS = "training"  # the loss and the learning rate, measured where nothing else
 APART = (LOSS, VITAL)  # what no probe measures
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
 AT_ONCE = 0.8  # seconds that several probes may take together at one step
+NEARLY = 0.65  # of its gap, after which a probe joins others that are measured anyway
 FIRST = 10.0  # times what lighter ones took: what a first run may take, which nobody knows
 SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
 
@@ -38,7 +39,8 @@ class Budget:
     gap comes first.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than 0.8 s, the others wait for the next one; a first run counts as ten
-    times what those before it took. A probe that can measure less for less (`lightens`) does so
+    times what those before it took. What they need together at a step (its loss replayed, vital
+    signs) is paid once, so that who has waited half of its gap joins others, within this time. A probe that can measure less for less (`lightens`) does so
     where it is due and the whole is not paid, after a first whole one. One whose first light
     measurement finds all that the next go on from (`light_first`) takes at it what the whole one
     does, which runs only where that is paid. Vital signs are paid as if a probe took them, where a
@@ -189,8 +191,8 @@ class Budget:
             self._wishes[name].points += answered
             for own in {name, name + LIGHT} & self._wishes.keys():  # the whole has the light one
                 wish, apart = self._wishes[own], gap(own)
-                on_time = min(max(wish.last + apart, step - apart / 2), step)
-                wish.last = step if wish.last < 0 else on_time
+                on_time = max(wish.last + apart, step - apart / 2)  # later, where it joined others
+                wish.last = step if wish.last < 0 else min(on_time, step + apart / 2)
 
     def answered(self, name: str) -> None:
         """A probe that ran at an earlier step gave a number after all."""
@@ -227,8 +229,11 @@ class Budget:
         gap = self._gap(step)
         waited = {n: (step - w.last) / gap(n) for n, w in asked.items() if n not in first}
         now, together = list[str](), sum(asked[name].cost or 0.0 for name in first)
-        for name in sorted((n for n, w in waited.items() if w >= 1), key=lambda n: -waited[n]):
+        for name in sorted((n for n, w in waited.items() if w >= NEARLY), key=lambda n: -waited[n]):
             cost = asked[name].cost or 0.0
+            joins = bool(now) and together + cost <= AT_ONCE and name not in APART
+            if waited[name] < 1 and not joins:
+                continue
             if together + cost + self._lighter_than(cost) <= self.left:
                 now.append(name)
                 together += cost

@@ -75,7 +75,7 @@ def gaps(
         if name + LIGHT in wishes:
             return max(need / max(whole, 1e-9), 1.0)
         if name == VITAL:
-            return max(min(need / max(calm, 1e-9), SOON * even), 1.0)
+            return max(min(need / max(calm, 1e-9), SOON * even * sparse), 1.0)
         # the first search is in the dark: what it took tells little of the next ones
         soon = even if wish.runs == 1 else even * sparse
         return max(min(need / max(calm, 1e-9), soon), 1.0)
