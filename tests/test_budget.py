@@ -362,6 +362,16 @@ def test_heavy_ones_take_turns() -> None:
     assert {"a", "b"} <= {n for step, now, _ in seen if step in (50, 51) for n in now}
 
 
+def test_who_is_due_soon_joins_who_is_measured_and_no_oftener_for_it() -> None:
+    seen: list[Any] = []
+    ran, _ = simulated(400, {"a": (0.3, 25), "b": (0.25, 25)}, setup=0.2, seen=seen)
+    together = [step for step, now, _ in seen if len(now) == 2]
+    assert len(together) > 0.7 * max(map(len, ran.values())), "what they need is paid once"
+    for at in ran.values():
+        assert 10 <= len(at) <= 14, "every 40 steps, as if alone"
+        assert gap(at, 400) <= 50 / 400 + 1e-9
+
+
 @pytest.mark.parametrize(("seconds", "waits"), [(0.02, False), (0.1, True)])
 def test_a_first_run_may_take_ten_times_what_others_did(seconds: float, waits: bool) -> None:
     budget = Budget(0.05, ["light", "heavy"])

@@ -23,7 +23,6 @@ class Floors(State):
     """
 
     step: int = -1  # at which all of them were found
-    scale: float = 0.0  # of the curvature at that step
     kept: dict[str, float] = field(default_factory=dict)
     anew: dict[str, int] = field(default_factory=dict)  # steps at which some were since
 
@@ -34,14 +33,9 @@ class Floors(State):
         made.load_state_dict(saved)
         return made
 
-    def begin(self, step: int, scale: float = 0.0) -> None:
-        """A measurement begins that finds them all.
-
-        Args:
-            step: of it.
-            scale: of the curvature there.
-        """
-        self.step, self.scale, self.kept, self.anew = step, scale, {}, {}
+    def begin(self, step: int) -> None:
+        """A measurement begins that finds them all."""
+        self.step, self.kept, self.anew = step, {}, {}
 
     def keep(self, step: int, row: Measurement) -> None:
         """Keep the floor of this row, if it has one."""

@@ -25,6 +25,7 @@ def lightly(
     """
     here, objective = rounding.here, rounding.objective
     sides = RightSides(objective, here, families, elements, asks=False)
+    scale = here.curvature_scale()
     here.release()
     zeroth = ZerothOrder(objective, here.params, rounding.amount, rounding.rng)
     yield from sides.refused()
@@ -32,7 +33,7 @@ def lightly(
     moving = {f: m for f, m in sides.families.items() if sides.laws[f].length > 0}
     known = {f: floors.of("zeroth_order", f) for f in moving}
     zeroths = zeroth.of_all(moving, elements, {}, known)
-    totals = {f: sides.laws[f].total(rounding.eps, floors.scale) for f in moving}
+    totals = {f: sides.laws[f].total(rounding.eps, scale) for f in moving}
 
     def residuals(family: str) -> list[Measurement]:
         law, rates = sides.laws[family], sides.rates.get(family)

@@ -121,8 +121,8 @@ class Noether(Probe):
         if rows and all(row.verdict in (None, "holds") for row in rows):
             yield from rows
         else:
-            floors.begin(snapshot.step, here.curvature_scale())
-            for row in _whole(rounding, families, symmetries, elements, floors.scale):
+            floors.begin(snapshot.step)
+            for row in _whole(rounding, families, symmetries, elements):
                 floors.keep(snapshot.step, row)
                 yield row
         if why is not None:
@@ -135,15 +135,12 @@ class Noether(Probe):
 
 
 def _whole(
-    rounding: LawRounding,
-    families: Members,
-    symmetries: Members,
-    elements: Elements,
-    scale: float,
+    rounding: LawRounding, families: Members, symmetries: Members, elements: Elements
 ) -> Iterator[Measurement]:
-    """Every number, and the floors anew; `scale` is that of the curvature."""
+    """Every number, and the floors anew."""
     here, objective, snapshot = rounding.here, rounding.objective, rounding.snapshot
     sides = RightSides(objective, here, families, elements)
+    scale = here.curvature_scale()
     here.release()  # one graph at a time
     rounding.of_second(sides)
     yield from sides.refused()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eqtoolbox.linalg.vectors import wide
 from eqtoolbox.probes.epsilon import Rates, approximate, instead
-from eqtoolbox.probes.law import SAME, Elements, Members, moved_by
+from eqtoolbox.probes.law import Elements, Members, moved_by
 from eqtoolbox.record.record import verdict
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.thread.scope import unobserved
@@ -102,7 +102,7 @@ class ZerothOrder:
     def _in_float64(
         self, members: Sequence[ContinuousSymmetry], drawn: Sequence[Tensor], known: float
     ) -> float:
-        """What T_c leaves in float64; `known` where that is another computation, or not to be had.
+        """What T_c leaves in float64; `known` where that computes something else, or nothing.
 
         A large shift before a normalisation cancels with an error that is the same at all
         parameters a rounding away.
@@ -111,8 +111,8 @@ class ZerothOrder:
             params = {n: p.double() for n, p in self.params.items()}
             wide = replace(self, objective=self.objective.to(torch.float64), params=params)
             eps = max(torch.finfo(p.dtype).eps for p in self.params.values())
-            if abs(wide.value - self.value) > SAME * eps * abs(wide.value):
-                return known
+            if abs(wide.value - self.value) > math.sqrt(eps) * abs(wide.value):
+                return known  # of another dropout mask, say
             return wide._left(members, drawn, 0.0)[0]
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
             return known  # the model insists on a type of its own

@@ -109,10 +109,16 @@ def test_floors_that_are_found_anew_are_never_below_rounding() -> None:
     rounding = SimpleNamespace(eps=1e-7, snapshot=snapshot, of_first=none, of_second=none)
     row = Measurement("second_order", 1e-9, "rescale", floor=0.0, verdict="violated")
     zero = Measurement("zeroth_order", 0.0, "rescale", floor=1e-7)
-    sides = SimpleNamespace(noise={"rescale": 0.0}, first_noise=0.0)
-    given: Any = ([row], floors, rounding, sides, {"rescale": zero}, {"rescale": 1.0})
+    noise = {"rescale": 0.0, "scale": 1e-6, "translation": 3e-5}
+    near = [SimpleNamespace(status="approximate")]
+    families = {"rescale": [], "translation": [], "scale": near}
+    sides = SimpleNamespace(noise=noise, first_noise=0.0, families=families)
+    totals = dict.fromkeys(families, 2.0)
+    given: Any = ([row], floors, rounding, sides, {"rescale": zero}, totals)
     _find_anew(*given)
     assert floors.of("second_order", "rescale") == 1e-7
+    assert floors.of("second_order", "translation") == 1.5e-5, "it shared a product until now"
+    assert floors.of("second_order", "scale") == 0.0, "nothing was asked of its epsilon"
 
 
 def test_a_light_measurement_evaluates_the_loss_half_as_often(
