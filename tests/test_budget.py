@@ -372,6 +372,18 @@ def test_who_is_due_soon_joins_who_is_measured_and_no_oftener_for_it() -> None:
         assert gap(at, 400) <= 50 / 400 + 1e-9
 
 
+@pytest.mark.parametrize("apart", [0.05, 0.2])
+def test_the_dearest_is_saved_for_where_training_earns_little(
+    monkeypatch: pytest.MonkeyPatch, apart: float
+) -> None:
+    monkeypatch.setattr(f"{__name__}.STEP", 0.05)
+    costs = {"drift": (0.02, 10), "a": (0.05, 25), "b": (0.4, 25), "d": (0.4, 25)}
+    ran, _ = simulated(3000, costs | {"sharpness": (0.4 + apart, 25)}, setup=1.0)
+    late = {name: sum(step > 1500 for step in at) for name, at in ran.items()}
+    assert late["sharpness"] >= 1, "what is left was paid to others who cost a little less"
+    assert late["drift"] > 10 * late["b"], "what is slight never waits for it"
+
+
 @pytest.mark.parametrize(("seconds", "waits"), [(0.02, False), (0.1, True)])
 def test_a_first_run_may_take_ten_times_what_others_did(seconds: float, waits: bool) -> None:
     budget = Budget(0.05, ["light", "heavy"])

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,16 @@ def test_lists_become_tuples_where_a_field_says_so(kind: Any, value: Any, given:
 def test_what_does_not_fit_a_field_is_refused(kind: Any, value: Any) -> None:
     with pytest.raises(ConfigError, match=r"probes\.mine\.option"):
         checked_option(value, kind, "probes.mine.option")
+
+
+def test_a_probe_that_does_not_say_what_it_is_is_refused_as_it_is_attached() -> None:
+    class Unsaid(eq.Probe):
+        name, headline = "unsaid", "one"
+
+        def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[eq.Measurement]:
+            yield eq.Measurement("one", 1.0)
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"Unsaid is no whole probe: expected mode: .*got None"):
+        eq.attach(model, optimizer, probes=[Unsaid()])

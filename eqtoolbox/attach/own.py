@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,7 +12,7 @@ from eqtoolbox.attach.source import named, split
 from eqtoolbox.attach.toml import ConfigError
 from eqtoolbox.expect.words import shown
 from eqtoolbox.record.record import Mode
-from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.probe import Measurement, Probe, undeclared
 from eqtoolbox.watch.snapshot import NotApplicable, Snapshot
 
 
@@ -35,17 +35,8 @@ def probe_class(reference: str, source: str, where: str) -> type[Probe]:
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise ConfigError(f"{where}: expected a probe with a method {missing}, got one without")
-    for name in ("name", "headline"):
-        said = getattr(found, name, None)
-        if not isinstance(said, str) or not said:
-            raise ConfigError(
-                f'{where}: expected {name}: ClassVar[str] = "..." in the class, got {said!r}'
-            )
-    if getattr(found, "mode", None) not in get_args(Mode):
-        raise ConfigError(
-            f"{where}: expected mode: ClassVar to be one of {get_args(Mode)} in the class, got "
-            f"{getattr(found, 'mode', None)!r}"
-        )
+    if lacks := undeclared(found):
+        raise ConfigError(f"{where}: {lacks}")
     return found
 
 

@@ -20,6 +20,18 @@ from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, random_like
 
 
+class Asymmetric(ValueError):
+    """Products that are not those of a symmetric operator.
+
+    Attributes:
+        share: |⟨u,Hv⟩ − ⟨v,Hu⟩| over ‖H‖.
+    """
+
+    def __init__(self, share: float, message: str) -> None:
+        super().__init__(message)
+        self.share = share
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ritz:
     """The eigenpairs of the projected operator T, ascending."""
@@ -35,7 +47,8 @@ class Krylov:
 
     Raises:
         FloatingPointError: a product is not finite.
-        ValueError: the operator is not symmetric, or the start vector is zero or not finite.
+        Asymmetric: the operator is not symmetric.
+        ValueError: the start vector is zero or not finite.
     """
 
     def __init__(
@@ -210,13 +223,14 @@ class Krylov:
         self.scale = max(self.scale, length)
         self.asymmetry = max(self.asymmetry, float(rest.norm()))
         if self.asymmetry > self.operator.accuracy * self.scale:
-            raise ValueError(
+            raise Asymmetric(
+                self.asymmetry / self.scale,
                 f"the operator must be symmetric, got |⟨u,Hv⟩ − ⟨v,Hu⟩| = "
                 f"{self.asymmetry / self.scale:.1e}·‖H‖ > {self.operator.accuracy:.1e} in product "
                 f"{self.matvecs}; the loss may be random (dropout, shuffling), take a number that "
                 "depends on the parameters for a constant (detach, no_grad, a gradient taken "
                 "inside without create_graph=True), have a wrong second derivative, or run in low "
-                "precision (then give the operator that accuracy)"
+                "precision (then give the operator that accuracy)",
             )
 
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -18,6 +19,7 @@ from eqtoolbox.probes.engine import Engine
 from eqtoolbox.probes.gauss_newton_share import gauss_newton_share
 from eqtoolbox.probes.operators import DifferentiatedOperator
 from eqtoolbox.probes.orbit_free import ACROSS, orbit_free_sharpness
+from eqtoolbox.probes.saturated import despite_rounding
 from eqtoolbox.probes.secondary import secondary
 from eqtoolbox.probes.stability import moving, stability_scale
 from eqtoolbox.probes.top_space import QUICK, TopSpace, quickly
@@ -122,6 +124,10 @@ class Curvature(Probe):
                 return replace(self, k=k, smallest=smallest, rows=rows)
         return None
 
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {"tol": self.tol, "max_matvecs": self.max_matvecs, "max_vectors": self.rows or None}
+
     def instead(self) -> CriticalSharpness:
         """By forwards alone."""
         return CriticalSharpness()
@@ -137,7 +143,9 @@ class Curvature(Probe):
         smallest = self.smallest and operator.size > 1
         k = min(self.k, operator.size - smallest)
         ends = now() + snapshot.seconds
-        found = self._search(operator, k, smallest, reference, rng, SEARCH * snapshot.seconds)
+        asked = k, smallest, reference, rng, SEARCH * snapshot.seconds
+        at = operator, self.engine.objective(snapshot), snapshot.before
+        found = despite_rounding(lambda: self._search(operator, *asked), *at)
         yield from self._eigenvalues(found, k)
         left = max(ends - now(), 0.0)
         bears = self._stability(snapshot, operator, found, reference, rng, left)
@@ -174,9 +182,7 @@ class Curvature(Probe):
             operator,
             k,
             which="both" if smallest else "largest",
-            tol=self.tol,
-            max_matvecs=self.max_matvecs,
-            max_vectors=self.rows or None,
+            **self._limits,
             generator=rng,
             start=start,
             confirm=0 if start is not None and known.quick < QUICK else None,
@@ -203,15 +209,9 @@ class Curvature(Probe):
         From a random vector: no fresh chain follows, without which a search that goes on from known
         directions may miss, time after time, what grew orthogonal to them.
         """
-        found = top_eigenpairs(
-            operator,
-            1,
-            tol=self.tol,
-            max_matvecs=self.max_matvecs,
-            max_vectors=self.rows or None,
-            generator=rng,
-            seconds=snapshot.seconds,
-        )
+        within = {"seconds": snapshot.seconds, **self._limits}
+        search = partial(top_eigenpairs, operator, 1, generator=rng, **within)
+        found = despite_rounding(search, operator, self.engine.objective(snapshot), snapshot.before)
         yield self._sharpness(found)
         if not found.converged[0] and not known.vectors and self._reuses(operator):
             known.vectors, known.guard, known.quick = found.vectors, found.guard, QUICK
@@ -274,9 +274,7 @@ class Curvature(Probe):
         top = top_eigenpairs(
             felt,
             1,
-            tol=self.tol,
-            max_matvecs=self.max_matvecs,
-            max_vectors=self.rows or None,
+            **self._limits,
             generator=rng,
             start=start,
             confirm=0 if start is not None and known.felt_quick < QUICK else None,

@@ -105,7 +105,8 @@ class Drift:
             if family in self.charges.moving or not self._is_known(family):
                 continue
             noise, ratio = self.state.noise[family]
-            floor = max(noise / max(size, TINY), ratio, self.eps, self.noise)
+            absolute = min(noise / size, 1.0) if size else 0.0  # of a share; of no gradient nothing
+            floor = max(absolute, ratio, self.eps, self.noise)
             whole = max(size * self.state.lengths[family], TINY)
             value = float(np.linalg.norm(slopes[where])) / whole
             error = self.charges.error(family, slopes, generators=True)

@@ -132,6 +132,12 @@ def rounding(objective: Objective, params: Parameters, gradient: Parameters) -> 
     return {n: g.double() - exact.pop(n) for n, g in gradient.items() if n in exact}
 
 
+def rounded_share(objective: Objective, params: Parameters, gradient: Parameters) -> float:
+    """|g - g in float64| / |g|; 0 where there is no float64."""
+    apart = rounding(objective, params, gradient)
+    return norm(apart) / max(norm(gradient), 1e-300) if apart else 0.0
+
+
 def in_float64(objective: Objective, params: Parameters, gradient: Parameters) -> Parameters:
     """The gradient in float64; empty where there is none or where it is another computation's."""
     wide = {n: p.double() for n, p in params.items()}
@@ -147,6 +153,8 @@ def in_float64(objective: Objective, params: Parameters, gradient: Parameters) -
         return exact
     if abs(one - two) > SAME * eps:
         return {}  # of another dropout mask, say
+    if not any(piece.random.moves for piece in objective.pieces):
+        return exact  # nothing is drawn: where a softmax is saturated gradients are rounding
     apart = {n: gradient[n] - g for n, g in exact.items() if n in gradient}
     return exact if norm(apart) <= ALIKE * norm(exact) else {}
 

@@ -10,8 +10,10 @@ from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.probes.fastest import timed
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure
+from eqtoolbox.probes.law import rounded_share
 from eqtoolbox.probes.operators import by_the_fastest_way, operator, quiet
-from eqtoolbox.probes.self_test import NO_FUNCTION, SelfTest, compared
+from eqtoolbox.probes.saturated import EXPLAINS
+from eqtoolbox.probes.self_test import ASYMMETRY, NO_FUNCTION, SelfTest, compared
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
 
@@ -76,6 +78,11 @@ def self_test(
     test = replace(
         test, asymmetry=abs(norm(product) - dot(direction, second)) / max(norm(product), 1e-300)
     )
+    if test.asymmetry > ASYMMETRY:
+        off = rounded_share(objective, params, exact.gradient)
+        if test.asymmetry <= EXPLAINS * off:
+            small = f"of a loss that has almost vanished, whose gradient is {off:.0%} off"
+            return replace(test, reason=f"symmetric but for rounding, {small}")
     made = structure(objective, params)
     if made.cuts or made.custom:  # which some samples may run and others not
         few = None

@@ -13,6 +13,8 @@ LOSS = "training"  # the loss and the learning rate, measured where nothing else
 APART = (LOSS, VITAL)  # what no probe measures
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
 AT_ONCE = 0.8  # seconds that several probes may take together at one step
+OVERDUE = 2.0  # gaps, after which others of its price save for a probe
+SLIGHT = 0.1  # of its cost: what costs less is never kept waiting for it
 NEARLY = 0.65  # of its gap, after which a probe joins others that are measured anyway
 FIRST = 10.0  # times what lighter ones took: what a first run may take, which nobody knows
 SETUP = 0.8  # part of the allowance that set-up takes at most: the rest is for points
@@ -36,15 +38,15 @@ class Budget:
     for what is left, all of them wait longer by one factor: of curves the dear ones have as many
     points as others. Whole measurements where light ones would do are paid from what curves leave.
     What it waits longer, as it is not due, comes off the next gap. Whoever waited longest for its
-    gap comes first.
+    gap comes first; who waits for two gaps is saved for by all that cost more than a tenth of it.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than 0.8 s, the others wait for the next one; a first run counts as ten
-    times what those before it took. What they need together at a step (its loss replayed, vital
-    signs) is paid once, so that who has waited half of its gap joins others, within this time. A probe that can measure less for less (`lightens`) does so
-    where it is due and the whole is not paid, after a first whole one. One whose first light
-    measurement finds all that the next go on from (`light_first`) takes at it what the whole one
-    does, which runs only where that is paid. Vital signs are paid as if a probe took them, where a
-    loss is evaluated anyway, from the first such step on that no search held up.
+    times what those before it took. Within this time who has waited two thirds of its gap joins
+    others: what all need at a step is paid once. A probe that can measure less for less
+    (`lightens`) does so where it is due and the whole is not paid, after a first whole one. One
+    whose first light measurement finds all that the next go on from (`light_first`) takes at it
+    what the whole one does, which runs only where that is paid. Vital signs are paid as if a probe
+    took them, where a loss is evaluated anyway, from the first such step on that no search held up.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
@@ -80,8 +82,8 @@ class Budget:
         check_allowance(allowance)
         self.share, self.allowance, self._steps = share, allowance, steps
         self.training = 0.0  # seconds
-        self.probing = 0.0  # seconds of everything the monitor does but its set-up
-        self.setup = 0.0  # seconds of the first run of each probe
+        self.probing = 0.0  # of everything the monitor does but its set-up
+        self.setup = 0.0  # of the first run of each probe
         self._first: int | None = None  # step at which something was due first
         self._last = 0  # and last
         self._light_first = {name + LIGHT: name for name in light_first}  # and the whole
@@ -229,14 +231,20 @@ class Budget:
         gap = self._gap(step)
         waited = {n: (step - w.last) / gap(n) for n, w in asked.items() if n not in first}
         now, together = list[str](), sum(asked[name].cost or 0.0 for name in first)
-        for name in sorted((n for n, w in waited.items() if w >= NEARLY), key=lambda n: -waited[n]):
+        saved = 0.0  # for who waits too long already, and is too dear for what is left
+        soon = (name for name, gaps in waited.items() if gaps >= NEARLY)
+        for name in sorted(soon, key=lambda name: -waited[name]):
             cost = asked[name].cost or 0.0
-            joins = bool(now) and together + cost <= AT_ONCE and name not in APART
+            joins = now and together + cost <= AT_ONCE and name not in APART
             if waited[name] < 1 and not joins:
                 continue
-            if together + cost + self._lighter_than(cost) <= self.left:
+            overdue = waited[name] >= OVERDUE
+            rest = self._lighter_than(SLIGHT * cost if overdue else cost)
+            if together + cost + rest + (saved if cost > SLIGHT * saved else 0.0) <= self.left:
                 now.append(name)
                 together += cost
+            elif overdue:
+                saved = max(saved, cost)
         return now
 
     def _lighter_than(self, cost: float) -> float:
@@ -253,8 +261,8 @@ class Budget:
         spent = f"{self.spent:.3g} s spent"
         if self.share is None:
             return f"{spent}: the set-up and {self.overhead:.1%} of the training time; no budget"
-        allowed = f"{self.share:.1%} of {self.training:.3g} s of training"
-        return f"{spent} of {self.allowed:.3g} s ({self.allowance:g} s and {allowed})"
+        earned = f"{self.share:.1%} of {self.training:.3g} s of training"
+        return f"{spent} of {self.allowed:.3g} s ({self.allowance:g} s and {earned})"
 
     def expected(self, times: float) -> dict[str, tuple[int, int]]:
         """What `points` would about be with so many times the budget, where as many runs answer."""
@@ -279,13 +287,9 @@ class Budget:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {
-            "training": self.training,
-            "probing": self.probing,
-            "setup": self.setup,
-            "first": self._first,
-            "wishes": {name: asdict(wish) for name, wish in self._wishes.items()},
-        }
+        seconds = {"training": self.training, "probing": self.probing, "setup": self.setup}
+        wishes = {name: asdict(wish) for name, wish in self._wishes.items()}
+        return {**seconds, "first": self._first, "wishes": wishes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; probes that are new start at nothing."""

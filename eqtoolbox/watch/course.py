@@ -116,7 +116,7 @@ class Course(DueSteps):
                 if caught:
                     self._finish()
                 elif self._agenda.todo:
-                    self._account.skip(self._agenda.left_out)
+                    self._safely(self._account.skip, self._agenda.left_out)
                     self._journal.flush()
                 self._clock.begin(started)
             finally:  # an interrupt passes, and the next step is counted right

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -159,6 +159,23 @@ class Probe(ABC):
         """Yield the numbers of one step."""
 
 
+def undeclared(kind: "type[Probe] | Probe") -> str:
+    """What a probe or its class does not say of itself; empty if it says all.
+
+    Example:
+        >>> undeclared(Probe)
+        'expected name: ClassVar[str] = "..." in the class, got None'
+    """
+    for name in ("name", "headline"):
+        said = getattr(kind, name, None)
+        if not isinstance(said, str) or not said:
+            return f'expected {name}: ClassVar[str] = "..." in the class, got {said!r}'
+    mode = getattr(kind, "mode", None)
+    if mode not in get_args(Mode):
+        return f"expected mode: ClassVar to be one of {get_args(Mode)} in the class, got {mode!r}"
+    return ""
+
+
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Scheduled:
@@ -169,6 +186,8 @@ class Scheduled:
     light: Schedule | None = None  # of probes that lighten
 
     def __post_init__(self) -> None:
+        if lacks := undeclared(self.probe):
+            raise TypeError(f"{type(self.probe).__name__} is no whole probe: {lacks}")
         if self.light is not None and not self.probe.lightens:
             raise ValueError(f"{self.probe.name} has no light measurement; leave light out")
 

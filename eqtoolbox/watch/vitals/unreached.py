@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -31,6 +32,16 @@ class Unreached:
     def __init__(self) -> None:
         self._left: dict[str, float] | None = None  # their norms at the first step
         self._steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later steps are compared with."""
+        return {"unreached": self._left, "looked": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        left = state.get("unreached")
+        self._left = None if left is None else dict(left)
+        self._steps = int(state.get("looked", 0))
 
     def look(
         self, snapshot: Snapshot, gradient: Mapping[str, Tensor], order: Sequence[str]

@@ -52,6 +52,20 @@ class Vitals:
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
+    def state_dict(self) -> dict[str, Any]:
+        """What vital signs of later steps are told with."""
+        silent = {n: [torch.from_numpy(x) for x in kept] for n, kept in self._silent.items()}
+        told = {"halves": [*map(list, self._halves)], "silent": silent, "begun": self._begun}
+        return told | self._unreached.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._halves.extend((noise, inner) for noise, inner in state.get("halves", ()))
+        for layer, kept in state.get("silent", {}).items():
+            self._silent[layer] = deque([x.numpy() for x in kept], maxlen=BATCHES)
+        self._begun = int(state.get("begun", -1))
+        self._unreached.load_state_dict(state)
+
     def losses(self, step: int) -> None:
         """Tell the losses of every step since the last time; that fails by itself alone."""
         self.sent(step, Parcel())()
