@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.vectors import norms
-from eqtoolbox.probes.law import moved_by, rounding
+from eqtoolbox.probes.float64 import rounding
+from eqtoolbox.probes.law import moved_by
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NoRoom, Snapshot

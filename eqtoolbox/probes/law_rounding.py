@@ -9,8 +9,9 @@ import torch
 from eqtoolbox.linalg.curvature import hessian
 from eqtoolbox.linalg.vectors import add, norm
 from eqtoolbox.probes.engine import Engine
-from eqtoolbox.probes.law import Laws, afar, in_float64, moved_by
-from eqtoolbox.probes.law import rounding as rounding_of
+from eqtoolbox.probes.float64 import in_float64
+from eqtoolbox.probes.float64 import rounding as rounding_of
+from eqtoolbox.probes.law import Laws, afar, moved_by
 from eqtoolbox.probes.self_test import ROUGH
 from eqtoolbox.record.record import HOLDS
 from eqtoolbox.replay.gradient import replayed_gradient

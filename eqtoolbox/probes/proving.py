@@ -10,7 +10,7 @@ from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.probes.fastest import timed
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure
-from eqtoolbox.probes.law import rounded_share
+from eqtoolbox.probes.float64 import rounded_share
 from eqtoolbox.probes.operators import by_the_fastest_way, operator, quiet
 from eqtoolbox.probes.saturated import EXPLAINS
 from eqtoolbox.probes.self_test import ASYMMETRY, NO_FUNCTION, SelfTest, compared

@@ -5,13 +5,15 @@ and products of the second derivative are not symmetric, though nothing in the l
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from eqtoolbox.linalg.krylov import Asymmetric
-from eqtoolbox.probes.law import rounded_share
-from eqtoolbox.probes.operators import DifferentiatedOperator
+from eqtoolbox.probes.float64 import rounded_share
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
+
+if TYPE_CHECKING:  # for types alone
+    from eqtoolbox.probes.operators import DifferentiatedOperator
 
 EXPLAINS = 10.0  # roundings of the gradient, up to which products are not symmetric for it
 MOST = 0.1  # of the gradient, above which its second derivative is rounding alone
@@ -20,7 +22,7 @@ Found = TypeVar("Found")
 
 def despite_rounding(
     search: Callable[[], Found],
-    operator: DifferentiatedOperator,
+    operator: "DifferentiatedOperator",
     objective: Objective,
     params: Parameters,
 ) -> Found:
