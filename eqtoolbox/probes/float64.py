@@ -1,4 +1,4 @@
-"""The gradient in float64, which tells rounding from what is there, where a loss can be had in it."""
+"""The gradient in float64, which tells rounding from what is there, if a loss can be had in it."""
 
 import torch
 
