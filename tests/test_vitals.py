@@ -2,6 +2,7 @@
 
 import copy
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from eqtoolbox.watch.vitals.ear import listen
 from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
 from eqtoolbox.watch.vitals.inputs import Inputs
 from eqtoolbox.watch.vitals.sameness import are_alike
+from eqtoolbox.watch.vitals.tally import Labels
 from eqtoolbox.watch.vitals.targets import Targets
 
 PROBES = {"curvature": {"k": 1}}
@@ -195,6 +197,57 @@ def test_of_a_loss_of_which_nothing_counts_no_constant_is_known() -> None:
         3 * F.one_hot(CLASSES, 3).double(), CLASSES, label_smoothing=0.3
     )
     assert listen(smooth, {}).targets.of(float(smooth())) is None
+
+
+KINDS = {
+    "uniform": (torch.ones(300), 300),
+    "words": (1 / torch.arange(1.0, 2001.0), 1200),
+    "well seen": (torch.tensor([0.8, 0.15, 0.05]), 400),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_entropy_of_classes_is_known_from_few_labels(kind: str) -> None:
+    often, count = KINDS[kind]
+    share = (often / often.sum()).double()
+    draw = torch.Generator().manual_seed(0)
+    found = [Labels(torch.multinomial(share, count, True, generator=draw)) for _ in range(9)]
+    middle = statistics.median(labels.entropy() for labels in found)
+    assert middle == pytest.approx(float(torch.special.entr(share).sum()), rel=0.04)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rare_classes_are_counted_over_batches(weighted: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, weight = nn.Linear(4, 200), torch.full((200,), 3.0) if weighted else None
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(lambda model, b: F.cross_entropy(model(b[0]), b[1], weight=weight))
+        for _ in range(50):
+            loss(net, (torch.randn(16, 4), torch.randint(0, 200, (16,)))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        kept = monitor.state_dict()["labels"]
+    rows = eq.Run(tmp_path).records("vital/constant_loss")
+    assert rows[0].facts["once"] > 0.8 and sum(kept) == 16 * len(rows)
+    assert rows[-1].facts["once"] < 1 / 3
+    assert rows[-1].value == pytest.approx(math.log(200), rel=0.03)
+
+
+def test_labels_of_pairs_within_a_batch_are_known_exactly() -> None:
+    pairs = lambda: F.cross_entropy(torch.zeros(64, 64), torch.arange(64).flip(0))
+    assert listen(pairs, {}).targets.of(math.log(64)) == pytest.approx(math.log(64), rel=1e-9)
+    many = listen(lambda: F.cross_entropy(torch.zeros(64, 300), torch.arange(64)), {}).targets
+    assert many.labels is not None and many.labels.once == 1
+
+
+def test_a_batch_that_has_all_classes_is_not_judged_by_others() -> None:
+    """In sorted data each batch has few classes, which a constant output may follow."""
+    others = Labels(torch.arange(300).repeat(20))
+    sorted_batch = lambda: F.cross_entropy(torch.zeros(32, 300), torch.arange(32) % 2)
+    heard = listen(sorted_batch, {}).targets
+    assert heard.of(heard.value, others) == pytest.approx(math.log(2), rel=0.05)
 
 
 def test_no_copy_of_the_update_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,7 @@ class Catch:
             "shared": self.shared.state_dict(),
             "kept": sorted(self._runner.state_dict()),
             "checked": self.faithful.checked,
+            "labels": self.vitals.labels.counts.tolist(),
             "shapes": {n: list(s) for n, s in (self.shapes or {}).items()},
         }
 
@@ -262,6 +263,7 @@ class Catch:
         """Go on where `state_dict` was taken; what is missing starts anew."""
         self.shared.load_state_dict(state.get("shared", {}))
         self.faithful.checked = bool(state.get("checked", False))
+        self.vitals.labels.counts = torch.tensor(state.get("labels", ()), dtype=torch.int64)
         self.shapes = {n: torch.Size(s) for n, s in state.get("shapes", {}).items()} or None
         self._loaded, self._unloaded = True, False
 

@@ -256,6 +256,14 @@ def test_whether_a_run_learned(
     assert Signs(make_run(signs_of(losses, constant_loss=guess))).state == state
 
 
+def test_a_guess_of_labels_that_came_once_is_no_measure(make_run: MakeRun) -> None:
+    losses = [5.7 - 0.14 * k for k in range(STEPS)]
+    guesses = [2.9 + k / 100 for k in range(STEPS)]
+    for once, state in ((0.9, "learned"), (0.1, "stuck")):
+        run = make_run(signs_of(losses, constant_loss=(guesses, {"once": once}), own_batch=None))
+        assert Signs(run).state == state
+
+
 def test_what_a_disease_explains_is_told_once(make_run: MakeRun) -> None:
     run = make_run(signs_of(FLAT, gradient_depth=(1e-6, {"layers": 5}), output_spread=1e-8))
     assert [f.id for f in grave(run)] == ["vanishing-gradient"]

@@ -19,6 +19,7 @@ LEARNED = 0.85  # of the loss at the start, or of the best constant output, whic
 STUCK = 0.95  # the same above which nothing was learned
 GREW = 1.5
 WEAK = 0.03  # below the best constant on the same batches: less may be how that was estimated
+UNSEEN = 1 / 3  # share of labels whose class came once: of so many classes others are missed
 CONSTANT = 1e-4  # spread of the outputs over a batch, relative to their size
 
 
@@ -109,10 +110,13 @@ class Signs:
     def constant_loss(self) -> float | None:
         """The loss of the best constant output, where the kind of the loss is known.
 
-        Targets that the model makes itself may shrink with it, and are no measure.
+        Targets that the model makes itself may shrink with it, and are no measure; nor are labels
+        of too many classes that came once, of all measured batches.
         """
-        known = self.curve("vital/constant_loss")
-        return None if known is None or known.now < known.start / 10 else known.now
+        known, once = self.curve("vital/constant_loss"), self.told("vital/constant_loss", "once")
+        if known is None or known.now < known.start / 10:
+            return None
+        return None if once[-1] > UNSEEN else known.now
 
     @cached_property
     def best_idle(self) -> float:

@@ -25,6 +25,7 @@ from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
 from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.strides import Strides
+from eqtoolbox.watch.vitals.tally import Labels
 from eqtoolbox.watch.vitals.unreached import Unreached
 
 BATCHES = 5  # in a row on which a unit that is silent counts as such
@@ -49,6 +50,7 @@ class Vitals:
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
         self._unreached = Unreached()
+        self.labels = Labels()  # of all measured batches
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
@@ -145,12 +147,16 @@ class Vitals:
             self._emit("risk", float(len(names)), {"what": names, "least": [x for _, x in worst]})
 
     def _targets(self, heard: Heard, single: Objective, loss: float) -> None:
-        constant = heard.targets.of(loss)
+        targets = heard.targets
+        if targets.labels is not None and targets.whole(loss):
+            self.labels.add(targets.labels)
+        constant = targets.of(loss, self.labels)
         if constant is not None and heard.asked is not None:
-            kind = heard.targets.kind
+            kind = targets.kind
             labels = kind.endswith("entropy") or bool(heard.asked.any())  # a residual is to be 0
             alike = labels and are_alike(heard.asked, tensors(single.batch))
-            self._emit("constant_loss", constant, {"kind": kind, "alike": alike})
+            facts = {"kind": kind, "alike": alike, "once": targets.once(self.labels)}
+            self._emit("constant_loss", constant, facts)
 
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
