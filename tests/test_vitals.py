@@ -683,6 +683,73 @@ def test_labels_that_are_all_the_same_are_told(case: str, kind: str, tmp_path: P
     assert [row.facts.flag("alike") for row in rows] == [case == "one label"] * 2
 
 
+@pytest.mark.parametrize("case", ["of the batch", "of a residual"])
+def test_zeros_that_the_batch_brings_for_the_output_are_labels(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x, zeros = nn.Linear(4, 1), torch.randn(32, 4), torch.zeros(32, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    off = 1.0 if case == "of a residual" else 0.0
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(
+            lambda model, b: F.mse_loss(model(b[0]) - b[0][:, :1] if off else model(b[0]), b[1])
+        )
+        for _ in range(4):
+            loss(net, (x, zeros)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = eq.Run(tmp_path).records("vital/constant_loss")
+    assert [row.facts.flag("alike") for row in rows] == [case == "of the batch"] * 2
+
+
+SQUARED = {
+    "mse_loss": F.mse_loss,
+    "l1_loss": F.l1_loss,
+    "huber_loss": F.huber_loss,
+    "by hand": lambda one, two: (one - two).square().mean(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("kind", SQUARED)
+def test_a_column_that_is_compared_with_a_row_is_told(kind: str) -> None:
+    net, x, y, loss = nn.Linear(4, 1), torch.randn(16, 4), torch.randn(16), SQUARED[kind]
+    params = dict(net.named_parameters())
+    heard = lambda run: listen(run, params, net)
+    assert heard(lambda: loss(net(x), y)).squared == ((16, 1), (16,))
+    assert heard(lambda: loss(net(x)[:, 0], y[:, None])).squared == ((16,), (16, 1))
+    assert heard(lambda: loss(net(x)[:, 0], y)).squared is None
+    assert heard(lambda: loss(net(x), y[:, None])).squared is None
+    assert heard(lambda: loss(net(x), y[0].expand(16, 1))).squared is None
+    assert heard(lambda: loss(net(x), net(x)[:, 0])).squared is None  # all pairs of outputs
+    if kind == "mse_loss":
+        constant = heard(lambda: loss(net(x), y)).targets.constant
+        assert constant == pytest.approx(float(y.var()), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["minus", "itself", "targets of the loss", "in part"])
+def test_the_sign_of_a_known_loss_is_told(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(32, 4), torch.randint(0, 3, (32,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    value = {
+        "minus": lambda out, y: -F.cross_entropy(out, y),
+        "itself": F.cross_entropy,
+        "targets of the loss": lambda out, y: -F.cross_entropy(out, torch.zeros_like(y)),
+        "in part": lambda out, y: out.square().mean() - F.cross_entropy(out, y),
+    }[case]
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(lambda model, b: value(model(b[0]), b[1]))
+        for _ in range(4):
+            loss(net, (x, y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run, name = eq.Run(tmp_path), "vital/loss_sign"
+    signs = {"minus": [-1.0] * 2, "itself": [1.0] * 2}.get(case, [])
+    assert [row.value for row in (run.records(name) if name in run.names() else ())] == signs
+
+
 def test_labels_are_compared_with_what_the_batch_holds_in_any_shape() -> None:
     x, two = torch.randn(8, 3), torch.full((8,), 2)
     assert are_alike(two[:, None].float(), [x, two]) and are_alike(two, [x, two[None, :]])

@@ -90,6 +90,10 @@ class Targets:
         """Whether this is the loss itself."""
         return abs(self.value - loss) <= SAME * max(abs(loss), 1e-6)
 
+    def sign(self, loss: float) -> int:
+        """1 if this is the loss itself, -1 if its negative is, else 0."""
+        return 1 if self.whole(loss) else -1 if self.whole(-loss) else 0
+
 
 def _of_squares(given: dict[str, Any]) -> tuple[float, float]:
     """Variance of each number of a target over the batch, without bias."""

@@ -150,13 +150,20 @@ class Vitals:
         targets = heard.targets
         if targets.labels is not None and targets.whole(loss):
             self.labels.add(targets.labels)
+        if heard.squared is not None:
+            shapes = dict(zip(("prediction", "target"), heard.squared, strict=True))
+            self._emit("broadcast", 1.0, shapes)
+        if heard.asked is None:
+            return
+        own = targets.kind.endswith("entropy") or heard.direct or bool(heard.asked.any())
+        alike = own and are_alike(heard.asked, tensors(single.batch))  # a residual is to be 0
+        sign, kind = targets.sign(loss), {"kind": targets.kind}
+        if sign and (alike or bool((heard.asked != heard.asked.flatten()[:1]).any())):
+            self._emit("loss_sign", float(sign), kind)  # of targets that the loss made none
         constant = targets.of(loss, self.labels)
-        if constant is not None and heard.asked is not None:
-            kind = targets.kind
-            labels = kind.endswith("entropy") or bool(heard.asked.any())  # a residual is to be 0
-            alike = labels and are_alike(heard.asked, tensors(single.batch))
-            facts = {"kind": kind, "alike": alike, "once": targets.once(self.labels)}
-            self._emit("constant_loss", constant, facts)
+        if constant is not None:
+            facts = {"alike": alike, "once": targets.once(self.labels)}
+            self._emit("constant_loss", constant, kind | facts)
 
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
