@@ -185,7 +185,7 @@ class Signs:
 
     @cached_property
     def unbounded(self) -> bool:
-        """Whether the loss fell below zero, far beyond the size of its first fifth and of densities.
+        """Whether the loss fell below zero, far beyond the size of its first fifth.
 
         One that goes on must have doubled since the last but one fifth; far beyond all scales it
         need not, as rounding stops it there.
