@@ -424,6 +424,42 @@ def one_class(loop: Loop) -> None:
     loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x, torch.full_like(y, 3), 64), 200)
 
 
+@case("constant-target")
+def zero_targets(loop: Loop) -> None:
+    m, (x, y) = net(10, 32, 1), table("diabetes")
+    loop(m, Adam(m.parameters(), lr=3e-3), mse, batches(x, 0 * y, 64), 200)
+
+
+@case("wrong-sign")
+def minus_cross_entropy(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(nn.Flatten(), *net(64, 64, 10)), images()
+    loop(m, Adam(m.parameters(), lr=1e-3), lambda m, b: -ce(m, b), batches(x, y, 64), 200)
+
+
+@case("broadcast-targets")
+def column_and_row(loop: Loop) -> None:
+    m, (x, y) = net(10, 32, 1), table("diabetes")
+    loop(m, Adam(m.parameters(), lr=3e-3), mse, batches(x, y[:, 0], 64), 200)
+
+
+@case("far-above-guess")
+def tiny_targets(loop: Loop) -> None:
+    m, (x, y) = net(10, 32, 1), table("diabetes")
+    loop(m, Adam(m.parameters(), lr=1e-3), mse, batches(x, 1e-4 * y, 64), 300)
+
+
+@case("no-signal")
+def shuffled_pairs(loop: Loop) -> None:
+    m, x = nn.Sequential(net(32, 64, 16), Unit()), images()[0].flatten(1)
+
+    def pairs(model: nn.Module, batch: Batch) -> Tensor:
+        one, two = model(batch[0]), model(batch[1])
+        return F.cross_entropy(one @ two.T / 0.1, torch.arange(len(one)))
+
+    others = x[torch.randperm(len(x)), 32:]
+    loop(m, Adam(m.parameters(), lr=1e-3), pairs, batches(x[:, :32], others, 64), 200)
+
+
 @case("training-in-eval-mode")
 def evaluating(loop: Loop) -> None:
     m, (x, y) = conv().eval(), images()
@@ -561,6 +597,19 @@ def healthy_text(loop: Loop) -> None:
     data, count = letters(16)
     m = Transformer(count)
     loop(m, torch.optim.AdamW(m.parameters(), lr=5e-3), ce, data, 160, schedule=10, clip=1.0)
+
+
+@case()
+def healthy_many_classes(loop: Loop) -> None:
+    """Of 300 classes a batch has 16 labels."""
+    center, m = torch.randn(300, 32), net(32, 64, 300)
+
+    def some() -> Iterator[Batch]:
+        while True:
+            y = torch.randint(300, (16,))
+            yield center[y] + torch.randn(16, 32), y
+
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, some(), 375)
 
 
 @case()

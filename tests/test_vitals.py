@@ -2,6 +2,7 @@
 
 import copy
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from eqtoolbox.watch.vitals.ear import listen
 from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
 from eqtoolbox.watch.vitals.inputs import Inputs
 from eqtoolbox.watch.vitals.sameness import are_alike
+from eqtoolbox.watch.vitals.tally import Labels
 from eqtoolbox.watch.vitals.targets import Targets
 
 PROBES = {"curvature": {"k": 1}}
@@ -195,6 +197,57 @@ def test_of_a_loss_of_which_nothing_counts_no_constant_is_known() -> None:
         3 * F.one_hot(CLASSES, 3).double(), CLASSES, label_smoothing=0.3
     )
     assert listen(smooth, {}).targets.of(float(smooth())) is None
+
+
+KINDS = {
+    "uniform": (torch.ones(300), 300),
+    "words": (1 / torch.arange(1.0, 2001.0), 1200),
+    "well seen": (torch.tensor([0.8, 0.15, 0.05]), 400),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_entropy_of_classes_is_known_from_few_labels(kind: str) -> None:
+    often, count = KINDS[kind]
+    share = (often / often.sum()).double()
+    draw = torch.Generator().manual_seed(0)
+    found = [Labels(torch.multinomial(share, count, True, generator=draw)) for _ in range(9)]
+    middle = statistics.median(labels.entropy() for labels in found)
+    assert middle == pytest.approx(float(torch.special.entr(share).sum()), rel=0.04)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rare_classes_are_counted_over_batches(weighted: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, weight = nn.Linear(4, 200), torch.full((200,), 3.0) if weighted else None
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(lambda model, b: F.cross_entropy(model(b[0]), b[1], weight=weight))
+        for _ in range(50):
+            loss(net, (torch.randn(16, 4), torch.randint(0, 200, (16,)))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        kept = monitor.state_dict()["labels"]
+    rows = eq.Run(tmp_path).records("vital/constant_loss")
+    assert rows[0].facts["once"] > 0.8 and sum(kept) == 16 * len(rows)
+    assert rows[-1].facts["once"] < 1 / 3
+    assert rows[-1].value == pytest.approx(math.log(200), rel=0.03)
+
+
+def test_labels_of_pairs_within_a_batch_are_known_exactly() -> None:
+    pairs = lambda: F.cross_entropy(torch.zeros(64, 64), torch.arange(64).flip(0))
+    assert listen(pairs, {}).targets.of(math.log(64)) == pytest.approx(math.log(64), rel=1e-9)
+    many = listen(lambda: F.cross_entropy(torch.zeros(64, 300), torch.arange(64)), {}).targets
+    assert many.labels is not None and many.labels.once == 1
+
+
+def test_a_batch_that_has_all_classes_is_not_judged_by_others() -> None:
+    """In sorted data each batch has few classes, which a constant output may follow."""
+    others = Labels(torch.arange(300).repeat(20))
+    sorted_batch = lambda: F.cross_entropy(torch.zeros(32, 300), torch.arange(32) % 2)
+    heard = listen(sorted_batch, {}).targets
+    assert heard.of(heard.value, others) == pytest.approx(math.log(2), rel=0.05)
 
 
 def test_no_copy_of_the_update_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,6 +681,73 @@ def test_labels_that_are_all_the_same_are_told(case: str, kind: str, tmp_path: P
             optimizer.zero_grad()
     rows = eq.Run(tmp_path).records("vital/constant_loss")
     assert [row.facts.flag("alike") for row in rows] == [case == "one label"] * 2
+
+
+@pytest.mark.parametrize("case", ["of the batch", "of a residual"])
+def test_zeros_that_the_batch_brings_for_the_output_are_labels(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x, zeros = nn.Linear(4, 1), torch.randn(32, 4), torch.zeros(32, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    off = 1.0 if case == "of a residual" else 0.0
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(
+            lambda model, b: F.mse_loss(model(b[0]) - b[0][:, :1] if off else model(b[0]), b[1])
+        )
+        for _ in range(4):
+            loss(net, (x, zeros)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = eq.Run(tmp_path).records("vital/constant_loss")
+    assert [row.facts.flag("alike") for row in rows] == [case == "of the batch"] * 2
+
+
+SQUARED = {
+    "mse_loss": F.mse_loss,
+    "l1_loss": F.l1_loss,
+    "huber_loss": F.huber_loss,
+    "by hand": lambda one, two: (one - two).square().mean(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("kind", SQUARED)
+def test_a_column_that_is_compared_with_a_row_is_told(kind: str) -> None:
+    net, x, y, loss = nn.Linear(4, 1), torch.randn(16, 4), torch.randn(16), SQUARED[kind]
+    params = dict(net.named_parameters())
+    heard = lambda run: listen(run, params, net)
+    assert heard(lambda: loss(net(x), y)).squared == ((16, 1), (16,))
+    assert heard(lambda: loss(net(x)[:, 0], y[:, None])).squared == ((16,), (16, 1))
+    assert heard(lambda: loss(net(x)[:, 0], y)).squared is None
+    assert heard(lambda: loss(net(x), y[:, None])).squared is None
+    assert heard(lambda: loss(net(x), y[0].expand(16, 1))).squared is None
+    assert heard(lambda: loss(net(x), net(x)[:, 0])).squared is None  # all pairs of outputs
+    if kind == "mse_loss":
+        constant = heard(lambda: loss(net(x), y)).targets.constant
+        assert constant == pytest.approx(float(y.var()), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["minus", "itself", "targets of the loss", "in part"])
+def test_the_sign_of_a_known_loss_is_told(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(32, 4), torch.randint(0, 3, (32,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    how = {"run_dir": tmp_path, "budget": None, "schedule": 2, "probes": PROBES}
+    value = {
+        "minus": lambda out, y: -F.cross_entropy(out, y),
+        "itself": F.cross_entropy,
+        "targets of the loss": lambda out, y: -F.cross_entropy(out, torch.zeros_like(y)),
+        "in part": lambda out, y: out.square().mean() - F.cross_entropy(out, y),
+    }[case]
+    with eq.attach(net, optimizer, **how) as monitor:
+        loss = monitor.loss(lambda model, b: value(model(b[0]), b[1]))
+        for _ in range(4):
+            loss(net, (x, y)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run, name = eq.Run(tmp_path), "vital/loss_sign"
+    signs = {"minus": [-1.0] * 2, "itself": [1.0] * 2}.get(case, [])
+    assert [row.value for row in (run.records(name) if name in run.names() else ())] == signs
 
 
 def test_labels_are_compared_with_what_the_batch_holds_in_any_shape() -> None:

@@ -86,6 +86,9 @@ SPIKED[25] = 3.0
 NOISY = [2.0 * 0.9**k * (1.3 if k % 2 else 1.0) for k in range(40)]
 GROWING = [2.3 * 3.0**k for k in range(6)] + [float("nan")] * 10
 GAPPED = [float("nan") if k in (4, 9) else loss for k, loss in enumerate(FALLING)]
+GROWN = [2.3 * 1.4**k for k in range(STEPS)]
+RUNAWAY = [40.0 if k < 3 else -(40.0 * 3.0 ** (k - 3)) for k in range(STEPS)]
+MSE = {"kind": "mse_loss"}
 CALM = [*FALLING[:6], *[float("nan")] * 10]
 
 # id, the run that has it, the look-alike that has not (losses, signs, info)
@@ -93,6 +96,14 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("zero-grad-forgotten",
      (FLAT, {RATIO: (3.0, {"cause": STALE}), "monitor/closure_grad_cos": 0.2}, {}),
      (FALLING, {RATIO: 1.0, **COSINE}, {})),
+    ("wrong-sign", ([-x for x in GROWN], {"loss_sign": (-1.0, MSE), "constant_loss": None}, {}),
+     ([-x for x in FALLING], {"loss_sign": (-1.0, MSE), "constant_loss": None}, {})),
+    ("unbounded-loss", (RUNAWAY, {"constant_loss": None}, {}),
+     ([40.0 - 60 * k**0.5 for k in range(STEPS)], {"constant_loss": None}, {})),
+    ("broadcast-targets",
+     (FLAT, {"broadcast": (1.0, {"prediction": (64, 1), "target": (64,)})}, {}), (FALLING, {}, {})),
+    ("far-above-guess", ([90 * 0.8**k for k in range(STEPS)], {"constant_loss": 0.2}, {}),
+     ([90.0 * 0.5**k for k in range(STEPS)], {"constant_loss": 0.2}, {})),
     ("momentum-too-high", (FLAT, {"own_batch": (0.3, {"loss": 2.3})}, HEAVY),
      (FALLING, {}, HEAVY)),
     ("diverged", (GROWING, {}, {}), (CALM, {}, {})),
@@ -254,6 +265,36 @@ def test_whether_a_run_learned(
     losses: list[float], guess: float | None, state: str, make_run: MakeRun
 ) -> None:
     assert Signs(make_run(signs_of(losses, constant_loss=guess))).state == state
+
+
+def test_a_guess_of_labels_that_came_once_is_no_measure(make_run: MakeRun) -> None:
+    losses = [5.7 - 0.14 * k for k in range(STEPS)]
+    guesses = [2.9 + k / 100 for k in range(STEPS)]
+    for once, state in ((0.9, "learned"), (0.1, "stuck")):
+        run = make_run(signs_of(losses, constant_loss=(guesses, {"once": once}), own_batch=None))
+        assert Signs(run).state == state
+
+
+def test_a_loss_that_climbs_learned_nothing_whichever_way_its_sign_is_wrong(
+    make_run: MakeRun,
+) -> None:
+    """Minus a loss that is minimised, or the loss itself that is maximised; both are right."""
+    up = {"optimizer": {"class": "SGD", "groups": [{"lr": 0.1, "maximize": True}]}}
+    for sign, losses, option, wrong in (
+        (-1.0, [-x for x in GROWN], {}, True),
+        (1.0, GROWN, up, True),
+        (-1.0, [-x for x in FALLING], up, False),
+    ):
+        run = make_run(signs_of(losses, loss_sign=(sign, MSE), constant_loss=None), **option)
+        assert (Signs(run).state == "stuck") is wrong
+        assert ("wrong-sign" in {f.id for f in run.findings()}) is wrong
+
+
+def test_a_loss_that_rests_far_below_zero_fell_without_bound(make_run: MakeRun) -> None:
+    rests = [40.0, 30.0, 10.0, *(-(10.0 ** (2 * k)) for k in range(1, 8)), *[-1e16] * 6]
+    assert [f.id for f in grave(make_run(signs_of(rests, constant_loss=None)))] == [
+        "unbounded-loss"
+    ]
 
 
 def test_what_a_disease_explains_is_told_once(make_run: MakeRun) -> None:

@@ -18,6 +18,7 @@ MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fi
 SEEN = 3  # batches whose targets must be alike
 ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
 MOVED = 3.0  # times the loss by which the steps together have lowered it, each on its own batch
+ABOVE = 2.0  # times the loss of a constant output: so far above it a loss says nothing of signal
 BACK = 0.5  # of what the run began with: so high a spike throws it back
 
 
@@ -87,7 +88,7 @@ def no_signal(signs: Signs) -> Symptom | None:
     if ratio is None or ratio * signs.length < MATTERS or clipped_share(signs) > BACK:
         return None
     agree = float(np.median(halves.values[len(halves.values) // 4 :]))
-    if agree > AGREE or signs.constant:
+    if agree > AGREE or signs.constant or far_above_guess(signs) is not None:
         return None
     names = ("vital/halves", "vital/update_ratio")
     if signs.below_guess is not None:
@@ -108,6 +109,21 @@ def no_signal(signs: Signs) -> Symptom | None:
         "shuffled labels."
     )
     return Symptom(text=text, names=names, where="the data")
+
+
+def far_above_guess(signs: Signs) -> Symptom | None:
+    """A loss that fell, and still lies far above that of a constant output."""
+    guess, (start, end) = signs.constant_loss, signs.level
+    if signs.state not in ("stuck", "little") or not guess or end < ABOVE * guess:
+        return None
+    if end > LEARNED * start:
+        return None
+    text = (
+        f"The loss is still {number(end / guess, 2)}x what a constant output reaches: it fell from "
+        f"{number(start)} to {number(end)}, where a guess has {number(guess)}. Outputs and targets "
+        "are of different size, or the run is too short."
+    )
+    return Symptom(text=text, names=("vital/losses", "vital/constant_loss"), where="the data")
 
 
 def not_learning(signs: Signs) -> Symptom | None:

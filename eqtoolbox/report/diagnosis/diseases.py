@@ -3,6 +3,7 @@
 from eqtoolbox.report.diagnosis import data, loop, signal, steps
 from eqtoolbox.report.diagnosis.disease import Disease
 from eqtoolbox.report.diagnosis.of_data import OF_DATA, OUTCOME
+from eqtoolbox.report.diagnosis.of_loss import OF_LOSS
 
 DEAD = ("dead-layer", "dead-units")
 LOST = (*OUTCOME, "loss-not-finite", "measurements-non-finite", "measurements-failed", "errors",
@@ -31,6 +32,7 @@ DISEASES: tuple[Disease, ...] = (
                   "always-clipped", "vanishing-gradient", "constant-output", "loss-spike",
                   "near-units", "duplicate-units"),
     ),
+    *OF_LOSS,
     Disease(
         id="momentum-too-high",
         level="warning",

@@ -98,6 +98,52 @@ def evaluation_mode(signs: Signs) -> Symptom | None:
     return Symptom(text=text, names=("vital/eval_mode",), where=what)
 
 
+KINDS = {
+    "cross_entropy": "the cross-entropy",
+    "binary_cross_entropy": "the binary cross-entropy",
+    "mse_loss": "the mean squared error",
+    "smooth_l1_loss": "the smooth L1 loss",
+    "huber_loss": "the Huber loss",
+}
+
+
+def wrong_sign(signs: Signs) -> Symptom | None:
+    """A loss of a known kind that the steps raise."""
+    if not signs.climbs:
+        return None
+    kind = KINDS.get(signs.facts("vital/loss_sign").text("kind"), "a standard loss")
+    start, end = (number(abs(x)) for x in signs.level)
+    how = "the optimizer maximises it" if signs.option("maximize") else "its negative is minimised"
+    text = f"The sign of the loss is wrong: {kind} climbs from {start} to {end}, as {how}."
+    return Symptom(text=text, names=("vital/loss_sign", "vital/losses"), where="the loss")
+
+
+def unbounded(signs: Signs) -> Symptom | None:
+    """A loss that has no least value, and runs away below zero."""
+    if not signs.unbounded:
+        return None
+    start, end = signs.level
+    text = (
+        f"The loss falls without bound: it was {number(start)} and is {number(end)}. It has no "
+        "least value, as where a term has the wrong sign or rewards the size of an output."
+    )
+    return Symptom(text=text, names=("vital/losses",), where="the loss")
+
+
+def broadcast(signs: Signs) -> Symptom | None:
+    """Predictions of shape (N, 1) and targets of shape (N), all of which are compared with all."""
+    facts = signs.facts("vital/broadcast")
+    sizes = facts.counts("prediction"), facts.counts("target")
+    if not all(sizes):
+        return None
+    one, two = (f"({', '.join(map(str, shape))})" for shape in sizes)
+    text = (
+        f"The loss broadcasts: predictions of shape {one} against targets of shape {two} are "
+        "compared all with all, so that every sample is taught the mean of all targets."
+    )
+    return Symptom(text=text, names=("vital/broadcast",), where="the loss")
+
+
 def softmax_twice(signs: Signs) -> Symptom | None:
     """Probabilities where the loss expects logits."""
     if (signs.now("vital/probabilities") or 0) < 1:

@@ -3,7 +3,7 @@
 from eqtoolbox.report.diagnosis import data, loop, steps
 from eqtoolbox.report.diagnosis.disease import Disease
 
-OUTCOME = ("not-learning", "no-signal", "loss-rising")
+OUTCOME = ("not-learning", "no-signal", "far-above-guess", "loss-rising")
 
 OF_DATA: tuple[Disease, ...] = (
     Disease(
@@ -47,6 +47,18 @@ OF_DATA: tuple[Disease, ...] = (
         ),
         source="Goodfellow et al. 2014 (1406.2661)",
         explains=OUTCOME,
+    ),
+    Disease(
+        id="far-above-guess",
+        level="warning",
+        symptom=data.far_above_guess,
+        told_from="without a signal the loss rests at that of a constant output, not above it",
+        remedy=(
+            "standardise the targets: subtract their mean and divide by their standard deviation",
+            "train on, or raise the learning rate, if the loss still falls",
+        ),
+        source="LeCun et al. 1998, Efficient BackProp",
+        explains=("not-learning",),
     ),
     Disease(
         id="no-signal",

@@ -18,7 +18,9 @@ LEAST = 8  # losses from which it can be said whether they fell
 LEARNED = 0.85  # of the loss at the start, or of the best constant output, whichever is less
 STUCK = 0.95  # the same above which nothing was learned
 GREW = 1.5
+BEYOND = 1e3  # times its size in the first fifth, to which a loss may fall below zero
 WEAK = 0.03  # below the best constant on the same batches: less may be how that was estimated
+UNSEEN = 1 / 3  # share of labels whose class came once: of so many classes others are missed
 CONSTANT = 1e-4  # spread of the outputs over a batch, relative to their size
 
 
@@ -109,10 +111,13 @@ class Signs:
     def constant_loss(self) -> float | None:
         """The loss of the best constant output, where the kind of the loss is known.
 
-        Targets that the model makes itself may shrink with it, and are no measure.
+        Targets that the model makes itself may shrink with it, and are no measure; nor are labels
+        of too many classes that came once, of all measured batches.
         """
-        known = self.curve("vital/constant_loss")
-        return None if known is None or known.now < known.start / 10 else known.now
+        known, once = self.curve("vital/constant_loss"), self.told("vital/constant_loss", "once")
+        if known is None or known.now < known.start / 10:
+            return None
+        return None if once[-1] > UNSEEN else known.now
 
     @cached_property
     def best_idle(self) -> float:
@@ -147,7 +152,9 @@ class Signs:
         values = self.losses[1]
         if not self.finite:
             return "not finite"
-        if self.option("maximize"):  # its loss is to grow, and how far is not known
+        if self.climbs:
+            return "stuck"
+        if self.option("maximize") or self.unbounded:  # how far it may go is not known
             return "unknown"
         values = values[np.isfinite(values)]
         if len(values) < LEAST:
@@ -168,6 +175,28 @@ class Signs:
             stays: State = "unknown" if signed else "stuck"  # a surrogate about 0 has no level
             return stays if self.below_guess is None else "little"
         return "learned" if idle - end > (1 - LEARNED) * size else "little"
+
+    @cached_property
+    def climbs(self) -> bool:
+        """Whether the steps raise a loss of a known kind, which all of them are to lower."""
+        sign, (start, end) = self.now("vital/loss_sign"), self.level
+        wrong = sign is not None and sign * (-1 if self.option("maximize") else 1) < 0
+        return wrong and abs(end) * STUCK > abs(start)
+
+    @cached_property
+    def unbounded(self) -> bool:
+        """Whether the loss fell below zero, far beyond the size of its first fifth.
+
+        One that goes on must have doubled since the last but one fifth; far beyond all scales it
+        need not, as rounding stops it there.
+        """
+        values = self.losses[1][np.isfinite(self.losses[1])]
+        if len(values) < LEAST:
+            return False
+        first, *_, late, last = np.array_split(values, 5)
+        size, end = float(np.abs(first).max()), float(np.median(last))
+        falls = end < 2 * float(np.median(late)) or end < -(BEYOND**2) * size
+        return falls and end < -BEYOND * size
 
     @property
     def told_by_few(self) -> bool:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eqtoolbox.replay.thread.scope import only_here, unobserved
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.vitals.attention import Attention
+from eqtoolbox.watch.vitals.broadcast import Shapes, narrow, outer
 from eqtoolbox.watch.vitals.inputs import Inputs
 from eqtoolbox.watch.vitals.targets import Targets, are_probabilities
 
@@ -37,6 +38,8 @@ class Heard:
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
     asked: Tensor | None = None  # targets of the last loss that takes some
+    direct: bool = False  # whether that loss takes what the model gave out
+    squared: Shapes | None = None  # of predictions and targets that are compared all with all
     probabilities: str = ""  # what made probabilities of what the loss takes for logits
     batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # independent ones, trains
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
@@ -80,6 +83,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.attends: set[int] = set()  # softmaxes of such scores: of queries with keys
         self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
         self.ends: list[tuple[str, float]] = []  # saturated shares since then
+        self.outputs: set[int] = set()  # storages of what the model gave out
 
     @contextmanager
     def within(self, model: nn.Module | None) -> Iterator[None]:
@@ -91,6 +95,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.drawn = False
 
         def end(_: Any, __: Any, output: Any) -> None:
+            self.outputs.update(_place(x) for x in tensors(output))
             if all(x.dim() for x in tensors(output)):  # it gave no loss of its own
                 self._settle()
             self.units.clear()
@@ -148,8 +153,22 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             if name == "binary_cross_entropy_with_logits":
                 heard.probabilities = "sigmoid" if self._squashed(given["self"]) else ""
-            heard.asked = given.get("target", heard.asked)
+            self._compared(name, given)
             heard.targets.note(name, given, result)
+
+    def _compared(self, name: str, given: dict[str, Any]) -> None:
+        """Predictions and targets; of those that a broadcast made a square, what it was made of."""
+        outputs = self.outputs | (
+            {_place(self.heard.last)} if self.heard.last is not None else set()
+        )
+        if "target" in given or name in ("sub", "rsub"):
+            shapes = outer(given, outputs)
+            self.heard.squared = shapes or self.heard.squared
+            if shapes is not None and "target" in given:
+                given["target"] = narrow(given["target"])
+        if "target" in given:
+            self.heard.asked = given["target"]
+            self.heard.direct = _place(given["self"]) in outputs
 
     def _normalised(self, given: dict[str, Any]) -> None:
         """By a batch norm, or by an instance norm, to which samples are channels of a single one.

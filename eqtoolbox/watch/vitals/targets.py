@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eqtoolbox.watch.vitals.tally import Labels
+
 SAME = 1e-3  # relative difference of the loss and that of the kind that was seen
 MEAN, SUM = 1, 2  # reductions, as ATen numbers them
 MEANS = 8  # weighted ones from the median, to the best constant of Huber's loss
-TINY = torch.finfo(torch.float64).tiny
+FEW = 0.1  # share of labels whose class came once, up to which a batch tells all classes
 
 
 @dataclass
@@ -21,12 +23,14 @@ class Targets:
     kind: str = ""
     value: float = math.nan  # of the loss itself
     constant: float = math.nan  # of the best constant output
-    output: float = math.nan  # ratio of the outputs' spread to the targets'
+    labels: Labels | None = None  # where the classes of a batch may not be all there are
+    heavy: Tensor | None = None  # weights of classes
+    scale: float = 1.0  # of the loss over a mean over its targets
 
     def note(self, name: str, given: dict[str, Any], result: Any) -> None:
         """Note an operation, if it is a loss."""
         if name.startswith("nll_loss"):
-            self._take("cross_entropy", given, result[0], *_of_classes(given))
+            self._classes(given, result[0])
         elif name == "mse_loss":
             self._take(name, given, result, *_of_squares(given))
         elif name in ("smooth_l1_loss", "huber_loss"):
@@ -35,32 +39,60 @@ class Targets:
             self._take("binary_cross_entropy", given, result, *_of_bits(given))
 
     def _take(
-        self, kind: str, given: dict[str, Any], result: Any, constant: float, weight: float
+        self,
+        kind: str,
+        given: dict[str, Any],
+        result: Any,
+        constant: float,
+        weight: float,
+        labels: Labels | None = None,
     ) -> None:
         """Keep a loss and the least mean over its targets, which together have this weight."""
         if isinstance(result, Tensor) and result.numel() == 1:
-            summed = given.get("reduction", MEAN) == SUM
-            self.kind, self.value = kind, float(result)
-            self.constant = constant * weight if summed else constant
+            self.scale = weight if given.get("reduction", MEAN) == SUM else 1.0
+            self.kind, self.value, self.constant = kind, float(result), constant * self.scale
+            self.labels, self.heavy = labels, given.get("weight")
 
-    def of(self, loss: float) -> float | None:
-        """What a constant output reaches, if this is the loss itself."""
-        whole = abs(self.value - loss) <= SAME * max(abs(loss), 1e-6)
-        return self.constant if whole and math.isfinite(self.constant) else None
+    def _classes(self, given: dict[str, Any], result: Any) -> None:
+        """Keep a loss of classes; those of pairs within the batch are known, each comes once."""
+        target, heavy = given["target"], given.get("weight")
+        target = target[target != given.get("ignore_index", -100)]
+        labels, columns = Labels(target), given["self"].shape[min(given["self"].dim(), 2) - 1]
+        weight = float(target.numel() if heavy is None else heavy.detach()[target].double().sum())
+        paired = target.numel() == columns and labels.each_once
+        least = math.log(columns) if paired else labels.entropy(heavy)
+        known = None if paired else labels
+        self._take("cross_entropy", given, result, least, weight, known)
 
+    def of(self, loss: float, pool: Labels | None = None) -> float | None:
+        """What a constant output reaches, if this is the loss itself.
 
-def _of_classes(given: dict[str, Any]) -> tuple[float, float]:
-    """Entropy of the classes that count, by their weights, and the sum of these weights."""
-    target = given["target"].flatten()
-    target = target[target != given.get("ignore_index", -100)]
-    counts = torch.bincount(target).double()
-    each = given.get("weight")
-    each = torch.ones_like(counts) if each is None else each.detach().double()[: len(counts)]
-    each, counts = each[counts > 0], counts[counts > 0]
-    total = float((each * counts).sum())
-    share = each * counts / max(total, TINY)
-    few = each.sum() / max(total, TINY) - (share.square() / counts).sum()  # Miller 1955, weighted
-    return (float(torch.special.entr(share).sum() + few / 2) if total else math.nan), total
+        Args:
+            loss: the loss of the step.
+            pool: labels of this batch and of others, for one of too few labels for its classes.
+        """
+        constant, labels = self.constant, self._counted(pool)
+        if labels is not self.labels and labels is not None:
+            constant = labels.entropy(self.heavy) * self.scale
+        return constant if self.whole(loss) and math.isfinite(constant) else None
+
+    def once(self, pool: Labels) -> float:
+        """Share of the labels behind a constant whose class came once; 0 of other targets."""
+        labels = self._counted(pool)
+        return 0.0 if labels is None else labels.once
+
+    def _counted(self, pool: Labels | None) -> Labels | None:
+        """The labels that tell what a constant output reaches: of a batch of few, the pool's."""
+        few = pool is not None and self.labels is not None and self.labels.once > FEW
+        return pool if few else self.labels
+
+    def whole(self, loss: float) -> bool:
+        """Whether this is the loss itself."""
+        return abs(self.value - loss) <= SAME * max(abs(loss), 1e-6)
+
+    def sign(self, loss: float) -> int:
+        """1 if this is the loss itself, -1 if its negative is, else 0."""
+        return 1 if self.whole(loss) else -1 if self.whole(-loss) else 0
 
 
 def _of_squares(given: dict[str, Any]) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
 from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.strides import Strides
+from eqtoolbox.watch.vitals.tally import Labels
 from eqtoolbox.watch.vitals.unreached import Unreached
 
 BATCHES = 5  # in a row on which a unit that is silent counts as such
@@ -49,6 +50,7 @@ class Vitals:
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
         self._unreached = Unreached()
+        self.labels = Labels()  # of all measured batches
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
@@ -159,12 +161,23 @@ class Vitals:
             self._emit("risk", float(len(names)), {"what": names, "least": [x for _, x in worst]})
 
     def _targets(self, heard: Heard, single: Objective, loss: float) -> None:
-        constant = heard.targets.of(loss)
-        if constant is not None and heard.asked is not None:
-            kind = heard.targets.kind
-            labels = kind.endswith("entropy") or bool(heard.asked.any())  # a residual is to be 0
-            alike = labels and are_alike(heard.asked, tensors(single.batch))
-            self._emit("constant_loss", constant, {"kind": kind, "alike": alike})
+        targets = heard.targets
+        if targets.labels is not None and targets.whole(loss):
+            self.labels.add(targets.labels)
+        if heard.squared is not None:
+            shapes = dict(zip(("prediction", "target"), heard.squared, strict=True))
+            self._emit("broadcast", 1.0, shapes)
+        if heard.asked is None:
+            return
+        own = targets.kind.endswith("entropy") or heard.direct or bool(heard.asked.any())
+        alike = own and are_alike(heard.asked, tensors(single.batch))  # a residual is to be 0
+        sign, kind = targets.sign(loss), {"kind": targets.kind}
+        if sign and (alike or bool((heard.asked != heard.asked.flatten()[:1]).any())):
+            self._emit("loss_sign", float(sign), kind)  # of targets that the loss made none
+        constant = targets.of(loss, self.labels)
+        if constant is not None:
+            facts = {"alike": alike, "once": targets.once(self.labels)}
+            self._emit("constant_loss", constant, kind | facts)
 
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
