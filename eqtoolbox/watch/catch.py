@@ -256,7 +256,6 @@ class Catch:
             "vitals": self.vitals.state_dict(),
             "kept": sorted(self._runner.state_dict()),
             "checked": self.faithful.checked,
-            "labels": self.vitals.labels.counts.tolist(),
             "shapes": {n: list(s) for n, s in (self.shapes or {}).items()},
         }
 
@@ -265,7 +264,6 @@ class Catch:
         self.shared.load_state_dict(state.get("shared", {}))
         self.vitals.load_state_dict(state.get("vitals", {}))
         self.faithful.checked = bool(state.get("checked", False))
-        self.vitals.labels.counts = torch.tensor(state.get("labels", ()), dtype=torch.int64)
         self.shapes = {n: torch.Size(s) for n, s in state.get("shapes", {}).items()} or None
         self._loaded, self._unloaded = True, False
 

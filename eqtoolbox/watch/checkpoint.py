@@ -22,7 +22,6 @@ FURTHER: dict[str, Any] = {
     "kept": Sequence[str],
     "halved": Sequence[str],
     "checked": bool,
-    "labels": Sequence[Natural],
     "summed": bool,
     "skipped": Mapping[str, Natural],
     "shared": Mapping[str, Any],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.parcel import Parcel
-from eqtoolbox.linalg.vectors import dot, fitted_to, norm, not_finite
+from eqtoolbox.linalg.vectors import dot, fitted_to, norm
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
@@ -25,13 +25,12 @@ from eqtoolbox.watch.vitals.ear import Heard, listen
 from eqtoolbox.watch.vitals.hearing import Hearing
 from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.strides import Strides
+from eqtoolbox.watch.vitals.summing import evenly, finite, spread
 from eqtoolbox.watch.vitals.tally import Labels
 from eqtoolbox.watch.vitals.unreached import Unreached
 
 BATCHES = 5  # in a row on which a unit that is silent counts as such
 NAMED = 6  # layers that facts name
-DRAWN = 16  # layers whose numbers facts hold, evenly over the depth
-LOOKED_AT = 2**22  # numbers of an output whose size and spread are looked at
 KEPT = 20  # measurements that the noise scale is a mean over
 _ONE_FEATURE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -58,7 +57,7 @@ class Vitals:
         """What vital signs of later steps are told with."""
         silent = {n: [torch.from_numpy(x) for x in kept] for n, kept in self._silent.items()}
         told = {"halves": [*map(list, self._halves)], "silent": silent, "begun": self._begun}
-        return told | self._unreached.state_dict()
+        return told | {"labels": self.labels.counts} | self._unreached.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
@@ -66,6 +65,7 @@ class Vitals:
         for layer, kept in state.get("silent", {}).items():
             self._silent[layer] = deque([x.numpy() for x in kept], maxlen=BATCHES)
         self._begun = int(state.get("begun", -1))
+        self.labels.counts = state.get("labels", self.labels.counts)
         self._unreached.load_state_dict(state)
 
     def losses(self, step: int) -> None:
@@ -147,8 +147,8 @@ class Vitals:
 
     def _outputs(self, heard: Heard, output: Any, loss: float) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and len(output) > 1:
-            size, spread, largest = _spread(output.detach().reshape(len(output), -1))
-            self._emit("output_spread", spread / max(size, 1e-300), {"spread": spread})
+            size, width, largest = spread(output.detach().reshape(len(output), -1))
+            self._emit("output_spread", width / max(size, 1e-300), {"spread": width})
             self._emit("largest_output", largest)
         self._emit("probabilities", float(heard.probabilities != ""), {"of": heard.probabilities})
         if heard.attention.calls:
@@ -182,7 +182,7 @@ class Vitals:
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
             sizes = torch.stack([s.cpu() for s in heard.scales.values()]).tolist()
-            facts = _evenly({"layers": [*heard.scales], "scales": sizes})
+            facts = evenly({"layers": [*heard.scales], "scales": sizes})
             self._emit("activation_scale", max(sizes), facts)
 
     def _units(self, heard: Heard) -> None:
@@ -226,7 +226,7 @@ class Vitals:
             weight = math.hypot(*layers.weight)
             moving = [n for n, w in zip(layers.names, layers.weight, strict=True) if w > 0]
             facts = {"least": min(ratios), "most": max(ratios), "weight": weight}
-            facts |= _evenly({"layers": moving, "ratios": ratios})
+            facts |= evenly({"layers": moving, "ratios": ratios})
             self._emit("update_ratio", sorted(ratios)[len(ratios) // 2], facts)
             self._emit("weight_decay", layers.decay, {"weight": weight})
         if len(slopes) > 1 and slopes[-1] > 0:
@@ -272,28 +272,8 @@ class Vitals:
         stderr: float | None = None,
     ) -> None:
         if always or math.isfinite(value):
-            known = {k: v for k, v in (facts or {}).items() if _finite(v)}
+            known = {k: v for k, v in (facts or {}).items() if finite(v)}
             self._journal.emit(f"{VITAL}/{name}", value, facts=known, stderr=stderr)
-
-
-def _spread(rows: Tensor) -> tuple[float, float, float]:
-    """Mean size, mean standard deviation over rows, largest size; of many columns some millions."""
-    low, high = rows.aminmax()
-    some = rows[:, :: max(1, math.ceil(rows.numel() / LOOKED_AT))].double()
-    return float(some.abs().mean()), float(some.std(0).mean()), max(-float(low), float(high))
-
-
-def _evenly(of_layers: dict[str, list[Any]]) -> dict[str, Any]:
-    """The same lists of as many layers as facts hold, the first and the last among them."""
-    count = len(of_layers["layers"])
-    kept = np.unique(np.linspace(0, count - 1, min(count, DRAWN)).round().astype(int))
-    return {name: [values[i] for i in kept] for name, values in of_layers.items()}
-
-
-def _finite(fact: Any) -> bool:
-    """Whether a fact holds no NaN or infinity."""
-    several = fact if isinstance(fact, list | tuple) else [fact]
-    return all(not isinstance(x, float) or math.isfinite(x) for x in several)
 
 
 def _heard(single: Objective, params: Parameters) -> tuple[Heard, Any, float]:
