@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.linalg.parcel import Parcel
-from eqtoolbox.linalg.vectors import dot, fitted_to, norm
+from eqtoolbox.linalg.vectors import dot, fitted_to, norm, not_finite
 from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
