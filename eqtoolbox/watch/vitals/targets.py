@@ -1,7 +1,7 @@
 """Targets: the loss of the best output that ignores the input, where the kind of loss is known."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ class Targets:
     kind: str = ""
     value: float = math.nan  # of the loss itself
     constant: float = math.nan  # of the best constant output
-    output: float = math.nan  # ratio of the outputs' spread to the targets'
+    moments: dict[str, float] = field(default_factory=dict)  # of the targets, see `_moments`
 
     def note(self, name: str, given: dict[str, Any], result: Any) -> None:
         """Note an operation, if it is a loss."""
@@ -42,11 +42,24 @@ class Targets:
             summed = given.get("reduction", MEAN) == SUM
             self.kind, self.value = kind, float(result)
             self.constant = constant * weight if summed else constant
+            self.moments = _moments(given)
 
     def of(self, loss: float) -> float | None:
         """What a constant output reaches, if this is the loss itself."""
         whole = abs(self.value - loss) <= SAME * max(abs(loss), 1e-6)
         return self.constant if whole and math.isfinite(self.constant) else None
+
+
+def _moments(given: dict[str, Any]) -> dict[str, float]:
+    """Size of the targets, how many samples they are of, and mean and variance over these."""
+    target = given["target"].detach()
+    known = target if "ignore_index" not in given else target[target != given["ignore_index"]]
+    each = known.double().flatten(1).mean(1) if known.dim() > 1 else known.double().flatten()
+    if len(each) < 2:
+        return {}
+    size = float(known.double().square().mean().sqrt())
+    mean, variance = float(each.mean()), float(each.var())
+    return {"size": size, "mean": mean, "variance": variance, "samples": float(len(each))}
 
 
 def _of_classes(given: dict[str, Any]) -> tuple[float, float]:

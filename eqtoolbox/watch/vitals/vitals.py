@@ -150,7 +150,8 @@ class Vitals:
             kind = heard.targets.kind
             labels = kind.endswith("entropy") or bool(heard.asked.any())  # a residual is to be 0
             alike = labels and are_alike(heard.asked, tensors(single.batch))
-            self._emit("constant_loss", constant, {"kind": kind, "alike": alike})
+            facts = {"kind": kind, "alike": alike} | heard.targets.moments
+            self._emit("constant_loss", constant, facts)
 
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
@@ -192,7 +193,11 @@ class Vitals:
     def _steps(self, snapshot: Snapshot, gradient: Parameters, heard: Heard) -> None:
         layers = Strides.of(snapshot, gradient, heard.order)
         used = snapshot.whole_gradient
-        self._emit("gradient_norm", norm(gradient), {"used": norm(used)} if used else {})
+        told: dict[str, Any] = {"used": norm(used)} if used else {}
+        given = (snapshot.gradient or {}).values()
+        some = told["used"] if used else layers.whole or any(g.any() for g in given)
+        told["cleared"] = not some
+        self._emit("gradient_norm", norm(gradient), told)
         self._emit("update_norm", layers.whole)
         ratios, slopes = layers.ratios, layers.slopes
         if ratios:
