@@ -648,7 +648,9 @@ def test_a_gradient_that_is_cleared_before_the_step_is_told(
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
     x, y = torch.randn(32, 4), torch.randn(32, 1) + 3
-    with eq.attach(net, optimizer, run_dir=tmp_path, budget=None, schedule=2) as monitor:
+    with eq.attach(
+        net, optimizer, run_dir=tmp_path, budget=None, schedule=2, probes=PROBES
+    ) as monitor:
         loss = monitor.loss(lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
         for _ in range(20):
             if late:

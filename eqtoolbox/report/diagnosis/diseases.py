@@ -41,7 +41,7 @@ DISEASES: tuple[Disease, ...] = (
             "check that backward is called, on the loss of these parameters",
         ),
         source="torch.optim.Optimizer.zero_grad",
-        explains=(*OUTCOME, "another-loss", "another-scale", "learning-rate-too-low",
+        explains=(*OUTCOME, "another-loss", "another-scale", "beyond-edge", "learning-rate-too-low",
                   "decay-too-strong", "constant-output", "vanishing-gradient", *DEAD),
     ),
     Disease(
