@@ -284,6 +284,30 @@ def unscaled_pixels(loop: Loop) -> None:
     loop(m, SGD(m.parameters(), lr=0.1), ce, batches(255 * x.flatten(1), y), 200)
 
 
+@case("inputs-not-scaled")
+def tiny_pixels(loop: Loop) -> None:
+    m, (x, y) = net(64, 64, 10), images()
+    loop(m, SGD(m.parameters(), lr=0.05, momentum=0.9), ce, batches(x.flatten(1) / 255, y, 64), 300)
+
+
+@case("targets-not-scaled")
+def prices(loop: Loop) -> None:
+    m, (x, y) = net(10, 64, 64, 1), table("diabetes")
+    loop(m, Adam(m.parameters(), lr=1e-3), mse, batches(x, 2e5 + 5e4 * y, 64), 300)
+
+
+@case("data-in-order")
+def in_order(loop: Loop) -> None:
+    m, (x, y) = net(64, 64, 10), images()
+    x, y = x.flatten(1)[y.argsort()], y.sort()[0]
+
+    def some() -> Iterator[Batch]:
+        while True:
+            yield from zip(x.split(32), y.split(32), strict=True)
+
+    loop(m, SGD(m.parameters(), lr=0.05, momentum=0.9), ce, some(), 300)
+
+
 @case("batch-norm-on-tiny-batches")
 def tiny_batches(loop: Loop) -> None:
     m, (x, y) = conv(), images()

@@ -757,3 +757,42 @@ def test_labels_are_compared_with_what_the_batch_holds_in_any_shape() -> None:
     column = torch.tensor([1.0, 5.0]).expand(8, 2)  # each column is a number of its own
     assert are_alike(column, [x, column]) and not are_alike(column, [x, torch.ones(8, 2)])
     assert not are_alike(torch.zeros(8, 0), [x])
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_gradient_that_is_cleared_before_the_step_is_told(
+    late: bool, to_none: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    x, y = torch.randn(32, 4), torch.randn(32, 1) + 3
+    with eq.attach(
+        net, optimizer, run_dir=tmp_path, budget=None, schedule=2, probes=PROBES
+    ) as monitor:
+        loss = monitor.loss(lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
+        for _ in range(20):
+            if late:
+                optimizer.zero_grad(to_none)
+            loss(net, (x, y)).backward()
+            if not late:
+                optimizer.zero_grad(to_none)
+            optimizer.step()
+    run = eq.Run(tmp_path)
+    assert [r.facts["cleared"] for r in run.records("vital/gradient_norm")] == [not late] * 10
+    grave = [f.id for f in run.findings() if f.level in ("alarm", "warning")]
+    assert (grave == ["gradient-cleared"]) is not late
+
+
+def test_the_size_mean_and_variance_of_targets_are_told(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    torch.manual_seed(0)
+    nn.Linear(4, 8), nn.Linear(8, 1), torch.randn(32, 4)
+    y = torch.randn(32, 1)
+    facts = run.records("vital/constant_loss")[0].facts
+    assert facts["samples"] == 32 and facts["mean"] == pytest.approx(float(y.mean()), rel=1e-5)
+    assert facts["variance"] == pytest.approx(float(y.var()), rel=1e-5)
+    assert facts["size"] == pytest.approx(float(y.square().mean().sqrt()), rel=1e-5)
+    heard = listen(lambda: F.nll_loss(torch.randn(6, 4), torch.tensor([0, 2, -100, 2, 0, 1])), {})
+    assert heard.targets.moments["mean"] == 1 and heard.targets.moments["samples"] == 5

@@ -91,6 +91,9 @@ RUNAWAY = [40.0 if k < 3 else -(40.0 * 3.0 ** (k - 3)) for k in range(STEPS)]
 MSE = {"kind": "mse_loss"}
 CALM = [*FALLING[:6], *[float("nan")] * 10]
 
+FAR = [4e10 * (1 + 0.01 * (-1) ** k) for k in range(STEPS)]
+PRICES = {"kind": "mse_loss", "size": 2e5}
+
 # id, the run that has it, the look-alike that has not (losses, signs, info)
 TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("zero-grad-forgotten",
@@ -114,6 +117,16 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("constant-input",
      (FLAT, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 9})}, {}),
      (FALLING, {"input_scale": (1.0, {"rms": 1.0, "columns": 9, "constant": 2})}, {})),
+    ("gradient-cleared",
+     (FLAT, {"gradient_norm": (0.5, {"cleared": True}), "update_ratio": (0.0, {"most": 0.0})}, {}),
+     (FLAT, {"gradient_norm": (0.5, {"used": 0.5, "cleared": False}),
+             "update_ratio": (0.0, {"most": 0.0})}, {})),
+    ("data-in-order", (FLAT, {"own_batch": (-0.3, {"loss": 2.3}), "halves": 0.95}, {}),
+     (FLAT, {"own_batch": (-0.3, {"loss": 2.3}), "halves": 0.95}, {})),
+    ("targets-not-scaled",
+     (FAR, {"constant_loss": (1e8, PRICES), "silent": (0.6, {"layers": ("2",), "units": (64,),
+                                                            "batches": 5})}, {}),
+     (FAR, {"constant_loss": (1e8, PRICES | {"size": 1.0})}, {})),
     ("constant-target", (FALLING, {"constant_loss": (0.0, {"alike": True})}, {}),
      (FALLING, {"constant_loss": (0.0, {"alike": False})}, {})),
     ("inputs-not-scaled",
@@ -172,6 +185,16 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
 ]  # fmt: skip
 
 
+def targets(rows: list[Record], means: list[float], **facts: Any) -> list[Record]:
+    """The same rows, whose batches have targets of these means."""
+    return [
+        dataclasses.replace(r, facts=Facts({**facts, "mean": means[r.step // 10]}))
+        if r.name == "vital/constant_loss"
+        else r
+        for r in rows
+    ]
+
+
 @pytest.mark.parametrize(("id", "sick", "alike"), TWINS, ids=[row[0] for row in TWINS])
 def test_a_disease_is_named_first_and_its_look_alike_is_not(
     id: str, sick: Any, alike: Any, make_run: MakeRun
@@ -185,6 +208,8 @@ def test_a_disease_is_named_first_and_its_look_alike_is_not(
             else r
             for r in rows
         ]
+    if id == "data-in-order":
+        rows = targets(rows, [float(k % 5) for k in range(STEPS)], variance=0.5, samples=32.0)
     found = make_run(rows, **info).findings()
     ill = [f for f in found if f.level != "good" and f.id]
     assert ill[0].id == id, [(f.id, f.text) for f in ill]
@@ -465,9 +490,102 @@ def test_weights_that_moved_before_a_schedule_ended_are_not_said_to_stay(make_ru
     assert "learning-rate-too-low" not in {f.id for f in make_run(rows).findings()}
 
 
-def test_a_gradient_of_a_loss_that_is_zero_is_no_fault(make_run: MakeRun) -> None:
-    run = make_run(signs_of([0.0] * STEPS, gradient_norm=0.0))
-    assert "zero-gradient" not in {f.id for f in run.findings()}
+def test_a_loss_that_is_zero_from_the_first_step_asks_nothing_and_a_later_one_was_learned(
+    make_run: MakeRun,
+) -> None:
+    still = {"gradient_norm": 0.0, "update_ratio": (0.0, {"most": 0.0})}
+    (found,) = grave(make_run(signs_of([0.0] * STEPS, constant_loss=None, **still)))
+    assert found.id == "zero-gradient" and "softmax over a single logit" in found.text
+    learned = signs_of([0.5, *[0.0] * (STEPS - 1)], gradient_norm=[0.5, *[0.0] * (STEPS - 1)])
+    assert "zero-gradient" not in {f.id for f in make_run(learned).findings()}
+
+
+@pytest.mark.parametrize(
+    ("variance", "alike", "ordered"),
+    [(0.5, False, True), (9.0, False, False), (0.0, True, True), (0.0, False, False)],
+    ids=["sorted", "shuffled", "one class a batch", "made by the loss"],
+)
+def test_batches_that_differ_more_than_their_samples_are_in_order(
+    variance: float, alike: bool, ordered: bool, make_run: MakeRun
+) -> None:
+    high = [2.3 if k % 2 else 9.0 for k in range(STEPS)]
+    grown = {"silent": (0.9, {"layers": ("0",), "units": (64,), "batches": 5})}
+    steps = {"own_batch": (-0.3, {"loss": 2.3}), "halves": 0.95}
+    rows = signs_of(high, **grown, **steps)
+    told = {"variance": variance, "samples": 32.0, "size": 5.0, "alike": alike}
+    found = grave(make_run(targets(rows, [float(k % 5) for k in range(STEPS)], **told)))
+    assert (found[0].id == "data-in-order") is ordered
+    assert not ordered or [f.id for f in found] == ["data-in-order"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "guess", "thrown"),
+    [(FAR, None, False), (FAR, 1e8, False), ([2.3, 2.3, 40.0, *[2.3] * 13], None, True)],
+    ids=["growing", "far above a guess", "thrown"],
+)
+def test_weights_that_have_to_grow_are_not_thrown(
+    losses: list[float], guess: float | None, thrown: bool, make_run: MakeRun
+) -> None:
+    rows = [
+        dataclasses.replace(r, facts=Facts({"weight": 5.0 + r.step}))
+        if r.name == "vital/weight_decay"
+        else r
+        for r in signs_of(losses, constant_loss=guess)
+    ]
+    found = {f.id for f in make_run(rows).findings()}
+    assert ("learning-rate-too-high" in found) is thrown
+
+
+@pytest.mark.parametrize(("rest", "raised"), [(1.1, 1.5), (0.1, 1.5), (1.1, 0.01)])
+def test_a_run_that_learned_and_rests_where_a_step_threw_it_had_too_high_a_rate(
+    rest: float, raised: float, make_run: MakeRun
+) -> None:
+    rows = [
+        dataclasses.replace(r, facts=Facts({"weight": 5.0 + r.step}))
+        if r.name == "vital/weight_decay"
+        else r
+        for r in signs_of([2.3] * 6 + [rest] * 10, own_batch=[raised, *[-0.02] * 15])
+    ]
+    run = make_run(rows)
+    thrown = rest > 1 and raised > 1
+    assert Signs(run).state == "learned"
+    assert [f.id for f in grave(run)] == (["learning-rate-too-high"] if thrown else [])
+
+
+def test_momentum_that_brings_a_loss_back_up_is_named_though_it_fell(make_run: MakeRun) -> None:
+    swings = [2.3] * 10 + [0.2] * 20 + [1.0] * 40
+    assert Signs(make_run(signs_of(swings))).state == "learned"
+    assert grave(make_run(signs_of(swings), **HEAVY))[0].id == "momentum-too-high"
+    rests = [2.3] * 10 + [1.0] * 60  # as where labels are noise
+    assert not grave(make_run(signs_of(rests), **HEAVY))
+
+
+@pytest.mark.parametrize(
+    ("columns", "spread", "told"), [(64, 0.003, True), (64, 0.5, False), (40_000, 0.003, False)]
+)
+def test_tiny_inputs_are_told_from_normalised_and_from_sparse_ones(
+    columns: int, spread: float, told: bool, make_run: MakeRun
+) -> None:
+    scale = (4.0, {"rms": 0.002, "columns": columns, "constant": 0})
+    dead = {"silent": (0.6, {"layers": ("0",), "units": (64,), "batches": 5})}
+    run = make_run(signs_of(FLAT, input_scale=scale, output_spread=spread, **dead))
+    assert [f.id for f in grave(run)] == [
+        *(["inputs-not-scaled"] if told else ["dead-units", "not-learning"])
+    ]
+    run = make_run(signs_of(FALLING, input_scale=scale, output_spread=spread))
+    assert "inputs-not-scaled" not in {f.id for f in run.findings()}
+
+
+def test_large_inputs_account_for_units_that_died_though_the_run_learned(
+    make_run: MakeRun,
+) -> None:
+    large = {"input_scale": (5.0, {"rms": 700.0, "columns": 8, "constant": 0})}
+    dead = {"silent": (0.6, {"layers": ("0",), "units": (64,), "batches": 5})}
+    (found,) = grave(make_run(signs_of(FALLING, **large, **dead)))
+    assert (found.id, found.level) == ("inputs-not-scaled", "warning")
+    assert not grave(make_run(signs_of(FALLING, **large)))
+    fell = [785.0, 700.0, *[1.1] * 30]
+    assert grave(make_run(signs_of(fell, **large)))[0].id == "inputs-not-scaled"
 
 
 @pytest.mark.parametrize(("norm", "told"), [(0.7, False), (3e3, True)])

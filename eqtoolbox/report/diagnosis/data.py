@@ -5,53 +5,17 @@ import numpy as np
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.leap import OUTLIER, leap
 from eqtoolbox.report.diagnosis.signs import LEARNED, STUCK, Signs
-from eqtoolbox.report.diagnosis.steps import clipped_share
+from eqtoolbox.report.diagnosis.steps import MOVED, clipped_share, each_step
 from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
 
-APART = 1e3  # largest over smallest spread of the columns
-LARGE = 20.0  # root mean square of what the first layer is given; standardised inputs have 1
 AGREE = 0.3  # cosine of the gradients of two halves of a batch: less is noise
 GAP = 1.5  # held-out over training loss
 ROSE = 1.15  # held-out loss over its smallest
 MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
-SEEN = 3  # batches whose targets must be alike
 ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
-MOVED = 3.0  # times the loss by which the steps together have lowered it, each on its own batch
 ABOVE = 2.0  # times the loss of a constant output: so far above it a loss says nothing of signal
 BACK = 0.5  # of what the run began with: so high a spike throws it back
-
-
-def unscaled(signs: Signs) -> Symptom | None:
-    """Columns of the input that differ by orders of magnitude, or large numbers."""
-    ratio = signs.now("vital/input_scale")
-    rms = signs.told("vital/input_scale", "rms")
-    if ratio is None or not np.isfinite(rms).any():
-        return None
-    size, names = float(np.nanmedian(rms)), ("vital/input_scale",)
-    level: Level | None = "alarm" if signs.idle else None
-    if ratio > APART:
-        text = (
-            f"The inputs are not scaled: the spread of their columns differs by a factor of "
-            f"{number(ratio, 2)}, so that no step fits all of them."
-        )
-        return Symptom(text=text, names=names, where="the data", level=level)
-    if size > LARGE:
-        text = f"The inputs are not scaled: their size is {number(size, 2)} where 1 is usual."
-        level = "note" if signs.state == "learned" else level
-        return Symptom(text=text, names=names, where="the data", level=level)
-    return None
-
-
-def constant_target(signs: Signs) -> Symptom | None:
-    """Labels of a batch that are the same for all of its samples, in every batch."""
-    name = "vital/constant_loss"
-    rows = signs.run.rows(name) if name in signs.run else ()
-    if len(rows) < SEEN or not all(row.facts.flag("alike") for row in rows):
-        return None
-    text = "The targets are constant: all samples of all measured batches have the same, so that "
-    text += "a constant output fits them, and a loss that falls has learned nothing of the inputs."
-    return Symptom(text=text, names=(name, "vital/losses"), where="the data")
 
 
 def moving_target(signs: Signs) -> Symptom | None:
@@ -61,11 +25,8 @@ def moving_target(signs: Signs) -> Symptom | None:
         return None
     if min(len(halves.records), len(own.records)) < 4:
         return None
-    agree, at = float(np.median(halves.values)), np.abs(signs.told("vital/own_batch", "loss"))
-    if agree < ALIKE or not np.nanmax(at, initial=0.0) > 0:
-        return None
-    each = float(np.median(own.values) / np.nanmedian(at))
-    if not -each * signs.length >= MOVED:
+    agree, each = float(np.median(halves.values)), each_step(signs)
+    if agree < ALIKE or not -each * signs.length >= MOVED:
         return None
     start, end = signs.level
     text = (

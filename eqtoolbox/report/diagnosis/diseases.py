@@ -1,11 +1,11 @@
 """The table of diseases, those first that explain others."""
 
-from eqtoolbox.report.diagnosis import data, loop, signal, steps
+from eqtoolbox.report.diagnosis import batches, decaying, loop, signal, steps
 from eqtoolbox.report.diagnosis.disease import Disease
+from eqtoolbox.report.diagnosis.of_batches import DEAD, OF_BATCHES
 from eqtoolbox.report.diagnosis.of_data import OF_DATA, OUTCOME
 from eqtoolbox.report.diagnosis.of_loss import OF_LOSS
 
-DEAD = ("dead-layer", "dead-units")
 LOST = (*OUTCOME, "loss-not-finite", "measurements-non-finite", "measurements-failed", "errors",
         "beyond-edge")  # fmt: skip
 REVIVE = (
@@ -33,6 +33,33 @@ DISEASES: tuple[Disease, ...] = (
                   "near-units", "duplicate-units"),
     ),
     *OF_LOSS,
+    Disease(
+        id="gradient-cleared",
+        level="alarm",
+        symptom=loop.cleared,
+        told_from="where the loss has no slope, its own gradient is 0, too",
+        remedy=(
+            "call backward, then optimizer.step(), then optimizer.zero_grad(), in this order",
+            "check that backward is called, on the loss of these parameters",
+        ),
+        source="torch.optim.Optimizer.zero_grad",
+        explains=(*OUTCOME, "another-loss", "another-scale", "beyond-edge", "learning-rate-too-low",
+                  "decay-too-strong", "constant-output", "vanishing-gradient", *DEAD),
+    ),
+    Disease(
+        id="data-in-order",
+        level="warning",
+        symptom=batches.ordered,
+        told_from="batches of shuffled data differ less than their samples do",
+        remedy=(
+            "shuffle the samples before each epoch: DataLoader(shuffle=True)",
+            "of a stream: draw batches from a buffer of many samples",
+        ),
+        source="Bottou 2012, Stochastic Gradient Descent Tricks",
+        explains=(*OUTCOME, *DEAD, "momentum-too-high", "learning-rate-too-high", "beyond-edge",
+                  "constant-target", "constant-output", "vanishing-gradient", "loss-spike",
+                  "exploding-gradient", "moving-target"),
+    ),
     Disease(
         id="momentum-too-high",
         level="warning",
@@ -86,44 +113,11 @@ DISEASES: tuple[Disease, ...] = (
         source="torch.nn.Module.train",
         explains=("not-learning", "no-signal"),
     ),
-    Disease(
-        id="constant-input",
-        level="alarm",
-        symptom=signal.constant_input,
-        told_from="a dead layer is given inputs that vary",
-        remedy=("print one batch: the pipeline gives the same sample, or zeros, again and again",),
-        source="Karpathy 2019, A Recipe for Training Neural Networks",
-        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "inputs-not-scaled",
-                  *DEAD, "learning-rate-too-low"),
-    ),
-    Disease(
-        id="constant-target",
-        level="warning",
-        symptom=data.constant_target,
-        told_from="zeros or ones that the loss makes itself are no labels",
-        remedy=(
-            "print the targets of a few batches: a wrong column, or a sorted data set",
-            "of classes so rare that no measured batch held one: draw them more often",
-        ),
-        source="Karpathy 2019, A Recipe for Training Neural Networks",
-        explains=(*OUTCOME, "constant-output", "vanishing-gradient", "learning-rate-too-low"),
-    ),
-    Disease(
-        id="inputs-not-scaled",
-        level="warning",
-        symptom=data.unscaled,
-        told_from="a standardised table with entries outside [-1, 1] is fine",
-        remedy=(
-            "standardise each column by mean and standard deviation of the training data",
-            "divide pixels by 255",
-        ),
-        source="LeCun et al. 1998, Efficient BackProp",
-        explains=(*OUTCOME, "exploding-gradient", "beyond-edge", "learning-rate-too-high"),
-    ),
+    *OF_BATCHES,
     Disease(
         id="decay-too-strong",
         level="warning",
-        symptom=steps.decay_too_strong,
+        symptom=decaying.decay_too_strong,
         told_from="a learning rate that is too high does not shrink weights",
         remedy=("divide weight_decay by 10 to 100, and exempt norms and biases",),
         source="Kosson et al. 2023 (2305.17212)",

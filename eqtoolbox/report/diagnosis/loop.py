@@ -7,6 +7,7 @@ from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.words import listing, number
 
 GREW = 3.0  # times its start: a loss that was so large before it was lost had diverged
+LEAST_STEPS = 3  # that were given no gradient
 USUAL = 4  # samples from which the statistics of a batch are worth something
 
 
@@ -22,6 +23,22 @@ def zero_grad(signs: Signs) -> Symptom | None:
     text = "Gradients are never cleared: what the optimizer is given adds up over all steps so far"
     names = ("monitor/closure_grad_cos", name)
     return Symptom(text=f"{text}{how}.", names=names, where="the training loop", step=stale[0])
+
+
+def cleared(signs: Signs) -> Symptom | None:
+    """Steps that are given no gradient, of a loss that has one."""
+    norm = signs.curve("vital/gradient_norm")
+    if norm is None or len(norm.records) < LEAST_STEPS:
+        return None
+    if not all(row.value > 0 and row.facts.flag("cleared") for row in norm.records):
+        return None
+    text = (
+        "No gradient reaches the optimizer: that of the loss is not 0 "
+        f"({number(norm.now, 2)}), but what each measured step was given is: it is cleared between "
+        "backward and step, or backward is never called."
+    )
+    names = ("vital/gradient_norm", "vital/update_norm")
+    return Symptom(text=text, names=names, where="the training loop", step=int(norm.steps[0]))
 
 
 def not_finite(signs: Signs) -> Symptom | None:

@@ -1,6 +1,6 @@
 """The last rows of the table of diseases: those of the data, and those that are left."""
 
-from eqtoolbox.report.diagnosis import data, loop, steps
+from eqtoolbox.report.diagnosis import data, decaying, loop
 from eqtoolbox.report.diagnosis.disease import Disease
 
 OUTCOME = ("not-learning", "no-signal", "far-above-guess", "loss-rising")
@@ -88,7 +88,7 @@ OF_DATA: tuple[Disease, ...] = (
     Disease(
         id="norms-grow",
         level="note",
-        symptom=steps.norms_grow,
+        symptom=decaying.norms_grow,
         told_from="growth of other weights is normal; only a symmetry tells that it is idle",
         remedy=("add weight decay, or normalise these weights",),
         source="Kosson et al. 2023 (2305.17212)",

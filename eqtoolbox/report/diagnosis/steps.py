@@ -1,4 +1,4 @@
-"""Symptoms of the steps: too long, too short, clipped, pulled by momentum or by decay."""
+"""Symptoms of the steps: too long, too short, clipped, pulled by momentum."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.leap import FAR, leap
 from eqtoolbox.report.diagnosis.signs import Signs
-from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
 
 OFTEN = 0.4  # share of steps that raise the loss of their own batch: noise alone raises few
@@ -19,12 +18,14 @@ ALWAYS = 0.8  # share of steps
 ROUNDED = 1e-3  # relative, up to which multiples of a gradient are one
 HEAVY = 0.95  # momentum beyond which its memory may be longer than the run allows
 MEMORY = 0.05  # of the run: how long momentum may remember
-SHRUNK = 0.7  # of the weights' norm at the start
-FORGETS = 5e-3  # of the weights that decay takes a step: usual recipes take 1e-5 to 1e-3
 RESTS = 0.2  # of the loss of a model that learned nothing: what is left above it is much
-GROWN, MUCH = 2.0, 30.0  # times |w|² at the start
 THROWN = 5.0  # times the weights' norm at the start, in a run that learns nothing
+LIFTS = 0.2  # of the loss of a model that learned nothing: so far one step raises its own
 EDGE = 2.0  # times the edge of stability
+ABOVE = 2.0  # times the best constant output's loss: outputs are not even at the targets' mean
+MOVED = 3.0  # times the loss by which the steps together have lowered it, each on its own batch
+BACK = 0.5  # of the loss at the end: so low it was before, in a run that swings
+PARTS = 10  # of a run, whose medians tell a swing from the scatter of the batches
 
 
 def rises(signs: Signs) -> float:
@@ -35,6 +36,15 @@ def rises(signs: Signs) -> float:
     size = np.array([abs(row.facts.number("loss") or 0.0) for row in change.records])
     size = np.maximum(size, abs(signs.level[0]))  # where it is small, rises are small
     return float(np.mean(change.values > RISES * size))
+
+
+def each_step(signs: Signs) -> float:
+    """What a step does to the loss of its own batch, relative to that; 0 where it is not known."""
+    own, at = signs.curve("vital/own_batch"), np.abs(signs.told("vital/own_batch", "loss"))
+    if own is None or not np.nanmax(at, initial=0.0) > 0:
+        return 0.0
+    size = float(np.nanmedian(at))
+    return float(np.median(own.values)) / size if size > 0 else 0.0
 
 
 def thrown_up(signs: Signs) -> float | None:
@@ -57,14 +67,17 @@ def usual(signs: Signs) -> float:
 def rate_too_high(signs: Signs) -> Symptom | None:
     """Steps that overshoot: they raise the loss of their own batch, or throw the weights far.
 
-    A loss that is far above its start alone is no sign: batches may differ by as much.
+    A loss that is far above its start alone is no sign: batches may differ by as much. Weights that
+    grow alone are none, either: outputs may have far to go.
     """
     share, stability = rises(signs), signs.now("curvature/stability")
+    if signs.state == "learned":
+        return _rests_thrown(signs)
     if signs.state not in ("stuck", "grew", "little") or (share < OFTEN / 2 and leap(signs)):
         return None
     beyond = stability is not None and stability > EDGE
     size = signs.told("vital/weight_decay", "weight")
-    thrown = size.size > 1 and size[-1] > THROWN * size[0]
+    thrown = size.size > 1 and size[-1] > THROWN * size[0] and (share > 0 or not _far_to_go(signs))
     top = thrown_up(signs) if share > OFTEN / 2 else None
     far = thrown or top is not None
     if share < OFTEN and not (beyond and share > OFTEN / 2) and not far:
@@ -82,18 +95,59 @@ def rate_too_high(signs: Signs) -> Symptom | None:
     return Symptom(text=text, names=names, level="alarm" if far else None)
 
 
+def _rests_thrown(signs: Signs) -> Symptom | None:
+    """A run that learned, but rests high since a step threw its weights and its own loss up."""
+    own, size = signs.curve("vital/own_batch"), signs.told("vital/weight_decay", "weight")
+    idle, (_, rest) = signs.best_idle, signs.level
+    if own is None or size.size < 2 or rest < RESTS * idle or not size[-1] > THROWN * size[0]:
+        return None
+    worst, moves = float(own.values.max()), signs.curve("vital/update_ratio")
+    if worst < LIFTS * idle or moves is None:
+        return None
+    text = (
+        f"The learning rate is too high: a step raised the loss of its own batch by "
+        f"{number(worst, 2)}, steps move the weights by up to "
+        f"{percent(float(moves.values.max()))}, to {number(size[-1] / size[0], 2)}x their first "
+        f"norm, and the loss rests at {number(rest)}."
+    )
+    names = ("vital/own_batch", "vital/update_ratio", "curvature/stability")
+    return Symptom(text=text, names=names, step=own.records[int(own.values.argmax())].step)
+
+
+def _far_to_go(signs: Signs) -> bool:
+    """Whether outputs may still grow towards their targets: the loss is far above a guess's.
+
+    One that was far above its first value was thrown there.
+    """
+    guess, values = signs.constant_loss, signs.losses[1][np.isfinite(signs.losses[1])]
+    if values.size and float(values.max()) > FAR * abs(values[0]):
+        return False
+    return guess is None or signs.level[1] > ABOVE * guess
+
+
 def momentum_too_high(signs: Signs) -> Symptom | None:
-    """Momentum that remembers a large part of the run, and a loss that swings."""
+    """Momentum that remembers a large part of the run, and a loss that swings.
+
+    One that fell and rose again, and rests high, swings, too, though it ends below its start.
+    """
     beta = signs.option("momentum")
     if beta < HEAVY or 1 / (1 - min(beta, 1 - 1e-9)) < MEMORY * signs.length:
         return None
-    if signs.state == "learned":
+    if signs.state == "learned" and not _swings(signs):
         return None
     text = (
         f"Momentum {number(beta)} is too high: it remembers {number(1 / (1 - beta))} steps of "
         f"{signs.length}, and the loss swings or grows instead of falling."
     )
     return Symptom(text=text, names=("vital/own_batch", "vital/update_ratio"))
+
+
+def _swings(signs: Signs) -> bool:
+    """Whether the loss was far lower before than at its end, and that is high."""
+    values, end = signs.losses[1], signs.level[1]
+    if len(values) < 5 * PARTS or end < RESTS * signs.best_idle:
+        return False
+    return min(float(np.median(part)) for part in np.array_split(values, PARTS)) < BACK * end
 
 
 def rate_too_low(signs: Signs) -> Symptom | None:
@@ -149,15 +203,33 @@ def zero_gradient(signs: Signs) -> Symptom | None:
     if signs.state not in ("stuck", "little", "grew") or norm is None or len(norm.records) < 3:
         return None
     began = _since(norm.values == 0)
-    if began is None or began > len(norm.values) // 2 or not signs.level[1]:
+    if began is None or began > len(norm.values) // 2:
         return None
     step = int(norm.steps[began])
+    if not signs.level[1]:
+        return _nothing_asked(signs, step)
     text = (
         f"The gradient is exactly 0 since step {step}, and the loss is not "
         f"({number(signs.level[1])}): it is lost to rounding, as by underflow in half precision, "
         "or what the loss reads of the model has no slope, as behind round or argmax."
     )
     return Symptom(text=text, names=("vital/gradient_norm", "vital/update_ratio"), step=step)
+
+
+def _nothing_asked(signs: Signs, step: int) -> Symptom | None:
+    """A loss that is exactly 0 from the first step on, with its gradient: no one learned that."""
+    if step > 0 or signs.losses[1].any():
+        return None
+    text = (
+        "Loss and gradient are exactly 0 at all measured steps: the loss asks nothing of the "
+        "model, as that of a softmax over a single logit, a mean over an empty mask, or a factor 0."
+    )
+    remedy = (
+        "of one logit take binary_cross_entropy_with_logits; of cross_entropy give one per class",
+        "look for a mask, a weight or a factor of the loss that is 0",
+    )
+    names = ("vital/losses", "vital/gradient_norm")
+    return Symptom(text=text, names=names, where="the loss", remedy=remedy)
 
 
 def _since(flags: NDArray[np.bool_]) -> int | None:
@@ -195,55 +267,3 @@ def always_clipped(signs: Signs) -> Symptom | None:
     )
     names = ("monitor/closure_grad_ratio", "vital/gradient_norm")
     return Symptom(text=text, names=names, level="note" if mild else None)
-
-
-def decay_too_strong(signs: Signs) -> Symptom | None:
-    """Weights that decay faster than the gradient can hold them."""
-    decay, share = signs.option("weight_decay"), signs.now("vital/weight_decay")
-    size = signs.told("vital/weight_decay", "weight")
-    size = size[np.isfinite(size)]
-    if decay <= 0 or share is None or size.size < 2 or signs.state == "not finite":
-        return None
-    rate = signs.option("lr") / (1 - min(signs.option("momentum"), 0.999))
-    names = ("vital/weight_decay", "vital/update_ratio")
-    if signs.state == "learned":
-        return _forgetful(signs, decay * rate, names)
-    kept = float(np.median(size[-5:]) / size[0])
-    if kept > SHRUNK or decay * rate * signs.length < 1 - SHRUNK:
-        return None
-    text = (
-        f"Weight decay is too strong: it shrank the weights to {percent(kept)} of their first "
-        f"norm, and the loss {signs.course} ({number(signs.level[1])} at the end)."
-    )
-    return Symptom(text=text, names=names)
-
-
-def _forgetful(signs: Signs, taken: float, names: tuple[str, ...]) -> Symptom | None:
-    """Decay that lets a run learn, but no further than its few last steps can."""
-    rest = signs.level[1]
-    if taken < FORGETS or taken * signs.length < 1 or rest < RESTS * signs.best_idle:
-        return None
-    text = (
-        f"Weight decay is strong: lr times weight_decay is {number(taken, 2)} a step, so that the "
-        f"weights remember {number(1 / taken, 2)} steps only, and the loss rests at {number(rest)}."
-    )
-    return Symptom(text=text, names=names, level="note")
-
-
-def norms_grow(signs: Signs) -> Symptom | None:
-    """Scale-symmetric weights that grow without decay: their effective rate falls."""
-    if signs.option("weight_decay") > 0:
-        return None
-    size = signs.curve("conservation/charge/scale")  # mean of |w|²
-    if size is None or size.records[0].value <= 0 or len(size.records) < 3:
-        return None
-    growth = size.last.value / size.records[0].value
-    if growth < GROWN:
-        return None
-    text = (
-        f"Without weight decay the weights before normalisations grow: their effective learning "
-        f"rate lr/|w|² fell {number(growth, 2)}x since the start."
-    )
-    much = growth > MUCH and signs.state != "learned"
-    level: Level | None = "warning" if much else None
-    return Symptom(text=text, names=(size.name,), level=level)

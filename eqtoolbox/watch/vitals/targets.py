@@ -1,7 +1,7 @@
 """Targets: the loss of the best output that ignores the input, where the kind of loss is known."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Targets:
     labels: Labels | None = None  # where the classes of a batch may not be all there are
     heavy: Tensor | None = None  # weights of classes
     scale: float = 1.0  # of the loss over a mean over its targets
+    moments: dict[str, float] = field(default_factory=dict)  # of the targets, see `_moments`
 
     def note(self, name: str, given: dict[str, Any], result: Any) -> None:
         """Note an operation, if it is a loss."""
@@ -52,6 +53,7 @@ class Targets:
             self.scale = weight if given.get("reduction", MEAN) == SUM else 1.0
             self.kind, self.value, self.constant = kind, float(result), constant * self.scale
             self.labels, self.heavy = labels, given.get("weight")
+            self.moments = _moments(given)
 
     def _classes(self, given: dict[str, Any], result: Any) -> None:
         """Keep a loss of classes; those of pairs within the batch are known, each comes once."""
@@ -93,6 +95,18 @@ class Targets:
     def sign(self, loss: float) -> int:
         """1 if this is the loss itself, -1 if its negative is, else 0."""
         return 1 if self.whole(loss) else -1 if self.whole(-loss) else 0
+
+
+def _moments(given: dict[str, Any]) -> dict[str, float]:
+    """Size of the targets, how many samples they are of, and mean and variance over these."""
+    target = given["target"].detach()
+    known = target if "ignore_index" not in given else target[target != given["ignore_index"]]
+    each = known.double().flatten(1).mean(1) if known.dim() > 1 else known.double().flatten()
+    if len(each) < 2:
+        return {}
+    size = float(known.double().square().mean().sqrt())
+    mean, variance = float(each.mean()), float(each.var())
+    return {"size": size, "mean": mean, "variance": variance, "samples": float(len(each))}
 
 
 def _of_squares(given: dict[str, Any]) -> tuple[float, float]:

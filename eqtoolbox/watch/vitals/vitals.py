@@ -177,7 +177,7 @@ class Vitals:
         constant = targets.of(loss, self.labels)
         if constant is not None:
             facts = {"alike": alike, "once": targets.once(self.labels)}
-            self._emit("constant_loss", constant, kind | facts)
+            self._emit("constant_loss", constant, kind | facts | targets.moments)
 
     def _scales(self, heard: Heard) -> None:
         if heard.scales:
@@ -219,7 +219,11 @@ class Vitals:
     def _steps(self, snapshot: Snapshot, gradient: Parameters, heard: Heard) -> None:
         layers = Strides.of(snapshot, gradient, heard.order)
         used = snapshot.whole_gradient
-        self._emit("gradient_norm", norm(gradient), {"used": norm(used)} if used else {})
+        told: dict[str, Any] = {"used": norm(used)} if used else {}
+        given = (snapshot.gradient or {}).values()
+        some = told["used"] if used else layers.whole or any(g.any() for g in given)
+        told["cleared"] = not some
+        self._emit("gradient_norm", norm(gradient), told)
         self._emit("update_norm", layers.whole)
         ratios, slopes = layers.ratios, layers.slopes
         if ratios:
