@@ -387,6 +387,22 @@ def test_an_outlier_batch_that_throws_a_calm_run_is_named(
     assert ("learning-rate-too-high" in again) is (level == "alarm")
 
 
+@pytest.mark.parametrize(
+    ("wide", "corrupt", "told"),
+    [(1.5, (), False), (0.1, (120,), True), (0.1, (60, 100, 140, 180), True)],
+    ids=["heavy tail", "one batch", "one batch in every epoch"],
+)
+def test_a_spike_is_apart_from_the_tail_of_the_losses(
+    wide: float, corrupt: tuple[int, ...], told: bool, make_run: MakeRun
+) -> None:
+    """Losses of single samples are mostly small and often large."""
+    noise = np.exp(wide * np.random.default_rng(3).standard_normal(200))
+    losses = noise * np.linspace(1.0, 0.3, 200)
+    losses[list(corrupt)] *= 20
+    ids = {f.id for f in make_run(signs_of(losses.tolist(), constant_loss=None)).findings()}
+    assert ("loss-spike" in ids) is told
+
+
 def test_many_losses_far_above_its_start_outrank_a_fall_but_one_throw_does_not(
     make_run: MakeRun,
 ) -> None:

@@ -6,6 +6,7 @@ from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.leap import OUTLIER, leap
 from eqtoolbox.report.diagnosis.signs import LEARNED, STUCK, Signs
 from eqtoolbox.report.diagnosis.steps import clipped_share
+from eqtoolbox.report.diagnosis.tail import stands_out
 from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
 
@@ -160,7 +161,7 @@ def spike(signs: Signs) -> Symptom | None:
 
 
 def _isolated(signs: Signs) -> Symptom | None:
-    """A loss far above those around it, from which the run recovers."""
+    """A loss far above those around it and above the run's tail, from which the run recovers."""
     steps, values = signs.losses
     if signs.state not in ("learned", "little") or len(values) < 30:
         return None
@@ -171,7 +172,7 @@ def _isolated(signs: Signs) -> Symptom | None:
         middle = float(np.median(near))
         sigma = 1.4826 * float(np.median(np.abs(near - middle)))
         high = values[at] - middle > max(OUTLIER * sigma, BACK * abs(top))
-        if sigma > 0 and high and values[at] > 3 * abs(middle):
+        if sigma > 0 and high and values[at] > 3 * abs(middle) and stands_out(values, at):
             text = (
                 f"The loss spikes: {number(values[at])} at about step {steps[at]}, "
                 f"{number(middle)} before and after it."

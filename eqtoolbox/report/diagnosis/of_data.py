@@ -21,7 +21,8 @@ OF_DATA: tuple[Disease, ...] = (
         id="loss-spike",
         level="warning",
         symptom=data.spike,
-        told_from="noise of the batches is of the scatter's size, and long steps throw it at once",
+        told_from="noise of the batches is of the scatter's size, hard samples give a tail of many "
+        "high losses, and long steps throw it at once",
         remedy=("look at the batch of that step: labels, scale, NaN", "clip the gradient's norm"),
         source="Takase et al. 2023 (2312.16903)",
         explains=("not-learning", "loss-rising"),
