@@ -19,6 +19,7 @@ MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fi
 SEEN = 3  # batches whose targets must be alike
 ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
 MOVED = 3.0  # times the loss by which the steps together have lowered it, each on its own batch
+DROPPED = 0.8  # rate of dropout; 0.1 to 0.5 are usual
 BACK = 0.5  # of what the run began with: so high a spike throws it back
 
 
@@ -109,6 +110,22 @@ def no_signal(signs: Signs) -> Symptom | None:
         "shuffled labels."
     )
     return Symptom(text=text, names=names, where="the data")
+
+
+def dropped(signs: Signs) -> Symptom | None:
+    """Dropout that lets hardly anything pass, in a run without a signal."""
+    rate = signs.now("vital/dropout")
+    if rate is None or rate < DROPPED or signs.state not in ("stuck", "little"):
+        return None
+    layer = signs.facts("vital/dropout").text("layer")
+    text = (
+        f"Dropout of {number(rate, 2)} behind {layer} leaves {percent(1 - rate)} of its units at a "
+        f"time, and the loss ({number(signs.level[1])}) {signs.course}: what passes is mostly "
+        "the noise of the masks."
+    )
+    names = ("vital/dropout", "vital/halves")
+    level: Level | None = None if signs.below_guess is None else "note"
+    return Symptom(text=text, names=names, where=layer, level=level)
 
 
 def not_learning(signs: Signs) -> Symptom | None:

@@ -7,6 +7,15 @@ OUTCOME = ("not-learning", "no-signal", "loss-rising")
 
 OF_DATA: tuple[Disease, ...] = (
     Disease(
+        id="batch-norm-on-tiny-batches",
+        level="warning",
+        symptom=loop.tiny_batches,
+        told_from="small batches without BatchNorm are only noisy",
+        remedy=("use GroupNorm or LayerNorm", "or larger batches"),
+        source="Wu & He 2018 (1803.08494)",
+        explains=OUTCOME,
+    ),
+    Disease(
         id="overfit",
         level="warning",
         symptom=data.overfit,
@@ -47,6 +56,18 @@ OF_DATA: tuple[Disease, ...] = (
             "weights that are written back",
         ),
         source="Goodfellow et al. 2014 (1406.2661)",
+        explains=OUTCOME,
+    ),
+    Disease(
+        id="dropout-too-strong",
+        level="warning",
+        symptom=data.dropped,
+        told_from="labels that are noise need no dropout to hide the signal",
+        remedy=(
+            "lower the rate to 0.1 to 0.5: p is the share that is dropped, not that is kept",
+            "if the loss stays without it, too, check that inputs and labels belong together",
+        ),
+        source="Srivastava et al. 2014, Dropout",
         explains=OUTCOME,
     ),
     Disease(
