@@ -420,6 +420,31 @@ def softmax_twice(loop: Loop) -> None:
     loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x.flatten(1), y), 200)
 
 
+@case("softmax-over-batch")
+def softmax_over_batch(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(*net(64, 64, 10), nn.LogSoftmax(0)), images()
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return F.nll_loss(model(batch[0]), batch[1])
+
+    loop(m, Adam(m.parameters(), lr=1e-3), loss, batches(x.flatten(1), y, 64), 200)
+
+
+@case("rectified-logits")
+def rectified_logits(loop: Loop) -> None:
+    m, (x, y) = nn.Sequential(*net(64, 64, 10), nn.ReLU()), images()
+    nn.init.constant_(m[2].bias[:3].detach(), -3.0)
+    loop(m, SGD(m.parameters(), lr=0.1, momentum=0.9), ce, batches(x.flatten(1), y, 64), 200)
+
+
+@case("dropout-too-strong")
+def dropout_too_strong(loop: Loop) -> None:
+    first, last = net(64, 64), net(64, 64, 10)
+    m = nn.Sequential(first, nn.ReLU(), nn.Dropout(0.95), last[:2], nn.Dropout(0.95), last[2])
+    x, y = images()
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, batches(x.flatten(1), y, 64), 200)
+
+
 @case("zero-grad-forgotten")
 def not_cleared(loop: Loop) -> None:
     m, (x, y) = net(64, 32, 10, act=nn.GELU), images()

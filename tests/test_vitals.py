@@ -796,3 +796,43 @@ def test_the_size_mean_and_variance_of_targets_are_told(tmp_path: Path) -> None:
     assert facts["size"] == pytest.approx(float(y.square().mean().sqrt()), rel=1e-5)
     heard = listen(lambda: F.nll_loss(torch.randn(6, 4), torch.tensor([0, 2, -100, 2, 0, 1])), {})
     assert heard.targets.moments["mean"] == 1 and heard.targets.moments["samples"] == 5
+
+
+def test_probabilities_over_the_batch_are_told_from_those_over_classes() -> None:
+    torch.manual_seed(0)
+    x, y, pairs = torch.randn(8, 5), torch.randint(0, 5, (8,)), torch.randn(8, 8)
+    across = lambda loss: listen(loss, {}).across
+    assert across(lambda: F.nll_loss(x.log_softmax(0), y))
+    assert across(lambda: F.nll_loss(x.softmax(0).log(), y))
+    assert across(lambda: F.cross_entropy(x.softmax(0), y))
+    assert not across(lambda: F.cross_entropy(x, y))
+    assert not across(lambda: F.nll_loss(x.log_softmax(1), y))
+    assert not across(lambda: F.nll_loss(pairs.log_softmax(0), torch.arange(8)))
+
+
+def test_a_rectifier_of_logits_is_told_from_one_between_layers() -> None:
+    torch.manual_seed(0)
+    x, y, w = torch.randn(8, 5), torch.randint(0, 5, (8,)), torch.randn(5, 5)
+    logits = listen(lambda: F.cross_entropy(F.relu(x), y), {}).rectified
+    assert logits is not None and torch.equal(logits, x.relu())
+    assert listen(lambda: F.cross_entropy(F.relu(x) @ w, y), {"w": w}).rectified is None
+    bits = (x > 0).float()
+    assert (
+        listen(lambda: F.binary_cross_entropy_with_logits(F.relu(x), bits), {}).rectified
+        is not None
+    )
+
+
+@pytest.mark.parametrize("way", ["module", "function", "evaluation"])
+def test_the_rate_of_dropout_is_heard(way: str) -> None:
+    torch.manual_seed(0)
+    layer, drop, x = nn.Linear(4, 64), nn.Dropout(0.9), torch.randn(8, 4)
+    drop.train(way != "evaluation")
+    run = (lambda: F.dropout(layer(x), 0.9)) if way == "function" else (lambda: drop(layer(x)))
+    rate, behind = listen(run, {"0.weight": layer.weight}).dropout
+    assert rate == pytest.approx(0.0 if way == "evaluation" else 0.9)
+    assert behind == ("" if way == "evaluation" else "0")
+
+
+def test_zeros_and_ones_that_a_loss_draws_are_no_dropout() -> None:
+    assert listen(lambda: torch.empty(8, 4).bernoulli_(0.05), {}).dropout == (0.0, "")

@@ -112,6 +112,15 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("diverged", (GROWING, {}, {}), (CALM, {}, {})),
     ("not-finite", (CALM, {}, {}), (GROWING, {}, {})),
     ("softmax-twice", (FLAT, {"probabilities": 1.0}, {}), (FALLING, {}, {})),
+    ("softmax-over-batch",
+     (FLAT, {"across": 1.0, "halves": (0.0, {"samples": 32}), "update_ratio": 0.02}, {}),
+     (FLAT, {"across": 0.0}, {})),
+    ("rectified-logits", (FALLING, {"rectified": (0.9, {"never": 5, "classes": 10})}, {}),
+     (FALLING, {"silent": (0.4, {"layers": ("2",), "units": (64,), "batches": 5})}, {})),
+    ("dropout-too-strong",
+     (FLAT, {"dropout": (0.95, {"layer": "3"}), "halves": (0.0, {"samples": 32}),
+             "update_ratio": 0.02}, {}),
+     (FALLING, {"dropout": (0.95, {"layer": "3"})}, {})),
     ("training-in-eval-mode", (FALLING, {"eval_mode": (2.0, {"root": True, "named": ("1",)})}, {}),
      (FALLING, {"eval_mode": (2.0, {"root": False, "named": ("1",)})}, {})),
     ("constant-input",
@@ -451,6 +460,22 @@ def test_an_outlier_batch_that_throws_a_calm_run_is_named(
     long = {"own_batch": (0.3, {"loss": 2.3})}
     again = {f.id for f in make_run(signs_of(losses, **long)).findings()}
     assert ("learning-rate-too-high" in again) is (level == "alarm")
+
+
+@pytest.mark.parametrize(
+    ("wide", "corrupt", "told"),
+    [(1.5, (), False), (0.1, (120,), True), (0.1, (60, 100, 140, 180), True)],
+    ids=["heavy tail", "one batch", "one batch in every epoch"],
+)
+def test_a_spike_is_apart_from_the_tail_of_the_losses(
+    wide: float, corrupt: tuple[int, ...], told: bool, make_run: MakeRun
+) -> None:
+    """Losses of single samples are mostly small and often large."""
+    noise = np.exp(wide * np.random.default_rng(3).standard_normal(200))
+    losses = noise * np.linspace(1.0, 0.3, 200)
+    losses[list(corrupt)] *= 20
+    ids = {f.id for f in make_run(signs_of(losses.tolist(), constant_loss=None)).findings()}
+    assert ("loss-spike" in ids) is told
 
 
 def test_many_losses_far_above_its_start_outrank_a_fall_but_one_throw_does_not(

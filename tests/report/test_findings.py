@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eqtoolbox.record.facts import Facts
 from eqtoolbox.record.record import Record, Status, Verdict
 from eqtoolbox.report import Finding, Run
 from tests.report.runs import STALE, UNCERTAIN, missing, series
@@ -539,6 +540,37 @@ def test_a_rising_loss_is_a_warning(make_run: MakeRun) -> None:
     values = np.concatenate([np.linspace(2, 0.5, 80), np.linspace(0.5, 3, 20)])
     run = make_run(series("training/loss", values))
     assert the(run, "loss is rising").level == "warning"
+
+
+def between(losses: np.ndarray) -> list[Record]:
+    """What each of the measured steps, every tenth, tells of the losses since the last one."""
+    return [
+        Record(
+            step=10 * k,
+            name="vital/losses",
+            value=float(row[-1]),
+            facts=Facts({"losses": tuple(map(float, row)), "first": max(0, 10 * k - 9)}),
+        )
+        for k, row in enumerate(losses)
+    ]
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("count", [16, 20, 40])
+def test_noise_hardly_ever_seems_to_rise(count: int, every: bool, make_run: MakeRun) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        noise = 2 + 0.3 * rng.standard_normal((count, 12))
+        rows = between(noise) if every else []
+        run = make_run(series("training/loss", noise[:, -1]), rows)
+        assert about(run, "is rising") == []
+
+
+def test_a_rise_is_seen_in_the_losses_between_few_measured_ones(make_run: MakeRun) -> None:
+    level = np.array([2.0, *[1.0] * 12, *[1.6] * 3])
+    losses = level[:, None] + 0.3 * np.random.default_rng(0).standard_normal((16, 12))
+    run = make_run(series("training/loss", losses[:, -1]), between(losses))
+    assert the(run, "loss is rising").id == "loss-rising"
 
 
 @pytest.mark.parametrize(("fifth", "first"), [(-0.01, "see whether the batches"), (0.01, "lower")])

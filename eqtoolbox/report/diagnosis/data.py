@@ -6,6 +6,7 @@ from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.leap import OUTLIER, leap
 from eqtoolbox.report.diagnosis.signs import LEARNED, STUCK, Signs
 from eqtoolbox.report.diagnosis.steps import MOVED, clipped_share, each_step
+from eqtoolbox.report.diagnosis.tail import stands_out
 from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
 
@@ -15,6 +16,7 @@ ROSE = 1.15  # held-out loss over its smallest
 MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
 ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
 ABOVE = 2.0  # times the loss of a constant output: so far above it a loss says nothing of signal
+DROPPED = 0.8  # rate of dropout; 0.1 to 0.5 are usual
 BACK = 0.5  # of what the run began with: so high a spike throws it back
 
 
@@ -87,6 +89,22 @@ def far_above_guess(signs: Signs) -> Symptom | None:
     return Symptom(text=text, names=("vital/losses", "vital/constant_loss"), where="the data")
 
 
+def dropped(signs: Signs) -> Symptom | None:
+    """Dropout that lets hardly anything pass, in a run without a signal."""
+    rate = signs.now("vital/dropout")
+    if rate is None or rate < DROPPED or signs.state not in ("stuck", "little"):
+        return None
+    layer = signs.facts("vital/dropout").text("layer")
+    text = (
+        f"Dropout of {number(rate, 2)} behind {layer} leaves {percent(1 - rate)} of its units at a "
+        f"time, and the loss ({number(signs.level[1])}) {signs.course}: what passes is mostly "
+        "the noise of the masks."
+    )
+    names = ("vital/dropout", "vital/halves")
+    level: Level | None = None if signs.below_guess is None else "note"
+    return Symptom(text=text, names=names, where=layer, level=level)
+
+
 def not_learning(signs: Signs) -> Symptom | None:
     """No fall of the loss, for a reason that nothing here tells."""
     if signs.state != "stuck":
@@ -137,7 +155,7 @@ def spike(signs: Signs) -> Symptom | None:
 
 
 def _isolated(signs: Signs) -> Symptom | None:
-    """A loss far above those around it, from which the run recovers."""
+    """A loss far above those around it and above the run's tail, from which the run recovers."""
     steps, values = signs.losses
     if signs.state not in ("learned", "little") or len(values) < 30:
         return None
@@ -148,7 +166,7 @@ def _isolated(signs: Signs) -> Symptom | None:
         middle = float(np.median(near))
         sigma = 1.4826 * float(np.median(np.abs(near - middle)))
         high = values[at] - middle > max(OUTLIER * sigma, BACK * abs(top))
-        if sigma > 0 and high and values[at] > 3 * abs(middle):
+        if sigma > 0 and high and values[at] > 3 * abs(middle) and stands_out(values, at):
             text = (
                 f"The loss spikes: {number(values[at])} at about step {steps[at]}, "
                 f"{number(middle)} before and after it."

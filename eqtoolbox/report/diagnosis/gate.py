@@ -8,7 +8,9 @@ from eqtoolbox.report.finding import BROKEN_LAW, Finding
 from eqtoolbox.report.words import number
 
 HARMLESS = ("beyond-edge", "near-units")  # while the loss falls
-UNUSUAL = (BROKEN_LAW, "decay-too-strong", "no-gradient", "vanishing-gradient")  # also as notes
+UNUSUAL = (  # also as notes
+    BROKEN_LAW, "decay-too-strong", "no-gradient", "vanishing-gradient", "rectified-logits",
+)  # fmt: skip
 LOST = "equivariance/growth"  # of a symmetry that the model had in this run
 CLAIMS = ("broken-symmetry", "lost-symmetry")  # of which somebody said that they hold
 NOTHING = "Nothing unusual was found, and the run learned: {} at the start, {} at the end."

@@ -4,7 +4,8 @@ import numpy as np
 
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.signs import Signs
-from eqtoolbox.report.words import listing, number
+from eqtoolbox.report.finding import Level
+from eqtoolbox.report.words import listing, number, percent
 
 GREW = 3.0  # times its start: a loss that was so large before it was lost had diverged
 LEAST_STEPS = 3  # that were given no gradient
@@ -170,6 +171,35 @@ def softmax_twice(signs: Signs) -> Symptom | None:
     text = f"Cross-entropy is given probabilities{rows} where it expects logits: {made} is applied "
     text += "twice, and the loss cannot fall to 0."
     return Symptom(text=text, names=("vital/probabilities",), where="the output of the model")
+
+
+def softmax_across(signs: Signs) -> Symptom | None:
+    """Probabilities that sum to 1 over the samples of a batch, not over the classes."""
+    if (signs.now("vital/across") or 0) < 1:
+        return None
+    text = (
+        "The softmax is over the wrong dimension: the probabilities that the cross-entropy takes "
+        "sum to 1 over dimension 0, the samples of the batch, where they should over the classes."
+    )
+    return Symptom(text=text, names=("vital/across",), where="the output of the model")
+
+
+def rectified_logits(signs: Signs) -> Symptom | None:
+    """Logits that a ReLU keeps from being negative; classes that it silences are not learned."""
+    share, facts = signs.now("vital/rectified"), signs.facts("vital/rectified")
+    if share is None:
+        return None
+    never = signs.told("vital/rectified", "never")[-USUAL:]
+    dead, text = int(np.nanmin(never, initial=np.inf) if len(never) else 0), ""
+    if dead:
+        text = f", {dead} of {facts.count('classes')} classes for every sample of the last batches"
+    text = (
+        f"A ReLU stands between the last layer and the loss: {percent(share)} of the logits are 0"
+        f"{text}, and no gradient passes there."
+    )
+    level: Level | None = None if dead or signs.state != "learned" else "note"
+    where = "the output of the model"
+    return Symptom(text=text, names=("vital/rectified",), where=where, level=level)
 
 
 def tiny_batches(signs: Signs) -> Symptom | None:

@@ -7,6 +7,15 @@ OUTCOME = ("not-learning", "no-signal", "far-above-guess", "loss-rising")
 
 OF_DATA: tuple[Disease, ...] = (
     Disease(
+        id="batch-norm-on-tiny-batches",
+        level="warning",
+        symptom=loop.tiny_batches,
+        told_from="small batches without BatchNorm are only noisy",
+        remedy=("use GroupNorm or LayerNorm", "or larger batches"),
+        source="Wu & He 2018 (1803.08494)",
+        explains=OUTCOME,
+    ),
+    Disease(
         id="overfit",
         level="warning",
         symptom=data.overfit,
@@ -21,7 +30,8 @@ OF_DATA: tuple[Disease, ...] = (
         id="loss-spike",
         level="warning",
         symptom=data.spike,
-        told_from="noise of the batches is of the scatter's size, and long steps throw it at once",
+        told_from="noise of the batches is of the scatter's size, hard samples give a tail of many "
+        "high losses, and long steps throw it at once",
         remedy=("look at the batch of that step: labels, scale, NaN", "clip the gradient's norm"),
         source="Takase et al. 2023 (2312.16903)",
         explains=("not-learning", "loss-rising"),
@@ -46,6 +56,18 @@ OF_DATA: tuple[Disease, ...] = (
             "weights that are written back",
         ),
         source="Goodfellow et al. 2014 (1406.2661)",
+        explains=OUTCOME,
+    ),
+    Disease(
+        id="dropout-too-strong",
+        level="warning",
+        symptom=data.dropped,
+        told_from="labels that are noise need no dropout to hide the signal",
+        remedy=(
+            "lower the rate to 0.1 to 0.5: p is the share that is dropped, not that is kept",
+            "if the loss stays without it, too, check that inputs and labels belong together",
+        ),
+        source="Srivastava et al. 2014, Dropout",
         explains=OUTCOME,
     ),
     Disease(

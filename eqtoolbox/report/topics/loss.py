@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr
 
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.drawing import PALETTE, faded, plain, thinned, wide
@@ -18,6 +19,8 @@ from eqtoolbox.report.words import number
 
 FIFTH = 5  # the loss is compared between fifths of the run
 STANDARD_ERRORS = 3.0  # beyond this a difference of medians is no accident of the batches
+BLOCKS = 8  # medians of a fifth's losses in a row, so that neighbours that are alike count once
+CHANCE = 5e-4  # by which losses that do not rise may seem to
 LOST = 0.1  # share of what the loss had fallen: a smaller rise is no matter
 NEARLY = 0.9  # share of steps
 HARDER = (
@@ -36,7 +39,7 @@ def loss_trend(run: Log) -> Iterator[Finding]:
     values = loss.values
     ratios = np.log(values) if (values > 0).all() else values  # a steep fall is no scatter
     fifths, compared = np.array_split(values, FIFTH), np.array_split(ratios, FIFTH)
-    first, previous, last = (float(np.median(fifths[i])) for i in (0, -2, -1))
+    first, last = (float(np.median(fifths[i])) for i in (0, -1))
     start, before, end = (float(np.median(compared[i])) for i in (0, -2, -1))
     steps = [loss.records[len(fifths[0]) - 1].step, loss.last.step]
     evidence = tuple(
@@ -47,15 +50,16 @@ def loss_trend(run: Log) -> Iterator[Finding]:
     if Signs(run).option("maximize"):
         text = f"The optimizer maximises its loss, which went {moved}."
         yield Finding(level="note", text=text, evidence=evidence)
-    elif end - before > _uncertainty(compared[-2], compared[-1]):
-        rising = f"from {number(previous)} to {number(last)} between the last two fifths"
+    elif (rise := _rise(run)) is not None:
+        previous, latest = rise
+        rising = f"from {number(previous)} to {number(latest)} between the last two fifths"
         text = f"The training loss is rising: {rising} of the run."
         remedy: tuple[str, ...] = ()
         if _each_falls(run, loss.steps[-2 * len(fifths[-1])]):
             text = f"{text[:-1]}, though each step lowers the loss of its own batch."
             remedy = HARDER
         gained = first - min(float(np.median(part)) for part in fifths)
-        grave = last - previous > LOST * gained and Signs(run).state != "unknown"
+        grave = latest - previous > LOST * gained and Signs(run).state != "unknown"
         level: Level = "warning" if grave else "note"
         yield Finding(level=level, text=text, evidence=evidence, id="loss-rising", remedy=remedy)
     elif start - end > _uncertainty(compared[0], compared[-1]) or _above(fifths[0], fifths[-1]):
@@ -66,6 +70,31 @@ def loss_trend(run: Log) -> Iterator[Finding]:
     else:
         text = f"The training loss shows no fall beyond its own scatter ({moved})."
         yield Finding(level="note", text=text, evidence=evidence)
+
+
+def _rise(run: Log) -> tuple[float, float] | None:
+    """Medians of the last two fifths of all losses, where the last lies above; None elsewhere.
+
+    By Student's test of two means, over medians of blocks.
+    """
+    values = Signs(run).losses[1]
+    values = values[np.isfinite(values)]
+    previous, last = np.array_split(values, FIFTH)[-2:]
+    if len(previous) < 2 or len(last) < 2:
+        return None
+    ratios = np.log(values) if (values > 0).all() else values
+    before, after = (_blocks(part) for part in np.array_split(ratios, FIFTH)[-2:])
+    free = len(before) + len(after) - 2
+    variance = sum(float(np.square(x - x.mean()).sum()) for x in (before, after)) / free
+    error = math.sqrt(variance * (1 / len(before) + 1 / len(after)))
+    gap = float(after.mean() - before.mean())
+    if gap <= 0 or (error > 0 and stdtr(free, -gap / error) > CHANCE):
+        return None
+    return float(np.median(previous)), float(np.median(last))
+
+
+def _blocks(values: np.ndarray) -> np.ndarray:
+    return np.array([np.median(x) for x in np.array_split(values, min(BLOCKS, len(values)))])
 
 
 def _each_falls(run: Log, since: int) -> bool:

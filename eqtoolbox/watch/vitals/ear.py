@@ -41,6 +41,9 @@ class Heard:
     direct: bool = False  # whether that loss takes what the model gave out
     squared: Shapes | None = None  # of predictions and targets that are compared all with all
     probabilities: str = ""  # what made probabilities of what the loss takes for logits
+    across: bool = False  # whether classes' probabilities sum to 1 over the first dimension
+    rectified: Tensor | None = None  # logits that a rectifier left, as the loss takes them
+    dropout: tuple[float, str] = (0.0, "")  # the largest share that is dropped, behind which layer
     batch_norms: list[tuple[int, bool]] = field(default_factory=list)  # independent ones, trains
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
 
@@ -79,6 +82,9 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.normed = False  # whether a table or a norm came before the first product
         self.drawn = False  # whether the model drew random numbers: what varies may be they alone
         self.soft: dict[int, Tensor] = {}  # results of softmax and sigmoid
+        self.across: dict[int, Tensor] = {}  # softmaxes over the first dimension, their logarithms
+        self.rectified: dict[int, Tensor] = {}  # results of rectifiers
+        self.mask: tuple[Tensor, float] | None = None  # zeros and ones, with the share of ones
         self.scores = 0  # numbers of the last product, if both its sides depend on the input
         self.attends: set[int] = set()  # softmaxes of such scores: of queries with keys
         self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
@@ -131,6 +137,7 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in _RECTIFIERS and result.dim() > 1 and _from_zero(given):
             units = result.movedim(self.axis, 0).flatten(1)
             self.units.append((self._layer, (units <= 0).all(1).cpu()))
+            self.rectified = {_place(result): result}  # the last alone: all are a graph
         elif name in _SQUASHERS and isinstance(result, Tensor):
             low, high = _SQUASHERS[name]
             near = ((result - low).abs() < _NEAR) | ((result - high).abs() < _NEAR)
@@ -139,11 +146,23 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.soft[_place(result)] = result
         elif name in ("_softmax", "_safe_softmax"):
             self.soft[_place(result)] = result
+            self._over(given, result)
             if self.scores == result.numel():
                 self.attends.add(_place(result))
         elif name == "_log_softmax":
             twice = are_probabilities(given["self"], int(given["dim"]))
             heard.probabilities = "softmax" if twice else ""
+            heard.across = _place(given["self"]) in self.across
+            heard.rectified = self.rectified.get(_place(given["self"]))
+            self._over(given, result)
+        elif name == "log" and _place(given["self"]) in self.across:
+            self.across[_place(result)] = result
+        elif name == "bernoulli_" and isinstance(given.get("p"), float):
+            self.mask = result, given["p"]
+        elif name == "div_" and self.mask is not None and result is self.mask[0]:
+            self._dropped(1 - self.mask[1])
+        elif name == "native_dropout" and given.get("train") is not False:
+            self._dropped(given["p"])
         elif name.startswith("_scaled_dot_product"):
             heard.attention.scaled(given)
         elif name.endswith("native_layer_norm") or name == "embedding":
@@ -153,6 +172,9 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             if name == "binary_cross_entropy_with_logits":
                 heard.probabilities = "sigmoid" if self._squashed(given["self"]) else ""
+                heard.rectified = self.rectified.get(_place(given["self"]))
+            elif name.startswith("nll_loss"):
+                heard.across |= _place(given["self"]) in self.across
             self._compared(name, given)
             heard.targets.note(name, given, result)
 
@@ -169,6 +191,17 @@ class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "target" in given:
             self.heard.asked = given["target"]
             self.heard.direct = _place(given["self"]) in outputs
+
+    def _over(self, given: dict[str, Any], result: Tensor) -> None:
+        """Note a softmax over the first dimension; of a square, as of pairs, both are right."""
+        x = given["self"]
+        if x.dim() > 1 and int(given["dim"]) % x.dim() == 0 and len(x) != x.shape[-1] > 1:
+            self.across[_place(result)] = result
+
+    def _dropped(self, rate: float) -> None:
+        """Note the rate of a dropout, which scales what it keeps."""
+        if rate < 1:
+            self.heard.dropout = max(self.heard.dropout, (rate, self._layer))
 
     def _normalised(self, given: dict[str, Any]) -> None:
         """By a batch norm, or by an instance norm, to which samples are channels of a single one.

@@ -124,7 +124,7 @@ class Vitals:
         self._inputs(heard, single)
         self._outputs(heard, output, loss)
         self._targets(heard, single, loss)
-        output = heard.last = heard.asked = None  # as large as all logits
+        output = heard.last = heard.asked = heard.rectified = None  # as large as all logits
         if scale != 1:
             self._emit("loss_scale", scale)
         self._scales(heard)
@@ -151,6 +151,14 @@ class Vitals:
             self._emit("output_spread", width / max(size, 1e-300), {"spread": width})
             self._emit("largest_output", largest)
         self._emit("probabilities", float(heard.probabilities != ""), {"of": heard.probabilities})
+        self._emit("across", float(heard.across))
+        if heard.rectified is not None:
+            logits = heard.rectified.movedim(1, 0).flatten(1) if heard.rectified.dim() > 1 else None
+            never = 0 if logits is None else int((logits <= 0).all(1).sum())
+            of = {"never": never, "classes": 1 if logits is None else len(logits)}
+            self._emit("rectified", float((heard.rectified <= 0).double().mean()), of)
+        if heard.dropout[0]:
+            self._emit("dropout", heard.dropout[0], {"layer": heard.dropout[1]})
         if heard.attention.calls:
             facts = {"logit": heard.attention.logit}
             facts = facts if math.isfinite(heard.attention.logit) else {}
