@@ -253,7 +253,7 @@ class Catch:
         """What a resumed run needs."""
         return {
             "shared": self.shared.state_dict(),
-            "vitals": self.vitals.state_dict(),
+            "vitals": self.vitals.kept(),
             "kept": sorted(self._runner.state_dict()),
             "checked": self.faithful.checked,
             "shapes": {n: list(s) for n, s in (self.shapes or {}).items()},
@@ -262,7 +262,7 @@ class Catch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; what is missing starts anew."""
         self.shared.load_state_dict(state.get("shared", {}))
-        self.vitals.load_state_dict(state.get("vitals", {}))
+        self.vitals.restore(state.get("vitals", ""))
         self.faithful.checked = bool(state.get("checked", False))
         self.shapes = {n: torch.Size(s) for n, s in state.get("shapes", {}).items()} or None
         self._loaded, self._unloaded = True, False

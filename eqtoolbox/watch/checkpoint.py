@@ -25,7 +25,7 @@ FURTHER: dict[str, Any] = {
     "summed": bool,
     "skipped": Mapping[str, Natural],
     "shared": Mapping[str, Any],
-    "vitals": Mapping[str, Any],
+    "vitals": str,
     "shapes": Mapping[str, Sequence[Natural]],
 }
 BUDGET: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """Labels: how often each class was asked for, and the entropy of the classes behind it."""
 
 import torch
-from scipy.special import hyperu
 from torch import Tensor
 
 TINY = torch.finfo(torch.float64).tiny
@@ -64,6 +63,8 @@ def _beyond(counts: Tensor) -> float:
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     if once < 2:
         return 0.0
+    from scipy.special import hyperu  # which takes a while to load
+
     return float(hyperu(1, 1, 2 * twice / once if twice else 2 / (once - 1)))
 
 

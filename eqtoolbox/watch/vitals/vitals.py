@@ -1,5 +1,6 @@
 """The vital signs of a due step, as records `vital/...`."""
 
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -53,19 +54,21 @@ class Vitals:
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
-    def state_dict(self) -> dict[str, Any]:
-        """What vital signs of later steps are told with."""
-        silent = {n: [torch.from_numpy(x) for x in kept] for n, kept in self._silent.items()}
-        told = {"halves": [*map(list, self._halves)], "silent": silent, "begun": self._begun}
-        return told | {"labels": self.labels.counts} | self._unreached.state_dict()
+    def kept(self) -> str:
+        """What vital signs of later steps are told with: one text, as no checkpoint reads it."""
+        silent = {n: [x.astype(int).tolist() for x in seen] for n, seen in self._silent.items()}
+        told = {"halves": [*self._halves], "silent": silent, "begun": self._begun}
+        counts = {"labels": self.labels.counts.tolist()}
+        return json.dumps(told | counts | self._unreached.state_dict())
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self._halves.extend((noise, inner) for noise, inner in state.get("halves", ()))
-        for layer, kept in state.get("silent", {}).items():
-            self._silent[layer] = deque([x.numpy() for x in kept], maxlen=BATCHES)
-        self._begun = int(state.get("begun", -1))
-        self.labels.counts = state.get("labels", self.labels.counts)
+    def restore(self, kept: str) -> None:
+        """Go on where `kept` was taken; an empty text is of a run that kept nothing."""
+        state = json.loads(kept or "{}")
+        self._halves.extend(map(tuple, state.get("halves", ())))
+        for layer, seen in state.get("silent", {}).items():
+            self._silent[layer] = deque([np.array(x, dtype=bool) for x in seen], maxlen=BATCHES)
+        self._begun = state.get("begun", -1)
+        self.labels.counts = torch.tensor(state.get("labels", ()), dtype=torch.int64)
         self._unreached.load_state_dict(state)
 
     def losses(self, step: int) -> None:
@@ -118,8 +121,7 @@ class Vitals:
             bad = not_finite({"output": output}) if isinstance(output, Tensor) else "?"
             given = [x for x in tensors(single.batch) if x.is_floating_point()]
             batch = any(not bool(x.isfinite().all()) for x in given)
-            facts = {"output": not bad, "batch": batch}
-            self._emit("not_finite", 1.0, facts)
+            self._emit("not_finite", 1.0, {"output": not bad, "batch": batch})
             return
         self._inputs(heard, single)
         self._outputs(heard, output, loss)
@@ -142,8 +144,7 @@ class Vitals:
 
     def _inputs(self, heard: Heard, single: Objective) -> None:
         if heard.inputs is not None:
-            told = vars(heard.inputs)
-            self._emit("input_scale", heard.inputs.ratio, told)
+            self._emit("input_scale", heard.inputs.ratio, vars(heard.inputs))
 
     def _outputs(self, heard: Heard, output: Any, loss: float) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and len(output) > 1:
