@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.drawing import PALETTE, faded, plain, thinned, wide
@@ -88,6 +87,8 @@ def _rise(run: Log) -> tuple[float, float] | None:
     variance = sum(float(np.square(x - x.mean()).sum()) for x in (before, after)) / free
     error = math.sqrt(variance * (1 / len(before) + 1 / len(after)))
     gap = float(after.mean() - before.mean())
+    from scipy.special import stdtr  # which takes a while to load
+
     if gap <= 0 or (error > 0 and stdtr(free, -gap / error) > CHANCE):
         return None
     return float(np.median(previous)), float(np.median(last))
