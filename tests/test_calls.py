@@ -253,6 +253,8 @@ GARBAGE: list[tuple[str, Any, str]] = [
     ("budget", {}, "the budget of a Monitor's state, got one without"),
     ("halved", 5, r"state\['halved'\] must be a list of strings"),
     ("checked", "no", r"state\['checked'\] must be True or False"),
+    ("vitals", "x", r"state\['vitals'\] must be JSON, got 'x'"),
+    ("vitals", "[3]", r"what state\['vitals'\] holds must be a dict"),
     ("skipped", {"curvature": -1}, r"state\['skipped'\]\['curvature'\] must be >= 0"),
     ("shapes", {"weight": "ab"}, r"state\['shapes'\]\['weight'\] must be a list"),
 ]

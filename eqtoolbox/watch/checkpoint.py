@@ -1,5 +1,6 @@
 """A checkpoint: what `Monitor.state_dict` holds, looked through before any of it is taken."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,10 @@ def check_state(state: Any) -> None:
     _have("state['budget']", state["budget"], BUDGET, "the budget of a Monitor's state")
     for name in FURTHER.keys() & state.keys():
         fitted(f"state[{name!r}]", state[name], FURTHER[name])
+    try:
+        fitted("what state['vitals'] holds", json.loads(state.get("vitals") or "{}"), Mapping)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"state['vitals'] must be JSON, got {state['vitals'][:40]!r}") from error
     lost = {*state.get("kept", ())} - state["references"].keys()
     if lost:
         raise ValueError(

@@ -5,7 +5,7 @@ import numpy as np
 from eqtoolbox.report.diagnosis.disease import Symptom
 from eqtoolbox.report.diagnosis.leap import OUTLIER, leap
 from eqtoolbox.report.diagnosis.signs import LEARNED, STUCK, Signs
-from eqtoolbox.report.diagnosis.steps import MOVED, clipped_share, each_step
+from eqtoolbox.report.diagnosis.steps import ABOVE, MOVED, clipped_share, each_step
 from eqtoolbox.report.diagnosis.tail import stands_out
 from eqtoolbox.report.finding import Level
 from eqtoolbox.report.words import number, percent
@@ -15,7 +15,6 @@ GAP = 1.5  # held-out over training loss
 ROSE = 1.15  # held-out loss over its smallest
 MATTERS = 0.2  # of the loss of a constant output: a smaller held-out loss is fine
 ALIKE = 0.7  # cosine of the gradients of two halves of a batch: a step for one is one for all
-ABOVE = 2.0  # times the loss of a constant output: so far above it a loss says nothing of signal
 DROPPED = 0.8  # rate of dropout; 0.1 to 0.5 are usual
 BACK = 0.5  # of what the run began with: so high a spike throws it back
 

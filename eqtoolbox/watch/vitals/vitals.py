@@ -50,7 +50,7 @@ class Vitals:
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
         self._unreached = Unreached()
-        self.labels = Labels()  # of all measured batches
+        self._labels = Labels()  # of all measured batches
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
 
@@ -58,17 +58,17 @@ class Vitals:
         """What vital signs of later steps are told with: one text, as no checkpoint reads it."""
         silent = {n: [x.astype(int).tolist() for x in seen] for n, seen in self._silent.items()}
         told = {"halves": [*self._halves], "silent": silent, "begun": self._begun}
-        counts = {"labels": self.labels.counts.tolist()}
+        counts = {"labels": self._labels.counts.tolist()}
         return json.dumps(told | counts | self._unreached.state_dict())
 
     def restore(self, kept: str) -> None:
         """Go on where `kept` was taken; an empty text is of a run that kept nothing."""
         state = json.loads(kept or "{}")
-        self._halves.extend(map(tuple, state.get("halves", ())))
-        for layer, seen in state.get("silent", {}).items():
-            self._silent[layer] = deque([np.array(x, dtype=bool) for x in seen], maxlen=BATCHES)
+        self._halves = deque(map(tuple, state.get("halves", ())), maxlen=KEPT)
+        silent = state.get("silent", {}).items()
+        self._silent = {n: deque(np.array(x, dtype=bool), maxlen=BATCHES) for n, x in silent}
         self._begun = state.get("begun", -1)
-        self.labels.counts = torch.tensor(state.get("labels", ()), dtype=torch.int64)
+        self._labels.counts = torch.tensor(state.get("labels", ()), dtype=torch.int64)
         self._unreached.load_state_dict(state)
 
     def losses(self, step: int) -> None:
@@ -172,7 +172,7 @@ class Vitals:
     def _targets(self, heard: Heard, single: Objective, loss: float) -> None:
         targets = heard.targets
         if targets.labels is not None and targets.whole(loss):
-            self.labels.add(targets.labels)
+            self._labels.add(targets.labels)
         if heard.squared is not None:
             shapes = dict(zip(("prediction", "target"), heard.squared, strict=True))
             self._emit("broadcast", 1.0, shapes)
@@ -183,9 +183,9 @@ class Vitals:
         sign, kind = targets.sign(loss), {"kind": targets.kind}
         if sign and (alike or bool((heard.asked != heard.asked.flatten()[:1]).any())):
             self._emit("loss_sign", float(sign), kind)  # of targets that the loss made none
-        constant = targets.of(loss, self.labels)
+        constant = targets.of(loss, self._labels)
         if constant is not None:
-            facts = {"alike": alike, "once": targets.once(self.labels)}
+            facts = {"alike": alike, "once": targets.once(self._labels)}
             self._emit("constant_loss", constant, kind | facts | targets.moments)
 
     def _scales(self, heard: Heard) -> None:
