@@ -5,6 +5,7 @@ import json
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.report.topics.health import vital_panels
 from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.attention import Attention
-from eqtoolbox.watch.vitals.ear import listen
+from eqtoolbox.watch.vitals.evaluation import listen
 from eqtoolbox.watch.vitals.hearing import MOST, Hearing, thinned
 from eqtoolbox.watch.vitals.inputs import Inputs
 from eqtoolbox.watch.vitals.sameness import are_alike
@@ -837,3 +838,42 @@ def test_the_rate_of_dropout_is_heard(way: str) -> None:
 
 def test_zeros_and_ones_that_a_loss_draws_are_no_dropout() -> None:
     assert listen(lambda: torch.empty(8, 4).bernoulli_(0.05), {}).dropout == (0.0, "")
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("way", ["loss", "criterion"])
+def test_what_a_replayed_model_gives_out_is_told_from_what_its_loss_computes(
+    way: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), nn.Tanh())
+    x, y = torch.randn(32, 4), torch.randn(32)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        given = model(batch[0])
+        return F.mse_loss(given, batch[1]) + F.relu(-100 - given).mean()  # a margin always kept
+
+    how: dict[str, Any] = {"budget": None, "schedule": 2, "probes": PROBES}
+    how |= {"criterion": (criterion := nn.MSELoss())} if way == "criterion" else {}
+    with eq.attach(net, optimizer, run_dir=tmp_path / "run", **how) as monitor:
+        replayed = monitor.loss(loss) if way == "loss" else lambda net, _: criterion(net(x), y)
+        for _ in range(4):
+            value = replayed(net, (x, y))
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = eq.Run(tmp_path / "run")
+    told = run.records("vital/broadcast")[0].facts
+    assert (told["prediction"], told["target"]) == ((32, 1), (32,))
+    assert [r.facts["layers"] for r in run.records("vital/silent")] == [("0",)] * 2
+    assert run.records("vital/saturated")[0].facts["layer"] == "2"
+    hidden = {r.facts["hidden_layer"] for r in run.records("vital/saturated")}
+    assert hidden == {""}  # what is given out is not hidden
+
+
+def test_units_that_a_replayed_model_gives_out_are_heard(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), nn.ReLU())
+    nn.init.constant_(net[2].bias, -100.0)
+    shares = [row.facts for row in trained(tmp_path / "run", net=net).records("vital/silent")]
+    assert all("2" in facts["layers"] and facts["shares"][0] == 1 for facts in shares)

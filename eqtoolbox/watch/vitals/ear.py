@@ -1,6 +1,6 @@
-"""The ear: one evaluation of the loss, and what its operations say of it."""
+"""The ear: what the operations of one evaluation of the loss say of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,31 +48,13 @@ class Heard:
     risks: dict[str, float] = field(default_factory=dict)  # operations near where they break
 
 
-def listen(
-    run: Callable[[], Any], params: Mapping[str, Tensor], model: nn.Module | None = None
-) -> Heard:
-    """Run a function of these very tensors and note what its operations are given and give.
+class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees the operations of a forward.
 
     Args:
-        run: the function.
-        params: the tensors.
-        model: what the function calls, if that is not all of it: what runs after the model
-            returned is no layer.
-
-    Example:
-        >>> w = -torch.ones(2, 3)
-        >>> listen(lambda: torch.relu(torch.ones(4, 3) @ w.T), {"w": w}).silent["w"].tolist()
-        [True, True]
+        params: the very tensors that it is a function of.
+        heard: what it notes.
     """
-    heard = Heard()
-    ear = _Ear(params, heard)
-    with torch.no_grad(), ear, ear.within(model):
-        run()
-    return heard
-
-
-class _Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees the operations of a forward."""
 
     def __init__(self, params: Mapping[str, Tensor], heard: Heard) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

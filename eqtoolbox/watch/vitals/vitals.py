@@ -22,7 +22,8 @@ from eqtoolbox.watch.journal import Journal
 from eqtoolbox.watch.memory import samples
 from eqtoolbox.watch.plan import VITAL
 from eqtoolbox.watch.snapshot import Snapshot
-from eqtoolbox.watch.vitals.ear import Heard, listen
+from eqtoolbox.watch.vitals.ear import Heard
+from eqtoolbox.watch.vitals.evaluation import evaluated
 from eqtoolbox.watch.vitals.hearing import Hearing
 from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.strides import Strides
@@ -116,7 +117,8 @@ class Vitals:
     def _take(self, snapshot: Snapshot, objective: Objective, scale: float) -> None:
         single = objective.calls[-1]
         with torch.no_grad():
-            heard, output, loss = by_kernels(_heard, single, snapshot.before)
+            heard, output, value = by_kernels(evaluated, single, snapshot.before)
+        loss = float(value)
         if not math.isfinite(loss):  # what else was heard are numbers of something broken
             bad = not_finite({"output": output}) if isinstance(output, Tensor) else "?"
             given = [x for x in tensors(single.batch) if x.is_floating_point()]
@@ -287,14 +289,3 @@ class Vitals:
         if always or math.isfinite(value):
             known = {k: v for k, v in (facts or {}).items() if finite(v)}
             self._journal.emit(f"{VITAL}/{name}", value, facts=known, stderr=stderr)
-
-
-def _heard(single: Objective, params: Parameters) -> tuple[Heard, Any, float]:
-    """What an evaluation says, its output and its loss."""
-    made: list[Any] = []
-    try:
-        heard = listen(lambda: made.extend(single.output_and_loss(params)), params, single.model)
-    except RuntimeError:  # an output within `torch.func.vmap` is none outside of it
-        heard = listen(lambda: made.extend((None, single.loss(params))), params, single.model)
-        return heard, None, float(made[1])
-    return heard, heard.last if made[0] is None else made[0], float(made[1])  # of several calls
