@@ -384,6 +384,17 @@ def test_the_dearest_is_saved_for_where_training_earns_little(
     assert late["drift"] > 10 * late["b"], "what is slight never waits for it"
 
 
+def test_what_is_not_paid_when_its_turn_comes_is_saved_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vision transformer: what cheaper ones have left was never enough for its sharpness."""
+    monkeypatch.setattr(f"{__name__}.STEP", 0.055)
+    costs = {"drift": (0.06, 10), "unit": (0.25, 25), "data": (0.45, 25), "laws": (0.6, 25)}
+    ran, budget = simulated(1500, costs | {"sharpness": (1.0, 25)}, setup=4.0)
+    numbers = {name: len(at) for name, at in ran.items()}
+    assert numbers["sharpness"] >= 4 and numbers["drift"] > 10
+    assert numbers["data"] <= numbers["sharpness"] + 2
+    assert max(ran["sharpness"]) > 700 and budget.spent <= budget.allowed
+
+
 @pytest.mark.parametrize(("seconds", "waits"), [(0.02, False), (0.1, True)])
 def test_a_first_run_may_take_ten_times_what_others_did(seconds: float, waits: bool) -> None:
     budget = Budget(0.05, ["light", "heavy"])
@@ -421,6 +432,40 @@ def test_what_is_not_paid_as_a_whole_is_measured_lightly(steps: int) -> None:
     had, due = budget.points["sharpness"]
     assert (had, due) == (len(whole) + len(light), steps // 25)
     assert had <= budget.expected(2.0)["sharpness"][0] <= due
+
+
+def test_a_whole_one_behind_a_first_light_one_waits_until_it_is_paid() -> None:
+    """It counts as three of them before it ran."""
+    found = []
+    for allowance in (3.0, 100.0):
+        budget = Budget(0.05, ["sharpness"], allowance, lightens=["sharpness"])
+        assert budget.choose(["sharpness"], 0) == ["sharpness"], "nobody knows what it takes"
+        budget.spend({"sharpness" + LIGHT: 0.3}, {}, 0.0)
+        budget.took(["sharpness"], {"sharpness": True}, 0)
+        assert budget.setup == 0.3, "the first that ran"
+        for step in range(25, 400, 25):
+            chosen = budget.choose(["sharpness"], step)
+            budget.spend({n: 0.9 if n == "sharpness" else 0.3 for n in chosen}, {}, 0.0)
+            budget.took(["sharpness"], dict.fromkeys(chosen, True), step)
+        found.append([budget._wishes["sharpness" + how].runs for how in ("", LIGHT)])
+    assert found[0][0] == 0 and found[0][1] >= 7
+    assert found[1][0] == 15, "all are whole where that is paid"
+
+
+@pytest.mark.parametrize(
+    ("whole", "budget", "first"), [(1e9, 0.05, 0.5), (1e9, None, 1.0), (0.0, 0.05, 1.0)]
+)
+def test_a_first_measurement_that_would_be_cut_short_is_light(
+    whole: float, budget: float | None, first: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: Probe, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+        yield Measurement("number", 0.5 if snapshot.light else 1.0)
+
+    for name, value in {"measure": measure, "lightens": True, "whole": whole}.items():
+        monkeypatch.setattr(Quick, name, value)
+    run(6, [sink := MemorySink()], budget)
+    values = [r.value for r in sink.records if r.name == "quick/number"]
+    assert values[0] == first and values[-1] == 1.0, "once it is known to be paid it is whole"
 
 
 def test_what_is_paid_is_always_measured_as_a_whole() -> None:

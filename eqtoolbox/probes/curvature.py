@@ -90,6 +90,7 @@ class Curvature(Probe):
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
     lightens: ClassVar[bool] = True
+    whole: ClassVar[float] = 50.0
     copies: ClassVar[float] = 30.0
     state: ClassVar[type[State]] = TopSpace
 
@@ -210,7 +211,7 @@ class Curvature(Probe):
         directions may miss, time after time, what grew orthogonal to them.
         """
         within = {"seconds": snapshot.seconds, **self._limits}
-        search = partial(top_eigenpairs, operator, 1, generator=rng, **within)
+        search = partial(top_eigenpairs, operator, 1, generator=rng, confirm=0, **within)
         found = despite_rounding(search, operator, self.engine.objective(snapshot), snapshot.before)
         yield self._sharpness(found)
         if not found.converged[0] and not known.vectors and self._reuses(operator):

@@ -165,6 +165,22 @@ class Agenda:
             return True
         return False
 
+    def lightens(self, probe: Probe, checking: float) -> bool:
+        """Whether a probe measures less now; the first time, too, if the whole would be cut short.
+
+        Args:
+            probe: that runs now.
+            checking: seconds that a replayed gradient took.
+        """
+        name = probe.name
+        if probe.whole and name not in self.light:
+            short = self._budget.unknown(name) and probe.whole * checking > self.seconds
+            if name in self.together:
+                short = bool(self._world.decided(f"first of {name}", [float(short)])[0])
+            if short:
+                self.light.add(name)
+        return name in self.light
+
     def hears(self, seconds: Mapping[str, float], guess: float) -> bool:
         """Whether vital signs are taken now, as probes took `seconds` of this step.
 

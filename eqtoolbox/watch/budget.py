@@ -13,7 +13,7 @@ LOSS = "training"  # the loss and the learning rate, measured where nothing else
 APART = (LOSS, VITAL)  # what no probe measures
 ALLOWANCE = 15.0  # seconds beside the share, so that short runs have curves, too
 AT_ONCE = 0.8  # seconds that several probes may take together at one step
-OVERDUE = 2.0  # gaps, after which others of its price save for a probe
+DEARER = 3.0  # times a light one: what a whole one may take that did not run yet
 SLIGHT = 0.1  # of its cost: what costs less is never kept waiting for it
 NEARLY = 0.65  # of its gap, after which a probe joins others that are measured anyway
 FIRST = 10.0  # times what lighter ones took: what a first run may take, which nobody knows
@@ -38,7 +38,7 @@ class Budget:
     for what is left, all of them wait longer by one factor: of curves the dear ones have as many
     points as others. Whole measurements where light ones would do are paid from what curves leave.
     What it waits longer, as it is not due, comes off the next gap. Whoever waited longest for its
-    gap comes first; who waits for two gaps is saved for by all that cost more than a tenth of it.
+    gap comes first; where it is not paid yet, all that cost more than a tenth of it save for it.
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than 0.8 s, the others wait for the next one; a first run counts as ten
     times what those before it took. Within this time who has waited two thirds of its gap joins
@@ -150,9 +150,11 @@ class Budget:
             else:
                 self.setup += cost
             if wish.cost is None:
-                whole = self._light_first.get(name, name)
+                first, whole = own - once.get(name, 0.0), self._light_first.get(name, name)
                 told = whole if self.unknown(whole) else name  # the first light one is whole
-                self._wishes[told].cost = own - once.get(name, 0.0)
+                self._wishes[told].cost = first
+                if self.unknown(whole := told.removesuffix(LIGHT)):
+                    self._wishes[whole].cost = DEARER * first
             else:
                 wish.cost = (again + wish.cost) / 2
             wish.runs += 1
@@ -231,19 +233,18 @@ class Budget:
         gap = self._gap(step)
         waited = {n: (step - w.last) / gap(n) for n, w in asked.items() if n not in first}
         now, together = list[str](), sum(asked[name].cost or 0.0 for name in first)
-        saved = 0.0  # for who waits too long already, and is too dear for what is left
+        saved = 0.0  # for who has waited for its gap, and is too dear for what is left
         soon = (name for name, gaps in waited.items() if gaps >= NEARLY)
         for name in sorted(soon, key=lambda name: -waited[name]):
             cost = asked[name].cost or 0.0
             joins = now and together + cost <= AT_ONCE and name not in APART
             if waited[name] < 1 and not joins:
                 continue
-            overdue = waited[name] >= OVERDUE
-            rest = self._lighter_than(SLIGHT * cost if overdue else cost)
+            rest = self._lighter_than(cost if waited[name] < 1 else SLIGHT * cost)
             if together + cost + rest + (saved if cost > SLIGHT * saved else 0.0) <= self.left:
                 now.append(name)
                 together += cost
-            elif overdue:
+            elif waited[name] >= 1:
                 saved = max(saved, cost)
         return now
 

@@ -121,7 +121,7 @@ class Catch:
                 continue
             if self._agenda.waits(probe, self._runner.seconds):
                 continue
-            light = probe.name in self._agenda.light
+            light = self._agenda.lightens(probe, checking)
             seen = replace(snapshot, light=True) if light else snapshot
             rows = self._runner.run(probe, seen, probe.name in self._agenda.together)
             self._tidy(before)

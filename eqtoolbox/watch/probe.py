@@ -102,6 +102,7 @@ class Probe(ABC):
     evaluates: ClassVar[bool] = True  # False: `measure` calls no model and keeps no tensor
     lightens: ClassVar[bool] = False  # True: measures less, for less, where `snapshot.light`
     light_first: ClassVar[bool] = False  # True: the first light one finds what the next go on from
+    whole: ClassVar[float] = 0.0  # replayed gradients' time of the first whole one; 0: not known
     on_any_part: ClassVar[bool] = False  # True: it is true of any samples of a batch, as laws are
     graphs: ClassVar[float] = 3.0  # memory at most, in what autograd saves for one gradient,
     copies: ClassVar[float] = 6.0  # and beside that in copies of the parameters

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqtoolbox.replay.thread.scope import only_here, unobserved
@@ -83,8 +84,10 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.drawn = False
 
         def end(_: Any, __: Any, output: Any) -> None:
-            self.outputs.update(_place(x) for x in tensors(output))
-            if all(x.dim() for x in tensors(output)):  # it gave no loss of its own
+            given = tensors(output)
+            if not any(map(is_functorch_wrapped_tensor, given)):  # those of torch.func lie nowhere
+                self.outputs.update(map(_place, given))
+            if all(x.dim() for x in given):  # it gave no loss of its own
                 self._settle()
             self.units.clear()
 
