@@ -463,9 +463,9 @@ def test_a_first_measurement_that_would_be_cut_short_is_light(
 
     for name, value in {"measure": measure, "lightens": True, "whole": whole}.items():
         monkeypatch.setattr(Quick, name, value)
-    run(6, [sink := MemorySink()], budget)
+    run(12, [sink := MemorySink()], budget)
     values = [r.value for r in sink.records if r.name == "quick/number"]
-    assert values[0] == first and values[-1] == 1.0, "once it is known to be paid it is whole"
+    assert values[0] == first and 1.0 in values[1:], "once it is known to be paid it is whole"
 
 
 def test_what_is_paid_is_always_measured_as_a_whole() -> None:

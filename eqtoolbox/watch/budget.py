@@ -43,10 +43,11 @@ class Budget:
     hold a step up for more than 0.8 s, the others wait for the next one; a first run counts as ten
     times what those before it took. Within this time who has waited two thirds of its gap joins
     others: what all need at a step is paid once. A probe that can measure less for less
-    (`lightens`) does so where it is due and the whole is not paid, after a first whole one. One
-    whose first light measurement finds all that the next go on from (`light_first`) takes at it
-    what the whole one does, which runs only where that is paid. Vital signs are paid as if a probe
-    took them, where a loss is evaluated anyway, from the first such step on that no search held up.
+    (`lightens`) does so where it is due and the whole is not paid, after a first whole one; where
+    the first was light, the whole counts as three of it. One whose first light measurement finds
+    all that the next go on from (`light_first`) takes at it what the whole one does, which runs
+    only where that is paid. Vital signs are paid as if a probe took them, where a loss is evaluated
+    anyway, from the first such step on that no search held up.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
