@@ -72,7 +72,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.attends: set[int] = set()  # softmaxes of such scores: of queries with keys
         self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
         self.ends: list[tuple[str, float]] = []  # saturated shares since then
-        self.outputs: set[int] = set()  # storages of what the model gave out
+        self.outputs: dict[int, Tensor] = {}  # what the model gave out, by its storage
 
     @contextmanager
     def within(self, model: nn.Module | None) -> Iterator[None]:
@@ -86,7 +86,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def end(_: Any, __: Any, output: Any) -> None:
             given = tensors(output)
             if not any(map(is_functorch_wrapped_tensor, given)):  # those of torch.func lie nowhere
-                self.outputs.update(map(_place, given))
+                self.outputs.update((_place(x), x) for x in given)
             if all(x.dim() for x in given):  # it gave no loss of its own
                 self._settle()
             self.units.clear()
@@ -165,9 +165,9 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _compared(self, name: str, given: dict[str, Any]) -> None:
         """Predictions and targets; of those that a broadcast made a square, what it was made of."""
-        outputs = self.outputs | (
-            {_place(self.heard.last)} if self.heard.last is not None else set()
-        )
+        outputs = set(self.outputs)
+        if self.heard.last is not None:
+            outputs.add(_place(self.heard.last))
         if "target" in given or name in ("sub", "rsub"):
             shapes = outer(given, outputs)
             self.heard.squared = shapes or self.heard.squared
