@@ -46,8 +46,8 @@ class Budget:
     (`lightens`) does so where it is due and the whole is not paid, after a first whole one; where
     the first was light, the whole counts as three of it. One whose first light measurement finds
     all that the next go on from (`light_first`) takes at it what the whole one does, which runs
-    only where that is paid. Vital signs are paid as if a probe took them, where a loss is evaluated
-    anyway, from the first such step on that no search held up.
+    only where that is paid. Vital signs are paid as if a probe took them, from the first step on at
+    which a loss is evaluated anyway and no search held up.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
@@ -159,8 +159,7 @@ class Budget:
             else:
                 wish.cost = (again + wish.cost) / 2
             wish.runs += 1
-        if not seconds:
-            self.keep(shared)
+        self.keep(0.0 if seconds else shared)
 
     def choose(self, due: Sequence[str], step: int, waiting: Sequence[str] = ()) -> list[str]:
         """Which of the due probes are to run at this step; asking changes nothing.

@@ -162,14 +162,16 @@ class Control:
         Raises:
             Retired: a rank left, or does not answer.
         """
-        ends = time.monotonic() + self.patience
+        ends, ended = time.monotonic() + self.patience, False
         while True:
             try:
                 work.wait(datetime.timedelta(seconds=SLICE))
                 return
             except RuntimeError as error:
-                waiting = not work.is_completed() and time.monotonic() < ends
-                if waiting and not self.said("left"):
+                failed, ended = ended, work.is_completed()
+                if ended and not failed:  # just after it was waited for, or by an error of its own
+                    continue
+                if not ended and time.monotonic() < ends and not self.said("left"):
                     continue
                 self.retire(self._why(error))
                 raise Retired(self.retired) from error

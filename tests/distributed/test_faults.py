@@ -1,5 +1,6 @@
 """Faults: whatever one rank does, training goes on bit by bit, and nobody waits for long."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 import eqtoolbox as eq
 from eqtoolbox.record.schedule import every
 from eqtoolbox.watch.probe import Measurement, Probe, Scheduled
+from eqtoolbox.world.control import Control
+from eqtoolbox.world.world import Retired
 from tests.distributed.ranks import on_ranks, once
 
 STEPS, AT, PATIENCE = 6, 2, 3.0
@@ -265,3 +268,29 @@ def test_a_monitor_on_one_rank_only_measures_its_share_and_says_so(found: Any) -
 
 def test_monitors_that_differ_are_refused_on_all_ranks(found: Any) -> None:
     assert all("seed is" in found[rank]["other"] for rank in range(2))
+
+
+class Exchange:
+    """A collective that a rank waits for in vain so many times, and that is over by then."""
+
+    def __init__(self, vain: float) -> None:
+        self.vain = vain
+
+    def wait(self, timeout: Any) -> None:
+        self.vain -= 1
+        if self.vain >= 0:
+            raise RuntimeError("Timed out waiting")
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def test_what_ends_just_after_it_was_waited_for_is_no_failure() -> None:
+    control = object.__new__(Control)
+    control.patience, control.retired = 0.0, ""
+    vars(control).update(say=lambda *_: None, said=lambda _: {}, _why=str)
+    control._wait(Exchange(1))
+    assert not control.retired
+    with pytest.raises(Retired, match="Timed out"):
+        control._wait(Exchange(math.inf))
+    assert control.retired
