@@ -62,7 +62,7 @@ class Curvature(Probe):
     measurement, and between them a direction that is kept with the others, half of it random. Light
     measurements, of the sharpness alone, begin from a random vector each. Under a budget no search
     takes more than about a second: what it has by then is said, `not_converged` where that is so,
-    and the next one goes on from it.
+    and the next one goes on from it; where the whole would not be over the first one is light.
 
     Args:
         k: how many of the sharpest directions.

@@ -42,12 +42,11 @@ class Budget:
     First runs are never refused, as only they tell what a probe costs. Where probes would together
     hold a step up for more than 0.8 s, the others wait for the next one; a first run counts as ten
     times what those before it took. Within this time who has waited two thirds of its gap joins
-    others: what all need at a step is paid once. A probe that can measure less for less
-    (`lightens`) does so where it is due and the whole is not paid, after a first whole one; where
-    the first was light, the whole counts as three of it. One whose first light measurement finds
-    all that the next go on from (`light_first`) takes at it what the whole one does, which runs
-    only where that is paid. Vital signs are paid as if a probe took them, from the first step on at
-    which a loss is evaluated anyway and no search held up.
+    others, as what all need is paid once. A probe that can measure less for less (`lightens`) does
+    so where the whole is not paid, after a first whole one; where the first was light, the whole
+    counts as three of it. One whose first light measurement finds all that the next go on from
+    (`light_first`) takes what the whole one does, which runs where that is paid. Vital signs are
+    paid like a probe, once a loss is evaluated anyway and no search held the step up.
 
     Args:
         share: of training time, such as 0.05; None for no limit, so that all run when due.
@@ -159,7 +158,8 @@ class Budget:
             else:
                 wish.cost = (again + wish.cost) / 2
             wish.runs += 1
-        self.keep(0.0 if seconds else shared)
+        if not seconds:
+            self.keep(shared)
 
     def choose(self, due: Sequence[str], step: int, waiting: Sequence[str] = ()) -> list[str]:
         """Which of the due probes are to run at this step; asking changes nothing.
