@@ -36,6 +36,7 @@ def hessian(
     forward: bool = False,
     accuracy: Positive | None = None,
     scale: Positive = 1.0,
+    copy: bool = True,
 ) -> "Hessian":
     """H = ∇²L(θ) for L = Σ w_i L_i / Σ w_i, each product exact to rounding.
 
@@ -47,8 +48,8 @@ def hessian(
         loss: pure function of a dict of parameters, giving a scalar; or one per batch. It must give
             the same value each time it is called. If it has a method `scope(params)`, the context
             manager that this returns is active around every forward and every backward.
-        params: θ by name. They are copied; the copies are the leaves. Half precision parameters
-            become float32 leaves that are cast inside the graph, so vectors are float32.
+        params: θ by name. Half precision parameters become float32 leaves that are cast inside the
+            graph, so vectors are float32.
         weights: the true weight of each loss, for means the number of samples (or of valid
             tokens) behind it. Needed as soon as there is more than one loss.
         retain: keep the graphs between products. True for one loss; for several False, so that
@@ -60,6 +61,7 @@ def hessian(
             √eps of the parameters. Give 0.1 for a float32 model under bfloat16 autocast.
         scale: of the loss while it is differentiated, taken out again; 65536 for a model under
             float16 autocast, as its gradient scaler starts. Made smaller where products overflow.
+        copy: False where nothing writes to θ as long as products are asked for: it is not copied.
 
     Raises:
         ValueError: the loss is no real scalar, depends on no parameter or contains a
@@ -86,6 +88,7 @@ def hessian(
         forward=forward,
         accuracy=accuracy,
         scale=scale,
+        copy=copy,
     )
 
 
@@ -108,13 +111,14 @@ class Hessian(LinearOperator):
         forward: bool = False,
         accuracy: float | None = None,
         scale: float = 1.0,
+        copy: bool = True,
     ) -> None:
         accuracy = product_accuracy(params) if accuracy is None else accuracy
         super().__init__(Space.of(params), accuracy)
         losses = [loss] if callable(loss) else list(loss)
-        copies, dtypes = leaves(params), {name: p.dtype for name, p in params.items()}
+        points, dtypes = leaves(params, copy), {name: p.dtype for name, p in params.items()}
         graph = ForwardGradient if forward else GradientGraph
-        self._graphs = [graph(f, copies, dtypes, scale) for f in losses]
+        self._graphs = [graph(f, points, dtypes, scale) for f in losses]
         self._weights = _normalised(weights, len(losses))
         self._retain = len(losses) == 1 if retain is None else retain
         self._first: tuple[float, dict[str, Tensor]] | None = None
@@ -134,10 +138,11 @@ class Hessian(LinearOperator):
         """∇L(θ), detached; equal to the training gradient, at no extra cost."""
         return self._value_and_gradient()[1]
 
-    def release(self) -> None:
-        """Free the graphs; a later product builds them again."""
+    def release(self, forget: bool = False) -> None:
+        """Free the graphs, and with `forget` the gradient; who asks later builds them again."""
         for graph in self._graphs:
             graph.release()
+        self._first = None if forget else self._first
 
     def __enter__(self) -> Self:
         return self

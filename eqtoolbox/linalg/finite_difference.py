@@ -16,7 +16,7 @@ from eqtoolbox.expect.checked import checked
 from eqtoolbox.expect.deadline import check
 from eqtoolbox.linalg.graph import check_scalar, differentiating, filled, leaves
 from eqtoolbox.linalg.operator import LinearOperator
-from eqtoolbox.linalg.vectors import Space, Vector, add, norm, scale
+from eqtoolbox.linalg.vectors import Space, Vector, add, add_to, norm, scale
 
 Scheme = Annotated[Literal["central", "one_sided"], instance("'central' or 'one_sided'")]
 LossOrGradient = Annotated[
@@ -200,10 +200,13 @@ class FiniteDifference(LinearOperator):
             return scale(1 / step, add(forward, self.gradient, -1.0)), math.nan
         backward = self._gradient_at(add(self._point, unit, -step))
         first = add(forward, backward, -1.0)
-        second = norm(add(add(forward, backward), self.gradient, -2.0))
-        rounding = 100 * self._eps * norm(self.gradient)
-        kink = second / norm(first) if norm(first) > rounding else math.nan
-        return scale(0.5 / step, first), kink
+        del forward
+        second = add(backward, self.gradient, -1.0)
+        del backward
+        bend = norm(add_to(add_to(second, second), first))  # g₊ - 2 g₀ + g₋
+        rounding, length = 100 * self._eps * norm(self.gradient), norm(first)
+        kink = bend / length if length > rounding else math.nan
+        return {n: x.mul_(0.5 / step) for n, x in first.items()}, kink
 
     def _gradient_at(self, point: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.evaluations += 1

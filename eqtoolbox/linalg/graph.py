@@ -139,8 +139,13 @@ class GradientGraph:
         self.release()
 
 
-def leaves(params: Vector) -> dict[str, Tensor]:
+def leaves(params: Vector, copy: bool = True) -> dict[str, Tensor]:
     """Detached copies of `params` in at least float32 that require gradients.
+
+    Args:
+        params: θ by name.
+        copy: False where nothing writes to them meanwhile: of float32 and wider ones no copy is
+            made then.
 
     Raises:
         ValueError: no parameters, or one that is not real floating point.
@@ -148,7 +153,10 @@ def leaves(params: Vector) -> dict[str, Tensor]:
     """
     space = Space.of(params)
     with torch.inference_mode(False):  # a tensor made in inference mode can never have a gradient
-        copies = {n: p.detach().to(space.like[n].dtype, copy=True) for n, p in params.items()}
+        copies = {
+            n: p.detach().to(space.like[n].dtype, copy=copy or p.is_inference())
+            for n, p in params.items()
+        }
     if not math.isfinite(norm(copies)):
         bad = [n for n, p in copies.items() if not bool(p.isfinite().all())]
         raise FloatingPointError(f"parameters must be finite, got NaN or infinity in {bad[:5]}")

@@ -86,6 +86,14 @@ def add(a: Vector, b: Vector, factor: float = 1.0) -> dict[str, Tensor]:
 
 
 @plain
+def add_to(a: dict[str, Tensor], b: Vector, factor: float = 1.0) -> dict[str, Tensor]:
+    """a + factor · b, written over `a`."""
+    for name, x in a.items():
+        x.add_(b[name], alpha=factor)
+    return a
+
+
+@plain
 def combine(vectors: Sequence[Vector], coefficients: Sequence[float]) -> dict[str, Tensor]:
     """Σ c_i v_i.
 
@@ -99,8 +107,7 @@ def combine(vectors: Sequence[Vector], coefficients: Sequence[float]) -> dict[st
         )
     total = scale(coefficients[0], vectors[0])
     for v, c in zip(vectors[1:], coefficients[1:], strict=True):
-        for name, x in total.items():
-            x.add_(v[name], alpha=c)
+        add_to(total, v, c)
     return total
 
 
@@ -244,11 +251,10 @@ def _total(scalars: list[Tensor]) -> float:
 def fitted_to(like: Vector, v: Vector) -> dict[str, Tensor]:
     """`v` with the names and shapes of `like`; zero where it has none of that name and shape."""
 
-    def fit(name: str, x: Tensor) -> Tensor:
-        same = name in v and v[name].shape == x.shape
-        return v[name].to(x) if same else x.new_zeros(x.shape)
-
-    return {name: fit(name, x) for name, x in like.items()}
+    return {
+        name: v[name].to(x) if name in v and v[name].shape == x.shape else x.new_zeros(x.shape)
+        for name, x in like.items()
+    }
 
 
 def finite(v: Vector) -> bool:
@@ -273,8 +279,7 @@ def _on_host(scalars: list[Tensor]) -> float:
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """The name of the first tensor that holds NaN or infinity; empty if there is none.
 
-    A norm is finite where every entry is, and takes a single pass; one that is not, by overflow or
-    by such an entry, is looked at closely.
+    A norm is finite where every entry is, in a single pass; others are looked at closely.
     """
     dense = {
         n: (t._values() if t.layout == torch.sparse_coo else t).detach()
@@ -288,8 +293,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 def norms(tensors: Iterable[Tensor]) -> Tensor:
     """Norm of each in its own precision, on the device of the first: (tensors,) in float64."""
-    given = [t.detach() for t in tensors]
-    if not given:
+    if not (given := [t.detach() for t in tensors]):
         return torch.zeros(0, dtype=torch.float64)
     found = list(torch._foreach_norm(given))
     if len({n.dtype for n in found}) > 1 or len({n.device for n in found}) > 1:

@@ -148,7 +148,8 @@ class Engine:
                 raise NotApplicable("complex parameters: their Hessian is not supported")
             way = "retained" if snapshot.world.several else self.way  # whose clocks differ
             few = self.objective(on_few(snapshot))
-            test = self_test(objective, params, timing=way == "fastest", few=few)
+            room = math.inf if snapshot.world.several else snapshot.room
+            test = self_test(objective, params, timing=way == "fastest", few=few, room=room)
             if way == "compiled":
                 test = by_a_program(objective, params, test, partial(self._program, snapshot))
             if snapshot.measured is not None:

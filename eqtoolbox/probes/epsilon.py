@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.graph import differentiating, filled
-from eqtoolbox.linalg.vectors import add, zeros_like
+from eqtoolbox.linalg.vectors import add_to, zeros_like
 from eqtoolbox.probes.law import Bias, Elements, Members
 from eqtoolbox.record.record import verdict
+from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable
@@ -73,7 +74,7 @@ def predictions(
     Raises:
         NotApplicable: the loss cannot be differentiated with a tensor for its epsilons.
     """
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    leaves = {n: leaf(p.detach()) for n, p in params.items()}
     value = dict.fromkeys(rates, 0.0)
     total = {family: zeros_like(params) for family in rates}
     try:
@@ -89,7 +90,7 @@ def predictions(
                         rows = torch.autograd.grad(
                             p, list(leaves.values()), retain_graph=True, allow_unused=True
                         )
-                        total[family] = add(total[family], filled(leaves, rows))
+                        add_to(total[family], filled(leaves, rows))
     except RuntimeError as reason:
         raise NotApplicable(f"no derivative with respect to epsilon: {reason}") from reason
     return {family: Bias(value[family], total[family]) for family in rates}
@@ -144,7 +145,7 @@ def pull(
     Raises:
         NotApplicable: the loss cannot be differentiated with a tensor for its epsilons.
     """
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    leaves = {n: leaf(p.detach()) for n, p in params.items()}
     total = zeros_like(params)
     try:
         for (part, weight), own in zip(objective.terms, slopes, strict=True):
@@ -155,7 +156,7 @@ def pull(
                     rows = torch.autograd.grad(
                         torch.stack(moving).sum(), list(leaves.values()), allow_unused=True
                     )
-                    total = add(total, filled(leaves, rows), -weight)
+                    add_to(total, filled(leaves, rows), -weight)
     except RuntimeError as reason:
         raise NotApplicable(f"no derivative with respect to epsilon: {reason}") from reason
     return total

@@ -23,7 +23,9 @@ from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import add, norm
 from eqtoolbox.linalg.widened import WidenedOperator
+from eqtoolbox.probes.held import HeldObjective
 from eqtoolbox.probes.inside import cuts
+from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import opened
 
@@ -75,7 +77,7 @@ class Structure:
 
 
 def widened(
-    objective: Objective, params: Parameters, stiffness: float | None = None
+    objective: Objective | HeldObjective, params: Parameters, stiffness: float | None = None
 ) -> WidenedOperator:
     """Differences of gradients in float64; `stiffness` as of `FiniteDifference`.
 
@@ -94,7 +96,7 @@ def widened(
 
 
 def compare(
-    objective: Objective,
+    objective: Objective | HeldObjective,
     params: Parameters,
     along: Parameters,
     exact: Parameters,
@@ -186,7 +188,7 @@ def _tried(make: Callable[[], Made]) -> Made | None:
 
 def structure(objective: Objective, params: Parameters) -> Structure:
     """Runs the loss once and looks at the tape."""
-    at = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    at = {n: leaf(p.detach()) for n, p in params.items()}
     with torch.enable_grad(), objective.scope(at), _Cuts() as cuts:
         tape = nodes([objective.loss(at)])
     custom = (type(node).__name__ for node in tape if isinstance(node, BackwardCFunction))

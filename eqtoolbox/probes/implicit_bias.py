@@ -8,22 +8,30 @@ so that along a flow of the gradient a charge Q with K = grad Q moves by dQ/dt =
 bias. Yang & Ziyin 2025, arXiv 2512.21447.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.graph import differentiating, filled
-from eqtoolbox.linalg.vectors import add, norm, zeros_like
+from eqtoolbox.linalg.vectors import add, norm
 from eqtoolbox.probes.inside import Inside
 from eqtoolbox.probes.law import Bias, Elements, Members
+from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
+from eqtoolbox.weights.parameter import ContinuousSymmetry
 
 ROUNDED = 100.0  # roundings between the gradient and that by way of the output
 
 
 def biases(
-    objective: Objective, params: Parameters, families: Members, elements: Elements
-) -> dict[str, Bias]:
+    objective: Objective,
+    params: Parameters,
+    families: Members,
+    elements: Elements,
+    take: Callable[[str, Bias], object],
+) -> None:
     """c and grad c of an element of each family, from the outputs and not from K.
 
     Args:
@@ -31,15 +39,15 @@ def biases(
         params: theta.
         families: equivariances by family.
         elements: coefficients of each member, (dimension,).
+        take: is given them family by family; of one loss no two are held at once.
 
     Raises:
         NotApplicable: the loss is not a function of one output tensor of the model alone, or that
             function has no second derivative.
     """
-    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
-    value = dict.fromkeys(families, 0.0)
-    total = {family: zeros_like(params) for family in families}
-    for part, weight in objective.terms:
+    leaves = {n: leaf(p.detach()) for n, p in params.items()}
+    known: dict[str, Bias] = {}
+    for k, (part, weight) in enumerate(objective.terms, start=1):
         with differentiating(part, leaves):
             output, slope = _slope(part, leaves)
             for family, members in families.items():
@@ -48,10 +56,26 @@ def biases(
                     for member, c in zip(members, elements[family], strict=True)
                 ]
                 c = weight * part.total((slope * torch.stack(along).sum(0)).sum())
-                rows = _rows(c, leaves)
-                value[family] += float(c.detach())
-                total[family] = add(total[family], filled(leaves, rows))
-    return {family: Bias(value[family], total[family]) for family in families}
+                found = Bias(float(c.detach()), filled(leaves, _rows(c, leaves)))
+                if before := known.pop(family, None):
+                    total = add(before.gradient, found.gradient)
+                    found = Bias(before.value + found.value, total)
+                if k < len(objective.terms):
+                    known[family] = found
+                else:
+                    take(family, found)
+
+
+def bias(
+    objective: Objective,
+    params: Parameters,
+    members: Sequence[ContinuousSymmetry],
+    element: Sequence[Tensor],
+) -> Bias:
+    """c and grad c of one element of these equivariances together; as `biases`."""
+    found: list[Bias] = []
+    biases(objective, params, {"": members}, {"": element}, lambda _, c: found.append(c))
+    return found[0]
 
 
 def _slope(objective: Objective, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

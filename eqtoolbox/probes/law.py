@@ -74,30 +74,38 @@ class Laws:
     def __init__(self, params: Parameters, operator: DifferentiatedOperator) -> None:
         self.params = params
         self.operator = operator
-        self.gradient = operator.gradient
         self.size = max(norm(self.gradient), 1e-300)
 
-    def release(self) -> None:
-        """Free the graph of the gradient, which products need."""
+    @property
+    def gradient(self) -> Parameters:
+        """That of the objective."""
+        return self.operator.gradient
+
+    def release(self, forget: bool = False) -> None:
+        """Free the graph of the gradient, which products need.
+
+        Args:
+            forget: whether the gradient itself is freed, too, and made anew when it is asked for.
+        """
         if isinstance(self.operator, Hessian):
-            self.operator.release()
+            self.operator.release(forget)
 
     @unobserved()
     def terms(
         self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
-    ) -> tuple[Parameters, Parameters]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """K and (DK)^T g of the sum of these elements."""
-        pulled = zeros_like(self.params)
+        pulled, gradient = zeros_like(self.params), self.gradient
         for member, element in zip(members, elements, strict=True):
             coefficients = element.to(self.params[member.names[0]])
-            for name, part in member.pullback(self.params, coefficients, self.gradient).items():
+            for name, part in member.pullback(self.params, coefficients, gradient).items():
                 pulled[name].add_(part)
         return self.tangent(members, elements), pulled
 
     @unobserved()
     def tangent(
         self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
-    ) -> Parameters:
+    ) -> dict[str, Tensor]:
         """K of the sum of these elements."""
         found = zeros_like(self.params)
         for member, element in zip(members, elements, strict=True):

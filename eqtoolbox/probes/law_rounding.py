@@ -66,6 +66,7 @@ class LawRounding:
 
     def of_second(self, sides: "RightSides") -> None:
         """Have `sides` measure what it leaves of second-order ones; float64 judges what fails."""
+        self.here.release(forget=True)  # one gradient at a time
         far = moved_by(self.snapshot.before, afar(self.amount), self.rng)
         there = replace(self.snapshot, before=far)
         sides.compare(Laws(far, self.engine.operator(there)), self.here)

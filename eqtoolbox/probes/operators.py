@@ -1,6 +1,7 @@
 """Products: the Hessian as an operator, in the mode and by the way that a self-test chose."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -25,15 +26,20 @@ def operator(objective: Objective, params: Parameters, test: SelfTest) -> Differ
     """The Hessian in the mode that the self-test chose."""
     if test.mode == "differenced":
         return finite_difference(objective, params) if test.smooth else widened(objective, params)
-    accuracy = 10 * test.coarsest if test.coarsest > ROUGH else None
-    by = SCALE if test.coarsest == HALF else 1.0
+    made = partial(
+        hessian,
+        params=params,
+        accuracy=10 * test.coarsest if test.coarsest > ROUGH else None,
+        scale=SCALE if test.coarsest == HALF else 1.0,
+        copy=False,  # replays keep what they are given
+    )
     if test.mode == "split" or len(objective.pieces) > 1:  # as accumulated: one graph at a time
         pieces = objective.split(PARTS)
         losses, weights = [piece for piece, _ in pieces], [weight for _, weight in pieces]
-        return hessian(losses, params, weights=weights, retain=False, accuracy=accuracy, scale=by)
+        return made(losses, weights=weights, retain=False)
     forward = test.mode == "exact" and test.way == "forward"
     retain = test.mode == "exact" and not forward
-    return hessian(objective, params, retain=retain, forward=forward, accuracy=accuracy, scale=by)
+    return made(objective, retain=retain, forward=forward)
 
 
 def by_the_fastest_way(

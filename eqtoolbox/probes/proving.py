@@ -1,6 +1,7 @@
 """Proving: Hessian products of the model at hand are tried before they are trusted."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,8 +10,9 @@ from eqtoolbox.linalg.curvature import Hessian
 from eqtoolbox.linalg.precision import Precision
 from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.probes.fastest import timed
-from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, structure
+from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, Structure, structure
 from eqtoolbox.probes.float64 import rounded_share
+from eqtoolbox.probes.held import HeldObjective
 from eqtoolbox.probes.operators import by_the_fastest_way, operator, quiet
 from eqtoolbox.probes.saturated import EXPLAINS
 from eqtoolbox.probes.self_test import ASYMMETRY, NO_FUNCTION, SelfTest, compared
@@ -25,6 +27,7 @@ def self_test(
     params: Parameters,
     timing: bool = True,
     few: Objective | None = None,
+    room: float = math.inf,
 ) -> SelfTest:
     """Choose a mode: is the loss repeatable, are products symmetric and equal to differences?
 
@@ -42,6 +45,8 @@ def self_test(
         few: the same loss on some of the samples, on which products are compared with differences
             where all operations are torch's own: what is wrong with these shows on any samples.
             None: on all.
+        room: bytes that are left. Where these are few, products are compared along the smallest
+            parameters, the others held.
 
     Raises:
         NotApplicable: the loss is random, or no mode gives right products.
@@ -56,8 +61,7 @@ def self_test(
             "frozen here"
         )
     test = SelfTest(mode="exact", reason="", repeat=repeat, coarsest=coarsest)
-    drawn = random_like(params, torch.Generator().manual_seed(0))
-    direction = _unit(drawn)  # entries of 1 would overflow float16
+    direction = _unit(random_like(params, torch.Generator().manual_seed(0)))  # 1 may overflow
     try:
         with quiet(operator(objective, params, test)) as exact:
             product = exact(direction)
@@ -83,18 +87,69 @@ def self_test(
         if test.asymmetry <= EXPLAINS * off:
             small = f"of a loss that has almost vanished, whose gradient is {off:.0%} off"
             return replace(test, reason=f"symmetric but for rounding, {small}")
+    exact.release(forget=True)
     made = structure(objective, params)
     if made.cuts or made.custom:  # which some samples may run and others not
         few = None
-    least, own = _on_few(few, objective, params, along, second, test)
-    found = compared(least, params, along, own, test, made)
-    if made.custom and found.measures == "exact":  # beside what is sharp it may be wrong
-        other = compared(objective, params, direction, product, test, made)
-        found = found if other.measures == "exact" else other
-    test = found
+    pairs = [(along, second)]
+    if made.custom:  # beside what is sharp it may be wrong
+        pairs.append((direction, product))
+    del direction, product
+    tested = _compared(few, objective, params, pairs, test, made, room)
     if not timing:
-        return test
-    return by_the_fastest_way(objective, params, test, along, second, seconds)
+        return tested
+    return by_the_fastest_way(objective, params, tested, along, second, seconds)
+
+
+def _compared(
+    few: Objective | None,
+    objective: Objective,
+    params: Parameters,
+    pairs: Sequence[tuple[Parameters, Parameters]],
+    test: SelfTest,
+    made: Structure,
+    room: float,
+) -> SelfTest:
+    """Products beside differences along these directions: the first that says they are not exact.
+
+    Args:
+        few, objective, params, room: as of `self_test`.
+        pairs: directions and their products.
+        test, made: what is known of the loss.
+    """
+    names, first = HeldObjective.fitting(params, room), None
+    for along, product in pairs:
+        if len(names) < len(params):
+            found = _by_some(few or objective, params, along, names, test, made)
+        else:
+            least, own = _on_few(few, objective, params, along, product, test)
+            found = compared(least, params, along, own, test, made)
+        if found.measures != "exact":
+            return found
+        first = first or found
+    assert first is not None
+    return first
+
+
+def _by_some(
+    objective: Objective,
+    params: Parameters,
+    along: Parameters,
+    names: Sequence[str],
+    test: SelfTest,
+    made: Structure,
+) -> SelfTest:
+    """The comparison of a block of the Hessian, that of these parameters."""
+    some, part = {n: params[n] for n in names}, _unit({n: along[n] for n in names})
+    said = f"on {len(names)} of {len(params)} parameters, the smallest, to stay within memory="
+    with quiet(operator(objective, params, test)) as exact:
+        product = exact.restrict(*names)(part)
+    if not norm(product) > 0:
+        return replace(test, reason=f"symmetric and repeatable; nothing to compare {said}")
+    exact.release(forget=True)
+    held = HeldObjective(objective, {n: p for n, p in params.items() if n not in some})
+    found = compared(held, some, part, product, test, made)
+    return replace(found, reason=f"{found.reason}, {said}")
 
 
 def _on_few(

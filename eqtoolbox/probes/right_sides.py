@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from eqtoolbox.linalg.vectors import add, dot, norm, zeros_like
+from eqtoolbox.linalg.vectors import add, add_to, dot, norm, zeros_like
 from eqtoolbox.probes.epsilon import Rates, approximate, predictions, rates, total_rates
-from eqtoolbox.probes.implicit_bias import biases
+from eqtoolbox.probes.implicit_bias import bias, biases
 from eqtoolbox.probes.law import Bias, Elements, Law, Laws, Members
 from eqtoolbox.record.record import HOLDS
 from eqtoolbox.replay.objective import Objective, Parameters
@@ -29,7 +29,42 @@ class _Group:
     families: Members
     shared: list[str]
     lacked: float
-    left: Parameters
+    left: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The law of one family along K, but for H K: with rest = (DK)^T g - grad c."""
+
+    length: float  # |K|
+    slope: float  # g . K - c
+    size: float  # |(DK)^T g| + |grad c|
+    rest: float  # |rest|
+    along: float  # <K, rest>
+    epsilon: float  # <K, grad p>
+    p: Bias | None
+
+    @unobserved()
+    def law(self, left: Parameters, along: float, product: float | None) -> Law:
+        """The whole law.
+
+        Args:
+            left: H K + rest, of this family or of those that share its product.
+            along: <K, left>.
+            product: |H K|; None: what the law leaves for it, at most.
+        """
+        lacked, p = norm(left), self.p
+        return Law(
+            length=self.length,
+            slope=self.slope,
+            curvature=along - self.along,
+            size=self.size + (self.rest + lacked if product is None else product),
+            defect=lacked,
+            left=lacked if p is None else norm(add(left, p.gradient, -1.0)),
+            predicted=self.epsilon - self.along,
+            p=0.0 if p is None else p.value,
+            p_slope=0.0 if p is None else norm(p.gradient),
+        )
 
 
 class RightSides:
@@ -55,13 +90,8 @@ class RightSides:
         self.why: dict[str, str] = {}  # laws that cannot be measured
         self._objective, self._size = objective, here.size
         moving = {f: m for f, m in families.items() if any(s.equivariant for s in m)}
-        bias: dict[str, Bias] = {}
-        try:
-            bias = biases(objective, here.params, moving, elements) if moving else {}
-        except NotApplicable as reason:
-            self.why, moving = dict.fromkeys(moving, str(reason)), {}
-        self.families = {f: m for f, m in families.items() if f not in self.why}
-        near = approximate(self.families) if asks else {}
+        self.families, self._moving = dict(families), moving
+        near = approximate(families) if asks else {}
         self.rates: dict[str, Rates] = {}
         self.slopes: list[list[Tensor]] = []  # dL/dlog(eps), where epsilon was asked
         self.epsilon: frozenset[str] = frozenset()  # families of which it predicts something
@@ -75,10 +105,15 @@ class RightSides:
             self.rates, self.unexplained = {}, dict.fromkeys(near, str(reason))
         self.noise: dict[str, float] = {}
         self.first_noise = 0.0
-        still = {f: m for f, m in self.families.items() if f not in moving}
+        still = {f: m for f, m in families.items() if f not in moving}
         self.laws: dict[str, Law] = {}
-        self._moving, groups = moving, (moving, still)
-        self._groups = [self._measured(here, some, bias, told) for some in groups if some]
+        self._groups: list[_Group] = []
+        for some in (moving, still):
+            try:
+                self._groups += [self._measured(here, some, told)] if some else []
+            except NotApplicable as reason:  # of outputs: `biases`
+                self.why = dict.fromkeys(some, str(reason))
+        self.families = {f: m for f, m in families.items() if f not in self.why}
         self.laws = {f: self.laws[f] for f in self.families}
 
     def refused(self) -> Iterator[Measurement]:
@@ -87,6 +122,8 @@ class RightSides:
             for quantity in ("first_order", "second_order"):
                 yield Measurement(quantity, math.nan, family, status="not_applicable", note=why)
         for family, why in self.unexplained.items():
+            if family in self.why:
+                continue
             yield Measurement("epsilon", math.nan, family, status="not_applicable", note=why)
 
     def sharing(self, family: str) -> Sequence[str]:
@@ -106,42 +143,56 @@ class RightSides:
             self.laws[f] = replace(self.laws[f], p=p.value, p_slope=norm(p.gradient))
         return bool(told)
 
-    def _measured(
-        self, here: Laws, families: Members, bias: Mapping[str, Bias], told: Mapping[str, Bias]
-    ) -> _Group:
+    def _measured(self, here: Laws, families: Members, told: Mapping[str, Bias]) -> _Group:
         """Measure every law; approximate ones, which lack more than rounding, by themselves."""
         alone = approximate(families)
         shared = [f for f in families if f not in alone]
-        left = self._together(here, shared, bias, told)
+        left = self._together(here, shared, told) if shared else zeros_like(here.params)
         lacked = norm(left)
         for family in alone:
-            left = add(left, self._together(here, [family], bias, told))
+            add_to(left, self._together(here, [family], told))
         return _Group(families, shared, lacked, left)
 
     def _together(
-        self,
-        here: Laws,
-        families: Sequence[str],
-        bias: Mapping[str, Bias],
-        told: Mapping[str, Bias],
-    ) -> Parameters:
-        """Measure the laws of these families by one product; what they lack together."""
-        tangents, left = zeros_like(here.params), zeros_like(here.params)
-        if not families:
-            return left
+        self, here: Laws, families: Sequence[str], told: Mapping[str, Bias]
+    ) -> dict[str, Tensor]:
+        """Measure the laws of these families by one product; what they lack together.
+
+        Family by family: no vector as long as the parameters is held for each.
+        """
+        left, sides = zeros_like(here.params), dict[str, _Side]()
+        gradient = here.gradient  # made before `biases` evaluates the model
+
+        def take(family: str, c: Bias | None = None) -> None:
+            tangent, rest = here.terms(self.families[family], self.elements[family])
+            p, size, slope = told.get(family), norm(rest), dot(gradient, tangent)
+            if c is not None:
+                size, slope = size + norm(c.gradient), slope - c.value
+                add_to(rest, c.gradient, -1.0)
+            along, epsilon = dot(tangent, rest), dot(tangent, p.gradient) if p else 0.0
+            sides[family] = _Side(norm(tangent), slope, size, norm(rest), along, epsilon, p)
+            add_to(left, rest)
+
+        moving = {f: self._moving[f] for f in families if f in self._moving}
+        if moving:
+            biases(self._objective, here.params, moving, self.elements, take)
         for family in families:
-            tangent, pulled = here.terms(self.families[family], self.elements[family])
-            rest = _less(pulled, bias.get(family), told.get(family))
-            tangents, left = add(tangents, tangent), add(left, rest)
-        product = here.operator(tangents)
-        left = add(left, product)
+            if family not in moving:
+                take(family)
+        members = [m for f in families for m in self.families[f]]
+        product = here.operator(
+            here.tangent(members, [c for f in families for c in self.elements[f]])
+        )
+        length = norm(product) if len(families) == 1 else None
+        add_to(left, product)
+        del product
         for k, family in enumerate(families):
-            c, p = bias.get(family), told.get(family)
-            if len(families) > 1:
-                tangent, pulled = here.terms(self.families[family], self.elements[family])
-                product = add(left, _less(pulled, c, p), -1.0)
-            law = _law(here, tangent, pulled, product, c, p)
+            tangent = here.tangent(self.families[family], self.elements[family])
+            law = sides[family].law(left, dot(tangent, left), length)
             self.laws[family] = replace(law, matvecs=int(k == 0))
+        for family in families:
+            if p := told.get(family):
+                add_to(left, p.gradient, -1.0)
         return left
 
     def compare(self, there: Laws, here: Laws) -> None:
@@ -151,6 +202,7 @@ class RightSides:
         """
         for group in self._groups:
             self._compare(there, group.families, group.left)
+            group.left.clear()  # a vector as long as the parameters
         there.release()
         for group in self._groups:
             if group.shared and group.lacked > HOLDS * self.noise[group.shared[0]]:
@@ -172,23 +224,20 @@ class RightSides:
         """
         for family in families:
             of = self.families[family], self.elements[family]
-            tangent, pulled = wide.terms(*of)
-            left = add(wide.operator(tangent), pulled)
+            tangent, left = wide.terms(*of)
+            add_to(left, wide.operator(tangent))
             if family in self._moving:
-                c = biases(objective, wide.params, {family: of[0]}, {family: of[1]})[family]
-                left = add(left, c.gradient, -1.0)
+                add_to(left, bias(objective, wide.params, *of).gradient, -1.0)
             rounded = abs(self.laws[family].defect - norm(left))
             self.noise[family] = max(self.noise[family], rounded)
 
     def _apart(self, here: Laws, families: Sequence[str]) -> None:
         """Measure the laws of these families again, each by a product of its own."""
-        moving = {f: m for f, m in self._moving.items() if f in families}
-        bias = biases(self._objective, here.params, moving, self.elements) if moving else {}
         for family in families:
-            self._together(here, [family], bias, {})
+            self._together(here, [family], {})
         here.release()
 
-    def _compare(self, there: Laws, families: Members, left: Parameters) -> None:
+    def _compare(self, there: Laws, families: Members, left: dict[str, Tensor]) -> None:
         """Change of the laws of these families together from here to there: their rounding.
 
         One product along the sum of the elements, |K| = 1 each: errors of families are independent,
@@ -197,51 +246,17 @@ class RightSides:
         """
         members = [m for of in families.values() for m in of]
         drawn = [c for family in families for c in self.elements[family]]
-        tangent, pulled = there.terms(members, drawn)
-        defect = add(add(there.operator(tangent), pulled), left, -1.0)
+        tangent, defect = there.terms(members, drawn)
+        slope = dot(there.gradient, tangent)
+        add_to(add_to(defect, left, -1.0), there.operator(tangent))
+        del tangent
         if any(m.equivariant for m in members):
-            c = biases(self._objective, there.params, {"": members}, {"": drawn})[""]
-            held = c.value - dot(there.gradient, tangent)
-            held += sum(self.laws[f].slope for f in families)
+            c = bias(self._objective, there.params, members, drawn)
+            held = c.value - slope + sum(self.laws[f].slope for f in families)
             self.first_noise = abs(held) / self._size
-            defect = add(defect, c.gradient, -1.0)
+            add_to(defect, c.gradient, -1.0)
         near = [self.rates[f] for f in families if f in self.rates]
         if near:
             p = predictions(self._objective, there.params, {"": total_rates(near)})[""]
-            defect = add(defect, p.gradient, -1.0)
+            add_to(defect, p.gradient, -1.0)
         self.noise |= dict.fromkeys(families, norm(defect))
-
-
-def _less(pulled: Parameters, c: Bias | None, p: Bias | None) -> Parameters:
-    """(DK)^T g - grad c - grad p."""
-    for told in (c, p):
-        pulled = pulled if told is None else add(pulled, told.gradient, -1.0)
-    return pulled
-
-
-@unobserved()
-def _law(
-    here: Laws,
-    tangent: Parameters,
-    pulled: Parameters,
-    product: Parameters,
-    c: Bias | None,
-    p: Bias | None,
-) -> Law:
-    """The law along an element K = `tangent`, with `pulled` = (DK)^T g and `product` = H K."""
-    slope, size = dot(here.gradient, tangent), norm(product) + norm(pulled)
-    if c is not None:
-        slope, size = slope - c.value, size + norm(c.gradient)
-    rest = _less(pulled, c, p)
-    left = norm(add(product, rest))
-    return Law(
-        length=norm(tangent),
-        slope=slope,
-        curvature=dot(tangent, product),
-        size=size,
-        defect=left if p is None else norm(add(product, _less(pulled, c, None))),
-        left=left,
-        predicted=-dot(tangent, rest),
-        p=0.0 if p is None else p.value,
-        p_slope=0.0 if p is None else norm(p.gradient),
-    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from eqtoolbox.probes.field import Comparison, Structure, compare
+from eqtoolbox.probes.held import HeldObjective
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
 
@@ -41,7 +42,7 @@ class SelfTest:
 
 
 def compared(
-    objective: Objective,
+    objective: Objective | HeldObjective,
     params: Parameters,
     along: Parameters,
     exact: Parameters,

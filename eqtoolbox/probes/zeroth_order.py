@@ -18,7 +18,7 @@ from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.watch.snapshot import NotApplicable
 from eqtoolbox.weights.epsilon import at_factors
 from eqtoolbox.weights.parameter import ContinuousSymmetry
-from eqtoolbox.weights.search.moves import move, moved
+from eqtoolbox.weights.search.moves import move, moved_and_rounded
 
 STRONGEST = 1.0  # of the coefficients' root mean square; what verification draws, if less
 REPEATS = 3  # evaluations a rounding away, whose root mean square is the loss's own noise
@@ -163,11 +163,11 @@ class ZerothOrder:
     @unobserved()
     def _moved(self, members: Sequence[ContinuousSymmetry], drawn: Sequence[Tensor]) -> Parameters:
         """T_c theta, c of each member."""
-        names = {n for m in members for n in m.names}
-        exact = {n: wide(p) if n in names else p for n, p in self.params.items()}
-        pairs = zip(members, drawn, strict=True)
-        turned = moved(exact, [move(m, m.flow(c.to(exact[m.names[0]]))) for m, c in pairs])
-        return {n: t.to(self.params[n].dtype) for n, t in turned.items()}  # rounded once
+        moves = []
+        for member, c in zip(members, drawn, strict=True):
+            some = self.params[member.names[0]].reshape(-1)[:1]
+            moves.append(move(member, member.flow(c.to(wide(some)))))
+        return moved_and_rounded(self.params, moves)
 
     def _of_outputs(
         self,

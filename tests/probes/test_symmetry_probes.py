@@ -11,7 +11,7 @@ import eqtoolbox as eq
 from eqtoolbox.probes.conservation import Conservation
 from eqtoolbox.probes.curvature import Curvature
 from eqtoolbox.probes.equivariance import EquivarianceError
-from eqtoolbox.probes.implicit_bias import biases
+from eqtoolbox.probes.implicit_bias import bias
 from eqtoolbox.probes.noether import Noether
 from eqtoolbox.record.record import Record
 from eqtoolbox.replay.isolation import RandomState
@@ -206,7 +206,7 @@ def biased(bent: bool) -> dict[str, Any]:
     objective = Objective(
         model=model, loss_fn=loss_fn, batch=(x, y), random=RandomState(), buffers={}
     )
-    found = biases(objective, params, {"head_scale": [member]}, {"head_scale": c})["head_scale"]
+    found = bias(objective, params, [member], c)
     flat = torch.cat([p.reshape(-1) for p in params.values()])
     sizes = [p.numel() for p in params.values()]
 

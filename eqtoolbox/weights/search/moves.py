@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from eqtoolbox.linalg.vectors import wide
 from eqtoolbox.replay.thread.scope import unobserved
 from eqtoolbox.weights.forms.stack import Owned
 from eqtoolbox.weights.parameter import Parameters, ParameterSymmetry
@@ -35,6 +36,32 @@ def moved(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
         each = by_name(moves)
         made = {name: moved_alone(params, name, each.get(name, ())) for name in params}
         return _mixed(made, moves)
+
+
+def moved_and_rounded(params: Parameters, moves: Sequence[Move]) -> dict[str, Tensor]:
+    """The same in float64 (float32 on MPS), rounded to each tensor's own type once.
+
+    A tensor is wide from its first move to its last.
+    """
+    with unobserved():
+        each, mixed = by_name(moves), [one for one in moves if not one.separable]
+        last = {name: k for k, one in enumerate(mixed) for name in one.names}
+        made: dict[str, Tensor] = {}
+
+        def alone(name: str) -> Tensor:
+            own = each.get(name, ())
+            moving = own or name in last
+            return moved_alone({name: wide(params[name])}, name, own) if moving else params[name]
+
+        def rounded(name: str) -> Tensor:
+            return made.pop(name).to(params[name].dtype)
+
+        for k, one in enumerate(mixed):
+            held = [name for name in one.names if name in params]
+            made.update({name: alone(name) for name in held if name not in made})
+            made.update(one.apply(made))
+            made.update({name: rounded(name) for name in held if last[name] == k})
+        return {n: made[n] if n in made else alone(n).to(p.dtype) for n, p in params.items()}
 
 
 def moved_on(there: dict[str, Tensor], owned: Collection[str], moves: Sequence[Move]) -> None:
