@@ -215,23 +215,41 @@ class Krylov:
         self._couplings = torch.cat([self._couplings, torch.zeros(self.size, 1).double()], dim=1)
 
     def _check(self, rest: Tensor, length: float) -> None:
-        if not math.isfinite(length):
-            raise FloatingPointError(
-                f"the operator's product must be finite, got norm {length} in product "
-                f"{self.matvecs}; the loss may overflow"
-            )
         self.scale = max(self.scale, length)
         self.asymmetry = max(self.asymmetry, float(rest.norm()))
-        if self.asymmetry > self.operator.accuracy * self.scale:
-            raise Asymmetric(
-                self.asymmetry / self.scale,
-                f"the operator must be symmetric, got |⟨u,Hv⟩ − ⟨v,Hu⟩| = "
-                f"{self.asymmetry / self.scale:.1e}·‖H‖ > {self.operator.accuracy:.1e} in product "
-                f"{self.matvecs}; the loss may be random (dropout, shuffling), take a number that "
-                "depends on the parameters for a constant (detach, no_grad, a gradient taken "
-                "inside without create_graph=True), have a wrong second derivative, or run in low "
-                "precision (then give the operator that accuracy)",
-            )
+        check_product(self.operator, length, self.scale, self.asymmetry, self.matvecs)
+
+
+def check_product(
+    operator: LinearOperator, length: float, scale: float, asymmetry: float, count: int
+) -> None:
+    """Refuse the `count`-th product, of norm `length`, if it is not finite or H not symmetric.
+
+    Args:
+        operator: H.
+        length, scale: ‖Hq‖ of this product, and the largest so far.
+        asymmetry: largest departure of QHQᵀ from its transpose seen.
+        count: products so far.
+
+    Raises:
+        FloatingPointError: it is not finite.
+        Asymmetric: the operator is not symmetric.
+    """
+    if not math.isfinite(length):
+        raise FloatingPointError(
+            f"the operator's product must be finite, got norm {length} in product {count}; the "
+            "loss may overflow"
+        )
+    if asymmetry > operator.accuracy * scale:
+        raise Asymmetric(
+            asymmetry / scale,
+            f"the operator must be symmetric, got |⟨u,Hv⟩ − ⟨v,Hu⟩| = "
+            f"{asymmetry / scale:.1e}·‖H‖ > {operator.accuracy:.1e} in product {count}; the loss "
+            "may be random (dropout, shuffling), take a number that depends on the parameters for "
+            "a constant (detach, no_grad, a gradient taken inside without create_graph=True), have "
+            "a wrong second derivative, or run in low precision (then give the operator that "
+            "accuracy)",
+        )
 
 
 def _bordered(T: Tensor, column: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from eqtoolbox.expect.deadline import now
 from eqtoolbox.expect.kinds import NotNegative
 from eqtoolbox.linalg.accept import Accept, Until, error_bounds, product_errors
 from eqtoolbox.linalg.basis import Basis
+from eqtoolbox.linalg.chain import Largest, largest
 from eqtoolbox.linalg.krylov import Krylov, Ritz
 from eqtoolbox.linalg.operator import LinearOperator
 from eqtoolbox.linalg.vectors import Vector, norm
@@ -96,11 +97,11 @@ def top_eigenpairs(
             1e-2 in a search that goes on from an earlier one.
         max_vectors: Krylov vectors in memory, at least K + 2; default K + 8, and up to 2K + 20 as
             far as these have 2^24 entries. One more is the vector to go on with, and one for each
-            fresh chain; K + 2 more with a result to start from.
+            fresh chain; K + 2 more with a result to start from. 2 for a single largest eigenvalue
+            with a random start, which comes without its vector.
         confirm: products of each fresh chain, two more where two go side by side; 0 for none, after
-            which `confirmed` stays False.
-            Default 8, but 0 for a single pair (from each end) with a random start: its value cannot
-            be affected.
+            which `confirmed` stays False. Default 8, but 0 for a single pair (from each end) with a
+            random start: its value cannot be affected.
         seconds: after which no further product is begun, once there are as many as pairs.
 
     Raises:
@@ -122,14 +123,16 @@ def top_eigenpairs(
     room = min(2 * count + 20, ROOM // operator.size)
     capacity = max(count + 8, room) if max_vectors is None else max_vectors
     budget = 100 + 20 * count if max_matvecs is None else max_matvecs
-    _validate(operator.size, k, lower, which, tol, budget, capacity, confirm)
+    alone = max_vectors == 2 and (count, which, start) == (1, "largest", None) and not confirm
+    _validate(operator.size, k, lower, which, tol, budget, 3 if alone else capacity, confirm)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    if alone:
+        return _by_chain(operator, largest(operator, tol, budget, generator, seconds), tol)
     warm = isinstance(start, WarmStart)
     accept = Accept(until=until, tol=tol, warm=warm, loose=confirm == 0 and not warm)
     if confirm is None:
         confirm = 0 if start is None and k == 1 and lower <= 1 else 8
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    began = now()
-    ends = began + seconds
+    ends = (began := now()) + seconds
     krylov = _krylov(operator, capacity, generator, start)
     side = 2 * (confirm + DEEPER) if confirm and start is None and count >= MANY else 0
     if side:  # products that two chains take in turn
@@ -212,6 +215,24 @@ def _result(
         confirmed=confirmed,
         matvecs=krylov.matvecs + len(vectors) * operator.error_products,
         guard=guard if guard is not None and norm(guard) > 0 else None,
+    )
+
+
+def _by_chain(operator: LinearOperator, found: Largest, tol: float) -> EigenResult:
+    """Of a single value whose vector was not formed."""
+    error = operator.accuracy * found.size if operator.error_products else 0.0
+    told = [[found.value], [found.residual + error], [found.bound + error]]
+    value, residual, bound = torch.tensor(told, dtype=torch.float64)
+    return EigenResult(
+        values=value,
+        vectors=[],
+        residuals=residual,
+        error_bounds=bound,
+        converged=torch.tensor([found.residual <= tol * found.size]),
+        scale=found.size,
+        asymmetry=found.asymmetry,
+        confirmed=False,
+        matvecs=found.matvecs,
     )
 
 

@@ -132,8 +132,7 @@ def random_like(
     def draw(shape: torch.Size, dtype: torch.dtype, stream: torch.Generator) -> Tensor:
         if distribution == "gaussian":
             return torch.randn(shape, generator=stream, dtype=dtype, device=stream.device)
-        bits = torch.randint(2, shape, generator=stream, device=stream.device)
-        return (2 * bits - 1).to(dtype)
+        return 2 * torch.randint(2, shape, generator=stream, device=stream.device).to(dtype) - 1
 
     def drawn(name: str, x: Tensor) -> Tensor:
         piece = piece_of(name, x)

@@ -33,7 +33,7 @@ from eqtoolbox.watch.state import State
 AMPLIFIED = 0.1
 MOST = 10_000  # directions
 REUSED = 2_000_000  # parameters up to which the last directions are kept unless asked
-BESIDE = 10.0  # copies beside rows and pairs
+BESIDE, CHAIN = 10.0, 6.5  # copies beside rows and pairs, and those of two rows with all beside
 SEARCH = 0.7  # part of the time for the sharpest directions; the rest is for the optimizer's metric
 Reuse = Literal["small", "always", "never"]
 ScaleRule = Annotated[Callable[[Snapshot], Parameters], takes(1, "of a snapshot")]
@@ -70,7 +70,7 @@ class Curvature(Probe):
         tol: residual over the largest |eigenvalue| from which one has converged.
         max_matvecs: Hessian products at most.
         rows: vectors of the model's size that a search keeps in memory at most, at least k + 2, and
-            one more with `smallest`; 0: six more than that.
+            one more with `smallest`; 0: six more than that; 2: light measurements of k=1 alone.
         split: the Gauss-Newton part of the sharpness.
         orbit_free: sharpness across the orbits; costs a second eigenvalue.
         reuse: begin with the directions of the last measurement, which are held until then;
@@ -113,14 +113,15 @@ class Curvature(Probe):
                 f"got k={self.k}, max_matvecs={self.max_matvecs}, tol={self.tol}"
             )
         least = (pairs := self.k + self.smallest) + 2
-        if self.rows and self.rows < least:
+        if self.rows and self.rows < least and (self.rows, pairs) != (2, 1):
             raise ValueError(f"curvature needs rows >= {least} for k={self.k}, got {self.rows}")
-        object.__setattr__(self, "copies", (self.rows or pairs + 8) + pairs + BESIDE)
+        rows = self.rows or pairs + 8
+        object.__setattr__(self, "copies", CHAIN if rows == 2 else rows + pairs + BESIDE)
 
     def leaner(self) -> "Curvature | None":
-        """With as few vectors as its pairs need, then of the sharpest direction alone."""
-        for k, smallest in ((self.k, self.smallest), (1, False)):
-            rows = k + smallest + 2
+        """With as few vectors as its pairs need, then of one, then of its value alone."""
+        for k, smallest, rows in ((self.k, self.smallest, 0), (1, False, 0), (1, False, 2)):
+            rows = rows or k + smallest + 2
             if (k, smallest) != (self.k, self.smallest) or (self.rows or math.inf) > rows:
                 return replace(self, k=k, smallest=smallest, rows=rows)
         return None
@@ -138,7 +139,7 @@ class Curvature(Probe):
     ) -> Iterator[Measurement]:
         operator = self.engine.operator(snapshot)
         yield from self.engine.report(snapshot)
-        if snapshot.light:
+        if snapshot.light or self.rows == 2:
             yield from self._light(snapshot, operator, reference, rng)
             return
         smallest = self.smallest and operator.size > 1

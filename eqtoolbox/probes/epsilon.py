@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.linalg.graph import differentiating, filled
-from eqtoolbox.linalg.vectors import add_to, zeros_like
+from eqtoolbox.linalg.vectors import add, add_to, zeros_like
 from eqtoolbox.probes.law import Bias, Elements, Members
 from eqtoolbox.record.record import verdict
 from eqtoolbox.replay.gradients import leaf
@@ -75,8 +75,7 @@ def predictions(
         NotApplicable: the loss cannot be differentiated with a tensor for its epsilons.
     """
     leaves = {n: leaf(p.detach()) for n, p in params.items()}
-    value = dict.fromkeys(rates, 0.0)
-    total = {family: zeros_like(params) for family in rates}
+    value, total = dict.fromkeys(rates, 0.0), dict[str, dict[str, Tensor]]()
     try:
         for k, (part, weight) in enumerate(objective.terms):
             with differentiating(part, leaves):
@@ -90,10 +89,11 @@ def predictions(
                         rows = torch.autograd.grad(
                             p, list(leaves.values()), retain_graph=True, allow_unused=True
                         )
-                        add_to(total[family], filled(leaves, rows))
+                        slope = filled(leaves, rows)
+                        total[family] = add(total[family], slope) if family in total else slope
     except RuntimeError as reason:
         raise NotApplicable(f"no derivative with respect to epsilon: {reason}") from reason
-    return {family: Bias(value[family], total[family]) for family in rates}
+    return {f: Bias(value[f], total[f] if f in total else zeros_like(params)) for f in rates}
 
 
 def _log_slopes(objective: Objective, leaves: dict[str, Tensor]) -> list[Tensor]:

@@ -255,6 +255,7 @@ class RightSides:
             held = c.value - slope + sum(self.laws[f].slope for f in families)
             self.first_noise = abs(held) / self._size
             add_to(defect, c.gradient, -1.0)
+            del c
         near = [self.rates[f] for f in families if f in self.rates]
         if near:
             p = predictions(self._objective, there.params, {"": total_rates(near)})[""]
