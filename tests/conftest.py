@@ -16,6 +16,8 @@ from torch.nn.modules import module as torch_module
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell runs behind `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+torch.set_num_threads(1)  # small problems run fastest on one, also in fixtures of a whole module
+
 HOOKS_OF_ALL_MODULES = [
     name
     for name, table in vars(torch_module).items()
@@ -25,11 +27,9 @@ HOOKS_OF_ALL_MODULES = [
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small problems run fastest on one thread, and sums keep one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """A test that takes more threads leaves none of them to those that run after it."""
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
