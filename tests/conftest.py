@@ -1,5 +1,6 @@
 """Small networks and data that many tests share."""
 
+import gc
 import logging
 import random
 import signal
@@ -23,6 +24,12 @@ HOOKS_OF_ALL_MODULES = [
     for name, table in vars(torch_module).items()
     if name.startswith("_global_") and isinstance(table, dict)
 ]
+
+
+def pytest_collection_finish() -> None:
+    """What collecting imported stays: no search for garbage or for a holder walks through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
