@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # small problems run fastest on one, also in fixtures of a whole module
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and in processes that tests start
 
 HOOKS_OF_ALL_MODULES = [
     name
