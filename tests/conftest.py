@@ -28,8 +28,9 @@ HOOKS_OF_ALL_MODULES = [
 ]
 
 
-def pytest_collection_finish() -> None:
-    """What collecting imported stays: no search for garbage or for a holder walks through it."""
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """What is there before a module stays: no search for garbage or a holder walks through it."""
     gc.collect()
     gc.freeze()
 
