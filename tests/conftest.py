@@ -1,6 +1,8 @@
 """Small networks and data that many tests share."""
 
+import gc
 import logging
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -16,6 +18,9 @@ from torch.nn.modules import module as torch_module
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell runs behind `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+torch.set_num_threads(1)  # small problems run fastest on one, also in fixtures of a whole module
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and in processes that tests start
+
 HOOKS_OF_ALL_MODULES = [
     name
     for name, table in vars(torch_module).items()
@@ -23,13 +28,18 @@ HOOKS_OF_ALL_MODULES = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """What is there before a module stays: no search for garbage or a holder walks through it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small problems run fastest on one thread, and sums keep one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """A test that takes more threads leaves none of them to those that run after it."""
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

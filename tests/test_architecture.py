@@ -3,6 +3,7 @@
 import ast
 import statistics
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -34,36 +35,74 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "eqtoolbox"
 
 
-def imported(source: str, modules: frozenset[str]) -> Iterator[tuple[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is looked at in one file."""
+
+    says: str  # its docstring
+    lines: int
+    imports: tuple[tuple[str, str], ...]
+    bodies: tuple[int, ...]  # lines of each function, docstrings left out
+    classes: tuple[str, ...]
+
+
+@cache
+def read(path: Path) -> Source:
+    """Each file is parsed once, and its tree forgotten."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    return Source(
+        says=ast.get_docstring(tree) or "",
+        lines=len(text.splitlines()),
+        imports=tuple(imported(tree, MODULES)),
+        bodies=tuple(bodies(tree)),
+        classes=tuple(n.name for n in tree.body if isinstance(n, ast.ClassDef)),
+    )
+
+
+def statements(node: ast.AST, *, typing: bool) -> Iterator[ast.AST]:
+    """Statements at any depth, and what holds some; with those for type checkers or without."""
+    for child in ast.iter_child_nodes(node):
+        if not typing and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield child
+            yield from statements(child, typing=typing)
+
+
+def imported(tree: ast.AST, modules: frozenset[str]) -> Iterator[tuple[str, str]]:
     """What a source imports at any depth, but for type checkers: (module, name)."""
+    for node in statements(tree, typing=False):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import: import from the defining module"
+            if node.module == "eqtoolbox" or (node.module or "").startswith("eqtoolbox."):
+                where = (node.module or "").removeprefix("eqtoolbox").removeprefix(".")
+                for alias in node.names:
+                    inner = f"{where}.{alias.name}" if where else alias.name
+                    yield (inner if inner in modules else where or "eqtoolbox"), alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("eqtoolbox."):
+                    yield alias.name.removeprefix("eqtoolbox."), ""
 
-    def walk(node: ast.AST) -> Iterator[tuple[str, str]]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-                continue
-            if isinstance(child, ast.ImportFrom):
-                assert child.level == 0, "relative import: import from the defining module"
-                if child.module == "eqtoolbox" or (child.module or "").startswith("eqtoolbox."):
-                    where = (child.module or "").removeprefix("eqtoolbox").removeprefix(".")
-                    for alias in child.names:
-                        inner = f"{where}.{alias.name}" if where else alias.name
-                        yield (inner if inner in modules else where or "eqtoolbox"), alias.name
-            elif isinstance(child, ast.Import):
-                for alias in child.names:
-                    if alias.name.startswith("eqtoolbox."):
-                        yield alias.name.removeprefix("eqtoolbox."), ""
-            yield from walk(child)
 
-    return walk(ast.parse(source))
+def bodies(tree: ast.AST) -> Iterator[int]:
+    """Lines of all function bodies, docstrings left out."""
+    for node in statements(tree, typing=True):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if body:
+                yield (body[-1].end_lineno or 0) - body[0].lineno + 1
+
+
+MODULES = frozenset(map(name_of, SOURCES))
 
 
 @cache
 def files() -> Graph:
     """Which modules each module imports."""
-    modules = frozenset(map(name_of, SOURCES))
     return {
-        name_of(path): frozenset(m for m, _ in imported(path.read_text(), modules) if m in modules)
-        - {name_of(path)}
+        name_of(path): frozenset(m for m, _ in read(path).imports if m in MODULES) - {name_of(path)}
         for path in SOURCES
     }
 
@@ -109,18 +148,6 @@ def heights(graph: Graph) -> dict[str, int]:
     return {module: height(module) for module in graph}
 
 
-def bodies() -> list[int]:
-    """Lines of all function bodies, docstrings left out."""
-    found = []
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                body = node.body[1:] if ast.get_docstring(node) else node.body
-                if body:
-                    found.append((body[-1].end_lineno or 0) - body[0].lineno + 1)
-    return found
-
-
 def test_no_circle_anywhere() -> None:
     assert circles(files()) == set()
 
@@ -148,7 +175,7 @@ def test_a_circle_and_an_upward_import_are_caught() -> None:
     )
     modules = frozenset({"watch.monitor", "report"})
     source = "def f():\n    from eqtoolbox.watch import monitor\nfrom eqtoolbox.report import Run"
-    assert {m for m, _ in imported(source, modules)} == {"watch.monitor", "report"}
+    assert {m for m, _ in imported(ast.parse(source), modules)} == {"watch.monitor", "report"}
 
 
 def test_the_house_does_not_grow_in_height() -> None:
@@ -156,11 +183,10 @@ def test_the_house_does_not_grow_in_height() -> None:
 
 
 def test_names_that_begin_with_an_underscore_stay_in_their_file() -> None:
-    modules = frozenset(map(name_of, SOURCES))
     crossed = {
         (name_of(path), name)
         for path in SOURCES
-        for _, name in imported(path.read_text(), modules)
+        for _, name in read(path).imports
         if name.startswith("_") and not name.startswith("__")
     }
     assert crossed == set()
@@ -168,14 +194,15 @@ def test_names_that_begin_with_an_underscore_stay_in_their_file() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_file_is_short_and_says_in_one_sentence_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text()))
-    assert len(path.read_text().splitlines()) <= LONGEST
+    assert read(path).says
+    assert read(path).lines <= LONGEST
 
 
 def test_files_and_functions_are_short_as_a_rule() -> None:
-    lines = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    lines = {path: read(path).lines for path in SOURCES}
+    lengths = [length for path in SOURCES for length in read(path).bodies]
     assert statistics.median(lines.values()) <= 120
-    assert statistics.quantiles(bodies(), n=10)[-1] <= 18
+    assert statistics.quantiles(lengths, n=10)[-1] <= 18
     rooms: dict[str, int] = {}
     for path, count in lines.items():
         rooms[name_of(path).split(".")[0]] = rooms.get(name_of(path).split(".")[0], 0) + count
@@ -204,8 +231,7 @@ SUBJECTS = {  # files of one name on several floors, all about the same thing
 
 
 def test_a_class_has_a_name_of_its_own() -> None:
-    trees = [ast.parse(path.read_text()) for path in SOURCES]
-    names = [n.name for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)]
+    names = [name for path in SOURCES for name in read(path).classes]
     twice = {name for name in names if names.count(name) > 1 and not name.startswith("_")}
     assert twice == SAME
 

@@ -1,6 +1,7 @@
 """Ranks: functions run by several processes over gloo, what each returns brought back."""
 
 import datetime
+import gc
 import os
 import pickle
 import socket
@@ -17,6 +18,10 @@ import torch.multiprocessing as mp
 from filelock import FileLock
 
 LIMIT = 120  # seconds for all that the processes of one call do
+PRELOAD = [  # what every rank would import for itself
+    "tests.distributed.engine", "torch._dynamo", "eqtoolbox.attach.attach", "eqtoolbox.probes",
+    "scipy.special",
+]  # fmt: skip
 T = TypeVar("T")
 
 
@@ -41,7 +46,7 @@ def on_ranks(size: int, function: Callable[..., Any], *given: Any) -> list[Any]:
         AssertionError: one of them raised, or did not end in time.
     """
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.distributed.engine", "torch._dynamo", "eqtoolbox"])
+    context.set_forkserver_preload(PRELOAD)
     answers: Any = context.SimpleQueue()
     port = _free_port()
     workers = [
@@ -76,6 +81,7 @@ def _work(rank: int, size: int, port: int, answers: Any, function: Any, given: A
         "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
     }  # fmt: skip
     torch.set_num_threads(1)
+    gc.freeze()  # no search for garbage or for a holder walks through what was loaded beforehand
     try:
         dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=LIMIT))
         made = pickle.dumps(function(rank, *given))  # by value: memory that is shared ends with us

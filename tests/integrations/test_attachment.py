@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 from unittest.mock import MagicMock
@@ -123,16 +124,20 @@ def test_a_missing_framework_names_the_extra(name: str, monkeypatch: pytest.Monk
         runpy.run_path(str(INTEGRATIONS / f"{name}.py"))
 
 
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """Packages that a file imports."""
+    return frozenset(
+        (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    )
+
+
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_only_its_own_module_imports_a_framework(name: str) -> None:
     package = Path(eq.__file__).parent
     for path in package.rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        imported = {
-            (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for alias in node.names
-        }
         own = path.stem in (name, f"{name}_model") and path.parent == INTEGRATIONS
-        assert own or not imported & set(FRAMEWORKS[name]), path
+        assert own or not imported(path) & set(FRAMEWORKS[name]), path

@@ -141,7 +141,7 @@ def hessians(
             return F.cross_entropy(functional_call(model, params, (inputs,)), targets)  # noqa: B023
 
         theta = torch.cat([p.detach().flatten() for p in model.parameters()]).double()
-        columns = vmap(lambda v: jvp(grad(loss), (theta,), (v,))[1], chunk_size=64)  # noqa: B023
+        columns = vmap(lambda v: jvp(grad(loss), (theta,), (v,))[1])  # noqa: B023
         dense = columns(torch.eye(len(theta), dtype=torch.float64))
         yield (dense + dense.T) / 2
         opt.zero_grad()

@@ -19,7 +19,7 @@ from eqtoolbox.sinks.jsonl import RunDirectory
 from tests.readers.mutants import mutant, sound
 from tests.report.runs import series, write_run
 
-COUNT = int(os.environ.get("EQTOOLBOX_MUTANTS", "500"))  # 5000 are run by hand
+COUNT = int(os.environ.get("EQTOOLBOX_MUTANTS", "250"))  # 5000 are run by hand
 PARTS = 10
 REFUSED = ("expected a plain file", "is no run directory")
 
