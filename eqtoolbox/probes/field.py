@@ -23,7 +23,7 @@ from eqtoolbox.linalg.finite_difference import FiniteDifference
 from eqtoolbox.linalg.tape import nodes, operation
 from eqtoolbox.linalg.vectors import add, norm
 from eqtoolbox.linalg.widened import WidenedOperator
-from eqtoolbox.probes.held import HeldObjective
+from eqtoolbox.probes.held_parameters import HeldObjective
 from eqtoolbox.probes.inside import cuts
 from eqtoolbox.replay.gradients import leaf
 from eqtoolbox.replay.objective import Objective, Parameters

@@ -90,17 +90,23 @@ class Laws:
         if isinstance(self.operator, Hessian):
             self.operator.release(forget)
 
-    @unobserved()
     def terms(
         self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """K and (DK)^T g of the sum of these elements."""
+        return self.tangent(members, elements), self.pulled(members, elements)
+
+    @unobserved()
+    def pulled(
+        self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """(DK)^T g of the sum of these elements."""
         pulled, gradient = zeros_like(self.params), self.gradient
         for member, element in zip(members, elements, strict=True):
             coefficients = element.to(self.params[member.names[0]])
             for name, part in member.pullback(self.params, coefficients, gradient).items():
                 pulled[name].add_(part)
-        return self.tangent(members, elements), pulled
+        return pulled
 
     @unobserved()
     def tangent(

@@ -87,7 +87,7 @@ class Noether(Probe):
     headline: ClassVar[str] = "second_order"
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
-    copies: ClassVar[float] = 9.0
+    copies: ClassVar[float] = 9.5
     lightens: ClassVar[bool] = True
     light_first: ClassVar[bool] = True
     on_any_part: ClassVar[bool] = True
@@ -205,12 +205,15 @@ def _bracket(
     Both terms may vanish (shifts commute); |g| |K| keeps their rounding from being compared.
     """
     members = [m for of in families.values() for m in of]
-    one = here.terms(members, [c for family in families for c in elements[family]])
     draws = here.drawn(families, rng)
-    two = here.terms(members, [c for family in families for c in draws[family]])
-    gap = abs(dot(two[1], one[0]) - dot(one[1], two[0]))
-    scale = norm(two[1]) * norm(one[0]) + norm(one[1]) * norm(two[0])
-    scale += here.size * (norm(one[0]) + norm(two[0]))
+    one, two = ([c for family in families for c in of[family]] for of in (elements, draws))
+    tangent, pulled = here.terms(members, one)
+    other = here.tangent(members, two)
+    gap, length, lengths = dot(pulled, other), norm(tangent), norm(other)
+    scale = norm(pulled) * lengths + here.size * (length + lengths)
+    del pulled, other  # no two of both at once
+    pulled = here.pulled(members, two)
+    gap, scale = abs(dot(pulled, tangent) - gap), scale + norm(pulled) * length
     known = max([m.residual for m in members if m.status == "approximate"], default=0.0)
     floor = max(noise, 3 * known)
     value = gap / max(scale, 1e-300)

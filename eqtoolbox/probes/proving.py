@@ -12,7 +12,7 @@ from eqtoolbox.linalg.vectors import dot, norm, random_like, scale
 from eqtoolbox.probes.fastest import timed
 from eqtoolbox.probes.field import NO_DIFFERENCES, WRONG, Structure, structure
 from eqtoolbox.probes.float64 import rounded_share
-from eqtoolbox.probes.held import HeldObjective
+from eqtoolbox.probes.held_parameters import HeldObjective
 from eqtoolbox.probes.operators import by_the_fastest_way, operator, quiet
 from eqtoolbox.probes.saturated import EXPLAINS
 from eqtoolbox.probes.self_test import ASYMMETRY, NO_FUNCTION, SelfTest, compared

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from eqtoolbox.probes.field import Comparison, Structure, compare
-from eqtoolbox.probes.held import HeldObjective
+from eqtoolbox.probes.held_parameters import HeldObjective
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import NotApplicable
 

@@ -19,7 +19,7 @@ from eqtoolbox.weights.search.found import Found, KnownSymmetries
 
 logger = logging.getLogger("eqtoolbox")
 # copies of the parameters and graphs of one evaluation that a search takes
-WIDE, NARROW = (2.3, 2.6), (1.3, 1.3)  # in float64, in the parameters' own type
+WIDE, NARROW = (2.3, 4.0), (1.3, 2.0)  # in float64, in the parameters' own type
 Families = dict[str, list[ContinuousSymmetry]]
 
 

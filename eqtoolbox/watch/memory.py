@@ -139,9 +139,9 @@ class Governor:
             return snapshot, 0
         graphs = probe.graphs * snapshot.graph * len(measured.calls)
         copies = probe.copies * _bytes(snapshot.before.values())
-        if graphs + copies + sum(_bytes(s.gradient.values()) for s in snapshot.slopes) > room:
-            snapshot.slopes.clear()  # who else asks for a gradient makes it anew
         if graphs + copies <= room:
+            if graphs + copies + sum(_bytes(s.gradient.values()) for s in snapshot.slopes) > room:
+                snapshot.slopes.clear()  # who else asks for a gradient makes it anew
             return snapshot, 0
         if copies > room:
             raise NoRoom(no_room(graphs + copies, room, "copies of the parameters"))

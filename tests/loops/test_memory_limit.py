@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from eqtoolbox.probes.noether import Noether
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.memory import Governor, samples, saved
 from eqtoolbox.watch.probe import Measurement, Probe
+from eqtoolbox.watch.snapshot import NoRoom
 from tests.conftest import blobs, mlp
 
 
@@ -370,13 +373,14 @@ def test_a_search_with_less_memory_finds_the_same_sharpness_and_says_so() -> Non
     """From all directions to fewer vectors, to the sharpest alone, to forwards in its place."""
     full = rows_with(None, wide(), [eq.probes.Curvature(k=3, tol=1e-3, max_matvecs=400)])
     names, seen = set(full), set()
-    for limit in (32.0, 14.0, 10.5):
+    for limit in (32.0, 14.0, 10.5, 6.5):
         found = rows_with(limit, wide(), [eq.probes.Curvature(k=3, tol=1e-3, max_matvecs=400)])
         sharpness = found["curvature/sharpness"]
         seen.add(sharpness.note.partition(", to stay")[0])
         assert sharpness.status == "ok" and set(found) <= names
         assert sharpness.value == pytest.approx(full["curvature/sharpness"].value, rel=1e-4)
-    assert seen == {"", "with rows=6", "with k=1, smallest=False, rows=3"}
+    alone = "with k=1, smallest=False, rows={}"
+    assert seen == {"", "with rows=6", alone.format(3), alone.format(2)}
 
 
 @pytest.mark.usefixtures("tight")
@@ -539,3 +543,24 @@ def test_no_probe_fails_where_memory_is_short(loss: Any, limit: float) -> None:
             step_loss(model, blobs()).backward()
             optimizer.step()
     assert not [r for r in sink.records if r.status == "failed"]
+
+
+@pytest.mark.parametrize(("room", "kept"), [(3.5, 1), (2.5, 0), (1.5, 1)])
+def test_a_gradient_that_was_replayed_before_is_given_up_where_it_takes_the_room(
+    room: float, kept: int
+) -> None:
+    """Not where there is room beside it, nor where nothing is measured anyway."""
+    seen = []
+
+    class Slopes(Loss):
+        def measure(self, snapshot: Any, reference: Any, rng: Any) -> Iterator[Measurement]:
+            seen.append(snapshot)
+            yield Measurement("loss", 1.0)
+
+    watched(Slopes(graphs=0.0))
+    size = sum(p.nbytes for p in seen[0].before.values())
+    snapshot = replace(seen[0], room=room * size, slopes=[])
+    snapshot.slope(snapshot.objective)
+    with suppress(NoRoom):
+        Governor(1.25).fitted(Loss(graphs=0.0, copies=2.0), snapshot)
+    assert len(snapshot.slopes) == kept

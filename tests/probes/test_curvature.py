@@ -443,6 +443,7 @@ def test_spectrum_agrees_with_the_dense_hessian_within_its_errors() -> None:
         (lambda: Curvature(k=0), "curvature needs k >= 1"),
         (lambda: Curvature(tol=0.0), "tol > 0"),
         (lambda: Curvature(k=3, rows=5), "curvature needs rows >= 6 for k=3, got 5"),
+        (lambda: Curvature(k=1, rows=2), "curvature needs rows >= 4 for k=1, got 2"),
         (lambda: Tracking(rtol=2.0), "0 < rtol < 1"),
         (lambda: Tracking(rows=2), r"rows must be >= k \+ 2 = 3, got 2"),
         (lambda: Spectrum(rows=1), "spectrum needs rows >= 2, got 1"),

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes import proving
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.proving import self_test
 from eqtoolbox.probes.self_test import SelfTest
 from eqtoolbox.replay.objective import Objective
 from eqtoolbox.sinks.memory import MemorySink
 from eqtoolbox.watch.memory import samples
+from tests.probes.test_copies import objective_of
 from tests.probes.test_light_laws import large
 
 SAMPLES = 32
@@ -69,6 +71,18 @@ class Raw(torch.autograd.Function):
         return g * ctx.x.cos()
 
 
+class Sine(nn.Module):
+    """The sine, with the derivative of its derivative or without."""
+
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = Raw.apply(x) if self.broken else x.sin()
+        return made
+
+
 class Beside(nn.Module):
     """A sharp part that is right, and one beside it of a hundredth of its curvature."""
 
@@ -97,3 +111,22 @@ def test_a_second_derivative_that_is_wrong_beside_what_is_sharp_is_seen(seed: in
     (row,) = [r for r in sink.records if r.name == "curvature/self_test/difference"]
     assert row.facts["mode"] == "differenced" and row.value > 0.03
     assert "look at the backward of Raw" in row.note
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_where_memory_is_short_products_are_compared_on_the_smallest_parameters(
+    broken: bool,
+) -> None:
+    """Biases of every layer see what is wrong in any of them."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 64), Sine(broken), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)]
+    model, (x, y) = nn.Sequential(*layers), (torch.randn(32, 16), torch.randint(3, (32,)))
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    objective = objective_of(model, plain, (x, y))
+    size = sum(p.nbytes for p in params.values())
+    found = self_test(objective, params, timing=False, room=6.0 * size)
+    assert "on 4 of 6 parameters, the smallest, to stay within memory=" in found.reason
+    assert found.mode == ("differenced" if broken else "exact")
+    assert found.difference > 0.01 if broken else found.difference < 5e-3
+    whole = self_test(objective, params, timing=False)
+    assert whole.mode == found.mode and "memory" not in whole.reason

@@ -11,6 +11,7 @@ import eqtoolbox as eq
 from eqtoolbox.probes.zeroth_order import ZerothOrder
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective
+from eqtoolbox.weights.search.moves import Move, moved, moved_and_rounded
 
 
 def left(size: float, seed: int, penalty: float = 0.0) -> Any:
@@ -48,3 +49,22 @@ def test_a_shift_that_cancels_in_a_normalisation_is_no_violation(size: float, se
 def test_a_shift_that_the_loss_sees_is_a_violation() -> None:
     row = left(3e-3, 1, penalty=1e-3)
     assert row.verdict == "violated" and row.value > 100 * row.floor
+
+
+def test_tensors_are_moved_in_float64_and_rounded_once() -> None:
+    """Separable moves first, the others in their order; what nothing moves is itself."""
+    rng = torch.Generator().manual_seed(0)
+    params = {n: torch.randn(3, 3, generator=rng) for n in "abcd"}
+
+    def mixing(one: str, other: str, by: float) -> Move:
+        def apply(given: Any) -> dict[str, Tensor]:
+            return {one: given[one] + by * given[other], other: given[other] * (1 + by)}
+
+        return Move(frozenset((one, other)), separable=False, apply=apply)
+
+    scaling = Move(frozenset("ac"), True, lambda given: {n: x / 3 for n, x in given.items()})
+    moves = [mixing("a", "b", 1 / 3), scaling, mixing("b", "c", 1e-7), mixing("a", "c", 1 / 7)]
+    wide = moved({n: x.double() for n, x in params.items()}, moves)
+    found = moved_and_rounded(params, moves)
+    assert all(found[n].equal(wide[n].float()) for n in params) and list(found) == list(params)
+    assert found["d"] is params["d"]
