@@ -75,7 +75,7 @@ def taken(probe: Probe, light: bool, norm: bool, monkeypatch: pytest.MonkeyPatch
 
     def measured(self: Any, snapshot: Any, reference: Any, rng: Any) -> Any:
         rows: list[Any] = []
-        given = replace(snapshot, light=light and len(seen) > 0)
+        given = replace(snapshot, light=light and len(seen) > 0, room=probe.copies * size)
         seen.append(peak(lambda: rows.extend(measure(self, given, reference, rng))) / size)
         return rows
 
