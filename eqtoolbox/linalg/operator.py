@@ -232,9 +232,10 @@ class Restricted(LinearOperator):
     def __init__(self, inner: LinearOperator, patterns: Sequence[str]) -> None:
         names = list(inner.space.like)
         for pattern in patterns:
-            if not any(fnmatchcase(n, pattern) for n in names):
+            if not any(n == pattern or fnmatchcase(n, pattern) for n in names):
                 raise ValueError(f"{pattern!r} must match a name of the space, got {names[:8]}")
-        chosen = [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
+        whole = frozenset(patterns)  # names may hold brackets
+        chosen = [n for n in names if n in whole or any(fnmatchcase(n, p) for p in patterns)]
         super().__init__(inner.space.select(chosen), inner.accuracy)
         self._inner = inner
 

@@ -74,21 +74,13 @@ class Laws:
     def __init__(self, params: Parameters, operator: DifferentiatedOperator) -> None:
         self.params = params
         self.operator = operator
+        self.gradient = operator.gradient
         self.size = max(norm(self.gradient), 1e-300)
 
-    @property
-    def gradient(self) -> Parameters:
-        """That of the objective."""
-        return self.operator.gradient
-
-    def release(self, forget: bool = False) -> None:
-        """Free the graph of the gradient, which products need.
-
-        Args:
-            forget: whether the gradient itself is freed, too, and made anew when it is asked for.
-        """
+    def release(self) -> None:
+        """Free the graph of the gradient, which products need."""
         if isinstance(self.operator, Hessian):
-            self.operator.release(forget)
+            self.operator.release()
 
     def terms(
         self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
@@ -101,10 +93,10 @@ class Laws:
         self, members: Sequence[ContinuousSymmetry], elements: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """(DK)^T g of the sum of these elements."""
-        pulled, gradient = zeros_like(self.params), self.gradient
+        pulled = zeros_like(self.params)
         for member, element in zip(members, elements, strict=True):
             coefficients = element.to(self.params[member.names[0]])
-            for name, part in member.pullback(self.params, coefficients, gradient).items():
+            for name, part in member.pullback(self.params, coefficients, self.gradient).items():
                 pulled[name].add_(part)
         return pulled
 

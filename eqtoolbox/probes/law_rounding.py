@@ -18,8 +18,6 @@ from eqtoolbox.replay.gradient import replayed_gradient
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.watch.snapshot import Snapshot
 
-PLENTY = 12.0  # copies of the parameters; with room for fewer no gradient is kept beside another
-
 if TYPE_CHECKING:  # for types alone
     from eqtoolbox.probes.right_sides import RightSides
 
@@ -68,8 +66,6 @@ class LawRounding:
 
     def of_second(self, sides: "RightSides") -> None:
         """Have `sides` measure what it leaves of second-order ones; float64 judges what fails."""
-        size = sum(p.nbytes for p in self.here.params.values())
-        self.here.release(forget=self.snapshot.room < PLENTY * size)
         far = moved_by(self.snapshot.before, afar(self.amount), self.rng)
         there = replace(self.snapshot, before=far)
         sides.compare(Laws(far, self.engine.operator(there)), self.here)

@@ -121,9 +121,8 @@ class RightSides:
         for family, why in self.why.items():
             for quantity in ("first_order", "second_order"):
                 yield Measurement(quantity, math.nan, family, status="not_applicable", note=why)
-        for family, why in self.unexplained.items():
-            if family in self.why:
-                continue
+        for family in (f for f in self.unexplained if f not in self.why):
+            why = self.unexplained[family]
             yield Measurement("epsilon", math.nan, family, status="not_applicable", note=why)
 
     def sharing(self, family: str) -> Sequence[str]:
@@ -161,11 +160,10 @@ class RightSides:
         Family by family: no vector as long as the parameters is held for each.
         """
         left, sides = zeros_like(here.params), dict[str, _Side]()
-        gradient = here.gradient  # made before `biases` evaluates the model
 
         def take(family: str, c: Bias | None = None) -> None:
             tangent, rest = here.terms(self.families[family], self.elements[family])
-            p, size, slope = told.get(family), norm(rest), dot(gradient, tangent)
+            p, size, slope = told.get(family), norm(rest), dot(here.gradient, tangent)
             if c is not None:
                 size, slope = size + norm(c.gradient), slope - c.value
                 add_to(rest, c.gradient, -1.0)

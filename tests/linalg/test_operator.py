@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqtoolbox.linalg import FunctionOperator, MatrixOperator, preconditioned
+from eqtoolbox.linalg import FunctionOperator, MatrixOperator, hessian, preconditioned
 
 A = torch.tensor([[2.0, 1.0, 0.0], [1.0, 3.0, -1.0], [0.0, -1.0, 1.0]], dtype=torch.float64)
 B = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
@@ -106,3 +106,9 @@ def test_a_pattern_without_match_is_refused():
 def test_a_preconditioner_must_be_positive(bad):
     with pytest.raises(ValueError, match="positive and finite"):
         preconditioned(MatrixOperator(torch.eye(1)), {"x": torch.tensor([bad])})
+
+
+def test_a_name_with_brackets_is_a_name() -> None:
+    params = {"w[0]": torch.tensor([2.0]), "w0": torch.tensor([3.0])}
+    H = hessian(lambda p: p["w[0]"].sum() ** 3 + p["w0"].sum() ** 2, params)
+    assert H.restrict("w[0]")({"w[0]": torch.ones(1)})["w[0]"].item() == pytest.approx(12)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import eqtoolbox as eq
 from eqtoolbox.probes import proving
 from eqtoolbox.probes.curvature import Curvature
+from eqtoolbox.probes.field import NEAR
 from eqtoolbox.probes.proving import self_test
 from eqtoolbox.probes.self_test import SelfTest
 from eqtoolbox.replay.objective import Objective
@@ -127,6 +128,6 @@ def test_where_memory_is_short_products_are_compared_on_the_smallest_parameters(
     found = self_test(objective, params, timing=False, room=6.0 * size)
     assert "on 4 of 6 parameters, the smallest, to stay within memory=" in found.reason
     assert found.mode == ("differenced" if broken else "exact")
-    assert found.difference > 0.01 if broken else found.difference < 5e-3
+    assert (found.difference > NEAR) == broken
     whole = self_test(objective, params, timing=False)
     assert whole.mode == found.mode and "memory" not in whole.reason
