@@ -230,13 +230,14 @@ class Restricted(LinearOperator):
     """A diagonal block of H."""
 
     def __init__(self, inner: LinearOperator, patterns: Sequence[str]) -> None:
-        names = list(inner.space.like)
-        for pattern in patterns:
-            if not any(n == pattern or fnmatchcase(n, pattern) for n in names):
-                raise ValueError(f"{pattern!r} must match a name of the space, got {names[:8]}")
-        whole = frozenset(patterns)  # names may hold brackets
-        chosen = [n for n in names if n in whole or any(fnmatchcase(n, p) for p in patterns)]
-        super().__init__(inner.space.select(chosen), inner.accuracy)
+        names, chosen = inner.space.like.keys(), set[str]()
+        for pattern in patterns:  # a name may itself look like a pattern
+            found = {pattern} & names or {n for n in names if fnmatchcase(n, pattern)}
+            if not found:
+                some = list(names)[:8]
+                raise ValueError(f"{pattern!r} must match a name of the space, got {some}")
+            chosen |= found
+        super().__init__(inner.space.select([n for n in names if n in chosen]), inner.accuracy)
         self._inner = inner
 
     def _product(self, v: Vector) -> dict[str, Tensor]:
