@@ -27,15 +27,19 @@ class HeldObjective:
 
     @staticmethod
     def fitting(params: Parameters, room: float) -> list[str]:
-        """The names of all parameters, or of the smallest, as many as a comparison has room for.
+        """The names of all parameters, or of the smallest, as many as take half of what is left.
 
-        As a rule these are some of every layer.
+        As a rule these are some of every layer, and no more are needed.
 
         Args:
             params: all of them.
             room: bytes that are left.
         """
-        left = room - BESIDE * sum(p.nbytes for p in params.values())
+        total = sum(p.nbytes for p in params.values())
+        left = room - BESIDE * total
+        if SEVERAL * total <= left:
+            return list(params)
+        left /= 2
         names = set[str]()
         for name, p in sorted(params.items(), key=lambda item: item[1].numel()):
             left -= SEVERAL * p.nbytes

@@ -87,7 +87,7 @@ class Noether(Probe):
     headline: ClassVar[str] = "second_order"
     mode: ClassVar[Mode] = "train"
     graphs: ClassVar[float] = 4.0
-    copies: ClassVar[float] = 20.0
+    copies: ClassVar[float] = 10.5
     lightens: ClassVar[bool] = True
     light_first: ClassVar[bool] = True
     on_any_part: ClassVar[bool] = True

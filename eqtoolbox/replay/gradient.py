@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import leaf
+from eqtoolbox.replay.heap import give_back, large
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import current
@@ -50,7 +51,10 @@ def replayed_gradient(
         n: p.clone().requires_grad_() if replay is None else leaf(p.detach())
         for n, p in params.items()
     }
-    return by_kernels(_gradient, objective, leaves, scale)
+    found = by_kernels(_gradient, objective, leaves, scale)
+    if large(leaves.values()):
+        give_back()
+    return found
 
 
 def _gradient(objective: Objective, leaves: Parameters, scale: float) -> dict[str, Tensor]:

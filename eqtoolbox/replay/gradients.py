@@ -5,6 +5,7 @@ inner steps of learning. What comes out is free of a graph where the caller reco
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from eqtoolbox.replay.modes import unheard
 from eqtoolbox.replay.operations import by_kernels
-from eqtoolbox.replay.tree import map_tensors
+from eqtoolbox.replay.tree import map_tensors, tensors
+from eqtoolbox.replay.unsaved import unsaved
 
 Made = TypeVar("Made")
 
@@ -22,8 +24,8 @@ def valued(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
     """`function(*args, **kwargs)` as the user's own loop would get it.
 
     Returns:
-        What it returned; where the caller records no gradients, in new containers and without the
-        graph, which is freed.
+        What it returned; where the caller records no gradients, in new containers and without a
+        graph, for which a replay of much saves nothing (`eqtoolbox.replay.unsaved`).
 
     Example:
         >>> def slope(x):
@@ -36,7 +38,7 @@ def valued(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
     if differentiated():
         return function(*args, **kwargs)
     with torch.inference_mode(False), torch.enable_grad():
-        made = by_kernels(function, *args, **kwargs)
+        made = unsaved(partial(by_kernels, function, *args, **kwargs), tensors((args, kwargs)))
     found: Made = map_tensors(_freed, made)
     return found
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
 from typing import Annotated, Any
 
 import torch
@@ -16,7 +15,7 @@ from eqtoolbox.expect.deadline import check
 from eqtoolbox.replay.belongings import Belongings, used_by
 from eqtoolbox.replay.call import Call, answering, first_call, moving_inputs
 from eqtoolbox.replay.checkpoints import recomputed_within
-from eqtoolbox.replay.gradients import required, valued
+from eqtoolbox.replay.gradients import differentiated, required, valued
 from eqtoolbox.replay.graph import ungraded
 from eqtoolbox.replay.isolation import RandomState, flagged, isolated, random_streams
 from eqtoolbox.replay.loss_parameters import LossParameters
@@ -207,8 +206,8 @@ class Objective(Whole):
             graded = torch.is_grad_enabled()
             with self.isolated(), torch.set_grad_enabled(graded):
                 return self._run(params, body, train)
-        held = chain(self.model.parameters(), tensors(self.batch))
-        return unsaved(partial(self._evaluated, replay, params, body, train), held)
+        evaluate = partial(self._evaluated, replay, params, body, train)
+        return evaluate() if differentiated() else unsaved(evaluate, tensors(self.batch))
 
     def _evaluated(
         self, replay: Any, params: Mapping[str, Tensor], body: Callable[..., Any], train: bool

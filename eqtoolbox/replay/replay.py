@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from eqtoolbox.replay.belongings import Belongings
 from eqtoolbox.replay.calls import answer, give_back
@@ -40,6 +41,8 @@ class Replay:
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
         self.once = False  # whether what goes on is differentiated once at most
         self.differentiates = False  # whether the loss itself takes derivatives
+        self.unsaved = False  # whether what goes on saves nothing for a derivative
+        self.numbers = sum(p.numel() for host in hosts for p in host.parameters() if not is_lazy(p))
         self.accumulates = False  # whether the loss itself adds to gradients of the model
         self.frames: list[Frame] = []  # of the evaluations that go on, the innermost last
         self.threads: list[Any] = []  # that an evaluation has started

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from eqtoolbox.replay.gradients import differentiated
 from eqtoolbox.replay.thread.interception import Intercepted
 from eqtoolbox.replay.thread.scope import current
 
@@ -20,18 +19,19 @@ _DISABLED = Intercepted(("torch.autograd.graph",), "disable_saved_tensors_hooks"
 
 
 def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
-    """`evaluate()`, a value alone unless the caller differentiates it.
+    """`evaluate()`, whose value nobody differentiates.
 
     Args:
-        evaluate: begins from the same state each time that it is called, as replays do.
-        given: what it evaluates with; of little everything is saved.
+        evaluate: is called again where a derivative was taken inside.
+        given: what it evaluates with beside the model; of little everything is saved.
     """
     replay = current()
-    if replay is None or replay.differentiates or differentiated():
+    if replay is None or replay.differentiates or replay.unsaved:
         return evaluate()
-    if all(count < LARGE for count in accumulate(x.numel() for x in given)):
+    if all(n < LARGE for n in accumulate((x.numel() for x in given), initial=replay.numbers)):
         return evaluate()
     scope = _Unsaved()
+    replay.unsaved = True
     try:
         with scope, _DISABLED.answered_by(scope.refuses):
             found = evaluate()
@@ -40,6 +40,8 @@ def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
     except Exception:
         if not scope.asked:
             raise
+    finally:
+        replay.unsaved = False
     replay.differentiates = True
     return evaluate()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from eqtoolbox.replay.heap import give_back
 from eqtoolbox.replay.identity import digest
 from eqtoolbox.world.world import World
 
@@ -121,12 +122,16 @@ class Shared:
             self._shelf.keep(kind, dict([*others[1 - KEPT :], (digest(about), made.state_dict())]))
 
     def _timed(self, make: Callable[[], T]) -> T:
-        """What `make` returns; its time counts once where one finding needs another."""
+        """What `make` returns, and no memory that it freed.
+
+        Its time counts once where one finding needs another.
+        """
         started, outermost = time.perf_counter(), not self._making
         self._making += 1
         try:
             return make()
         finally:
             self._making -= 1
+            give_back()
             if outermost:
                 self.seconds += time.perf_counter() - started

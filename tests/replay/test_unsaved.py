@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox.replay.unsaved as unsaved
+from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective
 from tests.conftest import blobs, mlp
@@ -54,6 +55,38 @@ def test_layers_give_back_what_they_made(
         return 0 * model(x).mean() + model.alive
 
     assert float(value(objective(Deep(), loss, torch.randn(5, 6)))) == left
+
+
+@pytest.mark.parametrize(("least", "left"), [(0, 0), (2**62, 4)], ids=["unsaved", "saved"])
+def test_functions_in_one_scope_save_nothing_either(
+    least: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As probes of equivariance evaluate a model time and again in one replay of its loss."""
+    monkeypatch.setattr(unsaved, "LARGE", least)
+    of = objective(Deep(), lambda model, x: model(x).mean(), torch.randn(5, 6))
+
+    def alive(model: Any) -> int:
+        with torch.no_grad():
+            valued(model, of.batch)
+        return int(model.alive)
+
+    assert of.within(of.parameters(), alive) == left
+
+
+def test_a_function_that_differentiates_in_one_scope_has_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unsaved, "LARGE", 0)
+    of = objective(nn.Linear(6, 2), lambda model, x: model(x).mean(), torch.randn(5, 6))
+    params = of.parameters()
+
+    def forces(model: nn.Module) -> list[Tensor]:
+        with torch.no_grad():
+            return [valued(_swallows, model, of.batch) for _ in range(2)]
+
+    expected = 3 * params["weight"].sum(0).square().sum() / 18
+    for found in of.within(params, forces):
+        torch.testing.assert_close(found, expected)
 
 
 def test_what_is_differentiated_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
