@@ -74,7 +74,8 @@ def told_unmeasured(entry: Claim, rows: Sequence[Measurement]) -> Iterator[Measu
 
 def structured(entry: Claim) -> bool:
     """Whether the claim speaks of all arguments of the model's call, and of its whole output."""
-    return isinstance(entry, Equivariance) and _moves_trees(entry.input_action)
+    actions = (entry.input_action, entry.output_action) if isinstance(entry, Equivariance) else ()
+    return any(map(_moves_trees, actions))
 
 
 def _moves_trees(action: Any) -> bool:

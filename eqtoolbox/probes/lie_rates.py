@@ -8,12 +8,17 @@ from dataclasses import replace
 import torch
 
 from eqtoolbox.probes.view import View
+from eqtoolbox.record.record import Verdict
 from eqtoolbox.symmetry.actions.tangent import NoTangent
 from eqtoolbox.symmetry.claim import Equivariance
 from eqtoolbox.symmetry.layerwise import layer_shares
 from eqtoolbox.symmetry.lie import CUT, FLAT, LieDerivative, lie_derivative
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.world.world import World
+
+_Share = tuple[
+    int, list[tuple[float, Verdict]]
+]  # samples of a rank, and a rate with its verdict each
 
 
 def derivatives(
@@ -24,7 +29,7 @@ def derivatives(
     layers: bool,
     world: World,
 ) -> Iterator[Measurement]:
-    """One rate and direction ratio a generator; why there are none where an action has none.
+    """One rate and direction ratio a generator; why there are none where none can be taken.
 
     Args:
         view: the model's function and its inputs.
@@ -34,14 +39,22 @@ def derivatives(
         layers: whether what each layer adds is measured, too.
         world: whose ranks have a share of the batch each.
     """
+    own: list[LieDerivative] = []
+    why = ""
     try:
-        results = lie_derivative(view.function, view.inputs, symmetry, generator=rng)
+        own = lie_derivative(view.function, view.inputs, symmetry, generator=rng)
     except NoTangent as reason:
-        yield Measurement(
-            "lie_derivative", math.nan, name, status="not_applicable", note=str(reason)
-        )
+        why = str(reason)
+    except (ValueError, RuntimeError, TypeError, LookupError) as reason:
+        why = f"the model has no derivative by its inputs: {type(reason).__name__}: {reason}"
+    shares = world.each(
+        "derivatives", (view.samples, [(one.rate, one.verdict) for one in own], why)
+    )
+    missing = next((why for _, _, why in shares if why), "")
+    if missing:
+        yield Measurement("lie_derivative", math.nan, name, status="not_applicable", note=missing)
         return
-    for found in _of_shares(results, view.samples, world):
+    for found in _pooled(own, [(samples, rates) for samples, rates, _ in shares]):
         target = f"{name}.{found.generator}"
         if found.note in (CUT, FLAT):
             yield Measurement(
@@ -81,9 +94,8 @@ def _shares(
         )
 
 
-def _of_shares(own: Sequence[LieDerivative], samples: int, world: World) -> list[LieDerivative]:
+def _pooled(own: Sequence[LieDerivative], shares: Sequence[_Share]) -> list[LieDerivative]:
     """Rates over the samples of all ranks; the rest is that of the first rank's own."""
-    shares = world.each("derivatives", (samples, [(one.rate, one.verdict) for one in own]))
     if len(shares) == 1:
         return [*own]
     total = sum(n for n, _ in shares)

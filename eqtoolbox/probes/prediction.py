@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.expect.deadline import check
-from eqtoolbox.replay.call import Call
+from eqtoolbox.replay.call import Call, copied
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.reading import closed, opened
 from eqtoolbox.replay.tree import map_tensors, tensors
@@ -43,21 +43,21 @@ class Prediction:
         return first_tensor(self.call.output)
 
     def of_inputs(self, inputs: Tensor) -> Tensor:
-        """f with another first argument; others are cut, or go round again, to as many samples."""
+        """f with another first argument; others are copied, cut or repeated to as many samples."""
         check()
         samples, given = len(self.inputs), len(inputs)
 
-        def cut(x: Tensor) -> Tensor:
-            if x.dim() == 0 or len(x) != samples:
-                return x
-            return x[:given] if given < samples else x[torch.arange(given) % samples]
+        def fitted(x: Tensor) -> Tensor:
+            alike = x.dim() > 0 and len(x) == samples != given
+            return copied(x[torch.arange(given) % samples] if alike else x)
 
         args, kwargs = self.call.args, self.call.kwargs
-        if given != samples:
-            args, kwargs = map_tensors(cut, (args, kwargs))
         if args:
-            return first_tensor(self.model(inputs, *args[1:], **kwargs))
-        return first_tensor(self.model(**{**kwargs, next(iter(kwargs)): inputs}))
+            args, kwargs = map_tensors(fitted, (args[1:], kwargs))
+            return first_tensor(self.model(inputs, *args, **kwargs))
+        first, *others = kwargs
+        kwargs = map_tensors(fitted, {name: kwargs[name] for name in others})
+        return first_tensor(self.model(**{first: inputs}, **kwargs))
 
     @property
     def given(self) -> Any:

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eqtoolbox.replay.modes import unheard
 from eqtoolbox.replay.thread.scope import only_here, place
-from eqtoolbox.replay.tree import tensors
+from eqtoolbox.replay.tree import map_tensors, tensors
 
 
 @dataclass(frozen=True)
 class Call:
-    """The first call of the model inside the loss: its arguments and its output."""
+    """The first call of the model inside the loss: its arguments, as given, and its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -30,13 +32,13 @@ def first_call(loss_of: Callable[[nn.Module], Tensor], model: nn.Module) -> Call
         LookupError: the loss never calls the model itself.
     """
     calls: list[Call] = []
-    given: list[tuple[Any, Any]] = []  # before hooks of the user's change them
+    given: list[_Given] = []  # before hooks of the user's change them
 
     def take(_: nn.Module, args: Any, kwargs: Any) -> None:
-        given.append((args, kwargs))
+        given.append(_Given((args, kwargs)))
 
     def note(_: nn.Module, __: Any, output: Any) -> None:
-        args, kwargs = given.pop()
+        args, kwargs = given.pop().as_given()
         if any(map(_transformed, tensors(output))):
             raise LookupError(
                 "the loss calls the model inside a transformation of torch.func: data "
@@ -58,6 +60,32 @@ def first_call(loss_of: Callable[[nn.Module], Tensor], model: nn.Module) -> Call
             "the loss never calls the model as model(inputs): data symmetries need that call"
         )
     return replace(calls[0], loss=loss, times=len(calls))
+
+
+class _Given:
+    """Arguments of a call, and copies of them, as the model may write into what it is given."""
+
+    def __init__(self, arguments: Any) -> None:
+        self._arguments = arguments
+        self._tensors = tensors(arguments)
+        self._versions = _versions(self._tensors)
+        with unheard(), torch.inference_mode(False):
+            self._copies = map_tensors(copied, arguments)
+
+    def as_given(self) -> Any:
+        """The arguments themselves, their copies where the call has changed one."""
+        now = tensors(self._arguments)
+        same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
+        return self._arguments if same and _versions(now) == self._versions else self._copies
+
+
+def _versions(given: list[Tensor]) -> list[int]:
+    return [x._version for x in given if not x.is_inference()]
+
+
+def copied(x: Tensor) -> Tensor:
+    """A leaf of the same values, for a model that may write into it."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
 
 
 def _transformed(tensor: Tensor) -> bool:

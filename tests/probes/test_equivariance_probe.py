@@ -1,5 +1,6 @@
 """The equivariance probe on structured inputs, continuous groups, growth and culprits."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -118,3 +119,78 @@ def test_layers_of_several_claims_are_those_of_each_by_fewer_runs(monkeypatch) -
     assert together == {n: found for one, _ in apart for n, found in one.items()}
     assert {n.split("/")[2] for n in together} == set(names)
     assert runs == sum(count for _, count in apart) - 3 * (len(names) - 1)
+
+
+class Writes(nn.Module):
+    """A map of vectors that turns with them, and writes where it is told to."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.layer = nn.Linear(1, 1)
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, given, scale: Tensor | None = None):
+        x = given["x"] if isinstance(given, dict) else given
+        if self.where == "input":
+            x.mul_(0.5).div_(1 + x.norm(dim=-1, keepdim=True))
+        elif self.where == "second input":
+            x = x * scale.mul_(0.5)
+        elif self.where == "dict":
+            given.setdefault("length", x.norm(dim=-1, keepdim=True))
+            return x * self.layer(given["length"])
+        elif self.where == "buffer":
+            self.seen.mul_(0.9).add_(x.detach().mean(0))
+        elif self.where == "array":
+            x = x * torch.from_numpy(np.linalg.norm(x.detach().numpy(), axis=-1, keepdims=True))
+        return x * self.layer(x.norm(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("where", ["input", "second input", "dict", "buffer"])
+def test_a_model_may_write_into_what_it_is_given_or_holds(where: str) -> None:
+    torch.manual_seed(0)
+    x, scale = torch.randn(8, 3), torch.rand(8, 1)
+    given = {"dict": ({"x": x},), "second input": (x, scale)}.get(where, (x,))
+    acts = Each({"x": vectors}) if where == "dict" else vectors
+    claim = Equivariance(SO3(), acts, vectors, name="turns")
+    probe = EquivarianceError(symmetries=(claim,))
+    loss = lambda model, batch: model(*batch).square().mean()
+    records = measured(Writes(where), loss, given, probe, steps=1)
+    assert records["equivariance/relative_error/turns"].verdict == "holds"
+    assert [records[f"equivariance/lie_derivative/turns.{k}"].verdict for k in range(3)] == [
+        "holds"
+    ] * 3
+
+
+def test_an_error_is_measured_where_no_derivative_can_be_taken() -> None:
+    torch.manual_seed(0)
+    probe = EquivarianceError(symmetries=(Equivariance(SO3(), vectors, vectors, name="turns"),))
+    loss = lambda model, batch: model(batch).square().mean()
+    records = measured(Writes("array"), loss, torch.randn(8, 3), probe, steps=1)
+    assert records["equivariance/relative_error/turns"].verdict == "holds"
+    assert records["equivariance/lie_derivative/turns"].status == "not_applicable"
+
+
+def test_one_tensor_may_have_several_outputs() -> None:
+    class Fields(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            x = x.detach().requires_grad_()
+            with torch.enable_grad():
+                energy = self.layer(x.norm(dim=-1, keepdim=True)).square()[:, 0]
+                forces = -torch.autograd.grad(energy.sum(), x, create_graph=True)[0]
+            return {"energy": energy, "forces": forces}
+
+    torch.manual_seed(0)
+    claims = [
+        Equivariance(SO3(), vectors, Each({"energy": trivial, "forces": forces}), name=name)
+        for name, forces in (("right", vectors), ("wrong", trivial))
+    ]
+    loss = lambda model, batch: sum(y.square().mean() for y in model(batch).values())
+    probe = EquivarianceError(symmetries=claims)
+    records = measured(Fields(), loss, torch.randn(8, 3), probe, steps=1)
+    assert records["equivariance/relative_error/right"].verdict == "holds"
+    assert records["equivariance/relative_error/wrong"].verdict == "violated"

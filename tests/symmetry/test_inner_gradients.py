@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import eqtoolbox as eq
+from eqtoolbox.replay.unsaved import LARGE
 from tests.conftest import mlp
 from tests.loops.inner_losses import adapted, forces, penalised, points, wave
 
@@ -38,6 +39,13 @@ def dimensions(model: nn.Module, batch: Any, loss: Any) -> dict[str, int]:
 @pytest.mark.parametrize("activation", [*SMOOTH, *HOMOGENEOUS])
 def test_hidden_units_permute_under_a_penalty_on_slopes(activation: type[nn.Module]) -> None:
     assert dimensions(net(activation), points(), steepness)["permutation"] == 4
+
+
+def test_they_permute_in_a_model_whose_values_are_evaluated_without_saving() -> None:
+    """What takes a gradient inside is evaluated twice there, of the same loss."""
+    model = net(nn.Tanh)
+    model.register_parameter("far", nn.Parameter(torch.zeros(LARGE)))
+    assert dimensions(model, points(), steepness) == {"permutation": 4, "sign_flip": 5}
 
 
 @pytest.mark.parametrize("activation", HOMOGENEOUS)

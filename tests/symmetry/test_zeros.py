@@ -71,3 +71,81 @@ def test_zeros_are_known_however_they_are_made(kind: str) -> None:
 def test_a_scan_that_starts_elsewhere_has_less() -> None:
     """Negative control: what is not zero ties the scales of keys and values to it."""
     assert counts(lambda x: torch.full(sizes(x), 0.5, dtype=x.dtype)) != GROUP
+
+
+class Joined(nn.Module):
+    """A recurrent cell whose layers read input and state joined, as cells are written by hand."""
+
+    def __init__(self, kind: str, first: float = 0.0) -> None:
+        super().__init__()
+        self.kind, self.first = kind, first
+        self.cell = nn.Linear(7, 16 if kind == "lstm" else 4)
+        self.gate, self.head = nn.Linear(7, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = torch.full((len(x), 4), self.first, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            joined = torch.cat([x[:, t], h], -1)
+            if self.kind == "lstm":
+                i, f, g, o = self.cell(joined).chunk(4, -1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+            elif self.kind == "gated":
+                z = self.gate(joined).sigmoid()
+                h = (1 - z) * h + z * self.cell(joined).relu()
+            else:
+                h = self.cell(joined).relu()
+        return self.head(h)
+
+
+class Shifted(nn.Module):
+    """Each token beside the one before it, zeros before the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
+        return self.c(self.b(h + before).tanh())
+
+
+class Offset(nn.Module):
+    """Integers joined: where each column begins in one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a = nn.Embedding(12, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = torch.cat([torch.zeros(1, dtype=torch.long), torch.tensor([4, 4]).cumsum(0)])
+        return self.a(self.table(x + start).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Joined("relu"), {"rescale": 4, "permutation": 3}),
+        (lambda: Joined("gated"), {"gated_rescale": 4, "permutation": 3}),
+        (lambda: Joined("lstm"), {"permutation": 3, "sign_flip": 4}),
+        (Shifted, {"rescale": 4, "permutation": 7, "sign_flip": 5}),
+        (lambda: Joined("relu", first=1.0), {"permutation": 3}),
+        (Offset, {"general_linear": 16}),
+    ],
+    ids=["relu", "gated", "lstm", "shifted", "ones", "integers"],
+)
+def test_zeros_that_are_joined_stand_in_no_way(
+    make: Callable[[], nn.Module], expected: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    model = make().double()
+    x = torch.randn(8, 4, 3, dtype=torch.float64)
+    if isinstance(model, Offset):
+        x = torch.randint(0, 4, (8, 3))
+    found = Counter[str]()
+    for s in eq.weights.discover(model, x):
+        assert s.status == "verified"
+        if not getattr(s, "equivariant", False):
+            found[s.family] += s.dimension
+    assert found == expected

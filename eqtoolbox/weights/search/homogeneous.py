@@ -10,6 +10,7 @@ from eqtoolbox.weights.search.member import EPSILON_LEFT
 from eqtoolbox.weights.tracing.exponents import contract
 from eqtoolbox.weights.tracing.propagation import Propagation, everywhere
 from eqtoolbox.weights.tracing.rules import propagate
+from eqtoolbox.weights.tracing.system import LAST
 from eqtoolbox.weights.tracing.trace import Trace, Value
 
 Array = NDArray[np.float64]
@@ -35,6 +36,8 @@ def propose_homogeneity(trace: Trace) -> Iterator[Homogeneity]:
             rows.append(state.system.unknown())
             carried = state.carried[value.number]
             carried.exponent = everywhere(carried, {rows[-1]: 1.0})
+        for carried in state.vacant:
+            carried.exponent = everywhere(carried, {state.system.unknown(rank=LAST): 1.0})
 
     state = propagate(trace, trace.output, fill)
     output, system = state.of(trace.output), state.system

@@ -64,20 +64,20 @@ def draw(symmetry: ContinuousSymmetry, like: Tensor, generator: torch.Generator)
 
 def evaluated(function: Loss, params: Parameters, moves: Sequence[Move] = ()) -> Tensor:
     """The function where `params` are moved."""
-    return next(_on_the_way(function, params, [moves]))
+    return next(_on_the_way([function], params, [moves]))
 
 
 def _on_the_way(
-    function: Loss, params: Parameters, steps: Iterable[Sequence[Move]]
+    functions: Iterable[Loss], params: Parameters, steps: Iterable[Sequence[Move]]
 ) -> Iterator[Tensor]:
-    """The function after each step from `params`, which goes on from where the last one led."""
+    """A function after each step from `params`, which goes on from where the last one led."""
     large = isinstance(params, Point) and not params.whole
     owned = params.lasting if isinstance(params, Point) else ()
     there: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
     gone: list[Sequence[Move]] = []
     versions: list[int] = []
-    for moves in steps:
+    for function, moves in zip(functions, steps, strict=True):
         if large:
             give_back()
         if versions != [t._version for t in there.values()]:  # the function wrote to parameters
@@ -144,8 +144,8 @@ def changes_along(
     """
     found: list[float] = []
     steps = [*zip(*moves, strict=True)]
-    losses = iter([loss] * (len(steps) - 1) + [last or loss])
-    for after in _on_the_way(lambda p: next(losses)(p), params, steps):
+    losses = [*[loss] * (len(steps) - 1), last or loss][: len(steps)]
+    for after in _on_the_way(losses, params, steps):
         found.append(_change(after, value))
         if found[-1] > small:
             break

@@ -18,6 +18,7 @@ from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Terms, masked
 from eqtoolbox.weights.tracing.pinned import Pinned
 from eqtoolbox.weights.tracing.system import Linear, System
 from eqtoolbox.weights.tracing.trace import Node, Trace, Value
+from eqtoolbox.weights.tracing.zeros import RESHAPES, SPREADS, joins_units, makes_zeros
 
 Mode = Literal["scale", "sign"]
 EPSILON = 1e-3  # a constant up to this counts as a normalisation's epsilon wherever it is added
@@ -25,11 +26,6 @@ LARGEST = 0.1  # up to this where a root or a division follows; verification jud
 FAILURES = (IndexError, KeyError, TypeError, ValueError, AttributeError, StopIteration)
 
 UNIFORM = {"zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "new_ones", "fill"}
-SPREADS = {"expand", "view", "unsqueeze", "clone", "_to_copy", "detach"}
-RESHAPES = {"view", "unsqueeze", "squeeze", "reshape", "expand", "_to_copy", "t", "_unsafe_view"}
-ZEROS = {"zeros", "zeros_like", "new_zeros", "zero"}
-FULL = {"full", "full_like", "new_full", "fill"}
-MOVES = RESHAPES | SPREADS | {"unbind", "select", "slice", "transpose", "permute", "repeat"}
 
 
 @dataclass
@@ -52,6 +48,7 @@ class Propagation:
     # axes that a softmax or norm mixes, of the axes it works on
     named: list[Dim] = field(default_factory=list)  # axes whose indices mean something outside
     zeros: set[int] = field(default_factory=set)  # values that are zero whatever scales them
+    vacant: list[Carried] = field(default_factory=list)  # of these, what is joined to something
     uniform: set[int] = field(default_factory=set)  # values that are the same number everywhere
     derived: set[int] = field(default_factory=set)  # values that depend on data and parameters
     origin: dict[int, int] = field(default_factory=dict)  # parameter that a value reshapes
@@ -227,12 +224,13 @@ def _follow(state: Propagation, node: Node) -> None:
     outputs = [o.number for o in node.outputs if o is not None]
     if node.name in UNIFORM or (node.name in SPREADS and inputs[0].number in state.uniform):
         state.uniform.update(outputs)
-    if _is_zero(state, node):
+    if makes_zeros(node, state.zeros):
         state.zeros.update(outputs)
         return
     if node.name == "mul" and 0 in node.args:  # carried along as well, as units that are inert
         state.zeros.update(outputs)
-    if not any(map(state.moves, inputs)):
+    joined = joins_units(node, state.zeros | state.uniform)
+    if not joined and not any(map(state.moves, inputs)):
         if node.name == "expand":
             state.spread.update(dict.fromkeys(outputs, _repeated(inputs[0], made_by(node))))
         return
@@ -281,15 +279,6 @@ def _repeated(value: Value, made: Value) -> set[int]:
     lead = len(made.shape) - len(value.shape)
     old = (*itertools.repeat(1, lead), *value.shape)
     return {a for a, (n, m) in enumerate(zip(old, made.shape, strict=True)) if n == 1 != m}
-
-
-def _is_zero(state: Propagation, node: Node) -> bool:
-    """Whether the operation makes zeros, or only moves or multiplies them."""
-    if node.name in ("mul", "mm", "bmm"):
-        return any(v.number in state.zeros for v in node.inputs)
-    if node.name in ZEROS or (node.name in FULL and 0 in node.args[1:]):
-        return True
-    return node.name in MOVES and node.args[0].number in state.zeros
 
 
 def everywhere(carried: Carried, form: Linear) -> Exponent:

@@ -127,6 +127,7 @@ def _concatenated(state: Propagation, node: Node) -> None:
     axis = node.arg(1, "dim", 0) % len(made.shape)
     values = [v for v in node.args[0] if math.prod(v.shape)]
     parts = [state.of(v) for v in values]
+    state.vacant += [p for v, p in zip(values, parts, strict=True) if state.nothing(v)]
     wide = parts
     if node.name == "stack":
         wide = [Carried([*p.axes[:axis], Dim(1), *p.axes[axis:]]) for p in parts]

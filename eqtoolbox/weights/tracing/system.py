@@ -15,6 +15,7 @@ from typing import Any
 from eqtoolbox.weights.tracing.dims import Dim
 
 Linear = Mapping[int, float]  # unknown: coefficient
+LAST = 1000  # rank of an unknown of no parameter
 _SMALL = 1e-9
 
 

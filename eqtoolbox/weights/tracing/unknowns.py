@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from eqtoolbox.weights.tracing.blocks import Choice, Slot, blocks
 from eqtoolbox.weights.tracing.dims import SMALL, atoms
-from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Slots, Terms
+from eqtoolbox.weights.tracing.exponents import Carried, Exponent, Slots, Terms, choices
 from eqtoolbox.weights.tracing.needed import Needed
 from eqtoolbox.weights.tracing.propagation import Propagation
-from eqtoolbox.weights.tracing.system import Linear
+from eqtoolbox.weights.tracing.system import LAST, Linear
 from eqtoolbox.weights.tracing.trace import Trace
 
 MOST = 7  # atoms of a block up to which every set of them has a component
@@ -18,7 +18,10 @@ Label = tuple[str, Choice, Slots]
 
 
 def fill(state: Propagation, trace: Trace) -> None:
-    """One unknown for every set of atoms of every block of a parameter; unread ones stay."""
+    """One unknown for every set of atoms of every block of a parameter; unread ones stay.
+
+    Zeros that are joined to something have unknowns, too, as they may be scaled by anything.
+    """
     needed = Needed.of(state, trace.live(trace.loss), trace.loss)
     state.wanted, state.masks = needed.values, needed.masks
     for name, value in trace.parameters.items():
@@ -32,6 +35,30 @@ def fill(state: Propagation, trace: Trace) -> None:
         if 0 < len(unread) < len(carried.exponent):
             names = dict.fromkeys(f"{name}{_place(carried, choice)}" for choice in unread)
             state.pinned.note("entries that this loss does not read, left out", names)
+    for carried in state.vacant:
+        carried.exponent = _anything(state, carried)
+
+
+def _anything(state: Propagation, carried: Carried) -> Exponent:
+    """Unknowns of no parameter, which whatever they meet determines."""
+    exponent: dict[Choice, Terms] = {}
+    for choice in choices(carried.axes):
+        exponent[choice] = terms = dict[Slots, Linear]()
+        for chosen in _subsets(_slots(carried, choice)):
+            kind = tuple(carried.atom(choice, slot) for slot in chosen)
+            if len({*map(id, kind)}) == len(kind):
+                terms[chosen] = {state.system.unknown(kind, rank=LAST): 1.0}
+    return exponent
+
+
+def _slots(carried: Carried, choice: Choice) -> list[Slot]:
+    """Where a block varies."""
+    return [
+        (axis, k)
+        for axis, number in enumerate(choice)
+        for k, stride in enumerate(blocks(carried.axes[axis])[number].strides)
+        if stride.atom.kind != "flat"
+    ]
 
 
 def _place(carried: Carried, choice: Choice) -> str:
@@ -52,13 +79,8 @@ def _field(state: Propagation, name: str, carried: Carried) -> Exponent:
     if any(atom.kind == "flat" for axis in carried.axes for atom in atoms(axis)):
         what = f"an axis of more than {SMALL} entries in pieces that do not line up: scales that"
         state.pinned.note(f"{what} vary along it are missed", {name: None})
-    for choice in itertools.product(*(range(len(blocks(a))) for a in carried.axes)):
-        slots = [
-            (axis, k)
-            for axis, number in enumerate(choice)
-            for k, stride in enumerate(blocks(carried.axes[axis])[number].strides)
-            if stride.atom.kind != "flat"
-        ]
+    for choice in choices(carried.axes):
+        slots = _slots(carried, choice)
         if len(slots) > MOST:
             what = f"more than {MOST} atoms in one parameter: only scales along one axis are seen"
             state.pinned.note(what, {name: None})
