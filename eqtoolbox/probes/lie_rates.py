@@ -16,9 +16,8 @@ from eqtoolbox.symmetry.lie import CUT, FLAT, LieDerivative, lie_derivative
 from eqtoolbox.watch.probe import Measurement
 from eqtoolbox.world.world import World
 
-_Share = tuple[
-    int, list[tuple[float, Verdict]]
-]  # samples of a rank, and a rate with its verdict each
+# samples of a rank, and of each generator the rate and its verdict
+_Share = tuple[int, list[tuple[float, Verdict]]]
 
 
 def derivatives(
@@ -47,9 +46,8 @@ def derivatives(
         why = str(reason)
     except (ValueError, RuntimeError, TypeError, LookupError) as reason:
         why = f"the model has no derivative by its inputs: {type(reason).__name__}: {reason}"
-    shares = world.each(
-        "derivatives", (view.samples, [(one.rate, one.verdict) for one in own], why)
-    )
+    rates = [(one.rate, one.verdict) for one in own]
+    shares = world.each("derivatives", (view.samples, rates, why))
     missing = next((why for _, _, why in shares if why), "")
     if missing:
         yield Measurement("lie_derivative", math.nan, name, status="not_applicable", note=missing)

@@ -13,6 +13,7 @@ from eqtoolbox.replay.call import Call, copied
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.reading import closed, opened
 from eqtoolbox.replay.tree import map_tensors, tensors
+from eqtoolbox.replay.unsaved import much
 from eqtoolbox.watch.snapshot import NotApplicable
 
 Found = TypeVar("Found")
@@ -136,7 +137,11 @@ def predicting(
             raise NotApplicable(str(reason)) from reason
         return body(Prediction(objective, params, model, call))
 
-    found: Found = objective.within(params, inside)
+    with objective.isolated():
+        if much(tensors(objective.batch)):  # then f saves nothing, unless it differentiates inside
+            with torch.no_grad():
+                objective.evaluated(params)
+        found: Found = objective.within(params, inside)
     return found
 
 

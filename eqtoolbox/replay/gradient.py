@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eqtoolbox.replay.gradients import leaf
-from eqtoolbox.replay.heap import give_back, large
+from eqtoolbox.replay.heap import tidy
 from eqtoolbox.replay.objective import Objective, Parameters
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.thread.scope import current
@@ -52,8 +52,7 @@ def replayed_gradient(
         for n, p in params.items()
     }
     found = by_kernels(_gradient, objective, leaves, scale)
-    if large(leaves.values()):
-        give_back()
+    tidy(leaves.values())
     return found
 
 

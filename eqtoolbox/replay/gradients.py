@@ -15,7 +15,7 @@ from torch import Tensor
 from eqtoolbox.replay.modes import unheard
 from eqtoolbox.replay.operations import by_kernels
 from eqtoolbox.replay.tree import map_tensors, tensors
-from eqtoolbox.replay.unsaved import unsaved
+from eqtoolbox.replay.unsaved import plain, unsaved
 
 Made = TypeVar("Made")
 
@@ -25,7 +25,7 @@ def valued(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
 
     Returns:
         What it returned; where the caller records no gradients, in new containers and without a
-        graph, for which a replay of much saves nothing (`eqtoolbox.replay.unsaved`).
+        graph, for which nothing is saved where a replay has shown that nothing asks for it.
 
     Example:
         >>> def slope(x):
@@ -38,7 +38,8 @@ def valued(function: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
     if differentiated():
         return function(*args, **kwargs)
     with torch.inference_mode(False), torch.enable_grad():
-        made = unsaved(partial(by_kernels, function, *args, **kwargs), tensors((args, kwargs)))
+        evaluate = partial(by_kernels, function, *args, **kwargs)
+        made = unsaved(evaluate, tensors((args, kwargs))) if plain() else evaluate()
     found: Made = map_tensors(_freed, made)
     return found
 

@@ -28,6 +28,12 @@ def give_back() -> None:
         trim(0)
 
 
+def tidy(tensors: Iterable[Tensor]) -> None:
+    """Give free pages back where these are a large model's, whose gradients are as large."""
+    if large(tensors):
+        give_back()
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Scope without a search for garbage in circles, which an analysis leaves next to none of.

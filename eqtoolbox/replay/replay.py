@@ -40,7 +40,7 @@ class Replay:
         self.refused = ""  # what an evaluation was stopped for
         self.exchange: dict[int, Any] = {}  # stand-ins of the evaluation that goes on
         self.once = False  # whether what goes on is differentiated once at most
-        self.differentiates = False  # whether the loss itself takes derivatives
+        self.differentiates: bool | None = None  # whether the loss itself does; None: not seen yet
         self.unsaved = False  # whether what goes on saves nothing for a derivative
         self.numbers = sum(p.numel() for host in hosts for p in host.parameters() if not is_lazy(p))
         self.accumulates = False  # whether the loss itself adds to gradients of the model

@@ -22,13 +22,11 @@ def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
     """`evaluate()`, whose value nobody differentiates.
 
     Args:
-        evaluate: is called again where a derivative was taken inside.
+        evaluate: begins from the same state each time that it is called, as replays do.
         given: what it evaluates with beside the model; of little everything is saved.
     """
     replay = current()
-    if replay is None or replay.differentiates or replay.unsaved:
-        return evaluate()
-    if all(n < LARGE for n in accumulate((x.numel() for x in given), initial=replay.numbers)):
+    if replay is None or replay.differentiates or replay.unsaved or not much(given):
         return evaluate()
     scope = _Unsaved()
     replay.unsaved = True
@@ -36,6 +34,7 @@ def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
         with scope, _DISABLED.answered_by(scope.refuses):
             found = evaluate()
         if not scope.asked:
+            replay.differentiates = False
             return found
     except Exception:
         if not scope.asked:
@@ -44,6 +43,23 @@ def unsaved(evaluate: Callable[[], Made], given: Iterable[Tensor]) -> Made:
         replay.unsaved = False
     replay.differentiates = True
     return evaluate()
+
+
+def much(given: Iterable[Tensor]) -> bool:
+    """Whether memory is worth a call for each tensor, where a replay evaluates with these."""
+    replay = current()
+    if replay is None:
+        return False
+    return any(n >= LARGE for n in accumulate((x.numel() for x in given), initial=replay.numbers))
+
+
+def plain() -> bool:
+    """Whether an evaluation in this replay has shown that nothing inside takes a derivative.
+
+    What is no evaluation from the start, and cannot be repeated, saves nothing only then.
+    """
+    replay = current()
+    return replay is not None and replay.differentiates is False
 
 
 class _Unsaved(saved_tensors_hooks):

@@ -9,7 +9,7 @@ from torch import nn
 
 from eqtoolbox.linalg.vectors import not_finite
 from eqtoolbox.replay.gathered import Gathered
-from eqtoolbox.replay.heap import give_back, large
+from eqtoolbox.replay.heap import tidy
 from eqtoolbox.replay.identity import identity
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import LossFunction, Objective, Parameters
@@ -146,8 +146,8 @@ class Catch:
 
     def _tidy(self, before: Parameters) -> None:
         """Have what was freed given back, where a model is large and another evaluation follows."""
-        if self._agenda.evaluates and large(before.values()):
-            give_back()
+        if self._agenda.evaluates:
+            tidy(before.values())
 
     def snapshot(
         self,

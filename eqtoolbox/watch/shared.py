@@ -132,6 +132,6 @@ class Shared:
             return make()
         finally:
             self._making -= 1
-            give_back()
             if outermost:
+                give_back()
                 self.seconds += time.perf_counter() - started

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox.replay.unsaved as unsaved
+from eqtoolbox.probes.prediction import Prediction, predicting
 from eqtoolbox.replay.gradients import valued
 from eqtoolbox.replay.isolation import RandomState
 from eqtoolbox.replay.objective import Objective
@@ -58,35 +59,50 @@ def test_layers_give_back_what_they_made(
 
 
 @pytest.mark.parametrize(("least", "left"), [(0, 0), (2**62, 4)], ids=["unsaved", "saved"])
-def test_functions_in_one_scope_save_nothing_either(
+def test_a_model_evaluated_time_and_again_saves_nothing_either(
     least: int, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As probes of equivariance evaluate a model time and again in one replay of its loss."""
     monkeypatch.setattr(unsaved, "LARGE", least)
     of = objective(Deep(), lambda model, x: model(x).mean(), torch.randn(5, 6))
 
-    def alive(model: Any) -> int:
+    def alive(f: Prediction) -> int:
         with torch.no_grad():
-            valued(model, of.batch)
-        return int(model.alive)
+            valued(f.model, f.inputs)
+        return int(f.model.alive)
 
-    assert of.within(of.parameters(), alive) == left
+    assert predicting(of, of.parameters(), alive) == left
 
 
-def test_a_function_that_differentiates_in_one_scope_has_its_value(
+class _Forces(nn.Module):
+    """-dE/dx, E = (sum W x)^2 n for the n-th call: what is called again has another answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 1, bias=False)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = x.detach().requires_grad_()
+        energy = self.calls * self.layer(x).square().sum()
+        return -torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def test_a_model_that_differentiates_is_called_no_more_often_than_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(unsaved, "LARGE", 0)
-    of = objective(nn.Linear(6, 2), lambda model, x: model(x).mean(), torch.randn(5, 6))
-    params = of.parameters()
+    model, x = _Forces(), torch.randn(5, 6)
+    of = objective(model, lambda model, x: model(x).square().mean(), x)
 
-    def forces(model: nn.Module) -> list[Tensor]:
+    def forces(f: Prediction) -> list[Tensor]:
         with torch.no_grad():
-            return [valued(_swallows, model, of.batch) for _ in range(2)]
+            return [f.outputs, *(valued(f.model, f.inputs) for _ in range(2))]
 
-    expected = 3 * params["weight"].sum(0).square().sum() / 18
-    for found in of.within(params, forces):
-        torch.testing.assert_close(found, expected)
+    w = model.layer.weight.detach()
+    for n, found in enumerate(predicting(of, of.parameters(), forces), 1):
+        torch.testing.assert_close(found, -2 * n * (x @ w.T) * w)
+    assert model.calls == 0
 
 
 def test_what_is_differentiated_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
