@@ -137,7 +137,8 @@ def predicting(
             raise NotApplicable(str(reason)) from reason
         return body(Prediction(objective, params, model, call))
 
-    with objective.isolated():
+    graded = torch.is_grad_enabled()
+    with objective.isolated(), torch.set_grad_enabled(graded):
         if much(tensors(objective.batch)):  # then f saves nothing, unless it differentiates inside
             with torch.no_grad():
                 objective.evaluated(params)

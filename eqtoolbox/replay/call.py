@@ -84,8 +84,8 @@ def _versions(given: list[Tensor]) -> list[int]:
 
 
 def copied(x: Tensor) -> Tensor:
-    """A leaf of the same values, for a model that may write into it."""
-    return x.detach().clone().requires_grad_(x.requires_grad)
+    """A leaf of the same values, for a model that may write into it; itself if transformed."""
+    return x if _transformed(x) else x.detach().clone().requires_grad_(x.requires_grad)
 
 
 def _transformed(tensor: Tensor) -> bool:
