@@ -3,6 +3,7 @@
 python benchmarks/diseases.py [NAME ...]     a table and benchmarks/results/diseases.json
 """
 
+import copy
 import itertools
 import json
 import math
@@ -146,6 +147,30 @@ class Sequence(nn.Module):
 class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1)
+
+
+class Predicted(nn.Module):
+    """An encoder with its predictor, as of SimSiam and BYOL: gives out what both give."""
+
+    def __init__(self, norm: Any = None) -> None:
+        super().__init__()
+        self.encoder, self.predictor = net(64, 64, 32, norm=norm), net(32, 16, 32, norm=norm)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.encoder(x)
+        return self.predictor(z), z
+
+
+class Cosine(nn.Module):
+    """Logits that are cosines of features with one vector a class, times a scale."""
+
+    def __init__(self, body: nn.Module, width: int, classes: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.body, self.scale = body, scale
+        self.classes = nn.Parameter(torch.randn(classes, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.normalize(self.body(x)) @ F.normalize(self.classes).T
 
 
 class Transformer(nn.Module):
@@ -714,6 +739,310 @@ def healthy_dropout(loop: Loop) -> None:
     m, (x, y) = nn.Sequential(nn.Flatten(), body[0], nn.ReLU(), nn.Dropout(0.3), body[2]), images()
     optimizer = torch.optim.AdamW(m.parameters(), lr=3e-3, weight_decay=0.1)
     loop(m, optimizer, ce, batches(x, y, 32), 250)
+
+
+def views(strength: float = 0.2, size: int = 64) -> Iterator[Batch]:
+    """Two noisy views of images."""
+    x = images()[0].flatten(1)
+    for a, b in batches(x, x, size):
+        yield a + strength * torch.randn_like(a), b + strength * torch.randn_like(b)
+
+
+def simsiam(stop: bool, predict: bool = True) -> Loss:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        (p, z), (q, w) = model(batch[0]), model(batch[1])
+        p, q = (p, q) if predict else (z, w)
+        z, w = (z.detach(), w.detach()) if stop else (z, w)
+        return -(F.cosine_similarity(p, w).mean() + F.cosine_similarity(q, z).mean()) / 2
+
+    return loss
+
+
+def byol(stop: bool, model: nn.Module, rate: float = 0.02) -> tuple[Loss, Iterator[Batch]]:
+    """Against a moving average of the weights; without a stop against those of the step."""
+    teacher = copy.deepcopy(model)
+
+    def some() -> Iterator[Batch]:
+        for pair in views():
+            yield pair
+            with torch.no_grad():
+                for mean, p in zip(teacher.parameters(), model.parameters(), strict=True):
+                    mean.lerp_(p, rate)
+
+    def loss(student: nn.Module, batch: Batch) -> Tensor:
+        one, two = (F.normalize(student(x)[0], dim=-1) for x in batch)
+        if stop:
+            with torch.no_grad():
+                first, second = (F.normalize(teacher(x)[1], dim=-1) for x in batch)
+        else:
+            first, second = (F.normalize(student(x)[1], dim=-1) for x in batch)
+        return 4 - 2 * ((one * second).sum(-1) + (two * first).sum(-1)).mean()
+
+    return loss, some()
+
+
+def contrastive(model: nn.Module, batch: Batch) -> Tensor:
+    """NT-Xent of SimCLR."""
+    z = F.normalize(torch.cat([model(batch[0]), model(batch[1])]), dim=1)
+    likeness = (z @ z.T / 0.2).fill_diagonal_(-1e9)
+    other = torch.arange(len(z)).roll(len(z) // 2)
+    return F.cross_entropy(likeness, other)
+
+
+def supervised_contrastive(model: nn.Module, batch: Batch) -> Tensor:
+    z = model(batch[0])
+    z = z / z.norm(dim=1, keepdim=True)
+    likeness = (z @ z.T / 0.2).fill_diagonal_(-1e9).log_softmax(1)
+    same = (batch[1][:, None] == batch[1]).float().fill_diagonal_(0.0)
+    return -((same * likeness).sum(1) / same.sum(1).clamp_min(1)).mean()
+
+
+@case("collapsed-representation")
+def simsiam_without_stop(loop: Loop) -> None:
+    m = Predicted(nn.BatchNorm1d)
+    loop(m, SGD(m.parameters(), lr=0.05, momentum=0.9), simsiam(stop=False), views(), 300)
+
+
+@case("collapsed-representation")
+def simsiam_without_predictor(loop: Loop) -> None:
+    m = Predicted(nn.BatchNorm1d)
+    loop(m, Adam(m.parameters(), lr=3e-3), simsiam(True, predict=False), views(), 300)
+
+
+@case("collapsed-representation")
+def byol_without_stop(loop: Loop) -> None:
+    m = Predicted(nn.BatchNorm1d)
+    loss, some = byol(False, m)
+    loop(m, Adam(m.parameters(), lr=3e-3), loss, some, 300)
+
+
+@case("collapsed-representation")
+def attracted_only(loop: Loop) -> None:
+    """Pairs without negatives, whose cosines a loss of its own writes out."""
+    m = net(64, 64, 16, act=nn.Tanh)
+
+    def alike(model: nn.Module, batch: Batch) -> Tensor:
+        one, two = model(batch[0]), model(batch[1])
+        lengths = (one * one).sum(1).sqrt() * (two * two).sum(1).sqrt()
+        return (1 - (one * two).sum(1) / lengths).mean()
+
+    loop(m, Adam(m.parameters(), lr=1e-3), alike, views(), 400)
+
+
+@case()
+def healthy_simsiam(loop: Loop) -> None:
+    m = Predicted(nn.BatchNorm1d)
+    loop(m, SGD(m.parameters(), lr=0.05, momentum=0.9), simsiam(stop=True), views(), 300)
+
+
+@case()
+def healthy_byol(loop: Loop) -> None:
+    m = Predicted(nn.BatchNorm1d)
+    loss, some = byol(True, m)
+    loop(m, Adam(m.parameters(), lr=3e-3), loss, some, 300)
+
+
+@case()
+def healthy_contrastive(loop: Loop) -> None:
+    m = net(64, 64, 32)
+    loop(m, Adam(m.parameters(), lr=1e-3), contrastive, views(), 300)
+
+
+@case()
+def healthy_supervised_contrastive(loop: Loop) -> None:
+    m, (x, y) = net(64, 64, 32), images()
+    loop(
+        m, Adam(m.parameters(), lr=1e-3), supervised_contrastive, batches(x.flatten(1), y, 64), 300
+    )
+
+
+@case()
+def healthy_cosine_head(loop: Loop) -> None:
+    m, (x, y) = Cosine(net(64, 64, 32), 32, 10), images()
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, batches(x.flatten(1), y, 64), 250)
+
+
+@case()
+def healthy_student(loop: Loop) -> None:
+    """Of a teacher whose outputs point into a narrow cone."""
+    m, teacher = net(64, 64, 16), net(64, 32, 16, act=nn.Tanh)
+    teacher[-1].bias.data += 0.8 * torch.randn(16)
+
+    def agree(model: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            taught = teacher(batch[0])
+        return 1 - F.cosine_similarity(model(batch[0]), taught).mean()
+
+    loop(m, Adam(m.parameters(), lr=3e-3), agree, views(), 300)
+
+
+def digits_net() -> tuple[nn.Sequential, Batch]:
+    x, y = images()
+    return net(64, 64, 10), (x.flatten(1), y)
+
+
+def between(some: Iterator[Batch], act: Callable[[int], None]) -> Iterator[Batch]:
+    """Batches, before each of which something is done, with the number of the step."""
+    for step, batch in enumerate(some):
+        act(step)
+        yield batch
+
+
+@case("weights-written-back")
+def loaded_each_step(loop: Loop) -> None:
+    m, data = digits_net()
+    first = copy.deepcopy(m.state_dict())
+    some = between(batches(*data, 64), lambda _: m.load_state_dict(first) and None)
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, some, 200)
+
+
+@case("weights-written-back")
+def never_the_best(loop: Loop) -> None:
+    """After each evaluation the best weights are loaded, and a wrong sign keeps the first."""
+    m, (x, y) = digits_net()
+    best: dict[str, Any] = {"loss": -math.inf, "weights": None}
+
+    def evaluate(step: int) -> None:
+        if step % 10 == 0:
+            with torch.no_grad():
+                loss = -float(F.cross_entropy(m(x[1500:]), y[1500:]))
+            if best["weights"] is None or loss < best["loss"]:
+                best.update(loss=loss, weights=copy.deepcopy(m.state_dict()))
+            m.load_state_dict(best["weights"])
+
+    some = between(batches(x[:1500], y[:1500], 64), evaluate)
+    loop(m, SGD(m.parameters(), lr=0.02), ce, some, 240)
+
+
+@case("weights-written-back")
+def old_copy_restored(loop: Loop) -> None:
+    """Averaged weights are evaluated, and those restored that the first evaluation put aside."""
+    m, data = digits_net()
+    mean, aside = copy.deepcopy(m), {}
+
+    def evaluate(step: int) -> None:
+        with torch.no_grad():
+            for a, p in zip(mean.parameters(), m.parameters(), strict=True):
+                a.lerp_(p, 0.1)
+        if step and step % 20 == 0:
+            aside.setdefault("weights", copy.deepcopy(m.state_dict()))
+            m.load_state_dict(mean.state_dict())
+            m.load_state_dict(aside["weights"])
+
+    optimizer = SGD(m.parameters(), lr=0.05, momentum=0.9)
+    loop(m, optimizer, ce, between(batches(*data, 64), evaluate), 240, schedule=10)
+
+
+def lookahead(model: nn.Module, slow_moves: float, every: int = 5) -> Callable[[int], None]:
+    """Slow weights that follow the fast ones, which go back to them."""
+    slow = [p.detach().clone() for p in model.parameters()]
+
+    def act(step: int) -> None:
+        if step and step % every == 0:
+            with torch.no_grad():
+                for s, p in zip(slow, model.parameters(), strict=True):
+                    s.lerp_(p, slow_moves)
+                    p.copy_(s)
+
+    return act
+
+
+@case("weights-written-back")
+def slow_weights_stay(loop: Loop) -> None:
+    m, data = digits_net()
+    some = between(batches(*data, 64), lookahead(m, 0.0))
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, some, 250, schedule=10)
+
+
+@case()
+def healthy_lookahead(loop: Loop) -> None:
+    m, data = digits_net()
+    some = between(batches(*data, 64), lookahead(m, 0.5))
+    loop(m, Adam(m.parameters(), lr=3e-3), ce, some, 250, schedule=10)
+
+
+@case()
+def healthy_averaged(loop: Loop) -> None:
+    """Averaged weights are evaluated, and the right ones restored."""
+    m, (x, y) = digits_net()
+    mean = copy.deepcopy(m)
+
+    def evaluate(step: int) -> None:
+        with torch.no_grad():
+            for a, p in zip(mean.parameters(), m.parameters(), strict=True):
+                a.lerp_(p, 0.1)
+            if step % 10 == 0:
+                aside = copy.deepcopy(m.state_dict())
+                m.load_state_dict(mean.state_dict())
+                m(x[1500:])
+                m.load_state_dict(aside)
+
+    some = between(batches(x[:1500], y[:1500], 64), evaluate)
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, some, 250, schedule=10)
+
+
+@case()
+def healthy_sharpness_aware(loop: Loop) -> None:
+    """SAM: to where the loss is largest nearby, and back within the step."""
+    m, data = digits_net()
+    optimizer = SGD(m.parameters(), lr=0.05, momentum=0.9)
+
+    def sharp(model: nn.Module, batch: Batch) -> Tensor:
+        params = [*model.parameters()]
+        slopes = torch.autograd.grad(ce(model, batch), params)
+        size = 0.05 / torch.stack([g.norm() for g in slopes]).norm()
+        moved = {
+            n: p + size * g for (n, p), g in zip(model.named_parameters(), slopes, strict=True)
+        }
+        return F.cross_entropy(torch.func.functional_call(model, moved, batch[0]), batch[1])
+
+    loop(m, optimizer, sharp, batches(*data, 64), 200)
+
+
+@case()
+def healthy_warm_up_from_zero(loop: Loop) -> None:
+    """The learning rate is exactly 0 at the start and at the end."""
+    m, data = digits_net()
+    optimizer = Adam(m.parameters(), lr=3e-3)
+    shape = lambda step: max(0.0, min(1.0, (step - 15) / 30, (230 - step) / 30))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    loop(m, optimizer, ce, batches(*data, 64), 250)
+
+
+@case()
+def healthy_refusals(loop: Loop) -> None:
+    """Full-batch steps that raise the loss are taken back and tried again, half as long."""
+    m, (x, y) = digits_net()
+    optimizer = SGD(m.parameters(), lr=16.0)
+    last: dict[str, Any] = {"loss": math.inf, "weights": None}
+
+    def accept(_: int) -> None:
+        with torch.no_grad():
+            loss = float(F.cross_entropy(m(x), y))
+        if loss > last["loss"]:
+            m.load_state_dict(last["weights"])
+        else:
+            last.update(loss=loss, weights=copy.deepcopy(m.state_dict()))
+        optimizer.param_groups[0]["lr"] *= 0.5 if loss > last["loss"] else 1.1
+
+    loop(m, optimizer, ce, between(batches(x, y, len(x)), accept), 200, schedule=4)
+
+
+@case()
+def healthy_back_once(loop: Loop) -> None:
+    """After a bad batch the training goes back to its last checkpoint."""
+    m, (x, y) = digits_net()
+    saved: dict[str, Any] = {}
+
+    def act(step: int) -> None:
+        if step == 100:
+            saved.update(copy.deepcopy(m.state_dict()))
+        if step == 130:
+            m.load_state_dict(saved)
+
+    some = between(batches(x, y, 64), act)
+    loop(m, Adam(m.parameters(), lr=1e-3), ce, some, 250, schedule=10)
 
 
 def judged(name: str, seed: int) -> dict[str, Any]:

@@ -103,6 +103,9 @@ TWINS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
      ([-x for x in FALLING], {"loss_sign": (-1.0, MSE), "constant_loss": None}, {})),
     ("unbounded-loss", (RUNAWAY, {"constant_loss": None}, {}),
      ([40.0 - 60 * k**0.5 for k in range(STEPS)], {"constant_loss": None}, {})),
+    ("weights-written-back",
+     (FLAT, {"written_back": ([None, *[10.0] * 15], {"began": 0, "times": 1})}, {}),
+     (FLAT, {"update_ratio": (0.0, {"most": 0.0})}, {})),
     ("broadcast-targets",
      (FLAT, {"broadcast": (1.0, {"prediction": (64, 1), "target": (64,)})}, {}), (FALLING, {}, {})),
     ("far-above-guess", ([90 * 0.8**k for k in range(STEPS)], {"constant_loss": 0.2}, {}),
@@ -725,3 +728,76 @@ def test_a_run_that_rests_behind_saturated_layers_is_not_praised(
         "note",
         "0",
     )
+
+
+COSINES = [-0.9 - 0.1 * min(1.0, k / 6) for k in range(STEPS)]  # near the best from the start
+NARROW = [0.5, *[0.01] * (STEPS - 1)]
+WIDE = [0.5, *[0.6] * (STEPS - 1)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "spread", "other", "told"),
+    [
+        (COSINES, NARROW, None, True),
+        (FALLING, NARROW, None, True),
+        (FALLING, NARROW, 0.5, True),
+        (COSINES, WIDE, None, False),
+        (FALLING, NARROW, 0.02, False),
+        (FALLING, [0.05, *[0.01] * (STEPS - 1)], None, False),
+        (GROWN, NARROW, None, False),
+        (FLAT, NARROW, None, False),
+    ],
+    ids=["cosine", "distance", "of a teacher that varied", "lengths that vanish",
+         "of a narrow teacher", "narrow from the start", "a loss that grows", "a bad loss"],
+)  # fmt: skip
+def test_outputs_that_are_divided_by_their_length_are_judged_by_directions(
+    losses: list[float], spread: list[float], other: float | None, told: bool, make_run: MakeRun
+) -> None:
+    facts = {} if other is None else {"other": other}
+    raw = WIDE if told else NARROW  # lengths, which do not count, say the opposite
+    rows = signs_of(
+        losses, constant_loss=None, direction_spread=(spread, facts), output_spread=(raw, {})
+    )
+    found = {f.id: f for f in make_run(rows).findings()}
+    assert ("collapsed-representation" in found) is told
+    if told:
+        text, evidence = (
+            getattr(found["collapsed-representation"], n) for n in ("text", "evidence")
+        )
+        assert "cosine of pairs 0.99" in text
+        assert "vital/direction_spread" in {e.name for e in evidence}
+        assert "nothing-unusual" not in found
+
+
+def test_against_labels_directions_that_are_alike_are_no_collapse(make_run: MakeRun) -> None:
+    rows = signs_of(FALLING, direction_spread=NARROW)
+    assert "collapsed-representation" not in {f.id for f in make_run(rows).findings()}
+
+
+@pytest.mark.parametrize(
+    ("losses", "returns", "level"),
+    [
+        (FLAT, {k: 10 * (k - 1) for k in range(1, STEPS)}, "alarm"),
+        (FALLING, {6: 20, 10: 60, 14: 100}, "warning"),
+        (FALLING, {15: 0}, "note"),  # begun anew, once
+        (FALLING, {6: 40, 10: 90}, "note"),  # back to a checkpoint, twice
+    ],
+    ids=["each step", "at times", "once", "briefly"],
+)
+def test_steps_that_are_undone_are_judged_by_how_many_they_are(
+    losses: list[float], returns: dict[int, int], level: str, make_run: MakeRun
+) -> None:
+    """Steps that are measured begin at 10 k; `returns` says of a k at which step it was before."""
+    back = [
+        Record(step=10 * k, name="vital/written_back", value=10 * k - began,
+               facts=Facts({"began": began, "times": 1}))
+        for k, began in returns.items()
+    ]  # fmt: skip
+    found = make_run(signs_of(losses), back).findings()
+    (told,) = [f for f in found if f.id == "weights-written-back"]
+    lost = len({s for k, began in returns.items() for s in range(began, 10 * k)})
+    share = round(100 * lost / (10 * STEPS - 9))
+    assert (told.level, told.step) == (level, 10 * min(returns))
+    assert f"{len(returns)} of {STEPS} measured steps" in told.text
+    assert f"{share} % of the steps" in told.text
+    assert (grave(make_run(signs_of(losses), back)) == [told]) is (level != "note")

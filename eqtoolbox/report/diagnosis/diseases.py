@@ -1,9 +1,10 @@
 """The table of diseases, those first that explain others."""
 
-from eqtoolbox.report.diagnosis import batches, decaying, loop, signal, steps
+from eqtoolbox.report.diagnosis import batches, collapsing, decaying, loop, signal, steps
 from eqtoolbox.report.diagnosis.disease import Disease
 from eqtoolbox.report.diagnosis.of_batches import DEAD, OF_BATCHES
 from eqtoolbox.report.diagnosis.of_data import OF_DATA, OUTCOME
+from eqtoolbox.report.diagnosis.of_loop import OF_LOOP
 from eqtoolbox.report.diagnosis.of_loss import OF_LOSS
 
 LOST = (*OUTCOME, "loss-not-finite", "measurements-non-finite", "measurements-failed", "errors",
@@ -33,6 +34,7 @@ DISEASES: tuple[Disease, ...] = (
                   "near-units", "duplicate-units"),
     ),
     *OF_LOSS,
+    *OF_LOOP,
     Disease(
         id="gradient-cleared",
         level="alarm",
@@ -259,14 +261,14 @@ DISEASES: tuple[Disease, ...] = (
     Disease(
         id="collapsed-representation",
         level="alarm",
-        symptom=signal.collapsed,
+        symptom=collapsing.collapsed,
         told_from="where outputs are constant for another reason the loss is bad",
         remedy=(
             "stop the gradient of one branch (detach), and add a predictor to the other",
             "add negatives, or a term that keeps the variance of the outputs",
         ),
         source="Chen & He 2020 (2011.10566)",
-        explains=("nothing-unusual",),
+        explains=(*OUTCOME, "constant-output", "moving-target", "nothing-unusual"),
     ),
     Disease(
         id="constant-output",

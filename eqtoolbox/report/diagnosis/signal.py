@@ -16,8 +16,6 @@ SATURATED = 0.8  # share of a layer's numbers at an end of their range
 DEAD, BORNE = 0.25, 0.5  # share of a layer's units: fewer are usual, and more while it learns
 SEEN = 3  # batches on which a unit must be silent
 ENORMOUS = 3e3  # |gradient| |weights| / loss: of order 1 to 100 in healthy runs
-COLLAPSED = 0.1  # spread of the outputs, where the loss is content with them
-VANISHED = 0.1  # of what the spread was at first
 NAUGHT = 1e-4  # size of what the first layer is given; standardised inputs have 1
 LARGE = 0.25  # share of the parameters
 SHARP = 0.25  # entropy of attention over that of uniform one
@@ -134,23 +132,6 @@ def dead(signs: Signs) -> Symptom | None:
 
 def _whole_layer(signs: Signs) -> bool:
     return (signs.now("vital/silent") or 0.0) == 1
-
-
-def collapsed(signs: Signs) -> Symptom | None:
-    """Outputs that are the same for all inputs while the loss is content."""
-    spread = signs.curve("vital/output_spread")
-    if signs.state != "learned" or signs.constant_loss is not None or spread is None:
-        return None
-    differ = signs.told(spread.name, "spread")  # in the outputs' own unit: an offset shrinks none
-    if spread.now > COLLAPSED or spread.now > spread.records[0].value * VANISHED:
-        return None
-    if float(np.median(differ[-RECENT:])) > differ[0] * VANISHED:
-        return None
-    text = (
-        f"The representation collapsed: outputs differ by {number(spread.now, 2)} of their size "
-        "from input to input, though the loss is near its minimum."
-    )
-    return Symptom(text=text, names=("vital/output_spread",), where="the output of the model")
 
 
 def constant_input(signs: Signs) -> Symptom | None:

@@ -14,7 +14,9 @@ from eqtoolbox.replay.thread.scope import only_here, unobserved
 from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.vitals.attention import Attention
 from eqtoolbox.watch.vitals.broadcast import Shapes, narrow, outer
+from eqtoolbox.watch.vitals.directions import Directed, Directions
 from eqtoolbox.watch.vitals.inputs import Inputs
+from eqtoolbox.watch.vitals.storage import place
 from eqtoolbox.watch.vitals.targets import Targets, are_probabilities
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "convolution", "mkldnn_rnn_layer")
@@ -38,6 +40,7 @@ class Heard:
     inputs: Inputs | None = None  # of the first product, if possible one that varies
     attention: Attention = field(default_factory=Attention)
     targets: Targets = field(default_factory=Targets)
+    directed: Directed | None = None  # what is divided by its length
     asked: Tensor | None = None  # targets of the last loss that takes some
     direct: bool = False  # whether that loss takes what the model gave out
     squared: Shapes | None = None  # of predictions and targets that are compared all with all
@@ -59,7 +62,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, params: Mapping[str, Tensor], heard: Heard) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {p.untyped_storage().data_ptr(): n for n, p in params.items()}
+        self.names = {place(p): n for n, p in params.items()}
         self.heard = heard
         self.axis = -1  # of the units of what comes next
         self.normed = False  # whether a table or a norm came before the first product
@@ -72,6 +75,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.attends: set[int] = set()  # softmaxes of such scores: of queries with keys
         self.units: list[tuple[str, Tensor]] = []  # silent ones since the last product, by layer
         self.ends: list[tuple[str, float]] = []  # saturated shares since then
+        self.directions = Directions()
         self.outputs: dict[int, Tensor] = {}  # what the model gave out, by its storage
 
     @contextmanager
@@ -82,11 +86,13 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.units.clear()
             self.ends.clear()
             self.drawn = False
+            self.directions.begin()
 
         def end(_: Any, __: Any, output: Any) -> None:
             given = tensors(output)
             if not any(map(is_functorch_wrapped_tensor, given)):  # those of torch.func lie nowhere
-                self.outputs.update((_place(x), x) for x in given)
+                self.outputs.update((place(x), x) for x in given)
+                self.directions.end(given)
             if all(x.dim() for x in given):  # it gave no loss of its own
                 self._settle()
             self.units.clear()
@@ -112,6 +118,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         with unobserved():
             self._note(name, given, result)
+            self.directions.note(name, given, result, self.names)
         self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
         return result
 
@@ -122,26 +129,26 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in _RECTIFIERS and result.dim() > 1 and _from_zero(given):
             units = result.movedim(self.axis, 0).flatten(1)
             self.units.append((self._layer, (units <= 0).all(1).cpu()))
-            self.rectified = {_place(result): result}  # the last alone: all are a graph
+            self.rectified = {place(result): result}  # the last alone: all are a graph
         elif name in _SQUASHERS and isinstance(result, Tensor):
             low, high = _SQUASHERS[name]
             near = ((result - low).abs() < _NEAR) | ((result - high).abs() < _NEAR)
             self.ends.append((self._layer, float(near.double().mean())))
             _larger(heard.saturated, self.ends[-1:])
-            self.soft[_place(result)] = result
+            self.soft[place(result)] = result
         elif name in ("_softmax", "_safe_softmax"):
-            self.soft[_place(result)] = result
+            self.soft[place(result)] = result
             self._over(given, result)
             if self.scores == result.numel():
-                self.attends.add(_place(result))
+                self.attends.add(place(result))
         elif name == "_log_softmax":
             twice = are_probabilities(given["self"], int(given["dim"]))
             heard.probabilities = "softmax" if twice else ""
-            heard.across = _place(given["self"]) in self.across
-            heard.rectified = self.rectified.get(_place(given["self"]))
+            heard.across = place(given["self"]) in self.across
+            heard.rectified = self.rectified.get(place(given["self"]))
             self._over(given, result)
-        elif name == "log" and _place(given["self"]) in self.across:
-            self.across[_place(result)] = result
+        elif name == "log" and place(given["self"]) in self.across:
+            self.across[place(result)] = result
         elif name == "bernoulli_" and isinstance(given.get("p"), float):
             self.mask = result, given["p"]
         elif name == "div_" and self.mask is not None and result is self.mask[0]:
@@ -157,9 +164,9 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             if name == "binary_cross_entropy_with_logits":
                 heard.probabilities = "sigmoid" if self._squashed(given["self"]) else ""
-                heard.rectified = self.rectified.get(_place(given["self"]))
+                heard.rectified = self.rectified.get(place(given["self"]))
             elif name.startswith("nll_loss"):
-                heard.across |= _place(given["self"]) in self.across
+                heard.across |= place(given["self"]) in self.across
             self._compared(name, given)
             heard.targets.note(name, given, result)
 
@@ -167,7 +174,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Predictions and targets; of those that a broadcast made a square, what it was made of."""
         outputs = set(self.outputs)
         if self.heard.last is not None:
-            outputs.add(_place(self.heard.last))
+            outputs.add(place(self.heard.last))
         if "target" in given or name in ("sub", "rsub"):
             shapes = outer(given, outputs)
             self.heard.squared = shapes or self.heard.squared
@@ -175,13 +182,13 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 given["target"] = narrow(given["target"])
         if "target" in given:
             self.heard.asked = given["target"]
-            self.heard.direct = _place(given["self"]) in outputs
+            self.heard.direct = place(given["self"]) in outputs
 
     def _over(self, given: dict[str, Any], result: Tensor) -> None:
         """Note a softmax over the first dimension; of a square, as of pairs, both are right."""
         x = given["self"]
         if x.dim() > 1 and int(given["dim"]) % x.dim() == 0 and len(x) != x.shape[-1] > 1:
-            self.across[_place(result)] = result
+            self.across[place(result)] = result
 
     def _dropped(self, rate: float) -> None:
         """Note the rate of a dropout, which scales what it keeps."""
@@ -194,14 +201,14 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
         The gains of that are copied for each sample, those of a batch norm are a parameter.
         """
         self.normed, x, gain = True, given["input"], given.get("weight")
-        if x.shape[0] > 1 or (gain is not None and _place(gain) in self.names):
+        if x.shape[0] > 1 or (gain is not None and place(gain) in self.names):
             trains = bool(given.get("training", given.get("train", False)))
             patches = max(x[0, 0].numel() // PATCH, 1)
             self.heard.batch_norms.append((x.shape[0] * patches, trains))
 
     def _product(self, name: str, given: dict[str, Any], result: Any) -> None:
         operands = [v for v in given.values() if isinstance(v, Tensor) and v.dim() > 1]
-        named = [self.names.get(_place(t)) for t in operands]
+        named = [self.names.get(place(t)) for t in operands]
         self.scores = 0 if any(named) or "bmm" not in name else result.numel()
         if any(named):
             self._settle()
@@ -217,8 +224,8 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 half = result.dtype in (torch.float16, torch.bfloat16)
                 size = torch.linalg.vector_norm(result, dtype=torch.float32 if half else None)
                 self.heard.scales[self._layer] = size / max(result.numel(), 1) ** 0.5
-        elif name in ("bmm", "baddbmm") and operands and _place(operands[0]) in self.attends:
-            self.heard.attention.weights(self.soft[_place(operands[0])])
+        elif name in ("bmm", "baddbmm") and operands and place(operands[0]) in self.attends:
+            self.heard.attention.weights(self.soft[place(operands[0])])
 
     def _input(self, x: Tensor) -> None:
         """Take what the first product is given; of one that is constant, the next that varies."""
@@ -237,7 +244,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
                 return
             least = float(-x.max()) if name == "exp" else float(x.abs().min())
-            if name == "log" and _place(x) in self.soft:
+            if name == "log" and place(x) in self.soft:
                 name = "log of a softmax or sigmoid"
             self.heard.risks[name] = min(self.heard.risks.get(name, least), least)
 
@@ -248,7 +255,7 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _squashed(self, logits: Tensor) -> bool:
         """Whether a sigmoid gave these logits: they lie where it put them, between 0 and 1."""
-        made = _place(logits) in self.soft and logits.numel() > 0
+        made = place(logits) in self.soft and logits.numel() > 0
         return made and bool((logits >= 0).all()) and bool((logits <= 1).all())
 
     def _settle(self) -> None:
@@ -269,7 +276,3 @@ def _larger(table: dict[str, float], found: list[tuple[str, float]]) -> None:
 def _from_zero(given: dict[str, Any]) -> bool:
     """Whether a rectifier's least value is 0: other clamps leave nothing silent."""
     return not any(given.get(bound, 0) for bound in ("min", "min_val", "threshold"))
-
-
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

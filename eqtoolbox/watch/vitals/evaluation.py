@@ -1,6 +1,6 @@
 """The evaluation of a loss that vital signs listen to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from eqtoolbox.replay.objective import Objective, Parameters
+from eqtoolbox.replay.tree import tensors
 from eqtoolbox.watch.vitals.ear import Ear, Heard
 
 
 def listen(
-    run: Callable[[], Any], params: Mapping[str, Tensor], model: nn.Module | None = None
+    run: Callable[[], Any],
+    params: Mapping[str, Tensor],
+    model: nn.Module | None = None,
+    batch: Iterable[Tensor] = (),
 ) -> Heard:
     """Run a function of these very tensors and note what its operations are given and give.
 
@@ -21,6 +25,7 @@ def listen(
         params: the tensors.
         model: what the function calls, if that is not all of it: what runs after the model
             returned is no layer.
+        batch: what the function was given.
 
     Example:
         >>> w = -torch.ones(2, 3)
@@ -31,6 +36,7 @@ def listen(
     ear = Ear(params, heard)
     with torch.no_grad(), ear, ear.within(model):
         run()
+    heard.directed = ear.directions.told(batch)
     return heard
 
 
@@ -55,5 +61,8 @@ def _of(
         with ear.within(model):
             return objective.loss_fn(model, batch)
 
-    with torch.no_grad(), ear:
-        return heard, run(replace(objective, loss_fn=loss_fn), params)
+    with torch.no_grad():
+        with ear:
+            made = run(replace(objective, loss_fn=loss_fn), params)
+        heard.directed = ear.directions.told(tensors(objective.batch))
+    return heard, made

@@ -56,6 +56,11 @@ class Strides:
         )
 
     @property
+    def share(self) -> float:
+        """|update| of all parameters over |weight| of all weights."""
+        return self.whole / max(math.hypot(*self.weight), 1e-300)
+
+    @property
     def ratios(self) -> list[float]:
         """|update| / |weight| of each."""
         return [u / w for u, w in zip(self.update, self.weight, strict=True) if w > 0]

@@ -25,6 +25,7 @@ from eqtoolbox.watch.snapshot import Snapshot
 from eqtoolbox.watch.vitals.ear import Heard
 from eqtoolbox.watch.vitals.evaluation import evaluated
 from eqtoolbox.watch.vitals.hearing import Hearing
+from eqtoolbox.watch.vitals.retraced import Retraced
 from eqtoolbox.watch.vitals.sameness import are_alike
 from eqtoolbox.watch.vitals.strides import Strides
 from eqtoolbox.watch.vitals.summing import evenly, finite, spread
@@ -50,7 +51,7 @@ class Vitals:
         self._model, self._hearing, self._journal = model, hearing, journal
         self._silent: dict[str, deque[Any]] = {}  # by layer, of the last batches
         self._halves: deque[tuple[float, float]] = deque(maxlen=KEPT)  # of the noise scale
-        self._unreached = Unreached()
+        self._unreached, self._retraced = Unreached(), Retraced()
         self._labels = Labels()  # of all measured batches
         self.samples = 0  # of the last step that was measured
         self._begun = -1  # step of the first loss that was not told yet
@@ -60,7 +61,9 @@ class Vitals:
         silent = {n: [x.astype(int).tolist() for x in seen] for n, seen in self._silent.items()}
         told = {"halves": [*self._halves], "silent": silent, "begun": self._begun}
         counts = {"labels": self._labels.counts.tolist()}
-        return json.dumps(told | counts | self._unreached.state_dict())
+        return json.dumps(
+            told | counts | self._unreached.state_dict() | self._retraced.state_dict()
+        )
 
     def restore(self, kept: str) -> None:
         """Go on where `kept` was taken; an empty text is of a run that kept nothing."""
@@ -71,6 +74,7 @@ class Vitals:
         self._begun = state.get("begun", -1)
         self._labels.counts = torch.tensor(state.get("labels", ()), dtype=torch.int64)
         self._unreached.load_state_dict(state)
+        self._retraced.load_state_dict(state)
 
     def losses(self, step: int) -> None:
         """Tell the losses of every step since the last time; that fails by itself alone."""
@@ -139,7 +143,7 @@ class Vitals:
             after = float(by_kernels(in_pieces(single, snapshot.parts).loss, moved))
         self._emit("own_batch", after - loss, {"loss": loss})
         gradient = snapshot.slope(objective, scale)
-        self._steps(snapshot, gradient, heard)
+        self._steps(snapshot, gradient, heard, after < loss)
         told = self._unreached.look(snapshot, gradient, heard.order)
         self._emit("no_gradient", told.entries, vars(told))
         self._noise(snapshot, single, gradient)
@@ -153,6 +157,8 @@ class Vitals:
             size, width, largest = spread(output.detach().reshape(len(output), -1))
             self._emit("output_spread", width / max(size, 1e-300), {"spread": width})
             self._emit("largest_output", largest)
+        if (told := heard.directed) is not None:
+            self._emit("direction_spread", told.spread, {"other": told.other})
         self._emit("probabilities", float(heard.probabilities != ""), {"of": heard.probabilities})
         self._emit("across", float(heard.across))
         if heard.rectified is not None:
@@ -227,8 +233,11 @@ class Vitals:
         if training:
             self._emit("batch_norm", float(min(training)))
 
-    def _steps(self, snapshot: Snapshot, gradient: Parameters, heard: Heard) -> None:
+    def _steps(self, snapshot: Snapshot, gradient: Parameters, heard: Heard, lowered: bool) -> None:
         layers = Strides.of(snapshot, gradient, heard.order)
+        back = self._retraced.look(snapshot.step, snapshot.before, layers.share, lowered)
+        if back is not None:
+            self._emit("written_back", back.steps, vars(back))
         used = snapshot.whole_gradient
         told: dict[str, Any] = {"used": norm(used)} if used else {}
         given = (snapshot.gradient or {}).values()
