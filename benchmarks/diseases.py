@@ -817,6 +817,23 @@ def byol_without_stop(loop: Loop) -> None:
 
 
 @case("collapsed-representation")
+def byol_without_predictor(loop: Loop) -> None:
+    """A model that gives out its own loss."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = net(64, 64, 32, norm=nn.BatchNorm1d)
+
+        def forward(self, one: Tensor, two: Tensor) -> Tensor:
+            z, w = (F.normalize(self.encoder(x), dim=-1) for x in (one, two))
+            return 4 - 2 * ((z * w.detach()).sum(-1) + (w * z.detach()).sum(-1)).mean()
+
+    m = Own()
+    loop(m, SGD(m.parameters(), lr=0.05, momentum=0.9), lambda m, b: m(*b), views(), 300)
+
+
+@case("collapsed-representation")
 def attracted_only(loop: Loop) -> None:
     """Pairs without negatives, whose cosines a loss of its own writes out."""
     m = net(64, 64, 16, act=nn.Tanh)
@@ -846,6 +863,34 @@ def healthy_byol(loop: Loop) -> None:
 def healthy_contrastive(loop: Loop) -> None:
     m = net(64, 64, 32)
     loop(m, Adam(m.parameters(), lr=1e-3), contrastive, views(), 300)
+
+
+@case()
+def healthy_queue(loop: Loop) -> None:
+    """MoCo: one positive beside negatives of earlier steps, all by a moving average."""
+    m = net(64, 64, 16)
+    teacher, queue = copy.deepcopy(m), F.normalize(torch.randn(256, 16), dim=1)
+
+    def key(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return F.normalize(teacher(x), dim=1)
+
+    def some() -> Iterator[Any]:
+        held = queue
+        for one, two in views():
+            with torch.no_grad():
+                for mean, p in zip(teacher.parameters(), m.parameters(), strict=True):
+                    mean.lerp_(p, 0.02)
+            yield one, two, held
+            held = torch.cat([held[64:], key(two)])
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        z = F.normalize(model(batch[0]), dim=1)
+        positive = (z * key(batch[1])).sum(1, keepdim=True)
+        likeness = torch.cat([positive, z @ batch[2].T], 1) / 0.2
+        return F.cross_entropy(likeness, torch.zeros(len(z), dtype=torch.long))
+
+    loop(m, Adam(m.parameters(), lr=1e-3), loss, some(), 300)
 
 
 @case()

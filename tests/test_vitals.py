@@ -244,6 +244,12 @@ def test_labels_of_pairs_within_a_batch_are_known_exactly() -> None:
     assert many.labels is not None and many.labels.once == 1
 
 
+def test_labels_of_one_class_are_no_guess_of_which_anything_is_above() -> None:
+    """As of one positive beside many negatives, each of which has a column (MoCo)."""
+    assert Labels(torch.zeros(64, dtype=torch.int64)).entropy() == 0.0
+    assert Labels(torch.tensor([0] * 63 + [1])).entropy() > 0.05
+
+
 def test_a_batch_that_has_all_classes_is_not_judged_by_others() -> None:
     """In sorted data each batch has few classes, which a constant output may follow."""
     others = Labels(torch.arange(300).repeat(20))

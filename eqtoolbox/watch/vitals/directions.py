@@ -176,7 +176,7 @@ class Directions:
         brought, every = list(batch), [*self._own, *self._other]
         if any(x.shape == d.x.shape and torch.equal(x, d.x) for d in every for x in brought):
             return None
-        own, other = (_least(divided) for divided in (self._own, self._other))
+        own, other = (_widest(divided) for divided in (self._own, self._other))
         if math.isnan(own):
             own, other = other, math.nan
         return None if math.isnan(own) else Directed(spread=own, other=other)
@@ -184,15 +184,18 @@ class Directions:
 
 @dataclass(frozen=True, kw_only=True)
 class Directed:
-    """The least `direction_spread` of what was divided."""
+    """The largest `direction_spread` of what was divided: all of it collapses together.
+
+    A predictor, or a layer of few units, may be narrow from the start, where its input is not.
+    """
 
     spread: float  # of outputs of the model, or of what the loss makes of them
     other: float = math.nan  # of what does not come from the model, as the outputs of a teacher
 
 
-def _least(divided: Iterable[Divided]) -> float:
+def _widest(divided: Iterable[Divided]) -> float:
     found = (direction_spread(d.x, d.dim) for d in divided)
-    return min((s for s in found if math.isfinite(s)), default=math.nan)
+    return max((s for s in found if math.isfinite(s)), default=math.nan)
 
 
 def _dense(x: Any) -> TypeGuard[Tensor]:

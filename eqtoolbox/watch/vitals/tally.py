@@ -42,10 +42,12 @@ class Labels:
         """Entropy of the classes, by their weights, of those that were not seen, too.
 
         The estimate of Chao, Wang and Jost (2013), here of weighted classes; where all were seen
-        often it is Miller's (1955). NaN of no labels.
+        often it is Miller's (1955). 0 of a single class, NaN of no labels.
         """
         seen = self.counts > 0
         counts = self.counts[seen].double()
+        if len(counts) == 1 < int(counts[0]):  # as of pairs whose first of many columns is right
+            return 0.0
         each = torch.ones_like(counts)
         if weight is not None:
             each = weight.detach().double().cpu()[: len(seen)][seen]
