@@ -83,6 +83,7 @@ OTHERS: dict[str, Loss] = {
     "weights": lambda: NET(A) @ F.normalize(NET.weight, dim=1),
     "sum of absolutes": lambda: F.normalize(NET(A), p=1.0, dim=-1),
     "layer norm": lambda: F.layer_norm(NET(A), (6,)),
+    "powers of its own": lambda: (z := NET(A).exp()) / z.pow(z),
     "lengths alone": lambda: NET(A).norm(dim=-1).mean(),
 }
 
@@ -122,6 +123,15 @@ def test_what_a_model_divides_counts_where_it_gives_that_out_or_its_loss() -> No
     own = OwnLoss(NET)
     found = told(lambda: own(A, B), own)
     assert found is not None and found.spread == pytest.approx(max(of(Z), of(W)), rel=1e-5)
+
+
+def test_transformations_of_a_model_hide_no_later_division() -> None:
+    def loss() -> Tensor:
+        slopes = torch.func.vmap(torch.func.grad(lambda x: NET(x).sum()))(A)
+        return slopes.sum() + F.normalize(NET(A), dim=-1).sum()
+
+    found = told(loss)
+    assert found is not None and found.spread == pytest.approx(of(Z), rel=1e-5)
 
 
 def test_a_teacher_is_told_apart_and_targets_of_the_batch_are_no_outputs() -> None:

@@ -71,9 +71,8 @@ class Length:
 class Divided:
     """A tensor that was divided by its length."""
 
-    x: Tensor
+    x: Tensor  # of what a model divides the result, which it may give out
     dim: int
-    result: Tensor | None = None  # of what a model divides: it may give that out
 
 
 class Directions:
@@ -102,7 +101,7 @@ class Directions:
         """The model gave this out."""
         outputs = {place(x): x for x in given}
         self._outputs.update(outputs)
-        self._own += [d for d in self._inner if d.result is not None and place(d.result) in outputs]
+        self._own += [d for d in self._inner if place(d.x) in outputs]
         if outputs and not any(x.dim() for x in outputs.values()):  # its own loss
             self._other += [d for d in self._inner if d.x.dim() == 2]
         self._inside = False
@@ -122,9 +121,11 @@ class Directions:
         if not _dense(x) or not _dense(result):
             return
         if name == "linalg_vector_norm":
-            if given.get("ord", 2) == 2:
+            if _is_two(given.get("ord", 2)):
                 self._measured(x, place(x), dims, 1.0, result)
-        elif (name == "pow" and given["exponent"] == 2) or (name == "mul" and given["other"] is x):
+        elif (name == "pow" and _is_two(given["exponent"])) or (
+            name == "mul" and given["other"] is x
+        ):
             self._square = place(result), place(x)
         elif name == "sum" and square is not None and square[0] == place(x):
             self._measured(x, square[1], dims, 2.0, result)
@@ -163,9 +164,11 @@ class Directions:
             found = (self._outputs[of] for of in known.of if of in self._outputs)
             self._own += [Divided(y, known.dim) for y in found if y.dim() >= -known.dim]
         elif known.of == (here,) and here not in weights:
-            divided = Divided(x, known.dim, result if self._inside else None)
-            own = self._own if here in self._outputs else self._other
-            (self._inner if self._inside else own).append(divided)
+            if self._inside:
+                self._inner.append(Divided(result, known.dim))
+            else:
+                own = self._own if here in self._outputs else self._other
+                own.append(Divided(x, known.dim))
 
     def told(self, batch: Iterable[Tensor] = ()) -> "Directed | None":
         """How far apart what was divided points; None where nothing was.
@@ -174,7 +177,7 @@ class Directions:
         of constant ones is bad. Nothing is told of these.
         """
         brought, every = list(batch), [*self._own, *self._other]
-        if any(x.shape == d.x.shape and torch.equal(x, d.x) for d in every for x in brought):
+        if any(_equal(x, divided.x) for divided in every for x in brought):
             return None
         own, other = (_widest(divided) for divided in (self._own, self._other))
         if math.isnan(own):
@@ -196,6 +199,15 @@ class Directed:
 def _widest(divided: Iterable[Divided]) -> float:
     found = (direction_spread(d.x, d.dim) for d in divided)
     return max((s for s in found if math.isfinite(s)), default=math.nan)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    kinds = [(x.shape, x.dtype, x.device) for x in (one, other)]
+    return kinds[0] == kinds[1] and torch.equal(one, other)
+
+
+def _is_two(number: Any) -> bool:
+    return isinstance(number, int | float) and number == 2
 
 
 def _dense(x: Any) -> TypeGuard[Tensor]:

@@ -90,9 +90,10 @@ class Ear(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def end(_: Any, __: Any, output: Any) -> None:
             given = tensors(output)
-            if not any(map(is_functorch_wrapped_tensor, given)):  # those of torch.func lie nowhere
-                self.outputs.update((place(x), x) for x in given)
-                self.directions.end(given)
+            wrapped = any(map(is_functorch_wrapped_tensor, given))  # by torch.func: lie nowhere
+            lying = () if wrapped else given
+            self.outputs.update((place(x), x) for x in lying)
+            self.directions.end(lying)
             if all(x.dim() for x in given):  # it gave no loss of its own
                 self._settle()
             self.units.clear()
