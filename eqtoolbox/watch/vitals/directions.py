@@ -42,7 +42,7 @@ def direction_spread(x: Tensor, dim: int = -1) -> float:
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [5.0, 0.0], [0.1, 0.0]])
-        >>> direction_spread(x), direction_spread(torch.eye(4))
+        >>> round(direction_spread(x), 6), round(direction_spread(torch.eye(4)), 6)
         (0.0, 1.0)
     """
     rows = x.detach().movedim(dim, -1)
