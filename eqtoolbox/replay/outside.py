@@ -55,6 +55,8 @@ def _started(original: Any, process: Any) -> None:
 
 
 def _heard(event: str, args: tuple[Any, ...]) -> None:
+    if event != "open" and event not in _BEYOND:  # as for each look at what a function is made of
+        return
     replay = current()
     if replay is None or not replay.frames:
         return

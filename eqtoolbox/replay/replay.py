@@ -12,6 +12,7 @@ from eqtoolbox.replay.calls import answer, give_back
 from eqtoolbox.replay.outside import watch
 from eqtoolbox.replay.reach.contents import Contents, gradient
 from eqtoolbox.replay.reach.neighbours import reached_by_others
+from eqtoolbox.replay.reach.slots import Slot
 from eqtoolbox.replay.reach.tensors import LiveTensors
 from eqtoolbox.replay.reach.walk import said
 from eqtoolbox.replay.settings import Settings
@@ -56,6 +57,8 @@ class Replay:
         self._kept: dict[int, Contents] = {}  # tensors that are kept by value
         self._watch(self._outside.tensors)
         self._others = reached_by_others()
+        self._common: dict[Any, Slot] = {}  # what other threads can reach, each thing once
+        self._known: list[Slot] = []  # the same again, of another start
         self._leave_to_others(self._outside)
         self._settings = Settings()
         self._alone = alone()
@@ -216,17 +219,21 @@ class Replay:
         """What another thread of the program can reach is not written, but must not change."""
         if self._others or belongings.common:
             belongings.leave(set().union(*self._others.values()))
+            for slot in belongings.common:
+                known = self._common.setdefault(slot.key(), slot)
+                if known is not slot:  # of one thing looked at once, then as the one that is known
+                    self._known.append(slot)
 
     def _unchanged_by_others(self) -> None:
-        for belongings in (self._outside, *self._starts) if self._others else ():
-            for slot in belongings.common:
-                if slot.moved({}):
-                    name = next(n for n, theirs in self._others.items() if slot.divided(theirs)[1])
-                    self.refuse(
-                        f"{said(slot.path)} changed while the loss was evaluated again, and thread "
-                        f"{name} can reach it, too: whose change it was cannot be told, so that "
-                        "probes that evaluate the loss are switched off; give the loss a copy"
-                    )
+        for slot in (*self._common.values(), *self._known):
+            if slot.moved({}):
+                name = next(n for n, theirs in self._others.items() if slot.divided(theirs)[1])
+                self.refuse(
+                    f"{said(slot.path)} changed while the loss was evaluated again, and thread "
+                    f"{name} can reach it, too: whose change it was cannot be told, so that "
+                    "probes that evaluate the loss are switched off; give the loss a copy"
+                )
+        self._known.clear()
 
     def _undo(self) -> None:
         lost = self._live.undo()

@@ -18,7 +18,7 @@ from tests.neutrality.random_loops.optimizers import OPTIMIZERS, SCHEDULERS
 from tests.neutrality.random_loops.piece import PIECES
 from tests.neutrality.random_loops.verdict import Verdict, changes, judge, trails
 
-SEEDS, CHUNK = range(60), 5
+SEEDS, CHUNK = range(48), 4
 MEMORIES = [n for n, p in PIECES.items() if p.remembers and not p.idempotent]
 OPAQUE = ("itertools",)  # their state is seen by what comes of it only
 STATEFUL = [n for n, known in LOSSES.items() if known.remembers]

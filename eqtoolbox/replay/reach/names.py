@@ -20,6 +20,9 @@ class Names(Slot):
     def again(self) -> "Names":
         return type(self)(self.owner, self.path, self.held)
 
+    def key(self) -> tuple[Any, ...]:
+        return (*super().key(), *self.held)
+
     def marks(self) -> set[Any]:
         return {(id(self.owner), name) for name in self.held}
 

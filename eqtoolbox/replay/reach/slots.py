@@ -31,6 +31,10 @@ class Slot(ABC):
         """What the same thing holds now."""
         return type(self)(self.owner, self.path)
 
+    def key(self) -> tuple[Any, ...]:
+        """What it looks at: slots of one key hold the same at one time."""
+        return type(self), id(self.owner)
+
     def marks(self) -> set[Any]:
         """What others may have a hold of."""
         return {id(self.owner)}
