@@ -80,7 +80,16 @@ class Problem:
     def gradient(self, receive: Receive) -> None:
         """Parameters and the gradient of all samples: that of what was traced, the first time."""
         if not self.pending:
-            gradients(self.whole, self.point, receive)
+            noted = Noted()
+
+            def whole(params: dict[str, Tensor]) -> Tensor:
+                with noted:
+                    return self.whole(params)
+
+            noting = self.exact and self.noted is None and self.loss is self.whole
+            gradients(whole if noting else self.whole, self.point, receive)
+            if noting and noted.known:
+                self.__dict__["amounts"] = noted.amounts  # without an evaluation for them alone
             return
         with self.point.scope():
             own = self.pending.pop()

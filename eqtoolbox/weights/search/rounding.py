@@ -55,10 +55,10 @@ class Coarse(Dispatch):  # type: ignore[no-untyped-call]
     def _rounded(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
             return x
-        real = x.real if x.is_complex() else x
         generator = beside(x, self._generator)
-        xi = torch.randn(x.shape, generator=generator, device=x.device, dtype=real.dtype)
-        return x * (1 + torch.finfo(x.dtype).eps ** 0.5 * xi)
+        # in float32, where it takes a sixth of the time; a sum over two temporaries takes as much
+        xi = torch.randn(x.shape, generator=generator, device=x.device).to(x.dtype)
+        return torch.addcmul(x, x, xi, value=torch.finfo(x.dtype).eps ** 0.5)
 
 
 def significant(problem: Problem, slopes: Mapping[str, Tensor]) -> dict[str, Tensor]:
