@@ -202,12 +202,13 @@ def gradients(
             streamed(function, list(params), made, receive, wanted, params.release, seen)
         return
     leaves = {n: p.detach().requires_grad_() for n, p in moved(params, moves).items()}
-    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    asked = {n: p for n, p in leaves.items() if wanted is None or n in wanted}
+    found: tuple[Tensor | None, ...] = (None,) * len(asked)
     with params.scope():
         value = function(leaves)
-        if value.requires_grad:
-            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    pairs = zip(leaves.items(), found, strict=True)
+        if value.requires_grad and asked:
+            found = torch.autograd.grad(value, list(asked.values()), allow_unused=True)
+    pairs = zip(asked.items(), found, strict=True)
     gradient = {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
     receive({n: p.detach() for n, p in leaves.items()}, gradient)
 
