@@ -186,10 +186,9 @@ def gradients(
     moves: Sequence[Move] = (),
     wanted: Collection[str] | None = None,
 ) -> None:
-    """Parameters and gradient at the moved point; zero where one takes no part.
+    """Parameters at the moved point, and gradients by those that are wanted; zero where unused.
 
-    All at once, or for a large model one after the other, and then those that are wanted alone: no
-    piece outlives its call of `receive`.
+    All at once, or for a large model one after the other: no piece outlives its call of `receive`.
     """
     statistics = _statistics(params, moves)
     if statistics:
