@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eqtoolbox as eq
-from eqtoolbox.watch.vitals.retraced import KEPT, Retraced, fingerprint
+from eqtoolbox.watch.vitals.retraced import COLUMNS, KEPT, Retraced, fingerprint
 
 WEIGHTS = {"w": torch.randn(3, 70_000, generator=torch.Generator().manual_seed(0))}
 
@@ -34,8 +34,10 @@ def test_changes_that_cancel_in_a_sum_change_a_fingerprint() -> None:
     moved = changed(5, 1)
     moved["w"].view(torch.int32).view(-1)[6] -= 2
     moved["w"].view(torch.int32).view(-1)[7] += 1
-    names = [fingerprint(x) for x in (WEIGHTS, swapped, moved, {"v": WEIGHTS["w"]}, {})]
-    assert len(set(names)) == 5
+    below = changed(0, 1)  # and back by as much in the row of words below it
+    below["w"].view(torch.int32).view(-1)[2 * COLUMNS] -= 1
+    names = [fingerprint(x) for x in (WEIGHTS, swapped, moved, below, {"v": WEIGHTS["w"]}, {})]
+    assert len(set(names)) == 6
 
 
 def test_all_changes_of_a_few_bits_have_names_of_their_own() -> None:
@@ -52,6 +54,8 @@ def test_types_of_any_size_have_fingerprints(dtype: torch.dtype) -> None:
     assert fingerprint(x) == fingerprint({n: t.clone() for n, t in x.items()}) != fingerprint(y)
     turned = {**x, "w": x["w"].T.contiguous().T}
     assert fingerprint(turned) == fingerprint(x)  # the same numbers, laid out otherwise
+    within = torch.zeros(16, dtype=dtype)[1:].view(3, 5)  # begins in the middle of a word
+    assert fingerprint({**x, "w": within.copy_(x["w"])}) == fingerprint(x)
 
 
 def test_what_moved_nothing_or_raised_its_loss_is_nothing_to_return_to() -> None:

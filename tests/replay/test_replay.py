@@ -1,6 +1,9 @@
 """A replay sees what it cannot keep, and says where it is."""
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -144,6 +147,52 @@ def test_evaluations_begin_where_the_step_began() -> None:
             holder.mean.fill_(math.nan)
     assert holder.seen == [1, 2]
     assert holder.mean.tolist() == [1.0, 1.0]
+
+
+@contextmanager
+def reached_by_an_actor(thing: Any) -> Iterator[None]:
+    """Scope in which another thread can reach it, too."""
+    stop = threading.Event()
+
+    def act() -> None:
+        while not stop.wait(0.001):
+            len(thing)
+
+    actor = threading.Thread(target=act, name="actor")
+    actor.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        actor.join()
+
+
+@pytest.mark.parametrize("when", ["before the replay", "between evaluations", "in one", "never"])
+def test_what_another_thread_can_reach_is_compared_with_every_start(when: str) -> None:
+    model, seen = nn.Linear(2, 2), [1]
+    holder = Holder(seen=seen, mean=torch.zeros(2))
+    starts = [Belongings((model, holder), (model,)) for _ in range(2)]
+
+    def evaluate() -> None:
+        if when == "before the replay":
+            seen.append(2)
+        with isolated(model, expected=(holder,)):
+            replay = current()
+            assert replay is not None
+            for start in (*starts, *starts):
+                replay.begin(start)
+                if when == "between evaluations" and start is starts[1]:
+                    seen.append(2)
+            if when == "in one":
+                seen.append(2)
+
+    with reached_by_an_actor(seen):
+        if when == "never":
+            evaluate()
+        else:
+            with pytest.raises(LeavesTrace, match=r"seen changed .* thread actor can reach it"):
+                evaluate()
+    assert seen == ([1] if when == "never" else [1, 2])
 
 
 @pytest.mark.parametrize("causal", [True, False])

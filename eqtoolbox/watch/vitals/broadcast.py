@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from eqtoolbox.watch.vitals.storage import place
+
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -18,13 +20,13 @@ def outer(given: dict[str, Any], outputs: Collection[int]) -> Shapes | None:
     Example:
         >>> import torch
         >>> x, y = torch.zeros(8, 1), torch.zeros(8)
-        >>> outer({"self": x, "other": y}, {x.untyped_storage().data_ptr()})
+        >>> outer({"self": x, "other": y}, {place(x)})
         ((8, 1), (8,))
     """
     one, two = given.get("self"), given.get("target", given.get("other"))
     if not isinstance(one, Tensor) or not isinstance(two, Tensor):
         return None
-    own = [x.untyped_storage().data_ptr() in outputs for x in (one, two)]
+    own = [place(x) in outputs for x in (one, two)]
     if sum(own) != 1:
         return None
     first, second = given_shape(one), given_shape(two)
