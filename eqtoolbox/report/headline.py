@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from eqtoolbox.report.diagnosis.diseases import DISEASES
+from eqtoolbox.report.diagnosis.of_data import OUTCOME
 from eqtoolbox.report.diagnosis.signs import Signs
 from eqtoolbox.report.finding import Finding
 from eqtoolbox.report.log import Log
@@ -21,6 +23,8 @@ STATES = {
     "not finite": "It broke",
     "unknown": "The loss does not say whether it learned",
 }
+# what accounts for a run that has not learned
+DOUBTS = {disease.id for disease in DISEASES if {*OUTCOME} <= {*disease.explains}}
 
 
 def verdict(run: Log, findings: Sequence[Finding]) -> str:
@@ -72,6 +76,9 @@ def _learned(run: Log, findings: Sequence[Finding], places: Places) -> Answer:
     if signs.state == "unknown":
         return "", ""
     said = {"learned": "Yes", "little": "A little"}.get(signs.state, "No")
+    but = next((f for f in findings if f.id in DOUBTS and f.level in ("alarm", "warning")), None)
+    if said == "Yes" and but is not None:
+        said = f"Its loss says so, but {_clause(but)}"
     start, end = (number(level) for level in signs.level)
     idle = signs.constant_loss
     beside = "" if idle is None else f"; the best constant output has {number(idle)}"

@@ -1,6 +1,8 @@
 """The top of the page: a verdict, five answers, three cards, findings by question, marked steps."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +62,25 @@ def test_a_run_that_did_not_learn_is_not_said_to(
     told = {a["question"]: a["answer"] for a in answers(run, [], places(run))}
     assert told.get("Did it learn?", "No")[:2] == "No"
     assert ("at the end" in told.get("Did it learn?", "")) == said.startswith("It did not learn")
+
+
+@pytest.mark.parametrize(
+    ("id", "level", "said"),
+    [
+        ("weights-written-back", "warning", "Its loss says so, but broken. Loss 1.9"),
+        ("collapsed-representation", "alarm", "Its loss says so, but broken. Loss 1.9"),
+        ("weights-written-back", "note", "Yes. Loss 1.9"),
+        ("overfit", "warning", "Yes. Loss 1.9"),  # which has learned
+        ("", "warning", "Yes. Loss 1.9"),
+    ],
+)
+def test_a_loss_that_fell_is_no_learning_where_a_disease_would_account_for_none(
+    make_run: MakeRun, id: str, level: Any, said: str
+) -> None:
+    run = make_run(series("training/loss", FALL, every=1))
+    found = [replace(warning("training/loss", id=id), level=level)]
+    told = {a["question"]: a["answer"] for a in answers(run, found, places(run))}
+    assert told["Did it learn?"].startswith(said)
 
 
 def test_answers_tell_symmetries_charges_edge_and_what_to_do(rich_run: object) -> None:
